@@ -1,0 +1,223 @@
+"""The command line: each verb checks what it was given, calls one function, prints what came of it."""
+
+import dataclasses
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orbithash.encoders.errors import InputError
+
+__all__ = ["app", "main"]
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+app = typer.Typer(
+    help="Train, encode, search and evaluate Earth-observation imagery by learned binary codes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(help="Measurements, each beside a baseline of the same run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+DataOption = Annotated[Path, typer.Option("--data", help="Folder of labelled images, one folder a class.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, RUN/model.")]
+AddressOption = Annotated[str, typer.Option("--address", help="HOST:PORT of the gateway.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be repeated.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="Backbone weights: a safetensors file, or torchvision's name.")
+]
+
+
+@app.callback()
+def common(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options before the verb."""
+    _State.debug = debug
+
+
+class _State:
+    debug = False
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed inside, 2 the input is wrong."""
+    # Also where typer does not see it: in the arguments after the verb.
+    if "--debug" in sys.argv[2:]:
+        sys.argv.remove("--debug")
+        sys.argv.insert(1, "--debug")
+    try:
+        app()
+    except Exception as err:
+        if _State.debug:
+            traceback.print_exc()
+        else:
+            hint = "" if isinstance(err, InputError) else " (orbithash --debug VERB … shows where)"
+            name = "" if isinstance(err, InputError) else f"{type(err).__name__}: "
+            print(f"error: {name}{_first_lines(err)}{hint}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(err, InputError) else 1) from None
+
+
+def _first_lines(err: Exception) -> str:
+    """All of what we say to a user; of what libraries say, the first line."""
+    text = str(err)
+    return text if isinstance(err, InputError) else text.splitlines()[0] if text else "no message"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str))
+
+
+@app.command(epilog="Example: orbithash demo --data UCMerced_LandUse --weights IMAGENET1K_V2 --out runs/ucmd")
+def demo(
+    data: Annotated[Path | None, typer.Option("--data", help="Labelled images; without: generated scenes.")] = None,
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    settings: SetOption = None,
+) -> None:
+    """Runs the whole chain on this machine: train, evaluate, encode, serve, query; writes a report."""
+    from orbithash.cluster.demo import run_demo
+
+    run_demo(out, data, weights, settings or [])
+
+
+@app.command(epilog="Example: orbithash scenes data/scenes --count 600")
+def scenes(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    count: Annotated[int, typer.Option("--count", help="Scenes to draw.")] = 600,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels a side.")] = 128,
+) -> None:
+    """Draws georeferenced land-use scenes with a second source, labels and captions."""
+    from orbithash.cluster.progress import track
+    from orbithash.trainers.scenes import write_scenes
+
+    with track("drawing", count, "scenes") as advance_to:
+        write_scenes(directory, count, seed, size, on_progress=lambda done: advance_to(done, ""))
+
+
+@app.command(epilog="Example: orbithash train dhcl --data UCMerced_LandUse --bits 64 --workers 2 --out runs/ucmd")
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of the method, such as dhcl.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an interrupted run in it goes on.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="ucmd, scenes or folder; else recognised.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="How to split; else the dataset's own.")] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits of a code.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
+    weights: WeightsOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Trains a method and leaves a run folder with the model of its best validation epoch."""
+    from orbithash.cluster.train import prepare_run, train_on_ray
+
+    run = prepare_run(method, data, dataset, protocol, config, settings or [], bits=bits, weights=weights)
+    train_on_ray(run, out, workers, gpus_per_worker)
+
+
+@app.command(epilog="Example: orbithash evaluate runs/ucmd --data UCMerced_LandUse")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    data: DataOption,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="Another split than the run's own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluates a run's model on its test part: metrics, plots, a page."""
+    from orbithash.cluster.evaluate import evaluate_run
+
+    metrics, page = evaluate_run(run, data, protocol)
+    if as_json:
+        _print_json(metrics)
+    else:
+        for name, value in metrics["metrics"].items():
+            print(f"{name:<20} {value['expected']:.4f}" if "expected" in value else f"{name:<20} {value}")
+        print(f"report: {page}")
+
+
+@app.command(epilog="Example: orbithash encode tiles/ --model runs/ucmd/model --archive archive")
+def encode(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, list, Parquet, STAC items or GeoTIFFs.")],
+    model: ModelOption,
+    archive: Annotated[str, typer.Option("--archive", help="Archive to make or to continue.")],
+    workers: Annotated[str | None, typer.Option("--workers", help="Encoding actors, MIN:MAX or a number.")] = None,
+    tile: Annotated[int | None, typer.Option("--tile", help="Cut GeoTIFF scenes into tiles of so many pixels.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encodes images into an archive; goes on where it stopped. Refused images go to the archive's side table."""
+    from orbithash.cluster.encode import encode as run_encode
+    from orbithash.cluster.encode import parse_workers
+
+    summary = run_encode(source, model, archive, parse_workers(workers), tile)
+    if as_json:
+        _print_json(dataclasses.asdict(summary))
+    else:
+        print(summary)
+
+
+@app.command(epilog="Example: orbithash serve archive --model runs/ucmd/model --shards 2")
+def serve(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of codes.")],
+    model: ModelOption,
+    shards: Annotated[int, typer.Option("--shards", help="Parts of the index, each in an actor.")] = 2,
+    address: AddressOption = DEFAULT_ADDRESS,
+    local: Annotated[bool, typer.Option("--local", help="All in this process, without Ray.")] = False,
+) -> None:
+    """Serves an archive over gRPC until it is told to stop (SIGTERM or Ctrl-C)."""
+    from orbithash.cluster.serve import serve as run_serve
+
+    run_serve(archive, model, shards, address, local)
+
+
+@app.command(epilog="Example: orbithash query --image tile.png -k 5")
+def query(
+    image: Annotated[Path | None, typer.Option("--image", help="Image file to search by.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Key of a row to search by.")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="Code to search by, in hexadecimal.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    address: AddressOption = DEFAULT_ADDRESS,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the answer.")] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Asks a gateway for the nearest images."""
+    from orbithash.cluster.query import as_fields, as_table, ask
+
+    answer = ask(address, image, key, code, k, timeout)
+    if as_json:
+        _print_json(as_fields(answer))
+    else:
+        as_table(answer)
+
+
+@bench_app.command("encode", epilog="Example: orbithash bench encode --count 2000")
+def bench_encode(
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder; without: a mobilenet_v2.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Images; without: generated scenes.")] = None,
+    count: Annotated[int, typer.Option("--count", help="Images to encode.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Rows per second of the Ray Data pipeline beside a bare loop with as many threads."""
+    from orbithash.cluster.bench import bench_encode as run_bench
+    from orbithash.cluster.bench import show
+
+    show(run_bench(model, data, count), as_json)
+
+
+@bench_app.command("train", epilog="Example: orbithash bench train --epochs 3")
+def bench_train(
+    data: Annotated[Path | None, typer.Option("--data", help="Labelled images; without: generated scenes.")] = None,
+    weights: WeightsOption = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Epochs of each run.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Images per second of one Ray Train worker beside the bare loop with as many threads."""
+    from orbithash.cluster.bench import bench_train as run_bench
+    from orbithash.cluster.bench import show
+
+    show(run_bench(data, weights, epochs), as_json)

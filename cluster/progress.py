@@ -1,0 +1,72 @@
+"""Progress of long work: a bar where there is a terminal, plain lines where there is none. Always on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["console", "say", "track"]
+
+console = Console(stderr=True, highlight=False)
+
+# Between two plain lines.
+LINE_INTERVAL_S = 10.0
+
+
+def say(text: str) -> None:
+    """One line for a person."""
+    console.print(text, markup=False)
+
+
+@contextmanager
+def track(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """Shows `what` while it lasts. Yields `advance_to(completed, note)`, with `completed` out of `total` units."""
+    if console.is_terminal:
+        with _bar(what, total, unit) as advance_to:
+            yield advance_to
+    else:
+        yield _lines(what, total, unit)
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit + " {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    begun = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total, note="", rate="")
+
+        def advance_to(completed: int, note: str = "") -> None:
+            progress.update(task, completed=completed, note=note, rate=_rate(completed, begun))
+
+        yield advance_to
+
+
+def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
+    begun = shown = time.monotonic()
+
+    def advance_to(completed: int, note: str = "") -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if completed < total and now - shown < LINE_INTERVAL_S:
+            return
+        shown = now
+        left = (now - begun) / completed * (total - completed) if completed else 0.0
+        tail = f", {left:.0f} s left" if completed < total else f" in {now - begun:.0f} s"
+        print(f"{what}: {completed}/{total} {unit}{_rate(completed, begun)}{tail} {note}".rstrip(), file=sys.stderr)
+
+    return advance_to
+
+
+def _rate(completed: int, begun: float) -> str:
+    seconds = time.monotonic() - begun
+    return f" ({completed / seconds:.0f}/s)" if completed and seconds > 0 else ""

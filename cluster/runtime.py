@@ -1,0 +1,61 @@
+"""How a process joins Ray."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orbithash.encoders.errors import InputError
+
+__all__ = ["check_resources", "connected"]
+
+
+@contextmanager
+def connected(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray, for as long as the block lasts: the cluster that `RAY_ADDRESS` names, or one on this machine alone.
+
+    A cluster of our own listens on the loopback interface and asks for a token that only this process and its workers
+    know. A process that has joined already keeps what it has.
+    """
+    # The worker's folder is not a project to ship: the package is installed on every node.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if not os.environ.get("RAY_ADDRESS"):
+        _set_token()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ConnectionError, RuntimeError) as err:
+            raise InputError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers there ({err})") from err
+    else:
+        ray.init(include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _set_token() -> None:
+    """Settles authentication before ray is imported: left to itself, a local start writes a token into the home."""
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_resources(what: str, num_cpus: float, num_gpus: float = 0) -> None:
+    """`InputError` at once where the cluster cannot ever hold these, instead of a wait for them."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if wanted > have.get(name, 0):
+            raise InputError(
+                f"{what} needs {wanted:g} {name}s, the cluster has {have.get(name, 0):g}; ask for fewer workers"
+            )

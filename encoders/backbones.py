@@ -1,0 +1,127 @@
+"""Convolutional backbones from torchvision, cut before their classifier, and where their weights come from."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from orbithash.encoders.errors import InputError
+
+__all__ = ["BACKBONES", "NORMS", "build_backbone", "load_weights"]
+
+# What lies before the classifier, by family; all end in a feature map [N, D, h, w].
+_RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
+def _features(model: nn.Module) -> nn.Module:
+    return model.get_submodule("features")
+
+
+def _resnet(model: nn.Module) -> nn.Module:
+    return nn.Sequential(*(model.get_submodule(stage) for stage in _RESNET_STAGES))
+
+
+BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "mobilenet_v2": _features,
+    "mobilenet_v3_small": _features,
+    "mobilenet_v3_large": _features,
+    "efficientnet_b0": _features,
+    "alexnet": _features,
+    "resnet18": _resnet,
+    "resnet34": _resnet,
+    "resnet50": _resnet,
+    "resnet101": _resnet,
+}
+
+NORMS = ("frozen-batch", "group")
+
+
+def _frozen_batch_norm(like: nn.BatchNorm2d) -> nn.Module:
+    frozen = FrozenBatchNorm2d(like.num_features, like.eps)
+    frozen.load_state_dict(like.state_dict())
+    return frozen
+
+
+def _group_norm(like: nn.BatchNorm2d) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, like.num_features), like.num_features)
+
+
+def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, make(child))
+        else:
+            _replace_batch_norm(child, make)
+
+
+def build_backbone(name: str, norm: str, weights: str | None = None) -> nn.Module:
+    """Builds backbone `name` from images [N, 3, H, W] to a feature map [N, D, h, w].
+
+    `norm` is one of `NORMS`: both give an image the same features in any batch and on any number of ranks, which
+    running batch statistics do not. Frozen batch norm belongs to pretrained weights, group norm to training from
+    scratch. `weights` is the name of torchvision weights (downloaded once), the path of a safetensors file that holds
+    the state of the whole torchvision model, or None for a random start.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}")
+    if norm not in NORMS:
+        raise InputError(f"unknown norm {norm!r}; there are {', '.join(NORMS)}")
+    if weights is not None and norm == "group":
+        raise InputError(f"the weights {weights!r} were trained with batch norm; norm=group takes no weights")
+    model = torchvision.models.get_model(name, weights=None)
+    if weights is not None:
+        load_weights(model, name, weights)
+    body = BACKBONES[name](model)
+    _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
+    return body
+
+
+def load_weights(model: nn.Module, name: str, weights: str) -> None:
+    """Fills torchvision model `name` from a safetensors file or from torchvision's weights of that name."""
+    path = Path(weights)
+    if path.suffix == ".safetensors" or path.exists():
+        state: Mapping[str, torch.Tensor] = _read_safetensors(path)
+    else:
+        state = _download(name, weights)
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    # A counter of training steps; converted files leave it out and nothing here reads it.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in wanted]
+    misfit = [key for key in wanted if key in state and state[key].shape != wanted[key]]
+    if missing or foreign or misfit:
+        example = (missing + foreign + misfit)[0]
+        raise InputError(
+            f"{weights}: not the weights of backbone {name}: {len(missing)} tensors missing, {len(foreign)} unknown, "
+            f"{len(misfit)} of another shape (first: {example}); give the backbone that the weights belong to"
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file; give a safetensors file or the name of torchvision weights")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as err:
+        raise InputError(f"{path}: not a readable safetensors file ({err})") from err
+
+
+def _download(name: str, weights: str) -> Mapping[str, torch.Tensor]:
+    kinds = torchvision.models.get_model_weights(name)
+    if weights not in kinds.__members__:
+        raise InputError(
+            f"weights {weights!r}: neither a file nor torchvision weights of {name}, which are "
+            f"{', '.join(kinds.__members__)}"
+        )
+    try:
+        state: Mapping[str, torch.Tensor] = kinds[weights].get_state_dict(check_hash=True, weights_only=True)
+    except OSError as err:
+        raise InputError(f"weights {weights!r} of {name}: the download failed ({err}); give a local file") from err
+    return state

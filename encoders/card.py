@@ -1,0 +1,160 @@
+"""`model.json`: what a model is, readable without torch."""
+
+import dataclasses
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orbithash.encoders.codes import check_bits
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.label_codes import label_table
+from orbithash.encoders.preprocessing import Preprocessing
+
+__all__ = ["POOLINGS", "ModelCard", "NetworkSpec", "read_model_folder", "write_card"]
+
+FORMAT_VERSION = 1
+
+POOLINGS = ("avg", "max", "avg+max")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """What a `HashNetwork` is made of, without its weights.
+
+    `bits` counts the outputs of the hash layer. `num_classes` is the width of the classifier that reads them, or 0.
+    """
+
+    backbone: str
+    norm: str
+    pooling: str
+    bits: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.pooling not in POOLINGS:
+            raise InputError(f"unknown pooling {self.pooling!r}; there are {', '.join(POOLINGS)}")
+        if self.num_classes < 0:
+            raise InputError(f"num_classes is {self.num_classes}; 0 (no classifier) or more is allowed")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """All of `model.json` but the format version and the two hashes.
+
+    `label_code` and `label_weight`: the predicted class's label bits, that many times, follow the hash bits.
+    `thresholds` has one number for each hash bit: the bit is 1 where the output is at least its threshold.
+    `dataset` names the training data and the hash of their manifest; `metrics` are those of the validation part.
+    """
+
+    method: str
+    network: NetworkSpec
+    thresholds: tuple[float, ...]
+    label_code: str
+    label_weight: int
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    dataset: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"orbithash": version("orbithash"), "torch": version("torch")}
+    )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a whole code, label bits included."""
+        return self.network.bits + self.label_weight * label_table(self.label_code, len(self.classes)).shape[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values, with `bits`. A text side comes with the methods that have one."""
+        return {
+            "method": self.method,
+            "bits": self.bits,
+            "network": self.network.to_json(),
+            "thresholds": list(self.thresholds),
+            "label_code": self.label_code,
+            "label_weight": self.label_weight,
+            "preprocessing": self.preprocessing.to_json(),
+            "text_encoder": None,
+            "text_preprocessing": None,
+            "classes": list(self.classes),
+            "dataset": self.dataset,
+            "metrics": self.metrics,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "ModelCard":
+        """The inverse of `to_json`; `KeyError`, `TypeError` or `ValueError` for anything else."""
+        return cls(
+            method=str(fields["method"]),
+            network=NetworkSpec(**fields["network"]),
+            thresholds=tuple(float(t) for t in fields["thresholds"]),
+            label_code=fields["label_code"],
+            label_weight=int(fields["label_weight"]),
+            preprocessing=Preprocessing.from_json(fields["preprocessing"]),
+            classes=tuple(fields["classes"]),
+            dataset=dict(fields["dataset"]),
+            metrics=dict(fields["metrics"]),
+            versions=dict(fields["versions"]),
+        )
+
+
+def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
+    """The card, the `model_id` and the content of `model.safetensors`, whose hash the card states.
+
+    `InputError` when either file is absent or damaged, or `model.json` is short of a key or of an unknown version.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: not a model folder (it has no model.json); training leaves one in RUN/model")
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as err:
+        raise InputError(f"{path}: damaged (not JSON: {err})") from err
+    found = fields.get("format_version") if isinstance(fields, dict) else None
+    if found != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {found!r}; this orbithash reads version {FORMAT_VERSION}")
+    try:
+        model_id, weights_sha256 = fields["model_id"], fields["weights_sha256"]
+        card = ModelCard.from_json(fields)
+    except KeyError as err:
+        raise InputError(f"{path}: the key {err} is missing") from err
+    except (TypeError, ValueError) as err:
+        raise InputError(f"{path}: a value is wrong ({err})") from err
+    known = _fields(card, weights_sha256)
+    if {**known, "model_id": _content_hash(known)} != fields or len(card.thresholds) != card.network.bits:
+        raise InputError(f"{path}: damaged (its content does not give its model_id {model_id!r})")
+    try:
+        weights = (folder / "model.safetensors").read_bytes()
+    except OSError as err:
+        raise InputError(f"{folder}: model.safetensors cannot be read ({err.strerror})") from err
+    if hashlib.sha256(weights).hexdigest() != weights_sha256:
+        raise InputError(f"{folder}: model.safetensors is damaged (its hash is not the one in model.json)")
+    return card, model_id, weights
+
+
+def write_card(card: ModelCard, weights_sha256: str, folder: Path) -> str:
+    """Writes `model.json` into `folder` and returns the `model_id`: a hash over all of it and over the weights."""
+    fields = _fields(card, weights_sha256)
+    fields["model_id"] = _content_hash(fields)
+    (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
+    return str(fields["model_id"])
+
+
+def _fields(card: ModelCard, weights_sha256: str) -> dict[str, Any]:
+    # Through JSON, so that what was written and what was read compare equal.
+    fields: dict[str, Any] = json.loads(
+        json.dumps({"format_version": FORMAT_VERSION, **card.to_json(), "weights_sha256": weights_sha256})
+    )
+    return fields
+
+
+def _content_hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

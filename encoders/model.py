@@ -1,0 +1,148 @@
+"""The model folder: what training leaves, and what everything else reads.
+
+`model.safetensors` holds the network's state, `model.json` everything else. `model_id` is a hash over both, so a
+flipped byte in either is found, and an archive can name the very network that made its codes.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from orbithash.encoders.card import ModelCard, read_model_folder, write_card
+from orbithash.encoders.codes import num_bytes, pack
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.label_codes import label_table
+from orbithash.encoders.networks import HashNetwork, NetworkOutput
+from orbithash.encoders.preprocessing import Preprocessing
+
+__all__ = ["HashModel"]
+
+# Images per pass of the network.
+BATCH_SIZE = 64
+
+# An output nearer to its threshold than this is computed again, alone and in float32: the same image gives outputs that
+# differ in the last digits when its batch has another size, and in bfloat16 in the third. Far above those differences.
+MARGIN_FLOAT32 = 1e-4
+MARGIN_BFLOAT16 = 0.1
+
+
+class HashModel:
+    """A network ready to encode: images in, packed codes out, the same codes whatever the batch size."""
+
+    def __init__(self, card: ModelCard, network: HashNetwork, model_id: str = "", device: str = "cpu") -> None:
+        self.card = card
+        self.model_id = model_id
+        self.device = torch.device(device)
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in _moments(card.preprocessing))
+        self._mean, self._std = mean * 255, std * 255
+        self._thresholds = torch.tensor(card.thresholds, device=self.device)
+        self._labels = label_table(card.label_code, len(card.classes)).repeat(card.label_weight, axis=1)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.card.bits
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a packed code."""
+        return num_bytes(self.card.bits)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What an image goes through before `encode_prepared`."""
+        return self.card.preprocessing
+
+    def encode(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        """Codes uint8 [N, num_bytes] of rendered images uint8 [H, W, 3] of any sizes."""
+        side = self.preprocessing.crop
+        prepared = np.empty((len(images), side, side, 3), np.uint8)
+        for row, image in enumerate(images):
+            prepared[row] = self.preprocessing.prepare(image)
+        return self.encode_prepared(prepared)
+
+    def encode_prepared(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, 3]."""
+        side = self.preprocessing.crop
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            raise InputError(f"prepared images are uint8 [N, {side}, {side}, 3], got {images.dtype} {images.shape}")
+        codes = [self._encode_batch(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
+        return np.concatenate(codes) if codes else np.empty((0, self.num_bytes), np.uint8)
+
+    def normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """The network's input float32 [N, 3, crop, crop], channels last in memory, of uint8 [N, crop, crop, 3]."""
+        pixels = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2)
+        return (pixels.float() - self._mean) / self._std
+
+    @torch.inference_mode()
+    def _encode_batch(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        inputs = self.normalise(images)
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+            output = self.network(inputs)
+        output = NetworkOutput(*(None if part is None else part.float() for part in output))
+        bits, labels = self._decide(output)
+        for row in self._unsure(output, MARGIN_BFLOAT16 if on_gpu else MARGIN_FLOAT32).nonzero()[:, 0].tolist():
+            bits[row : row + 1], labels[row : row + 1] = self._decide(self._alone(inputs[row : row + 1]))
+        label_bits = self._labels[labels.cpu().numpy()]
+        return pack(np.concatenate([bits.cpu().numpy(), label_bits], axis=1))
+
+    def _alone(self, image: Tensor) -> NetworkOutput:
+        """One image in full float32: the computation that decides where the batch's rounding could."""
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            return NetworkOutput(*self.network(image.contiguous(memory_format=torch.channels_last)))
+
+    def _decide(self, output: NetworkOutput) -> tuple[Tensor, Tensor]:
+        bits = output.hashes >= self._thresholds
+        if output.logits is None:
+            return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
+        return bits, output.logits.argmax(dim=1)
+
+    def _unsure(self, output: NetworkOutput, margin: float) -> Tensor:
+        unsure = ((output.hashes - self._thresholds).abs() < margin).any(dim=1)
+        if self._labels.shape[1]:
+            assert output.logits is not None, "label bits come from a classifier"
+            best = output.logits.topk(2, dim=1).values
+            unsure |= best[:, 0] - best[:, 1] < margin
+        return unsure
+
+    def save(self, folder: Path) -> str:
+        """Writes the model folder (in place of an older one) and returns its `model_id`.
+
+        The folder appears whole or not at all.
+        """
+        weights = save({k: v.contiguous().cpu() for k, v in self.network.state_dict().items()})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        (part / "model.safetensors").write_bytes(weights)
+        self.model_id = write_card(self.card, hashlib.sha256(weights).hexdigest(), part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        return self.model_id
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> "HashModel":
+        """Reads a model folder; `InputError` when it is absent, damaged, short of a key or of an unknown version."""
+        folder = Path(folder)
+        card, model_id, weights = read_model_folder(folder)
+        network = HashNetwork(card.network)
+        try:
+            network.load_state_dict(load(weights))
+        except (SafetensorError, RuntimeError) as err:
+            raise InputError(f"{folder}: model.safetensors does not fit the network of model.json") from err
+        return cls(card, network, model_id, device)
+
+
+def _moments(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return preprocessing.mean, preprocessing.std

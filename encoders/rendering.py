@@ -1,0 +1,149 @@
+"""How images are shown: which bands, which values become black and white, and how much an image may ask for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.errors import ImageError, listed
+
+__all__ = ["Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "stretched"]
+
+Image = npt.NDArray[np.uint8]
+"""[H, W, 3], red, green, blue."""
+Stretch = tuple[tuple[float, float], ...]
+"""Lowest and highest value of each band shown: what becomes 0 and what becomes 255."""
+Window = tuple[int, int, int, int]
+"""Column, row, width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the bands of an image become 8-bit RGB.
+
+    Attributes:
+        bands: one band, shown grey, or three for red, green and blue, counted from 1. None is the first three of an
+            image with three or more, or the only one.
+        stretch: for data of other than 8 bits: `percentile:LO:HI` takes the values to show from the image itself (each
+            band's percentiles over its valid pixels), `range:LO:HI` states them.
+    """
+
+    bands: tuple[int, ...] | None = None
+    stretch: str = "percentile:2:98"
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` with all problems found."""
+        problems = []
+        if self.bands is not None:
+            whole = all(isinstance(band, int) and not isinstance(band, bool) and band > 0 for band in self.bands)
+            if len(self.bands) not in (1, 3) or not whole:
+                problems.append(f"bands is {self.bands!r}; one or three whole numbers counted from 1, such as 4,3,2")
+        kind, low, high = self.parsed_stretch()
+        if kind == "percentile" and not 0 <= low < high <= 100:
+            problems.append(f"stretch is {self.stretch!r}; percentiles go up from 0 to 100, as in percentile:2:98")
+        elif kind == "range" and not (math.isfinite(low) and math.isfinite(high) and low < high):
+            problems.append(f"stretch is {self.stretch!r}; a range goes up, as in range:0:10000")
+        elif kind not in ("percentile", "range"):
+            problems.append(f"stretch is {self.stretch!r}; allowed are percentile:LO:HI and range:LO:HI")
+        if problems:
+            raise listed(problems, "rendering")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `from_json` reads."""
+        return {"bands": None if self.bands is None else list(self.bands), "stretch": self.stretch}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Rendering":
+        """The rendering that `to_json` wrote; `InputError` on keys or values it never writes."""
+        known = [field.name for field in fields(cls)]
+        problems = [f"no key {name!r}; the keys are {', '.join(known)}" for name in data if name not in known]
+        bands, stretch = data.get("bands"), data.get("stretch", cls.stretch)
+        if bands is not None and not isinstance(bands, list | tuple):
+            problems.append(f"bands is {bands!r}; a list of numbers or null")
+        if not isinstance(stretch, str):
+            problems.append(f"stretch is {stretch!r}; text such as percentile:2:98")
+        if problems:
+            raise listed(problems, "rendering")
+        return cls(None if bands is None else tuple(bands), stretch)
+
+    def parsed_stretch(self) -> tuple[str, float, float]:
+        """Kind, low and high of `stretch`."""
+        try:
+            kind, low, high = self.stretch.split(":")
+            return kind, float(low), float(high)
+        except ValueError:
+            return "", math.nan, math.nan
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image may ask for.
+
+    Attributes:
+        max_bytes: of the encoded file.
+        max_pixels: width times height.
+        max_decoded_bytes: of what has to be decoded at once: of the whole image, or of one block of a scene.
+        min_side: pixels of the shorter side.
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 50_000_000
+    max_decoded_bytes: int = 2**30
+    min_side: int = 16
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises `ImageError` for an image of too few or too many pixels."""
+        if min(width, height) < self.min_side:
+            raise ImageError(f"{width} x {height} pixels; at least {self.min_side} x {self.min_side}")
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f"{width} x {height} pixels; at most {self.max_pixels:,} in all: cut a larger scene into tiles"
+            )
+
+
+def stretch_of(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], rendering: Rendering) -> Stretch:
+    """What `rendering` shows of values [B, H, W], looking only at the valid ones (bool [B, H, W]).
+
+    Raises:
+        ImageError: nothing is valid.
+    """
+    if not valid.any():
+        raise ImageError("no valid data")
+    kind, low, high = rendering.parsed_stretch()
+    if kind == "range":
+        return ((low, high),) * len(values)
+    # A band without valid data is all black, whatever its stretch.
+    return tuple(
+        _percentiles(band[mask], low, high) if mask.any() else (0.0, 1.0)
+        for band, mask in zip(values, valid, strict=True)
+    )
+
+
+def stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: Stretch) -> Image:
+    """Values [B, H, W] as uint8: 0 at a band's lowest value and below, 255 at its highest and above, 0 where invalid.
+
+    A stretch without extent, that of a constant image, gives zeros.
+    """
+    shown = np.zeros(values.shape, np.uint8)
+    for band, mask, (low, high), out in zip(values, valid, stretch, shown, strict=True):
+        # Halves: the extent of float64 data can be more than the largest float64.
+        extent = high / 2 - low / 2
+        if extent > 0:
+            numbers = band[mask].astype(_working_type(values.dtype))
+            np.clip(numbers, low, high, out=numbers)
+            out[mask] = np.rint((numbers / 2 - low / 2) / extent * 255).astype(np.uint8)
+    return shown
+
+
+def _percentiles(values: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    # As floats: numpy interpolates between neighbours in the data's own type, where int16 can overflow.
+    bounds = np.percentile(values.astype(_working_type(values.dtype)), [low, high])
+    return float(bounds[0]), float(bounds[1])
+
+
+def _working_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """float32 holds every 16-bit number exactly, at half the memory."""
+    return np.float32 if dtype.kind in "iu" and dtype.itemsize <= 2 else np.float64

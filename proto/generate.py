@@ -1,0 +1,62 @@
+"""Generates the Python code beside each .proto file.
+
+    python proto/generate.py            writes it
+    python proto/generate.py --check    exit code 1 and one line when the files in the tree are stale
+
+Needs the packages grpcio-tools and mypy-protobuf. Their versions are written into the generated code, so
+`constraints.txt` decides about them.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = Path("orbithash/v1")
+
+
+def generate(out: Path) -> None:
+    """Writes what `search.proto` and its neighbours generate to the folder `out`/orbithash/v1."""
+    scripts = Path(sys.executable).parent
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}"),
+            *(f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
+            *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
+            *(f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")),
+            *(str(path) for path in sorted((ROOT / PACKAGE).glob("*.proto"))),
+        ],
+        check=True,
+    )
+
+
+def generated(root: Path) -> dict[str, bytes]:
+    """The generated files under `root`/orbithash/v1: name to content."""
+    return {path.name: path.read_bytes() for path in (root / PACKAGE).glob("*_pb2*.py*") if path.is_file()}
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """Names of generated files under `root` that are missing, superfluous or differ from what is generated now."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        fresh, present = generated(Path(folder)), generated(root)
+    return sorted(name for name in fresh.keys() | present.keys() if fresh.get(name) != present.get(name))
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="generate the Python code of proto/")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when files are stale")
+    if not parser.parse_args().check:
+        generate(ROOT)
+        return 0
+    if names := stale():
+        print(f"generated code is stale: {', '.join(names)}; run `python proto/generate.py`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

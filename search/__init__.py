@@ -1,0 +1,1 @@
+"""Index shards, fan-out and merge, the gRPC gateway and its client."""

@@ -1,0 +1,104 @@
+"""Queries that arrive together go out together.
+
+A query that finds a free fan-out leaves at once, so a lone query never waits. While all fan-outs are in flight, queries
+queue up, and the next free one takes as many as fit: under load the batches grow by themselves.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from orbithash.encoders.codes import Codes
+from orbithash.search.errors import Overloaded
+
+__all__ = ["Batcher"]
+
+Result = TypeVar("Result")
+
+_MAX_BATCH = 64
+# Queries x k of one batch: bounds what shards send back.
+_MAX_BATCH_HITS = 2**18
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Result]):
+    code: Codes
+    k: int
+    deadline: float
+    result: asyncio.Future[Result]
+
+
+class Batcher(Generic[Result]):
+    """Collects queries and hands them to `run(codes [Q, B], ks [Q], timeout_s)`, which gives Q results.
+
+    A batch holds queries of similar k only (less than a factor of two apart), so that a query for 10 rows does not pay
+    for its neighbour's 10,000. `timeout_s` is the time of the most patient query of the batch; the others leave
+    by themselves.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Codes, Sequence[int], float], Awaitable[Sequence[Result]]],
+        max_fan_outs: int,
+        max_waiting: int,
+    ) -> None:
+        self._run = run
+        self._max_fan_outs = max_fan_outs
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Waiting[Result]] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+
+    async def submit(self, code: Codes, k: int, deadline: float) -> Result:
+        """The result for one code uint8 [B]. `deadline` is a time of the running loop's clock.
+
+        Raises `Overloaded` when `max_waiting` queries wait already, and whatever `run` raises.
+        """
+        if len(self._in_flight) >= self._max_fan_outs and len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} queries are waiting already; try again later", retry_after_s=1.0)
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(code, k, deadline, result))
+        self._start()
+        return await result
+
+    def _start(self) -> None:
+        while len(self._in_flight) < self._max_fan_outs and (batch := self._next_batch()):
+            task = asyncio.create_task(self._answer(batch))
+            self._in_flight.add(task)
+            task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.remove(task)
+        self._start()
+
+    def _next_batch(self) -> list[_Waiting[Result]]:
+        """The oldest query and those like it, oldest first; empty when none waits."""
+        now = asyncio.get_running_loop().time()
+        live = [entry for entry in self._waiting if not entry.result.done() and entry.deadline > now]
+        if not live:
+            self._waiting.clear()
+            return []
+        size = live[0].k.bit_length()
+        limit = max(1, min(_MAX_BATCH, _MAX_BATCH_HITS // live[0].k))
+        batch = [entry for entry in live if entry.k.bit_length() == size][:limit]
+        taken = {id(entry) for entry in batch}
+        self._waiting = deque(entry for entry in live if id(entry) not in taken)
+        return batch
+
+    async def _answer(self, batch: list[_Waiting[Result]]) -> None:
+        timeout_s = max(entry.deadline for entry in batch) - asyncio.get_running_loop().time()
+        try:
+            results = await self._run(
+                np.stack([entry.code for entry in batch]), [entry.k for entry in batch], timeout_s
+            )
+        except Exception as error:
+            for entry in batch:
+                if not entry.result.done():
+                    entry.result.set_exception(error)
+            return
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.result.done():
+                entry.result.set_result(result)

@@ -1,0 +1,40 @@
+"""What every test shares: the environment Ray needs to see before its first import, and where the real data lie."""
+
+import os
+
+# Before anything imports ray, torch or faiss.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    OMP_NUM_THREADS="1",
+)
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real imagery and weights, or a skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED.name}/ beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for all tests that need one: starting it takes seconds."""
+    import ray
+
+    # Four logical CPUs: with two, an actor pool and the tasks that feed it can starve each other.
+    ray.init(
+        num_cpus=4, include_dashboard=False, object_store_memory=300 * 2**20, log_to_driver=False, namespace="test"
+    )
+    yield
+    ray.shutdown()

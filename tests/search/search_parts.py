@@ -1,0 +1,159 @@
+"""What the tests of the search room share: random cases, their oracle, an archive in memory, and a running gateway."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from orbithash.search.engine import Engine, LocalShardClient
+from orbithash.search.gateway import Gateway, GatewayLimits, start_gateway
+from orbithash.search.shard import ShardAnswer, build_shards
+
+
+@dataclass
+class Case:
+    bits: int
+    ids: np.ndarray
+    codes: np.ndarray
+    queries: np.ndarray
+    ks: list[int]
+    num_shards: int
+
+
+def random_codes(rng, num_rows, bits):
+    return np.packbits(rng.integers(0, 2, (num_rows, bits), dtype=np.uint8), axis=1)
+
+
+def random_case(seed, max_rows=3000):
+    """Any width, many equal codes, many equal distances, ids in any order and of any size, fewer rows than k."""
+    rng = np.random.default_rng(seed)
+    bits = int(
+        rng.choice([8, 9, 12, 16, 20, 31, 32, 48, 63, 64, 65, 100, 128, 255, 256, 511, 512, rng.integers(8, 513)])
+    )
+    num_rows = int(rng.choice([0, 1, 2, 7, 100, 1000, rng.integers(0, max_rows + 1), max_rows]))
+    pool = random_codes(rng, max(1, int(rng.choice([1, 3, 50, max_rows]))), bits)
+    codes = pool[rng.integers(0, len(pool), num_rows)]
+    match seed % 4:
+        case 1:  # Rows near the codes of the pool.
+            codes = codes ^ np.packbits(rng.random((num_rows, bits)) < 2 / bits, axis=1)
+        case 2:  # Many distinct codes at one distance, so that ties reach beyond any first guess.
+            flips = np.zeros((num_rows, bits), np.uint8)
+            np.put_along_axis(flips, np.sort(rng.integers(0, bits, (num_rows, 2)), axis=1), 1, axis=1)
+            codes = pool[:1] ^ np.packbits(flips, axis=1)
+    first = [0, 2**63 - 1000, 2**64 - 10**7][seed % 3]
+    ids = np.array([first + row for row in random.Random(seed).sample(range(10**7), num_rows)], np.uint64)
+    queries = np.concatenate([random_codes(rng, 2, bits), pool[:1], codes[:1]])
+    ks = [1, 2, int(rng.integers(3, 200)), num_rows, num_rows + 7]
+    return Case(bits, ids, codes, queries, [k for k in ks if k], int(rng.integers(1, 9)))
+
+
+def oracle(ids, codes, query, k):
+    """Hits [(distance, id)] and ties at the cut-off, from Python's integers and its sort."""
+    wanted = int.from_bytes(query.tobytes())
+    every = [
+        ((int.from_bytes(code.tobytes()) ^ wanted).bit_count(), int(row)) for row, code in zip(ids, codes, strict=True)
+    ]
+    hits = sorted(every)[:k]
+    return hits, sum(distance == hits[-1][0] for distance, _ in every) if hits else 0
+
+
+def rows_of(answer: ShardAnswer, i: int):
+    """What `oracle` gives, of the i-th query of a shard's answer."""
+    return list(zip(answer.distances[i].tolist(), answer.ids[i].tolist(), strict=True)), int(answer.ties[i])
+
+
+def hits_of(answer):
+    """What `oracle` gives, of an engine's or a client's answer."""
+    assert [hit.rank for hit in answer.hits] == list(range(1, len(answer.hits) + 1))
+    return [(hit.distance, hit.id) for hit in answer.hits], answer.ties_at_cutoff
+
+
+class MemoryArchive:
+    """The engine's view of an archive. Every third row knows nothing but its key."""
+
+    model_id = "model-of-the-test"
+    version = 7
+
+    def __init__(self, ids, codes, bits):
+        self.bits = bits
+        self.num_rows = len(ids)
+        self._rows = {int(row): self._row(int(row), code) for row, code in zip(ids, codes, strict=True)}
+        self._ids = {row["key"]: id_ for id_, row in self._rows.items()}
+
+    @staticmethod
+    def _row(id_, code):
+        known = id_ % 3 != 0
+        return {
+            "key": f"place/{id_}.tif",
+            "code": code.tolist(),
+            "label": f"class {id_ % 5}" if known else None,
+            "lon": id_ % 360 - 180.0 if known else None,
+            "lat": id_ % 180 - 90.0 if known else None,
+            "datetime": datetime(2020, 1, 1, tzinfo=UTC) + timedelta(seconds=id_ % 10**8, microseconds=id_ % 7)
+            if known
+            else None,
+        }
+
+    def row(self, id_):
+        return self._rows[id_]
+
+    def find(self, key):
+        return self._ids.get(key)
+
+    def take(self, ids: np.ndarray, columns: Sequence[str]):
+        rows = [self._rows[row] for row in ids.tolist()]
+        return pa.table({name: [row[name] for row in rows] for name in columns})
+
+
+async def no_images(images):
+    raise AssertionError("this test sends no image")
+
+
+def local_engine(case: Case, encode_images=no_images, **options):
+    shards = build_shards(case.ids, case.codes, case.bits, case.num_shards)
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    return Engine([LocalShardClient(shard) for shard in shards], archive, encode_images, **options)
+
+
+def small_case(num_rows=40, bits=16, num_shards=2):
+    rng = np.random.default_rng(5)
+    codes = random_codes(rng, num_rows, bits)
+    return Case(bits, np.arange(num_rows, dtype=np.uint64), codes, codes[:3], [5], num_shards)
+
+
+class StubShard:
+    """A shard client in front of a real shard: does first what the test says."""
+
+    def __init__(self, shard, before):
+        self.shard = shard
+        self.num_rows = shard.num_rows
+        self.before = before
+        self.calls = []
+
+    async def search(self, queries, k, timeout_s):
+        self.calls.append((len(queries), k, timeout_s))
+        await self.before()
+        return self.shard.search(queries, k)
+
+
+@contextmanager
+def serving(engine: Engine, limits: GatewayLimits | None = None) -> Iterator[Gateway]:
+    """A gateway on a free port, in the event loop of a thread of its own, for clients that block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        gateway = asyncio.run_coroutine_threadsafe(start_gateway(engine, "127.0.0.1:0", limits=limits), loop).result(30)
+        yield gateway
+        asyncio.run_coroutine_threadsafe(gateway.stop(grace_s=5), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

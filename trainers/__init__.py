@@ -1,0 +1,1 @@
+"""The methods, the datasets, the training loop and the evaluation."""

@@ -1,0 +1,107 @@
+"""Settings: typed, checked all at once, the same keys in a YAML file and in `--set`."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from orbithash.encoders.backbones import BACKBONES
+from orbithash.encoders.codes import MAX_BITS, MIN_BITS
+from orbithash.encoders.errors import InputError, listed
+
+__all__ = ["TrainConfig", "load_config"]
+
+
+class TrainConfig(BaseModel):
+    """What every method's training can be told. A method's own config adds to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code")
+    backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
+    weights: str | None = Field(None, description="torchvision weights by name, or a safetensors file; none: random")
+    norm: Literal["auto", "frozen-batch", "group"] = Field(
+        "auto", description="the backbone's normalisation; auto: frozen-batch with weights, group without"
+    )
+    image_size: int = Field(160, ge=32, le=1024, description="side of the network's input, pixels")
+    epochs: int = Field(15, ge=1, le=10_000, description="passes over the training part")
+    batch_size: int = Field(32, ge=2, le=65_536, description="images per step over all workers together")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the order, the augmentation and the initial weights")
+    validate_every: int = Field(1, ge=1, description="epochs between two evaluations on the validation part")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}; there are {', '.join(BACKBONES)}")
+        if self.norm == "auto":
+            # Frozen: the one moment at which the model may still be changed.
+            object.__setattr__(self, "norm", "group" if self.weights is None else "frozen-batch")
+        return self
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def load_config(kind: type[Config], file: Path | None = None, settings: Sequence[str] = (), **given: Any) -> Config:
+    """Makes a config from a YAML file, `key=value` settings and keyword values; the later ones win.
+
+    Values of `settings` are read as YAML, so `lr=1e-4`, `weights=null` and `label_code=gray` mean what they say.
+    All problems come in one `InputError`, each with the names or the values that are allowed.
+    """
+    problems: list[str] = []
+    values = _read_file(file, problems) if file else {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            problems.append(f"{setting!r} is not of the form key=value")
+            continue
+        try:
+            values[key] = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            problems.append(f"{key}: {text!r} is not a value")
+    values |= {key: value for key, value in given.items() if value is not None}
+    names = list(kind.model_fields)
+    for key in [key for key in values if key not in names]:
+        near = difflib.get_close_matches(str(key), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        problems.append(f"unknown key {key!r}; {hint}")
+        del values[key]
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as err:
+        problems += [_explain(error) for error in err.errors()]
+    if problems:
+        raise listed(problems, "settings")
+    return config
+
+
+def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except OSError as err:
+        raise InputError(f"{file}: the config file cannot be read ({err.strerror})") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise InputError(f"{file}: not a YAML file") from err
+    if not isinstance(values, dict):
+        problems.append(f"{file}: a config file holds keys and values, got {type(values).__name__}")
+        return {}
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-4 (no dot) for a string; people write it as a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where} is {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

@@ -1,0 +1,261 @@
+"""Evaluation of a model's codes: `metrics.json`, the plots and the report.
+
+Queries are encoded, the database is encoded, and nothing here knows how: the same evaluation serves one modality or
+two, a split of one dataset or an archive.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.codes import hamming
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.average_precision import Histograms, average_precision
+from orbithash.trainers.code_statistics import code_statistics
+from orbithash.trainers.metrics import Retrieval, evaluate_codes, nearest_class_shares, rank_histograms
+
+__all__ = ["HEADLINE", "EncodedPart", "Evaluation", "Hit", "Shown", "evaluate", "metrics_of", "write_evaluation"]
+
+HEADLINE_K = 20
+HEADLINE = f"ap_min@{HEADLINE_K}"
+
+# What the gallery shows: one typical query of each of some classes, and the worst queries of all.
+NUM_TYPICAL, NUM_WORST, NUM_HITS = 8, 4, 8
+
+ReadImage = Callable[[str], npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """Items and their codes.
+
+    Attributes:
+        ids: unique; the same id in queries and database is the same item.
+        codes: uint8 [N, ceil(K/8)].
+        labels: integers [N], index of the class, -1 where unknown.
+        paths: what to open to see each item.
+        sentences: each item's sentence where the part is text; then `paths` are not opened.
+    """
+
+    ids: Sequence[str]
+    codes: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.integer]
+    paths: Sequence[str]
+    sentences: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {"ids": len(self.ids), "codes": len(self.codes), "labels": len(self.labels), "paths": len(self.paths)}
+        if self.sentences is not None:
+            lengths["sentences"] = len(self.sentences)
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"a part has one of each for every item, got {lengths}")
+        if len(set(self.ids)) < len(self.ids):
+            (id, count), *_ = Counter(self.ids).most_common(1)
+            raise InputError(f"the id {id!r} occurs {count} times in one part; ids are unique")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One database item in the answer to a query of the gallery."""
+
+    id: str
+    path: str
+    sentence: str | None
+    label: str
+    distance: int
+    relevant: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A query of the gallery: why it is shown ("typical" or "worst"), its expected `ap_min@20`, its nearest items."""
+
+    reason: str
+    id: str
+    path: str
+    sentence: str | None
+    label: str
+    average_precision: float
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found: `metrics` is the content of `metrics.json`, the rest is for plots and gallery."""
+
+    metrics: dict[str, Any]
+    classes: tuple[str, ...]
+    histograms: Histograms = field(repr=False)
+    nearest_classes: npt.NDArray[np.float64] = field(repr=False)
+    gallery: tuple[Shown, ...] = field(repr=False)
+
+    @property
+    def headline(self) -> float:
+        """Expected `ap_min@20`."""
+        return float(self.metrics["metrics"][HEADLINE]["expected"])
+
+
+def evaluate(
+    query: EncodedPart,
+    database: EncodedPart,
+    *,
+    dataset: str,
+    protocol: str,
+    method: str,
+    bits: int,
+    exclude_self: bool,
+    classes: Sequence[str],
+    cutoffs: Sequence[int] = (20, 100),
+) -> Evaluation:
+    """Evaluates the codes of queries against the codes of a database.
+
+    Args:
+        query: what is asked; every item has a label.
+        database: what is searched.
+        dataset: the dataset's name, for the record, as are `protocol` and `method`.
+        protocol: the name of the split.
+        method: what made the codes.
+        bits: bits of a code.
+        exclude_self: leaves out of each answer the item with the query's own id, where the database has it.
+        classes: the name of each label.
+        cutoffs: the k of average precision; 20, the headline's, is always among them.
+
+    Raises:
+        InputError: codes, labels or cut-offs that do not fit each other.
+    """
+    positions = {id: position for position, id in enumerate(database.ids)}
+    own = np.array([positions.get(id, -1) for id in query.ids], np.int64)
+    retrieval = Retrieval(
+        query.codes, database.codes, query.labels, database.labels, bits, own if exclude_self else None
+    )
+    beyond = max(int(query.labels.max()), int(database.labels.max()))
+    if beyond >= len(classes):
+        raise InputError(f"label {beyond} has no name; there are {len(classes)} classes")
+    histograms = rank_histograms(retrieval)
+    figures, chance = evaluate_codes(retrieval, histograms, (HEADLINE_K, *cutoffs))
+    scores = average_precision(histograms, HEADLINE_K)
+    metrics = {
+        "dataset": dataset,
+        "protocol": protocol,
+        "method": method,
+        "bits": int(bits),
+        "queries": len(query.ids),
+        "database": len(database.ids),
+        "exclude_self": exclude_self,
+        "queries_in_database": int(np.count_nonzero(own >= 0)),
+        "queries_without_relevant": int(np.count_nonzero(histograms.num_relevant == 0)),
+        "metrics": figures,
+        "chance": chance,
+        "per_class": {
+            str(classes[label]): float(scores[query.labels == label].mean()) for label in np.unique(query.labels)
+        },
+        "codes": asdict(code_statistics(database.codes, bits)),
+    }
+    return Evaluation(
+        metrics=metrics,
+        classes=tuple(classes),
+        histograms=histograms,
+        nearest_classes=nearest_class_shares(retrieval, len(classes)),
+        gallery=_gallery(retrieval, query, database, scores, classes),
+    )
+
+
+def metrics_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The content of `metrics.json` for several directions of one model, such as "image->text".
+
+    What all directions share stands once; everything else is an object with a key for each direction.
+    """
+    contents = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+    first = next(iter(contents.values()))
+    shared = ("dataset", "protocol", "method", "bits")
+    return {
+        key: first[key] if key in shared else {name: content[key] for name, content in contents.items()}
+        for key in first
+    }
+
+
+def write_evaluation(
+    folder: Path,
+    evaluations: Evaluation | Mapping[str, Evaluation],
+    *,
+    read_image: ReadImage | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Writes `metrics.json`, the plots and `report.html` into `folder`, each atomically, and returns the page's path.
+
+    Args:
+        folder: made where it is absent.
+        evaluations: one evaluation, or one for each direction ("image->text").
+        read_image: opens a path of the gallery as uint8 [H, W, 3]; an item it refuses with `InputError` is shown
+            without its picture. None shows no pictures.
+        history: one record for each epoch, for the learning curves; see `plots.learning_curves`.
+    """
+    # matplotlib, jinja2 and pillow: not before a report is written.
+    from orbithash.trainers.evaluation_report import draw_figures, evaluation_sections, evaluation_title
+    from orbithash.trainers.report import write_atomically, write_report
+
+    if isinstance(evaluations, Evaluation):
+        by_name, metrics = {"": evaluations}, evaluations.metrics
+    else:
+        by_name, metrics = dict(evaluations), metrics_of(evaluations)
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "metrics.json", text.encode())
+    figures = draw_figures(by_name, history)
+    for name, figure in figures.items():
+        assert isinstance(figure.plot, str), "plots are SVG"
+        write_atomically(folder / "plots" / f"{name}.svg", figure.plot.encode("utf-8", "replace"))
+    path = folder / "report.html"
+    write_report(path, *evaluation_title(by_name), evaluation_sections(by_name, figures, read_image))
+    return path
+
+
+def _gallery(
+    retrieval: Retrieval,
+    query: EncodedPart,
+    database: EncodedPart,
+    scores: npt.NDArray[np.float64],
+    classes: Sequence[str],
+) -> tuple[Shown, ...]:
+    """The same queries for the same codes, chosen by rule: the median of some classes, then the worst of all."""
+    shown = []
+    for reason, row in _choose(scores, query.labels):
+        distances = hamming(retrieval.query_codes[row : row + 1], retrieval.database_codes)[0]
+        order = np.argsort(distances, kind="stable")
+        if retrieval.exclude is not None:
+            order = order[order != retrieval.exclude[row]]
+        hits = tuple(
+            Hit(
+                id=database.ids[i],
+                path=database.paths[i],
+                sentence=database.sentences[i] if database.sentences is not None else None,
+                label=_class_name(classes, int(database.labels[i])),
+                distance=int(distances[i]),
+                relevant=bool(database.labels[i] == query.labels[row]),
+            )
+            for i in order[:NUM_HITS].tolist()
+        )
+        sentence = query.sentences[row] if query.sentences is not None else None
+        label = _class_name(classes, int(query.labels[row]))
+        shown.append(Shown(reason, query.ids[row], query.paths[row], sentence, label, float(scores[row]), hits))
+    return tuple(shown)
+
+
+def _choose(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.integer]) -> Iterator[tuple[str, int]]:
+    """Reason and row of the queries to show; the classes run evenly from the easiest to the hardest."""
+    present = sorted(np.unique(labels).tolist(), key=lambda label: (-scores[labels == label].mean(), label))
+    picks = np.linspace(0, len(present) - 1, min(NUM_TYPICAL, len(present))).round().astype(int)
+    for pick in picks.tolist():
+        rows = np.flatnonzero(labels == present[pick])
+        yield "typical", int(rows[np.argsort(scores[rows], kind="stable")[len(rows) // 2]])
+    for row in np.argsort(scores, kind="stable")[:NUM_WORST].tolist():
+        yield "worst", row
+
+
+def _class_name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label >= 0 else "unknown"

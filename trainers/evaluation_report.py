@@ -1,0 +1,269 @@
+"""What the evaluation's report shows: figures, tables, gallery, and the words around them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orbithash.encoders.errors import InputError
+from orbithash.trainers import plots
+from orbithash.trainers.average_precision import hits_at
+from orbithash.trainers.evaluation import HEADLINE, Evaluation, Hit, ReadImage, Shown
+from orbithash.trainers.metrics import LOOKUP_RADIUS, radius_curve
+from orbithash.trainers.report import (
+    Fact,
+    Facts,
+    Figure,
+    Figures,
+    Gallery,
+    GalleryRow,
+    Section,
+    Table,
+    Text,
+    Tile,
+    thumbnail_data_uri,
+)
+
+__all__ = ["draw_figures", "evaluation_sections", "evaluation_title", "gallery_section"]
+
+MAX_CURVE_K = 1000
+NUM_CURVE_POINTS = 25
+# Twice the width at which the page shows them.
+QUERY_SIDE_PX, HIT_SIDE_PX = 272, 180
+
+Evaluations = Mapping[str, Evaluation]
+
+
+def evaluation_title(evaluations: Evaluations) -> tuple[str, str]:
+    """Title and subtitle of the page."""
+    first = next(iter(evaluations.values())).metrics
+    bits, size = first["bits"], first["codes"]["bytes_per_code"]
+    return (
+        f"{first['method']} on {first['dataset']}",
+        f"How well {bits}-bit codes ({size} bytes an item) find items of the same class. "
+        f"Protocol {first['protocol']}, {first['queries']:,} queries in a database of {first['database']:,}.",
+    )
+
+
+def draw_figures(evaluations: Evaluations, history: Sequence[Mapping[str, Any]] = ()) -> dict[str, Figure]:
+    """Every figure by the name of its file. `evaluations` has one entry, or one for each direction."""
+    figures = {}
+    if history:
+        figures["losses"] = Figure(
+            "Training losses", plots.learning_curves(history, "train"), "The mean of each loss over every epoch."
+        )
+        figures["validation"] = Figure(
+            "On the validation part",
+            plots.learning_curves(history, "validation"),
+            "The model is the epoch with the best of these; the test part had no say in it.",
+        )
+    figures["precision_at_k"] = _precision_at_k(evaluations)
+    figures["precision_recall"] = Figure(
+        "Precision and recall by radius",
+        plots.precision_recall({name: radius_curve(e.histograms) for name, e in evaluations.items()}),
+        "Each point is one Hamming radius: everything within it is returned. Up and to the right is better. A query "
+        "that finds nothing counts as precision 0, so a curve may start low.",
+    )
+    for name, evaluation in evaluations.items():
+        figures |= _figures_of(name, evaluation)
+    return figures
+
+
+def evaluation_sections(
+    evaluations: Evaluations, figures: Mapping[str, Figure], read_image: ReadImage | None
+) -> list[Section]:
+    """The whole report as sections, `figures` being what `draw_figures` made."""
+    sections: list[Section] = [_facts(evaluations), Figures("Plots", list(figures.values()))]
+    for name, evaluation in evaluations.items():
+        sections += [
+            gallery_section(evaluation, read_image, reason, f"{title}{_of(name)}", caption)
+            for reason, title, caption in _GALLERIES
+        ]
+    sections += [_table(name, evaluation) for name, evaluation in evaluations.items()]
+    sections.append(Text("How to read these figures", _explanations(evaluations)))
+    return sections
+
+
+_GALLERIES = (
+    (
+        "typical",
+        "Typical answers",
+        "The median query of some classes, from the easiest class to the hardest, and the nearest items in order. "
+        "A tick on a solid frame is the query's class, a cross on a dashed frame another; d is the Hamming distance.",
+    ),
+    ("worst", "The worst answers", "The queries with the lowest average precision of all."),
+)
+
+
+def gallery_section(
+    evaluation: Evaluation, read_image: ReadImage | None, reason: str, title: str, caption: str
+) -> Gallery:
+    """The queries of the gallery that are shown for `reason` ("typical" or "worst"), with their nearest items."""
+    rows = [
+        GalleryRow(
+            _tile(shown, read_image, QUERY_SIDE_PX, f"AP {shown.average_precision:.2f}", None),
+            [_tile(hit, read_image, HIT_SIDE_PX, f"d = {hit.distance}", hit.relevant) for hit in shown.hits],
+        )
+        for shown in evaluation.gallery
+        if shown.reason == reason
+    ]
+    return Gallery(title, rows, caption)
+
+
+def _tile(item: Shown | Hit, read_image: ReadImage | None, side_px: int, note: str, right: bool | None) -> Tile:
+    image = None
+    if item.sentence is None and read_image is not None:
+        try:
+            image = thumbnail_data_uri(read_image(item.path), side_px)
+        except (InputError, OSError):
+            note = f"{note}, cannot be read"
+    return Tile(item.label, image, item.sentence, note, right)
+
+
+def _of(name: str) -> str:
+    return f", {name}" if name else ""
+
+
+def _file(kind: str, name: str) -> str:
+    return f"{kind}_{name.replace('->', '_to_')}" if name else kind
+
+
+def _precision_at_k(evaluations: Evaluations) -> Figure:
+    first = next(iter(evaluations.values()))
+    top = int(min(MAX_CURVE_K, max(2, first.histograms.num_items.max())))
+    cutoffs = np.unique(np.geomspace(1, top, NUM_CURVE_POINTS).round().astype(int)).tolist()
+
+    def precisions(evaluation: Evaluation, policy: Any) -> Any:
+        return np.array([hits_at(evaluation.histograms, k, policy).mean() / k for k in cutoffs])
+
+    lines = {name or "expected": precisions(evaluation, "expected") for name, evaluation in evaluations.items()}
+    alone = len(evaluations) == 1
+    band = (precisions(first, "pessimistic"), precisions(first, "optimistic")) if alone else None
+    chance = first.metrics["chance"]["precision@1"] if alone else None
+    caption = "The share of the k nearest items that are of the query's class. It must fall once k exceeds the class."
+    if alone:
+        caption += " The band is what the order of equally distant items could make of it."
+    return Figure("Precision within the first k", plots.cutoff_curve(cutoffs, lines, band=band, chance=chance), caption)
+
+
+def _figures_of(name: str, evaluation: Evaluation) -> dict[str, Figure]:
+    histograms, metrics = evaluation.histograms, evaluation.metrics
+    present = [
+        i
+        for i, label in enumerate(evaluation.classes)
+        if label in metrics["per_class"] or evaluation.nearest_classes[:, i].any()
+    ]
+    return {
+        _file("per_class", name): Figure(
+            f"Average precision by class{_of(name)}",
+            plots.bars(metrics["per_class"], f"expected {HEADLINE}", mean=evaluation.headline, limit=1),
+            "The mean over the queries of each class, the hardest class at the bottom.",
+        ),
+        _file("confusion", name): Figure(
+            f"What stands first{_of(name)}",
+            plots.class_confusion(
+                evaluation.nearest_classes[np.ix_(present, present)], [evaluation.classes[i] for i in present]
+            ),
+            "For the queries of each row, the share (in %) whose nearest item is of each column's class. All on the "
+            "diagonal would be perfect.",
+        ),
+        _file("distances", name): Figure(
+            f"Distances{_of(name)}",
+            plots.distance_histogram(histograms.items.sum(0), histograms.relevant.sum(0)),
+            "How far queries lie from database items of their own class and of others. The less the two overlap, the "
+            "better a radius tells them apart.",
+        ),
+        _file("bit_balance", name): Figure(
+            f"Balance of the bits{_of(name)}",
+            plots.bit_balance(metrics["codes"]["bit_balance"]),
+            "The share of database codes in which each bit is 1. A bit near one half says most; a bit at 0 or 1 says "
+            "nothing.",
+        ),
+    }
+
+
+def _facts(evaluations: Evaluations) -> Facts:
+    if len(evaluations) > 1:
+        return Facts("At a glance", [_headline(f"mAP@20, {name}", e) for name, e in evaluations.items()])
+    (evaluation,) = evaluations.values()
+    figures, chance, codes = (evaluation.metrics[key] for key in ("metrics", "chance", "codes"))
+    empty = radius_curve(evaluation.histograms).empty[LOOKUP_RADIUS]
+    wasted = codes["constant_bits"]
+    return Facts(
+        "At a glance",
+        [
+            _headline("mAP@20", evaluation),
+            Fact(
+                "Nearest item is right",
+                _percent(figures["precision@1"]["expected"]),
+                f"Queries whose nearest item is of their class; items that tie share the place. "
+                f"By chance: {_percent(chance['precision@1'])}.",
+            ),
+            Fact(
+                "mAP@all",
+                f"{figures['ap_min@all']['expected']:.3f}",
+                f"Every relevant item counts, however far down. By chance: {chance['ap_min@all']:.3f}.",
+            ),
+            Fact(
+                f"Lookup within {LOOKUP_RADIUS} bits",
+                _percent(figures[f"precision_radius@{LOOKUP_RADIUS}"]["expected"]),
+                f"Precision of all items within that distance; {_percent(empty)} of the queries find none there and "
+                "count as 0.",
+            ),
+            Fact(
+                "Distinct codes",
+                f"{codes['distinct']:,}",
+                f"Among {codes['count']:,} database items. {wasted or 'No'} of {evaluation.metrics['bits']} bits "
+                f"{'is' if wasted == 1 else 'are'} the same in all of them.",
+            ),
+        ],
+    )
+
+
+def _headline(label: str, evaluation: Evaluation) -> Fact:
+    values, chance = evaluation.metrics["metrics"][HEADLINE], evaluation.metrics["chance"][HEADLINE]
+    return Fact(
+        label,
+        f"{values['expected']:.3f}",
+        f"The expectation over the order of ties: the worst order would give {values['pessimistic']:.3f}, the best "
+        f"{values['optimistic']:.3f}. By chance: {chance:.3f}.",
+    )
+
+
+def _table(name: str, evaluation: Evaluation) -> Table:
+    figures, chance = evaluation.metrics["metrics"], evaluation.metrics["chance"]
+    policies = ("expected", "index", "pessimistic", "optimistic")
+    return Table(
+        f"All figures{_of(name)}",
+        ["metric", "expected", "database order", "relevant last", "relevant first", "by chance"],
+        [
+            [metric, *(f"{values[policy]:.4f}" for policy in policies), f"{chance[metric]:.4f}"]
+            for metric, values in figures.items()
+        ],
+        "Means over all queries. The columns differ only in how items at the same distance are ordered.",
+    )
+
+
+def _explanations(evaluations: Evaluations) -> list[str]:
+    first = next(iter(evaluations.values())).metrics
+    own = (
+        "The query itself is left out of its answer."
+        if first["exclude_self"]
+        else f"{first['queries_in_database']:,} of the queries are in the database too and may find themselves."
+    )
+    return [
+        "An item is relevant when it has the query's class. The average precision of a query is the mean precision at "
+        "the ranks of the relevant items; the four definitions differ in what they divide by. ap_min divides by the "
+        "smaller of k and the number of relevant items: it is the headline. ap_hits divides by the relevant items "
+        "among the first k and flatters most; ap_k divides by k; ap_first_k looks for the first k relevant items "
+        "however deep they lie. A query with nothing relevant counts as 0.",
+        "Codes have few bits, so many items lie at exactly the same distance and their order is arbitrary. “Expected” "
+        "is the mean over all such orders, computed exactly; “database order” is what a stable sort would give, "
+        "and depends on how the database happens to be stored.",
+        f"{own} {first['queries_without_relevant']:,} queries have nothing relevant in the database. “By chance” is "
+        "what a random ranking would score.",
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,177 @@
+"""DHCL: deep hashing assisted by classification labels (Liu, Liu, Shan, Zhou, Remote Sensing 14(24):6358, 2022).
+
+One network hashes and classifies: the classifier reads the hash layer, and at retrieval the bits of the predicted label
+can follow the hash bits. Three losses: a self-paced proxy loss on the cosine between hashes and one learned proxy a
+class, cross-entropy, and quantisation.
+
+The authors' released code cannot run, and its proxy loss has the wrong sign; the formulas of the paper's body were not
+available. What stands here is their architecture with the proxy loss in the form of circle loss (Sun et al., CVPR 2020)
+summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from the released code:
+
+- the positive exponent has a negative sign, so that images are pulled towards their own proxy; the self-paced weights
+  are clamped at 0 and carry no gradient; the scale is a setting (the code forgets it);
+- cross-entropy is taken on the logits, quantisation on the hashes (the code feeds both something else);
+- the hashes are tanh outputs, not L2-normalised ones; the proxies are always trained;
+- the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from orbithash.encoders.codes import MAX_BITS, MIN_BITS
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.label_codes import label_table
+from orbithash.encoders.card import NetworkSpec
+from orbithash.encoders.networks import HashNetwork
+from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.distributed import gather_with_gradient
+from orbithash.trainers.methods.base import Method
+
+__all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
+
+
+class DhclConfig(TrainConfig):
+    """Settings of DHCL. "Code" is the value of the authors' released code where it differs from the default here."""
+
+    pooling: Literal["avg", "max", "avg+max"] = Field("avg+max", description="of the last feature map")
+    proxy_loss: Literal["circle", "proxy-anchor"] = Field("circle", description="form of the proxy loss")
+    margin: float = Field(0.25, gt=0, lt=1, description="m of the circle form; the anchor form's delta is 0.1")
+    scale: float = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
+    classification_weight: float = Field(1.0, ge=0, description="of the cross-entropy")
+    quantisation_weight: float = Field(1.0, ge=0, description="of the mean squared distance to the nearest sign")
+    lr: float = Field(2e-4, gt=0, le=1, description="AdamW's learning rate of the backbone; code: 1e-4")
+    head_lr_factor: float = Field(10.0, gt=0, le=1000, description="on lr, for hash layer and classifier; code: 1")
+    proxy_lr_factor: float = Field(50.0, gt=0, le=1000, description="on lr, for the proxies; code: 100")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="of AdamW")
+    lr_decay: float = Field(0.4, gt=0, le=1, description="on every rate, each lr_decay_epochs; code: 0.5")
+    lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays; code: 10")
+    warm_up_epochs: int = Field(1, ge=0, description="first epochs, in which the backbone does not train")
+    label_code: Literal["none", "binary", "gray", "one-hot"] = Field(
+        "none", description="label bits after the hash bits; code: binary"
+    )
+    label_weight: int = Field(1, ge=1, le=16, description="how many times the label bits follow")
+    count_label_bits: bool = Field(False, description="whether `bits` includes the label bits")
+
+    def hash_bits(self, num_classes: int) -> int:
+        """Outputs of the hash layer: `bits` less the label bits where those count."""
+        label_bits = self.label_weight * label_table(self.label_code, num_classes).shape[1]
+        hash_bits = self.bits - label_bits if self.count_label_bits else self.bits
+        total = hash_bits + label_bits
+        if hash_bits < MIN_BITS or total > MAX_BITS:
+            raise InputError(
+                f"bits={self.bits} with {label_bits} label bits leaves {hash_bits} hash bits in a code of {total}; "
+                f"at least {MIN_BITS} hash bits and at most {MAX_BITS} in all are allowed"
+            )
+        return hash_bits
+
+
+def _cosines(hashes: Tensor, proxies: Tensor) -> Tensor:
+    """Cosines float32 [N, C] of hashes [N, K] and proxies [C, K]; the exponentials below need the range of float32."""
+    return F.normalize(hashes.float(), dim=1) @ F.normalize(proxies.float(), dim=1).T
+
+
+def _pull_and_push(positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor:
+    """The sum over classes of log(1 + sum over images of exp(.)), once for own images and once for the others.
+
+    The pull is averaged over the classes present, the push over all. Exponents and `is_own` (image n is of class c)
+    are [N, C].
+    """
+    nothing = torch.finfo(positive.dtype).min
+
+    def log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
+        rows = torch.cat([exponents.new_zeros(1, exponents.shape[1]), exponents.masked_fill(~mask, nothing)])
+        return torch.logsumexp(rows, dim=0)
+
+    num_present = is_own.any(dim=0).sum().clamp(min=1)
+    pull = log_one_plus_sum(positive, is_own).sum() / num_present
+    return pull + log_one_plus_sum(negative, ~is_own).mean()
+
+
+def circle_proxy_loss(hashes: Tensor, labels: Tensor, proxies: Tensor, margin: float, scale: float) -> Tensor:
+    """The self-paced proxy loss: hashes [N, K], labels int64 [N], proxies [C, K] to a float32 scalar.
+
+    With s the cosines: pull exp(-scale * a+ * (s - (1 - margin))), push exp(scale * a- * (s - margin)), where
+    a+ = max(0, 1 + margin - s) and a- = max(0, s + margin) are constants to the gradient. Zero for an empty batch.
+    """
+    cosines = _cosines(hashes, proxies)
+    pull_pace = (1 + margin - cosines).clamp(min=0).detach()
+    push_pace = (cosines + margin).clamp(min=0).detach()
+    is_own = F.one_hot(labels, len(proxies)).bool()
+    return _pull_and_push(-scale * pull_pace * (cosines - (1 - margin)), scale * push_pace * (cosines - margin), is_own)
+
+
+def proxy_anchor_loss(
+    hashes: Tensor, labels: Tensor, proxies: Tensor, delta: float = 0.1, scale: float = 32.0
+) -> Tensor:
+    """Proxy-Anchor (Kim et al., CVPR 2020, eq. 4), the baseline: arguments as in `circle_proxy_loss`."""
+    cosines = _cosines(hashes, proxies)
+    is_own = F.one_hot(labels, len(proxies)).bool()
+    return _pull_and_push(-scale * (cosines - delta), scale * (cosines + delta), is_own)
+
+
+def quantisation_loss(hashes: Tensor) -> Tensor:
+    """Mean over images and bits of (h - sgn h)^2, with sgn 0 = 1 and no gradient through sgn; 0 for no images."""
+    signs = torch.where(hashes >= 0, 1.0, -1.0).to(hashes.dtype)
+    return (hashes - signs).float().square().sum() / max(1, hashes.numel())
+
+
+class Dhcl(Method):
+    """The hash network with its classifier, and one proxy a class."""
+
+    name = "dhcl"
+    Config = DhclConfig
+
+    def __init__(self, config: DhclConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        self.config = config
+        spec = NetworkSpec(
+            config.backbone, config.norm, config.pooling, config.hash_bits(num_classes), num_classes=num_classes
+        )
+        self.network = HashNetwork(spec, config.weights)
+        self.proxies = nn.Parameter(torch.empty(num_classes, spec.bits))
+        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+
+    @property
+    def label_code(self) -> tuple[str, int]:
+        """See `Method`."""
+        return self.config.label_code, self.config.label_weight
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """See `Method`. The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes."""
+        config = self.config
+        hashes, logits = self.network(images)
+        everyone = gather_with_gradient(hashes), gather_with_gradient(labels)
+        if config.proxy_loss == "circle":
+            proxy = circle_proxy_loss(*everyone, self.proxies, config.margin, config.scale)
+        else:
+            proxy = proxy_anchor_loss(*everyone, self.proxies, scale=config.scale)
+        classification = F.cross_entropy(logits.float(), labels)
+        quantisation = quantisation_loss(hashes)
+        return {
+            "loss": proxy + config.classification_weight * classification + config.quantisation_weight * quantisation,
+            "proxy": proxy,
+            "classification": classification,
+            "quantisation": quantisation,
+        }
+
+    def build_optimizer(self) -> AdamW:
+        """See `Method`."""
+        config, network = self.config, self.network
+        assert network.classifier is not None
+        head = [*network.norm.parameters(), *network.hash_layer.parameters(), *network.classifier.parameters()]
+        groups = [
+            {"params": list(network.backbone.parameters()), "lr": config.lr},
+            {"params": head, "lr": config.lr * config.head_lr_factor},
+            {"params": [self.proxies], "lr": config.lr * config.proxy_lr_factor},
+        ]
+        return AdamW(groups, weight_decay=config.weight_decay)
+
+    def start_epoch(self, epoch: int) -> float:
+        """See `Method`. In the warm-up only hash layer, classifier and proxies train."""
+        self.network.backbone.requires_grad_(epoch >= self.config.warm_up_epochs)
+        return float(self.config.lr_decay ** (epoch // self.config.lr_decay_epochs))

@@ -1,0 +1,199 @@
+"""The drawing board: shapes in metres, painted with colours, textures, shadows and trees."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from orbithash.trainers.scenes.geometry import EXTENT, Frame, Point, Shape, ribbon
+from orbithash.trainers.scenes.moment import Light, Season
+from orbithash.trainers.scenes.palette import Color, mixed, scaled, varied
+
+__all__ = ["OVERSAMPLING", "Canvas", "Field", "Paint"]
+
+OVERSAMPLING = 2
+"""Drawn pixels for each panchromatic pixel, per side: edges come out smooth."""
+
+SHADOW: Color = (16, 20, 34)
+
+Field = NDArray[np.float32]
+"""A scalar for each panchromatic pixel, float32 [2 * size_px, 2 * size_px]."""
+
+Paint = Color | Image.Image
+
+
+class Canvas:
+    """One scene in the making.
+
+    Args:
+        size_px: side of the finished RGB image.
+        season: what the vegetation and the ground look like.
+        light: the sun.
+        rng: source of every random choice.
+    """
+
+    def __init__(self, size_px: int, season: Season, light: Light, rng: np.random.Generator) -> None:
+        self.season, self.light, self.rng = season, light, rng
+        self.field_px = 2 * size_px
+        self.side_px = OVERSAMPLING * self.field_px
+        self.scale = self.side_px / EXTENT
+        self.image = Image.new("RGB", (self.side_px, self.side_px))
+        self._draw = ImageDraw.Draw(self.image)
+
+    # Fields and textures
+
+    def noise(self, cell: float, octaves: int = 3) -> Field:
+        """Smooth noise of about -1..1 whose largest features are `cell` metres across."""
+        total = np.zeros((self.field_px, self.field_px), np.float32)
+        for octave in range(octaves):
+            cells = min(self.field_px, max(2, math.ceil(EXTENT / cell * 2.4**octave)))
+            grid = self.rng.random((cells, cells), np.float32) * 2 - 1
+            smooth = Image.fromarray(grid).resize((self.field_px, self.field_px), Image.Resampling.BICUBIC)
+            total += np.asarray(smooth) * 0.6**octave
+        return total
+
+    def grid(self, angle: float) -> Field:
+        """Each pixel's coordinate along `angle` (radians, clockwise from the right) in metres from the left corner."""
+        axis = (np.arange(self.field_px, dtype=np.float32) + 0.5) * np.float32(EXTENT / self.field_px)
+        return axis[None, :] * np.float32(math.cos(angle)) + axis[:, None] * np.float32(math.sin(angle))
+
+    def stripes(self, period: float, angle: float) -> Field:
+        """Waves of -1..1 that repeat every `period` metres along `angle`."""
+        waves: Field = np.sin(self.grid(angle) * np.float32(2 * math.pi / period))
+        return waves
+
+    def texture(self, color: Color, relief: Field, second: Color | None = None) -> Image.Image:
+        """A picture of one colour lit by `relief` (0 is the colour itself, -1 black), or shaded toward a second one."""
+        first = np.asarray(color, np.float32)
+        if second is None:
+            pixels = (1 + relief)[..., None] * first
+        else:
+            share = np.clip(relief * 0.5 + 0.5, 0, 1)[..., None]
+            pixels = first + share * (np.asarray(second, np.float32) - first)
+        small = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        return small.resize((self.side_px, self.side_px), Image.Resampling.BILINEAR)
+
+    # Paint
+
+    def cover(self, paint: Paint) -> None:
+        """Paints the whole scene."""
+        if isinstance(paint, Image.Image):
+            self.image.paste(paint)
+        else:
+            self.image.paste(paint, (0, 0, self.side_px, self.side_px))
+
+    def meadow(self, color: Color | None = None, contrast: float = 0.5) -> None:
+        """Covers the scene with grass, or another ground, in patches of two tones; snow covers most of it."""
+        color = varied(color or self.season.grass, self.rng, 0.1)
+        dark, bright = scaled(color, 1 - contrast / 2), scaled(mixed(color, self.season.soil, 0.3), 1 + contrast / 3)
+        covered = self.season.covered
+        self.cover(self.texture(covered(dark, 0.84), self.noise(26, 4), covered(bright, 0.96)))
+
+    def fill(self, shapes: Iterable[Shape], paint: Paint) -> None:
+        """Paints shapes with one colour or texture."""
+        if isinstance(paint, Image.Image):
+            mask, draw = self._mask()
+            for shape in shapes:
+                draw.polygon(self._pixels(shape), fill=255)
+            self.image.paste(paint, mask=mask)
+        else:
+            for shape in shapes:
+                self._draw.polygon(self._pixels(shape), fill=paint)
+
+    def line(self, path: Shape, color: Color, width: float = 0.5) -> None:
+        """Draws a line of `width` metres."""
+        pixels = max(1, round(width * self.scale))
+        self._draw.line(self._pixels(path), fill=color, width=pixels, joint="curve" if pixels > 3 else None)
+
+    def dashes(self, path: Shape, color: Color, width: float, dash: float, gap: float) -> None:
+        """Draws a broken line: each piece `dash` metres long, `gap` metres apart."""
+        points = np.asarray(path)
+        reached = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+        starts = np.arange(0, reached[-1] - dash, dash + gap)
+        ends = np.stack([starts, starts + dash], axis=1)
+        x, y = (np.interp(ends, reached, points[:, axis]) for axis in (0, 1))
+        for piece in np.stack([x, y], axis=2).tolist():
+            self.line([(px, py) for px, py in piece], color, width)
+
+    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
+        """Paints a circle."""
+        s = self.scale
+        box = ((x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s)
+        self._draw.ellipse(box, fill=color)
+
+    def road(self, path: Shape, width: float, color: Color, marking: Color | None = None) -> None:
+        """Paints a road with a pale verge, and a broken line in its middle where it has a `marking`."""
+        self.fill([ribbon(path, width + 2.4)], self.season.covered(mixed(color, self.season.soil, 0.5), 0.5))
+        self.fill([ribbon(path, width)], self.season.covered(color, 0.2))
+        if marking is not None:
+            self.dashes(path, marking, 0.5, 4, 5)
+
+    # Things that stand up
+
+    def cast(self, shapes: Iterable[Shape], height: float, depth: float = 0.55) -> None:
+        """Darkens the ground where things of these outlines and that height in metres keep the sun off."""
+        mask, draw = self._mask()
+        dx, dy = (value * height for value in self.light.shadow)
+        level = round(255 * depth)
+        for shape in shapes:
+            moved = [(x + dx, y + dy) for x, y in shape]
+            draw.polygon(self._pixels(moved), fill=level)
+            for i, corner in enumerate(shape):
+                draw.polygon(self._pixels([shape[i - 1], corner, moved[i], moved[i - 1]]), fill=level)
+        self.image.paste(SHADOW, mask=mask)
+
+    def gable(self, frame: Frame, length: float, width: float, color: Color) -> None:
+        """Paints a pitched roof around the frame's origin, its ridge along u; the side to the sun is bright."""
+        color = self.season.covered(color, 0.5)
+        sunny = self.light.toward[1] * math.cos(frame.angle) - self.light.toward[0] * math.sin(frame.angle)
+        for side in (-1, 1):
+            self.fill([frame.box(0, side * width / 4, length, width / 2)], scaled(color, 0.92 + 0.26 * side * sunny))
+        self.line(frame.path([(-length / 2, 0), (length / 2, 0)]), scaled(color, 1.16), 0.5)
+
+    def trees(self, spots: Sequence[Point], radius: float, colors: Sequence[Color] = (), shaded: bool = True) -> None:
+        """Plants a tree at each spot: crowns of about `radius` metres in the season's colours, or in those given."""
+        colors = [self.season.covered(color, 0.35) for color in colors or self.season.foliage]
+        if shaded:
+            self._crown_shadows(spots, radius)
+        crowns = [self._crown(color, radius * size) for color in colors for size in (0.75, 1.0, 1.2)]
+        for (x, y), kind in zip(spots, self.rng.integers(len(crowns), size=len(spots)).tolist(), strict=True):
+            crown = crowns[kind]
+            corner = round(x * self.scale - crown.width / 2), round(y * self.scale - crown.height / 2)
+            self.image.paste(crown, corner, crown)
+
+    def _crown_shadows(self, spots: Sequence[Point], radius: float) -> None:
+        """A crown stands on a thin trunk: its shadow is a patch of its own, not one that starts at its foot."""
+        mask, draw = self._mask()
+        reach = min(1.6 * radius, 1.5 * radius * math.hypot(*self.light.shadow))
+        sun_x, sun_y = self.light.toward
+        for x, y in spots:
+            for share, size in ((0.5, 0.9), (1.0, 0.72)):
+                px, py = ((x - sun_x * reach * share), (y - sun_y * reach * share))
+                box = [value * self.scale for value in (px - radius * size, py - radius * size)]
+                box += [value * self.scale for value in (px + radius * size, py + radius * size)]
+                draw.ellipse(box, fill=120)
+        self.image.paste(SHADOW, mask=mask)
+
+    def _crown(self, color: Color, radius: float) -> Image.Image:
+        """A crown seen from above, RGBA: lumpy, bright toward the sun, ragged at its edge."""
+        half = max(2, round(radius * self.scale))
+        axis = np.linspace(-1, 1, 2 * half + 1, dtype=np.float32)
+        x, y = axis[None, :], axis[:, None]
+        lumps = self.rng.random((6, 6), np.float32)
+        lumpy = np.asarray(Image.fromarray(lumps).resize((axis.size, axis.size), Image.Resampling.BICUBIC))
+        distance = x * x + y * y
+        sun_x, sun_y = self.light.toward
+        light = 0.62 + 0.5 * lumpy + 0.36 * (x * sun_x + y * sun_y) - 0.2 * distance
+        pixels = np.empty((axis.size, axis.size, 4), np.uint8)
+        pixels[..., :3] = np.clip(light[..., None] * np.asarray(color, np.float32), 0, 255)
+        pixels[..., 3] = 255 * (distance < 0.55 + 0.5 * lumpy)
+        return Image.fromarray(pixels)
+
+    def _mask(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        mask = Image.new("L", (self.side_px, self.side_px))
+        return mask, ImageDraw.Draw(mask)
+
+    def _pixels(self, shape: Shape) -> list[Point]:
+        return [(x * self.scale, y * self.scale) for x, y in shape]

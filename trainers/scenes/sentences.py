@@ -1,0 +1,161 @@
+"""What may be said of each land use.
+
+A name in braces is one of the scene's facts; a count comes with its noun ("three boats", "one boat", "no boats"), so a
+sentence has no verb that would have to agree with it.
+"""
+
+__all__ = ["ANY_SCENE", "SENTENCES"]
+
+ANY_SCENE = (
+    "{length} shadows point {shadow} in this image of a {subject} scene taken {season}",
+    "this {subject} scene was acquired in {month} with the shadows falling to the {shadow}",
+    "a {subject} scene seen from above {season}, with {length} shadows toward the {shadow}",
+    "{season} the sun throws shadows to the {shadow} over this {subject} scene",
+)
+
+SENTENCES = {
+    "airport": (
+        "an airport with {aircraft} and a {surface} runway that runs {course}",
+        "{aircraft} at an airport {season}, where a taxiway lies beside the runway",
+        "the {surface} runway with its white threshold stripes runs {course}",
+        "a terminal and its apron face a {surface} runway, with {aircraft} in sight",
+        "white markings on a {surface} runway next to an apron with a long terminal building",
+        "an overhead view {season} of a runway, a taxiway, a terminal and {aircraft}",
+    ),
+    "beach": (
+        "waves break on a {sand} beach with the {water} sea to the {sea}",
+        "a {sand} beach with {parasol} between the {water} sea and scattered bushes",
+        "the sea lies to the {sea} of the sand and bushes grow to the {land}",
+        "{parasol} on the sand of a beach {season}",
+        "white surf runs along the edge of {water} water and {sand} sand",
+        "a strip of {sand} sand separates the {water} sea in the {sea} from vegetation in the {land}",
+    ),
+    "circular_farmland": (
+        "{circle} of irrigated farmland, in whole or in part, on {ground} dry ground",
+        "a round {crop} field lies at the {where} of the image with its sprinkler arm in view",
+        "centre-pivot irrigation {season} with {circle} in sight",
+        "circular fields on {ground} soil, the most central of them {crop}",
+        "wheel ruts make rings on a {crop} circular field at the {where}",
+        "a dry landscape of {ground} ground with {circle} of crops under centre pivots",
+    ),
+    "dense_residential": (
+        "a dense neighbourhood of {house} along {street}",
+        "{house}, many with {roof} roofs, stand close together {season}",
+        "parallel streets run {course} through closely built housing",
+        "rows of homes with {roof} and other roofs line streets that run {course}",
+        "a crowded residential area with {street}, small gardens and {house}",
+        "houses, many with {roof} roofs, in tight rows on a grid of streets",
+    ),
+    "desert": (
+        "a desert of {color} sand with dunes whose crests run {course}",
+        "{color} dunes with {shrub} between them",
+        "wind has shaped long ridges in {color} sand {season}",
+        "the crests of the dunes run {course} across a sandy desert",
+        "bare {color} sand in waves, with {shrub} on it",
+        "{color} dunes fill the whole image, with {shrub} in sight",
+    ),
+    "farmland": (
+        "farmland divided into {field}, {colors} as seen from above",
+        "a patchwork of {field} with a straight track {course}",
+        "{field} {season}, their furrows drawn in straight lines",
+        "rectangular parcels of {colors} crops meet at straight edges",
+        "a farm track runs {course} past {colors} parcels",
+        "an agricultural landscape {season} with {field} of different sizes",
+    ),
+    "forest": (
+        "a dense forest of {kind} with {clearing}",
+        "the canopy of {kind} {season}, with {track} through it",
+        "{kind} cover the ground almost without a gap",
+        "a forest with {clearing} and {track}, seen from above {season}",
+        "tree crowns stand close together in a wood of {kind}",
+        "a wood of {kind} in which there is {track}",
+    ),
+    "golf_course": (
+        "a golf course with {green} and {bunker}",
+        "mown fairways run {course} between rows of trees, with {pond} in view",
+        "{bunker} of sand lie about {green} on a golf course {season}",
+        "striped fairways and pale bunkers on a golf course with {pond}",
+        "a golf course {season} with {bunker} and {pond}",
+        "trees separate the fairways of a golf course that has {green} in sight",
+    ),
+    "harbor": (
+        "a harbour with {boat} and {pier} in {water} water",
+        "{boat} in a marina whose quay lies to the {land}",
+        "rows of boats moored to {pier} {season}",
+        "{water} water between piers full of boats, with sheds on the {land} side",
+        "a marina with {pier} that reach out from a quay on the {land} side",
+        "small boats lie side by side in the {water} water of a harbour",
+    ),
+    "motorway": (
+        "a motorway with {lane} in each direction runs {course}",
+        "{carriageway} with {vehicle} on them {season}",
+        "{vehicle} on a motorway {bridge}",
+        "a divided road of {lane} each way runs {course} through open land",
+        "a motorway {bridge} crosses the image {course}",
+        "a green strip or bare verge parts {carriageway} of {lane} each",
+    ),
+    "parking_lot": (
+        "a {fullness} parking lot with {car} on {surface} asphalt",
+        "{car} parked in rows that run {course}",
+        "rows of marked bays on {surface} asphalt, {fullness} {season}",
+        "a large car park with {car} side by side",
+        "cars of many colours in a {fullness} car park whose rows run {course}",
+        "white lines divide a {surface} parking area that is {fullness}",
+    ),
+    "railway_yard": (
+        "a railway yard with {track} and {wagon}",
+        "{track} run side by side {course}",
+        "a yard of parallel rails with {train} and {wagon} in all {season}",
+        "a railway yard with {track} and {shed}",
+        "freight wagons on {track} that run {course}",
+        "rails on a bed of ballast with {wagon} on them and {shed}",
+    ),
+    "river": (
+        "a river with {color} water flows through the image {course}",
+        "a {color} river with {bridge} across it {season}",
+        "trees line the banks of a {color} river",
+        "there is {bridge} over the river, whose water looks {color}",
+        "a winding river {course} with pale banks and trees on both sides",
+        "{color} water bends between wooded banks {season}",
+    ),
+    "running_track": (
+        "a {color} running track around a football pitch with {stand} beside it",
+        "an athletics ground with a {color} oval track {season}",
+        "a sports ground whose long side runs {course}, with {stand}",
+        "the {color} lanes of a track enclose a striped lawn with white lines",
+        "a football pitch inside an oval {color} track, with {stand} for spectators",
+        "trees stand about a sports ground with a {color} track",
+    ),
+    "solar_farm": (
+        "a solar farm with {row} of {color} panels",
+        "{color} solar panels in {block} parted by {track}",
+        "{row} of solar panels {course} on open ground {season}",
+        "a small white hut near the {where} of a solar power station",
+        "long rows of {color} panels run {course} beside service tracks",
+        "a photovoltaic plant {season} with {block} and {row} of panels",
+    ),
+    "sparse_residential": (
+        "{house} with {roof} roofs along a lane among trees",
+        "a sparse settlement of {house} and {pool}",
+        "a lane runs {course} past {house} in large gardens",
+        "scattered homes with {roof} roofs {season}, with {pool} beside them",
+        "{house} far apart from each other, joined by drives to a lane {course}",
+        "a quiet residential area with {house}, {pool} and many trees",
+    ),
+    "storage_tanks": (
+        "{tank} of {color} colour with {roof}",
+        "an oil depot with {tank} beside pipes that run {course}",
+        "low square walls around round storage tanks of {color} colour",
+        "{tank} in a depot {season}, seen from above",
+        "a tank farm with {tank} whose roofs are {color}",
+        "a yard with {tank} under {roof} and straight pipes {course}",
+    ),
+    "tennis_courts": (
+        "{court} for tennis with {color} surfaces among trees",
+        "a tennis ground with {court} {season}",
+        "a block of {color} tennis ground lies at the {where} of the image",
+        "white lines on {color} surfaces mark {court}",
+        "a fenced block of {court} surrounded by trees and grass",
+        "{court} in {color}, with a net across the middle of each",
+    ),
+}

@@ -1,0 +1,224 @@
+"""Scenes to files: both images, then the captions, then the page that says the folder is complete.
+
+While scenes are being written the folder holds `scenes.partial.json` in place of `scenes.json`; both name what was
+asked for, so that the same request can be taken up again and any other is refused.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.scenes.captions import NUM_SENTENCES, sentences, tokens
+from orbithash.trainers.scenes.classes import CLASSES
+from orbithash.trainers.scenes.geometry import EXTENT
+from orbithash.trainers.scenes.georeference import CRS, PLACE, PLACE_LAT, PLACE_LON, gsd_m, upper_left
+from orbithash.trainers.scenes.moment import SEASONS
+from orbithash.trainers.scenes.scene import Scene, draw_scene
+
+__all__ = ["FORMAT_VERSION", "MAX_COUNT", "write_scenes"]
+
+FORMAT_VERSION = 1
+"""Raised whenever the same seed would give other files."""
+
+MAX_COUNT = 1_000_000
+MIN_SIZE_PX, MAX_SIZE_PX = 64, 512
+
+_COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions.json"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What decides every byte of a folder of scenes."""
+
+    count: int
+    seed: int
+    size_px: int
+
+    def described(self) -> dict[str, Any]:
+        """The content of `scenes.json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "seed": self.seed,
+            "count": self.count,
+            "size_px": self.size_px,
+            "gsd_m": gsd_m(self.size_px),
+            "second_gsd_m": gsd_m(self.size_px) / 2,
+            "crs": CRS,
+            "place": {"name": PLACE, "lon": PLACE_LON, "lat": PLACE_LAT},
+            "classes": list(CLASSES),
+            "seasons": {name: list(season.months) for name, season in SEASONS.items()},
+        }
+
+
+def write_scenes(
+    directory: Path,
+    count: int,
+    seed: int = 0,
+    size_px: int = 128,
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes `count` drawn, georeferenced land-use scenes with captions into a folder of their own.
+
+    The same arguments give the same bytes. Scene i depends on nothing but the seed, the size and i, so fewer scenes
+    are a prefix of more. A folder that was left half written, or that holds fewer scenes of the same seed and size,
+    is written to its end.
+
+    Args:
+        directory: where to; made if need be.
+        count: number of scenes, 1 to a million; their classes take turns.
+        seed: chooses the series of scenes, 0 or more.
+        size_px: side of the colour images, 64 to 512; panchromatic ones have twice that on the same ground.
+        on_progress: told after every scene how many are there.
+
+    Raises:
+        InputError: an argument is out of range, or the folder holds something else.
+    """
+    request = _Request(count, seed, size_px)
+    _check(request)
+    if _is_done(directory, request):
+        if on_progress:
+            on_progress(count)
+        return
+    _make(directory / _PARTIAL, _json(request.described()))
+    (directory / _COMPLETE).unlink(missing_ok=True)
+    captions = directory / _unfinished(_CAPTIONS)
+    with captions.open("w", encoding="utf-8", newline="\n") as page:
+        page.write('{"dataset": "scenes", "images": [')
+        for index in range(count):
+            scene = draw_scene(index, seed, size_px)
+            _write_images(directory, scene)
+            _write_captions(page, scene, seed)
+            if on_progress:
+                on_progress(index + 1)
+        page.write("\n]}\n")
+    captions.replace(directory / _CAPTIONS)
+    _make(directory / _COMPLETE, _json(request.described()))
+    (directory / _PARTIAL).unlink()
+
+
+def _check(request: _Request) -> None:
+    """Refuses numbers out of range."""
+    if not 1 <= request.count <= MAX_COUNT:
+        raise InputError(f"the number of scenes is {request.count}; it must lie between 1 and {MAX_COUNT}")
+    if not MIN_SIZE_PX <= request.size_px <= MAX_SIZE_PX:
+        raise InputError(
+            f"the size of a scene is {request.size_px} pixels; it must lie between {MIN_SIZE_PX} and {MAX_SIZE_PX}"
+        )
+    if request.seed < 0:
+        raise InputError(f"the seed is {request.seed}; it must be 0 or more")
+
+
+def _is_done(directory: Path, request: _Request) -> bool:
+    """Whether the folder already holds what is asked for; refuses a folder that holds anything else."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; name a folder that does not exist yet or is empty")
+    # A kill in the first millisecond can leave the first page half written.
+    if not directory.exists() or {entry.name for entry in directory.iterdir()} <= {_unfinished(_PARTIAL)}:
+        return False
+    found = [_described(directory / name) for name in (_PARTIAL, _COMPLETE) if (directory / name).exists()]
+    if not found:
+        raise InputError(f"{directory} holds other files; name a folder that does not exist yet or is empty")
+    for key in ("format_version", "seed", "size_px"):
+        wanted = request.described()[key]
+        if found[0].get(key) != wanted:
+            raise InputError(
+                f"{directory} holds scenes of {key} {found[0].get(key)!r}, not {wanted!r}; name another folder"
+            )
+    there = found[0].get("count")
+    if not isinstance(there, int) or there > request.count:
+        raise InputError(f"{directory} holds {there} scenes, more than {request.count}; name another folder")
+    return there == request.count and not (directory / _PARTIAL).exists()
+
+
+def _described(page: Path) -> dict[str, Any]:
+    """The content of one of the two pages about a folder."""
+    try:
+        content = json.loads(page.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise InputError(f"{page} is not readable as JSON ({err}); name another folder") from err
+    if not isinstance(content, dict):
+        raise InputError(f"{page} does not describe a folder of scenes; name another folder")
+    return content
+
+
+def _file_name(scene: Scene) -> str:
+    """Of both images, below `images/` and `second/`."""
+    return f"{scene.label}/{scene.label}_{scene.index // len(CLASSES):04d}.tif"
+
+
+def _write_images(directory: Path, scene: Scene) -> None:
+    """Both images of a scene as GeoTIFFs over the same ground."""
+    color = np.moveaxis(scene.color, 2, 0)
+    for folder, pixels in (("images", color), ("second", scene.panchromatic[None])):
+        _make(directory / folder / _file_name(scene), _geotiff(pixels, upper_left(scene.index), scene.taken))
+
+
+def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: datetime) -> bytes:
+    """A GeoTIFF of uint8 [bands, height, width] whose upper left corner lies there, in metres of the scenes' CRS."""
+    from rasterio import Affine
+    from rasterio.io import MemoryFile
+
+    (bands, height, width), (left, top) = pixels.shape, corner
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            count=bands,
+            height=height,
+            width=width,
+            dtype="uint8",
+            crs=CRS,
+            transform=Affine(EXTENT / width, 0, left, 0, -EXTENT / height, top),
+            compress="deflate",
+            predictor=2,
+            interleave="pixel",
+            photometric="RGB" if bands == 3 else "MINISBLACK",
+        ) as image:
+            image.write(pixels)
+            image.update_tags(TIFFTAG_DATETIME=taken.strftime("%Y:%m:%d %H:%M:%S"))
+        return bytes(memory.read())
+
+
+def _write_captions(page: TextIO, scene: Scene, seed: int) -> None:
+    """Adds one image to the open captions: a line of its own, so that a million of them need no memory."""
+    first = scene.index * NUM_SENTENCES
+    spoken = [
+        {"raw": text, "tokens": tokens(text), "imgid": scene.index, "sentid": first + number}
+        for number, text in enumerate(sentences(scene, seed))
+    ]
+    image = {
+        "filename": f"images/{_file_name(scene)}",
+        "imgid": scene.index,
+        "split": _split(scene.index // len(CLASSES)),
+        "sentids": [sentence["sentid"] for sentence in spoken],
+        "sentences": spoken,
+    }
+    page.write("\n" if scene.index == 0 else ",\n")
+    json.dump(image, page)
+
+
+def _split(number: int) -> str:
+    """Of ten scenes of a class eight are for training; with few scenes the other parts come early."""
+    return {3: "test", 6: "val"}.get(number % 10, "train")
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.tmp"
+
+
+def _make(path: Path, content: bytes) -> None:
+    """Writes a whole file or, if the process is killed, none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(_unfinished(path.name))
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
