@@ -1,6 +1,5 @@
 """The command line: each verb checks what it was given, calls one function, prints what came of it."""
 
-import dataclasses
 import json
 import sys
 import traceback
@@ -156,7 +155,7 @@ def encode(
 
     summary = run_encode(source, model, archive, parse_workers(workers), tile)
     if as_json:
-        _print_json(dataclasses.asdict(summary))
+        _print_json(summary.to_json())
     else:
         print(summary)
 

@@ -1,0 +1,193 @@
+"""The whole chain on one machine: train, evaluate, encode, serve, query; a summary and a page.
+
+    OUT/scenes/          generated scenes, where no data were given
+    OUT/run/             the run folder, with its evaluation
+    OUT/database.parquet what is encoded: the images that queries are searched in
+    OUT/archive/         their codes
+    OUT/summary.json     every figure
+    OUT/report/index.html
+
+A demo that is run again keeps a complete training and does the rest anew.
+"""
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orbithash.cluster.demo_report import Asked, write_demo_report
+from orbithash.cluster.encode import encode
+from orbithash.cluster.evaluate import evaluate_run
+from orbithash.cluster.progress import say, track
+from orbithash.cluster.runtime import connected
+from orbithash.cluster.serve import serving
+from orbithash.cluster.train import prepare_run, read_history, train_on_ray
+from orbithash.encoders.archive import Archive
+from orbithash.encoders.errors import InputError
+from orbithash.search.client import Client
+from orbithash.trainers.datasets import PROTOCOLS
+from orbithash.trainers.evaluation import HEADLINE
+from orbithash.trainers.loop import Run
+from orbithash.trainers.report import write_atomically
+from orbithash.trainers.scenes import write_scenes
+
+__all__ = ["FROM_SCRATCH", "run_demo"]
+
+NUM_SCENES = 1080
+NUM_WORKERS = 2
+NUM_SHARDS = 2
+NUM_QUERIES = 200
+NUM_HITS = 8
+
+# Without pretrained weights: a small network on small images, chosen on the validation part of generated scenes.
+FROM_SCRATCH = (
+    "backbone=resnet18",
+    "image_size=64",
+    "batch_size=16",
+    "epochs=30",
+    "validate_every=5",
+    "lr=5e-4",
+    "head_lr_factor=1",
+    "proxy_lr_factor=10",
+    "lr_decay_epochs=10",
+    "scale=8",
+    "quantisation_weight=0.1",
+    "warm_up_epochs=0",
+)
+
+Result = TypeVar("Result")
+
+
+class _Stopwatch:
+    """Names each stage as it begins and keeps the seconds it took."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._num_stages = num_stages
+
+    def __call__(self, name: str, what: str, work: Callable[[], Result]) -> Result:
+        say(f"[{len(self.seconds) + 1}/{self._num_stages}] {what}")
+        begun = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - begun
+        return result
+
+
+def run_demo(out: Path, data: Path | None, weights: str | None, settings: Sequence[str]) -> dict[str, Any]:
+    """Runs the demo into `out` and returns the summary it writes there."""
+    out = out.absolute()
+    stage = _Stopwatch(6 if data is None else 5)
+    if data is None:
+        data = out / "scenes"
+        stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
+    recipe = [*(FROM_SCRATCH if weights is None else ()), *settings]
+    run = prepare_run("dhcl", data, settings=recipe, weights=weights)
+    with connected():
+        stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
+        metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
+        encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))
+        asked = stage("query", "querying by image over gRPC", lambda: asyncio.run(_ask(run, out)))
+    summary = _summary(run, read_history(out / "run"), metrics, encoded, asked, stage.seconds)
+    stage("report", "writing the report", lambda: write_demo_report(out, run, summary, asked))
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    say(
+        f"done: {HEADLINE} {summary[HEADLINE]:.4f} (expected over ties), median query {summary['query']['p50_ms']:.0f} "
+        f"ms; open {out / 'report' / 'index.html'}"
+    )
+    return summary
+
+
+def _draw(directory: Path) -> None:
+    with track("drawing", NUM_SCENES, "scenes") as advance_to:
+        write_scenes(directory, NUM_SCENES, on_progress=lambda done: advance_to(done, ""))
+
+
+def _train(run: Run, folder: Path) -> None:
+    train_on_ray(run, folder, NUM_WORKERS)
+
+
+def _encode(run: Run, out: Path) -> dict[str, Any]:
+    """Encodes the images that the protocol searches in; the queries stay out of the archive."""
+    images = run.manifest.part(*PROTOCOLS[run.manifest.protocol].database)
+    table = pa.table(
+        {
+            "key": [image.id for image in images],
+            "path": [str(run.root / image.path) for image in images],
+            "label": [run.manifest.classes[image.label] for image in images],
+        }
+    )
+    pq.write_table(table, out / "database.parquet")
+    archive = out / "archive"
+    if archive.exists():
+        # Of an earlier demo; anything else is refused by what opens it.
+        Archive.open(archive)
+        shutil.rmtree(archive)
+    return encode(str(out / "database.parquet"), out / "run" / "model", str(archive)).to_json()
+
+
+async def _ask(run: Run, out: Path) -> list[Asked]:
+    """Asks the gateway for the neighbours of unseen images, one after another, as a lone user would."""
+    queries = run.manifest.part("test")
+    chosen = np.random.default_rng(0).permutation(len(queries))[:NUM_QUERIES]
+
+    def ask_all(address: str) -> list[Asked]:
+        asked = []
+        with Client(address) as client, track("querying", len(chosen), "queries") as advance_to:
+            # The first connects.
+            client.search(image=(run.root / queries[0].path).read_bytes(), k=1)
+            for row in chosen.tolist():
+                image = (run.root / queries[row].path).read_bytes()
+                begun = time.perf_counter()
+                answer = client.search(image=image, k=NUM_HITS)
+                asked.append(Asked(queries[row], answer, 1e3 * (time.perf_counter() - begun)))
+                advance_to(len(asked), "")
+        return asked
+
+    async with serving(out / "archive", out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
+        return await asyncio.to_thread(ask_all, gateway.address)
+
+
+def _summary(
+    run: Run,
+    history: list[dict[str, Any]],
+    metrics: dict[str, Any],
+    encoded: dict[str, Any],
+    asked: list[Asked],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    if not history or not asked:
+        raise InputError("the demo has nothing to sum up: no epoch ended or no query was asked")
+    times = [one.took_ms for one in asked]
+    return {
+        "dataset": run.manifest.dataset,
+        "protocol": run.manifest.protocol,
+        "method": run.method,
+        "bits": metrics["bits"],
+        HEADLINE: metrics["metrics"][HEADLINE]["expected"],
+        "chance": metrics["chance"][HEADLINE],
+        "metrics": metrics["metrics"],
+        "distinct_codes": metrics["codes"]["distinct"],
+        "train": {
+            "workers": NUM_WORKERS,
+            "epochs": len(history),
+            "images_per_s": float(np.median([record["images_per_s"] for record in history])),
+            # Of the epochs themselves; start-up and validation are in seconds.train.
+            "seconds": sum(record["seconds"] for record in history),
+        },
+        "encode": encoded,
+        "query": {
+            "by": "image",
+            "shards": NUM_SHARDS,
+            "count": len(times),
+            "p50_ms": float(np.percentile(times, 50)),
+            "p95_ms": float(np.percentile(times, 95)),
+        },
+        "seconds": dict(seconds),
+    }

@@ -66,7 +66,8 @@ class EncodeSummary:
     """What one run of `encode` did.
 
     `num_listed` images in the source, of which `num_done_before` were in the archive already; `num_encoded` and
-    `num_refused` now. `start_s` passed until the first batch reached a network, `encode_s` from then to the last commit.
+    `num_refused` now. `start_s` passed until the first batch reached a network, `encode_s`
+    from then to the last commit.
     """
 
     num_listed: int
@@ -77,6 +78,20 @@ class EncodeSummary:
     encode_s: float
     rows_per_s: float
     rows_in_archive: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """What a person wants to know."""
+        refused = f", refused {self.num_refused} (see the archive's side table)" if self.num_refused else ""
+        before = f", {self.num_done_before} were done before" if self.num_done_before else ""
+        rate = f" at {self.rows_per_s:.0f}/s after {self.start_s:.1f} s of start-up" if self.num_encoded else ""
+        return (
+            f"encoded {self.num_encoded} of {self.num_listed} images{rate}{before}{refused}; the archive has "
+            f"{self.rows_in_archive} rows"
+        )
 
 
 def parse_workers(text: str | None) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ LINE_INTERVAL_S = 10.0
 
 def say(text: str) -> None:
     """One line for a person."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -53,13 +53,14 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
 
 def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
     begun = shown = time.monotonic()
+    finished = False
 
     def advance_to(completed: int, note: str = "") -> None:
-        nonlocal shown
+        nonlocal shown, finished
         now = time.monotonic()
-        if completed < total and now - shown < LINE_INTERVAL_S:
+        if finished or (completed < total and now - shown < LINE_INTERVAL_S):
             return
-        shown = now
+        shown, finished = now, completed >= total
         left = (now - begun) / completed * (total - completed) if completed else 0.0
         tail = f", {left:.0f} s left" if completed < total else f" in {now - begun:.0f} s"
         print(f"{what}: {completed}/{total} {unit}{_rate(completed, begun)}{tail} {note}".rstrip(), file=sys.stderr)
@@ -69,4 +70,7 @@ def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
 
 def _rate(completed: int, begun: float) -> str:
     seconds = time.monotonic() - begun
-    return f" ({completed / seconds:.0f}/s)" if completed and seconds > 0 else ""
+    if not completed or seconds <= 0:
+        return ""
+    rate = completed / seconds
+    return f" ({rate:.0f}/s)" if rate >= 10 else f" ({rate:.1f}/s)"

@@ -21,6 +21,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # What Ray's core writes to stderr by itself is not for users; it is in its log files too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not os.environ.get("RAY_ADDRESS"):
         _set_token()
     import ray

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from orbithash.encoders.errors import InputError
 
@@ -58,6 +58,13 @@ def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.M
             _replace_batch_norm(child, make)
 
 
+def _drop_nothing(module: nn.Module) -> None:
+    """Whole branches left out at random would make a resumed run, and other numbers of ranks, train differently."""
+    for child in module.modules():
+        if isinstance(child, StochasticDepth):
+            child.p = 0.0
+
+
 def build_backbone(name: str, norm: str, weights: str | None = None) -> nn.Module:
     """Builds backbone `name` from images [N, 3, H, W] to a feature map [N, D, h, w].
 
@@ -77,6 +84,7 @@ def build_backbone(name: str, norm: str, weights: str | None = None) -> nn.Modul
         load_weights(model, name, weights)
     body = BACKBONES[name](model)
     _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
+    _drop_nothing(body)
     return body
 
 
@@ -122,6 +130,6 @@ def _download(name: str, weights: str) -> Mapping[str, torch.Tensor]:
         )
     try:
         state: Mapping[str, torch.Tensor] = kinds[weights].get_state_dict(check_hash=True, weights_only=True)
-    except OSError as err:
+    except (OSError, RuntimeError) as err:
         raise InputError(f"weights {weights!r} of {name}: the download failed ({err}); give a local file") from err
     return state

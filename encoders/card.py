@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ class ModelCard:
         default_factory=lambda: {"orbithash": version("orbithash"), "torch": version("torch")}
     )
 
+    def __post_init__(self) -> None:
+        if len(self.thresholds) != self.network.bits or not all(map(math.isfinite, self.thresholds)):
+            raise InputError(f"thresholds: one finite number for each of the {self.network.bits} hash bits is needed")
+        if self.label_code != "none" and not 2 <= len(self.classes) == self.network.num_classes:
+            raise InputError(
+                f"label code {self.label_code!r} needs a classifier of 2 or more classes and the names of all of them; "
+                f"it has {self.network.num_classes} outputs for {len(self.classes)} names"
+            )
+        check_bits(self.bits)
+
     @property
     def bits(self) -> int:
         """Bits of a whole code, label bits included."""
@@ -116,7 +127,9 @@ def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
         raise InputError(f"{folder}: not a model folder (it has no model.json); training leaves one in RUN/model")
     try:
         fields = json.loads(path.read_bytes())
-    except ValueError as err:
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror})") from err
+    except (ValueError, RecursionError) as err:
         raise InputError(f"{path}: damaged (not JSON: {err})") from err
     found = fields.get("format_version") if isinstance(fields, dict) else None
     if found != FORMAT_VERSION:
@@ -127,9 +140,10 @@ def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
     except KeyError as err:
         raise InputError(f"{path}: the key {err} is missing") from err
     except (TypeError, ValueError) as err:
-        raise InputError(f"{path}: a value is wrong ({err})") from err
+        problems = " ".join(str(err).split())
+        raise InputError(f"{path}: a value is wrong ({problems})") from err
     known = _fields(card, weights_sha256)
-    if {**known, "model_id": _content_hash(known)} != fields or len(card.thresholds) != card.network.bits:
+    if {**known, "model_id": _content_hash(known)} != fields:
         raise InputError(f"{path}: damaged (its content does not give its model_id {model_id!r})")
     try:
         weights = (folder / "model.safetensors").read_bytes()

@@ -59,6 +59,7 @@ def _place(dataset: Any, window: Window) -> tuple[float, float, bytes] | None:
     cols = [col + width * part for part in (0.5, 0, 0, 1, 1, 0)]
     rows = [row + height * part for part in (0.5, 0, 1, 1, 0, 0)]
     xs, ys = xy(dataset.transform, rows, cols, offset="ul")
+    unusable: tuple[type[Exception], ...] = (*gdal_errors(), ValueError)
     try:
         (lon,), (lat,) = transform(dataset.crs, "EPSG:4326", xs[:1], ys[:1])
         outline = shape(
@@ -66,7 +67,7 @@ def _place(dataset: Any, window: Window) -> tuple[float, float, bytes] | None:
                 dataset.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [list(zip(xs, ys, strict=True))[1:]]}
             )
         )
-    except (*gdal_errors(), ValueError):
+    except unusable:
         # A local or unknown system of coordinates has no place on Earth.
         return None
     if not all(math.isfinite(number) for number in (lon, lat, *outline.bounds)) or abs(lat) > 90:

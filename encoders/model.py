@@ -45,7 +45,7 @@ class HashModel:
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in _moments(card.preprocessing))
         self._mean, self._std = mean * 255, std * 255
         self._thresholds = torch.tensor(card.thresholds, device=self.device)
-        self._labels = label_table(card.label_code, len(card.classes)).repeat(card.label_weight, axis=1)
+        self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
 
     @property
     def bits(self) -> int:

@@ -19,7 +19,7 @@ class NetworkOutput(NamedTuple):
 
 
 class HashNetwork(nn.Module):
-    """Backbone, pooling, layer norm, one linear layer to K outputs, tanh; a linear classifier on the K outputs where asked for.
+    """Backbone, pooling, layer norm, one linear layer to K outputs, tanh; a linear classifier on those where asked for.
 
     `forward` takes normalised images float [N, 3, H, W].
     """

@@ -49,8 +49,8 @@ class Preprocessing:
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resamples uint8 [H, W, 3] to uint8 [crop, crop, 3]."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"an image is uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(f"an image is uint8 [H, W, 3] with pixels in it, got {image.dtype} {list(image.shape)}")
         height, width = image.shape[:2]
         side = min(height, width) * self.crop / self.resize
         left, top = (width - side) / 2, (height - side) / 2

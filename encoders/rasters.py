@@ -37,12 +37,8 @@ _MAGIC = {
 }
 # Pixels a scene's stretch is computed from.
 _STRETCH_PIXELS = 2**20
-_GDAL = {
-    # Neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the folder's listing.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_GEOREF_SOURCES": "INTERNAL",
-}
+# Neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the folder's listing.
+_GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 
 def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -> Stretch | None:

@@ -106,7 +106,7 @@ class Engine:
         archive: ArchiveReader,
         encode_images: Callable[[list[bytes]], Awaitable[Codes]],
         *,
-        max_fan_outs: int = 2,
+        max_fan_outs: int = 1,
         max_waiting: int = 1024,
         shard_timeout_s: float = 5.0,
     ) -> None:
@@ -117,7 +117,8 @@ class Engine:
             archive: the version of the archive whose codes the shards hold.
             encode_images: encoded image files to their codes uint8 [N, B]. Raises `ImageError` itself (no wrapper
                 around it) for a file that is no image the model takes: its message goes to whoever asked.
-            max_fan_outs: batches in flight to the shards at a time; with replicas, a few for each.
+            max_fan_outs: batches in flight to the shards at a time. One gave the most queries per second on two cores,
+                because its batches grow largest; with replicas, one for each.
             max_waiting: queries that may queue behind them before new ones are refused as `Overloaded`.
             shard_timeout_s: a shard that is silent for so long counts as failed, even if the query has more time.
         """
@@ -162,9 +163,11 @@ class Engine:
         """The query's code uint8 [B]."""
         if query.image is not None:
             try:
-                return (await self._encode_images([query.image]))[0]
+                codes = await self._encode_images([query.image])
             except ImageError as error:
                 raise InvalidQuery(("image", str(error))) from error
+            image_code: Codes = codes[0]
+            return image_code
         if query.key is not None:
             return await asyncio.to_thread(self._code_of_key, query.key)
         code = np.frombuffer(query.code or b"", np.uint8)
@@ -176,7 +179,7 @@ class Engine:
     def _code_of_key(self, key: str) -> Codes:
         row = self._archive.find(key)
         if row is None:
-            raise KeyNotFound(f"no row of the archive has the key {_shortened(key)!r}")
+            raise KeyNotFound(f"no row of the archive has the key {key!r}")
         table = self._archive.take(np.array([row], np.uint64), ["code"])
         code: Codes = np.array(table.column("code").to_pylist()[0], np.uint8)
         return code
@@ -227,7 +230,3 @@ class Engine:
         table = self._archive.take(ids, _HIT_COLUMNS)
         columns = [table.column(name).to_pylist() for name in _HIT_COLUMNS]
         return {id_: Hit(0, 0, id_, *row) for id_, row in zip(ids.tolist(), zip(*columns, strict=True), strict=True)}
-
-
-def _shortened(text: str, limit: int = 100) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

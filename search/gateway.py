@@ -1,6 +1,8 @@
 """The gRPC server over an engine: `orbithash.v1.SearchService` and `grpc.health.v1.Health`."""
 
+import errno
 import logging
+import socket
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +80,9 @@ async def start_gateway(engine: Engine, address: str, *, limits: GatewayLimits |
     search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(engine, limits.max_timeout_s), server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     try:
+        _check_free(host, port)
         port = server.add_insecure_port(address)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise InputError(
             f"cannot listen at {address}: is the port in use? Give another, or 0 for a free one"
         ) from error
@@ -87,6 +90,19 @@ async def start_gateway(engine: Engine, address: str, *, limits: GatewayLimits |
     for service in _SERVICES:
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     return Gateway(server, checks, host, port)
+
+
+def _check_free(host: str, port: int) -> None:
+    """`OSError` when something listens there: gRPC would find out too, but would also write about it to stderr."""
+    for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(place)
+            except OSError as error:
+                # Any other failure may concern one of several addresses of the host; gRPC needs one that works.
+                if error.errno == errno.EADDRINUSE:
+                    raise
 
 
 class _SearchServicer(search_pb2_grpc.SearchServiceServicer):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from orbithash.encoders.errors import InputError
 
@@ -16,7 +16,7 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 def save_checkpoint(folder: Path, **parts: Any) -> None:
     """Writes nested dicts and lists of tensors and JSON values into `folder`."""
     tensors: dict[str, torch.Tensor] = {}
-    tree = _detach(parts, "", tensors)
+    tree = _detach(parts, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(tree))
@@ -25,22 +25,26 @@ def save_checkpoint(folder: Path, **parts: Any) -> None:
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote; `InputError` when it is damaged."""
     try:
-        tensors = load_file(folder / "tensors.safetensors")
+        # Not mapped into memory: the file may be written anew while the tensors are in use.
+        tensors = load((folder / "tensors.safetensors").read_bytes())
         parts: dict[str, Any] = _attach(json.loads((folder / "state.json").read_text()), tensors)
-    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        if not isinstance(parts, dict):
+            raise TypeError("state.json holds no parts")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as err:
         raise InputError(f"{folder}: the checkpoint is damaged ({err}); remove it to start from an older one") from err
     return parts
 
 
-def _detach(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _detach(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """`value` with each tensor replaced by where it went, and each dict by its items (keys may be numbers)."""
     if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"items": [[key, _detach(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+        return {"items": [[key, _detach(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_detach(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return [_detach(item, tensors) for item in value]
     return value
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orbithash.encoders.backbones import BACKBONES
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
@@ -14,11 +14,14 @@ from orbithash.encoders.errors import InputError, listed
 
 __all__ = ["TrainConfig", "load_config"]
 
+# Its pooling layers leave nothing of a smaller image.
+ALEXNET_MIN_PX = 63
+
 
 class TrainConfig(BaseModel):
     """What every method's training can be told. A method's own config adds to it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code")
     backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
@@ -32,10 +35,21 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="of the order, the augmentation and the initial weights")
     validate_every: int = Field(1, ge=1, description="epochs between two evaluations on the validation part")
 
+    @field_validator("backbone")
+    @classmethod
+    def _check_backbone(cls, backbone: str) -> str:
+        if backbone not in BACKBONES:
+            raise ValueError(f"no such backbone; there are {', '.join(BACKBONES)}")
+        return backbone
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {self.backbone!r}; there are {', '.join(BACKBONES)}")
+        if self.weights is not None and self.norm == "group":
+            raise ValueError(
+                "norm=group takes no weights: pretrained ones belong to batch norm; leave one of them away"
+            )
+        if self.backbone == "alexnet" and self.image_size < ALEXNET_MIN_PX:
+            raise ValueError(f"image_size is {self.image_size}: alexnet needs at least {ALEXNET_MIN_PX} pixels")
         if self.norm == "auto":
             # Frozen: the one moment at which the model may still be changed.
             object.__setattr__(self, "norm", "group" if self.weights is None else "frozen-batch")

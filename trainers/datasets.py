@@ -135,26 +135,29 @@ class Manifest:
         return "".join(json.dumps(row) + "\n" for row in [head, *(dataclasses.asdict(i) for i in self.images)])
 
     def write(self, path: Path) -> None:
-        """Writes the manifest as JSON lines: a head, then one line an image."""
+        """Writes the manifest as JSON lines: a head, one line an image, the hash of all that."""
         part = path.with_name(f".{path.name}.part")
-        part.write_text(self._text())
+        part.write_text(self._text() + json.dumps({"sha256": self.sha256}) + "\n")
         part.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Reads what `write` wrote; `InputError` when it is absent or damaged."""
         try:
-            head, *rows = (json.loads(line) for line in path.read_text().splitlines())
+            head, *rows, tail = (json.loads(line) for line in path.read_text().splitlines())
             if head.pop("format_version") != FORMAT_VERSION:
-                raise InputError(f"{path}: not a manifest of format version {FORMAT_VERSION}")
+                raise ValueError(f"not of format version {FORMAT_VERSION}")
             classes = tuple(head.pop("classes"))
-            return cls(**head, classes=classes, images=tuple(Image(**row) for row in rows))
+            manifest = cls(**head, classes=classes, images=tuple(Image(**row) for row in rows))
+            if manifest.sha256 != tail["sha256"]:
+                raise ValueError("its content does not give the hash in its last line")
         except OSError as err:
             raise InputError(
                 f"{path}: the manifest cannot be read ({err.strerror}); is this the folder of a run?"
             ) from err
-        except (KeyError, TypeError, ValueError) as err:
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise InputError(f"{path}: the manifest is damaged ({err})") from err
+        return manifest
 
     def check_files(self, root: Path) -> None:
         """`InputError` that lists every image that is absent from `root` or is not the file the manifest means."""
@@ -177,6 +180,7 @@ def make_manifest(root: Path, dataset: str | None = None, protocol: str | None =
     `dataset` is a name of `DATASETS`, recognised from the folder where None; `protocol` one of `PROTOCOLS`, the
     dataset's own where None. All problems of the folder come in one `InputError`.
     """
+    root = root.resolve()
     folders = find_class_folders(root)
     dataset = _recognise(root, folders.keys()) if dataset is None else dataset
     if dataset not in DATASETS:
@@ -187,9 +191,9 @@ def make_manifest(root: Path, dataset: str | None = None, protocol: str | None =
     _check_classes(root, dataset, folders)
     rule = PROTOCOLS[protocol]
     images = []
-    for label, (_, paths) in enumerate(sorted(folders.items())):
+    for label, (name, paths) in enumerate(sorted(folders.items())):
         # A generator for each class: another class more or less does not move this one's split.
-        parts = rule.split(len(paths), np.random.default_rng([rule.seed, label]))
+        parts = rule.split(len(paths), np.random.default_rng([rule.seed, *name.encode()]))
         for path, part in zip(paths, parts, strict=True):
             relative = path.relative_to(root).as_posix()
             images.append(Image(id=relative, path=relative, label=label, split=part, sha256=_sha256(path)))

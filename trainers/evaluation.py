@@ -207,9 +207,9 @@ def write_evaluation(
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "metrics.json", text.encode())
     figures = draw_figures(by_name, history)
-    for name, figure in figures.items():
+    for name, figure in (pair for of_direction in figures.values() for pair in of_direction.items()):
         assert isinstance(figure.plot, str), "plots are SVG"
-        write_atomically(folder / "plots" / f"{name}.svg", figure.plot.encode("utf-8", "replace"))
+        write_atomically(folder / "plots" / f"{name}.svg", figure.plot.encode())
     path = folder / "report.html"
     write_report(path, *evaluation_title(by_name), evaluation_sections(by_name, figures, read_image))
     return path

@@ -45,41 +45,47 @@ def evaluation_title(evaluations: Evaluations) -> tuple[str, str]:
     )
 
 
-def draw_figures(evaluations: Evaluations, history: Sequence[Mapping[str, Any]] = ()) -> dict[str, Figure]:
-    """Every figure by the name of its file. `evaluations` has one entry, or one for each direction."""
-    figures = {}
+def draw_figures(evaluations: Evaluations, history: Sequence[Mapping[str, Any]] = ()) -> dict[str, dict[str, Figure]]:
+    """Every figure by the name of its file: first those of the whole model (""), then those of each direction.
+
+    `evaluations` has one entry named "", or one for each direction.
+    """
+    shared = {}
     if history:
-        figures["losses"] = Figure(
+        shared["losses"] = Figure(
             "Training losses", plots.learning_curves(history, "train"), "The mean of each loss over every epoch."
         )
-        figures["validation"] = Figure(
+        shared["validation"] = Figure(
             "On the validation part",
             plots.learning_curves(history, "validation"),
             "The model is the epoch with the best of these; the test part had no say in it.",
         )
-    figures["precision_at_k"] = _precision_at_k(evaluations)
-    figures["precision_recall"] = Figure(
+    shared["precision_at_k"] = _precision_at_k(evaluations)
+    shared["precision_recall"] = Figure(
         "Precision and recall by radius",
-        plots.precision_recall({name: radius_curve(e.histograms) for name, e in evaluations.items()}),
+        plots.precision_recall({_arrow(name): radius_curve(e.histograms) for name, e in evaluations.items()}),
         "Each point is one Hamming radius: everything within it is returned. Up and to the right is better. A query "
         "that finds nothing counts as precision 0, so a curve may start low.",
     )
+    figures = {"": shared}
     for name, evaluation in evaluations.items():
-        figures |= _figures_of(name, evaluation)
+        figures.setdefault(name, {}).update(_figures_of(name, evaluation))
     return figures
 
 
 def evaluation_sections(
-    evaluations: Evaluations, figures: Mapping[str, Figure], read_image: ReadImage | None
+    evaluations: Evaluations, figures: Mapping[str, Mapping[str, Figure]], read_image: ReadImage | None
 ) -> list[Section]:
     """The whole report as sections, `figures` being what `draw_figures` made."""
-    sections: list[Section] = [_facts(evaluations), Figures("Plots", list(figures.values()))]
+    sections: list[Section] = [_facts(evaluations), Figures("Plots", list(figures[""].values()))]
     for name, evaluation in evaluations.items():
+        if name:
+            sections.append(Figures(f"Plots{_of(name)}", list(figures[name].values())))
         sections += [
             gallery_section(evaluation, read_image, reason, f"{title}{_of(name)}", caption)
             for reason, title, caption in _GALLERIES
         ]
-    sections += [_table(name, evaluation) for name, evaluation in evaluations.items()]
+        sections.append(_table(name, evaluation))
     sections.append(Text("How to read these figures", _explanations(evaluations)))
     return sections
 
@@ -120,8 +126,12 @@ def _tile(item: Shown | Hit, read_image: ReadImage | None, side_px: int, note: s
     return Tile(item.label, image, item.sentence, note, right)
 
 
+def _arrow(name: str) -> str:
+    return name.replace("->", " → ")
+
+
 def _of(name: str) -> str:
-    return f", {name}" if name else ""
+    return f", {_arrow(name)}" if name else ""
 
 
 def _file(kind: str, name: str) -> str:
@@ -136,7 +146,7 @@ def _precision_at_k(evaluations: Evaluations) -> Figure:
     def precisions(evaluation: Evaluation, policy: Any) -> Any:
         return np.array([hits_at(evaluation.histograms, k, policy).mean() / k for k in cutoffs])
 
-    lines = {name or "expected": precisions(evaluation, "expected") for name, evaluation in evaluations.items()}
+    lines = {_arrow(name) or "expected": precisions(evaluation, "expected") for name, evaluation in evaluations.items()}
     alone = len(evaluations) == 1
     band = (precisions(first, "pessimistic"), precisions(first, "optimistic")) if alone else None
     chance = first.metrics["chance"]["precision@1"] if alone else None
@@ -155,12 +165,12 @@ def _figures_of(name: str, evaluation: Evaluation) -> dict[str, Figure]:
     ]
     return {
         _file("per_class", name): Figure(
-            f"Average precision by class{_of(name)}",
+            "Average precision by class",
             plots.bars(metrics["per_class"], f"expected {HEADLINE}", mean=evaluation.headline, limit=1),
             "The mean over the queries of each class, the hardest class at the bottom.",
         ),
         _file("confusion", name): Figure(
-            f"What stands first{_of(name)}",
+            "What stands first",
             plots.class_confusion(
                 evaluation.nearest_classes[np.ix_(present, present)], [evaluation.classes[i] for i in present]
             ),
@@ -168,13 +178,13 @@ def _figures_of(name: str, evaluation: Evaluation) -> dict[str, Figure]:
             "diagonal would be perfect.",
         ),
         _file("distances", name): Figure(
-            f"Distances{_of(name)}",
+            "Distances",
             plots.distance_histogram(histograms.items.sum(0), histograms.relevant.sum(0)),
             "How far queries lie from database items of their own class and of others. The less the two overlap, the "
             "better a radius tells them apart.",
         ),
         _file("bit_balance", name): Figure(
-            f"Balance of the bits{_of(name)}",
+            "Balance of the bits",
             plots.bit_balance(metrics["codes"]["bit_balance"]),
             "The share of database codes in which each bit is 1. A bit near one half says most; a bit at 0 or 1 says "
             "nothing.",
@@ -184,7 +194,7 @@ def _figures_of(name: str, evaluation: Evaluation) -> dict[str, Figure]:
 
 def _facts(evaluations: Evaluations) -> Facts:
     if len(evaluations) > 1:
-        return Facts("At a glance", [_headline(f"mAP@20, {name}", e) for name, e in evaluations.items()])
+        return Facts("At a glance", [_headline(f"mAP@20, {_arrow(name)}", e) for name, e in evaluations.items()])
     (evaluation,) = evaluations.values()
     figures, chance, codes = (evaluation.metrics[key] for key in ("metrics", "chance", "codes"))
     empty = radius_curve(evaluation.histograms).empty[LOOKUP_RADIUS]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from orbithash.encoders.card import ModelCard
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import Rendering
-from orbithash.encoders.card import ModelCard
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.checkpoint import load_checkpoint, save_checkpoint
@@ -196,13 +196,16 @@ def _train_epoch(
             sums[name] = sums.get(name, 0.0) + value
         observer.on_step(epoch + 1, step, num_steps, step * config.batch_size / (time.perf_counter() - start))
     seconds = time.perf_counter() - start
-    means = sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)) / num_steps / world_size()
+    # Where the network is: NCCL knows no tensors of the CPU.
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=encoder.device)
+    means = sum_over_ranks(totals) / num_steps / world_size()
     return {
         "epoch": epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],
         **{f"train/{name}": float(mean) for name, mean in zip(sums, means, strict=True)},
         "images_per_s": num_steps * config.batch_size / seconds,
         "step_s": seconds / num_steps,
+        "seconds": seconds,
         "waited_for_data_s": waited,
     }
 

@@ -204,10 +204,11 @@ def evaluate_codes(
         figures[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in _POLICIES}
         chance[name] = float(average_precision(lone, k, definition).mean())
     num_relevant = np.maximum(histograms.num_relevant, 1)
-    for k in PRECISION_CUTOFFS:
-        for name, divisor in ((f"precision@{k}", np.int64(k)), (f"recall@{k}", num_relevant)):
-            figures[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
-            chance[name] = float((hits_at(lone, k) / divisor).mean())
+    at_k = [(f"precision@{k}", k, np.full_like(num_relevant, k)) for k in PRECISION_CUTOFFS]
+    at_k += [(f"recall@{k}", k, num_relevant) for k in PRECISION_CUTOFFS]
+    for name, k, divisor in at_k:
+        figures[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
+        chance[name] = float((hits_at(lone, k) / divisor).mean())
     for name, value in by_order.items():
         figures[name]["index"] = value
     lookup = f"precision_radius@{LOOKUP_RADIUS}"

@@ -147,14 +147,16 @@ def bars(values: Mapping[str, float], xlabel: str, *, mean: float | None = None,
     """Horizontal bars, lowest value last; beyond `MAX_BARS` only the lowest. `limit` is the end of the axis."""
     ordered = sorted(values.items(), key=lambda pair: (pair[1], pair[0]))
     shown = ordered[:MAX_BARS]
+    digits = 3 if limit == 1 else 1
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(height=0.9 + 0.26 * len(shown))
+        figure, axes = _axes(height=0.9 + (0.26 if len(shown) > 12 else 0.34) * len(shown))
         places = np.arange(len(shown))
         axes.barh(places, [v for _, v in shown], height=0.68, color=BLUE)
         for place, (_, value) in zip(places, shown, strict=True):
-            axes.annotate(_short(value), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9.5)
+            text = f"{value:,.{digits}f}"
+            axes.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9.5)
         if mean is not None:
-            axes.axvline(mean, color=ORANGE, linewidth=1.6, linestyle="--", label=f"mean {_short(mean)}")
+            axes.axvline(mean, color=ORANGE, linewidth=1.6, linestyle="--", label=f"mean {mean:,.{digits}f}")
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         axes.set_yticks(places, [_name(name) for name, _ in shown], color=INK)
         axes.set(xlabel=xlabel, ylim=(-0.6, len(shown) - 0.4), xlim=(0, limit and limit * 1.06))
@@ -169,9 +171,10 @@ def bars(values: Mapping[str, float], xlabel: str, *, mean: float | None = None,
 def class_confusion(shares: Floats, classes: Sequence[str]) -> str:
     """Heat map of shares float64 [C, C]: a row for the queries of one class, a column for the class they found."""
     count = len(classes)
-    side = min(9.0, 2.4 + 0.22 * count)
+    # At least as large as the other plots, so that their text comes out alike.
+    side = min(9.0, max(HEIGHT_IN + 0.4, 2.4 + 0.22 * count))
     with mpl.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
-        figure, axes = _axes(width=side + 0.9, height=side)
+        figure, axes = _axes(width=max(WIDTH_IN, side + 0.9), height=side)
         # From nothing to opaque, so that an empty cell is the page's own colour, light or dark.
         colours = LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0.04), to_rgba(BLUE, 1)])
         mesh = axes.pcolormesh(shares, cmap=colours, vmin=0, vmax=1, edgecolors="none", rasterized=count > 60)
@@ -190,7 +193,15 @@ def class_confusion(shares: Floats, classes: Sequence[str]) -> str:
                 share = shares[row, column]
                 colour = "white" if share > 0.55 else INK
                 text = f"{100 * share:.0f}"
-                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=10 if count <= 12 else 7,
+                    color=colour,
+                )
         bar = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=18, pad=0.02, ticks=[0, 0.5, 1], format="{x:.0%}")
         bar.outline.set_visible(False)  # type: ignore[operator]
         return _svg(figure)
@@ -235,10 +246,6 @@ def _legend(axes: Axes) -> None:
 def _name(name: str) -> str:
     name = printable(name)
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
 def _svg(figure: Figure) -> str:

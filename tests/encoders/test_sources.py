@@ -238,7 +238,7 @@ def test_lists_that_are_refused(tmp_path):
 # Parquet
 
 
-def write_table(file, **columns):
+def write_table(file, /, **columns):
     pq.write_table(pa.table(columns), file)
     return file
 

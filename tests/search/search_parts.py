@@ -150,8 +150,11 @@ def serving(engine: Engine, limits: GatewayLimits | None = None) -> Iterator[Gat
     thread.start()
     try:
         gateway = asyncio.run_coroutine_threadsafe(start_gateway(engine, "127.0.0.1:0", limits=limits), loop).result(30)
-        yield gateway
-        asyncio.run_coroutine_threadsafe(gateway.stop(grace_s=5), loop).result(30)
+        try:
+            yield gateway
+        finally:
+            # A server that is left running keeps the process from ending.
+            asyncio.run_coroutine_threadsafe(gateway.stop(grace_s=0), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -25,9 +25,12 @@ async def running(engine, limits=None):
     """A gateway on a free port and a channel to it."""
     gateway = await start_gateway(engine, "127.0.0.1:0", limits=limits)
     options = [("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=options) as channel:
-        yield gateway, channel
-    await gateway.stop(grace_s=0)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=options) as channel:
+            yield gateway, channel
+    finally:
+        # A server that is left running keeps the process from ending.
+        await gateway.stop(grace_s=0)
 
 
 async def failure(call):
@@ -97,7 +100,7 @@ def test_over_the_wire_equals_the_oracle(seed):
 )
 def test_wrong_requests(fields, code, reason, bad_fields):
     async def refuse(images):
-        raise ImageError("not an image: its first bytes are b'no im'")
+        raise ImageError("not an image: its first bytes are b'no im', " + "\U0001f6f0" * 5000)
 
     async def scenario():
         async with running(local_engine(small_case(), refuse)) as (_, channel):
@@ -268,13 +271,14 @@ def test_health_of_an_unknown_service():
     asyncio.run(scenario())
 
 
-def test_a_taken_port_is_one_clear_line():
+def test_a_taken_port_is_one_clear_line(capfd):
     async def scenario():
         engine = local_engine(small_case())
         async with running(engine) as (gateway, channel):
             with pytest.raises(InputError, match="in use") as caught:
-                await start_gateway(engine, gateway.address)
+                await (await start_gateway(engine, gateway.address)).stop(grace_s=0)
             assert "\n" not in str(caught.value)
+            assert capfd.readouterr() == ("", "")
             response = await search_pb2_grpc.SearchServiceStub(channel).Search(request(key="place/3.tif"))
             assert response.hits[0].id == 3
 

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -68,5 +69,5 @@ def test_names_follow_the_standard_rules():
 def test_every_message_field_and_rpc_has_a_comment():
     lines = [line.strip() for line in PROTO.splitlines()]
     declares = re.compile(r"(message|service|rpc|oneof) \w+|(optional |repeated )?[\w.]+ \w+ = \d+;")
-    bare = [line for before, line in zip(lines, lines[1:], strict=False) if declares.match(line) and before[:2] != "//"]
+    bare = [line for before, line in itertools.pairwise(lines) if declares.match(line) and before[:2] != "//"]
     assert bare == []

@@ -143,5 +143,5 @@ def test_split_refuses_no_shards():
 def test_shards_hold_ranges_of_ids():
     ids = np.random.default_rng(4).permutation(100).astype(np.uint64)
     shards = build_shards(ids, np.zeros((100, 1), np.uint8), 8, 3)
-    held = [sorted(shard.search(np.zeros((1, 1), np.uint8), 100).ids[0].tolist()) for shard in shards]
-    assert sum(held, []) == list(range(100))
+    held = [shard.search(np.zeros((1, 1), np.uint8), 100).ids[0].tolist() for shard in shards]
+    assert held == [list(range(100))[part] for part in split_rows(100, 3)]

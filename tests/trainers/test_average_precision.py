@@ -189,11 +189,15 @@ def test_the_first_of_half_relevant_items_is_geometric():
     assert one([(10**6, 500_000)], 1, "ap_first_k") == pytest.approx(np.log(2), rel=1e-6)
 
 
-def test_reciprocal_ranks_deep_in_a_ranking_keep_their_digits():
+@pytest.mark.parametrize(
+    ("before", "items", "digits"),
+    [(0, 1, 14), (0, 5000, 14), (255, 3, 14), (256, 1, 13), (257, 5000, 13), (3_000_000, 50, 8)],
+)
+def test_ranks_keep_their_digits_however_deep(before, items, digits):
     # All relevant, so that the j-th stands at rank before + j and nothing is random.
-    before, items = 3_000_000, 50
     exact = sum(j / (before + j) for j in range(1, items + 1)) / items
-    assert one([(before, 0), (items, items)], None, "ap_min") == pytest.approx(exact, rel=1e-8)
+    assert one([(before, 0), (items, items)], None, "ap_min") == pytest.approx(exact, rel=10**-digits)
+    assert one([(before, 0), (items, items)], None, "ap_hits", "optimistic") == pytest.approx(exact, rel=10**-digits)
 
 
 def test_nothing_relevant_scores_zero_and_stays_in_the_mean():

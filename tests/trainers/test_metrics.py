@@ -259,6 +259,15 @@ def test_code_statistics_over_several_chunks():
     assert statistics.distinct <= 256
 
 
+def test_one_varying_bit_correlates_with_nothing():
+    values = np.zeros((4, 8), bool)
+    values[:2, 1] = True
+    statistics = code_statistics(pack(values), 8)
+    assert statistics.mean_abs_correlation is None
+    assert (statistics.distinct, statistics.constant_bits) == (2, 7)
+    assert statistics.bit_entropy == 1 / 8
+
+
 def test_code_statistics_refuse_nothing():
     with pytest.raises(InputError, match="one code or more"):
         code_statistics(np.zeros((0, 2), np.uint8), 16)

@@ -23,10 +23,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from orbithash.encoders.card import NetworkSpec
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.label_codes import label_table
-from orbithash.encoders.card import NetworkSpec
 from orbithash.encoders.networks import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.distributed import gather_with_gradient

@@ -62,7 +62,8 @@ class SearchServiceStub:
     |                    |                   |                                            | google.rpc.RetryInfo         |
     | RESOURCE_EXHAUSTED | (no details)      | the request is larger than 16 MiB, or too  | send a smaller image; call   |
     |                    |                   | many calls are in flight (gRPC itself)     | less at a time               |
-    | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed before an answer       | give more time               |
+    | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed, or all shards stayed  | give more time; repeat       |
+    |                    |                   | silent for the time that shards have       |                              |
     | UNAVAILABLE        | UNAVAILABLE       | no shard answered                          | repeat with a back-off       |
     | UNAVAILABLE        | (no details)      | the server is not there or shuts down      | start it; repeat             |
     | INTERNAL           | INTERNAL          | a fault of the server                      | give the request id of the   |
@@ -101,7 +102,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     |                    |                   |                                            | google.rpc.RetryInfo         |
     | RESOURCE_EXHAUSTED | (no details)      | the request is larger than 16 MiB, or too  | send a smaller image; call   |
     |                    |                   | many calls are in flight (gRPC itself)     | less at a time               |
-    | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed before an answer       | give more time               |
+    | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed, or all shards stayed  | give more time; repeat       |
+    |                    |                   | silent for the time that shards have       |                              |
     | UNAVAILABLE        | UNAVAILABLE       | no shard answered                          | repeat with a back-off       |
     | UNAVAILABLE        | (no details)      | the server is not there or shuts down      | start it; repeat             |
     | INTERNAL           | INTERNAL          | a fault of the server                      | give the request id of the   |
@@ -143,7 +145,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         |                    |                   |                                            | google.rpc.RetryInfo         |
         | RESOURCE_EXHAUSTED | (no details)      | the request is larger than 16 MiB, or too  | send a smaller image; call   |
         |                    |                   | many calls are in flight (gRPC itself)     | less at a time               |
-        | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed before an answer       | give more time               |
+        | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed, or all shards stayed  | give more time; repeat       |
+        |                    |                   | silent for the time that shards have       |                              |
         | UNAVAILABLE        | UNAVAILABLE       | no shard answered                          | repeat with a back-off       |
         | UNAVAILABLE        | (no details)      | the server is not there or shuts down      | start it; repeat             |
         | INTERNAL           | INTERNAL          | a fault of the server                      | give the request id of the   |

@@ -1,0 +1,305 @@
+"""Manifests: the same split every time, nothing in two parts, and the problems of a folder all at once."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+
+import pytest
+
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.datasets import DATASETS, PROTOCOLS, UCMD_CLASSES, Manifest, make_manifest
+
+
+def write_images(root, counts):
+    """Files of distinct content, named `class7.png`: the names' order is not the numbers' order."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{name}{i}.png").write_text(f"{name} {i}")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_images(tmp_path / "data", {"beach": 20, "river": 15, "forest": 5})
+
+
+def splits_of(manifest, label):
+    return Counter(image.split for image in manifest.images if image.label == label)
+
+
+def numbers_of(manifest, name, split):
+    return sorted(
+        int(image.path.removeprefix(f"{name}/{name}").removesuffix(".png"))
+        for image in manifest.part(split)
+        if image.path.startswith(f"{name}/")
+    )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_image_is_in_one_part(root, protocol):
+    manifest = make_manifest(root, protocol=protocol)
+    assert (manifest.dataset, manifest.protocol, manifest.classes) == ("folder", protocol, ("beach", "forest", "river"))
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    assert sorted(image.path for image in manifest.images) == files
+    assert {image.split for image in manifest.images} == {"train", "validation", "test"}
+    assert sorted(manifest.part("train", "validation", "test"), key=manifest.images.index) == list(manifest.images)
+    for image in manifest.images:
+        assert manifest.classes[image.label] == image.path.split("/")[0]
+        assert image.id == image.path
+    assert "test" not in PROTOCOLS[protocol].database
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        # 80 % train, a tenth of which is held back; at least one.
+        ("dhcl", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (11, 1, 3)}),
+        # A fifth is test, a tenth validation; at least one of each.
+        ("random", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (10, 2, 3)}),
+    ],
+)
+def test_the_shares_of_each_class(root, protocol, expected):
+    manifest = make_manifest(root, protocol=protocol)
+    for label, name in enumerate(manifest.classes):
+        counts = splits_of(manifest, label)
+        assert (counts["train"], counts["validation"], counts["test"]) == expected[name], name
+
+
+def test_dhcl_takes_the_last_files_by_number(root):
+    manifest = make_manifest(root, protocol="dhcl")
+    assert numbers_of(manifest, "beach", "test") == [16, 17, 18, 19]
+    assert numbers_of(manifest, "river", "test") == [12, 13, 14]
+
+
+def test_random_does_not_split_by_number(root):
+    manifest = make_manifest(root, protocol="random")
+    assert numbers_of(manifest, "beach", "test") != [16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_manifest_is_the_same_wherever_the_files_lie(root, tmp_path, monkeypatch, protocol):
+    before = make_manifest(root, protocol=protocol)
+    moved = root.rename(tmp_path / "elsewhere")
+    assert make_manifest(moved, protocol=protocol) == before
+    assert make_manifest(moved, protocol=protocol).sha256 == before.sha256
+    (tmp_path / "link").symlink_to(moved)
+    assert make_manifest(tmp_path / "link", protocol=protocol) == before
+    monkeypatch.chdir(tmp_path)
+    relative = moved.relative_to(tmp_path)
+    assert make_manifest(relative, protocol=protocol) == before
+    monkeypatch.chdir(moved)
+    assert make_manifest(type(root)("."), protocol=protocol) == before
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_another_class_does_not_move_this_ones_split(root, protocol):
+    before = make_manifest(root, protocol=protocol)
+    write_images(root, {"airplane": 9})
+    after = make_manifest(root, protocol=protocol)
+    assert after.classes == ("airplane", "beach", "forest", "river")
+    kept = {image.path: image.split for image in after.images if image.label > 0}
+    assert kept == {image.path: image.split for image in before.images}
+
+
+def test_the_hash_is_of_contents_names_and_split(root):
+    before = make_manifest(root)
+    assert len(before.sha256) == 64
+    (root / "beach" / "beach3.png").write_text("changed")
+    assert make_manifest(root).sha256 != before.sha256
+    (root / "beach" / "beach3.png").write_text("beach 3")
+    assert make_manifest(root).sha256 == before.sha256
+    assert make_manifest(root, protocol="dhcl").sha256 != before.sha256
+
+
+def test_the_hash_is_stable():
+    """Runs of old versions name their split by it."""
+    manifest = Manifest("folder", "random", 0, ("a", "b"), ())
+    text = '{"format_version": 1, "dataset": "folder", "protocol": "random", "seed": 0, "classes": ["a", "b"]}\n'
+    assert manifest.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+# Reading and writing.
+
+
+def test_read_gives_what_was_written(root, tmp_path):
+    manifest = make_manifest(root)
+    manifest.write(tmp_path / "manifest.jsonl")
+    found = Manifest.read(tmp_path / "manifest.jsonl")
+    assert found == manifest
+    assert found.sha256 == manifest.sha256
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + len(manifest.images) + 1
+    assert json.loads(lines[1])["path"] == manifest.images[0].path
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_names_of_any_letters_survive(tmp_path):
+    root = write_images(tmp_path / "data", {"Straße 2": 5, "b\u2028c": 5})
+    manifest = make_manifest(root)
+    manifest.write(tmp_path / "manifest.jsonl")
+    assert Manifest.read(tmp_path / "manifest.jsonl") == manifest
+    manifest.check_files(root)
+
+
+def drop_last_image(lines):
+    del lines[-2]
+
+
+def drop_key(lines):
+    lines[3] = lines[3].replace('"label"', '"lable"')
+
+
+def change_split(lines):
+    lines[1:-1] = [line.replace('"test"', '"train"') for line in lines[1:-1]]
+
+
+def other_version(lines):
+    lines[0] = lines[0].replace('"format_version": 1', '"format_version": 2')
+
+
+def no_version(lines):
+    lines[0] = lines[0].replace('"format_version": 1, ', "")
+
+
+def cut(lines):
+    lines[-3:] = [lines[-3][:20]]
+
+
+def number(lines):
+    lines[0] = "5"
+
+
+def empty(lines):
+    lines.clear()
+
+
+def no_tail(lines):
+    del lines[-1]
+
+
+DAMAGES = [drop_last_image, drop_key, change_split, other_version, no_version, cut, number, empty, no_tail]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_refused_in_one_line(root, tmp_path, damage):
+    path = tmp_path / "manifest.jsonl"
+    make_manifest(root).write(path)
+    lines = path.read_text().splitlines()
+    damage(lines)
+    path.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(InputError, match="the manifest is damaged") as caught:
+        Manifest.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="the manifest is damaged"):
+        Manifest.read(tmp_path / "manifest.jsonl")
+
+
+def test_an_absent_manifest_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read \(No such file.*is this the folder of a run"):
+        Manifest.read(tmp_path / "manifest.jsonl")
+
+
+# The files behind a manifest.
+
+
+def test_changed_and_missing_files_are_found(root):
+    manifest = make_manifest(root)
+    manifest.check_files(root)
+    (root / "beach" / "beach3.png").write_text("beach 4")
+    (root / "river" / "river0.png").unlink()
+    with pytest.raises(InputError) as caught:
+        manifest.check_files(root)
+    assert "found 2 problems" in str(caught.value)
+    assert "beach/beach3.png: another file than at the time of the split" in str(caught.value)
+    assert "river/river0.png: absent" in str(caught.value)
+
+
+def test_a_long_list_of_missing_files_is_cut(root):
+    manifest = make_manifest(root)
+    shutil.rmtree(root)
+    with pytest.raises(InputError) as caught:
+        manifest.check_files(root)
+    assert str(caught.value).count("absent") == 10
+    assert str(caught.value).endswith("and 30 more")
+
+
+# Folders that cannot be split.
+
+
+def test_all_problems_of_a_folder_at_once(tmp_path):
+    root = write_images(tmp_path / "data", {"beach": 4, "river": 1, "Forest": 7, "forest": 7})
+    with pytest.raises(InputError) as caught:
+        make_manifest(root, dataset="ucmd")
+    message = str(caught.value)
+    assert "found 4 problems" in message
+    assert "class 'beach' has 4 images; at least 5 are needed" in message
+    assert "class 'river' has 1 image; at least 5 are needed" in message
+    assert "classes that differ only in case: 'forest'" in message
+    assert "these are not the 21 classes of ucmd" in message
+
+
+def test_one_class_is_not_enough(tmp_path):
+    root = write_images(tmp_path / "data", {"beach": 4})
+    with pytest.raises(InputError, match=r"(?s)'beach' has 4 images.*only the class 'beach'; at least 2"):
+        make_manifest(root)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_five_images_a_class_are_enough(tmp_path, protocol):
+    manifest = make_manifest(write_images(tmp_path / "data", {"a": 5, "b": 5}), protocol=protocol)
+    assert splits_of(manifest, 0) == splits_of(manifest, 1) == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="absent does not exist"):
+        make_manifest(tmp_path / "absent")
+
+
+def test_unknown_names_list_the_known_ones(root):
+    with pytest.raises(InputError, match="'ucm'; there are ucmd, scenes, folder"):
+        make_manifest(root, dataset="ucm")
+    with pytest.raises(InputError, match="'dhlc'; there are dhcl, random"):
+        make_manifest(root, protocol="dhlc")
+    assert set(DATASETS.values()) <= set(PROTOCOLS)
+
+
+def test_scenes_without_their_last_file_are_not_complete(root):
+    with pytest.raises(InputError, match=r"no scenes\.json"):
+        make_manifest(root, dataset="scenes")
+
+
+# The datasets that are known.
+
+
+def test_scenes_are_recognised_and_their_second_source_is_left_out(tmp_path):
+    write_images(tmp_path / "data" / "images", {"beach": 6, "river": 6})
+    write_images(tmp_path / "data" / "second", {"beach": 6, "river": 6})
+    (tmp_path / "data" / "scenes.json").write_text("{}")
+    manifest = make_manifest(tmp_path / "data")
+    assert (manifest.dataset, manifest.protocol) == ("scenes", "random")
+    assert len(manifest.images) == 12
+    assert all(image.path.startswith("images/") for image in manifest.images)
+
+
+def test_ucmd_is_recognised_by_its_classes(tmp_path):
+    root = write_images(tmp_path / "Images", dict.fromkeys(UCMD_CLASSES, 5))
+    assert (make_manifest(tmp_path).dataset, make_manifest(root).protocol) == ("ucmd", "dhcl")
+    shutil.rmtree(root / "river")
+    assert make_manifest(tmp_path).dataset == "folder"
+
+
+def test_the_real_ucmd_is_split_as_in_the_paper(shared):
+    manifest = make_manifest(shared / "data" / "ucmd")
+    assert (manifest.dataset, manifest.protocol, len(manifest.classes)) == ("ucmd", "dhcl", 21)
+    assert [len(manifest.part(split)) for split in ("train", "validation", "test")] == [1512, 168, 420]
+    for image in manifest.images:
+        file_number = int(image.path.removesuffix(".jpg")[-2:])
+        assert (image.split == "test") == (file_number >= 80)
+    for label in range(21):
+        assert splits_of(manifest, label) == {"train": 72, "validation": 8, "test": 20}
