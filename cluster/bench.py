@@ -1,0 +1,228 @@
+"""Measurements beside a baseline of the same run. Only the ratios mean something on another machine.
+
+Each baseline is measured before and after what it is compared with, so that a machine that slows down meanwhile does
+not decide the ratio.
+"""
+
+import datetime as dt
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orbithash.cluster.encode import BATCH_SIZE, encode
+from orbithash.cluster.progress import say
+from orbithash.cluster.runtime import connected
+from orbithash.cluster.train import prepare_run, train_on_ray
+from orbithash.encoders.archive import Archive
+from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.images import Rendering
+from orbithash.encoders.model import HashModel
+from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.records import Record, read_record
+from orbithash.encoders.sources import Item, list_source
+from orbithash.trainers.loop import Run, train
+from orbithash.trainers.scenes import write_scenes
+
+__all__ = ["bench_encode", "bench_train", "show"]
+
+NUM_SCENES_TO_TRAIN_ON = 540
+
+
+def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str, Any]:
+    """Images per second of `orbithash encode` beside bare loops in one process with as many threads.
+
+    `whole_loop` does the same work: read, decode, encode, write. `encode_loop` gets its batches already decoded, so it
+    is what the network alone allows.
+    """
+    if count < 2 * BATCH_SIZE:
+        raise InputError(f"--count is {count}; at least {2 * BATCH_SIZE} images are needed to measure a rate")
+    with tempfile.TemporaryDirectory() as temporary, connected():
+        root = Path(temporary)
+        folder = model or _write_model(root / "model")
+        source = _listed(root, data or _write_scenes(root / "scenes", count), count)
+        items = list_source(str(source))
+        loaded = HashModel.load(folder)
+        num_threads = os.cpu_count() or 1
+        with _threads(num_threads):
+            say("bare loops, first time")
+            before = _whole_loop(loaded, items, root / "bare0", num_threads), _encode_loop(loaded, items)
+            say("the Ray Data pipeline")
+            summary = encode(str(source), folder, str(root / "archive"))
+            say("bare loops, second time")
+            after = _whole_loop(loaded, items, root / "bare1", num_threads), _encode_loop(loaded, items)
+        whole, bare = (sum(pair) / 2 for pair in zip(before, after, strict=True))
+        return {
+            **_circumstances("encode"),
+            "images": len(items),
+            "network": loaded.card.network.backbone,
+            "input_px": loaded.preprocessing.crop,
+            "pipeline_images_per_s": summary.rows_per_s,
+            "pipeline_start_s": summary.start_s,
+            "whole_loop_images_per_s": whole,
+            "encode_loop_images_per_s": bare,
+            "ratio_to_whole_loop": summary.rows_per_s / whole,
+            "ratio_to_encode_loop": summary.rows_per_s / bare,
+        }
+
+
+def bench_train(data: Path | None, weights: str | None, epochs: int) -> dict[str, Any]:
+    """Images per second of one Ray Train worker beside the bare loop with as many threads, epochs only."""
+    if epochs < 2:
+        raise InputError(f"--epochs is {epochs}; at least 2 are needed, for the first one warms up")
+    with tempfile.TemporaryDirectory() as temporary, connected():
+        root = Path(temporary)
+        folder = data or _write_scenes(root / "scenes", NUM_SCENES_TO_TRAIN_ON)
+        settings = [f"epochs={epochs}", "warm_up_epochs=0", f"validate_every={epochs}"]
+        run = prepare_run("dhcl", folder, settings=settings, weights=weights)
+        with _threads(os.cpu_count() or 1):
+            say("the bare loop, first time")
+            before = _bare_training(run)
+            say("one Ray Train worker")
+            begun = time.perf_counter()
+            history = train_on_ray(run, root / "run", 1)
+            seconds = time.perf_counter() - begun
+            say("the bare loop, second time")
+            after = _bare_training(run)
+        rate, bare = _rate(history), (before + after) / 2
+        return {
+            **_circumstances("train"),
+            "images": len(run.manifest.part("train")),
+            "network": run.config.backbone,
+            "input_px": run.config.image_size,
+            "batch_size": run.config.batch_size,
+            "worker_images_per_s": rate,
+            "worker_start_s": seconds - sum(record["seconds"] for record in history),
+            "bare_loop_images_per_s": bare,
+            "ratio": rate / bare,
+        }
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Prints a result for a machine or for a person."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:<26} {value:.3f}" if isinstance(value, float) else f"{name:<26} {value}")
+
+
+def _circumstances(name: str) -> dict[str, Any]:
+    """What a figure is worth nothing without."""
+    return {
+        "bench": name,
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "versions": f"ray {version('ray')}, torch {version('torch')}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_model(folder: Path) -> Path:
+    """A network of usual size with random weights: speed does not ask what was learned."""
+    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", bits=64, num_classes=2)
+    card = ModelCard(
+        method="dhcl",
+        network=spec,
+        thresholds=(0.0,) * spec.bits,
+        label_code="none",
+        label_weight=1,
+        preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
+        classes=("a", "b"),
+        dataset={},
+        metrics={},
+    )
+    torch.manual_seed(0)
+    HashModel(card, HashNetwork(spec)).save(folder)
+    return folder
+
+
+def _write_scenes(folder: Path, count: int) -> Path:
+    say(f"drawing {count} scenes")
+    write_scenes(folder, count)
+    return folder
+
+
+def _listed(root: Path, data: Path, count: int) -> Path:
+    """A list of the first `count` images of a folder."""
+    items = list_source(str(data))
+    if len(items) < count:
+        raise InputError(f"{data} has {len(items)} images, --count asks for {count}")
+    path = root / "images.txt"
+    path.write_text("".join(f"{item.path}\n" for item in items[:count]))
+    return path
+
+
+def _whole_loop(model: HashModel, items: list[Item], archive: Path, num_threads: int) -> float:
+    """Images per second of reading, decoding, encoding and writing, the simplest way that uses all threads."""
+    target = Archive.create(archive, model.bits, model.model_id)
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for batch in _batched(items):
+            records: list[Record] = list(pool.map(lambda item: read_record(item, model.preprocessing), batch))
+            codes = model.encode_prepared(np.stack([record.pixels for record in records]))
+            columns = {
+                name: [getattr(record, name) for record in records]
+                for name in ("uri", "datetime", "lon", "lat", "footprint", "thumbnail")
+            }
+            rows = Archive.table(codes, model.bits, key=[item.key for item in batch], **columns)
+            target.commit(Archive.write_fragments(target.path, rows))
+    return len(items) / (time.perf_counter() - begun)
+
+
+def _encode_loop(model: HashModel, items: list[Item]) -> float:
+    """Images per second of the network over batches that are decoded already."""
+    batches = [np.stack([read_record(item, model.preprocessing).pixels for item in batch]) for batch in _batched(items)]
+    begun = time.perf_counter()
+    for batch in batches:
+        model.encode_prepared(batch)
+    return len(items) / (time.perf_counter() - begun)
+
+
+def _batched(items: list[Item]) -> list[list[Item]]:
+    return [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+
+
+class _Keeper:
+    """An observer that keeps the history and writes nothing."""
+
+    history: list[dict[str, Any]]
+
+    def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
+        pass
+
+    def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
+        self.history = history
+
+
+def _bare_training(run: Run) -> float:
+    keeper = _Keeper()
+    train(run, keeper)
+    return _rate(keeper.history)
+
+
+def _rate(history: list[dict[str, Any]]) -> float:
+    """Median images per second of all epochs but the first."""
+    return float(np.median([record["images_per_s"] for record in history[1:]]))

@@ -155,8 +155,8 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked]) -> Gallery:
         "Ask by image",
         rows,
         "Left, an image the model has never seen; beside it, what the gateway answered, nearest first. The queries are "
-        "drawn at random, one a class. A tick on a solid frame is the query's class, a cross on a dashed frame another; "
-        "d is the Hamming distance.",
+        "drawn at random, one a class. A tick on a solid frame is the query's class, a cross on a dashed frame "
+        "another; d is the Hamming distance.",
     )
 
 

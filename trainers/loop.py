@@ -108,7 +108,9 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 def export_model(run: Run, checkpoint: Path) -> HashModel:
     """The model of a checkpoint, with the validation metric of its epoch."""
     state = load_checkpoint(checkpoint)
-    method = run.build()
+    # The checkpoint has all weights; those that training began with may be gone by now.
+    unweighted = dataclasses.replace(run, config=run.config.model_copy(update={"weights": None}))
+    method = unweighted.build()
     method.load_state_dict(state["method"])
     return HashModel(make_card(run, method, state["history"][-1]), method.network)
 
