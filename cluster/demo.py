@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,29 +39,13 @@ from orbithash.trainers.loop import Run
 from orbithash.trainers.report import write_atomically
 from orbithash.trainers.scenes import write_scenes
 
-__all__ = ["FROM_SCRATCH", "run_demo"]
+__all__ = ["run_demo"]
 
 NUM_SCENES = 1080
 NUM_WORKERS = 2
 NUM_SHARDS = 2
 NUM_QUERIES = 200
 NUM_HITS = 8
-
-# Without pretrained weights: a small network on small images, chosen on the validation part of generated scenes.
-FROM_SCRATCH = (
-    "backbone=resnet18",
-    "image_size=64",
-    "batch_size=16",
-    "epochs=30",
-    "validate_every=5",
-    "lr=5e-4",
-    "head_lr_factor=1",
-    "proxy_lr_factor=10",
-    "lr_decay_epochs=10",
-    "scale=8",
-    "quantisation_weight=0.1",
-    "warm_up_epochs=0",
-)
 
 Result = TypeVar("Result")
 
@@ -87,8 +72,9 @@ def run_demo(out: Path, data: Path | None, weights: str | None, settings: Sequen
     if data is None:
         data = out / "scenes"
         stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
-    recipe = [*(FROM_SCRATCH if weights is None else ()), *settings]
-    run = prepare_run("dhcl", data, settings=recipe, weights=weights)
+    recipe = resources.files("orbithash.trainers") / "recipes" / "from_scratch.yaml"
+    with resources.as_file(recipe) as file:
+        run = prepare_run("dhcl", data, config=None if weights else file, settings=settings, weights=weights)
     with connected():
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))

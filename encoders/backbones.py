@@ -18,7 +18,8 @@ _RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3
 
 
 def _features(model: nn.Module) -> nn.Module:
-    return model.get_submodule("features")
+    body: nn.Module = model.get_submodule("features")
+    return body
 
 
 def _resnet(model: nn.Module) -> nn.Module:
@@ -116,9 +117,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file; give a safetensors file or the name of torchvision weights")
     try:
-        return load_file(path)
+        state: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as err:
         raise InputError(f"{path}: not a readable safetensors file ({err})") from err
+    return state
 
 
 def _download(name: str, weights: str) -> Mapping[str, torch.Tensor]:

@@ -80,7 +80,8 @@ class ModelCard:
     @property
     def bits(self) -> int:
         """Bits of a whole code, label bits included."""
-        return self.network.bits + self.label_weight * label_table(self.label_code, len(self.classes)).shape[1]
+        num_label_bits: int = label_table(self.label_code, len(self.classes)).shape[1]
+        return self.network.bits + self.label_weight * num_label_bits
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values, with `bits`. A text side comes with the methods that have one."""

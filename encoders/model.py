@@ -88,8 +88,8 @@ class HashModel:
         inputs = self.normalise(images)
         on_gpu = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
-            output = self.network(inputs)
-        output = NetworkOutput(*(None if part is None else part.float() for part in output))
+            hashes, logits = self.network(inputs)
+        output = NetworkOutput(hashes.float(), None if logits is None else logits.float())
         bits, labels = self._decide(output)
         for row in self._unsure(output, MARGIN_BFLOAT16 if on_gpu else MARGIN_FLOAT32).nonzero()[:, 0].tolist():
             bits[row : row + 1], labels[row : row + 1] = self._decide(self._alone(inputs[row : row + 1]))

@@ -59,7 +59,7 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
 
 
 @lru_cache(maxsize=8)
-def _scene_stretch(path: Path, rendering: Rendering) -> Stretch:
+def _scene_stretch(path: Path, rendering: Rendering) -> Stretch | None:
     """One stretch for all tiles of a scene; found once a process, for its tiles come one after another."""
     return stretch_limits(path, rendering)
 
