@@ -75,7 +75,7 @@ def run_demo(out: Path, data: Path | None, weights: str | None, settings: Sequen
     recipe = resources.files("orbithash.trainers") / "recipes" / "from_scratch.yaml"
     with resources.as_file(recipe) as file:
         run = prepare_run("dhcl", data, config=None if weights else file, settings=settings, weights=weights)
-    with connected():
+    with connected(min_cpus=NUM_WORKERS):
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
         encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))

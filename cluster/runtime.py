@@ -11,11 +11,12 @@ __all__ = ["check_resources", "connected"]
 
 
 @contextmanager
-def connected(num_cpus: int | None = None) -> Iterator[None]:
+def connected(min_cpus: int = 1) -> Iterator[None]:
     """Ray, for as long as the block lasts: the cluster that `RAY_ADDRESS` names, or one on this machine alone.
 
     A cluster of our own listens on the loopback interface and asks for a token that only this process and its workers
-    know. A process that has joined already keeps what it has.
+    know; it counts at least `min_cpus` CPUs, however few this machine has. A process that has joined already keeps what
+    it has.
     """
     # The worker's folder is not a project to ship: the package is installed on every node.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -25,6 +26,8 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not os.environ.get("RAY_ADDRESS"):
         _set_token()
+        # By its name meant for other systems; here it is what makes every process of Ray listen on loopback only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
@@ -37,6 +40,7 @@ def connected(num_cpus: int | None = None) -> Iterator[None]:
         except (ConnectionError, RuntimeError) as err:
             raise InputError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers there ({err})") from err
     else:
+        num_cpus = min_cpus if len(os.sched_getaffinity(0)) < min_cpus else None
         ray.init(include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
     try:
         yield

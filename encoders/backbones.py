@@ -42,7 +42,7 @@ NORMS = ("frozen-batch", "group")
 
 
 def _frozen_batch_norm(like: nn.BatchNorm2d) -> nn.Module:
-    frozen = FrozenBatchNorm2d(like.num_features, like.eps)
+    frozen: nn.Module = FrozenBatchNorm2d(like.num_features, like.eps)
     frozen.load_state_dict(like.state_dict())
     return frozen
 
