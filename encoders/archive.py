@@ -1,11 +1,11 @@
 """The archive of codes: one Lance dataset, one row an image or tile.
 
-Rows have stable ids (the column `_rowid`) that survive compaction and replacement. Every change is one atomic commit:
+Rows have stable ids (the column `_rowid`) that survive compaction. Every change is one atomic commit:
 a reader sees the version before it or the version after it. Images that could not be read are rows of a second
 dataset inside the folder, so that they are neither lost silently nor searched.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,6 @@ class Archive:
         parts = [chunk.flatten().to_numpy() for chunk in table["code"].chunks]
         flat = np.concatenate(parts) if parts else np.empty(0, np.uint8)
         codes = flat.reshape(-1, num_bytes(self.bits))
-        # Replaced rows keep their id but move to the end of the dataset.
         order = np.argsort(ids, kind="stable")
         return ids[order], codes[order]
 
@@ -172,7 +171,7 @@ class Archive:
     def table(
         codes: Codes, bits: int, key: Sequence[str], uri: Sequence[str], **columns: Sequence[Any] | None
     ) -> pa.Table:
-        """Rows for `write_fragments` or `upsert`.
+        """Rows for `write_fragments`.
 
         Args:
             codes: uint8 [N, ceil(bits/8)], packed.
@@ -232,20 +231,6 @@ class Archive:
         if fragments:
             operation = lance.LanceOperation.Append([FragmentMetadata.from_json(fragment) for fragment in fragments])
             self._dataset = lance.LanceDataset.commit(self._dataset, operation, read_version=self.version)
-
-    def upsert(self, table: pa.Table) -> None:
-        """Adds rows, and replaces those whose key exists (they keep their id), in one atomic step."""
-        rows = self._checked(table)
-        if len(set(rows["key"].to_pylist())) < rows.num_rows:
-            raise InputError("a key is twice among the rows to add")
-        self._dataset.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-
-    def delete(self, keys: Iterable[str]) -> int:
-        """Deletes the rows with these keys in one atomic step; returns how many there were."""
-        condition = ", ".join(quoted(key) for key in set(keys))
-        if not condition:
-            return 0
-        return int(self._dataset.delete(f"key IN ({condition})")["num_deleted_rows"])
 
     def optimize(self) -> None:
         """Joins small fragments and brings the index on `key` up to date; ids stay."""

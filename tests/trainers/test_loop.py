@@ -304,7 +304,13 @@ def test_steps_and_history(data):
     # Every second epoch, and the last one in any case.
     assert [METRIC in record for record in recorder.history] == [False, True, False, True, True]
     for record in recorder.history:
-        assert {"train/loss", "train/proxy", "train/classification", "train/quantisation", "images_per_s"} <= record.keys()
+        assert {
+            "train/loss",
+            "train/proxy",
+            "train/classification",
+            "train/quantisation",
+            "images_per_s",
+        } <= record.keys()
         parts = sum(record[f"train/{name}"] for name in ("proxy", "classification", "quantisation"))
         assert record["train/loss"] == pytest.approx(parts, rel=1e-5)
         assert all(math.isfinite(value) for value in record.values())
