@@ -2,12 +2,16 @@
 
 import os
 import secrets
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orbithash.encoders.errors import InputError
 
 __all__ = ["check_resources", "connected"]
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -36,16 +40,41 @@ def connected(min_cpus: int = 1) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        except (ConnectionError, RuntimeError) as err:
+            _check_answers(os.environ["RAY_ADDRESS"])
+            with _without_stderr():
+                ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (OSError, RuntimeError, ValueError) as err:
             raise InputError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers there ({err})") from err
     else:
         num_cpus = min_cpus if len(os.sched_getaffinity(0)) < min_cpus else None
-        ray.init(include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
+        with _without_stderr():
+            ray.init(include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Nothing reaches stderr in the block, not even from C++: Ray's core says there which log level it was told."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _check_answers(address: str) -> None:
+    """`OSError` where nothing listens at HOST:PORT, which ray would go on trying for twenty minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _set_token() -> None:
