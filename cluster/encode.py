@@ -9,6 +9,7 @@ again, with the images that are in neither table.
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from orbithash.cluster.progress import say, track
-from orbithash.cluster.runtime import check_resources, connected
+from orbithash.cluster.runtime import check_resources, connected, worker_error
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.card import read_model_folder
 from orbithash.encoders.codes import num_bytes
@@ -39,6 +40,12 @@ ROWS_PER_COMMIT = 1024
 DECODE_CPUS = 0.5
 ENCODE_CPUS = 0.5
 WRITE_CPUS = 0.25
+
+# Of an archive in which nothing was committed yet.
+FIRST_VERSION = 1
+
+# Refused images that are told one by one.
+NUM_TOLD = 10
 
 # No stage takes this long for a batch; a stall is an error and not a silence.
 NO_PROGRESS_TIMEOUT_S = 600
@@ -117,11 +124,10 @@ def encode(
     """
     items = list_source(source, tile_px)
     card, model_id, _ = read_model_folder(model)
-    target = Archive.open_or_create(archive, card.bits, model_id)
-    with target.writing():
+    with _opened(archive, card.bits, model_id) as target:
         done = target.keys() | target.refused().keys()
         todo = [item for item in items if item.key not in done]
-        say(f"{len(items)} images in {source}, {len(items) - len(todo)} of them in the archive already")
+        say(f"{len(items)} images in {source}, {len(items) - len(todo)} of them done before")
         if not todo:
             return EncodeSummary(len(items), len(items), 0, 0, 0.0, 0.0, 0.0, target.num_rows)
         with connected():
@@ -139,6 +145,19 @@ def encode(
             rows_per_s=(num_encoded + num_refused) / max(ended - first, 1e-9),
             rows_in_archive=target.num_rows,
         )
+
+
+@contextmanager
+def _opened(path: str, bits: int, model_id: str) -> Iterator[Archive]:
+    """The archive, for this process alone to write. A new one is gone again when the block fails without a row."""
+    target = Archive.open_or_create(path, bits, model_id)
+    with target.writing():
+        try:
+            yield target
+        except BaseException:
+            if target.version == FIRST_VERSION and not target.refused() and Path(target.path).is_dir():
+                shutil.rmtree(target.path)
+            raise
 
 
 def _run(
@@ -183,15 +202,27 @@ def _run(
                 num_cpus=WRITE_CPUS,
             )
         )
-        for result in results.iter_rows():
+        for result in _rows(results):
+            refused = list(zip(result["refused"], result["reasons"], strict=True))
             # The side table first: a kill between the two commits then repeats work instead of losing a reason.
-            target.refuse(list(zip(result["refused"], result["reasons"], strict=True)))
+            target.refuse(refused)
             target.commit(list(result["fragments"]))
             first = min(first, result["began"]) if num_encoded + num_refused else result["began"]
             num_encoded += result["num_rows"]
-            num_refused += len(result["refused"])
+            for key, reason in refused[: max(0, NUM_TOLD - num_refused)]:
+                say(f"refused {key}: {reason}")
+            num_refused += len(refused)
             advance_to(num_encoded + num_refused, f"{num_refused} refused" if num_refused else "")
     return first, num_encoded, num_refused
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    from ray.exceptions import RayError
+
+    try:
+        yield from dataset.iter_rows()
+    except RayError as err:
+        raise worker_error(err) from err
 
 
 def _decode(items: pa.Table, preprocessing: Preprocessing) -> pa.Table:
@@ -277,7 +308,7 @@ def _quiet_data() -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     context.enable_progress_bars, context.execution_no_progress_timeout_s = False, NO_PROGRESS_TIMEOUT_S
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

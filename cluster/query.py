@@ -1,5 +1,6 @@
 """One query from the command line."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from orbithash.search.client import Client
 from orbithash.search.queries import MAX_IMAGE_BYTES, Answer
 
 __all__ = ["as_fields", "as_table", "ask"]
+
+WIDTH_WITHOUT_TERMINAL = 500
 
 
 def ask(address: str, image: Path | None, key: str | None, code: str | None, k: int, timeout_s: float) -> Answer:
@@ -75,12 +78,16 @@ def as_fields(answer: Answer) -> dict[str, Any]:
 
 def as_table(answer: Answer) -> None:
     """Prints the answer for a person."""
-    table = Table("rank", "distance", "key", "label", "place", "date", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "distance", "key", "label", "place", "date"):
+        # Whole keys, for the next query.
+        table.add_column(name, overflow="fold")
     for fields in as_fields(answer)["hits"]:
         place = "" if fields["lon"] is None else f"{fields['lat']:.4f} {fields['lon']:.4f}"
         date = (fields["datetime"] or "")[:10]
         table.add_row(str(fields["rank"]), str(fields["distance"]), fields["key"], fields["label"] or "", place, date)
-    console = Console(markup=False, highlight=False)
+    # A pipe has no width to keep to.
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     console.print(table)
     last = answer.hits[-1].distance if answer.hits else 0
     ties = f"{answer.ties_at_cutoff} rows tie at distance {last}" if answer.hits else "no rows"

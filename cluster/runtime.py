@@ -1,6 +1,7 @@
 """How a process joins Ray."""
 
 import os
+import re
 import secrets
 import socket
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["check_resources", "connected"]
+__all__ = ["check_resources", "connected", "worker_error"]
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -94,3 +95,15 @@ def check_resources(what: str, num_cpus: float, num_gpus: float = 0) -> None:
             raise InputError(
                 f"{what} needs {wanted:g} {name}s, the cluster has {have.get(name, 0):g}; ask for fewer workers"
             )
+
+
+def worker_error(err: Exception) -> Exception:
+    """What went wrong in a worker, in one line: out of the text of its traceback, which is all that Ray brings."""
+    named = re.findall(r"^(\w[\w.]*): (.+)$", str(err), re.MULTILINE)
+    causes = [(name, message) for name, message in named if not name.startswith("ray.")]
+    if not causes:
+        return err
+    name, message = causes[-1]
+    if name.rpartition(".")[2] == InputError.__name__:
+        return InputError(message)
+    return RuntimeError(f"a worker failed: {name}: {message}")

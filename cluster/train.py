@@ -8,6 +8,7 @@ RUN/ray/             Ray Train's storage: the last checkpoint and the best one
 """
 
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from orbithash.cluster.progress import say, track
-from orbithash.cluster.runtime import check_resources, connected
+from orbithash.cluster.runtime import check_resources, connected, worker_error
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest, make_manifest
@@ -49,6 +50,11 @@ def prepare_run(
     if resolved.weights and Path(resolved.weights).exists():
         # A worker's current folder is another one.
         resolved = resolved.model_copy(update={"weights": str(Path(resolved.weights).absolute())})
+    if resolved.weights is None and config is None:
+        say(
+            "no --weights: the network starts from random ones, for which the default settings are not meant; "
+            "trainers/recipes/from_scratch.yaml (--config) has some that are"
+        )
     return Run(method, resolved, make_manifest(data.absolute(), dataset, protocol), data.absolute())
 
 
@@ -77,16 +83,24 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     Returns the history; leaves the run folder described above. A complete run is left as it is.
     """
     folder = folder.absolute()
-    _claim(run, folder)
+    if num_workers < 1 or not gpus_per_worker >= 0:
+        raise InputError(f"{num_workers} workers with {gpus_per_worker:g} GPUs each; at least 1 with 0 is needed")
+    is_new = _claim(run, folder)
     if (folder / "model").is_dir():
         say(f"{folder} is complete already; nothing to train")
         return read_history(folder)
-    with connected():
-        import ray
+    try:
+        with connected():
+            import ray
 
-        num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
-        check_resources(f"training with {num_workers} workers", num_workers, num_workers * gpus_per_worker)
-        checkpoint = _fit(run, folder, num_workers, {"CPU": num_cpus, "GPU": gpus_per_worker})
+            num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
+            check_resources(f"training with {num_workers} workers", num_workers, num_workers * gpus_per_worker)
+            checkpoint = _fit(run, folder, num_workers, {"CPU": num_cpus, "GPU": gpus_per_worker})
+    except InputError:
+        if is_new and not (folder / "metrics.jsonl").exists():
+            # Nothing is lost, and the same --out is free for the command with the fault mended.
+            shutil.rmtree(folder)
+        raise
     history = read_history(folder)
     model = export_model(run, checkpoint)
     model.save(folder / "model")
@@ -98,8 +112,11 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     return history
 
 
-def _claim(run: Run, folder: Path) -> None:
-    """Makes the run folder, or checks that the one there is of the same settings and the same split."""
+def _claim(run: Run, folder: Path) -> bool:
+    """Makes the run folder, or checks that the one there is of the same settings and the same split.
+
+    Returns whether it is new.
+    """
     if (folder / "config.yaml").exists():
         there = open_run(folder)
         mine, theirs = run.config.model_dump(), there.config.model_dump()
@@ -110,16 +127,22 @@ def _claim(run: Run, folder: Path) -> None:
             other.append("the data or their split are not the same")
         if other:
             raise InputError(f"{folder} holds another run ({'; '.join(other)}); give another --out")
-        return
-    if folder.exists() and any(folder.iterdir()):
+        return False
+    if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    # Weights that are absent or of another backbone are told here and not by the workers, who take long to start.
+    run.build()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InputError(f"{folder}: no folder can be made there ({err.strerror}); give another --out") from err
     run.manifest.write(folder / "manifest.jsonl")
     fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
     part = folder / ".config.yaml.part"
     part.write_text(yaml.safe_dump(fields, sort_keys=False))
     # Last: a folder with a config is a whole run folder.
     part.replace(folder / "config.yaml")
+    return True
 
 
 def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) -> Path:
@@ -152,7 +175,7 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
         result = trainer.fit()
     except ray.train.TrainingFailedError as err:
         blame = ray.get(board.blame.remote())
-        raise InputError(blame) if blame else err from err
+        raise InputError(blame) if blame else worker_error(err) from err
     finally:
         done.set()
         watcher.join()

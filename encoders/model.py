@@ -28,10 +28,9 @@ __all__ = ["HashModel"]
 # Images per pass of the network.
 BATCH_SIZE = 64
 
-# An output nearer to its threshold than this is computed again, alone and in float32: the same image gives outputs that
-# differ in the last digits when its batch has another size, and in bfloat16 in the third. Far above those differences.
-MARGIN_FLOAT32 = 1e-4
-MARGIN_BFLOAT16 = 0.1
+# An output nearer to its threshold than this is computed again, alone: the same image gives outputs that differ in the
+# last digits when its batch has another size. Far above those differences, far below what makes much work.
+MARGIN = 1e-4
 
 
 class HashModel:
@@ -86,20 +85,15 @@ class HashModel:
     @torch.inference_mode()
     def _encode_batch(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         inputs = self.normalise(images)
-        on_gpu = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
-            hashes, logits = self.network(inputs)
-        output = NetworkOutput(hashes.float(), None if logits is None else logits.float())
-        bits, labels = self._decide(output)
-        for row in self._unsure(output, MARGIN_BFLOAT16 if on_gpu else MARGIN_FLOAT32).nonzero()[:, 0].tolist():
-            bits[row : row + 1], labels[row : row + 1] = self._decide(self._alone(inputs[row : row + 1]))
+        # TensorFloat-32 would round a thousand times coarser than the margin allows for.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            output = self.network(inputs)
+            bits, labels = self._decide(output)
+            for row in self._unsure(output).nonzero()[:, 0].tolist():
+                alone = inputs[row : row + 1].contiguous(memory_format=torch.channels_last)
+                bits[row : row + 1], labels[row : row + 1] = self._decide(self.network(alone))
         label_bits = self._labels[labels.cpu().numpy()]
         return pack(np.concatenate([bits.cpu().numpy(), label_bits], axis=1))
-
-    def _alone(self, image: Tensor) -> NetworkOutput:
-        """One image in full float32: the computation that decides where the batch's rounding could."""
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            return NetworkOutput(*self.network(image.contiguous(memory_format=torch.channels_last)))
 
     def _decide(self, output: NetworkOutput) -> tuple[Tensor, Tensor]:
         bits = output.hashes >= self._thresholds
@@ -107,12 +101,13 @@ class HashModel:
             return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
         return bits, output.logits.argmax(dim=1)
 
-    def _unsure(self, output: NetworkOutput, margin: float) -> Tensor:
-        unsure = ((output.hashes - self._thresholds).abs() < margin).any(dim=1)
+    def _unsure(self, output: NetworkOutput) -> Tensor:
+        """Which images to compute again, alone: rounding could decide one of their bits."""
+        unsure = ((output.hashes - self._thresholds).abs() < MARGIN).any(dim=1)
         if self._labels.shape[1]:
             assert output.logits is not None, "label bits come from a classifier"
             best = output.logits.topk(2, dim=1).values
-            unsure |= best[:, 0] - best[:, 1] < margin
+            unsure |= best[:, 0] - best[:, 1] < MARGIN
         return unsure
 
     def save(self, folder: Path) -> str:
@@ -120,6 +115,8 @@ class HashModel:
 
         The folder appears whole or not at all.
         """
+        if folder.exists() and not (folder / "model.json").is_file():
+            raise InputError(f"{folder} is there and no model folder; give another place")
         weights = save({k: v.contiguous().cpu() for k, v in self.network.state_dict().items()})
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = folder.with_name(f".{folder.name}.part")

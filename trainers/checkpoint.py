@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 
 from orbithash.encoders.errors import InputError
 
@@ -25,8 +25,7 @@ def save_checkpoint(folder: Path, **parts: Any) -> None:
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote; `InputError` when it is damaged."""
     try:
-        # Not mapped into memory: the file may be written anew while the tensors are in use.
-        tensors = load((folder / "tensors.safetensors").read_bytes())
+        tensors = load_file(folder / "tensors.safetensors")
         parts: dict[str, Any] = _attach(json.loads((folder / "state.json").read_text()), tensors)
         if not isinstance(parts, dict):
             raise TypeError("state.json holds no parts")

@@ -62,7 +62,8 @@ Config = TypeVar("Config", bound=TrainConfig)
 def load_config(kind: type[Config], file: Path | None = None, settings: Sequence[str] = (), **given: Any) -> Config:
     """Makes a config from a YAML file, `key=value` settings and keyword values; the later ones win.
 
-    Values of `settings` are read as YAML, so `lr=1e-4`, `weights=null` and `label_code=gray` mean what they say.
+    Values of `settings` are read as YAML: `weights=null`, `bits=48` and `label_code=gray` mean what they say. So does
+    `lr=1e-4`: text to YAML, a number to the config.
     All problems come in one `InputError`, each with the names or the values that are allowed.
     """
     problems: list[str] = []
@@ -73,7 +74,7 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
             problems.append(f"{setting!r} is not of the form key=value")
             continue
         try:
-            values[key] = _number(yaml.safe_load(text))
+            values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             problems.append(f"{key}: {text!r} is not a value")
     values |= {key: value for key, value in given.items() if value is not None}
@@ -102,17 +103,7 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         problems.append(f"{file}: a config file holds keys and values, got {type(values).__name__}")
         return {}
-    return {key: _number(value) for key, value in values.items()}
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-4 (no dot) for a string; people write it as a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return values
 
 
 def _explain(error: Any) -> str:

@@ -164,9 +164,9 @@ def _wrap(method: Method) -> nn.Module:
     if world_size() == 1:
         return method
     device = next(method.parameters()).device
-    # Frozen statistics are the only buffers, and they are equal everywhere.
+    # Frozen statistics are the only buffers: equal everywhere from the start, they need no syncing in every step.
     return DistributedDataParallel(
-        method, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        method, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
     )
 
 

@@ -72,7 +72,7 @@ class DhclConfig(TrainConfig):
 
 def _cosines(hashes: Tensor, proxies: Tensor) -> Tensor:
     """Cosines float32 [N, C] of hashes [N, K] and proxies [C, K]; the exponentials below need the range of float32."""
-    return F.normalize(hashes.float(), dim=1) @ F.normalize(proxies.float(), dim=1).T
+    return F.normalize(hashes.float(), dim=1, eps=1e-6) @ F.normalize(proxies.float(), dim=1, eps=1e-6).T
 
 
 def _pull_and_push(positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor:

@@ -1,0 +1,222 @@
+"""Small real parts for the tests of the command line: scenes, models with random weights, an archive, processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orbithash.cluster import cli as command_line
+from orbithash.encoders.archive import Archive
+from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.images import Rendering
+from orbithash.encoders.model import HashModel
+from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.records import read_record
+from orbithash.encoders.sources import list_source
+from orbithash.trainers.scenes import write_scenes
+
+BITS = 32
+NUM_SCENES = 40
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Calls the command line as `orbithash ARGS…` would, in this process."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["orbithash", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        out, err = capsys.readouterr()
+        return Ended(ended.value.code or 0, out, err)
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `orbithash ARGS…` as a process of its own; it and all it started are gone when the test ends.
+
+    `before` is Python that runs in it first. What it writes goes to the files `.out` and `.err` of what is returned.
+    """
+    # A user's environment: without what the tests tell Ray.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    started = []
+
+    def call(*args, before=""):
+        program = f"{before}\nfrom orbithash.cluster.cli import main\nmain()"
+        out, err = tmp_path / f"stdout{len(started)}", tmp_path / f"stderr{len(started)}"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, *map(str, args)],
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                start_new_session=True,
+            )
+        process.out, process.err = out, err
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        # Ray's processes lead groups of their own, and lose their parent when it is killed.
+        kill(process, *family(process.pid))
+
+
+def family(root):
+    """Processes that `root` started, and those started by them, by the parents in /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    members = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= grown
+    return members - {root}
+
+
+def kill(process, *others):
+    """SIGKILL to the process, whose exit code is then collected, and to the others."""
+    for pid in (process.pid, *others) if process.poll() is None else others:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder of small generated scenes."""
+    folder = tmp_path_factory.mktemp("source") / "scenes"
+    write_scenes(folder, NUM_SCENES, 0, 64)
+    return folder
+
+
+def save_random_model(folder, seed):
+    """A model folder with random weights; the codes of different scenes differ."""
+    import torch
+
+    torch.manual_seed(seed)
+    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", bits=BITS, num_classes=0)
+    card = ModelCard(
+        method="dhcl",
+        network=spec,
+        thresholds=(0.0,) * BITS,
+        label_code="none",
+        label_weight=0,
+        preprocessing=Preprocessing(Rendering(), resize=32, crop=32),
+        classes=("one", "two"),
+        dataset={},
+        metrics={},
+    )
+    HashModel(card, HashNetwork(spec)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("models") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def archive(scenes, model, tmp_path_factory):
+    """The codes of all scenes; tests only read it."""
+    folder = tmp_path_factory.mktemp("archives") / "archive"
+    loaded = HashModel.load(model)
+    items = list_source(scenes)
+    records = [read_record(item, loaded.preprocessing) for item in items]
+    columns = {name: [getattr(r, name) for r in records] for name in ("uri", "datetime", "lon", "lat", "thumbnail")}
+    table = Archive.table(
+        loaded.encode_prepared(np.stack([record.pixels for record in records])),
+        BITS,
+        key=[item.key for item in items],
+        label=[item.label for item in items],
+        **columns,
+    )
+    made = Archive.create(folder, BITS, loaded.model_id)
+    made.commit(Archive.write_fragments(folder, table))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """Thirty images of three classes that colour tells apart."""
+    folder = tmp_path_factory.mktemp("labelled") / "data"
+    rng = np.random.default_rng(0)
+    for name, colour in (("beach", (200, 180, 90)), ("forest", (30, 90, 40)), ("river", (40, 60, 160))):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            write_image(folder / name / f"{name}{i}.png", rng, colour)
+    return folder
+
+
+def write_image(path, rng, colour=(128, 128, 128), side=40):
+    noise = rng.integers(-30, 30, (side, side, 3)) + colour
+    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def bad_images(tmp_path_factory):
+    """Two good images among every kind of image that is refused; name to what the reason has to say."""
+    import struct
+    import zlib
+
+    folder = tmp_path_factory.mktemp("bad") / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    good = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    good.save(folder / "good.jpg")
+    Image.fromarray(rng.integers(0, 65535, (64, 64), dtype=np.uint16)).save(folder / "sixteen_bit.png")
+    (folder / "text.jpg").write_text("this is no image\n" * 50)
+    whole = (folder / "good.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.tif").touch()
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    good.convert("CMYK").save(folder / "cmyk.jpg")
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    # 2.7 GB of black in a file of 2.6 MB.
+    squeeze, row = zlib.compressobj(9), bytes(1 + 3 * 30_000)
+    pixels = b"".join(squeeze.compress(row) for _ in range(30_000)) + squeeze.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (folder / "bomb.png").write_bytes(data)
+    return folder
+
+
+REASONS = {
+    "text.jpg": "not a JPEG, PNG or TIFF",
+    "truncated.jpg": "truncated JPEG",
+    "empty.tif": "the file is empty",
+    "tiny.png": "1 x 1 pixels; at least 16 x 16",
+    "cmyk.jpg": "CMYK colours; convert it to RGB",
+    "bomb.png": "30000 x 30000 pixels; at most 50,000,000",
+}
+
+
+@pytest.fixture(scope="session")
+def reasons():
+    """Name of each refused image of `bad_images` to what is said of it."""
+    return REASONS
