@@ -9,9 +9,10 @@ install: .venv/installed
 
 # Installs again only when what is to be installed has changed.
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
-	touch $@
+	@echo 'installing into .venv: about 6 GB, a few minutes, once'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	@touch $@
 
 demo: install
 	$(BIN)/orbithash demo $(ARGS)

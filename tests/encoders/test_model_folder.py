@@ -77,7 +77,7 @@ def copy(saved, tmp_path):
     return Path(shutil.copytree(saved[0], tmp_path / "model"))
 
 
-def refused(folder, message=None):
+def assert_refused(folder, message=None):
     with pytest.raises(InputError, match=message) as caught:
         HashModel.load(folder)
     assert "\n" not in str(caught.value)
@@ -261,7 +261,7 @@ def test_a_flipped_byte_is_found(copy, name, place):
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 0xFF
     path.write_bytes(content)
-    refused(copy)
+    assert_refused(copy)
 
 
 def test_a_flipped_bit_in_any_digit_of_the_card_is_found(copy):
@@ -280,17 +280,17 @@ def test_a_flipped_bit_in_any_digit_of_the_card_is_found(copy):
 def test_a_truncated_file_is_found(copy, name, place):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: int(place * len(content))])
-    refused(copy)
+    assert_refused(copy)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_a_missing_file_is_found(copy, name):
     (copy / name).unlink()
-    refused(copy, name)
+    assert_refused(copy, name)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    refused(tmp_path / "absent", "not a model folder")
+    assert_refused(tmp_path / "absent", "not a model folder")
 
 
 KEYS = [*make_card().to_json(), "format_version", "weights_sha256", "model_id"]
@@ -300,30 +300,30 @@ KEYS = [*make_card().to_json(), "format_version", "weights_sha256", "model_id"]
 @pytest.mark.parametrize("stated", [False, True])
 def test_a_missing_key_is_found(copy, key, stated):
     rewrite(copy, lambda fields: fields.pop(key), stated=stated and key != "model_id")
-    refused(copy)
+    assert_refused(copy)
 
 
 @pytest.mark.parametrize("key", ["backbone", "norm", "pooling", "bits", "num_classes"])
 def test_a_missing_key_of_the_network_is_found(copy, key):
     rewrite(copy, lambda fields: fields["network"].pop(key))
-    refused(copy, key)
+    assert_refused(copy, key)
 
 
 def test_a_key_too_many_is_found(copy):
     rewrite(copy, lambda fields: fields.update(extra=1))
-    refused(copy)
+    assert_refused(copy)
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
 def test_another_format_version_is_refused(copy, version):
     rewrite(copy, lambda fields: fields.update(format_version=version))
-    refused(copy, "format version .*; this orbithash reads version 1")
+    assert_refused(copy, "format version .*; this orbithash reads version 1")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", '"text"', "{", "\udc80", "[" * 200_000])
 def test_json_that_is_no_card_is_refused(copy, content):
     (copy / "model.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    refused(copy)
+    assert_refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_json_that_is_no_card_is_refused(copy, content):
 )
 def test_a_wrong_value_is_refused_even_with_its_own_hash(copy, key, value):
     rewrite(copy, lambda fields: fields.update({key: value}))
-    refused(copy)
+    assert_refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_wrong_value_is_refused_even_with_its_own_hash(copy, key, value):
 def test_weights_of_another_network_are_refused(copy, spec):
     weights_sha256 = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
     write_card(make_card(network=spec, thresholds=(0.0,) * spec.bits), weights_sha256, copy)
-    refused(copy, "does not fit the network")
+    assert_refused(copy, "does not fit the network")
 
 
 class Trap:
@@ -382,9 +382,9 @@ def test_a_pickle_is_not_opened(copy, tmp_path):
     sprung = tmp_path / "sprung"
     content = pickle.dumps(Trap(sprung))
     (copy / "model.safetensors").write_bytes(content)
-    refused(copy, "damaged")
+    assert_refused(copy, "damaged")
     write_card(make_card(), hashlib.sha256(content).hexdigest(), copy)
-    refused(copy, "does not fit")
+    assert_refused(copy, "does not fit")
     assert not sprung.exists()
     pickle.loads(content)
     assert sprung.exists()
