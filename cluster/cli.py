@@ -51,15 +51,35 @@ def main() -> None:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        app()
+        # Or typer would frame its errors and exit by itself.
+        code = app(prog_name="orbithash", standalone_mode=False)
     except Exception as err:
+        usage = _usage_error(err)
+        is_users = usage is not None or isinstance(err, InputError)
         if _State.debug:
             traceback.print_exc()
+        elif usage is not None:
+            print(usage, end="\n" if usage else "", file=sys.stderr)
         else:
-            hint = "" if isinstance(err, InputError) else " (orbithash --debug VERB … shows where)"
-            name = "" if isinstance(err, InputError) else f"{type(err).__name__}: "
+            hint = "" if is_users else " (orbithash --debug VERB … shows where)"
+            name = "" if is_users else f"{type(err).__name__}: "
             print(f"error: {name}{_first_lines(err)}{hint}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(err, InputError) else 1) from None
+        raise SystemExit(2 if is_users else 1) from None
+    raise SystemExit(code)
+
+
+def _usage_error(err: Exception) -> str | None:
+    """One line for words that are no command: typer's own errors, known by their method. None for any other error."""
+    if not hasattr(err, "format_message"):
+        return None
+    problem = err.format_message().rstrip(".")
+    if not problem:
+        # Nothing was asked, and typer has shown the help.
+        return ""
+    if values := getattr(err.__cause__, "errors", None):
+        problem += f", got {values()[0]['input']!r}"
+    context = getattr(err, "ctx", None)
+    return f"error: {problem}; see {context.command_path if context else 'orbithash'} --help"
 
 
 def _first_lines(err: Exception) -> str:

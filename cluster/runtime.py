@@ -29,6 +29,8 @@ def connected(min_cpus: int = 1) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # What Ray's core writes to stderr by itself is not for users; it is in its log files too.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Nor is what a node tells of dead workers, which Ray prints on stdout, in the middle of our JSON: skip every line.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if not os.environ.get("RAY_ADDRESS"):
         _set_token()
         # By its name meant for other systems; here it is what makes every process of Ray listen on loopback only.

@@ -66,7 +66,7 @@ def open_run(folder: Path) -> Run:
     except OSError as err:
         raise InputError(f"{folder}: not a run folder (config.yaml: {err.strerror}); training makes one") from err
     except (yaml.YAMLError, KeyError, AttributeError) as err:
-        raise InputError(f"{folder}/config.yaml: damaged ({err})") from err
+        raise InputError(f"{folder}/config.yaml: damaged ({' '.join(str(err).split())})") from err
     config = load_config(get_method(method).Config, **fields)
     return Run(method, config, Manifest.read(folder / "manifest.jsonl"), root)
 
@@ -179,6 +179,8 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
     finally:
         done.set()
         watcher.join()
+    if blame := ray.get(board.blame.remote()):
+        raise InputError(blame)
     checkpoint, _ = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))
     return Path(checkpoint.path)
 
@@ -189,6 +191,9 @@ def _work(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    if ray.get(settings["board"].blame.remote()):
+        # Ray Train tries again whatever failed; what the user has to mend would only fail again.
+        return
     folder = Path(settings["folder"])
     run = open_run(folder)
     context = ray.train.get_context()

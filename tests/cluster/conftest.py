@@ -1,29 +1,22 @@
 """Small real parts for the tests of the command line: scenes, models with random weights, an archive, processes."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from cluster_parts import BITS, family, kill, save_random_model, write_image
 from PIL import Image
 
 from orbithash.cluster import cli as command_line
 from orbithash.encoders.archive import Archive
-from orbithash.encoders.card import ModelCard, NetworkSpec
-from orbithash.encoders.images import Rendering
 from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashNetwork
-from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.records import read_record
 from orbithash.encoders.sources import list_source
 from orbithash.trainers.scenes import write_scenes
 
-BITS = 32
 NUM_SCENES = 40
 
 
@@ -79,52 +72,11 @@ def start(tmp_path):
         kill(process, *family(process.pid))
 
 
-def family(root):
-    """Processes that `root` started, and those started by them, by the parents in /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    members = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
-        members |= grown
-    return members - {root}
-
-
-def kill(process, *others):
-    """SIGKILL to the process, whose exit code is then collected, and to the others."""
-    for pid in (process.pid, *others) if process.poll() is None else others:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A folder of small generated scenes."""
     folder = tmp_path_factory.mktemp("source") / "scenes"
     write_scenes(folder, NUM_SCENES, 0, 64)
-    return folder
-
-
-def save_random_model(folder, seed):
-    """A model folder with random weights; the codes of different scenes differ."""
-    import torch
-
-    torch.manual_seed(seed)
-    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", bits=BITS, num_classes=0)
-    card = ModelCard(
-        method="dhcl",
-        network=spec,
-        thresholds=(0.0,) * BITS,
-        label_code="none",
-        label_weight=0,
-        preprocessing=Preprocessing(Rendering(), resize=32, crop=32),
-        classes=("one", "two"),
-        dataset={},
-        metrics={},
-    )
-    HashModel(card, HashNetwork(spec)).save(folder)
     return folder
 
 
@@ -170,14 +122,9 @@ def labelled(tmp_path_factory):
     return folder
 
 
-def write_image(path, rng, colour=(128, 128, 128), side=40):
-    noise = rng.integers(-30, 30, (side, side, 3)) + colour
-    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
-
-
 @pytest.fixture(scope="session")
 def bad_images(tmp_path_factory):
-    """Two good images among every kind of image that is refused; name to what the reason has to say."""
+    """Two good images among every kind of image that is refused; `REASONS` has what is said of those."""
     import struct
     import zlib
 
@@ -204,19 +151,3 @@ def bad_images(tmp_path_factory):
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     (folder / "bomb.png").write_bytes(data)
     return folder
-
-
-REASONS = {
-    "text.jpg": "not a JPEG, PNG or TIFF",
-    "truncated.jpg": "truncated JPEG",
-    "empty.tif": "the file is empty",
-    "tiny.png": "1 x 1 pixels; at least 16 x 16",
-    "cmyk.jpg": "CMYK colours; convert it to RGB",
-    "bomb.png": "30000 x 30000 pixels; at most 50,000,000",
-}
-
-
-@pytest.fixture(scope="session")
-def reasons():
-    """Name of each refused image of `bad_images` to what is said of it."""
-    return REASONS

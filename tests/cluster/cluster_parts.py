@@ -1,0 +1,85 @@
+"""What the tests of the command line share beside their fixtures."""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.images import Rendering
+from orbithash.encoders.model import HashModel
+from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.preprocessing import Preprocessing
+
+BITS = 32
+
+# Name of each refused image of the fixture `bad_images` to what is said of it.
+REASONS = {
+    "text.jpg": "not a JPEG, PNG or TIFF",
+    "truncated.jpg": "truncated JPEG",
+    "empty.tif": "the file is empty",
+    "tiny.png": "1 x 1 pixels; at least 16 x 16",
+    "cmyk.jpg": "CMYK colours; convert it to RGB",
+    "bomb.png": "30000 x 30000 pixels; at most 50,000,000",
+}
+
+
+def family(root):
+    """Processes that `root` started, and those started by them, by the parents in /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    members = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= grown
+    return members - {root}
+
+
+def kill(process, *others):
+    """SIGKILL to the process, whose exit code is then collected, and to the others."""
+    for pid in (process.pid, *others) if process.poll() is None else others:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(condition, process=None, timeout_s=120.0):
+    """Returns the first true value of `condition()`; fails when the process ends before, or it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if process is not None:
+            assert process.poll() is None, f"it ended with {process.returncode}: {process.err.read_text()}"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.02)
+    return value
+
+
+def save_random_model(folder, seed):
+    """A model folder with random weights; the codes of different scenes differ."""
+    import torch
+
+    torch.manual_seed(seed)
+    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", bits=BITS, num_classes=0)
+    card = ModelCard(
+        method="dhcl",
+        network=spec,
+        thresholds=(0.0,) * BITS,
+        label_code="none",
+        label_weight=0,
+        preprocessing=Preprocessing(Rendering(), resize=32, crop=32),
+        classes=("one", "two"),
+        dataset={},
+        metrics={},
+    )
+    HashModel(card, HashNetwork(spec)).save(folder)
+    return folder
+
+
+def write_image(path, rng, colour=(128, 128, 128), side=40):
+    noise = rng.integers(-30, 30, (side, side, 3)) + colour
+    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)

@@ -1,0 +1,111 @@
+"""Training on Ray Train: the run folder is whole, a killed run goes on, a fault of the data is one line."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from cluster_parts import family, kill, wait_for
+
+from orbithash.encoders.model import HashModel
+from orbithash.trainers.datasets import Manifest
+from orbithash.trainers.loop import SELECTION_METRIC
+
+pytestmark = pytest.mark.ray
+
+METRIC = f"validation/{SELECTION_METRIC}"
+SETTINGS = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=4", "warm_up_epochs=0")
+
+
+def command(data, out, **settings):
+    pairs = [*SETTINGS, *(f"{key}={value}" for key, value in settings.items())]
+    options = [word for pair in pairs for word in ("--set", pair)]
+    return ("train", "dhcl", "--data", data, "--out", out, "--bits", "16", "--workers", "2", *options)
+
+
+def history_of(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_path):
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=2))
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["method"], config["data"], config["bits"], config["epochs"]) == ("dhcl", str(labelled), 16, 2)
+    manifest = Manifest.read(run / "manifest.jsonl")
+    history = history_of(run)
+    assert [record["epoch"] for record in history] == [1, 2]
+    best = max(history, key=lambda record: record[METRIC])
+    model = HashModel.load(run / "model")
+    assert (model.bits, model.card.classes, model.card.metrics) == (16, ("beach", "forest", "river"), best)
+    assert model.card.dataset["manifest_sha256"] == manifest.sha256
+    assert f"epoch {best['epoch']} of 2 is the best" in ended.err
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "manifest.jsonl", "metrics.jsonl", "model", "ray"}
+
+    # Again: there is nothing to do. With other settings: not in this folder.
+    before = files_of(run)
+    ended = cli(*command(labelled, run, epochs=2))
+    assert ended.code == 0
+    assert "is complete already; nothing to train" in ended.err
+    ended = cli(*command(labelled, run, epochs=3))
+    assert ended.code == 2
+    assert "holds another run (epochs was 2, is 3)" in ended.err
+    assert files_of(run) == before
+
+    # What was trained can be evaluated, and the page stands alone.
+    ended = cli("evaluate", run, "--data", labelled, "--json")
+    assert ended.code == 0, ended.err
+    metrics = json.loads(ended.out)
+    assert metrics == json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert (metrics["queries"], metrics["database"]) == (
+        len(manifest.part("test")),
+        len(manifest.part("train", "validation")),
+    )
+    assert (run / "evaluation" / "report.html").stat().st_size > 10_000
+
+
+def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(labelled, data)
+    for name in ("beach", "forest", "river"):
+        for image in (data / name).iterdir():
+            if image.stem[-1] in "258":
+                image.write_bytes(b"broken")
+    ended = cli(*command(data, run, epochs=1))
+    assert ended.code == 2
+    said = ended.err[ended.err.index("error: ") :].splitlines()
+    assert "images that cannot be trained on" in said[0]
+    assert len(said) > 2
+    assert all(": not a JPEG, PNG or TIFF" in line for line in said[1:])
+    assert not run.exists(), "the name is free for the command with the images mended"
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(ray_cluster, start, cli, labelled, tmp_path):
+    run, epochs = tmp_path / "run", 12
+    process = start(*command(labelled, run, epochs=epochs))
+
+    def has_checkpoint():
+        snapshot = run / "ray" / "checkpoint_manager_snapshot.json"
+        return snapshot.exists() and "checkpoint_2" in snapshot.read_text()
+
+    wait_for(has_checkpoint, process, timeout_s=240)
+    kill(process, *family(process.pid))
+    before = history_of(run)
+    assert 1 <= len(before) < epochs, "the kill met the run in the middle"
+    assert not (run / "model").exists()
+
+    # The first epoch is not trained again: its record has the very same times.
+    ended = cli(*command(labelled, run, epochs=epochs))
+    assert ended.code == 0, ended.err
+    after = history_of(run)
+    assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
+    assert after[0] == before[0]
+    assert HashModel.load(run / "model").card.metrics == max(after, key=lambda record: record[METRIC])
