@@ -9,6 +9,7 @@ RUN/ray/             Ray Train's storage: the last checkpoint and the best one
 
 import json
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -171,14 +172,22 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, run, done), daemon=True)
     watcher.start()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as err:
         blame = ray.get(board.blame.remote())
         raise InputError(blame) if blame else worker_error(err) from err
+    except SystemExit:
+        # What Ray Train makes of Ctrl-C when it has stopped its workers.
+        say("interrupted; the same command goes on after the last whole epoch")
+        raise KeyboardInterrupt from None
     finally:
         done.set()
         watcher.join()
+        if threading.current_thread() is threading.main_thread():
+            # Ray Train leaves its own handler behind, for a run that is over.
+            signal.signal(signal.SIGINT, on_interrupt)
     if blame := ray.get(board.blame.remote()):
         raise InputError(blame)
     checkpoint, _ = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))

@@ -92,12 +92,13 @@ class HashModel:
             for row in self._unsure(output).nonzero()[:, 0].tolist():
                 alone = inputs[row : row + 1].contiguous(memory_format=torch.channels_last)
                 bits[row : row + 1], labels[row : row + 1] = self._decide(self.network(alone))
-        label_bits = self._labels[labels.cpu().numpy()]
+        label_bits = self._labels[labels.cpu().numpy()] if self._labels.size else self._labels.reshape(len(images), 0)
         return pack(np.concatenate([bits.cpu().numpy(), label_bits], axis=1))
 
     def _decide(self, output: NetworkOutput) -> tuple[Tensor, Tensor]:
         bits = output.hashes >= self._thresholds
-        if output.logits is None:
+        if output.logits is None or not self._labels.shape[1]:
+            # Nobody asks for the class.
             return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
         return bits, output.logits.argmax(dim=1)
 

@@ -200,7 +200,8 @@ class Engine:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
-                logger.warning("shard %d of %d did not answer", number, len(outcomes), exc_info=outcome)
+                reason = str(outcome).partition("\n")[0] or type(outcome).__name__
+                logger.warning("shard %d of %d did not answer: %s", number, len(outcomes), reason)
         if len(failures) == len(outcomes):
             if all(isinstance(failure, TimeoutError) for failure in failures):
                 raise DeadlineExceeded(f"none of {len(outcomes)} shards answered within {timeout_s:.3g} s")

@@ -322,9 +322,16 @@ def test_a_damaged_archive(refused, tmp_path, scenes, archive, model):
 # Serving.
 
 
-def test_serving_with_another_model(refused, archive, other_model):
+@pytest.fixture
+def taken():
+    """An address that is in use: what is served in spite of a fault fails there, and does not go on for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_serving_with_another_model(refused, archive, other_model, taken):
     refused(
-        *("serve", archive, "--model", other_model),
+        *("serve", archive, "--model", other_model, "--local", "--address", taken),
         words=[archive, other_model, "give the model that made the archive"],
     )
 
@@ -333,14 +340,15 @@ def test_serving_with_another_model(refused, archive, other_model):
     ("options", "words"),
     [
         (("--shards", "0"), "0 shards; at least 1 is needed"),
+        (("--shards", "-1"), "-1 shards; at least 1 is needed"),
         (("--address", "0.0.0.0:0"), "loopback addresses only"),
         (("--address", "[::]:0"), "loopback addresses only"),
         (("--address", "localhost"), "an address is HOST:PORT"),
         (("--address", "127.0.0.1:65536"), "an address is HOST:PORT"),
     ],
 )
-def test_serving_options(refused, archive, model, options, words):
-    refused("serve", archive, "--model", model, "--local", *options, words=[words])
+def test_serving_options(refused, archive, model, taken, options, words):
+    refused("serve", archive, "--model", model, "--local", "--address", taken, *options, words=[words])
 
 
 def test_serving_what_is_no_archive(refused, tmp_path, scenes, model):
@@ -348,13 +356,11 @@ def test_serving_what_is_no_archive(refused, tmp_path, scenes, model):
     refused("serve", scenes, "--model", model, words=["is not an archive of codes"])
 
 
-def test_serving_on_a_taken_port(refused, archive, model):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        refused(
-            *("serve", archive, "--model", model, "--local", "--address", address),
-            words=[address, "is the port in use? Give another"],
-        )
+def test_serving_on_a_taken_port(refused, archive, model, taken):
+    refused(
+        *("serve", archive, "--model", model, "--local", "--address", taken),
+        words=[taken, "is the port in use? Give another"],
+    )
 
 
 # Queries; what only a running gateway can refuse is in test_serve.

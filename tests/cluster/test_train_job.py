@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import yaml
@@ -88,7 +89,8 @@ def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(ray_cluster, start, cli, labelled, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
     run, epochs = tmp_path / "run", 12
     process = start(*command(labelled, run, epochs=epochs))
 
@@ -97,9 +99,15 @@ def test_a_killed_run_goes_on(ray_cluster, start, cli, labelled, tmp_path):
         return snapshot.exists() and "checkpoint_2" in snapshot.read_text()
 
     wait_for(has_checkpoint, process, timeout_s=240)
-    kill(process, *family(process.pid))
+    if by == signal.SIGKILL:
+        kill(process, *family(process.pid))
+    else:
+        process.send_signal(by)
+        assert process.wait(timeout=120) == 130
+        assert "the same command goes on after the last whole epoch" in process.err.read_text()
+        assert "Traceback" not in process.err.read_text()
     before = history_of(run)
-    assert 1 <= len(before) < epochs, "the kill met the run in the middle"
+    assert 1 <= len(before) < epochs, "it was stopped in the middle"
     assert not (run / "model").exists()
 
     # The first epoch is not trained again: its record has the very same times.
