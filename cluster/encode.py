@@ -2,9 +2,10 @@
 
     list (driver) -> decode -> encode (actor pool) -> write fragments (tasks) -> commit (driver)
 
-Where decoding and encoding ask for equal resources, Ray Data fuses them into one actor, and no pixels are copied. What a
-refused image leaves is a row of the archive's side table. Nothing is visible before the driver's commit, and every
-commit is atomic: a job that dies at any moment goes on, when it is run again, with the images that are in neither table.
+Where decoding and encoding ask for equal resources, Ray Data fuses them into one actor, and no pixels are copied. What
+a refused image leaves is a row of the archive's side table. Nothing is visible before the driver's commit, and every
+commit is atomic: a job that dies at any moment goes on, when it is run again, with the images that are in neither
+table.
 """
 
 import dataclasses

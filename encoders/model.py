@@ -25,8 +25,9 @@ from orbithash.encoders.preprocessing import Preprocessing
 
 __all__ = ["HashModel"]
 
-# Images per pass of the network.
-BATCH_SIZE = 64
+# Images per pass of the network. Few on a CPU: the feature maps of many do not fit its caches, and their memory is
+# fetched from the kernel anew in every layer.
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 # An output nearer to its threshold than this is computed again, alone: the same image gives outputs that differ in the
 # last digits when its batch has another size. Far above those differences, far below what makes much work.
@@ -74,7 +75,8 @@ class HashModel:
         side = self.preprocessing.crop
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
             raise InputError(f"prepared images are uint8 [N, {side}, {side}, 3], got {images.dtype} {images.shape}")
-        codes = [self._encode_batch(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
+        size = BATCH_SIZE[self.device.type]
+        codes = [self._encode_batch(images[start : start + size]) for start in range(0, len(images), size)]
         return np.concatenate(codes) if codes else np.empty((0, self.num_bytes), np.uint8)
 
     def normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
