@@ -4,14 +4,16 @@ Each baseline is measured before and after what it is compared with, so that a m
 not decide the ratio.
 """
 
+import dataclasses
 import datetime as dt
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,7 @@ from orbithash.cluster.progress import say
 from orbithash.cluster.runtime import connected
 from orbithash.cluster.train import prepare_run, train_on_ray
 from orbithash.encoders.archive import Archive
-from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.card import HeadSpec, ModelCard, NetworkSpec
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import Rendering
 from orbithash.encoders.model import HashModel
@@ -69,6 +71,7 @@ def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str,
             "images": len(items),
             "network": loaded.card.network.backbone,
             "input_px": loaded.preprocessing.crop,
+            "threads": num_threads,
             "pipeline_images_per_s": summary.rows_per_s,
             "pipeline_start_s": summary.start_s,
             "whole_loop_images_per_s": whole,
@@ -78,35 +81,55 @@ def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str,
         }
 
 
-def bench_train(data: Path | None, weights: str | None, epochs: int) -> dict[str, Any]:
-    """Images per second of one Ray Train worker beside the bare loop with as many threads, epochs only."""
+def bench_train(data: Path | None, weights: str | None, epochs: int, workers: int = 1) -> dict[str, Any]:
+    """Images per second of each Ray Train worker beside the bare loop with a worker's threads and its share of a batch.
+
+    Epochs only. `bare_loop` has the machine to itself; of `bare_loops`, as many as workers run at once and know nothing
+    of each other, which is what the machine allows.
+    """
     if epochs < 2:
         raise InputError(f"--epochs is {epochs}; at least 2 are needed, for the first one warms up")
+    num_cores = os.cpu_count() or 1
+    if not 1 <= workers <= num_cores:
+        raise InputError(f"--workers is {workers}; 1 to {num_cores}, the cores of this machine, can be compared")
+    num_threads = num_cores // workers
     with tempfile.TemporaryDirectory() as temporary, connected():
         root = Path(temporary)
         folder = data or _write_scenes(root / "scenes", NUM_SCENES_TO_TRAIN_ON)
         settings = [f"epochs={epochs}", "warm_up_epochs=0", f"validate_every={epochs}"]
         run = prepare_run("dhcl", folder, settings=settings, weights=weights)
-        with _threads(os.cpu_count() or 1):
-            say("the bare loop, first time")
-            before = _bare_training(run)
-            say("one Ray Train worker")
-            begun = time.perf_counter()
-            history = train_on_ray(run, root / "run", 1)
-            seconds = time.perf_counter() - begun
-            say("the bare loop, second time")
-            after = _bare_training(run)
-        rate, bare = _rate(history), (before + after) / 2
+        share = run.config.batch_size // workers
+        bare_run = dataclasses.replace(run, config=run.config.model_copy(update={"batch_size": share}))
+
+        def bare_loops(count: int) -> float:
+            with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+                return float(np.mean(list(pool.map(_bare_training, [bare_run] * count, [num_threads] * count))))
+
+        say("bare loops, first time")
+        before = bare_loops(1), bare_loops(workers)
+        say(f"{workers} Ray Train workers")
+        begun = time.perf_counter()
+        history = train_on_ray(run, root / "run", workers)
+        seconds = time.perf_counter() - begun
+        say("bare loops, second time")
+        after = bare_loops(1), bare_loops(workers)
+        rate = _rate(history) / workers
+        alone, together = (sum(pair) / 2 for pair in zip(before, after, strict=True))
         return {
             **_circumstances("train"),
             "images": len(run.manifest.part("train")),
             "network": run.config.backbone,
             "input_px": run.config.image_size,
-            "batch_size": run.config.batch_size,
+            "workers": workers,
+            "threads_per_worker": num_threads,
+            "images_per_worker_and_step": share,
             "worker_images_per_s": rate,
             "worker_start_s": seconds - sum(record["seconds"] for record in history),
-            "bare_loop_images_per_s": bare,
-            "ratio": rate / bare,
+            "worker_peak_memory_mb": max(record["peak_memory_mb"] for record in history),
+            "bare_loop_images_per_s": alone,
+            "bare_loops_images_per_s": together,
+            "ratio_to_bare_loop": rate / alone,
+            "ratio_to_bare_loops": rate / together,
         }
 
 
@@ -126,7 +149,6 @@ def _circumstances(name: str) -> dict[str, Any]:
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "versions": f"ray {version('ray')}, torch {version('torch')}",
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -142,7 +164,7 @@ def _threads(num_threads: int) -> Iterator[None]:
 
 def _write_model(folder: Path) -> Path:
     """A network of usual size with random weights: speed does not ask what was learned."""
-    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", bits=64, num_classes=2)
+    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", HeadSpec(bits=64), num_classes=2)
     card = ModelCard(
         method="dhcl",
         network=spec,
@@ -217,7 +239,9 @@ class _Keeper:
         self.history = history
 
 
-def _bare_training(run: Run) -> float:
+def _bare_training(run: Run, num_threads: int) -> float:
+    """Images per second; in a process of its own."""
+    torch.set_num_threads(num_threads)
     keeper = _Keeper()
     train(run, keeper)
     return _rate(keeper.history)

@@ -1,5 +1,6 @@
 """The command line: each verb checks what it was given, calls one function, prints what came of it."""
 
+import dataclasses
 import json
 import sys
 import traceback
@@ -120,13 +121,38 @@ def scenes(
         write_scenes(directory, count, seed, size, on_progress=lambda done: advance_to(done, ""))
 
 
+@app.command(epilog="Example: orbithash wald UCMerced_LandUse data/ucmd_pairs --factor 4")
+def wald(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of RGB images, one folder a class.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    factor: Annotated[int, typer.Option("--factor", help="How much coarser the first source is.")] = 4,
+) -> None:
+    """Makes pairs of sources of RGB images: coarse colour and fine grey of the same ground (Wald's protocol)."""
+    from orbithash.cluster.progress import say, track
+    from orbithash.trainers.datasets.layouts import cut
+    from orbithash.trainers.datasets.wald import count_images, write_wald_pairs
+
+    with track("degrading", count_images(source), "images") as advance_to:
+        pairs = write_wald_pairs(source, out, factor, on_progress=lambda done: advance_to(done, ""))
+    for problem in cut(pairs.refused):
+        say(f"left out: {problem}")
+    say(f"{pairs.count} pairs are in {out}; {len(pairs.refused)} images were left out")
+
+
 @app.command(epilog="Example: orbithash train dhcl --data UCMerced_LandUse --bits 64 --workers 2 --out runs/ucmd")
 def train(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of the method, such as dhcl.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; an interrupted run in it goes on.")],
-    dataset: Annotated[str | None, typer.Option("--dataset", help="ucmd, scenes or folder; else recognised.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Its name, such as ucmd; else recognised.")] = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="How to split; else the dataset's own.")] = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", help="Chooses the split.")] = 0,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the training images held back to choose the epoch; 0: none.")
+    ] = 0.1,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="JSON file of sentences about the images, Karpathy style.")
+    ] = None,
     bits: Annotated[int | None, typer.Option("--bits", help="Bits of a code.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
@@ -137,7 +163,19 @@ def train(
     """Trains a method and leaves a run folder with the model of its best validation epoch."""
     from orbithash.cluster.train import prepare_run, train_on_ray
 
-    run = prepare_run(method, data, dataset, protocol, config, settings or [], bits=bits, weights=weights)
+    run = prepare_run(
+        method,
+        data,
+        dataset,
+        protocol,
+        config,
+        settings or [],
+        split_seed=split_seed,
+        validation=validation,
+        captions=captions,
+        bits=bits,
+        weights=weights,
+    )
     train_on_ray(run, out, workers, gpus_per_worker)
 
 
@@ -146,18 +184,68 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     data: DataOption,
     protocol: Annotated[str | None, typer.Option("--protocol", help="Another split than the run's own.")] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="A shorter length that nested_bits trained, too.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Simple methods on the pretrained features, too.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluates a run's model on its test part: metrics, plots, a page."""
     from orbithash.cluster.evaluate import evaluate_run
 
-    metrics, page = evaluate_run(run, data, protocol)
+    metrics, page = evaluate_run(run, data, protocol, baselines, bits=bits)
     if as_json:
         _print_json(metrics)
     else:
         for name, value in metrics["metrics"].items():
-            print(f"{name:<20} {value['expected']:.4f}" if "expected" in value else f"{name:<20} {value}")
+            if "->" in name:
+                print(name)
+            for metric, figures in value.items() if "->" in name else [(name, value)]:
+                print(f"{metric:<20} {figures['expected']:.4f}")
         print(f"report: {page}")
+
+
+@app.command(epilog="Example: orbithash reproduce mhcln dhcl --data UCMerced_LandUse --weights IMAGENET1K_V2 --seeds 5")
+def reproduce(
+    data: DataOption,
+    methods: Annotated[
+        list[str] | None, typer.Argument(metavar="[METHOD]...", help="Names; without: all that the data allow.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and the table; goes on where it stopped.")] = (
+        Path("runs/reproduce")
+    ),
+    bits: Annotated[list[int] | None, typer.Option("--bits", help="Bits of a code; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Splits and trainings of each.")] = 1,
+    captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of sentences, for DUCH.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
+    weights: WeightsOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for all that have it, or method.key=value.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trains and evaluates methods by their papers' own protocols, beside the published figures."""
+    from orbithash.cluster.reproduce import reproduce as run_reproduce
+    from orbithash.cluster.reproduce import show
+
+    rows = run_reproduce(
+        methods or [],
+        data,
+        out,
+        bits=bits or [64],
+        num_seeds=seeds,
+        weights=weights,
+        captions=captions,
+        settings=settings or [],
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+    )
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+    else:
+        show(rows)
+        print(f"table: {out / 'results.md'}, report: {out / 'report.html'}")
 
 
 @app.command(epilog="Example: orbithash encode tiles/ --model runs/ucmd/model --archive archive")
@@ -233,10 +321,11 @@ def bench_train(
     data: Annotated[Path | None, typer.Option("--data", help="Labelled images; without: generated scenes.")] = None,
     weights: WeightsOption = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs of each run.")] = 3,
+    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers, which share the cores.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Images per second of one Ray Train worker beside the bare loop with as many threads."""
+    """Images per second of each Ray Train worker beside the bare loop with as many threads."""
     from orbithash.cluster.bench import bench_train as run_bench
     from orbithash.cluster.bench import show
 
-    show(run_bench(data, weights, epochs), as_json)
+    show(run_bench(data, weights, epochs, workers), as_json)

@@ -140,7 +140,7 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked]) -> Gallery:
     rendering = model.preprocessing.rendering
 
     def tile(path: str, label: str, note: str, side_px: int, right: bool | None) -> Tile:
-        image = thumbnail_data_uri(read_image(run.root / path, rendering), side_px)
+        image = thumbnail_data_uri(rendering.picture(read_image(run.root / path, rendering)), side_px)
         return Tile(label, image, note=note, right=right)
 
     rows = []

@@ -265,7 +265,8 @@ class _Encoder:
         began = time.time()
         side = self._model.preprocessing.crop
         pixels = [np.frombuffer(p, np.uint8) for p in batch["pixels"].to_pylist() if p is not None]
-        images = np.stack(pixels).reshape(-1, side, side, 3) if pixels else np.empty((0, side, side, 3), np.uint8)
+        images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
+        images = images.reshape(-1, side, side, self._model.preprocessing.channels)
         codes = iter(self._model.encode_prepared(images))
         column = [None if reason is not None else next(codes).tobytes() for reason in batch["reason"].to_pylist()]
         return (

@@ -1,42 +1,102 @@
 """Evaluation of a run folder's model."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orbithash.cluster.progress import track
+from orbithash.cluster.progress import say, track
 from orbithash.cluster.train import open_run, read_history
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
-from orbithash.trainers.datasets import PROTOCOLS, make_manifest
-from orbithash.trainers.evaluation import write_evaluation
-from orbithash.trainers.model_evaluation import check_untrained, evaluate_model
+from orbithash.trainers.datasets import PROTOCOLS, resplit
+from orbithash.trainers.evaluation import metrics_of, without_baselines, write_evaluation
+from orbithash.trainers.loop import Run
+from orbithash.trainers.model_evaluation import FeaturesOf, check_untrained, evaluate_model
 
 __all__ = ["evaluate_run"]
 
 
-def evaluate_run(folder: Path, data: Path, protocol: str | None = None) -> tuple[dict[str, Any], Path]:
+def evaluate_run(
+    folder: Path,
+    data: Path,
+    protocol: str | None = None,
+    baselines: bool = True,
+    cutoffs: Sequence[int] = (20, 100),
+    bits: int | None = None,
+) -> tuple[dict[str, Any], Path]:
     """Evaluates on the run's own test part, or on that of another protocol whose queries were not trained on.
 
-    Leaves `RUN/evaluation/` (`metrics.json`, plots, `report.html`); returns the metrics and the page's path.
+    With `baselines`, simple methods on the features of the backbone that the run began with stand beside the model;
+    where there is no such backbone any more, the metrics say why not. `cutoffs` are the k of average precision.
+
+    `bits` chooses a shorter model of a run with nested lengths; None: the whole one.
+
+    Leaves `RUN/evaluation/` (`metrics.json`, plots, `report.html`), or `RUN/evaluation-PROTOCOL/`,
+    `RUN/evaluation-BITS/` for another protocol or length; returns the metrics and the page's path.
     """
     run = open_run(folder)
-    if not (folder / "model").is_dir():
-        raise InputError(f"{folder} has no model yet; run the same train command again, it goes on where it stopped")
     if not data.is_dir():
         raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
-    model = HashModel.load(folder / "model")
-    manifest = run.manifest
+    model = HashModel.load(_model_folder(folder, bits))
+    manifest, name = run.manifest, "evaluation"
     if protocol not in (None, manifest.protocol):
-        manifest = make_manifest(data, manifest.dataset, protocol)
+        manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
         check_untrained(manifest, run.manifest)
+    if bits is not None:
+        name = f"{name}-{bits}"
+    features_of = _pretrained_features(run, model, data) if baselines else "switched off"
     num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
     with track("evaluating", num_images, "images") as advance_to:
-        evaluation = evaluate_model(model, manifest, data, on_progress=lambda done: advance_to(done, ""))
+        evaluated = evaluate_model(
+            model,
+            manifest,
+            data,
+            on_progress=lambda done: advance_to(done, ""),
+            baseline_model=None if isinstance(features_of, str) else features_of,
+            cutoffs=cutoffs,
+        )
+    if isinstance(features_of, str):
+        say(f"no baselines: {features_of}")
+        if isinstance(evaluated, dict):
+            evaluated["image->image"] = without_baselines(evaluated["image->image"], features_of)
+        else:
+            evaluated = without_baselines(evaluated, features_of)
+    rendering = model.preprocessing.rendering
     page = write_evaluation(
-        folder / "evaluation",
-        evaluation,
-        read_image=lambda path: read_image(Path(path), model.preprocessing.rendering),
+        folder / name,
+        evaluated,
+        read_image=lambda path: rendering.picture(read_image(Path(path), rendering)),
         history=read_history(folder),
     )
-    return evaluation.metrics, page
+    return metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics, page
+
+
+def _model_folder(folder: Path, bits: int | None) -> Path:
+    """Of the shorter model of this length; None: of the whole one."""
+    if not (folder / "model").is_dir():
+        raise InputError(f"{folder} has no model yet; run the same train command again, it goes on where it stopped")
+    shorter = {int(path.name.removeprefix("model-")): path for path in folder.glob("model-*")}
+    if bits is None:
+        return folder / "model"
+    if bits not in shorter:
+        there = ", ".join(map(str, sorted(shorter))) or "none: it was trained without nested_bits"
+        raise InputError(f"{folder} has no shorter model of {bits} bits; there are {there}")
+    return shorter[bits]
+
+
+def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:
+    """What makes features with the weights that the run began with, or why there is none."""
+    from orbithash.encoders.networks import HashNetwork
+    from orbithash.trainers.features import FeatureExtractor
+
+    if run.config.weights is None:
+        return "the run began with random weights, whose features say little"
+    # Pretrained weights belong to batch norm with their own statistics, whatever the run made of them.
+    spec = dataclasses.replace(model.card.network, norm="frozen-batch", num_classes=0)
+    try:
+        extractor = FeatureExtractor(HashNetwork(spec, run.config.weights), model.preprocessing)
+    except InputError as err:
+        return str(err)
+    return lambda images: extractor(data, images)

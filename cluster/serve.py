@@ -67,7 +67,7 @@ def _load_encoder(model: Path) -> Callable[[list[bytes]], Codes]:
     loaded = HashModel.load(model)
     rendering = loaded.preprocessing.rendering
     # The first pass of a network is slow; it is not to be a user's.
-    loaded.encode([np.zeros((64, 64, 3), np.uint8)])
+    loaded.encode([np.zeros((64, 64, rendering.channels), np.uint8)])
     return lambda images: loaded.encode([read_image(image, rendering) for image in images])
 
 

@@ -4,6 +4,7 @@ RUN/config.yaml      method and settings, as resolved
 RUN/manifest.jsonl   which image is in which part
 RUN/metrics.jsonl    one line an epoch
 RUN/model/           the model folder of the best validation epoch; its presence says the run is complete
+RUN/model-16/        models of a prefix of the code, where nested lengths were trained
 RUN/ray/             Ray Train's storage: the last checkpoint and the best one
 """
 
@@ -25,7 +26,7 @@ from orbithash.cluster.runtime import check_resources, connected, worker_error
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.loop import SELECTION_METRIC, Run, best_epoch, export_model, train
+from orbithash.trainers.loop import Run, best_epoch, export_models, train
 from orbithash.trainers.methods import get_method
 
 __all__ = ["open_run", "prepare_run", "read_history", "train_on_ray"]
@@ -43,6 +44,10 @@ def prepare_run(
     protocol: str | None = None,
     config: Path | None = None,
     settings: Sequence[str] = (),
+    *,
+    split_seed: int = 0,
+    validation: float = 0.1,
+    captions: Path | None = None,
     **given: Any,
 ) -> Run:
     """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
@@ -56,7 +61,8 @@ def prepare_run(
             "no --weights: the network starts from random ones, for which the default settings are not meant; "
             "trainers/recipes/from_scratch.yaml (--config) has some that are"
         )
-    return Run(method, resolved, make_manifest(data.absolute(), dataset, protocol), data.absolute())
+    manifest = make_manifest(data.absolute(), dataset, protocol, split_seed, validation, captions)
+    return Run(method, resolved, manifest, data.absolute())
 
 
 def open_run(folder: Path) -> Run:
@@ -103,13 +109,17 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
             shutil.rmtree(folder)
         raise
     history = read_history(folder)
-    model = export_model(run, checkpoint)
+    model, shorter = export_models(run, checkpoint)
+    for short in shorter:
+        short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
     best = best_epoch(history)
-    say(
-        f"epoch {best['epoch']} of {len(history)} is the best on the validation part: "
-        f"{SELECTION_METRIC} {best[f'validation/{SELECTION_METRIC}']:.4f}; the model is in {folder / 'model'}"
-    )
+    metric = get_method(run.method).selection_metric
+    if f"validation/{metric}" in best:
+        why = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
+    else:
+        why = "the last one, as this method chooses" if metric is None else "the last one: there is no validation part"
+    say(f"epoch {best['epoch']} of {len(history)} is {why}; the model is in {folder / 'model'}")
     return history
 
 
@@ -238,7 +248,6 @@ class _Reporter:
         import ray.train
 
         record = history[-1]
-        metrics = {**record, "score": record.get(f"validation/{SELECTION_METRIC}", -1.0)}
         with tempfile.TemporaryDirectory() as temporary:
             checkpoint = None
             if self._rank == 0:
@@ -248,7 +257,7 @@ class _Reporter:
                 part.write_text("".join(json.dumps(line) + "\n" for line in history))
                 part.replace(self._folder / "metrics.jsonl")
             # A barrier: every rank reports every epoch.
-            ray.train.report(metrics, checkpoint=checkpoint)
+            ray.train.report(record, checkpoint=checkpoint)
 
 
 class _Board:

@@ -38,7 +38,7 @@ BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "resnet101": _resnet,
 }
 
-NORMS = ("frozen-batch", "group")
+NORMS = ("frozen-batch", "group", "batch")
 
 
 def _frozen_batch_norm(like: nn.BatchNorm2d) -> nn.Module:
@@ -66,13 +66,39 @@ def _drop_nothing(module: nn.Module) -> None:
             child.p = 0.0
 
 
-def build_backbone(name: str, norm: str, weights: str | None = None) -> nn.Module:
-    """Builds backbone `name` from images [N, 3, H, W] to a feature map [N, D, h, w].
+def _replace_first_convolution(body: nn.Module, channels: int, is_pretrained: bool) -> None:
+    """Makes the first convolution take `channels` bands.
 
-    `norm` is one of `NORMS`: both give an image the same features in any batch and on any number of ranks, which
-    running batch statistics do not. Frozen batch norm belongs to pretrained weights, group norm to training from
-    scratch. `weights` is the name of torchvision weights (downloaded once), the path of a safetensors file that holds
-    the state of the whole torchvision model, or None for a random start.
+    The kernel of pretrained weights is averaged over its three bands, given to each of the C bands and scaled by 3/C:
+    an image of C equal bands has the features of the grey image. (CDNE's authors start it at random.)
+    """
+    path, first = next((path, module) for path, module in body.named_modules() if isinstance(module, nn.Conv2d))
+    made = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type] # a pair, as Conv2d keeps it
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    with torch.no_grad():
+        if is_pretrained:
+            made.weight.copy_(first.weight.mean(dim=1, keepdim=True) * 3 / channels)
+        if made.bias is not None and first.bias is not None:
+            made.bias.copy_(first.bias)
+    parent, _, name = path.rpartition(".")
+    setattr(body.get_submodule(parent), name, made)
+
+
+def build_backbone(name: str, norm: str, weights: str | None = None, channels: int = 3) -> nn.Module:
+    """Builds backbone `name` from images [N, channels, H, W] to a feature map [N, D, h, w].
+
+    `norm` is one of `NORMS`. The first two give an image the same features in any batch and on any number of ranks:
+    frozen batch norm belongs to pretrained weights, group norm to training from scratch. "batch" trains batch norm on
+    the statistics of the whole batch, all ranks' images included. `weights` is the name of torchvision weights
+    (downloaded once), the path of a safetensors file that holds the state of the whole torchvision model, or None for a
+    random start.
     """
     if name not in BACKBONES:
         raise InputError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}")
@@ -84,7 +110,10 @@ def build_backbone(name: str, norm: str, weights: str | None = None) -> nn.Modul
     if weights is not None:
         load_weights(model, name, weights)
     body = BACKBONES[name](model)
-    _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
+    if channels != 3:
+        _replace_first_convolution(body, channels, is_pretrained=weights is not None)
+    if norm != "batch":
+        _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
     _drop_nothing(body)
     return body
 

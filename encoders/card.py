@@ -13,36 +13,101 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.label_codes import label_table
 from orbithash.encoders.preprocessing import Preprocessing
 
-__all__ = ["POOLINGS", "ModelCard", "NetworkSpec", "read_model_folder", "write_card"]
+__all__ = ["POOLINGS", "HeadSpec", "ModelCard", "NetworkSpec", "TextSpec", "read_model_folder", "write_card"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 POOLINGS = ("avg", "max", "avg+max")
+
+# Activation of a head's outputs -> the threshold of its bits.
+ACTIVATIONS = {"tanh": 0.0, "sigmoid": 0.5, "none": 0.0}
+HEAD_NORMS = ("none", "layer", "standardise")
+HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """What turns features into `bits` outputs, without its weights.
+
+    A normalisation of the features, hidden layers of these widths (with batch norm where asked for), a linear layer,
+    an activation.
+    """
+
+    bits: int
+    norm: str = "layer"
+    hidden: tuple[int, ...] = ()
+    hidden_activation: str = "relu"
+    batch_norm: bool = False
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        for what, value, known in (
+            ("norm", self.norm, HEAD_NORMS),
+            ("hidden activation", self.hidden_activation, HIDDEN_ACTIVATIONS),
+            ("activation", self.activation, tuple(ACTIVATIONS)),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {what} {value!r} of a head; there are {', '.join(known)}")
+        if not all(width > 0 for width in self.hidden):
+            raise InputError(f"hidden layers of widths {list(self.hidden)}; each must be above 0")
+
+    @property
+    def threshold(self) -> float:
+        """A bit is 1 where its output is at least this."""
+        return ACTIVATIONS[self.activation]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "HeadSpec":
+        """The inverse of `dataclasses.asdict` through JSON, which knows no tuples."""
+        return cls(**{**_all_of(cls, fields), "hidden": tuple(fields["hidden"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
     """What a `HashNetwork` is made of, without its weights.
 
-    `bits` counts the outputs of the hash layer. `num_classes` is the width of the classifier that reads them, or 0.
+    `num_classes` is the width of the classifier that reads the head's outputs, or 0; `channels` the bands of an image.
     """
 
     backbone: str
     norm: str
     pooling: str
-    bits: int
-    num_classes: int
+    head: HeadSpec
+    num_classes: int = 0
+    channels: int = 3
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
         if self.pooling not in POOLINGS:
             raise InputError(f"unknown pooling {self.pooling!r}; there are {', '.join(POOLINGS)}")
         if self.num_classes < 0:
             raise InputError(f"num_classes is {self.num_classes}; 0 (no classifier) or more is allowed")
+        if self.channels < 2:
+            raise InputError(f"channels is {self.channels}; 2 or more is allowed (one band becomes three equal ones)")
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return dataclasses.asdict(self)
+    @property
+    def bits(self) -> int:
+        """Outputs of the head."""
+        return self.head.bits
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "NetworkSpec":
+        """The inverse of `dataclasses.asdict` through JSON."""
+        return cls(**{**_all_of(cls, fields), "head": HeadSpec.from_json(fields["head"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """The text side: which frozen encoder (the hash of its files, the width of its features) and the head after it."""
+
+    encoder_sha256: str
+    num_features: int
+    head: HeadSpec
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "TextSpec":
+        """The inverse of `dataclasses.asdict` through JSON."""
+        return cls(**{**_all_of(cls, fields), "head": HeadSpec.from_json(fields["head"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +116,8 @@ class ModelCard:
 
     `label_code` and `label_weight`: the predicted class's label bits, that many times, follow the hash bits.
     `thresholds` has one number for each hash bit: the bit is 1 where the output is at least its threshold.
-    `dataset` names the training data and the hash of their manifest; `metrics` are those of the validation part.
+    `dataset` names the training data and the hash of their manifest; `metrics` are those of the validation part. A
+    model that encodes sentences has a `text` side, whose head has as many outputs and no label bits.
     """
 
     method: str
@@ -63,6 +129,7 @@ class ModelCard:
     classes: tuple[str, ...]
     dataset: dict[str, Any]
     metrics: dict[str, Any]
+    text: TextSpec | None = None
     versions: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"orbithash": version("orbithash"), "torch": version("torch")}
     )
@@ -75,6 +142,15 @@ class ModelCard:
                 f"label code {self.label_code!r} needs a classifier of 2 or more classes and the names of all of them; "
                 f"it has {self.network.num_classes} outputs for {len(self.classes)} names"
             )
+        if self.network.channels != self.preprocessing.channels:
+            raise InputError(
+                f"a network for images of {self.network.channels} bands after preprocessing to "
+                f"{self.preprocessing.channels}; both need as many"
+            )
+        if self.text is not None and (self.text.head.bits != self.network.bits or self.label_code != "none"):
+            raise InputError(
+                f"a text side of {self.text.head.bits} bits beside an image side of {self.bits}; both need as many"
+            )
         check_bits(self.bits)
 
     @property
@@ -84,17 +160,16 @@ class ModelCard:
         return self.network.bits + self.label_weight * num_label_bits
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values, with `bits`. A text side comes with the methods that have one."""
+        """The fields as plain JSON values, with `bits`."""
         return {
             "method": self.method,
             "bits": self.bits,
-            "network": self.network.to_json(),
+            "network": dataclasses.asdict(self.network),
             "thresholds": list(self.thresholds),
             "label_code": self.label_code,
             "label_weight": self.label_weight,
             "preprocessing": self.preprocessing.to_json(),
-            "text_encoder": None,
-            "text_preprocessing": None,
+            "text_encoder": None if self.text is None else dataclasses.asdict(self.text),
             "classes": list(self.classes),
             "dataset": self.dataset,
             "metrics": self.metrics,
@@ -106,7 +181,7 @@ class ModelCard:
         """The inverse of `to_json`; `KeyError`, `TypeError` or `ValueError` for anything else."""
         return cls(
             method=str(fields["method"]),
-            network=NetworkSpec(**fields["network"]),
+            network=NetworkSpec.from_json(fields["network"]),
             thresholds=tuple(float(t) for t in fields["thresholds"]),
             label_code=fields["label_code"],
             label_weight=int(fields["label_weight"]),
@@ -114,6 +189,7 @@ class ModelCard:
             classes=tuple(fields["classes"]),
             dataset=dict(fields["dataset"]),
             metrics=dict(fields["metrics"]),
+            text=None if fields["text_encoder"] is None else TextSpec.from_json(fields["text_encoder"]),
             versions=dict(fields["versions"]),
         )
 
@@ -161,6 +237,11 @@ def write_card(card: ModelCard, weights_sha256: str, folder: Path) -> str:
     fields["model_id"] = _content_hash(fields)
     (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
     return str(fields["model_id"])
+
+
+def _all_of(cls: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields`, none of which may be left to its default; `KeyError` names the first that is missing."""
+    return {field.name: fields[field.name] for field in dataclasses.fields(cls)}
 
 
 def _fields(card: ModelCard, weights_sha256: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orbithash.encoders.rasters import gdal_errors, image_format, open_tiff
+from orbithash.encoders.patches import band_files
+from orbithash.encoders.rasters import gdal_errors, image_format, is_folder, open_tiff
 from orbithash.encoders.rendering import Window
 
 __all__ = ["Georeference", "read_georeference"]
@@ -32,9 +33,13 @@ class Georeference:
 def read_georeference(source: bytes | Path, window: Window | None = None) -> Georeference:
     """Place and time of a TIFF, or the place of a window of it; nothing is known of a JPEG or a PNG.
 
+    All bands of a folder of one TIFF a band show the same place, that of the first.
+
     Raises:
         ImageError: not a JPEG, PNG or TIFF, or a damaged TIFF.
     """
+    if isinstance(source, Path) and is_folder(source):
+        source = next(iter(band_files(source).values()))
     if image_format(source) != "TIFF":
         return Georeference()
     with open_tiff(source) as dataset:

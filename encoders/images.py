@@ -1,4 +1,4 @@
-"""Images to 8-bit RGB: JPEG, PNG and (Geo)TIFF, from files and from strangers' bytes.
+"""Images to 8 bits a band: JPEG, PNG and (Geo)TIFF, from files and from strangers' bytes; folders of one TIFF a band.
 
 Formats are told by their first bytes, never by a file's name. What a header promises is held against `Limits` before a
 pixel is decoded. Whatever cannot be read is an `ImageError`; its message leaves out the file or key, which the caller
@@ -12,7 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from orbithash.encoders.errors import ImageError
-from orbithash.encoders.rasters import check_layout, image_format, open_tiff, opened, read_window, stretch_limits
+from orbithash.encoders.patches import read_patch
+from orbithash.encoders.rasters import (
+    as_image,
+    check_layout,
+    image_format,
+    is_folder,
+    numbered,
+    open_tiff,
+    read_bytes,
+    read_window,
+    stretch_limits,
+)
 from orbithash.encoders.rendering import Image, Limits, Rendering, Stretch, Window
 
 __all__ = ["Image", "Limits", "Rendering", "Stretch", "Window", "image_format", "read_image", "stretch_limits"]
@@ -22,15 +33,21 @@ _LIMITS = Limits()
 
 
 def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: Limits = _LIMITS) -> Image:
-    """One image as uint8 [H, W, 3].
+    """One image, a file or a folder of one TIFF a band, as uint8 [H, W, C] with the bands that `rendering` takes.
 
     8-bit data are shown as they are, other data by `rendering.stretch`, black where invalid. Grey becomes three equal
     bands, a palette its colours; alpha is dropped.
 
     Raises:
-        ImageError: not readable as an image, or beyond `limits`.
+        ImageError: not readable as an image, without a band that is asked for, or beyond `limits`.
     """
-    data = _read_bytes(source, limits)
+    if isinstance(source, bytes):
+        limits.check_bytes(len(source))
+        data = source
+    elif is_folder(source):
+        return read_patch(source, rendering, limits)
+    else:
+        data = read_bytes(source, limits)
     kind = image_format(data)
     if kind == "JPEG" or (kind == "PNG" and not _is_deep_png(data, limits)):
         return _read_with_pillow(data, kind, rendering, limits)
@@ -38,19 +55,6 @@ def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: 
         limits.check_size(dataset.width, dataset.height)
         check_layout(dataset, dataset.width * dataset.height, limits)
         return read_window(dataset, None, rendering, None)
-
-
-def _read_bytes(source: bytes | Path, limits: Limits) -> bytes:
-    if isinstance(source, bytes):
-        data = source
-    else:
-        with opened(source) as file:
-            data = file.read(limits.max_bytes + 1)
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"more than {limits.max_bytes:,} bytes, the most an image may have: cut a larger scene into tiles"
-        )
-    return data
 
 
 def _is_deep_png(data: bytes, limits: Limits) -> bool:
@@ -83,7 +87,5 @@ def _read_with_pillow(data: bytes, kind: str, rendering: Rendering, limits: Limi
         raise ImageError(f"{what} {kind}: {error}") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if rendering.bands is not None:
-        if max(rendering.bands) > pixels.shape[2]:
-            raise ImageError(f"band {max(rendering.bands)} is asked for; it has {pixels.shape[2]}")
-        pixels = pixels[..., [band - 1 for band in rendering.bands]]
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+        pixels = pixels[..., [band - 1 for band in numbered(rendering.bands, pixels.shape[2])]]
+    return as_image(pixels)

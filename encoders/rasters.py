@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,12 +15,17 @@ from orbithash.encoders.errors import ImageError
 from orbithash.encoders.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, stretched
 
 __all__ = [
+    "as_image",
     "check_blocks",
     "check_layout",
     "gdal_errors",
     "image_format",
+    "is_folder",
+    "numbered",
     "open_tiff",
     "opened",
+    "read_band",
+    "read_bytes",
     "read_window",
     "stretch_limits",
 ]
@@ -61,7 +66,7 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
 
 
 def read_window(dataset: Any, window: Window | None, rendering: Rendering, stretch: Stretch | None) -> Image:
-    """A window of an opened TIFF, or all of it, as uint8 [height, width, 3]; without `stretch` it gets its own."""
+    """A window of an opened TIFF, or all of it, as uint8 [height, width, C]; without `stretch` it gets its own."""
     from rasterio.enums import ColorInterp
     from rasterio.windows import Window as RasterWindow
 
@@ -79,7 +84,22 @@ def read_window(dataset: Any, window: Window | None, rendering: Rendering, stret
         return paletted
     if values.dtype != np.uint8:
         values = stretched(values, valid, stretch or stretch_of(values, valid, rendering))
-    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(values, 0, -1), (*values.shape[1:], 3)))
+    return as_image(np.moveaxis(values, 0, -1))
+
+
+def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The first band, resampled (bilinear) to [height, width]: its values, and which of them are data (nearest)."""
+    from rasterio.enums import Resampling
+
+    shape = (1, height, width)
+    values = dataset.read([1], out_shape=shape, resampling=Resampling.bilinear)
+    return values[0], _valid(dataset, [1], values, out_shape=shape)[0]
+
+
+def as_image(pixels: npt.NDArray[np.uint8]) -> Image:
+    """Bands [H, W, C] as an image of its own: a single one becomes three equal ones."""
+    channels = 3 if pixels.shape[2] == 1 else pixels.shape[2]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
 
 
 @contextmanager
@@ -150,6 +170,14 @@ def check_layout(dataset: Any, pixels: int, limits: Limits) -> None:
         )
 
 
+def read_bytes(path: Path, limits: Limits) -> bytes:
+    """All of a file, or `ImageError` where it is none or too long."""
+    with opened(path) as file:
+        data = file.read(limits.max_bytes + 1)
+    limits.check_bytes(len(data))
+    return data
+
+
 def image_format(source: bytes | Path) -> str:
     """`JPEG`, `PNG` or `TIFF` by the first bytes; `ImageError` for anything else."""
     if isinstance(source, bytes):
@@ -161,6 +189,14 @@ def image_format(source: bytes | Path) -> str:
         if start.startswith(magic):
             return kind
     raise ImageError(f"not a JPEG, PNG or TIFF: begins with {start!r}" if start else "the file is empty")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; a name that no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -176,19 +212,30 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
-    """One or three band numbers."""
+    """Band numbers: those asked for, else one or three."""
     from rasterio.enums import ColorInterp
 
     if rendering.bands is not None:
-        if max(rendering.bands) > dataset.count:
-            raise ImageError(f"band {max(rendering.bands)} is asked for; it has {dataset.count}")
-        return list(rendering.bands)
+        return numbered(rendering.bands, dataset.count)
     bands = [band for band, meaning in enumerate(dataset.colorinterp, 1) if meaning != ColorInterp.alpha]
     if len(bands) >= 3:
         return bands[:3]
     if len(bands) == 1:
         return bands
-    raise ImageError(f"{len(bands)} bands without alpha; state the one or three to show")
+    raise ImageError(f"{len(bands)} bands without alpha; state those to show")
+
+
+def numbered(bands: Sequence[int | str], count: int) -> list[int]:
+    """`bands` of a file of `count`, or `ImageError` where they are not there or are names."""
+    numbers = [band for band in bands if isinstance(band, int)]
+    if len(numbers) < len(bands):
+        raise ImageError(
+            f"bands {','.join(map(str, bands))} are asked for by name, and this is a file: only folders of one file a "
+            "band have names (list them in a .txt), a file's bands have numbers"
+        )
+    if max(numbers) > count:
+        raise ImageError(f"band {max(numbers)} is asked for; it has {count}")
+    return numbers
 
 
 def _valid(dataset: Any, bands: list[int], values: npt.NDArray[Any], **part: Any) -> npt.NDArray[np.bool_]:

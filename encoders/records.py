@@ -23,7 +23,7 @@ MAX_THUMBNAIL_PX = 128
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A row of the archive that only lacks its code, and the network's input: `pixels` uint8 [crop, crop, 3]."""
+    """A row of the archive that only lacks its code, and the network's input: `pixels` uint8 [crop, crop, C]."""
 
     pixels: npt.NDArray[np.uint8]
     uri: str
@@ -35,7 +35,7 @@ class Record:
 
 
 def read_record(item: Item, preprocessing: Preprocessing) -> Record:
-    """Reads the image or tile of `item`; `ImageError` when it is refused.
+    """Reads the image, patch folder or tile of `item`; `ImageError` when it is refused.
 
     What the item itself says of place and time goes before what the file says.
     """
@@ -54,7 +54,7 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
         lon=place.lon if item.lon is None else item.lon,
         lat=place.lat if item.lat is None else item.lat,
         footprint=item.footprint or place.footprint,
-        thumbnail=_thumbnail(image),
+        thumbnail=_thumbnail(rendering.picture(image)),
     )
 
 

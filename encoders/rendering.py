@@ -10,37 +10,46 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError, listed
 
-__all__ = ["Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "stretched"]
+__all__ = ["RGB_NAMES", "Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "stretched"]
 
 Image = npt.NDArray[np.uint8]
-"""[H, W, 3], red, green, blue."""
+"""[H, W, C], the C bands shown; without a choice of bands red, green, blue."""
 Stretch = tuple[tuple[float, float], ...]
 """Lowest and highest value of each band shown: what becomes 0 and what becomes 255."""
 Window = tuple[int, int, int, int]
 """Column, row, width and height in pixels."""
 
 
+# Red, green, blue of Sentinel-2. Of Sentinel-1's two polarisations one is there twice: all three are decibels, so that
+# one range can show them, as it could not show their ratio.
+RGB_NAMES = (("B04", "B03", "B02"), ("VV", "VH", "VV"))
+
+
 @dataclass(frozen=True)
 class Rendering:
-    """How the bands of an image become 8-bit RGB.
+    """Which bands of an image are taken, in which order, and how they become 8-bit.
 
     Attributes:
-        bands: one band, shown grey, or three for red, green and blue, counted from 1. None is the first three of an
-            image with three or more, or the only one.
+        bands: bands of a file, counted from 1, or names of bands of a folder that holds one file a band. A single one
+            becomes three equal ones. None is RGB: of a file the first three of three or more, or the only one; of a
+            folder B04, B03, B02 (Sentinel-2) or VV, VH, VV (Sentinel-1).
         stretch: for data of other than 8 bits: `percentile:LO:HI` takes the values to show from the image itself (each
             band's percentiles over its valid pixels), `range:LO:HI` states them.
     """
 
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int | str, ...] | None = None
     stretch: str = "percentile:2:98"
 
     def __post_init__(self) -> None:
         """Raises `InputError` with all problems found."""
         problems = []
         if self.bands is not None:
-            whole = all(isinstance(band, int) and not isinstance(band, bool) and band > 0 for band in self.bands)
-            if len(self.bands) not in (1, 3) or not whole:
-                problems.append(f"bands is {self.bands!r}; one or three whole numbers counted from 1, such as 4,3,2")
+            numbers = all(isinstance(band, int) and not isinstance(band, bool) and band > 0 for band in self.bands)
+            names = all(isinstance(band, str) and band for band in self.bands)
+            if not self.bands or not (numbers or names):
+                problems.append(
+                    f"bands is {self.bands!r}; numbers counted from 1, such as 4,3,2, or names, such as B04,B03,B02"
+                )
         kind, low, high = self.parsed_stretch()
         if kind == "percentile" and not 0 <= low < high <= 100:
             problems.append(f"stretch is {self.stretch!r}; percentiles go up from 0 to 100, as in percentile:2:98")
@@ -50,6 +59,24 @@ class Rendering:
             problems.append(f"stretch is {self.stretch!r}; allowed are percentile:LO:HI and range:LO:HI")
         if problems:
             raise listed(problems, "rendering")
+
+    @property
+    def channels(self) -> int:
+        """How many bands a rendered image has: C of [H, W, C]."""
+        return 3 if self.bands is None or len(self.bands) == 1 else len(self.bands)
+
+    def picture(self, image: Image) -> Image:
+        """What people are shown of a rendered image: uint8 [H, W, 3].
+
+        Of more bands than three those that are shown without a choice, else the first three; of two the first, grey.
+        """
+        if self.channels == 3:
+            return image
+        assert self.bands is not None, "without a choice there are three bands"
+        for rgb in RGB_NAMES:
+            if set(rgb) <= set(self.bands):
+                return np.ascontiguousarray(image[..., [self.bands.index(name) for name in rgb]])
+        return np.ascontiguousarray(image[..., [0, 1, 2] if self.channels > 3 else [0, 0, 0]])
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `from_json` reads."""
@@ -62,7 +89,7 @@ class Rendering:
         problems = [f"no key {name!r}; the keys are {', '.join(known)}" for name in data if name not in known]
         bands, stretch = data.get("bands"), data.get("stretch", cls.stretch)
         if bands is not None and not isinstance(bands, list | tuple):
-            problems.append(f"bands is {bands!r}; a list of numbers or null")
+            problems.append(f"bands is {bands!r}; a list of numbers or names, or null")
         if not isinstance(stretch, str):
             problems.append(f"stretch is {stretch!r}; text such as percentile:2:98")
         if problems:
@@ -93,6 +120,13 @@ class Limits:
     max_pixels: int = 50_000_000
     max_decoded_bytes: int = 2**30
     min_side: int = 16
+
+    def check_bytes(self, num_bytes: int) -> None:
+        """Raises `ImageError` for an encoded image of too many bytes."""
+        if num_bytes > self.max_bytes:
+            raise ImageError(
+                f"more than {self.max_bytes:,} bytes, the most an image may have: cut a larger scene into tiles"
+            )
 
     def check_size(self, width: int, height: int) -> None:
         """Raises `ImageError` for an image of too few or too many pixels."""

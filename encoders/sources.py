@@ -128,7 +128,9 @@ def _find_images(root: Path) -> list[Path]:
         _log.warning("%s: left out %d links that lead out of the folder", root, num_links)
     if not found:
         links = f", and {num_links} links that lead out of it are not followed" if num_links else ""
-        raise InputError(f"{root} holds no image ({', '.join(SUFFIXES)}){links}")
+        raise InputError(
+            f"{root} holds no image ({', '.join(SUFFIXES)}){links}; folders of one TIFF a band are given as a .txt list"
+        )
     return sorted(found, key=lambda path: natural(path.relative_to(root).as_posix()))
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "check_cutoff",
     "hits_at",
     "ranked_average_precision",
+    "success_at",
 ]
 
 Definition = Literal["ap_min", "ap_hits", "ap_k", "ap_first_k"]
@@ -139,6 +140,22 @@ def hits_at(histograms: Histograms, k: int, policy: Policy = "expected") -> Floa
         found = slots * _divide(groups.relevant, groups.items)
     hits: Floats = found.sum(1)
     return hits
+
+
+def success_at(histograms: Histograms, k: int, policy: Policy = "expected") -> Floats:
+    """Whether anything relevant is within rank k of each query, float64 [Q]; its probability where ties decide."""
+    if policy != "expected":
+        return (hits_at(histograms, k, policy) > 0).astype(np.float64)
+    from scipy.special import gammaln
+
+    groups = _Groups.of(histograms)
+    slots = np.clip(check_cutoff(k) - groups.before, 0, groups.items)
+    others = groups.items - groups.relevant
+    # Of a group of n items, s are drawn: none is relevant with probability C(n - r, s) / C(n, s).
+    log_none = gammaln(others + 1) - gammaln(np.maximum(others - slots, 0) + 1)
+    log_none -= gammaln(groups.items + 1) - gammaln(groups.items - slots + 1)
+    found: Floats = 1 - np.where(slots > others, 0.0, np.exp(log_none)).prod(1)
+    return found
 
 
 def ranked_average_precision(ranks: Counts, k: int | None, definition: Definition, num_items: int) -> float:

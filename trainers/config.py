@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from orbithash.encoders.backbones import BACKBONES
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.rendering import Rendering
 
 __all__ = ["TrainConfig", "load_config"]
 
@@ -26,12 +28,24 @@ class TrainConfig(BaseModel):
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code")
     backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
     weights: str | None = Field(None, description="torchvision weights by name, or a safetensors file; none: random")
-    norm: Literal["auto", "frozen-batch", "group"] = Field(
+    norm: Literal["auto", "frozen-batch", "group", "batch"] = Field(
         "auto", description="the backbone's normalisation; auto: frozen-batch with weights, group without"
+    )
+    pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="of the last feature map")
+    bands: tuple[int | str, ...] = Field(
+        (), description="numbers of a file's bands or names of a patch folder's, in this order; none: RGB"
+    )
+    stretch: str = Field(
+        "percentile:2:98", description="of data of other than 8 bits: percentile:LO:HI of each image, or range:LO:HI"
     )
     image_size: int = Field(160, ge=32, le=1024, description="side of the network's input, pixels")
     epochs: int = Field(15, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step over all workers together")
+    min_crop_area: float = Field(0.4, gt=0, le=1, description="least share of an image's area in a random crop")
+    colour_jitter: float = Field(
+        0.0, ge=0, le=1, description="strength of random brightness, contrast, saturation, hue"
+    )
+    grayscale: float = Field(0.0, ge=0, le=1, description="share of the training views without colour")
     seed: int = Field(0, ge=0, lt=2**31, description="of the order, the augmentation and the initial weights")
     validate_every: int = Field(1, ge=1, description="epochs between two evaluations on the validation part")
 
@@ -42,8 +56,22 @@ class TrainConfig(BaseModel):
             raise ValueError(f"no such backbone; there are {', '.join(BACKBONES)}")
         return backbone
 
+    def preprocessing(self) -> Preprocessing:
+        """What an image goes through before the network, in validation and ever after."""
+        return Preprocessing(Rendering(self.bands or None, self.stretch), resize=self.image_size, crop=self.image_size)
+
+    @property
+    def channels(self) -> int:
+        """Bands of the network's input."""
+        return self.preprocessing().channels
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
+        if self.channels != 3 and (self.colour_jitter or self.grayscale):
+            raise ValueError(
+                f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} need images of three bands, and "
+                f"bands has {self.channels}; set both to 0"
+            )
         if self.weights is not None and self.norm == "group":
             raise ValueError(
                 "norm=group takes no weights: pretrained ones belong to batch norm; leave one of them away"

@@ -1,12 +1,25 @@
 """The few things ranks say to each other. In a single process each is what it would be with one rank."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-__all__ = ["gather_rows", "gather_with_gradient", "rank", "sum_over_ranks", "world_size"]
+__all__ = [
+    "broadcast_state",
+    "gather_objects",
+    "gather_rows",
+    "gather_with_gradient",
+    "rank",
+    "sum_over_ranks",
+    "sum_with_gradient",
+    "synchronise_batch_norm",
+    "world_size",
+]
 
 
 def rank() -> int:
@@ -59,9 +72,90 @@ def gather_rows(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return whole
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in rank order; small things only."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Gives every rank the first one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of every rank's `values`."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of every rank's tensor; backward sums over the ranks what each of them derives for the sum."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        return sum_over_ranks(values.contiguous())
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        return sum_over_ranks(gradients[0].contiguous())
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """The sum of every rank's `values`, for statistics of the whole batch that gradients flow through."""
+    if world_size() == 1:
+        return values
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SynchronisedBatchNorm(nn.Module):
+    """Batch norm over all ranks' rows, with the state of the layer it stands for. torch's own needs a GPU."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, like: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert like.momentum is not None, "a running mean with a fixed momentum"
+        self.eps, self.momentum = like.eps, like.momentum
+        self.weight, self.bias = like.weight, like.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(like, name))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs float [N, C, ...]."""
+        if not self.training:
+            return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        shape = [1, -1] + [1] * (inputs.dim() - 2)
+        others = [dim for dim in range(inputs.dim()) if dim != 1]
+        count = inputs.numel() // inputs.shape[1] * world_size()
+        mean = sum_with_gradient(inputs.sum(others)) / count
+        centred = inputs - mean.view(shape)
+        variance = sum_with_gradient(centred.square().sum(others)) / count
+        with torch.no_grad():
+            momentum = self.momentum
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / max(1, count - 1), momentum)
+        scale = (self.weight * torch.rsqrt(variance + self.eps)).view(shape)
+        return centred * scale + self.bias.view(shape)
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Makes every batch norm in `module` normalise with the statistics of all ranks' rows."""
+    if world_size() == 1:
+        return
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, _SynchronisedBatchNorm(child))
+        else:
+            synchronise_batch_norm(child)

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.trainers import plots
 from orbithash.trainers.average_precision import hits_at
-from orbithash.trainers.evaluation import HEADLINE, Evaluation, Hit, ReadImage, Shown
+from orbithash.trainers.evaluation import HEADLINE, CodeSample, Evaluation, Hit, ReadImage, Shown
 from orbithash.trainers.metrics import LOOKUP_RADIUS, radius_curve
 from orbithash.trainers.report import (
     Fact,
@@ -28,6 +29,8 @@ __all__ = ["draw_figures", "evaluation_sections", "evaluation_title", "gallery_s
 
 MAX_CURVE_K = 1000
 NUM_CURVE_POINTS = 25
+# Fewer codes make no map.
+MIN_MAPPED, MIN_MAPPED_DISTINCT = 10, 3
 # Twice the width at which the page shows them.
 QUERY_SIDE_PX, HIT_SIDE_PX = 272, 180
 
@@ -86,6 +89,8 @@ def evaluation_sections(
             for reason, title, caption in _GALLERIES
         ]
         sections.append(_table(name, evaluation))
+        if baselines := evaluation.metrics.get("baselines"):
+            sections.append(_baseline_table(name, evaluation, baselines))
     sections.append(Text("How to read these figures", _explanations(evaluations)))
     return sections
 
@@ -158,43 +163,67 @@ def _precision_at_k(evaluations: Evaluations) -> Figure:
 
 def _figures_of(name: str, evaluation: Evaluation) -> dict[str, Figure]:
     histograms, metrics = evaluation.histograms, evaluation.metrics
-    present = [
-        i
-        for i, label in enumerate(evaluation.classes)
-        if label in metrics["per_class"] or evaluation.nearest_classes[:, i].any()
-    ]
-    return {
+    figures = {
         _file("per_class", name): Figure(
             "Average precision by class",
             plots.bars(metrics["per_class"], f"expected {HEADLINE}", mean=evaluation.headline, limit=1),
             "The mean over the queries of each class, the hardest class at the bottom.",
         ),
-        _file("confusion", name): Figure(
+    }
+    if (shares := evaluation.nearest_classes) is not None:
+        present = [
+            i for i, label in enumerate(evaluation.classes) if label in metrics["per_class"] or shares[:, i].any()
+        ]
+        figures[_file("confusion", name)] = Figure(
             "What stands first",
-            plots.class_confusion(
-                evaluation.nearest_classes[np.ix_(present, present)], [evaluation.classes[i] for i in present]
-            ),
+            plots.class_confusion(shares[np.ix_(present, present)], [evaluation.classes[i] for i in present]),
             "For the queries of each row, the share (in %) whose nearest item is of each column's class. All on the "
             "diagonal would be perfect.",
-        ),
-        _file("distances", name): Figure(
-            "Distances",
-            plots.distance_histogram(histograms.items.sum(0), histograms.relevant.sum(0)),
-            "How far queries lie from database items of their own class and of others. The less the two overlap, the "
-            "better a radius tells them apart.",
-        ),
-        _file("bit_balance", name): Figure(
-            "Balance of the bits",
-            plots.bit_balance(metrics["codes"]["bit_balance"]),
-            "The share of database codes in which each bit is 1. A bit near one half says most; a bit at 0 or 1 says "
-            "nothing.",
-        ),
-    }
+        )
+    figures[_file("distances", name)] = Figure(
+        "Distances",
+        plots.distance_histogram(histograms.items.sum(0), histograms.relevant.sum(0)),
+        "How far queries lie from database items of their own class and of others. The less the two overlap, the "
+        "better a radius tells them apart.",
+    )
+    figures[_file("bit_balance", name)] = Figure(
+        "Balance of the bits",
+        plots.bit_balance(metrics["codes"]["bit_balance"]),
+        "The share of database codes in which each bit is 1. A bit near one half says most; a bit at 0 or 1 says "
+        "nothing.",
+    )
+    across = "->" in name and len(set(name.split("->"))) > 1
+    if (
+        evaluation.sample is not None
+        and not across
+        and (points := _map(evaluation.sample, metrics["bits"])) is not None
+    ):
+        labels = evaluation.sample.labels
+        figures[_file("code_map", name)] = Figure(
+            "A map of the codes",
+            plots.code_map(points, [evaluation.classes[label] for label in labels]),
+            f"{len(points):,} database items, near each other where their codes are (t-SNE). What lies close in the "
+            "map is close in Hamming distance; distances between groups, and their sizes, mean nothing.",
+        )
+    return figures
+
+
+def _map(sample: CodeSample, bits: int) -> np.ndarray | None:
+    """Places float [n, 2] of the codes in the plane, or None where they are too few or too alike for a map."""
+    if len(sample.codes) < MIN_MAPPED or len(np.unique(sample.codes, axis=0)) < MIN_MAPPED_DISTINCT:
+        return None
+    from sklearn.manifold import TSNE
+
+    values = np.where(unpack(sample.codes, bits), 1.0, -1.0).astype(np.float32)
+    places: np.ndarray = TSNE(perplexity=min(30.0, (len(values) - 1) / 3), random_state=0).fit_transform(values)
+    return places
 
 
 def _facts(evaluations: Evaluations) -> Facts:
     if len(evaluations) > 1:
-        return Facts("At a glance", [_headline(f"mAP@20, {_arrow(name)}", e) for name, e in evaluations.items()])
+        facts = [_headline(f"mAP@20, {_arrow(name)}", e) for name, e in evaluations.items()]
+        facts += [_pair_fact(name, e) for name, e in evaluations.items() if "pair_recall" in e.metrics]
+        return Facts("At a glance", [*facts, *(fact for e in evaluations.values() for fact in _baseline_facts(e))])
     (evaluation,) = evaluations.values()
     figures, chance, codes = (evaluation.metrics[key] for key in ("metrics", "chance", "codes"))
     empty = radius_curve(evaluation.histograms).empty[LOOKUP_RADIUS]
@@ -226,6 +255,7 @@ def _facts(evaluations: Evaluations) -> Facts:
                 f"Among {codes['count']:,} database items. {wasted or 'No'} of {evaluation.metrics['bits']} bits "
                 f"{'is' if wasted == 1 else 'are'} the same in all of them.",
             ),
+            *_baseline_facts(evaluation),
         ],
     )
 
@@ -238,6 +268,86 @@ def _headline(label: str, evaluation: Evaluation) -> Fact:
         f"The expectation over the order of ties: the worst order would give {values['pessimistic']:.3f}, the best "
         f"{values['optimistic']:.3f}. By chance: {chance:.3f}.",
     )
+
+
+def _pair_fact(name: str, evaluation: Evaluation) -> Fact:
+    recall = evaluation.metrics["pair_recall"]
+    return Fact(
+        f"Own pair in the first 10, {_arrow(name)}",
+        _percent(recall["recall@10"]),
+        f"Queries that find the other half of their own pair there; {_percent(recall['recall@5'])} among the first 5, "
+        f"{_percent(recall['recall@1'])} at rank 1. Each image has one sentence.",
+    )
+
+
+def _baseline_facts(evaluation: Evaluation) -> list[Fact]:
+    """The best baseline of at most the code's bytes, where there is one."""
+    size, headline = evaluation.metrics["codes"]["bytes_per_code"], evaluation.headline
+    fair = {
+        name: found["metrics"][HEADLINE]
+        for name, found in evaluation.metrics.get("baselines", {}).items()
+        if "metrics" in found and found["bytes"] <= size
+    }
+    if not fair:
+        return []
+    best = max(fair, key=lambda name: fair[name])
+    verdict = "better than this model" if fair[best] > headline else "not better than this model"
+    explanation = f"mAP@20 of {_BASELINES[best]} on the pretrained features in {size} bytes an item: {verdict}."
+    return [Fact("Best simple method", f"{fair[best]:.3f}", explanation)]
+
+
+_BASELINES = {
+    "cosine": "float cosine",
+    "sign": "signs of all features",
+    "sign_truncated": "signs of the first features",
+    "lsh": "random projections (LSH)",
+    "pca_sign": "PCA and sign",
+    "itq": "ITQ",
+    "pq": "product quantisation",
+}
+_BASELINE_FIGURES = (HEADLINE, "ap_hits@20", "ap_first_k@20", "ap_min@100", "ap_min@all", "precision@1")
+
+
+def _baseline_table(name: str, evaluation: Evaluation, baselines: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The model beside the baselines, and in words who is better."""
+    metrics = evaluation.metrics
+    own = {
+        figure: metrics["metrics"][figure]["expected"] for figure in _BASELINE_FIGURES if figure in metrics["metrics"]
+    }
+    measured = {
+        "this model": {"bytes": metrics["codes"]["bytes_per_code"], "metrics": own},
+        **{_BASELINES[key]: found for key, found in baselines.items() if "metrics" in found},
+    }
+    rows = [
+        [label, f"{found['bytes']:,}", *(f"{found['metrics'][figure]:.4f}" for figure in own)]
+        for label, found in measured.items()
+    ]
+    left_out = [f"{_BASELINES[key]} ({found['left_out']})" for key, found in baselines.items() if "left_out" in found]
+    return Table(
+        f"Beside simple methods{_of(name)}",
+        ["method", "bytes an item", *own],
+        rows,
+        f"{_verdict(metrics)} All simple methods use the features of the backbone as it was before this training, and "
+        "were fitted on the training part alone. Expected figures, means over all queries."
+        + (f" Left out: {'; '.join(left_out)}." if left_out else ""),
+    )
+
+
+def _verdict(metrics: Mapping[str, Any]) -> str:
+    fair, larger = ([_BASELINES[key] for key in metrics[which]] for which in ("beaten_by", "beaten_by_larger"))
+    if fair:
+        verdict = f"By {HEADLINE} this model is worse than {_and(fair)}, of no more bytes an item."
+    else:
+        verdict = f"By {HEADLINE} no simple method of as few bytes an item is better than this model."
+    return verdict + (f" With more bytes an item, {_and(larger)} {_is(larger)} better." if larger else "")
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _table(name: str, evaluation: Evaluation) -> Table:
@@ -255,14 +365,17 @@ def _table(name: str, evaluation: Evaluation) -> Table:
 
 
 def _explanations(evaluations: Evaluations) -> list[str]:
-    first = next(iter(evaluations.values())).metrics
+    evaluation = next(iter(evaluations.values()))
+    first = evaluation.metrics
     own = (
         "The query itself is left out of its answer."
         if first["exclude_self"]
         else f"{first['queries_in_database']:,} of the queries are in the database too and may find themselves."
     )
-    return [
-        "An item is relevant when it has the query's class. The average precision of a query is the mean precision at "
+    several = any(name.startswith("ndcg@") for name in first["metrics"])
+    relevant = "shares a class with the query" if several else "has the query's class"
+    paragraphs = [
+        f"An item is relevant when it {relevant}. The average precision of a query is the mean precision at "
         "the ranks of the relevant items; the four definitions differ in what they divide by. ap_min divides by the "
         "smaller of k and the number of relevant items: it is the headline. ap_hits divides by the relevant items "
         "among the first k and flatters most; ap_k divides by k; ap_first_k looks for the first k relevant items "
@@ -273,6 +386,21 @@ def _explanations(evaluations: Evaluations) -> list[str]:
         f"{own} {first['queries_without_relevant']:,} queries have nothing relevant in the database. “By chance” is "
         "what a random ranking would score.",
     ]
+    if several:
+        paragraphs.append(
+            "ndcg sums the number of classes that each item shares with the query, divided by log2(rank + 1), and "
+            "divides the sum by that of the best possible order."
+        )
+    if first["queries_without_label"]:
+        paragraphs.append(f"{first['queries_without_label']:,} queries without a label were left out.")
+    if len(evaluations) > 1:
+        paragraphs.append(
+            "Every image has one of its sentences, drawn once by the seed of the split. From image to text and back, "
+            "an image's own sentence is one of the items to be found."
+        )
+    if "baselines_left_out" in first:
+        paragraphs.append(f"There are no simple methods to compare with: {first['baselines_left_out']}.")
+    return paragraphs
 
 
 def _percent(share: float) -> str:

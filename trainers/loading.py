@@ -1,51 +1,62 @@
-"""Images in memory, and the batches and augmentation drawn from them.
+"""Images in memory, and the views drawn from them for each step.
 
-Every random choice follows from (seed, epoch, place in the epoch). A run that was killed and goes on therefore sees the
-very batches it would have seen, and so do two ranks that share the batches of one process.
+Every random choice follows from (seed, epoch, row). A run that was killed and goes on therefore sees the very batches
+it would have seen, and so do two ranks that share the batches of one process.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.images import Limits, read_image
-from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.preprocessing import Preprocessing, resample
 from orbithash.trainers.datasets import Image as ManifestImage
 
-__all__ = ["Batch", "Part", "augment", "batches", "load_part"]
+__all__ = ["Augmentation", "Part", "augment", "load_images", "views_of_steps"]
 
 Pixels = npt.NDArray[np.uint8]
-
-# Of the image's area; objects of overhead images fill a small part of it, and harder crops lose them.
-MIN_CROP_AREA = 0.4
+Rows = npt.NDArray[np.int64]
 
 
-class Part(NamedTuple):
-    """One part of a dataset in memory: `images` uint8 [N, S, S, 3], `labels` int64 [N], `ids` their N names."""
+@dataclass(frozen=True)
+class Part:
+    """One part of a dataset in memory.
 
-    images: Pixels
+    `images` uint8 [N, S, S, C], None for a method that trains on features; `labels` int64 [N], -1 where unknown;
+    `ids` their N names; `features` float32 [N, ...] by table.
+    """
+
+    images: Pixels | None
     labels: npt.NDArray[np.int64]
     ids: list[str]
+    features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
-class Batch(NamedTuple):
-    """`images` uint8 [B, S, S, 3] and `labels` int64 [B]."""
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training view may be from its image.
 
-    images: Pixels
-    labels: npt.NDArray[np.int64]
+    `min_crop_area`: least share of the image's area that a crop keeps; objects of overhead images fill a small part of
+    it, and harder crops lose them. `colour_jitter`: brightness, contrast and saturation change by up to this share, hue
+    by a fifth of it. `grayscale`: share of the views without colour.
+    """
+
+    min_crop_area: float = 0.4
+    colour_jitter: float = 0.0
+    grayscale: float = 0.0
 
 
-def load_part(root: Path, images: list[ManifestImage], preprocessing: Preprocessing) -> Part:
-    """Decodes and prepares these images; `InputError` that lists all that are refused."""
+def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
+    """Decodes and prepares these images: uint8 [N, crop, crop, C]; `InputError` that lists all that are refused."""
     side = preprocessing.crop
-    pixels = np.empty((len(images), side, side, 3), np.uint8)
+    pixels = np.empty((len(images), side, side, preprocessing.channels), np.uint8)
     problems = []
     for row, image in enumerate(images):
         try:
@@ -54,49 +65,61 @@ def load_part(root: Path, images: list[ManifestImage], preprocessing: Preprocess
             problems.append(f"{image.path}: {err}")
     if problems:
         raise listed(problems, f"{root}: images that cannot be trained on")
-    return Part(pixels, np.array([image.label for image in images], np.int64), [image.id for image in images])
+    return pixels
 
 
-def augment(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """A random view uint8 [side, side, 3] of uint8 [S, S, 3]: a crop, one of the eight orientations.
+_DEFAULT = Augmentation()
 
+
+def augment(image: Pixels, side: int, rng: np.random.Generator, augmentation: Augmentation = _DEFAULT) -> Pixels:
+    """A random view uint8 [side, side, C] of uint8 [S, S, C]: a crop, one of the eight orientations, other colours.
+
+    Only images of three bands have colours.
     Seen from above, no direction is up: all eight orientations of the square are as likely as the one on disk.
     """
     full = image.shape[0]
-    area, aspect = rng.uniform(MIN_CROP_AREA, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
+    area, aspect = rng.uniform(augmentation.min_crop_area, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
     width, height = (min(full, full * math.sqrt(area * a)) for a in (aspect, 1 / aspect))
     left, top = rng.uniform(0, full - width), rng.uniform(0, full - height)
-    view = np.asarray(
-        Image.fromarray(image).resize(
-            (side, side), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
-        )
-    )
+    cut = resample(image, side, (left, top, left + width, top + height))
     orientation = int(rng.integers(8))
-    view = np.rot90(view, orientation % 4)
+    if augmentation.colour_jitter or augmentation.grayscale:
+        cut = np.asarray(_recolour(Image.fromarray(cut), rng, augmentation))
+    view = np.rot90(cut, orientation % 4)
     return view[:, ::-1] if orientation >= 4 else view
 
 
-def batches(
-    part: Part, side: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
-    """This rank's share of an epoch's batches of `batch_size` images over all ranks; the ragged last one is dropped.
+def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
+    strength = augmentation.colour_jitter
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    if strength:
+        turn = round(rng.uniform(-strength, strength) / 5 * 255)
+        hue, saturation, value = image.convert("HSV").split()
+        hue = hue.point(lambda h: (h + turn) % 256)
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if rng.uniform() < augmentation.grayscale:
+        image = image.convert("L").convert("RGB")
+    return image
 
-    Rank r takes the r-th consecutive piece of every batch. The next batch is made while the last one is used.
+
+def views_of_steps(
+    images: Pixels, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
+) -> Iterator[Pixels]:
+    """Views uint8 [b, side, side, C] of the rows of each step, int64 [steps, b]: this rank's share.
+
+    The next step's views are made while the last one's are used.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(part.ids))
-    share = batch_size // world_size
 
-    def make(start: int) -> Batch:
-        rows = order[start + rank * share : start + (rank + 1) * share]
-        views = np.empty((share, side, side, 3), np.uint8)
-        for i, row in enumerate(rows.tolist()):
-            views[i] = augment(part.images[row], side, np.random.default_rng([seed, epoch, row]))
-        return Batch(views, part.labels[rows])
+    def make(rows: Rows) -> Pixels:
+        views = np.empty((len(rows), side, side, images.shape[3]), np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            views[place] = augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
+        return views
 
-    starts = range(0, len(order) - batch_size + 1, batch_size)
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        following = ahead.submit(make, starts[0])
-        for start in starts[1:]:
-            batch, following = following.result(), ahead.submit(make, start)
-            yield batch
+        following = ahead.submit(make, steps[0])
+        for rows in steps[1:]:
+            views, following = following.result(), ahead.submit(make, rows)
+            yield views
         yield following.result()

@@ -2,33 +2,31 @@
 
 import dataclasses
 import math
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orbithash.encoders.card import ModelCard
+from orbithash.encoders.card import ModelCard, TextSpec
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.images import Rendering
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.datasets import Manifest
-from orbithash.trainers.distributed import gather_rows, rank, sum_over_ranks, world_size
-from orbithash.trainers.loading import Batch, Part, batches, load_part
-from orbithash.trainers.methods import Method, get_method
-from orbithash.trainers.metrics import mean_average_precision
+from orbithash.trainers.datasets import Image, Manifest
+from orbithash.trainers.distributed import broadcast_state, rank, sum_over_ranks, synchronise_batch_norm, world_size
+from orbithash.trainers.loading import Augmentation, Part, load_images, views_of_steps
+from orbithash.trainers.methods import Batch, Method, get_method
+from orbithash.trainers.tables import load_tables
 
-__all__ = ["SELECTION_METRIC", "Observer", "Run", "export_model", "train"]
-
-# On the validation part, searched in the training part: what chooses the epoch whose weights become the model.
-SELECTION_METRIC = "ap_min@20"
+__all__ = ["Observer", "Run", "best_epoch", "export_models", "load_training_part", "train"]
 
 # DHCL's value clipping, harmless to the rest: no gradient element beyond it.
 CLIP_VALUE = 10.0
@@ -48,13 +46,12 @@ class Run:
 
     def preprocessing(self) -> Preprocessing:
         """What an image goes through before the network, in validation and ever after."""
-        side = self.config.image_size
-        return Preprocessing(Rendering(), resize=side, crop=side)
+        return self.config.preprocessing()
 
     def build(self) -> Method:
         """The method with its initial weights, the same on every rank."""
         torch.manual_seed(self.config.seed)
-        return get_method(self.method)(self.config, len(self.manifest.classes))
+        return get_method(self.method)(self.config, len(self.manifest.classes), len(self.manifest.part("train")))
 
 
 class Observer(Protocol):
@@ -71,8 +68,10 @@ def train(run: Run, observer: Observer, resume_from: Path | None = None, device:
     """Trains `run` to its last epoch, from a checkpoint folder where one is given."""
     config = run.config
     _check_batch(config.batch_size, len(run.manifest.part("train")))
-    training, reference, validation = _load(run)
-    method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = run.build()
+    synchronise_batch_norm(method)
+    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    training, reference, validation = _load(run, method, device)
     optimizer = method.build_optimizer()
     base_rates = [group["lr"] for group in optimizer.param_groups]
     history: list[dict[str, Any]] = []
@@ -81,47 +80,63 @@ def train(run: Run, observer: Observer, resume_from: Path | None = None, device:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]
+    else:
+        if rank() == 0:
+            method.begin(training)
+        broadcast_state(method)
 
     def write_checkpoint(folder: Path) -> None:
         save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
 
-    encoder = HashModel(make_card(run, method, {}), method.network, device=device)
+    encoder = HashModel(make_card(run, method, {}), method.network, device=device, text_head=method.text_head)
     for epoch in range(len(history), config.epochs):
-        factor = method.start_epoch(epoch)
+        # Whatever draws from torch's own generator draws the same after an interruption.
+        torch.manual_seed(_seed(config.seed, epoch, rank()))
+        factor = method.start_epoch(epoch, training)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         parallel = _wrap(method)
         method.train()
-        record = _train_epoch(run, parallel, optimizer, encoder, training, epoch, observer)
+        record = _train_epoch(run, method, parallel, optimizer, encoder, training, epoch, observer)
+        method.end_epoch()
         method.eval()
-        if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
-            record[f"validation/{SELECTION_METRIC}"] = _validate(encoder, reference, validation)
-        history.append(record)
+        is_last = epoch + 1 == config.epochs
+        if run.manifest.part("validation") and ((epoch + 1) % config.validate_every == 0 or is_last):
+            metrics = method.validate(encoder, reference, validation)
+            record |= {f"validation/{name}": value for name, value in metrics.items()}
+        history.append(record | {"score": _score(method, record)})
         observer.on_epoch(history, write_checkpoint)
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of the epoch with the best validation metric, the first of equals."""
-    return max(history, key=lambda record: float(record.get(f"validation/{SELECTION_METRIC}", -1.0)))
+    """The record of the epoch that becomes the model: the first of those with the best score."""
+    return max(history, key=lambda record: float(record["score"]))
 
 
-def export_model(run: Run, checkpoint: Path) -> HashModel:
-    """The model of a checkpoint, with the validation metric of its epoch."""
+def export_models(run: Run, checkpoint: Path) -> tuple[HashModel, list[HashModel]]:
+    """The model of a checkpoint, with the metrics of its epoch, and those of its nested lengths."""
     state = load_checkpoint(checkpoint)
     # The checkpoint has all weights; those that training began with may be gone by now.
     unweighted = dataclasses.replace(run, config=run.config.model_copy(update={"weights": None}))
     method = unweighted.build()
     method.load_state_dict(state["method"])
-    return HashModel(make_card(run, method, state["history"][-1]), method.network)
+    card = make_card(run, method, state["history"][-1])
+    model = HashModel(card, method.network, text_head=method.text_head, text_encoder=method.text_encoder())
+    return model, [model.shortened(bits) for bits in method.nested_bits]
 
 
 def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
     """What the model folder says of a network of this run."""
     label_code, label_weight = method.label_code
+    head, text_encoder = method.network.spec.head, method.text_encoder()
+    text = None
+    if method.text_head is not None:
+        assert text_encoder is not None, "a text head reads a text encoder's features"
+        text = TextSpec(text_encoder.sha256, text_encoder.num_features, method.text_head.spec)
     return ModelCard(
         method=run.method,
         network=method.network.spec,
-        thresholds=(0.0,) * method.network.spec.bits,
+        thresholds=(head.threshold,) * head.bits,
         label_code=label_code,
         label_weight=label_weight,
         preprocessing=run.preprocessing(),
@@ -129,9 +144,25 @@ def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
         dataset={
             "name": run.manifest.dataset,
             "protocol": run.manifest.protocol,
+            "seed": run.manifest.seed,
             "manifest_sha256": run.manifest.sha256,
         },
         metrics=metrics,
+        text=text,
+    )
+
+
+def load_training_part(run: Run, method: Method, device: str = "cpu") -> Part:
+    """The training part as the method's batches are drawn from it."""
+    preprocessing = run.preprocessing()
+    stored = round(preprocessing.crop * STORED_MARGIN)
+    larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
+    images = run.manifest.part("train")
+    return Part(
+        images=load_images(run.root, images, larger) if method.trains_on_images else None,
+        labels=_labels(images),
+        ids=[image.id for image in images],
+        features=load_tables(run.root, images, method, preprocessing, device),
     )
 
 
@@ -145,18 +176,43 @@ def _check_batch(batch_size: int, num_images: int) -> None:
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
 
 
-def _load(run: Run) -> tuple[Part, Part, Part]:
-    """The training part as it is augmented, and it and the validation part as they are encoded."""
+def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
+    """The training part, and this rank's shares of it and of the validation part as they are encoded."""
     preprocessing = run.preprocessing()
-    stored = round(preprocessing.crop * STORED_MARGIN)
-    larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
-    images, held_back = run.manifest.part("train"), run.manifest.part("validation")
-    return (
-        load_part(run.root, images, larger),
-        # Each rank encodes its share, see `_validate`.
-        load_part(run.root, images[rank() :: world_size()], preprocessing),
-        load_part(run.root, held_back[rank() :: world_size()], preprocessing),
-    )
+    training = load_training_part(run, method, device)
+
+    def share(images: list[Image], features: dict[str, npt.NDArray[np.float32]]) -> Part:
+        mine = slice(rank(), None, world_size())
+        return Part(
+            images=load_images(run.root, images[mine], preprocessing) if method.trains_on_images else None,
+            labels=_labels(images[mine]),
+            ids=[image.id for image in images[mine]],
+            features={name: table[mine] for name, table in features.items()},
+        )
+
+    held_back = run.manifest.part("validation")
+    if not held_back:
+        nothing = Part(None, np.empty(0, np.int64), [])
+        return training, nothing, nothing
+    tables = load_tables(run.root, held_back, method, preprocessing, device)
+    return training, share(run.manifest.part("train"), training.features), share(held_back, tables)
+
+
+def _labels(images: list[Image]) -> npt.NDArray[np.int64]:
+    return np.array([image.label for image in images], np.int64)
+
+
+def _seed(seed: int, *more: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
+
+
+def _score(method: Method, record: dict[str, Any]) -> float:
+    """What the best epoch has most of; below all for an epoch that was not validated."""
+    if method.selection_metric is None or not any(key.startswith("validation/") for key in record):
+        # Without a validation part every score is of this kind, and with one the last epoch's is not.
+        return float(record["epoch"]) if method.selection_metric is None else float(record["epoch"]) - 1e9
+    return float(record[f"validation/{method.selection_metric}"])
 
 
 def _wrap(method: Method) -> nn.Module:
@@ -164,7 +220,7 @@ def _wrap(method: Method) -> nn.Module:
     if world_size() == 1:
         return method
     device = next(method.parameters()).device
-    # Frozen statistics are the only buffers: equal everywhere from the start, they need no syncing in every step.
+    # Buffers are written alike on every rank, from the whole batch: they need no syncing in every step.
     return DistributedDataParallel(
         method, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
     )
@@ -172,6 +228,7 @@ def _wrap(method: Method) -> nn.Module:
 
 def _train_epoch(
     run: Run,
+    method: Method,
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
     encoder: HashModel,
@@ -179,24 +236,24 @@ def _train_epoch(
     epoch: int,
     observer: Observer,
 ) -> dict[str, Any]:
-    config = run.config
-    num_steps = len(training.ids) // config.batch_size
+    steps = method.order(training.labels, epoch)
+    num_steps, batch_size = steps.shape
     sums: dict[str, float] = {}
     start = time.perf_counter()
     waited = 0.0
-    stream = batches(training, config.image_size, config.batch_size, config.seed, epoch, rank(), world_size())
+    stream = _batches(run.config, steps, encoder, training, epoch)
     for step in range(1, num_steps + 1):
         asked = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - asked
-        losses = _step(parallel, optimizer, encoder, batch)
+        losses = _step(method, parallel, optimizer, batch)
         if not math.isfinite(losses["loss"]):
             raise InputError(
                 f"the loss is {losses['loss']} in epoch {epoch + 1}, step {step}; a smaller lr or scale may help"
             )
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
-        observer.on_step(epoch + 1, step, num_steps, step * config.batch_size / (time.perf_counter() - start))
+        observer.on_step(epoch + 1, step, num_steps, step * batch_size / (time.perf_counter() - start))
     seconds = time.perf_counter() - start
     # Where the network is: NCCL knows no tensors of the CPU.
     totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=encoder.device)
@@ -205,26 +262,51 @@ def _train_epoch(
         "epoch": epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],
         **{f"train/{name}": float(mean) for name, mean in zip(sums, means, strict=True)},
-        "images_per_s": num_steps * config.batch_size / seconds,
+        "images_per_s": num_steps * batch_size / seconds,
         "step_s": seconds / num_steps,
         "seconds": seconds,
         "waited_for_data_s": waited,
+        "peak_memory_mb": _peak_memory_mb(encoder.device),
     }
 
 
-def _step(parallel: nn.Module, optimizer: torch.optim.Optimizer, encoder: HashModel, batch: Batch) -> dict[str, float]:
-    losses = parallel(encoder.normalise(batch.images), torch.from_numpy(batch.labels).to(encoder.device))
+def _batches(
+    config: TrainConfig, steps: npt.NDArray[np.int64], encoder: HashModel, training: Part, epoch: int
+) -> Iterator[Batch]:
+    """This rank's share of each step: its r-th consecutive piece."""
+    share = steps.shape[1] // world_size()
+    mine = steps[:, rank() * share : (rank() + 1) * share]
+    views: Iterator[npt.NDArray[np.uint8] | None] = iter([None] * len(mine))
+    if training.images is not None:
+        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale)
+        views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
+    for step, (rows, images) in enumerate(zip(mine, views, strict=True)):
+
+        def on_device(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values).to(encoder.device)
+
+        yield Batch(
+            rows=on_device(rows),
+            labels=on_device(training.labels[rows]),
+            images=None if images is None else encoder.normalise(images),
+            features={name: on_device(table[rows]) for name, table in training.features.items()},
+            seed=_seed(config.seed, epoch, step, 1),
+        )
+
+
+def _step(method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
+    losses = method.before_step(batch, optimizer)
+    losses |= parallel(batch)
     optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_value_(parallel.parameters(), CLIP_VALUE)
     optimizer.step()
+    method.after_step(batch)
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-def _validate(encoder: HashModel, reference: Part, validation: Part) -> float:
-    """Expected `ap_min@20` of validation queries in the training part, encoded by shares and scored by every rank."""
-    labels, codes = [], []
-    for part in (validation, reference):
-        codes.append(gather_rows(encoder.encode_prepared(part.images)))
-        labels.append(gather_rows(part.labels[:, None].view(np.uint8)).view(np.int64)[:, 0])
-    return mean_average_precision(codes[0], codes[1], labels[0], labels[1], encoder.bits, k=20)
+def _peak_memory_mb(device: torch.device) -> float:
+    """The most memory so far: of the GPU's tensors, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,8 +1,4 @@
-"""Retrieval metrics of packed codes: from codes and labels to the figures of `metrics.json`.
-
-A database item is relevant to a query when both have the same label. Database items of unknown label (-1) are relevant
-to nothing and stay in the ranking as distractors.
-"""
+"""Retrieval metrics of packed codes: from codes and labels to the figures of `metrics.json`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import check_bits, check_codes, hamming
-from orbithash.encoders.errors import InputError
 from orbithash.trainers.average_precision import (
     Counts,
     Definition,
@@ -22,99 +16,56 @@ from orbithash.trainers.average_precision import (
     check_cutoff,
     hits_at,
     ranked_average_precision,
+    success_at,
 )
+from orbithash.trainers.gains import normalised_gains
+from orbithash.trainers.retrieval import CHUNK_PAIRS, Labels, Retrieval, chunks
 
 __all__ = [
     "DEFINITIONS",
     "PRECISION_CUTOFFS",
     "RadiusCurve",
-    "Retrieval",
     "evaluate_codes",
     "mean_average_precision",
     "nearest_class_shares",
     "order_average_precision",
+    "pair_recall",
     "radius_curve",
     "rank_histograms",
 ]
 
 DEFINITIONS: tuple[Definition, ...] = ("ap_min", "ap_hits", "ap_k", "ap_first_k")
 PRECISION_CUTOFFS = (1, 5, 10, 20, 50, 100)
+PAIR_CUTOFFS = (1, 5, 10)
 LOOKUP_RADIUS = 2
-UNKNOWN = -1
+# DHCL's released code calls this a mean average precision.
+SUCCESS_K = 20
 
 _POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
-# Pairs of query and database item held at once: some 60 MiB with their distances and their order.
-_CHUNK_PAIRS = 4_000_000
 
 Figures = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """Queries against a database, checked.
-
-    Attributes:
-        query_codes: uint8 [Q, ceil(bits/8)], Q >= 1.
-        database_codes: uint8 [N, ceil(bits/8)].
-        query_labels: integers [Q], none negative.
-        database_labels: integers [N], -1 where unknown.
-        bits: bits of a code.
-        exclude: integers [Q], the position in the database of the query itself, which its ranking leaves out, or -1;
-            None where no query leaves anything out.
-
-    Raises:
-        InputError: shapes, types or labels that do not fit.
-    """
-
-    query_codes: npt.NDArray[np.uint8]
-    database_codes: npt.NDArray[np.uint8]
-    query_labels: npt.NDArray[np.integer]
-    database_labels: npt.NDArray[np.integer]
-    bits: int
-    exclude: npt.NDArray[np.integer] | None = None
-
-    def __post_init__(self) -> None:
-        check_bits(self.bits)
-        for side, codes, labels in (
-            ("query", self.query_codes, self.query_labels),
-            ("database", self.database_codes, self.database_labels),
-        ):
-            check_codes(codes, self.bits)
-            if codes.ndim != 2 or not len(codes):
-                raise InputError(f"the {side} codes are {codes.shape}; an evaluation needs one row or more of codes")
-            _check_integers(labels, len(codes), f"{side} labels")
-        unknown = int(np.count_nonzero(self.query_labels < 0))
-        if unknown:
-            raise InputError(
-                f"{unknown} of {len(self.query_labels)} queries have no label (-1), so nothing is relevant to them; "
-                "leave them out"
-            )
-        if self.exclude is not None:
-            _check_integers(self.exclude, len(self.query_codes), "positions to exclude")
-            if self.exclude.min() < -1 or self.exclude.max() >= len(self.database_codes):
-                raise InputError(f"positions to exclude are -1 or below {len(self.database_codes)}, got others")
-
-
-def rank_histograms(retrieval: Retrieval, *, chunk_pairs: int = _CHUNK_PAIRS) -> Histograms:
+def rank_histograms(retrieval: Retrieval, *, chunk_pairs: int = CHUNK_PAIRS) -> Histograms:
     """Items and relevant items at each distance 0..K from each query."""
     # One column more for what is left out.
     columns = retrieval.bits + 2
     items = np.zeros((len(retrieval.query_codes), columns), np.int64)
     relevant = np.zeros_like(items)
-    for start, distances, same in _chunks(retrieval, chunk_pairs):
+    for start, distances, shared in chunks(retrieval, chunk_pairs):
         rows = len(distances)
         cells = distances + np.arange(rows)[:, None] * columns
         shape, size = (rows, columns), rows * columns
         items[start : start + rows] = np.bincount(cells.ravel(), minlength=size).reshape(shape)
-        relevant[start : start + rows] = np.bincount(cells[same], minlength=size).reshape(shape)
+        relevant[start : start + rows] = np.bincount(cells[shared > 0], minlength=size).reshape(shape)
     return Histograms(items[:, :-1], relevant[:, :-1])
 
 
 def mean_average_precision(
     query_codes: npt.NDArray[np.uint8],
     database_codes: npt.NDArray[np.uint8],
-    query_labels: npt.NDArray[np.integer],
-    database_labels: npt.NDArray[np.integer],
+    query_labels: Labels,
+    database_labels: Labels,
     bits: int,
     k: int | None = 20,
 ) -> float:
@@ -129,11 +80,11 @@ def order_average_precision(
     definition: Definition = "ap_min",
     *,
     seed: int | None = None,
-    chunk_pairs: int = _CHUNK_PAIRS,
+    chunk_pairs: int = CHUNK_PAIRS,
 ) -> Floats:
     """Average precision with ties in one order, float64 [Q]: the database's, or a random one drawn from `seed`."""
     order = None if seed is None else np.random.default_rng(seed).permutation(len(retrieval.database_codes))
-    num_items = _num_items(retrieval)
+    num_items = retrieval.num_items.tolist()
     ranks = _relevant_ranks(retrieval, order, chunk_pairs)
     return np.array([ranked_average_precision(r, k, definition, n) for r, n in zip(ranks, num_items, strict=True)])
 
@@ -161,14 +112,15 @@ def radius_curve(histograms: Histograms) -> RadiusCurve:
     )
 
 
-def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = _CHUNK_PAIRS) -> Floats:
+def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
     """Which class stands at rank 1: float64 [num_classes, num_classes], a row for the queries of one class.
 
     Items that tie at the smallest distance share the rank. A row sums to 1, less what goes to unknown labels, or is 0
-    where no query has the class. Labels are below `num_classes`.
+    where no query has the class. Labels are below `num_classes`, one an item.
     """
+    assert not retrieval.multi_label, "an item of several classes belongs to no one column"
     shares = np.zeros((num_classes, num_classes))
-    for start, distances, _ in _chunks(retrieval, chunk_pairs):
+    for start, distances, _ in chunks(retrieval, chunk_pairs):
         nearest = distances.min(1, keepdims=True)
         rows, columns = np.nonzero((distances == nearest) & (nearest <= retrieval.bits))
         weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
@@ -177,6 +129,24 @@ def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs:
         np.add.at(shares, (pairs[0][known], pairs[1][known]), weights[known])
     counts = np.bincount(retrieval.query_labels, minlength=num_classes)
     return shares / np.maximum(counts, 1)[:, None]
+
+
+def pair_recall(
+    retrieval: Retrieval, own: npt.NDArray[np.integer], *, chunk_pairs: int = CHUNK_PAIRS
+) -> dict[str, float]:
+    """How often a query finds its own pair within rank k, expected over ties: {"recall@1": mean over the queries, …}.
+
+    `own` is the pair's position in the database, integers [Q]; a query whose pair is not there (-1) finds nothing.
+    """
+    found = dict.fromkeys((f"recall@{k}" for k in PAIR_CUTOFFS), 0.0)
+    for start, distances, _ in chunks(retrieval, chunk_pairs):
+        positions = own[start : start + len(distances)]
+        rows = np.flatnonzero(positions >= 0)
+        pair = distances[rows, positions[rows], None]
+        before, tied = (distances[rows] < pair).sum(1), (distances[rows] == pair).sum(1)
+        for k in PAIR_CUTOFFS:
+            found[f"recall@{k}"] += float((np.clip(k - before, 0, tied) / tied).sum())
+    return {name: total / len(own) for name, total in found.items()}
 
 
 def evaluate_codes(
@@ -192,7 +162,8 @@ def evaluate_codes(
     Returns:
         Means over all queries, as {"ap_min@20": {"expected", "index", "optimistic", "pessimistic"}, …}: every
         definition of average precision, "precision@k" (hits over k, also where the database has fewer than k items),
-        "recall@k" and "precision_radius@2"; and the expectation of each under a random ranking.
+        "recall@k", "success@20" (anything relevant there) and "precision_radius@2", and "ndcg@k" where items may have
+        several classes; and the expectation of each under a random ranking.
     """
     figures: Figures = {}
     chance: dict[str, float] = {}
@@ -209,12 +180,19 @@ def evaluate_codes(
     for name, k, divisor in at_k:
         figures[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
         chance[name] = float((hits_at(lone, k) / divisor).mean())
+    success = f"success@{SUCCESS_K}"
+    figures[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in _POLICIES}
+    chance[success] = float(success_at(lone, SUCCESS_K).mean())
     for name, value in by_order.items():
         figures[name]["index"] = value
     lookup = f"precision_radius@{LOOKUP_RADIUS}"
     within = float(radius_curve(histograms).precision[min(LOOKUP_RADIUS, retrieval.bits)])
     figures[lookup] = dict.fromkeys((*_POLICIES, "index"), within)
     chance[lookup] = chance["precision@1"]
+    if retrieval.multi_label:
+        for name, by_policy in normalised_gains(retrieval, cutoffs).items():
+            figures[name] = {policy: float(values.mean()) for policy, values in by_policy.items()}
+            chance[name] = figures[name]["chance"]
     order = ("expected", "index", "optimistic", "pessimistic")
     return {name: {p: values[p] for p in order} for name, values in figures.items()}, chance
 
@@ -223,55 +201,26 @@ def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]
     """Means over the queries with ties in the database's order, in one pass over the rankings."""
     everything = [*measures, ("ap_min", None)]
     totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in everything), 0.0)
+    totals[f"success@{SUCCESS_K}"] = 0.0
     totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
-    num_items = _num_items(retrieval)
-    for ranks, items in zip(_relevant_ranks(retrieval, None, _CHUNK_PAIRS), num_items, strict=True):
+    num_items = retrieval.num_items.tolist()
+    for ranks, items in zip(_relevant_ranks(retrieval, None, CHUNK_PAIRS), num_items, strict=True):
         for definition, k in everything:
             totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)
         for k in PRECISION_CUTOFFS:
             hits = int(np.searchsorted(ranks, k, side="right"))
             totals[f"precision@{k}"] += hits / k
             totals[f"recall@{k}"] += hits / max(len(ranks), 1)
+        totals[f"success@{SUCCESS_K}"] += bool(np.searchsorted(ranks, SUCCESS_K, side="right"))
     return {name: total / len(num_items) for name, total in totals.items()}
-
-
-def _num_items(retrieval: Retrieval) -> list[int]:
-    left_out = 0 if retrieval.exclude is None else (retrieval.exclude >= 0).astype(np.int64)
-    num_items: list[int] = (np.full(len(retrieval.query_codes), len(retrieval.database_codes)) - left_out).tolist()
-    return num_items
 
 
 def _relevant_ranks(retrieval: Retrieval, order: Counts | None, chunk_pairs: int) -> Iterator[Counts]:
     """The 1-based ranks of the relevant items of each query, ties in the order of the database or of `order`."""
-    for _, distances, same in _chunks(retrieval, chunk_pairs):
+    for _, distances, shared in chunks(retrieval, chunk_pairs):
+        same = shared > 0
         if order is not None:
             distances, same = distances[:, order], same[:, order]
         ranking = np.argsort(distances, axis=1, kind="stable")
         for row in np.take_along_axis(same, ranking, 1):
             yield np.flatnonzero(row) + 1
-
-
-def _chunks(
-    retrieval: Retrieval, chunk_pairs: int
-) -> Iterator[tuple[int, npt.NDArray[np.uint16], npt.NDArray[np.bool_]]]:
-    """The first query, distances uint16 [q, N] and relevance bool [q, N] of some queries at a time.
-
-    What a query leaves out is not relevant and stands at distance K + 1, behind everything.
-    """
-    rows = max(1, chunk_pairs // len(retrieval.database_codes))
-    for start in range(0, len(retrieval.query_codes), rows):
-        queries = slice(start, start + rows)
-        # 16 bits: numpy sorts them by radix.
-        distances = hamming(retrieval.query_codes[queries], retrieval.database_codes).astype(np.uint16)
-        same = retrieval.query_labels[queries, None] == retrieval.database_labels[None, :]
-        if retrieval.exclude is not None:
-            left_out = retrieval.exclude[queries]
-            found = np.flatnonzero(left_out >= 0)
-            distances[found, left_out[found]] = retrieval.bits + 1
-            same[found, left_out[found]] = False
-        yield start, distances, same
-
-
-def _check_integers(values: npt.NDArray[np.integer], count: int, what: str) -> None:
-    if not np.issubdtype(values.dtype, np.integer) or values.shape != (count,):
-        raise InputError(f"{what} are {count} integers, got {values.dtype} {values.shape}")

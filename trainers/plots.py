@@ -25,6 +25,7 @@ __all__ = [
     "bars",
     "bit_balance",
     "class_confusion",
+    "code_map",
     "cutoff_curve",
     "distance_histogram",
     "learning_curves",
@@ -72,6 +73,8 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 _DASHES = ("-", "--", "-.", ":")
+# With the four colours, 32 classes that are told apart.
+_MARKERS = "os^DvPX<"
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], part: Literal["train", "validation"]) -> str:
@@ -204,6 +207,31 @@ def class_confusion(shares: Floats, classes: Sequence[str]) -> str:
                 )
         bar = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=18, pad=0.02, ticks=[0, 0.5, 1], format="{x:.0%}")
         bar.outline.set_visible(False)  # type: ignore[operator]
+        return _svg(figure)
+
+
+def code_map(points: npt.NDArray[np.floating], labels: Sequence[str]) -> str:
+    """Points [N, 2] in the plane, a colour and a shape for each of the names in `labels`."""
+    with mpl.rc_context({**_STYLE, "axes.spines.bottom": False}):
+        names = sorted(set(labels))
+        columns = 2 if len(names) <= MAX_NAMED_CLASSES // 2 else 3
+        figure, axes = _axes(height=HEIGHT_IN + 1.1 + 0.2 * min(len(names), MAX_NAMED_CLASSES) / columns)
+        of_name = {name: np.flatnonzero([label == name for label in labels]) for name in names}
+        for i, name in enumerate(names):
+            x, y = points[of_name[name]].T
+            marker = _MARKERS[i // len(SERIES) % len(_MARKERS)]
+            colour = SERIES[i % len(SERIES)]
+            axes.scatter(x, y, s=11, color=colour, marker=marker, linewidths=0, alpha=0.75, label=_name(name))
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.set_adjustable("datalim")
+        if len(names) <= MAX_NAMED_CLASSES:
+            figure.legend(
+                *axes.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=columns,
+                fontsize=8,
+                markerscale=1.6,
+            )
         return _svg(figure)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.card import HeadSpec, ModelCard, NetworkSpec
 from orbithash.encoders.images import Rendering
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.networks import HashNetwork
@@ -64,7 +64,7 @@ def save_random_model(folder, seed):
     import torch
 
     torch.manual_seed(seed)
-    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", bits=BITS, num_classes=0)
+    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", head=HeadSpec(BITS))
     card = ModelCard(
         method="dhcl",
         network=spec,

@@ -1,5 +1,7 @@
 """The benchmarks run and state what they compare; how fast anything is, is nothing to assert."""
 
+import os
+
 import pytest
 
 from orbithash.cluster.bench import bench_encode, bench_train
@@ -19,9 +21,14 @@ def test_bench_encode(ray_cluster):
 @pytest.mark.slow
 def test_bench_train(ray_cluster, shared):
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
-    result = bench_train(None, str(weights), 2)
-    assert result["ratio"] == pytest.approx(result["worker_images_per_s"] / result["bare_loop_images_per_s"])
+    workers = min(2, os.cpu_count())
+    result = bench_train(None, str(weights), 2, workers)
+    assert result["images_per_worker_and_step"] * workers == 32
+    for baseline in ("bare_loop", "bare_loops"):
+        ratio = result["worker_images_per_s"] / result[f"{baseline}_images_per_s"]
+        assert result[f"ratio_to_{baseline}"] == pytest.approx(ratio)
     assert result["worker_start_s"] > 0
+    assert result["worker_peak_memory_mb"] > 0
 
 
 def test_too_little_to_measure():
@@ -29,3 +36,5 @@ def test_too_little_to_measure():
         bench_encode(None, None, 5)
     with pytest.raises(InputError, match="--epochs is 1"):
         bench_train(None, None, 1)
+    with pytest.raises(InputError, match="--workers is 0"):
+        bench_train(None, None, 2, 0)

@@ -17,15 +17,20 @@ SURFACE = {
     "demo": ["--data", "--out", "--set", "--weights"],
     "scenes": ["DIR", "--count", "--seed", "--size"],
     "train": [
-        *("METHOD", "--bits", "--config", "--data", "--dataset", "--gpus-per-worker"),
-        *("--out", "--protocol", "--set", "--weights", "--workers"),
+        *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker"),
+        *("--out", "--protocol", "--set", "--split-seed", "--validation", "--weights", "--workers"),
     ],
-    "evaluate": ["RUN", "--data", "--json", "--protocol"],
+    "wald": ["SOURCE", "OUT", "--factor"],
+    "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
+    "reproduce": [
+        *("[METHOD]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),
+        *("--weights", "--workers"),
+    ],
     "encode": ["SOURCE", "--archive", "--json", "--model", "--tile", "--workers"],
     "serve": ["ARCHIVE", "--address", "--local", "--model", "--shards"],
     "query": ["--address", "--code", "--image", "--json", "--key", "--timeout", "-k"],
     "bench encode": ["--count", "--data", "--json", "--model"],
-    "bench train": ["--data", "--epochs", "--json", "--weights"],
+    "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
 }
 
 HEAVY = {"torch", "torchvision", "ray", "faiss", "lance", "pyarrow", "rasterio", "matplotlib"}

@@ -67,7 +67,8 @@ def test_bits_out_of_range(refused, tmp_path, labelled, bits):
 
 def test_unknown_method(refused, tmp_path, labelled):
     refused(
-        *("train", "dhlc", "--data", labelled, "--out", tmp_path / "run"), words=["unknown method 'dhlc'", "are dhcl"]
+        *("train", "dhlc", "--data", labelled, "--out", tmp_path / "run"),
+        words=["unknown method 'dhlc'", "are mhcln, dhcl, cdne"],
     )
 
 
@@ -106,9 +107,12 @@ def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--dataset", "nope"), ["unknown dataset 'nope'; there are ucmd, scenes, folder"]),
+        (("--dataset", "nope"), ["unknown dataset 'nope'; there are ucmd, aid, nwpu-resisc45, "]),
         (("--dataset", "ucmd"), ["these are not the 21 classes of ucmd"]),
-        (("--protocol", "nope"), ["unknown protocol 'nope'; there are dhcl, random"]),
+        (
+            ("--protocol", "nope"),
+            ["unknown protocol 'nope'; there are dhcl, dhcl-released, mhcln, cdne, duch, mrhash, random"],
+        ),
         (("--weights", "nope.safetensors"), ["nope.safetensors: no such weights file"]),
         (
             ("--weights", "IMAGENET1K_V9"),

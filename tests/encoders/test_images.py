@@ -126,6 +126,10 @@ def test_bands_are_chosen_and_reordered():
         np.testing.assert_array_equal(grey[..., channel], values[1])
     png = encoded(Image.fromarray(np.moveaxis(values[:3], 0, -1)), "PNG")
     np.testing.assert_array_equal(read_image(png, Rendering((3, 2, 1))), np.moveaxis(values[[2, 1, 0]], 0, -1))
+    for chosen in ((2, 1), (1, 2, 3, 1), (3, 3, 2, 1, 1)):
+        several = np.moveaxis(values[[band - 1 for band in chosen]], 0, -1)
+        np.testing.assert_array_equal(read_image(data, Rendering(chosen)), several)
+        np.testing.assert_array_equal(read_image(png, Rendering(chosen)), several)
 
 
 def test_8_bit_data_are_not_stretched():
@@ -144,7 +148,7 @@ def test_a_band_that_is_not_there_is_refused(source):
 def test_two_bands_need_a_choice():
     values = noise(2)
     data = tiff(values, photometric="minisblack", alpha="unspecified")
-    with pytest.raises(ImageError, match="2 bands without alpha; state the one or three"):
+    with pytest.raises(ImageError, match="2 bands without alpha; state those to show"):
         read_image(data)
     np.testing.assert_array_equal(read_image(data, Rendering((2,)))[..., 1], values[1])
 
@@ -449,7 +453,7 @@ def test_complex_values_and_few_bits_are_refused():
 def test_what_is_not_a_file_is_refused(tmp_path):
     with pytest.raises(ImageError, match="there is no such file"):
         read_image(tmp_path / "nothing.jpg")
-    with pytest.raises(ImageError, match="a folder or a device, not a file"):
+    with pytest.raises(ImageError, match="a folder without bands, which are TIFFs"):
         read_image(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="a folder or a device"):
@@ -503,7 +507,8 @@ def test_sidecar_files_are_not_read(tmp_path):
     ("bands", "stretch", "messages"),
     [
         ((), "percentile:2:98", ["bands is ()"]),
-        ((1, 2), "percentile:2:98", ["bands is (1, 2)"]),
+        ((1, "B02"), "percentile:2:98", ["bands is (1, 'B02')"]),
+        (("B02", ""), "percentile:2:98", ["bands is ('B02', '')"]),
         ((0, 1, 2), "percentile:2:98", ["bands is (0, 1, 2)"]),
         ((True,), "percentile:2:98", ["bands is (True,)"]),
         ((1.0,), "percentile:2:98", ["bands is (1.0,)"]),
@@ -524,7 +529,9 @@ def test_a_rendering_reports_all_its_problems(bands, stretch, messages):
         assert message in str(error.value)
 
 
-@pytest.mark.parametrize("rendering", [Rendering(), Rendering((4, 3, 2), "range:-0.5:1e4"), Rendering((1,))])
+@pytest.mark.parametrize(
+    "rendering", [Rendering(), Rendering((4, 3, 2), "range:-0.5:1e4"), Rendering((1,)), Rendering(("B8A", "B02"))]
+)
 def test_a_rendering_survives_json(rendering):
     import json
 
@@ -535,7 +542,7 @@ def test_a_rendering_survives_json(rendering):
     ("data", "message"),
     [
         ({"band": [1]}, "no key 'band'; the keys are bands, stretch"),
-        ({"bands": 1}, "bands is 1; a list of numbers"),
+        ({"bands": 1}, "bands is 1; a list of numbers or names"),
         ({"bands": [[1]]}, r"bands is \(\[1\],\)"),
         ({"stretch": 2}, "stretch is 2; text"),
     ],

@@ -38,6 +38,14 @@ def test_none_has_no_bits():
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"'grey'.*none, binary, gray, one-hot"):
+    with pytest.raises(InputError, match=r"'grey'.*none, binary, gray, one-hot, error-correcting"):
         label_table("grey", 4)
-    assert LABEL_CODES == ("none", "binary", "gray", "one-hot")
+    assert LABEL_CODES == ("none", "binary", "gray", "one-hot", "error-correcting")
+
+
+@pytest.mark.parametrize(("num_classes", "width"), [(1, 4), (2, 4), (3, 6), (4, 6), (16, 8), (21, 10), (45, 11)])
+def test_error_correcting_labels_differ_in_four_bits_at_least(num_classes, width):
+    table = label_table("error-correcting", num_classes)
+    assert table.shape == (num_classes, width)
+    for one, other in itertools.combinations(table, 2):
+        assert (one != other).sum() >= 4

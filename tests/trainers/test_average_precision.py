@@ -14,6 +14,7 @@ from orbithash.trainers.average_precision import (
     average_precision,
     hits_at,
     ranked_average_precision,
+    success_at,
 )
 
 DEFINITIONS = ("ap_min", "ap_hits", "ap_k", "ap_first_k")
@@ -83,6 +84,23 @@ def test_optimistic_and_pessimistic_put_the_relevant_first_and_last(groups, k, d
 def test_expected_lies_between_pessimistic_and_optimistic(groups, k, definition):
     low, middle, high = (one(groups, k, definition, p) for p in ("pessimistic", "expected", "optimistic"))
     assert -1e-9 <= low <= middle + 1e-9 <= high + 2e-9 <= 1 + 3e-9
+
+
+@settings(max_examples=300, deadline=None)
+@given(groups=tie_groups(5, 3), k=st.integers(1, 16))
+def test_success_is_the_share_of_orders_with_anything_relevant_within_k(groups, k):
+    scores = [float(any(order[:k])) for order in orders(groups)]
+    assert success_at(histograms(groups), k)[0] == pytest.approx(np.mean(scores), abs=1e-12)
+    assert success_at(histograms(groups), k, "optimistic")[0] == max(scores)
+    assert success_at(histograms(groups), k, "pessimistic")[0] == min(scores)
+
+
+def test_success_among_many_ties():
+    # 10 of 10**7 items of one distance: 1 - C(n - 10, 20) / C(n, 20), about 20 draws of one in 10**6.
+    assert success_at(histograms([(10**7, 10)]), 20)[0] == pytest.approx(2e-5, abs=1e-8)
+    assert success_at(histograms([(10**7, 10**7)]), 20)[0] == 1
+    with pytest.raises(InputError, match="the cut-off k is 0"):
+        success_at(histograms([(1, 1)]), 0)
 
 
 def test_ap_hits_can_be_raised_by_pushing_relevant_items_out():

@@ -86,7 +86,7 @@ def test_bits_in_range(bits):
         ("seed", 2**31),
         ("image_size", 31),
         ("image_size", [32, 32]),
-        ("norm", "batch"),
+        ("norm", "instance"),
         ("weights", 5),
         ("backbone", "vgg"),
         ("backbone", 18),
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named_in_one_line(key, value):
 
 def test_the_allowed_values_are_named():
     assert "mobilenet_v2, " in message_of(DhclConfig, backbone="vgg")
-    assert "'none', 'binary', 'gray' or 'one-hot'" in message_of(DhclConfig, label_code="grey")
+    assert "'none', 'binary', 'gray', 'one-hot' or 'error-correcting'" in message_of(DhclConfig, label_code="grey")
     assert "greater than or equal to 8" in message_of(DhclConfig, bits=7)
 
 

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.datasets import DATASETS, PROTOCOLS, UCMD_CLASSES, Manifest, make_manifest
+from orbithash.trainers.datasets import DATASETS, PROTOCOLS, Image, Manifest, make_manifest, resplit
+from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 
 
 def write_images(root, counts):
@@ -43,12 +44,13 @@ def test_every_image_is_in_one_part(root, protocol):
     assert (manifest.dataset, manifest.protocol, manifest.classes) == ("folder", protocol, ("beach", "forest", "river"))
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     assert sorted(image.path for image in manifest.images) == files
-    assert {image.split for image in manifest.images} == {"train", "validation", "test"}
-    assert sorted(manifest.part("train", "validation", "test"), key=manifest.images.index) == list(manifest.images)
+    parts = {"train", "validation", "test", *PROTOCOLS[protocol].database}
+    assert {image.split for image in manifest.images} == parts
+    assert sorted(manifest.part(*parts), key=manifest.images.index) == list(manifest.images)
     for image in manifest.images:
         assert manifest.classes[image.label] == image.path.split("/")[0]
         assert image.id == image.path
-    assert "test" not in PROTOCOLS[protocol].database
+    assert PROTOCOLS[protocol].leave_one_out == ("test" in PROTOCOLS[protocol].database)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,11 @@ def test_every_image_is_in_one_part(root, protocol):
         ("dhcl", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (11, 1, 3)}),
         # A fifth is test, a tenth validation; at least one of each.
         ("random", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (10, 2, 3)}),
+        ("cdne", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (10, 2, 3)}),
+        # 60 % train, a tenth of which is held back.
+        ("mhcln", {"beach": (11, 1, 8), "forest": (2, 1, 2), "river": (8, 1, 6)}),
+        # A fifth is test.
+        ("mrhash", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (11, 1, 3)}),
     ],
 )
 def test_the_shares_of_each_class(root, protocol, expected):
@@ -93,7 +100,7 @@ def test_a_manifest_is_the_same_wherever_the_files_lie(root, tmp_path, monkeypat
     assert make_manifest(type(root)("."), protocol=protocol) == before
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [name for name, rule in PROTOCOLS.items() if rule.by_class])
 def test_another_class_does_not_move_this_ones_split(root, protocol):
     before = make_manifest(root, protocol=protocol)
     write_images(root, {"airplane": 9})
@@ -115,9 +122,19 @@ def test_the_hash_is_of_contents_names_and_split(root):
 
 def test_the_hash_is_stable():
     """Runs of old versions name their split by it."""
-    manifest = Manifest("folder", "random", 0, ("a", "b"), ())
-    text = '{"format_version": 1, "dataset": "folder", "protocol": "random", "seed": 0, "classes": ["a", "b"]}\n'
+    image = Image("a/x.png", "a/x.png", (0,), "train", "12", captions=("A beach .",))
+    manifest = Manifest("folder", "random", 0, 0.1, ("a", "b"), (image,))
+    text = (
+        '{"format_version": 2, "dataset": "folder", "protocol": "random", "seed": 0, "validation": 0.1, '
+        '"classes": ["a", "b"]}\n{"id": "a/x.png", "path": "a/x.png", "labels": [0], "split": "train", "sha256": "12", '
+        '"captions": ["A beach ."], "second": null}\n'
+    )
     assert manifest.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_label_is_the_first_or_none():
+    assert Image("x", "x", (3, 5), "train", "").label == 3
+    assert Image("x", "x", (), "train", "").label == -1
 
 
 # Reading and writing.
@@ -148,7 +165,7 @@ def drop_last_image(lines):
 
 
 def drop_key(lines):
-    lines[3] = lines[3].replace('"label"', '"lable"')
+    lines[3] = lines[3].replace('"labels"', '"lables"')
 
 
 def change_split(lines):
@@ -156,11 +173,11 @@ def change_split(lines):
 
 
 def other_version(lines):
-    lines[0] = lines[0].replace('"format_version": 1', '"format_version": 2')
+    lines[0] = lines[0].replace('"format_version": 2', '"format_version": 1')
 
 
 def no_version(lines):
-    lines[0] = lines[0].replace('"format_version": 1, ', "")
+    lines[0] = lines[0].replace('"format_version": 2, ', "")
 
 
 def cut(lines):
@@ -250,10 +267,30 @@ def test_one_class_is_not_enough(tmp_path):
         make_manifest(root)
 
 
+@pytest.mark.parametrize("validation", [0, 0.1, 0.5])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_five_images_a_class_are_enough(tmp_path, protocol):
-    manifest = make_manifest(write_images(tmp_path / "data", {"a": 5, "b": 5}), protocol=protocol)
-    assert splits_of(manifest, 0) == splits_of(manifest, 1) == {"train": 3, "validation": 1, "test": 1}
+def test_five_images_a_class_are_enough(tmp_path, protocol, validation):
+    root = write_images(tmp_path / "data", {"a": 5, "b": 5})
+    manifest = make_manifest(root, protocol=protocol, validation=validation)
+    assert manifest.validation == validation
+    assert manifest.part("train")
+    assert manifest.part("test")
+    assert bool(manifest.part("validation")) == (validation > 0)
+    assert manifest.part(*PROTOCOLS[protocol].database)
+
+
+def test_nine_images_in_all_are_too_few_for_duch(tmp_path):
+    root = write_images(tmp_path / "data", {"a": 5, "b": 4})
+    with pytest.raises(InputError, match="only 9 images; protocol duch needs at least 10"):
+        make_manifest(root, protocol="duch")
+
+
+def test_settings_out_of_range(root):
+    with pytest.raises(InputError, match="the seed of the split is -1; it must be 0 or more"):
+        make_manifest(root, seed=-1)
+    for share in (-0.1, 0.6, float("nan")):
+        with pytest.raises(InputError, match=r"it must lie between 0 \(none\) and 0\.5"):
+            make_manifest(root, validation=share)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -262,11 +299,11 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_unknown_names_list_the_known_ones(root):
-    with pytest.raises(InputError, match="'ucm'; there are ucmd, scenes, folder"):
+    with pytest.raises(InputError, match="'ucm'; there are ucmd, aid, nwpu-resisc45, eurosat, eurosat-ms, dsrsid"):
         make_manifest(root, dataset="ucm")
-    with pytest.raises(InputError, match="'dhlc'; there are dhcl, random"):
+    with pytest.raises(InputError, match="'dhlc'; there are dhcl, dhcl-released, mhcln, cdne, duch, mrhash, random"):
         make_manifest(root, protocol="dhlc")
-    assert set(DATASETS.values()) <= set(PROTOCOLS)
+    assert {dataset.protocol for dataset in DATASETS.values()} <= set(PROTOCOLS)
 
 
 def test_scenes_without_their_last_file_are_not_complete(root):
@@ -277,18 +314,18 @@ def test_scenes_without_their_last_file_are_not_complete(root):
 # The datasets that are known.
 
 
-def test_scenes_are_recognised_and_their_second_source_is_left_out(tmp_path):
-    write_images(tmp_path / "data" / "images", {"beach": 6, "river": 6})
-    write_images(tmp_path / "data" / "second", {"beach": 6, "river": 6})
-    (tmp_path / "data" / "scenes.json").write_text("{}")
-    manifest = make_manifest(tmp_path / "data")
-    assert (manifest.dataset, manifest.protocol) == ("scenes", "random")
-    assert len(manifest.images) == 12
-    assert all(image.path.startswith("images/") for image in manifest.images)
+def test_another_protocol_splits_the_same_images(root):
+    manifest = make_manifest(root, protocol="random", seed=3)
+    for protocol in PROTOCOLS:
+        assert resplit(manifest, protocol) == make_manifest(root, protocol=protocol, seed=3)
+    assert resplit(manifest, "mhcln", 4, 0) == make_manifest(root, protocol="mhcln", seed=4, validation=0)
+    assert resplit(manifest, "mhcln", 4, 0).sha256 == resplit(manifest, "mhcln", 4, 0.0).sha256
+    with pytest.raises(InputError, match="unknown protocol 'nope'"):
+        resplit(manifest, "nope")
 
 
 def test_ucmd_is_recognised_by_its_classes(tmp_path):
-    root = write_images(tmp_path / "Images", dict.fromkeys(UCMD_CLASSES, 5))
+    root = write_images(tmp_path / "Images", dict.fromkeys(CLASS_LISTS["ucmd"], 5))
     assert (make_manifest(tmp_path).dataset, make_manifest(root).protocol) == ("ucmd", "dhcl")
     shutil.rmtree(root / "river")
     assert make_manifest(tmp_path).dataset == "folder"

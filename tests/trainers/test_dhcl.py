@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
-from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.loading import Part
+from orbithash.trainers.methods import METHODS, Batch, get_method
 from orbithash.trainers.methods.dhcl import (
     Dhcl,
     DhclConfig,
@@ -266,7 +268,14 @@ def test_quantisation_takes_zero_for_one_and_pulls_outwards():
 def make(num_classes=3, **settings):
     torch.manual_seed(0)
     given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, **settings}
-    return Dhcl(load_config(DhclConfig, **given), num_classes)
+    return Dhcl(load_config(DhclConfig, **given), num_classes, 10)
+
+
+def make_batch(images, labels):
+    return Batch(torch.arange(len(labels)), labels, images, {}, 0)
+
+
+NOTHING = Part(None, np.empty(0, np.int64), [])
 
 
 @pytest.mark.parametrize("proxy_loss", ["circle", "proxy-anchor"])
@@ -274,7 +283,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(proxy_loss):
     method = make(proxy_loss=proxy_loss, classification_weight=0.3, quantisation_weight=7.0, scale=8, margin=0.2).eval()
     images, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 1, 1])
     with torch.no_grad():
-        found = method(images, labels)
+        found = method(make_batch(images, labels))
         hashes, logits = method.network(images)
     numbers = hashes.double().tolist(), labels.tolist(), method.proxies.detach().double().tolist()
     proxy = circle_oracle(*numbers, 0.2, 8) if proxy_loss == "circle" else anchor_oracle(*numbers, 0.1, 8)
@@ -293,7 +302,7 @@ def test_every_parameter_is_in_one_group_and_gets_a_gradient():
     optimizer = method.build_optimizer()
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in method.parameters())
-    method(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]))["loss"].backward()
+    method(make_batch(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])))["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
     assert method.proxies.grad.any()
     assert method.network.classifier.weight.grad.any()
@@ -304,14 +313,14 @@ def test_learning_rates_of_the_groups():
     rates = {id(p): group["lr"] for group in method.build_optimizer().param_groups for p in group["params"]}
     assert rates[id(method.proxies)] == pytest.approx(0.05)
     assert rates[id(method.network.classifier.weight)] == pytest.approx(0.01)
-    assert rates[id(method.network.hash_layer.weight)] == pytest.approx(0.01)
+    assert rates[id(method.network.head.output.weight)] == pytest.approx(0.01)
     assert all(rates[id(p)] == 0.001 for p in method.network.backbone.parameters())
 
 
 def test_the_warm_up_trains_all_but_the_backbone():
     method = make(warm_up_epochs=2)
     for epoch, expected_training in ((0, False), (1, False), (2, True), (3, True)):
-        method.start_epoch(epoch)
+        method.start_epoch(epoch, NOTHING)
         backbone = {p.requires_grad for p in method.network.backbone.parameters()}
         rest = {p.requires_grad for name, p in method.named_parameters() if not name.startswith("network.backbone.")}
         assert (backbone, rest) == ({expected_training}, {True})
@@ -319,7 +328,7 @@ def test_the_warm_up_trains_all_but_the_backbone():
 
 def test_rates_decay_in_steps():
     method = make(lr_decay=0.5, lr_decay_epochs=2)
-    assert [method.start_epoch(epoch) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [method.start_epoch(epoch, NOTHING) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_label_bits_that_count_make_the_hash_shorter():
@@ -333,3 +342,48 @@ def test_methods_by_name():
     assert METHODS["dhcl"] is get_method("dhcl") is Dhcl
     with pytest.raises(InputError, match=r"'dhlc'; there are .*dhcl"):
         get_method("dhlc")
+
+
+def test_nested_lengths_average_the_losses_of_the_prefixes():
+    method = make(nested_bits=(8, 12), scale=8).eval()
+    images, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 1, 1])
+    with torch.no_grad():
+        found = method(make_batch(images, labels))
+        hashes = method.network(images).hashes
+    proxy = cross_entropy = 0.0
+    weight, bias = (p.detach().double().tolist() for p in method.network.classifier.parameters())
+    for k in (8, 12, 16):
+        rows = hashes[:, :k].double().tolist()
+        proxy += circle_oracle(rows, labels.tolist(), method.proxies[:, :k].detach().double().tolist(), 0.25, 8) / 3
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            logits = [
+                sum(h * w for h, w in zip(row, ws[:k], strict=True)) + b for ws, b in zip(weight, bias, strict=True)
+            ]
+            cross_entropy += (math.log(sum(math.exp(x) for x in logits)) - logits[label]) / 5 / 3
+    assert float(found["proxy"]) == pytest.approx(proxy, rel=1e-4)
+    assert float(found["classification"]) == pytest.approx(cross_entropy, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nested_bits": (16,)}, r"nested_bits \[16\]: 8 to 15 are allowed"),
+        ({"nested_bits": (4,)}, r"nested_bits \[4\]"),
+        ({"nested_bits": (8,), "label_code": "gray"}, "label bits stand at the end"),
+    ],
+)
+def test_lengths_that_cannot_nest_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make(**settings)
+
+
+def test_balanced_batches_hold_whole_classes():
+    labels = np.repeat(np.arange(5), (9, 9, 9, 9, 2))
+    method = make(num_classes=5, images_per_class=3, batch_size=9)
+    steps = method.order(labels, 0)
+    assert steps.shape == (4, 9)
+    for rows in steps:
+        classes, counts = np.unique(labels[rows], return_counts=True)
+        assert (len(classes), counts.tolist()) == (3, [3, 3, 3])
+    assert (steps == method.order(labels, 0)).all()
+    assert (steps != method.order(labels, 1)).any()

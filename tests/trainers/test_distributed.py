@@ -6,7 +6,17 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from orbithash.trainers.distributed import gather_rows, gather_with_gradient, rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import (
+    broadcast_state,
+    gather_objects,
+    gather_rows,
+    gather_with_gradient,
+    rank,
+    sum_over_ranks,
+    sum_with_gradient,
+    synchronise_batch_norm,
+    world_size,
+)
 
 WORLD_SIZE = 2
 
@@ -18,6 +28,19 @@ def numbers():
 def mixed(rows):
     """A scalar to which every pair of rows contributes."""
     return torch.exp(rows @ rows.T).sum()
+
+
+def maps():
+    return torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def norms():
+    layers = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Sequential(torch.nn.Conv2d(4, 5, 3), torch.nn.Flatten(), torch.nn.BatchNorm1d(5)),
+    )
+    torch.nn.init.normal_(layers[0].weight)
+    return layers
 
 
 def dealt(num_rows):
@@ -43,6 +66,23 @@ def work(number, folder):
 
     values = torch.tensor([1.0, 2.0], dtype=torch.float64) * (number + 1)
     found |= {"sum": sum_over_ranks(values), "values": values}
+    shares = numbers().chunk(WORLD_SIZE)[number].clone().requires_grad_()
+    (sum_with_gradient(shares.square().sum(0)).exp().sum() * (number + 1)).backward()
+    found["sum gradient"] = shares.grad
+
+    torch.manual_seed(number)
+    layers = norms()
+    broadcast_state(layers)
+    found["broadcast"] = {name: value.clone() for name, value in layers.state_dict().items()}
+    synchronise_batch_norm(layers)
+    rows = maps().chunk(WORLD_SIZE)[number].clone().requires_grad_()
+    layers(rows).square().mean().backward()
+    found["norm gradient"] = rows.grad / WORLD_SIZE
+    found["norm weights"] = [sum_over_ranks(p.grad) / WORLD_SIZE for p in layers.parameters()]
+    found["norm state"] = layers.state_dict()
+    layers.eval()
+    found["norm evaluated"] = layers(maps()).detach()
+    found["objects"] = gather_objects({"rank": number})
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -93,3 +133,39 @@ def test_one_process_is_one_rank():
     assert (rows.grad == 1).all()
     assert gather_rows(dealt(4)).tolist() == dealt(4).tolist()
     assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert gather_objects(3) == [3]
+    assert sum_with_gradient(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_a_sum_carries_the_gradients_of_all_ranks(ranks):
+    rows = numbers().requires_grad_()
+    (rows.square().sum(0).exp().sum() * 3).backward()
+    found = torch.cat([found["sum gradient"] for found in ranks])
+    assert torch.allclose(found, rows.grad, rtol=1e-5)
+
+
+def test_broadcast_gives_everyone_the_first_ranks_state(ranks):
+    torch.manual_seed(0)
+    expected = norms().state_dict()
+    for found in ranks:
+        assert found["broadcast"].keys() == expected.keys()
+        assert all(torch.equal(found["broadcast"][name], value) for name, value in expected.items())
+
+
+def test_synchronised_batch_norm_is_torchs_over_the_whole_batch(ranks):
+    torch.manual_seed(0)
+    layers, rows = norms(), maps().requires_grad_()
+    layers(rows).square().mean().backward()
+    gradient = torch.cat([found["norm gradient"] for found in ranks])
+    assert torch.allclose(gradient, rows.grad, atol=1e-6)
+    for found in ranks:
+        for parameter, other in zip(layers.parameters(), found["norm weights"], strict=True):
+            assert torch.allclose(parameter.grad, other, atol=1e-6)
+        assert found["norm state"].keys() == layers.state_dict().keys()
+        for name, value in layers.state_dict().items():
+            assert torch.allclose(value, found["norm state"][name], atol=1e-6), name
+        assert torch.allclose(layers.eval()(maps()), found["norm evaluated"], atol=1e-5)
+
+
+def test_objects_come_in_rank_order(ranks):
+    assert all(found["objects"] == [{"rank": 0}, {"rank": 1}] for found in ranks)

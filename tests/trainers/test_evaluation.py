@@ -1,5 +1,6 @@
 """An evaluation end to end: the content of metrics.json, the choice of the gallery, and what is written."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,17 @@ import pytest
 
 from orbithash.encoders.codes import hamming, pack
 from orbithash.encoders.errors import ImageError, InputError
+from orbithash.trainers import evaluation_report
 from orbithash.trainers.average_precision import average_precision
-from orbithash.trainers.evaluation import EncodedPart, Evaluation, evaluate, metrics_of, write_evaluation
+from orbithash.trainers.evaluation import (
+    EncodedPart,
+    Evaluation,
+    evaluate,
+    metrics_of,
+    with_baselines,
+    without_baselines,
+    write_evaluation,
+)
 from orbithash.trainers.metrics import mean_average_precision
 
 CLASSES = ("beach", "forest", "harbor", "river")
@@ -37,6 +47,12 @@ def run(query=None, database=None, **changes) -> Evaluation:
         "classes": CLASSES,
     }
     return evaluate(query or part(30, 1, "q"), database or part(90, 2, "d"), **settings | changes)
+
+
+@pytest.fixture(autouse=True)
+def no_map(monkeypatch):
+    """t-SNE takes half a second, which no test but one needs."""
+    monkeypatch.setattr(evaluation_report, "MIN_MAPPED", 10**9)
 
 
 def test_content_of_metrics_json():
@@ -105,15 +121,133 @@ def test_gallery_is_chosen_by_rule_and_ordered():
         assert [hit.path for hit in shown.hits] == [f"{hit.id}.jpg" for hit in shown.hits]
 
 
-def test_unknown_labels_are_distractors_in_the_database_and_refused_in_queries():
+def test_unknown_labels_are_distractors_in_the_database():
     query, database = part(30, 1, "q"), part(90, 2, "d")
     unlabelled = EncodedPart(database.ids, database.codes, np.full(90, -1), database.paths)
     evaluation = run(query, unlabelled)
     assert evaluation.headline == 0
     assert evaluation.metrics["queries_without_relevant"] == 30
     assert {hit.label for shown in evaluation.gallery for hit in shown.hits} == {"unknown"}
-    with pytest.raises(InputError, match="90 of 90 queries have no label"):
+    with pytest.raises(InputError, match="none of the 90 queries has a label"):
         run(unlabelled, query)
+
+
+def test_queries_without_a_label_are_left_out_and_counted():
+    query, database = part(30, 1, "q"), part(90, 2, "d")
+    unknown = np.where(np.arange(30) % 3 == 0, -1, query.labels)
+    found = run(dataclasses.replace(query, labels=unknown), database)
+    kept = run(query.rows(np.flatnonzero(unknown >= 0)), database)
+    assert (found.metrics["queries"], found.metrics["queries_without_label"]) == (20, 10)
+    assert found.metrics | {"queries_without_label": 0} == kept.metrics
+
+
+def multi_hot(labels, seed):
+    """The classes of `part`, and another one for some of the items; the last item has none."""
+    rng = np.random.default_rng(seed)
+    hot = np.eye(len(CLASSES), dtype=bool)[labels]
+    hot[np.arange(len(hot)), rng.integers(0, len(CLASSES), len(hot))] = True
+    hot[-1] = False
+    return hot
+
+
+def test_items_of_several_classes(tmp_path: Path):
+    query, database = part(30, 1, "q"), part(90, 2, "d")
+    query, database = (dataclasses.replace(p, labels=multi_hot(p.labels, i)) for i, p in enumerate((query, database)))
+    evaluation = run(query, database)
+    metrics = evaluation.metrics
+    assert (metrics["queries"], metrics["queries_without_label"]) == (29, 1)
+    assert {"ndcg@20", "ndcg@100"} <= metrics["metrics"].keys()
+    assert evaluation.nearest_classes is None
+    scores = average_precision(evaluation.histograms, 20)
+    for label, name in enumerate(CLASSES):
+        assert metrics["per_class"][name] == pytest.approx(scores[query.labels[:-1, label]].mean())
+    for shown in evaluation.gallery:
+        assert set(shown.label.split(", ")) <= set(CLASSES)
+        assert all(
+            hit.relevant == bool(set(hit.label.split(", ")) & set(shown.label.split(", "))) for hit in shown.hits
+        )
+    assert len({shown.id for shown in evaluation.gallery if shown.reason == "typical"}) == sum(
+        shown.reason == "typical" for shown in evaluation.gallery
+    )
+    assert "shares a class with the query" in write_evaluation(tmp_path, evaluation).read_text()
+    assert not (tmp_path / "plots" / "confusion.svg").exists()
+
+
+def test_one_class_an_item_in_either_form_scores_the_same():
+    query, database = part(30, 1, "q"), part(90, 2, "d")
+    one_hot = [dataclasses.replace(p, labels=np.eye(len(CLASSES), dtype=bool)[p.labels]) for p in (query, database)]
+    plain, several = run(query, database).metrics, run(*one_hot).metrics
+    assert {name: several["metrics"][name] for name in plain["metrics"]} == plain["metrics"]
+    assert several["per_class"] == plain["per_class"]
+    assert not any(name.startswith("ndcg") for name in plain["metrics"])
+
+
+def baselines(**headlines):
+    sizes = {"cosine": 400, "sign": 13, "itq": 3, "pq": 3}
+    found = {n: {"bytes": sizes[n], "metrics": {"ap_min@20": v, "precision@1": v}} for n, v in headlines.items()}
+    figures = ("ap_hits@20", "ap_first_k@20", "ap_min@100", "ap_min@all")
+    for result in found.values():
+        result["metrics"] |= dict.fromkeys(figures, 0.5)
+    return {**found, "lsh": {"left_out": "of a reason"}}
+
+
+@pytest.mark.parametrize(
+    ("headlines", "fair", "larger", "words"),
+    [
+        (
+            {"cosine": 1.01, "itq": 1.01, "pq": 1.01},
+            ["itq", "pq"],
+            ["cosine"],
+            "worse than ITQ and product quantisation,",
+        ),
+        (
+            {"cosine": 1.01, "sign": 1.01, "itq": 0.01},
+            [],
+            ["cosine", "sign"],
+            "float cosine and signs of all features are",
+        ),
+        ({"cosine": 0.01, "itq": 0.01}, [], [], "no simple method of as few bytes an item is better"),
+    ],
+)
+def test_baselines_that_win_are_named(tmp_path: Path, headlines, fair, larger, words):
+    evaluation = run()
+    judged = with_baselines(evaluation, baselines(**headlines))
+    assert (judged.metrics["beaten_by"], judged.metrics["beaten_by_larger"]) == (fair, larger)
+    assert judged.metrics["metrics"] == evaluation.metrics["metrics"]
+    assert "baselines" not in evaluation.metrics
+    page = write_evaluation(tmp_path, judged).read_text()
+    assert words in page
+    assert "random projections (LSH) (of a reason)" in page
+
+
+def test_a_baseline_as_good_does_not_win():
+    evaluation = run()
+    judged = with_baselines(evaluation, baselines(itq=evaluation.headline, cosine=evaluation.headline))
+    assert judged.metrics["beaten_by"] == judged.metrics["beaten_by_larger"] == []
+
+
+def test_why_there_are_no_baselines_is_told(tmp_path: Path):
+    evaluation = without_baselines(run(), "switched <off>")
+    assert evaluation.metrics["baselines_left_out"] == "switched <off>"
+    assert "switched &lt;off&gt;" in write_evaluation(tmp_path, evaluation).read_text()
+
+
+def test_own_pairs_are_counted_where_they_are_asked_for(tmp_path: Path):
+    images = part(30, 1)
+    sentences = dataclasses.replace(part(30, 5), sentences=list(images.ids))
+    across = run(images, sentences, pairs=True)
+    distances = hamming(images.codes, sentences.codes)
+    expected = []
+    for i, row in enumerate(distances):
+        before, tied = int((row < row[i]).sum()), int((row == row[i]).sum())
+        expected.append(sum(rank <= 5 for rank in range(before + 1, before + tied + 1)) / tied)
+    assert across.metrics["pair_recall"]["recall@5"] == pytest.approx(np.mean(expected))
+    assert "pair_recall" not in run(images, sentences).metrics
+    evaluations = {"image->image": run(images, images), "image->text": across, "text->image": across}
+    metrics = metrics_of(evaluations)
+    assert metrics["mean_recall"] == pytest.approx(np.mean(list(across.metrics["pair_recall"].values())))
+    assert metrics["pair_recall"].keys() == {"image->text", "text->image"}
+    assert "Own pair in the first 10" in write_evaluation(tmp_path, evaluations).read_text()
 
 
 def test_what_does_not_fit_is_refused():
@@ -149,6 +283,29 @@ def test_write_evaluation(tmp_path: Path):
     assert page.count("cannot be read") == sum(
         hit.path.startswith("d7") for shown in evaluation.gallery for hit in shown.hits
     )
+
+
+def test_the_map_keeps_equal_codes_together(tmp_path: Path, monkeypatch):
+    monkeypatch.undo()
+    items = part(60, 2, noise=0.0)
+    evaluation = run(database=items)
+    write_evaluation(tmp_path, evaluation)
+    assert (tmp_path / "plots" / "code_map.svg").exists()
+    points = evaluation_report._map(evaluation.sample, BITS)
+    centres = np.stack([points[evaluation.sample.labels == label].mean(0) for label in range(4)])
+    nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+    assert (nearest == evaluation.sample.labels).all()
+    assert run(database=part(5, 2)).sample is not None
+    assert evaluation_report._map(run(database=part(5, 2)).sample, BITS) is None
+
+
+def test_a_large_database_is_sampled():
+    labels = np.where(np.arange(2500) < 100, -1, part(2500, 2).labels)
+    database = dataclasses.replace(part(2500, 2), labels=labels)
+    sample = run(database=database).sample
+    assert len(sample.codes) == 2000
+    assert (sample.labels >= 0).all()
+    assert (sample.codes == run(database=database).sample.codes).all()
 
 
 def test_a_second_evaluation_replaces_the_first(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Retrieval metrics against plain loops over sorted lists."""
 
 import dataclasses
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -10,15 +10,16 @@ from orbithash.encoders.codes import pack
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.average_precision import average_precision
 from orbithash.trainers.code_statistics import code_statistics
+from orbithash.trainers.gains import normalised_gains
 from orbithash.trainers.metrics import (
     DEFINITIONS,
-    Retrieval,
     evaluate_codes,
     nearest_class_shares,
     order_average_precision,
     radius_curve,
     rank_histograms,
 )
+from orbithash.trainers.retrieval import Retrieval, label_arrays
 
 KEYS = ("expected", "index", "optimistic", "pessimistic")
 
@@ -124,7 +125,7 @@ def test_figures(exclude):
     figures, chance = evaluate_codes(r, histograms, (5, 20))
     definitions = [f"{d}@{k}" for k in (5, 20) for d in DEFINITIONS]
     at_k = [f"{m}@{k}" for k in (1, 5, 10, 20, 50, 100) for m in ("precision", "recall")]
-    assert sorted(figures) == sorted([*definitions, "ap_min@all", *at_k, "precision_radius@2"])
+    assert sorted(figures) == sorted([*definitions, "ap_min@all", *at_k, "success@20", "precision_radius@2"])
     assert figures.keys() == chance.keys()
     assert all(tuple(values) == KEYS for values in figures.values())
     rankings = [sorted(pairs(r, q)) for q in range(12)]
@@ -133,6 +134,7 @@ def test_figures(exclude):
         totals = [max(1, sum(rel for _, _, rel in ranking)) for ranking in rankings]
         assert figures[f"precision@{k}"]["index"] == pytest.approx(np.mean(hits) / k)
         assert figures[f"recall@{k}"]["index"] == pytest.approx(np.mean(np.divide(hits, totals)))
+    assert figures["success@20"]["index"] == np.mean([any(rel for *_, rel in ranking[:20]) for ranking in rankings])
     assert figures["ap_hits@5"]["index"] == pytest.approx(order_average_precision(r, 5, "ap_hits").mean())
     assert figures["ap_min@all"]["index"] == pytest.approx(order_average_precision(r, None).mean())
     assert figures["ap_min@20"]["expected"] == average_precision(histograms, 20).mean()
@@ -211,19 +213,114 @@ def test_a_database_of_only_the_query_itself():
     ("change", "message"),
     [
         ({"query_labels": np.array([0, -1] + [0] * 7)}, "1 of 9 queries have no label"),
-        ({"query_labels": np.zeros(9)}, "query labels are 9 integers, got float64"),
-        ({"database_labels": np.zeros(3, int)}, r"database labels are 40 integers, got int64 \(3,\)"),
+        ({"query_labels": np.zeros(9)}, r"query labels are 9 integers or bool \[9, classes\], got float64"),
+        ({"database_labels": np.zeros(3, int)}, r"database labels are 40 integers or bool .* got int64 \(3,\)"),
         ({"query_codes": np.zeros((0, 2), np.uint8), "query_labels": np.zeros(0, int)}, "needs one row or more"),
         ({"query_codes": np.zeros((9, 3), np.uint8)}, "a code of 12 bits has 2 bytes"),
         ({"query_codes": np.full((9, 2), 255, np.uint8)}, "pad bits"),
         ({"bits": 4}, "from 8 to 512"),
         ({"exclude": np.full(9, 40)}, "below 40"),
+        ({"query_labels": np.ones((9, 4), bool)}, "not of the same classes"),
+        ({"query_labels": np.zeros((9, 4), bool), "database_labels": np.ones((40, 4), bool)}, "9 of 9 queries have no"),
         ({"exclude": np.full(8, 0)}, "positions to exclude are 9 integers"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(retrieval(), **change)
+
+
+# Items of several classes.
+
+
+def several(num_queries=9, num_items=30, bits=8, classes=5, seed=0, exclude=False):
+    r = retrieval(num_queries, num_items, bits, classes, seed, exclude)
+    rng = np.random.default_rng(seed + 1)
+    database = rng.random((num_items, classes)) < 0.3
+    database[:2] = False
+    queries = rng.random((num_queries, classes)) < 0.4
+    if exclude:
+        database[r.exclude, 0] = True
+        queries = database[r.exclude]
+    queries[:, 0] |= ~queries.any(1)
+    return dataclasses.replace(r, query_labels=queries, database_labels=database)
+
+
+def gains(r: Retrieval, query: int) -> list[tuple[int, int, int]]:
+    """(distance, position, gain) of everything a query ranks."""
+    shared = [len(set(np.flatnonzero(r.query_labels[query])) & set(np.flatnonzero(row))) for row in r.database_labels]
+    one_label = dataclasses.replace(
+        r, query_labels=np.zeros(len(r.query_codes), int), database_labels=np.zeros(len(r.database_codes), int)
+    )
+    return [(d, p, shared[p]) for d, p, _ in pairs(one_label, query)]
+
+
+def naive_ndcg(listed: list[int], best: list[int], k: int) -> float:
+    def dcg(values):
+        return sum(gain / np.log2(rank + 1) for rank, gain in enumerate(values[:k], 1))
+
+    ideal = dcg(sorted(best, reverse=True))
+    return dcg(listed) / ideal if ideal else 0.0
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_relevant_is_what_shares_a_class(exclude):
+    r = several(exclude=exclude)
+    histograms = rank_histograms(r)
+    for query in range(9):
+        expected = np.zeros((2, r.bits + 1), int)
+        for distance, _, gain in gains(r, query):
+            expected[:, distance] += (1, gain > 0)
+        assert [histograms.items[query].tolist(), histograms.relevant[query].tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 100])
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("chunk_pairs", [1, 10**6])
+def test_ndcg_by_every_policy(k, exclude, chunk_pairs):
+    r = several(exclude=exclude)
+    found = normalised_gains(r, [k], chunk_pairs=chunk_pairs)[f"ndcg@{k}"]
+    for query in range(9):
+        items = gains(r, query)
+        all_gains = [gain for _, _, gain in items]
+        orders = {"index": 1, "optimistic": -1, "pessimistic": 1}
+        for policy, sign in orders.items():
+            key = (lambda i: i[:2]) if policy == "index" else (lambda i, sign=sign: (i[0], sign * i[2]))
+            listed = [gain for _, _, gain in sorted(items, key=key)]
+            assert found[policy][query] == pytest.approx(naive_ndcg(listed, all_gains, k)), policy
+
+
+def test_expected_ndcg_is_the_mean_over_all_orders():
+    r = dataclasses.replace(several(num_items=7), database_codes=np.repeat(np.uint8([[0], [255]]), [3, 4], axis=0))
+    r = dataclasses.replace(r, query_codes=np.zeros((9, 1), np.uint8))
+    found = normalised_gains(r, [4, 7])
+    for k in (4, 7):
+        for query in range(9):
+            values = [gain for _, _, gain in gains(r, query)]
+            scores = [
+                naive_ndcg([*near, *far], values, k)
+                for near in permutations(values[:3])
+                for far in permutations(values[3:])
+            ]
+            assert found[f"ndcg@{k}"]["expected"][query] == pytest.approx(np.mean(scores))
+    by_chance = [naive_ndcg(list(order), values, 4) for order in permutations(values)]
+    assert found["ndcg@4"]["chance"][-1] == pytest.approx(np.mean(by_chance))
+
+
+def test_queries_that_share_nothing_with_anything_score_zero():
+    r = several()
+    nothing = dataclasses.replace(r, database_labels=np.zeros_like(r.database_labels))
+    assert {float(v) for values in normalised_gains(nothing, [5])["ndcg@5"].values() for v in values} == {0.0}
+
+
+def test_labels_take_the_form_they_need():
+    one, other = label_arrays(4, [(0,), (), (3,)], [(1,)])
+    assert (one.tolist(), other.tolist()) == ([0, -1, 3], [1])
+    one, other = label_arrays(4, [(0,), (), (3,)], [(1, 2)])
+    assert (one.astype(int).tolist(), other.astype(int).tolist()) == (
+        [[1, 0, 0, 0], [0] * 4, [0, 0, 0, 1]],
+        [[0, 1, 1, 0]],
+    )
 
 
 def naive_mean_abs_correlation(bits: np.ndarray) -> float | None:

@@ -8,16 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from orbithash.encoders.card import ModelCard, NetworkSpec
+from orbithash.encoders.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
 from orbithash.encoders.codes import hamming
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.images import Rendering, read_image
 from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.networks import HashHead, HashNetwork
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers import model_evaluation
+from orbithash.trainers.baselines import evaluate_baselines
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.model_evaluation import check_untrained, evaluate_model
+from orbithash.trainers.evaluation import metrics_of
+from orbithash.trainers.metrics import mean_average_precision
+from orbithash.trainers.model_evaluation import check_untrained, draw_caption, evaluate_model
 
 BITS = 16
 
@@ -37,7 +40,7 @@ def root(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    spec = NetworkSpec("mobilenet_v3_small", "group", "avg", BITS, 2)
+    spec = NetworkSpec("mobilenet_v3_small", "group", "avg", HeadSpec(BITS), 2)
     preprocessing = Preprocessing(Rendering(), 32, 32)
     return HashModel(
         ModelCard("dhcl", spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {}), HashNetwork(spec)
@@ -95,6 +98,160 @@ def test_without_a_test_part_there_is_nothing_to_evaluate(root, model):
     images = tuple(image for image in manifest.images if image.split != "test")
     with pytest.raises(InputError, match="no test part"):
         evaluate_model(model, dataclasses.replace(manifest, images=images), root)
+
+
+def by_protocol(manifest, protocol, splits=None, **change):
+    """The manifest by another protocol; `splits` names the part of each image in turn, `change` makes fields."""
+    images = [
+        dataclasses.replace(
+            image,
+            split=splits[row % len(splits)] if splits else image.split,
+            **{name: make(image) for name, make in change.items()},
+        )
+        for row, image in enumerate(manifest.images)
+    ]
+    return dataclasses.replace(manifest, protocol=protocol, images=tuple(images))
+
+
+def test_leaving_one_out_searches_the_other_queries(root, model):
+    manifest = by_protocol(make_manifest(root), "mhcln", ["train", "test"])
+    evaluation = evaluate_model(model, manifest, root)
+    found = evaluation.metrics
+    assert (found["queries"], found["database"], found["queries_in_database"], found["exclude_self"]) == (
+        10,
+        10,
+        10,
+        True,
+    )
+    assert (evaluation.histograms.num_items == 9).all()
+
+
+def test_images_without_a_label_are_not_asked(root, model):
+    unlabelled = make_manifest(root).part("test")[0].id
+    manifest = by_protocol(
+        make_manifest(root), "random", labels=lambda image: () if image.id == unlabelled else image.labels
+    )
+    found = evaluate_model(model, manifest, root).metrics
+    assert (found["queries"], found["queries_without_label"], found["database"]) == (3, 1, 16)
+
+
+def test_several_classes_an_image(root, model):
+    manifest = by_protocol(
+        make_manifest(root), "random", labels=lambda image: (0, 1) if "3" in image.id else image.labels
+    )
+    assert "ndcg@20" in evaluate_model(model, manifest, root).metrics["metrics"]
+
+
+def colours(images):
+    """Features of manifest images: their mean colour and some noise, the same for the same image."""
+    rng = [np.random.default_rng(list(image.id.encode())) for image in images]
+    shades = np.array([190.0 if "beach" in image.id else 60.0 for image in images])
+    return np.stack([s / 100 + g.standard_normal(20) for s, g in zip(shades, rng, strict=True)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("protocol", ["random", "mhcln", "duch"])
+def test_baselines_are_fitted_on_the_training_part(root, model, protocol):
+    splits = {"mhcln": ["train", "test"], "duch": ["train", "test", "database"]}.get(protocol)
+    manifest = by_protocol(make_manifest(root), protocol, splits)
+    asked = []
+
+    def features_of(images):
+        asked.append([image.id for image in images])
+        return colours(images)
+
+    found = evaluate_model(model, manifest, root, baseline_model=features_of).metrics
+    (ids,) = asked
+    parts = {
+        "random": ("test", "train", "validation"),
+        "mhcln": ("test", "train"),
+        "duch": ("test", "train", "database"),
+    }
+    assert sorted(ids) == sorted(image.id for image in manifest.part(*parts[protocol]))
+    database = {"random": ("train", "validation"), "mhcln": ("test",), "duch": ("database",)}[protocol]
+    query, searched, train = (manifest.part(*which) for which in (("test",), database, ("train",)))
+    own = np.arange(len(query)) if protocol == "mhcln" else None
+    expected = evaluate_baselines(
+        {"train": colours(train), "query": colours(query), "database": colours(searched)},
+        {"query": np.array([i.label for i in query]), "database": np.array([i.label for i in searched])},
+        BITS,
+        own,
+    )
+    assert found["baselines"].keys() == expected.keys()
+    for name, result in expected.items():
+        assert found["baselines"][name].get("metrics") == pytest.approx(result.get("metrics"))
+    assert set(found["beaten_by"]) <= {"sign_truncated", "lsh", "pca_sign", "itq", "pq"}
+    assert "baselines" not in evaluate_model(model, manifest, root).metrics
+
+
+class Words:
+    """A text encoder: the features of a sentence follow from its letters."""
+
+    def encode(self, sentences):
+        return np.stack(
+            [np.bincount(np.frombuffer(s.encode(), np.uint8) % 12, minlength=12) for s in sentences]
+        ).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def both(model):
+    torch.manual_seed(1)
+    card = dataclasses.replace(model.card, text=TextSpec("0", 12, HeadSpec(BITS)))
+    return HashModel(card, model.network, text_head=HashHead(12, HeadSpec(BITS)), text_encoder=Words())
+
+
+def captioned(manifest, protocol, splits):
+    return by_protocol(
+        manifest, protocol, splits, captions=lambda image: tuple(f"{n} {image.id}" for n in ("a", "one", "some"))
+    )
+
+
+@pytest.mark.parametrize("protocol", ["duch", "mhcln"])
+def test_four_directions(root, both, protocol):
+    splits = ["train", "test", "database"] if protocol == "duch" else ["train", "test"]
+    manifest = captioned(make_manifest(root), protocol, splits)
+    found = evaluate_model(both, manifest, root, baseline_model=colours)
+    assert list(found) == ["image->image", "image->text", "text->image", "text->text"]
+    queries = manifest.part("test")
+    database = manifest.part("database") if protocol == "duch" else queries
+    sentences = both.encode_texts([draw_caption(image, manifest.seed) for image in database])
+    codes = both.encode([read_image(root / image.path) for image in queries])
+    labels = [np.array([image.label for image in part]) for part in (queries, database)]
+    assert found["image->text"].headline == mean_average_precision(codes, sentences, *labels, BITS)
+    left_out = {name: evaluation.metrics["exclude_self"] for name, evaluation in found.items()}
+    assert left_out == {name: protocol == "mhcln" and name in ("image->image", "text->text") for name in found}
+    paired = {name for name, evaluation in found.items() if "pair_recall" in evaluation.metrics}
+    assert paired == ({"image->text", "text->image"} if protocol == "mhcln" else set())
+    assert [name for name, evaluation in found.items() if "baselines" in evaluation.metrics] == ["image->image"]
+    json.dumps(metrics_of(found))
+
+
+def test_images_without_captions_are_left_out_of_text(root, both):
+    manifest = captioned(make_manifest(root), "duch", ["train", "test", "database"])
+    silent = {manifest.part("test")[0].id, manifest.part("database")[0].id}
+    fewer = by_protocol(manifest, "duch", captions=lambda image: () if image.id in silent else image.captions)
+    found = evaluate_model(both, fewer, root)
+    counts = {name: (e.metrics["queries"], e.metrics["database"]) for name, e in found.items()}
+    q, d = len(manifest.part("test")), len(manifest.part("database"))
+    assert counts == {
+        "image->image": (q, d),
+        "image->text": (q, d - 1),
+        "text->image": (q - 1, d),
+        "text->text": (q - 1, d - 1),
+    }
+
+
+def test_without_captions_there_is_one_direction(root, both, model):
+    assert (
+        evaluate_model(both, make_manifest(root), root).metrics
+        == evaluate_model(model, make_manifest(root), root).metrics
+    )
+
+
+def test_a_caption_is_drawn_by_seed_and_image(root):
+    images = captioned(make_manifest(root), "random", None).images
+    drawn = [[draw_caption(image, seed) for image in images] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {caption.split()[0] for caption in drawn[0]} == {"a", "one", "some"}
 
 
 # Queries that the model has seen.

@@ -1,12 +1,26 @@
 """The methods by name. A method is one module: its config, its losses as pure functions, its network."""
 
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.methods.base import Method
+from orbithash.trainers.methods.base import Batch, Method
+from orbithash.trainers.methods.cdne import Cdne
+from orbithash.trainers.methods.classifier import Classifier
 from orbithash.trainers.methods.dhcl import Dhcl
+from orbithash.trainers.methods.duch import Duch
+from orbithash.trainers.methods.mhcln import Mhcln
+from orbithash.trainers.methods.mrhash import MrHash
+from orbithash.trainers.methods.triplet import Triplet
 
-__all__ = ["METHODS", "Method", "get_method"]
+__all__ = ["METHODS", "Batch", "Method", "get_method"]
 
-METHODS: dict[str, type[Method]] = {"dhcl": Dhcl}
+METHODS: dict[str, type[Method]] = {
+    "mhcln": Mhcln,
+    "dhcl": Dhcl,
+    "cdne": Cdne,
+    "triplet": Triplet,
+    "classifier": Classifier,
+    "duch": Duch,
+    "mrhash": MrHash,
+}
 
 
 def get_method(name: str) -> type[Method]:

@@ -13,24 +13,30 @@ summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from 
 - cross-entropy is taken on the logits, quantisation on the hashes (the code feeds both something else);
 - the hashes are tanh outputs, not L2-normalised ones; the proxies are always trained;
 - the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test.
+
+Beyond the paper: with `nested_bits` the losses are averaged over prefixes of the code as well, in the way of nested
+(Matryoshka) representations, so that one training gives codes of several lengths.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from orbithash.encoders.card import NetworkSpec
+from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.label_codes import label_table
 from orbithash.encoders.networks import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.distributed import gather_with_gradient
-from orbithash.trainers.methods.base import Method
+from orbithash.trainers.loading import Part
+from orbithash.trainers.methods.base import Batch, Method, balanced
 
 __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
 
@@ -51,11 +57,21 @@ class DhclConfig(TrainConfig):
     lr_decay: float = Field(0.4, gt=0, le=1, description="on every rate, each lr_decay_epochs; code: 0.5")
     lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays; code: 10")
     warm_up_epochs: int = Field(1, ge=0, description="first epochs, in which the backbone does not train")
-    label_code: Literal["none", "binary", "gray", "one-hot"] = Field(
+    images_per_class: int = Field(0, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+    nested_bits: tuple[int, ...] = Field((), description="lengths below `bits` that a prefix of the code serves, too")
+    label_code: Literal["none", "binary", "gray", "one-hot", "error-correcting"] = Field(
         "none", description="label bits after the hash bits; code: binary"
     )
     label_weight: int = Field(1, ge=1, le=16, description="how many times the label bits follow")
     count_label_bits: bool = Field(False, description="whether `bits` includes the label bits")
+
+    @model_validator(mode="after")
+    def _check_nested(self) -> Self:
+        if self.nested_bits and self.label_code != "none":
+            raise ValueError("nested_bits and label_code: label bits stand at the end of a code, so it has no prefixes")
+        if any(not MIN_BITS <= bits < self.bits for bits in self.nested_bits):
+            raise ValueError(f"nested_bits {list(self.nested_bits)}: {MIN_BITS} to {self.bits - 1} are allowed")
+        return self
 
     def hash_bits(self, num_classes: int) -> int:
         """Outputs of the hash layer: `bits` less the label bits where those count."""
@@ -126,12 +142,11 @@ class Dhcl(Method):
     name = "dhcl"
     Config = DhclConfig
 
-    def __init__(self, config: DhclConfig, num_classes: int) -> None:
-        super().__init__(config, num_classes)
+    def __init__(self, config: DhclConfig, num_classes: int, num_rows: int) -> None:
+        super().__init__(config, num_classes, num_rows)
         self.config = config
-        spec = NetworkSpec(
-            config.backbone, config.norm, config.pooling, config.hash_bits(num_classes), num_classes=num_classes
-        )
+        head = HeadSpec(config.hash_bits(num_classes))
+        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
         self.network = HashNetwork(spec, config.weights)
         self.proxies = nn.Parameter(torch.empty(num_classes, spec.bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
@@ -141,16 +156,28 @@ class Dhcl(Method):
         """See `Method`."""
         return self.config.label_code, self.config.label_weight
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    @property
+    def nested_bits(self) -> tuple[int, ...]:
+        """See `Method`."""
+        return self.config.nested_bits
+
+    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """See `Method`."""
+        config = self.config
+        if not config.images_per_class:
+            return super().order(labels, epoch)
+        return balanced(labels, config.batch_size, config.images_per_class, config.seed, epoch)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See `Method`. The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes."""
         config = self.config
-        hashes, logits = self.network(images)
-        everyone = gather_with_gradient(hashes), gather_with_gradient(labels)
-        if config.proxy_loss == "circle":
-            proxy = circle_proxy_loss(*everyone, self.proxies, config.margin, config.scale)
-        else:
-            proxy = proxy_anchor_loss(*everyone, self.proxies, scale=config.scale)
-        classification = F.cross_entropy(logits.float(), labels)
+        assert batch.images is not None, "trains on images"
+        hashes, _ = self.network(batch.images)
+        labels = gather_with_gradient(batch.labels)
+        everyone = gather_with_gradient(hashes)
+        lengths = (*config.nested_bits, self.network.spec.bits)
+        proxy = torch.stack([self._proxy_loss(everyone[:, :k], labels, self.proxies[:, :k]) for k in lengths]).mean()
+        classification = torch.stack([self._cross_entropy(hashes[:, :k], batch.labels) for k in lengths]).mean()
         quantisation = quantisation_loss(hashes)
         return {
             "loss": proxy + config.classification_weight * classification + config.quantisation_weight * quantisation,
@@ -159,19 +186,34 @@ class Dhcl(Method):
             "quantisation": quantisation,
         }
 
+    def _proxy_loss(self, hashes: Tensor, labels: Tensor, proxies: Tensor) -> Tensor:
+        config = self.config
+        if config.proxy_loss == "circle":
+            return circle_proxy_loss(hashes, labels, proxies, config.margin, config.scale)
+        return proxy_anchor_loss(hashes, labels, proxies, scale=config.scale)
+
+    def _cross_entropy(self, hashes: Tensor, labels: Tensor) -> Tensor:
+        """Of a prefix, read by as much of the classifier."""
+        classifier = self.network.classifier
+        assert classifier is not None
+        logits = F.linear(hashes, classifier.weight[:, : hashes.shape[1]], classifier.bias)
+        return F.cross_entropy(logits.float(), labels)
+
     def build_optimizer(self) -> AdamW:
         """See `Method`."""
         config, network = self.config, self.network
         assert network.classifier is not None
-        head = [*network.norm.parameters(), *network.hash_layer.parameters(), *network.classifier.parameters()]
         groups = [
             {"params": list(network.backbone.parameters()), "lr": config.lr},
-            {"params": head, "lr": config.lr * config.head_lr_factor},
+            {
+                "params": [*network.head.parameters(), *network.classifier.parameters()],
+                "lr": config.lr * config.head_lr_factor,
+            },
             {"params": [self.proxies], "lr": config.lr * config.proxy_lr_factor},
         ]
         return AdamW(groups, weight_decay=config.weight_decay)
 
-    def start_epoch(self, epoch: int) -> float:
+    def start_epoch(self, epoch: int, training: Part) -> float:
         """See `Method`. In the warm-up only hash layer, classifier and proxies train."""
         self.network.backbone.requires_grad_(epoch >= self.config.warm_up_epochs)
         return float(self.config.lr_decay ** (epoch // self.config.lr_decay_epochs))

@@ -1,0 +1,21 @@
+"""The verb `wald`: what it writes, and what it says of images that it leaves out."""
+
+import numpy as np
+from PIL import Image
+
+
+def test_pairs_of_a_folder(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("beach", "river"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data" / "beach" / "bad.png").write_text("no image")
+    ended = cli("wald", tmp_path / "data", tmp_path / "out", "--factor", 2)
+    assert (ended.code, ended.out) == (0, "")
+    assert "left out: beach/bad.png: not a JPEG, PNG or TIFF" in ended.err
+    assert f"4 pairs are in {tmp_path / 'out'}; 1 images were left out" in ended.err
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 8
+    again = cli("wald", tmp_path / "data", tmp_path / "out")
+    assert again.code == 2
+    assert again.err.startswith(f"error: {tmp_path / 'out'} is not an empty folder")

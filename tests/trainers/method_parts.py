@@ -1,0 +1,113 @@
+"""What the tests of every method share: a small data set with all that a method may ask for, and runs on it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from orbithash.trainers.config import load_config
+from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.loop import Run, train
+from orbithash.trainers.methods import get_method
+
+CLASSES = (("beach", 11, (200, 180, 90)), ("forest", 9, (30, 90, 40)), ("river", 8, (40, 60, 160)))
+
+
+def write_data(root):
+    """Images of three classes that colour tells apart, of unequal number, each with a grey second source.
+
+    And, beside the folder, a text model.
+    """
+    rng = np.random.default_rng(0)
+    for name, count, colour in CLASSES:
+        (root / name).mkdir(parents=True)
+        (root.with_name("second") / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(-30, 30, (44, 40, 3)) + colour
+            image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+            image.save(root / name / f"{name}{i}.png")
+            image.convert("L").save(root.with_name("second") / name / f"{name}{i}.png")
+    write_text_model(root.with_name("text"))
+    return root
+
+
+def write_text_model(folder):
+    """A small BERT of random weights, with a tokenizer of the words that captions here have, and of letters."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = [f"{mark}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##")]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "one", "some", "this", "beach", "forest", "river"]
+    folder.mkdir(parents=True, exist_ok=True)
+    BertTokenizer(vocab={word: i for i, word in enumerate([*words, *letters])}).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    # Weights large enough for sentences to differ.
+    config = BertConfig(
+        vocab_size=len(words) + len(letters), max_position_embeddings=80, initializer_range=0.3, **sizes
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_run(root, method, protocol="random", **settings):
+    """A run on `write_data`'s folder, with captions and second sources in its manifest."""
+    given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2, **settings}
+    if "text_encoder" in get_method(method).Config.model_fields:
+        given = {"text_encoder": str(root.with_name("text")), **given}
+    manifest = make_manifest(root, protocol=protocol)
+    images = tuple(
+        dataclasses.replace(
+            image,
+            captions=tuple(f"{word} {manifest.classes[image.label]}" for word in ("a", "the", "one", "some", "this")),
+            second=f"../second/{image.path}",
+        )
+        for image in manifest.images
+    )
+    config = load_config(get_method(method).Config, **given)
+    return Run(method, config, dataclasses.replace(manifest, images=images), root)
+
+
+class Recorder:
+    """Notes what the loop tells, and writes each epoch's checkpoint."""
+
+    def __init__(self, folder=None):
+        self.folder = folder
+        self.steps, self.history = [], []
+
+    def on_step(self, epoch, step, num_steps, images_per_s):
+        assert images_per_s > 0
+        self.steps.append((epoch, step, num_steps))
+
+    def on_epoch(self, history, write_checkpoint):
+        self.history = json.loads(json.dumps(history))
+        if self.folder is not None:
+            part = self.folder / "part"
+            write_checkpoint(part)
+            part.rename(self.folder / f"epoch{len(history)}")
+
+
+def trained(run, folder=None, **options):
+    recorder = Recorder(folder)
+    train(run, recorder, **options)
+    return recorder
+
+
+def timeless(history):
+    """The history without what the clock or the machine tells."""
+
+    def is_told_by_the_run(key):
+        return key in ("epoch", "lr", "score") or key.startswith(("train/", "validation/"))
+
+    return [{key: value for key, value in record.items() if is_told_by_the_run(key)} for record in history]
+
+
+def flat(value, name=""):
+    """Every leaf of a checkpoint by its path; tensors as their bytes."""
+    if isinstance(value, torch.Tensor):
+        return {name: (str(value.dtype), tuple(value.shape), value.numpy().tobytes())}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {name: value}
+    return {path: leaf for key, item in items for path, leaf in flat(item, f"{name}/{key}").items()}

@@ -1,0 +1,185 @@
+"""Training on images of other numbers of bands than three: from the settings to the codes of the exported model."""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+from method_parts import trained
+from PIL import Image
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.images import Rendering, read_image
+from orbithash.encoders.model import HashModel
+from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.loading import augment, load_images
+from orbithash.trainers.loop import Run, export_models, make_card
+from orbithash.trainers.methods import get_method
+from orbithash.trainers.methods.dhcl import DhclConfig
+from orbithash.trainers.tables import load_tables
+
+ALL = tuple(range(1, 14))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images of 13 bands; only the tenth tells the two classes apart."""
+    root = tmp_path_factory.mktemp("eurosat")
+    rng = np.random.default_rng(0)
+    for name, level in (("Forest", 200), ("River", 3000)):
+        (root / name).mkdir()
+        for number in range(10):
+            values = rng.integers(0, 4000, (13, 32, 32)).astype(np.uint16)
+            values[9] = level + rng.integers(0, 200, (32, 32))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with rasterio.open(
+                    root / name / f"{name}_{number}.tif",
+                    "w",
+                    driver="GTiff",
+                    count=13,
+                    height=32,
+                    width=32,
+                    dtype="uint16",
+                ) as dataset:
+                    dataset.write(values)
+    return root
+
+
+def make_run(root, method, **settings):
+    given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 1, **settings}
+    config = load_config(get_method(method).Config, bands=ALL, stretch="range:0:4000", **given)
+    return Run(method, config, make_manifest(root, protocol="random"), root)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("dhcl", {}), ("cdne", {}), ("mhcln", {"batch_size": 12, "steps_per_epoch": 1, "hidden": (12,)})],
+)
+def test_a_run_on_13_bands_ends_in_a_model_that_encodes_them(data, tmp_path, method, settings):
+    run = make_run(data, method, **settings)
+    recorder = trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    model.save(tmp_path / "model")
+    loaded = HashModel.load(tmp_path / "model")
+    assert loaded.preprocessing == run.preprocessing()
+    assert (loaded.preprocessing.channels, loaded.card.network.channels) == (13, 13)
+    assert loaded.preprocessing.rendering == Rendering(ALL, "range:0:4000")
+    images = run.manifest.part("test")
+    read = [read_image(data / image.path, loaded.preprocessing.rendering) for image in images]
+    prepared = load_images(data, images, run.preprocessing())
+    assert prepared.shape[1:] == (32, 32, 13)
+    np.testing.assert_array_equal(loaded.encode(read), model.encode_prepared(prepared))
+    assert len(recorder.history) == 1
+
+
+def test_three_bands_train_as_they_did(data):
+    """Nothing of the settings for bands is seen by a run that does not use them."""
+    config = load_config(DhclConfig, image_size=32)
+    assert (config.bands, config.channels) == ((), 3)
+    assert config.preprocessing().to_json() == {
+        "rendering": {"bands": None, "stretch": "percentile:2:98"},
+        "resize": 32,
+        "crop": 32,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+
+
+def test_a_view_of_many_bands_is_the_same_view_of_each():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 13), np.uint8)
+    for seed in range(8):
+        view = augment(image, 24, np.random.default_rng(seed))
+        assert view.shape == (24, 24, 13)
+        for band in range(13):
+            grey = np.ascontiguousarray(np.repeat(image[..., band : band + 1], 3, axis=2))
+            np.testing.assert_array_equal(view[..., band], augment(grey, 24, np.random.default_rng(seed))[..., 0])
+
+
+def test_a_view_of_three_bands_is_one_resize_of_pillow():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        area, aspect = rng.uniform(0.4, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
+        width, height = min(40, 40 * math.sqrt(area * aspect)), min(40, 40 * math.sqrt(area / aspect))
+        left, top = rng.uniform(0, 40 - width), rng.uniform(0, 40 - height)
+        box = (left, top, left + width, top + height)
+        cut = np.asarray(Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR, box=box))
+        turns = int(rng.integers(8))
+        cut = np.rot90(cut, turns % 4)
+        np.testing.assert_array_equal(
+            augment(image, 24, np.random.default_rng(seed)), cut[:, ::-1] if turns >= 4 else cut
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bands": (1, 2, 3, 4), "colour_jitter": 0.4}, "need images of three bands, and bands has 4; set both to 0"),
+        ({"bands": (1, 2), "grayscale": 0.2}, "need images of three bands, and bands has 2"),
+        ({"bands": (0, 1)}, "bands is (0, 1); numbers counted from 1"),
+        ({"bands": (1, "B02")}, "bands is (1, 'B02'); numbers counted from 1"),
+        ({"bands": 4}, "bands is 4: input should be a valid tuple"),
+        ({"stretch": "gamma:2"}, "stretch is 'gamma:2'; allowed are percentile:LO:HI and range:LO:HI"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(InputError) as caught:
+        load_config(TrainConfig, **settings)
+    assert message in str(caught.value)
+
+
+def test_settings_from_text():
+    config = load_config(TrainConfig, None, ["bands=[B04, B08, B8A, B11]", "stretch=range:0:10000"])
+    assert config.bands == ("B04", "B08", "B8A", "B11")
+    assert load_config(TrainConfig, None, ["bands=[2]", "colour_jitter=0.5"]).channels == 3
+    assert load_config(TrainConfig, **config.model_dump()) == config
+
+
+def test_images_without_the_bands_are_all_named(data):
+    run = make_run(data, "dhcl")
+    config = run.config.model_copy(update={"bands": (14, 1)})
+    with pytest.raises(InputError, match=r"Forest_\d.tif: band 14 is asked for; it has 13") as caught:
+        load_images(data, run.manifest.images, config.preprocessing())
+    assert str(caught.value).count("band 14") == 20
+
+
+def test_real_patches_of_two_sources(shared):
+    root = shared / "data" / "bigearthnet_sample"
+    bands = ("B02", "B03", "B04", "B08", "B05", "B11")
+    manifest = make_manifest(root, protocol="random")
+    config = load_config(
+        get_method("mrhash").Config, backbone="mobilenet_v3_small", image_size=64, bits=16, bands=bands, num_clusters=2
+    )
+    run = Run("mrhash", config, manifest, root)
+    images = list(manifest.images)
+    pixels = load_images(root, images, run.preprocessing())
+    assert pixels.shape == (6, 64, 64, 6)
+    method = run.build()
+    encoder = HashModel(make_card(run, method, {}), method.network)
+    with pytest.raises(InputError, match="no band B02, B03, B04, B08, B05, B11; there are VH, VV"):
+        load_tables(root, images, method, run.preprocessing())
+    # RGB of either source is another matter.
+    rgb = dataclasses.replace(run, config=config.model_copy(update={"bands": ()}))
+    method = rgb.build()
+    tables = load_tables(root, images, method, rgb.preprocessing())
+    assert set(map(len, tables.values())) == {6}
+    assert encoder.features(pixels).shape == tables["image"].shape
+    assert not np.allclose(tables["image"], tables["second"])
+
+
+def test_views_of_colours_need_colours(data):
+    from orbithash.encoders.networks import HashNetwork
+    from orbithash.trainers.features import FeatureExtractor
+
+    run = make_run(data, "dhcl")
+    network = HashNetwork(run.build().network.spec)
+    extractor = FeatureExtractor(network, run.preprocessing())
+    images = run.manifest.part("test")
+    found = extractor(data, images)
+    assert found.shape == (len(images), network.head.num_features)
+    with pytest.raises(InputError, match="the view 'jitter' needs images of three bands, and bands has 13"):
+        extractor(data, images, augmentation="jitter")

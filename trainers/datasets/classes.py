@@ -1,0 +1,101 @@
+"""One folder a class: UCMD, AID, NWPU-RESISC45, EuroSAT, or any other."""
+
+from pathlib import Path
+
+from orbithash.encoders.sources import find_class_folders
+from orbithash.trainers.datasets.class_lists import CLASS_LISTS
+from orbithash.trainers.datasets.layouts import Found, Row
+
+__all__ = ["class_folders", "find_class_list", "find_classes", "find_eurosat", "find_eurosat_ms", "num_bands"]
+
+NUM_EUROSAT_BANDS = 13
+
+
+def class_folders(root: Path) -> dict[str, list[Path]]:
+    """Class to the absolute paths of its images in natural order; classes sorted by name.
+
+    The class folders may lie in folders that hold nothing else: UCMerced_LandUse/Images, EuroSAT/2750.
+
+    Raises:
+        InputError: no such folder, no images, or images but no class folders.
+    """
+    return dict(sorted(find_class_folders(_inner(root.resolve())).items()))
+
+
+def find_classes(root: Path, captions: Path | None = None) -> Found:
+    """The images of any folder with one folder a class."""
+    folders = class_folders(root)
+    rows = [Row(path, (name,)) for name, paths in folders.items() for path in paths]
+    return Found(rows, tuple(folders), [])
+
+
+def find_class_list(name: str, root: Path) -> Found:
+    """The images of a dataset that is known by its classes."""
+    found, known = find_classes(root), CLASS_LISTS[name]
+    if list(found.classes) != known:
+        wrong = [
+            f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for what, names in [
+                ("absent", [one for one in known if one not in found.classes]),
+                ("unknown", [one for one in found.classes if one not in known]),
+            ]
+            if names
+        ]
+        found.problems.append(
+            f"these are not the {len(known)} classes of {name} ({'; '.join(wrong)}); leave --dataset away or give "
+            "folder"
+        )
+    return found
+
+
+def find_eurosat(root: Path, captions: Path | None = None) -> Found:
+    """EuroSAT's RGB images."""
+    found = find_class_list("eurosat", root)
+    if any(num_bands(path) == NUM_EUROSAT_BANDS for path in _firsts(found)):
+        found.problems.append("its images have 13 bands; that set is eurosat-ms")
+    return found
+
+
+def find_eurosat_ms(root: Path, captions: Path | None = None) -> Found:
+    """EuroSAT's GeoTIFFs of 13 bands; looks into the first image of each class."""
+    found = find_class_list("eurosat", root)
+    for path in _firsts(found):
+        if (count := num_bands(path)) != NUM_EUROSAT_BANDS:
+            what = f"has {count} band{'s' * (count != 1)}" if count else "is no readable TIFF"
+            found.problems.append(f"{path.relative_to(root).as_posix()} {what}; eurosat-ms has TIFFs of 13 bands")
+    return found
+
+
+def num_bands(path: Path) -> int:
+    """Bands of a TIFF; 0 where it is none or cannot be read."""
+    import rasterio
+
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 0
+    try:
+        with rasterio.open(path, driver="GTiff") as image:
+            return int(image.count)
+    except rasterio.errors.RasterioError:
+        return 0
+
+
+def _firsts(found: Found) -> list[Path]:
+    """The first image of each class."""
+    firsts: dict[str, Path] = {}
+    for row in found.rows:
+        firsts.setdefault(row.classes[0], row.path)
+    return list(firsts.values())
+
+
+def _inner(root: Path) -> Path:
+    """Goes down while a folder holds one folder only, which holds folders itself."""
+    try:
+        while root.is_dir():
+            inside = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            if len(inside) != 1 or inside[0].is_symlink() or not any(path.is_dir() for path in inside[0].iterdir()):
+                break
+            root = inside[0]
+    except PermissionError:
+        # Who lists the images says which folder it is.
+        pass
+    return root

@@ -1,0 +1,235 @@
+"""CDNE: class-discriminated neighborhood embedding (Kang, Fernandez-Beltran, Ye, Tong, Plaza, IEEE JSTARS 2020).
+
+The hash layer has no activation: f are its outputs, bits their signs, e = f / |f| the embedding. Three losses:
+scalable neighbourhood component analysis (SNCA; Wu, Efros, Yu, ECCV 2018), in which the probability that a softmax over
+the cosines with all other training images falls on one of the own class is raised; cross-entropy of a classifier on f;
+quantisation of f. The other images' embeddings come from a memory, a row m for each training image:
+
+- "memory-bank": after each step, m becomes mu * m + (1 - mu) * e of unit length, with the e that the step trained on;
+- "momentum": m becomes the embedding by a second network, the moving average of the trained one;
+- "in-batch": no memory, the softmax is over the step's images, and gradients flow to both sides.
+
+Deviations from the authors' code:
+
+- logarithms of sums of exponentials throughout, so that no probability is 0; only an image that is the only one of its
+  class adds nothing, as there, where the mean is over all of the batch, too;
+- the memory is written after the optimizer's step; the code does so in the backward pass. It starts with embeddings by
+  the initial network (an option); the code's starts with noise;
+- the moving average forgets faster in runs shorter than the code's, see `encoder_momentum`. The code shuffles images
+  before that network, for the sake of batch norm. It is left out: here the statistics of batch norm are those of all
+  ranks' images (norm=batch) or frozen, and no order changes either. Its batch norm layers are in training mode;
+- mu changes at the same shares of the run as in the code, whose epochs are 130;
+- a layer norm before the hash layer (an option), as for DHCL;
+- AdamW with smaller rates and a warm-up of the hash layer by default. The code has SGD: optimizer=sgd lr=0.1
+  head_lr_factor=1 warm_up_epochs=0 schedule=step lr_decay=0.5 lr_decay_epochs=30.
+"""
+
+import copy
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from orbithash.encoders.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks import HashNetwork
+from orbithash.trainers.distributed import gather_with_gradient
+from orbithash.trainers.loading import Part
+from orbithash.trainers.methods.base import Batch
+from orbithash.trainers.methods.dhcl import quantisation_loss
+from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.methods.memory import NORM_FLOOR, Memory
+
+__all__ = ["Cdne", "CdneConfig", "Embedded", "neighbour_log_sums", "snca_loss"]
+
+# The code's shares of the run from which mu is so much.
+MU_OF_SHARE = ((0.0, 0.5), (80 / 130, 0.8), (120 / 130, 0.9))
+
+# The code's rate of the moving average is 0.001, but its runs have some 10,000 steps; the average should not reach
+# further back than a tenth of a run.
+MIN_RATE, MEMORY_SHARE = 0.001, 0.1
+
+# Images per pass of the network when the memory is filled.
+FILL_BATCH = 32
+
+
+class CdneConfig(FineTuningConfig):
+    """Settings of CDNE. "Code" is the value of the authors' released code where it differs from the default here."""
+
+    variant: Literal["memory-bank", "momentum", "in-batch"] = Field("memory-bank", description="where neighbours are")
+    temperature: float = Field(0.05, ge=0.005, le=1, description="T, of the softmax over cosines")
+    margin: float = Field(0.0, ge=0, le=1, description="d, taken from the cosines with the own class")
+    snca_weight: float = Field(1.0, ge=0, le=1000, description="lambda")
+    classification_weight: float = Field(1.0, ge=0, le=1000, description="of the cross-entropy")
+    quantisation_weight: float = Field(1.0, ge=0, le=1000, description="of the mean of (|f| - 1)^2")
+    memory_momentum: float | None = Field(
+        None, ge=0, lt=1, description="mu of the memory bank; none: 0.5, then 0.8 and 0.9 in the last 5/13 and 1/13"
+    )
+    encoder_momentum: float | None = Field(
+        None, ge=0, le=1, description="of the moving average; none: 1 - max(0.001, 10 / steps of the run)"
+    )
+    memory_start: Literal["forward", "random"] = Field("forward", description="the memory's first rows; code: random")
+    sharded_memory: bool = Field(False, description="whether each worker holds only its share of the memory")
+    head_norm: Literal["layer", "none"] = Field("layer", description="before the hash layer; code: none")
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.images_per_class and self.variant != "in-batch":
+            raise ValueError(f"images_per_class with variant={self.variant}: a memory has all images, set it to 0")
+        return self
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: exponentials of cosines over T need its range."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _embed(hashes: Tensor) -> Tensor:
+    """Unit rows of hashes [N, K], float32 or wider."""
+    return F.normalize(_wide(hashes), dim=1, eps=NORM_FLOOR)
+
+
+class Embedded(NamedTuple):
+    """Images in the space of the softmax: unit `embeddings` [N, K], their classes and rows of the training part."""
+
+    embeddings: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def gather(self) -> "Embedded":
+        """Those of all ranks."""
+        return Embedded(*(gather_with_gradient(values) for values in self))
+
+
+def neighbour_log_sums(anchors: Embedded, keys: Embedded, temperature: float, margin: float) -> Tensor:
+    """Logarithms [2, B] of two sums of exp(cosine / T) over keys: those of the anchor's class, and all.
+
+    A key of the anchor's own row is left out, and the cosines with its class are less the margin in both sums. A sum
+    over nothing has about the lowest number of its type. Sums over parts of the keys can be joined by logsumexp.
+    """
+    embeddings = _wide(anchors.embeddings)
+    is_other = anchors.rows[:, None] != keys.rows
+    is_same = (anchors.labels[:, None] == keys.labels) & is_other
+    exponents = (embeddings @ keys.embeddings.to(embeddings.dtype).T - margin * is_same) / temperature
+    nothing = torch.finfo(exponents.dtype).min
+    sums = [torch.logsumexp(exponents.masked_fill(~mask, nothing), dim=1) for mask in (is_same, is_other)]
+    return torch.stack(sums)
+
+
+def snca_loss(log_sums: Tensor) -> Tensor:
+    """The mean over anchors of -log(sum of the class / sum of all) of `neighbour_log_sums` [2, B].
+
+    An anchor without another image of its class adds 0. Zero for no anchors.
+    """
+    same, everyone = log_sums
+    has_same = same > torch.finfo(same.dtype).min / 2
+    return torch.where(has_same, everyone - same, 0).sum() / max(1, len(same))
+
+
+class Cdne(FineTuned):
+    """The hash network with its classifier, the memory, and the moving average of the network."""
+
+    name = "cdne"
+    Config = CdneConfig
+
+    def __init__(self, config: CdneConfig, num_classes: int, num_rows: int) -> None:
+        super().__init__(config, num_classes, num_rows)
+        self.config: CdneConfig = config
+        head = HeadSpec(config.bits, norm=config.head_norm, activation="none")
+        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
+        self.network = HashNetwork(spec, config.weights)
+        self.memory: Memory | None = None
+        if config.variant != "in-batch":
+            self.memory = Memory(num_rows, config.bits, config.sharded_memory)
+            if config.memory_start == "random":
+                bound = (3 / config.bits) ** 0.5
+                self.memory.whole.uniform_(-bound, bound)
+        self.average: HashNetwork | None = None
+        if config.variant == "momentum":
+            self.average = copy.deepcopy(self.network).requires_grad_(False)
+            self.average.classifier = None
+        num_steps = config.epochs * (num_rows // config.batch_size)
+        rate = min(1.0, max(MIN_RATE, 1 / (MEMORY_SHARE * max(1, num_steps))))
+        self.encoder_momentum = 1 - rate if config.encoder_momentum is None else config.encoder_momentum
+
+    @torch.no_grad()
+    def begin(self, training: Part) -> None:
+        """See `Method`. Fills the memory with embeddings of the images as they are."""
+        if self.memory is None or self.config.memory_start == "random":
+            return
+        assert training.images is not None, "trains on images"
+        self.eval()
+        preprocessing = self.config.preprocessing()
+        device = self.memory.whole.device
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+        for start in range(0, len(training.images), FILL_BATCH):
+            prepared = np.stack([preprocessing.prepare(image) for image in training.images[start : start + FILL_BATCH]])
+            pixels = torch.from_numpy(prepared).to(device).permute(0, 3, 1, 2)
+            hashes = self.network((pixels / 255 - mean) / std).hashes
+            self.memory.whole[start : start + FILL_BATCH] = _embed(hashes)
+
+    def start_epoch(self, epoch: int, training: Part) -> float:
+        """See `Method`. Opens the memory."""
+        if self.memory is not None:
+            self.memory.open()
+            self._labels = torch.from_numpy(training.labels).to(self.memory.whole.device)
+        self._mu = self.config.memory_momentum
+        if self._mu is None:
+            self._mu = [mu for share, mu in MU_OF_SHARE if epoch >= share * self.config.epochs][-1]
+        return super().start_epoch(epoch, training)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Method`."""
+        config = self.config
+        assert batch.images is not None, "trains on images"
+        hashes, logits = self.network(batch.images)
+        assert logits is not None
+        embeddings = _embed(hashes)
+        # For the memory bank, which is written with what this step trains on.
+        self._embeddings = embeddings.detach()
+        snca = snca_loss(self._log_sums(embeddings, batch))
+        classification = F.cross_entropy(_wide(logits), batch.labels)
+        quantisation = quantisation_loss(hashes)
+        return {
+            "loss": config.snca_weight * snca
+            + config.classification_weight * classification
+            + config.quantisation_weight * quantisation,
+            "snca": snca,
+            "classification": classification,
+            "quantisation": quantisation,
+        }
+
+    def _log_sums(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """`neighbour_log_sums` of this rank's anchors, or of all ranks' where each has a share of the memory."""
+        config, memory = self.config, self.memory
+        anchors = Embedded(embeddings, batch.labels, batch.rows)
+        if memory is None:
+            return neighbour_log_sums(anchors, anchors.gather(), config.temperature, config.margin)
+        keys = Embedded(memory.share, self._labels[memory.numbers], memory.numbers)
+        if not memory.sharded:
+            return neighbour_log_sums(anchors, keys, config.temperature, config.margin)
+        of_share = neighbour_log_sums(anchors.gather(), keys, config.temperature, config.margin)
+        return torch.logsumexp(gather_with_gradient(of_share[None]), dim=0)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """See `Method`. Writes the memory, then moves the average."""
+        if self.memory is None:
+            return
+        if self.average is None:
+            assert self._mu is not None
+            self.memory.write(batch.rows, self._embeddings, keep=self._mu)
+            return
+        assert batch.images is not None
+        embeddings = _embed(self.average(batch.images).hashes)
+        self.memory.write(batch.rows, embeddings, keep=0.0)
+        current = dict(self.network.named_parameters())
+        for name, parameter in self.average.named_parameters():
+            parameter.lerp_(current[name], 1 - self.encoder_momentum)
+
+    def end_epoch(self) -> None:
+        """See `Method`. The checkpoint holds the whole memory."""
+        if self.memory is not None:
+            self.memory.close()

@@ -1,0 +1,46 @@
+"""The simplest supervised baseline: a classifier on tanh hashes whose signs are the codes."""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from orbithash.encoders.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks import HashNetwork
+from orbithash.trainers.methods.base import Batch
+from orbithash.trainers.methods.dhcl import quantisation_loss
+from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+
+__all__ = ["Classifier", "ClassifierConfig"]
+
+
+class ClassifierConfig(FineTuningConfig):
+    """Settings of the classifier baseline."""
+
+    quantisation_weight: float = Field(0.1, ge=0, le=1000, description="of the mean squared distance to the sign")
+
+
+class Classifier(FineTuned):
+    """The hash network with its classifier."""
+
+    name = "classifier"
+    Config = ClassifierConfig
+
+    def __init__(self, config: ClassifierConfig, num_classes: int, num_rows: int) -> None:
+        super().__init__(config, num_classes, num_rows)
+        self.config: ClassifierConfig = config
+        head = HeadSpec(config.bits)
+        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
+        self.network = HashNetwork(spec, config.weights)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Method`. Both losses are means over this rank's images."""
+        assert batch.images is not None, "trains on images"
+        hashes, logits = self.network(batch.images)
+        assert logits is not None
+        classification = F.cross_entropy(logits.float(), batch.labels)
+        quantisation = quantisation_loss(hashes)
+        return {
+            "loss": classification + self.config.quantisation_weight * quantisation,
+            "classification": classification,
+            "quantisation": quantisation,
+        }

@@ -1,0 +1,64 @@
+"""What methods share that train a pretrained backbone together with a new head: sampling, optimizer, rates, warm-up."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from torch.optim import SGD, AdamW, Optimizer
+
+from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.loading import Part
+from orbithash.trainers.methods.base import Method, balanced
+
+__all__ = ["FineTuned", "FineTuningConfig"]
+
+
+class FineTuningConfig(TrainConfig):
+    """How the network trains. The defaults are for pretrained weights, some thousand images and 15 to 20 epochs."""
+
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
+    lr: float = Field(2e-4, gt=0, le=1, description="learning rate of the backbone; for sgd try 0.01")
+    head_lr_factor: float = Field(10.0, gt=0, le=1000, description="on lr, for hash layer and classifier")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="of the optimizer")
+    schedule: Literal["cosine", "step"] = Field("cosine", description="of the rates; cosine: to almost 0 at the end")
+    lr_decay: float = Field(0.5, gt=0, le=1, description="of schedule=step, each lr_decay_epochs")
+    lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays of schedule=step")
+    warm_up_epochs: int = Field(1, ge=0, description="first epochs, in which the backbone does not train")
+    images_per_class: int = Field(0, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+
+
+class FineTuned(Method):
+    """A method whose parameters to train are those of `network`."""
+
+    config: FineTuningConfig
+
+    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """See `Method`."""
+        config = self.config
+        if not config.images_per_class:
+            return super().order(labels, epoch)
+        return balanced(labels, config.batch_size, config.images_per_class, config.seed, epoch)
+
+    def build_optimizer(self) -> Optimizer:
+        """See `Method`."""
+        config, network = self.config, self.network
+        groups = [
+            {"params": list(network.backbone.parameters()), "lr": config.lr},
+            {
+                "params": [p for name, p in network.named_parameters() if not name.startswith("backbone.")],
+                "lr": config.lr * config.head_lr_factor,
+            },
+        ]
+        if config.optimizer == "sgd":
+            return SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        return AdamW(groups, weight_decay=config.weight_decay)
+
+    def start_epoch(self, epoch: int, training: Part) -> float:
+        """See `Method`. In the warm-up only hash layer and classifier train."""
+        config = self.config
+        self.network.backbone.requires_grad_(epoch >= config.warm_up_epochs)
+        if config.schedule == "step":
+            return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
+        return (1 + math.cos(math.pi * epoch / config.epochs)) / 2

@@ -1,0 +1,98 @@
+"""A triplet network on tanh hashes (Schroff et al., CVPR 2015), the baseline of metric learning; codes are the signs.
+
+Distances are mean squared differences over 4: of codes of -1 and 1, the share of bits in which they differ. For each
+image of a step, one positive and one negative are drawn from all ranks' images: at random, or the hardest ones
+("batch hard", Hermans et al. 2017).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from orbithash.encoders.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks import HashNetwork
+from orbithash.trainers.distributed import gather_with_gradient
+from orbithash.trainers.methods.base import Batch
+from orbithash.trainers.methods.dhcl import quantisation_loss
+from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+
+__all__ = ["Triplet", "TripletConfig", "draw_triplets", "triplet_loss"]
+
+
+class TripletConfig(FineTuningConfig):
+    """Settings of the triplet baseline."""
+
+    mining: Literal["hard", "random"] = Field("hard", description="which positives and negatives")
+    margin: float = Field(0.25, gt=0, le=1, description="share of bits by which negatives shall be farther")
+    quantisation_weight: float = Field(0.1, ge=0, le=1000, description="of the mean squared distance to the sign")
+    images_per_class: int = Field(4, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+
+
+def _distances(hashes: Tensor) -> Tensor:
+    """Mean squared differences over 4, float32 [N, N], of hashes [N, K]."""
+    hashes = hashes.float()
+    squares = hashes.square().mean(1)
+    # Clamped: the rounding of a difference of equals may fall below 0.
+    return (squares[:, None] + squares - 2 * hashes @ hashes.T / hashes.shape[1]).clamp(min=0) / 4
+
+
+def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
+    """Places int64 [M, 3] of anchors, positives and negatives among N images with labels and rows int64 [N].
+
+    Of `scores` [2, N, N] the first choose the positive, the second the negative: the highest of an anchor's line.
+    Another view of the anchor's row is no positive; anchors that lack one or the other have no triplet.
+    """
+    same = labels[:, None] == labels
+    masks = torch.stack([same & (rows[:, None] != rows), ~same])
+    has_both = masks.any(dim=2).all(dim=0)
+    anchors = has_both.nonzero()[:, 0]
+    if not len(anchors):
+        return anchors.new_zeros(0, 3)
+    chosen = scores.masked_fill(~masks, -torch.inf).argmax(dim=2)
+    return torch.stack([anchors, *chosen[:, anchors]], dim=1)
+
+
+def triplet_loss(distances: Tensor, triplets: Tensor, margin: float) -> Tensor:
+    """Mean of max(0, margin + d(a, p) - d(a, n)) over triplets [M, 3] of places in distances [N, N]; 0 for none."""
+    anchors, positives, negatives = triplets.T
+    losses = (margin + distances[anchors, positives] - distances[anchors, negatives]).clamp(min=0)
+    return losses.sum() / max(1, len(triplets))
+
+
+class Triplet(FineTuned):
+    """The hash network, without a classifier."""
+
+    name = "triplet"
+    Config = TripletConfig
+
+    def __init__(self, config: TripletConfig, num_classes: int, num_rows: int) -> None:
+        super().__init__(config, num_classes, num_rows)
+        self.config: TripletConfig = config
+        spec = NetworkSpec(
+            config.backbone, config.norm, config.pooling, HeadSpec(config.bits), channels=config.channels
+        )
+        self.network = HashNetwork(spec, config.weights)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Method`. Every rank computes the triplet loss on all ranks' hashes."""
+        assert batch.images is not None, "trains on images"
+        hashes, _ = self.network(batch.images)
+        distances = _distances(gather_with_gradient(hashes))
+        labels, rows = gather_with_gradient(batch.labels), gather_with_gradient(batch.rows)
+        triplets = draw_triplets(labels, rows, self._scores(distances.detach(), batch.seed))
+        triplet = triplet_loss(distances, triplets, self.config.margin)
+        quantisation = quantisation_loss(hashes)
+        return {
+            "loss": triplet + self.config.quantisation_weight * quantisation,
+            "triplet": triplet,
+            "quantisation": quantisation,
+        }
+
+    def _scores(self, distances: Tensor, seed: int) -> Tensor:
+        """What `draw_triplets` chooses by, the same on all ranks."""
+        if self.config.mining == "hard":
+            return torch.stack([distances, -distances])
+        drawn = torch.rand(2, *distances.shape, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(distances.device)

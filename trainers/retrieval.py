@@ -1,0 +1,172 @@
+"""Queries against a database: codes, labels, and what is relevant to what.
+
+Labels come in two forms. One class an item: integers [N], -1 where unknown. Any number of classes an item: bool [N, C],
+a row without a class where unknown. A database item is relevant to a query when they share at least one class. Database
+items of unknown label are relevant to nothing and stay in the ranking as distractors.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.codes import check_bits, check_codes, hamming
+from orbithash.encoders.errors import InputError
+
+__all__ = [
+    "CHUNK_PAIRS",
+    "Labels",
+    "Retrieval",
+    "check_labels",
+    "chunks",
+    "label_arrays",
+    "labelled",
+    "num_labels",
+    "shared_labels",
+    "with_label",
+]
+
+Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+
+# Pairs of query and database item held at once: some 60 MiB with their distances and their order.
+CHUNK_PAIRS = 4_000_000
+
+
+def label_arrays(num_classes: int, *parts: Sequence[tuple[int, ...]]) -> list[Labels]:
+    """The labels of each part, all in one form: integers [N] where no item has two classes, else bool [N, num_classes].
+
+    Each item of a part is the tuple of its classes, () where unknown.
+    """
+    if all(len(labels) <= 1 for part in parts for labels in part):
+        return [np.array([labels[0] if labels else -1 for labels in part], np.int64) for part in parts]
+    arrays: list[Labels] = []
+    for part in parts:
+        rows = np.zeros((len(part), num_classes), np.bool_)
+        for row, labels in zip(rows, part, strict=True):
+            row[list(labels)] = True
+        arrays.append(rows)
+    return arrays
+
+
+def check_labels(labels: Labels, count: int, what: str) -> None:
+    """`InputError` when these are not the labels of `count` items in one of the two forms."""
+    integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if len(labels) != count or not (integers or (labels.ndim == 2 and labels.dtype == np.bool_)):
+        raise InputError(f"{what} are {count} integers or bool [{count}, classes], got {labels.dtype} {labels.shape}")
+
+
+def labelled(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Which items have a label, bool [N]."""
+    known: npt.NDArray[np.bool_] = labels >= 0 if labels.ndim == 1 else np.asarray(labels.any(1))
+    return known
+
+
+def with_label(labels: Labels, label: int) -> npt.NDArray[np.bool_]:
+    """Which items are of that class, bool [N]."""
+    members: npt.NDArray[np.bool_] = labels == label if labels.ndim == 1 else labels[:, label].astype(np.bool_)
+    return members
+
+
+def num_labels(labels: Labels) -> int:
+    """One more than the greatest label: the classes that a list of names has to cover."""
+    return int(labels.max(initial=-1)) + 1 if labels.ndim == 1 else int(labels.shape[1])
+
+
+def shared_labels(query: Labels, database: Labels) -> npt.NDArray[np.bool_] | npt.NDArray[np.int16]:
+    """How many classes each query shares with each item: bool [Q, N] for one class an item, else int16 [Q, N].
+
+    Queries have labels, so that no -1 meets another.
+    """
+    if query.ndim == 1:
+        same: npt.NDArray[np.bool_] = query[:, None] == database[None, :]
+        return same
+    # Float products go through BLAS; counts of classes are far below what float32 holds exactly.
+    return (query.astype(np.float32) @ database.astype(np.float32).T).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries against a database, checked.
+
+    Attributes:
+        query_codes: uint8 [Q, ceil(bits/8)], Q >= 1.
+        database_codes: uint8 [N, ceil(bits/8)].
+        query_labels: integers [Q] or bool [Q, C]; every query has a label.
+        database_labels: integers [N], -1 where unknown, or bool [N, C].
+        bits: bits of a code.
+        exclude: integers [Q], the position in the database of the query itself, which its ranking leaves out, or -1;
+            None where no query leaves anything out.
+
+    Raises:
+        InputError: shapes, types or labels that do not fit.
+    """
+
+    query_codes: npt.NDArray[np.uint8]
+    database_codes: npt.NDArray[np.uint8]
+    query_labels: Labels
+    database_labels: Labels
+    bits: int
+    exclude: npt.NDArray[np.integer] | None = None
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        for side, codes, labels in (
+            ("query", self.query_codes, self.query_labels),
+            ("database", self.database_codes, self.database_labels),
+        ):
+            check_codes(codes, self.bits)
+            if codes.ndim != 2 or not len(codes):
+                raise InputError(f"the {side} codes are {codes.shape}; an evaluation needs one row or more of codes")
+            check_labels(labels, len(codes), f"{side} labels")
+        if self.query_labels.shape[1:] != self.database_labels.shape[1:]:
+            raise InputError(
+                f"query labels {self.query_labels.shape} and database labels {self.database_labels.shape} are not of "
+                "the same classes"
+            )
+        unknown = int(np.count_nonzero(~labelled(self.query_labels)))
+        if unknown:
+            raise InputError(
+                f"{unknown} of {len(self.query_labels)} queries have no label, so nothing is relevant to them; "
+                "leave them out"
+            )
+        if self.exclude is not None:
+            if self.exclude.shape != (len(self.query_codes),) or not np.issubdtype(self.exclude.dtype, np.integer):
+                raise InputError(
+                    f"positions to exclude are {len(self.query_codes)} integers, got {self.exclude.dtype} "
+                    f"{self.exclude.shape}"
+                )
+            if self.exclude.min() < -1 or self.exclude.max() >= len(self.database_codes):
+                raise InputError(f"positions to exclude are -1 or below {len(self.database_codes)}, got others")
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an item may have several classes."""
+        return self.query_labels.ndim == 2
+
+    @property
+    def num_items(self) -> npt.NDArray[np.int64]:
+        """Length of each query's ranking, int64 [Q]."""
+        left_out = 0 if self.exclude is None else (self.exclude >= 0).astype(np.int64)
+        return np.asarray(np.full(len(self.query_codes), len(self.database_codes)) - left_out, np.int64)
+
+
+def chunks(
+    retrieval: Retrieval, chunk_pairs: int = CHUNK_PAIRS
+) -> Iterator[tuple[int, npt.NDArray[np.uint16], npt.NDArray[np.bool_] | npt.NDArray[np.int16]]]:
+    """The first query, distances uint16 [q, N] and `shared_labels` [q, N] of some queries at a time.
+
+    What a query leaves out shares nothing and stands at distance K + 1, behind everything.
+    """
+    rows = max(1, chunk_pairs // len(retrieval.database_codes))
+    for start in range(0, len(retrieval.query_codes), rows):
+        queries = slice(start, start + rows)
+        # 16 bits: numpy sorts them by radix.
+        distances = hamming(retrieval.query_codes[queries], retrieval.database_codes).astype(np.uint16)
+        shared = shared_labels(retrieval.query_labels[queries], retrieval.database_labels)
+        if retrieval.exclude is not None:
+            left_out = retrieval.exclude[queries]
+            found = np.flatnonzero(left_out >= 0)
+            distances[found, left_out[found]] = retrieval.bits + 1
+            shared[found, left_out[found]] = 0
+        yield start, distances, shared

@@ -1,0 +1,126 @@
+"""DUCH's views of an image: the original and the augmented one, from each of which features are taken once.
+
+Parameters are those of the authors' code. Its crops of 200 pixels of a 256-pixel image are a share of the side here,
+so that images of other sizes work, and it rotates to the nearest pixel where this interpolates.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from orbithash.encoders.errors import InputError
+
+__all__ = ["CROP_SHARE", "VIEWS", "view", "view_rng"]
+
+Pixels = npt.NDArray[np.uint8]
+
+# (image, random numbers, share of the shorter side that a crop keeps) to an image.
+View = Callable[[Image.Image, np.random.Generator, float], Image.Image]
+
+CROP_SHARE = 200 / 256
+
+BLUR_SIDE_PX = 3
+BLUR_SIGMA_PX = (1.1, 1.3)
+# Degrees counter-clockwise.
+ROTATION = (-10.0, -5.0)
+# Of torchvision's ColorJitter: 0.8 and 0.2 times a strength of 0.5.
+JITTER, JITTER_HUE = 0.4, 0.1
+
+
+def view_rng(seed: int, image_id: str) -> np.random.Generator:
+    """The random numbers of one image's view: the same for (seed, id) whatever the other images are."""
+    words = np.frombuffer(hashlib.sha256(image_id.encode()).digest(), np.uint32)
+    return np.random.default_rng([seed, *words.tolist()])
+
+
+def view(name: str, image: Pixels, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Pixels:
+    """View `name`, one of `VIEWS`, of a rendered image uint8 [H, W, 3].
+
+    Square crops have a side of `crop_share`, above 0 and at most 1, of the image's shorter side. The corners that a
+    rotation leaves empty are black; in the middle crop there are none for a square image.
+    """
+    if name not in VIEWS:
+        raise InputError(f"unknown view {name!r}; there are {', '.join(VIEWS)}")
+    if not 0 < crop_share <= 1:
+        raise InputError(f"crop_share is {crop_share}; it is the share of the image's side, above 0 and at most 1")
+    result = np.asarray(VIEWS[name](Image.fromarray(image), rng, crop_share))
+    assert result.dtype == np.uint8, "Pillow keeps the type"
+    return result
+
+
+def _sequence(*steps: View) -> View:
+    def apply(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+        for step in steps:
+            image = step(image, rng, crop_share)
+        return image
+
+    return apply
+
+
+def _blur(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    sigma = rng.uniform(*BLUR_SIGMA_PX)
+    if min(image.size) == 1:
+        # Nothing to mirror at the edge.
+        return image
+    blurred: Image.Image = F.gaussian_blur(image, [BLUR_SIDE_PX, BLUR_SIDE_PX], [sigma, sigma])
+    return blurred
+
+
+def _rotate(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    rotated: Image.Image = F.rotate(image, rng.uniform(*ROTATION), InterpolationMode.BILINEAR)
+    return rotated
+
+
+def _jitter(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, size=3)
+    adjustments: list[Callable[[Image.Image], Image.Image]] = [
+        lambda image: F.adjust_brightness(image, brightness),
+        lambda image: F.adjust_contrast(image, contrast),
+        lambda image: F.adjust_saturation(image, saturation),
+        lambda image: F.adjust_hue(image, rng.uniform(-JITTER_HUE, JITTER_HUE)),
+    ]
+    for number in rng.permutation(len(adjustments)):
+        image = adjustments[number](image)
+    return image
+
+
+def _center_crop(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    side = _side(image, crop_share)
+    cropped: Image.Image = F.center_crop(image, [side, side])
+    return cropped
+
+
+def _random_crop(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    side = _side(image, crop_share)
+    top, left = (int(rng.integers(length - side + 1)) for length in (image.height, image.width))
+    cropped: Image.Image = F.crop(image, top, left, side, side)
+    return cropped
+
+
+def _side(image: Image.Image, crop_share: float) -> int:
+    return max(1, round(min(image.size) * crop_share))
+
+
+def _one_of_three(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    name = ("rotate", "blur", "jitter")[rng.integers(3)]
+    return VIEWS[name](image, rng, crop_share)
+
+
+# Each ends in a square crop but "none", which leaves the image as it is. "center-crop" is DUCH's original view,
+# "blur-rotate-center" its augmented one.
+VIEWS: dict[str, View] = {
+    "none": _sequence(),
+    "center-crop": _center_crop,
+    "random-crop": _random_crop,
+    "blur-rotate-center": _sequence(_blur, _rotate, _center_crop),
+    "blur-rotate-random": _sequence(_blur, _rotate, _random_crop),
+    "rotate": _sequence(_rotate, _center_crop),
+    "blur": _sequence(_blur, _center_crop),
+    "jitter": _sequence(_jitter, _center_crop),
+    "one-of-three": _one_of_three,
+}
