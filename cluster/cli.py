@@ -25,7 +25,7 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measurements, each beside a baseline of the same run.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder of labelled images, one folder a class.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder of images, one folder a class.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, RUN/model.")]
 AddressOption = Annotated[str, typer.Option("--address", help="HOST:PORT of the gateway.")]
@@ -123,7 +123,9 @@ def scenes(
 
 @app.command(epilog="Example: orbithash wald UCMerced_LandUse data/ucmd_pairs --factor 4")
 def wald(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of RGB images, one folder a class.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of RGB images, with a folder for each class or none.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     factor: Annotated[int, typer.Option("--factor", help="How much coarser the first source is.")] = 4,
 ) -> None:
@@ -161,6 +163,7 @@ def train(
     settings: SetOption = None,
 ) -> None:
     """Trains a method and leaves a run folder with the model of its best validation epoch."""
+    from orbithash.cluster.progress import say
     from orbithash.cluster.train import prepare_run, train_on_ray
 
     run = prepare_run(
@@ -176,6 +179,11 @@ def train(
         bits=bits,
         weights=weights,
     )
+    if run.config.weights is None and config is None:
+        say(
+            "no --weights: the network starts from random ones, for which the default settings are not meant; "
+            "trainers/recipes/from_scratch.yaml (--config) has some that are"
+        )
     train_on_ray(run, out, workers, gpus_per_worker)
 
 
@@ -227,7 +235,7 @@ def reproduce(
 ) -> None:
     """Trains and evaluates methods by their papers' own protocols, beside the published figures."""
     from orbithash.cluster.reproduce import reproduce as run_reproduce
-    from orbithash.cluster.reproduce import show
+    from orbithash.cluster.reproduction_table import show
 
     rows = run_reproduce(
         methods or [],

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from orbithash.cluster.progress import say, track
 from orbithash.cluster.train import open_run, read_history
 from orbithash.encoders.errors import InputError
@@ -39,7 +41,7 @@ def evaluate_run(
     run = open_run(folder)
     if not data.is_dir():
         raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
-    model = HashModel.load(_model_folder(folder, bits))
+    model = HashModel.load(_model_folder(folder, bits), "cuda" if torch.cuda.is_available() else "cpu")
     manifest, name = run.manifest, "evaluation"
     if protocol not in (None, manifest.protocol):
         manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
@@ -77,13 +79,14 @@ def _model_folder(folder: Path, bits: int | None) -> Path:
     """Of the shorter model of this length; None: of the whole one."""
     if not (folder / "model").is_dir():
         raise InputError(f"{folder} has no model yet; run the same train command again, it goes on where it stopped")
-    shorter = {int(path.name.removeprefix("model-")): path for path in folder.glob("model-*")}
     if bits is None:
         return folder / "model"
-    if bits not in shorter:
-        there = ", ".join(map(str, sorted(shorter))) or "none: it was trained without nested_bits"
+    shorter = folder / f"model-{bits}"
+    if not shorter.is_dir():
+        lengths = sorted(int(path.name[6:]) for path in folder.glob("model-*") if path.name[6:].isdecimal())
+        there = ", ".join(map(str, lengths)) or "none: it was trained without nested_bits"
         raise InputError(f"{folder} has no shorter model of {bits} bits; there are {there}")
-    return shorter[bits]
+    return shorter
 
 
 def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:
@@ -96,7 +99,7 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     # Pretrained weights belong to batch norm with their own statistics, whatever the run made of them.
     spec = dataclasses.replace(model.card.network, norm="frozen-batch", num_classes=0)
     try:
-        extractor = FeatureExtractor(HashNetwork(spec, run.config.weights), model.preprocessing)
+        extractor = FeatureExtractor(HashNetwork(spec, run.config.weights), model.preprocessing, str(model.device))
     except InputError as err:
         return str(err)
     return lambda images: extractor(data, images)

@@ -1,14 +1,16 @@
 """Every method by its paper's own protocol and definition, beside what was published.
 
-OUT/METHOD/BITS-SEED/   a run folder with its evaluation
-OUT/reproduce.json      every figure of every run
-OUT/results.md          the table
-OUT/report.html         the table as a page
+OUT/PROTOCOL/METHOD/BITS-SEED/   a run folder with its evaluation
+OUT/reproduce.json               every figure of every run
+OUT/results.md                   the table
+OUT/report.html                  the table as a page
 """
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +18,29 @@ import numpy as np
 
 from orbithash.cluster.evaluate import evaluate_run
 from orbithash.cluster.progress import say
-from orbithash.cluster.train import prepare_run, train_on_ray
+from orbithash.cluster.reproduction_table import Row, rows_of, with_learned_baselines, write_table
+from orbithash.cluster.train import check_training, prepare_run, train_on_ray
 from orbithash.encoders.errors import InputError, listed
+from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
-from orbithash.trainers.evaluation import HEADLINE
 from orbithash.trainers.loop import Run
 from orbithash.trainers.methods import METHODS, get_method
-from orbithash.trainers.published import PUBLISHED, REPRODUCTIONS, Reproduction
-from orbithash.trainers.report import Section, Table, Text, write_atomically, write_report
+from orbithash.trainers.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
+from orbithash.trainers.report import write_atomically
 
-__all__ = ["Row", "reproduce", "show"]
+__all__ = ["reproduce"]
 
-COLUMNS = [
-    "method",
-    "bits",
-    "the paper's metric",
-    "ours",
-    "published",
-    f"{HEADLINE}, expected",
-    "best baseline of no more bytes",
-    "runs",
-]
+# Settings that are options of the verb, which would overrule them.
+OPTIONS = {"bits": "--bits", "seed": "--seeds"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table: means and standard deviations over the seeds.
+class Planned:
+    """One run: a method by a paper's way, in a folder."""
 
-    `ours` is by the paper's metric and order of ties, `clean` our headline on the split's own queries and database, the
-    queries never trained on. `published` is None where nothing is known; `baseline` is the best simple method of at
-    most as many bytes, for the first seed, on the features that the run began with.
-    """
-
-    method: str
-    dataset: str
-    direction: str
-    bits: int
-    metric: str
-    ours: list[float]
-    clean: list[float]
-    published: float | None
-    tag: str
-    baseline: tuple[str, float] | None
+    rule: Reproduction
+    run: Run
+    folder: Path
 
 
 def reproduce(
@@ -76,79 +59,125 @@ def reproduce(
     """Trains and evaluates each method for each length and seed; what is there already is not done again.
 
     The seed is that of the split and of the training. `settings` are `key=value`, or `method.key=value` for one method.
-    Without `methods`, all that the data allow: DUCH needs captions and MrHash a second source.
+    Without `methods`, all that the data allow: DUCH needs captions and MrHash a second source. The learned baselines
+    (classifier, triplet) are trained by the protocols of all the other supervised methods that are asked for.
     """
     if num_seeds < 1:
         raise InputError(f"{num_seeds} seeds; at least 1 is needed")
-    runs = _prepare(methods, data, bits, num_seeds, weights, captions, settings)
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for number, (name, length, seed, run) in enumerate(runs, 1):
-        folder = out / name / f"{length}-{seed}"
-        say(f"run {number} of {len(runs)}: {name}, {length} bits, seed {seed}")
-        train_on_ray(run, folder, workers, gpus_per_worker)
-        found.setdefault((name, length), []).append(_evaluated(folder, run, REPRODUCTIONS[name]))
-    rows = [row for (name, length), metrics in found.items() for row in _rows(name, length, metrics)]
-    _write(out, rows)
+    planned = _prepare(methods, data, out, bits, num_seeds, weights, captions, settings, workers)
+    done = []
+    for number, one in enumerate(planned, 1):
+        config = one.run.config
+        say(f"run {number} of {len(planned)}: {one.run.method}, {config.bits} bits, seed {config.seed}")
+        train_on_ray(one.run, one.folder, workers, gpus_per_worker)
+        done.append((one, _evaluated(one.folder, one.run, one.rule)))
+    rows: list[Row] = []
+    # Planned seed by seed.
+    for _, group in groupby(done, key=lambda pair: (pair[0].folder.parent, pair[0].run.config.bits)):
+        of_seeds = list(group)
+        first = of_seeds[0][0]
+        rows += rows_of(first.rule, first.run, [metrics for _, metrics in of_seeds])
+    rows = with_learned_baselines(rows)
+    write_table(out, rows)
     return rows
 
 
 def _prepare(
     methods: Sequence[str],
     data: Path,
+    out: Path,
     bits: Sequence[int],
     num_seeds: int,
     weights: str | None,
     captions: Path | None,
     settings: Sequence[str],
-) -> list[tuple[str, int, int, Run]]:
+    workers: int,
+) -> list[Planned]:
     """All runs, before the first is trained: what is wrong with any of them is told at once."""
-    _check_prefixes(settings)
-    runs, problems = [], []
-    for name in methods or list(METHODS):
-        kind, rule = get_method(name), REPRODUCTIONS[name]
-        for length in bits:
-            for seed in range(num_seeds):
-                try:
-                    run = prepare_run(
-                        name,
-                        data,
-                        protocol=rule.protocol,
-                        settings=_settings_of(name, settings, list(kind.Config.model_fields)),
-                        split_seed=seed,
-                        validation=rule.validation,
-                        # With captions the images are another dataset.
-                        captions=captions if rule.directions != ("",) else None,
-                        bits=length,
-                        seed=seed,
-                        weights=weights,
-                    )
-                    _check_tables(run)
-                except InputError as err:
-                    if methods:
-                        problems.append(f"{name}: {err}")
-                    else:
-                        say(f"{name} is left out: {err}")
-                    break
-                runs.append((name, length, seed, run))
-            else:
-                continue
-            break
-    if problems:
+    chosen = list(dict.fromkeys(methods)) or list(METHODS)
+    bits = list(dict.fromkeys(bits))
+    _check_settings(settings, chosen, bits, weights)
+    planned, problems = [], []
+    for name, rule in _ways(chosen):
+        of_method = []
+        try:
+            for length, seed in product(bits, range(num_seeds)):
+                run = prepare_run(
+                    name,
+                    data,
+                    protocol=rule.protocol,
+                    settings=_settings_of(name, settings),
+                    split_seed=seed,
+                    validation=rule.validation,
+                    # With captions the images are another dataset.
+                    captions=captions if rule.directions != ("",) else None,
+                    bits=length,
+                    seed=seed,
+                    weights=weights,
+                )
+                if not any(image.labels for image in run.manifest.part("test")):
+                    raise InputError(f"no image of the test part of {data} has a class; every figure needs them")
+                folder = out / rule.protocol / name / f"{length}-{seed}"
+                check_training(run, folder, workers)
+                of_method.append(Planned(rule, run, folder))
+        except InputError as err:
+            problems.append(f"{name}: {_further_in(err)}")
+        else:
+            planned += of_method
+    problems = list(dict.fromkeys(problems))
+    if problems and (methods or not planned):
         raise listed(problems, "nothing was trained")
-    if not runs:
-        raise InputError(f"{data} allows none of the methods; the lines above say why")
-    return runs
+    for problem in problems:
+        say(f"left out: {problem}")
+    if weights is None:
+        say("no --weights: the networks start from random ones, which no paper's did")
+    return planned
 
 
-def _check_prefixes(settings: Sequence[str]) -> None:
+def _ways(methods: Sequence[str]) -> list[tuple[str, Reproduction]]:
+    """Each method with its way; a learned baseline with those of all supervised methods there are, or its own."""
+    ways = [(name, REPRODUCTIONS[name]) for name in methods if name not in LEARNED_BASELINES]
+    supervised = {rule.protocol: rule for name, rule in ways if get_method(name).needs_labels}
+    for name in methods:
+        if name in LEARNED_BASELINES:
+            own = REPRODUCTIONS[name]
+            ways += [(name, dataclasses.replace(rule, note=own.note)) for rule in supervised.values() or [own]]
+    return ways
+
+
+def _further_in(err: InputError) -> str:
+    """A message that may be a list, to stand in a list."""
+    return str(err).replace("\n", "\n  ")
+
+
+def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Sequence[int], weights: str | None) -> None:
+    """`InputError` with all that is wrong with the settings, those that would reach no method included."""
+    kinds = {name: get_method(name) for name in methods}
+    known = sorted({key for kind in kinds.values() for key in kind.Config.model_fields})
+    problems = []
     for setting in settings:
-        name, dot, _ = setting.partition("=")[0].partition(".")
+        key = setting.partition("=")[0]
+        name, dot, own = key.rpartition(".")
         if dot and name not in METHODS:
-            raise InputError(f"{setting!r}: there is no method {name!r}; there are {', '.join(METHODS)}")
+            problems.append(f"{setting!r}: there is no method {name!r}; there are {', '.join(METHODS)}")
+        elif own in OPTIONS:
+            problems.append(f"{setting!r}: give {OPTIONS[own]} instead")
+        elif not dot and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{setting!r}: no setting of {' or '.join(methods)}{hint}")
+    for (name, kind), length in product(kinds.items(), bits):
+        try:
+            load_config(kind.Config, None, _settings_of(name, settings), bits=length, weights=weights)
+        except InputError as err:
+            problems.append(f"{name}: {_further_in(err)}")
+    if problems:
+        raise listed(list(dict.fromkeys(problems)), "nothing was trained")
 
 
-def _settings_of(method: str, settings: Sequence[str], known: Sequence[str]) -> list[str]:
+def _settings_of(method: str, settings: Sequence[str]) -> list[str]:
     """The settings of one method: its own, and the common ones that it has."""
+    known = get_method(method).Config.model_fields
     chosen = []
     for setting in settings:
         key = setting.partition("=")[0]
@@ -158,14 +187,6 @@ def _settings_of(method: str, settings: Sequence[str], known: Sequence[str]) -> 
         elif not dot and key in known:
             chosen.append(setting)
     return chosen
-
-
-def _check_tables(run: Run) -> None:
-    """`InputError` when the data lack what the method trains on."""
-    from orbithash.trainers.tables import check_sources
-
-    unweighted = run.config.model_copy(update={"weights": None})
-    check_sources(list(run.manifest.images), dataclasses.replace(run, config=unweighted).build())
 
 
 def _evaluated(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
@@ -189,87 +210,3 @@ def smallest_class(manifest: Manifest) -> int:
     database = manifest.part(*PROTOCOLS[manifest.protocol].database)
     labels = [label for image in database for label in image.labels]
     return int(np.bincount(labels)[np.unique(labels)].min())
-
-
-def _rows(name: str, bits: int, runs: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    rule = REPRODUCTIONS[name]
-    for direction in rule.directions:
-        ours, clean = [], []
-        metric = rule.metric
-        for metrics in runs:
-            searched = metrics.get("searched", metrics)
-            of_paper, of_clean = (m["metrics"][direction] if direction else m["metrics"] for m in (searched, metrics))
-            metric = metric.replace("smallest", str(metrics["smallest_class"]))
-            ours.append(of_paper[metric][rule.policy])
-            clean.append(of_clean[HEADLINE]["expected"])
-        dataset = runs[0]["dataset"]
-        known = [f for f in PUBLISHED if (f.method, f.dataset, f.bits, f.direction) == (name, dataset, bits, direction)]
-        yield Row(
-            method=name,
-            dataset=dataset,
-            direction=direction,
-            bits=bits,
-            metric=metric,
-            ours=ours,
-            clean=clean,
-            published=known[0].value if known else None,
-            tag=known[0].tag if known else "",
-            baseline=None if direction else _best_baseline(runs[0]),
-        )
-
-
-def _best_baseline(metrics: dict[str, Any]) -> tuple[str, float] | None:
-    """Of at most as many bytes an item as the codes have, by the headline."""
-    size = metrics["codes"]["bytes_per_code"]
-    figures = {
-        name: float(entry["metrics"][HEADLINE])
-        for name, entry in metrics["baselines"].items()
-        if "metrics" in entry and entry["bytes"] <= size
-    }
-    return max(figures.items(), key=lambda item: item[1]) if figures else None
-
-
-def _write(out: Path, rows: Sequence[Row]) -> None:
-    cells = [_cells(row) for row in rows]
-    notes = [
-        f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
-    ]
-    write_atomically(out / "reproduce.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=1).encode())
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    write_atomically(out / "results.md", (table + "".join(f"\n{note}\n" for note in notes)).encode())
-    explanation = [
-        "Ours: mean and standard deviation over the seeds, by the paper's own protocol, metric and order of ties. "
-        f"{HEADLINE}, expected: our headline, the same for all methods, on the same queries and database. A published "
-        "figure carries how it is known: read in the paper, told by the authors in an issue or README, or a third "
-        "party's table.",
-        *notes,
-    ]
-    sections: list[Section] = [Table("Figures", COLUMNS, cells), Text("How to read them", explanation)]
-    write_report(out / "report.html", "Reproduction", "Each method by its paper's own protocol.", sections)
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Prints the table."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    table = RichTable(*COLUMNS)
-    for row in rows:
-        table.add_row(*_cells(row))
-    Console().print(table)
-
-
-def _cells(row: Row) -> list[str]:
-    name = f"{row.method} {row.direction}".strip()
-    baseline = f"{row.baseline[1]:.3f} ({row.baseline[0]})" if row.baseline else "none"
-    if row.baseline and row.baseline[1] > np.mean(row.clean):
-        baseline += ", better than the method"
-    published = f"{row.published:.3f} ({row.tag})" if row.published is not None else "not known"
-    ours, clean = _spread(row.ours), _spread(row.clean)
-    return [f"{name} on {row.dataset}", str(row.bits), row.metric, ours, published, clean, baseline, str(len(row.ours))]
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.3f}"
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean

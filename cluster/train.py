@@ -22,14 +22,14 @@ from typing import Any
 import yaml
 
 from orbithash.cluster.progress import say, track
-from orbithash.cluster.runtime import check_resources, connected, worker_error
+from orbithash.cluster.runtime import check_resources, connected, keeping_memory, worker_error
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.loop import Run, best_epoch, export_models, train
+from orbithash.trainers.loop import Run, best_epoch, check_run, export_models, train
 from orbithash.trainers.methods import get_method
 
-__all__ = ["open_run", "prepare_run", "read_history", "train_on_ray"]
+__all__ = ["check_training", "open_run", "prepare_run", "read_history", "train_on_ray"]
 
 # A worker that dies is replaced this often, from the last checkpoint.
 MAX_FAILURES = 2
@@ -51,16 +51,7 @@ def prepare_run(
     **given: Any,
 ) -> Run:
     """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
-    kind = get_method(method)
-    resolved = load_config(kind.Config, config, settings, **given)
-    if resolved.weights and Path(resolved.weights).exists():
-        # A worker's current folder is another one.
-        resolved = resolved.model_copy(update={"weights": str(Path(resolved.weights).absolute())})
-    if resolved.weights is None and config is None:
-        say(
-            "no --weights: the network starts from random ones, for which the default settings are not meant; "
-            "trainers/recipes/from_scratch.yaml (--config) has some that are"
-        )
+    resolved = load_config(get_method(method).Config, config, settings, **given)
     manifest = make_manifest(data.absolute(), dataset, protocol, split_seed, validation, captions)
     return Run(method, resolved, manifest, data.absolute())
 
@@ -92,10 +83,11 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     folder = folder.absolute()
     if num_workers < 1 or not gpus_per_worker >= 0:
         raise InputError(f"{num_workers} workers with {gpus_per_worker:g} GPUs each; at least 1 with 0 is needed")
-    is_new = _claim(run, folder)
+    check_training(run, folder, num_workers)
     if (folder / "model").is_dir():
         say(f"{folder} is complete already; nothing to train")
         return read_history(folder)
+    is_new = _claim(run, folder)
     try:
         with connected():
             import ray
@@ -113,7 +105,7 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     for short in shorter:
         short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
-    best = best_epoch(history)
+    best = model.card.metrics
     metric = get_method(run.method).selection_metric
     if f"validation/{metric}" in best:
         why = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
@@ -123,11 +115,8 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     return history
 
 
-def _claim(run: Run, folder: Path) -> bool:
-    """Makes the run folder, or checks that the one there is of the same settings and the same split.
-
-    Returns whether it is new.
-    """
+def check_training(run: Run, folder: Path, num_workers: int = 1) -> None:
+    """`InputError` when the folder holds something else, or with all that the workers would find after a long start."""
     if (folder / "config.yaml").exists():
         there = open_run(folder)
         mine, theirs = run.config.model_dump(), there.config.model_dump()
@@ -138,11 +127,16 @@ def _claim(run: Run, folder: Path) -> bool:
             other.append("the data or their split are not the same")
         if other:
             raise InputError(f"{folder} holds another run ({'; '.join(other)}); give another --out")
-        return False
-    if folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run; give another --out")
-    # Weights that are absent or of another backbone are told here and not by the workers, who take long to start.
-    run.build()
+    if not (folder / "model").is_dir():
+        check_run(run, num_workers)
+
+
+def _claim(run: Run, folder: Path) -> bool:
+    """Makes the run folder; returns whether there was none."""
+    if (folder / "config.yaml").exists():
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -172,6 +166,7 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(folder),
+            worker_runtime_env={"env_vars": {} if resources["GPU"] else keeping_memory()},
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             # The best one, and always the last one too.
             checkpoint_config=ray.train.CheckpointConfig(
@@ -200,7 +195,8 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
             signal.signal(signal.SIGINT, on_interrupt)
     if blame := ray.get(board.blame.remote()):
         raise InputError(blame)
-    checkpoint, _ = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))
+    records = [record for _, record in result.best_checkpoints]
+    checkpoint, _ = result.best_checkpoints[records.index(best_epoch(records))]
     return Path(checkpoint.path)
 
 
@@ -286,11 +282,15 @@ def _watch(board: Any, run: Run, done: threading.Event) -> None:
 
     num_images = len(run.manifest.part("train"))
     say(f"training {run.method}, {run.config.bits} bits, on {num_images} images; the workers are starting")
-    num_steps = num_images // run.config.batch_size
+    state = None
+    while state is None and not done.wait(PROGRESS_INTERVAL_S):
+        state = ray.get(board.state.remote())
+    if state is None:
+        return
+    # Only the method knows how many steps an epoch has.
+    _, _, num_steps, _ = state
     with track("training", run.config.epochs * num_steps, "steps") as advance_to:
         while not done.wait(PROGRESS_INTERVAL_S):
-            state = ray.get(board.state.remote())
-            if state is not None:
-                epoch, step, _, images_per_s = state
-                note = f"epoch {epoch}/{run.config.epochs}, {images_per_s:.0f} images/s"
-                advance_to((epoch - 1) * num_steps + step, note)
+            epoch, step, _, images_per_s = ray.get(board.state.remote())
+            note = f"epoch {epoch}/{run.config.epochs}, {images_per_s:.0f} images/s"
+            advance_to((epoch - 1) * num_steps + step, note)

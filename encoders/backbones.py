@@ -6,24 +6,27 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OTHER_MEAN, OTHER_STD
 
-__all__ = ["BACKBONES", "NORMS", "build_backbone", "load_weights"]
+__all__ = ["BACKBONES", "MIN_SIDE_PX", "NORMS", "build_backbone", "load_weights", "num_features"]
+
+# Their own ending, and the second classifiers that help them to train, which torchvision's weights have too.
+_CLASSIFIERS = ("avgpool", "dropout", "fc")
+_SECOND_CLASSIFIERS = ("AuxLogits.", "aux1.", "aux2.")
+
 
 # What lies before the classifier, by family; all end in a feature map [N, D, h, w].
-_RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-
-
 def _features(model: nn.Module) -> nn.Module:
     body: nn.Module = model.get_submodule("features")
     return body
 
 
-def _resnet(model: nn.Module) -> nn.Module:
-    return nn.Sequential(*(model.get_submodule(stage) for stage in _RESNET_STAGES))
+def _stages(model: nn.Module) -> nn.Module:
+    return nn.Sequential(*(stage for name, stage in model.named_children() if name not in _CLASSIFIERS))
 
 
 BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -32,13 +35,39 @@ BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "mobilenet_v3_large": _features,
     "efficientnet_b0": _features,
     "alexnet": _features,
-    "resnet18": _resnet,
-    "resnet34": _resnet,
-    "resnet50": _resnet,
-    "resnet101": _resnet,
+    "googlenet": _stages,
+    "inception_v3": _stages,
+    "resnet18": _stages,
+    "resnet34": _stages,
+    "resnet50": _stages,
+    "resnet101": _stages,
 }
 
+# Trained elsewhere, with pixels from -1 to 1.
+_INCEPTIONS = ("googlenet", "inception_v3")
+
+# Of those whose layers leave nothing of a smaller image, or too little to normalise.
+MIN_SIDE_PX = {"alexnet": 63, "googlenet": 47, "inception_v3": 75}
+
 NORMS = ("frozen-batch", "group", "batch")
+
+
+class _PlusMinusOne(nn.Module):
+    """Images [N, C, H, W] as `Preprocessing` normalises them to pixels from -1 to 1."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        mean = torch.tensor(IMAGENET_MEAN if channels == 3 else (OTHER_MEAN,) * channels)
+        std = torch.tensor(IMAGENET_STD if channels == 3 else (OTHER_STD,) * channels)
+        self.register_buffer("scale", (2 * std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", (2 * mean - 1).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return images * self.scale + self.shift
 
 
 def _frozen_batch_norm(like: nn.BatchNorm2d) -> nn.Module:
@@ -106,16 +135,28 @@ def build_backbone(name: str, norm: str, weights: str | None = None, channels: i
         raise InputError(f"unknown norm {norm!r}; there are {', '.join(NORMS)}")
     if weights is not None and norm == "group":
         raise InputError(f"the weights {weights!r} were trained with batch norm; norm=group takes no weights")
-    model = torchvision.models.get_model(name, weights=None)
+    options = {"aux_logits": False, "init_weights": True} if name in _INCEPTIONS else {}
+    model = torchvision.models.get_model(name, weights=None, **options)
     if weights is not None:
         load_weights(model, name, weights)
     body = BACKBONES[name](model)
     if channels != 3:
         _replace_first_convolution(body, channels, is_pretrained=weights is not None)
+    if name in _INCEPTIONS:
+        body = nn.Sequential(_PlusMinusOne(channels), body)
     if norm != "batch":
         _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
     _drop_nothing(body)
     return body
+
+
+def num_features(backbone: nn.Module, channels: int = 3) -> int:
+    """D of the feature map that a backbone makes of images of so many bands."""
+    was_training = backbone.training
+    with torch.no_grad():
+        features = backbone.eval()(torch.zeros(1, channels, 96, 96))
+    backbone.train(was_training)
+    return int(features.shape[1])
 
 
 def load_weights(model: nn.Module, name: str, weights: str) -> None:
@@ -128,7 +169,7 @@ def load_weights(model: nn.Module, name: str, weights: str) -> None:
     wanted = {key: value.shape for key, value in model.state_dict().items()}
     # A counter of training steps; converted files leave it out and nothing here reads it.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in wanted]
+    foreign = [key for key in state if key not in wanted and not key.startswith(_SECOND_CLASSIFIERS)]
     misfit = [key for key in wanted if key in state and state[key].shape != wanted[key]]
     if missing or foreign or misfit:
         example = (missing + foreign + misfit)[0]

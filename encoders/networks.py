@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from orbithash.encoders.backbones import build_backbone
+from orbithash.encoders.backbones import build_backbone, num_features
 from orbithash.encoders.card import HeadSpec, NetworkSpec
 
 __all__ = ["HashHead", "HashNetwork", "NetworkOutput", "Standardise"]
@@ -91,7 +91,7 @@ class HashNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone, spec.norm, weights, spec.channels)
-        self.head = HashHead(_num_features(self.backbone, spec.channels), spec.head)
+        self.head = HashHead(num_features(self.backbone, spec.channels), spec.head)
         self.classifier = nn.Linear(spec.bits, spec.num_classes) if spec.num_classes else None
 
     def forward(self, images: Tensor) -> NetworkOutput:
@@ -112,11 +112,3 @@ class HashNetwork(nn.Module):
         """Hashes, and logits where there is a classifier, of features [N, D]."""
         hashes = self.head(features)
         return NetworkOutput(hashes, None if self.classifier is None else self.classifier(hashes))
-
-
-def _num_features(backbone: nn.Module, channels: int) -> int:
-    was_training = backbone.training
-    with torch.no_grad():
-        num_features = backbone.eval()(torch.zeros(1, channels, 64, 64)).shape[1]
-    backbone.train(was_training)
-    return int(num_features)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orbithash.encoders.errors import InputError, listed
@@ -22,8 +23,9 @@ from orbithash.encoders.errors import InputError, listed
 __all__ = ["POOLINGS", "TextEncoder", "file_hashes", "model_folder", "normalised", "pretrained"]
 
 # "mean": the last layer, averaged over all tokens. "cls": the last layer at the first token. "last4": the sum of the
-# last four layers, averaged over all tokens (DUCH).
-POOLINGS = ("mean", "cls", "last4")
+# last four layers, averaged over all tokens. "last4-padded": that average over `max_tokens` places, of which no token
+# looks at those after the text (as DUCH's authors have it).
+POOLINGS = ("mean", "cls", "last4", "last4-padded")
 
 FORMAT_VERSION = 1
 CARD = "encoder.json"
@@ -47,7 +49,8 @@ class TextEncoder:
     """Sentences in, float32 features out.
 
     A sentence has the same row whatever the others of the call are, but for the last digits: sentences of different
-    lengths never share a batch, so that nothing is padded, but a batch of another size may round differently.
+    lengths never share a batch, so that none is padded to another's length, but a batch of another size may round
+    differently.
     """
 
     def __init__(
@@ -137,8 +140,12 @@ class TextEncoder:
 
     def _pooled(self, ids: Tensor) -> Tensor:
         """Features [B, D] of token ids int64 [B, T] without padding."""
-        layers = self.pooling == "last4"
-        output = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=layers)
+        mask = torch.ones_like(ids)
+        if self.pooling == "last4-padded":
+            rest = (0, self.max_tokens - ids.shape[1])
+            ids, mask = F.pad(ids, rest, value=self.tokenizer.pad_token_id), F.pad(mask, rest)
+        layers = self.pooling.startswith("last4")
+        output = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=layers)
         if layers:
             return torch.stack(output.hidden_states[-4:]).sum(dim=0).mean(dim=1)
         last: Tensor = output.last_hidden_state

@@ -2,22 +2,33 @@
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orbithash.encoders.backbones import BACKBONES
+from orbithash.encoders.backbones import BACKBONES, MIN_SIDE_PX
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.rendering import Rendering
 
-__all__ = ["TrainConfig", "load_config"]
+__all__ = ["PathOrName", "TrainConfig", "load_config"]
 
-# Its pooling layers leave nothing of a smaller image.
-ALEXNET_MIN_PX = 63
+
+def _absolute(value: str) -> str:
+    # What cannot even be looked at stays as it is: who opens it says why.
+    with suppress(OSError):
+        if value and Path(value).exists():
+            return str(Path(value).absolute())
+    return value
+
+
+# A file or folder, or the name of something that a library knows. Whoever reads the settings later, such as a worker,
+# has another current folder: what exists becomes absolute.
+PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
 class TrainConfig(BaseModel):
@@ -27,7 +38,9 @@ class TrainConfig(BaseModel):
 
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code")
     backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
-    weights: str | None = Field(None, description="torchvision weights by name, or a safetensors file; none: random")
+    weights: PathOrName | None = Field(
+        None, description="torchvision weights by name, or a safetensors file; none: random"
+    )
     norm: Literal["auto", "frozen-batch", "group", "batch"] = Field(
         "auto", description="the backbone's normalisation; auto: frozen-batch with weights, group without"
     )
@@ -76,8 +89,9 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "norm=group takes no weights: pretrained ones belong to batch norm; leave one of them away"
             )
-        if self.backbone == "alexnet" and self.image_size < ALEXNET_MIN_PX:
-            raise ValueError(f"image_size is {self.image_size}: alexnet needs at least {ALEXNET_MIN_PX} pixels")
+        least = MIN_SIDE_PX.get(self.backbone, 0)
+        if self.image_size < least:
+            raise ValueError(f"image_size is {self.image_size}: {self.backbone} needs at least {least} pixels")
         if self.norm == "auto":
             # Frozen: the one moment at which the model may still be changed.
             object.__setattr__(self, "norm", "group" if self.weights is None else "frozen-batch")

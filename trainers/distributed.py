@@ -1,6 +1,7 @@
 """The few things ranks say to each other. In a single process each is what it would be with one rank."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orbithash.encoders.errors import InputError
+
 __all__ = [
     "broadcast_state",
+    "from_first_rank",
     "gather_objects",
     "gather_rows",
     "gather_with_gradient",
@@ -60,25 +64,50 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
-def gather_rows(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Rows [N_rank, B] of every rank, dealt round robin, back in order: row i came from rank i % W."""
+Rows = TypeVar("Rows", bound=npt.NDArray[Any])
+
+
+def gather_rows(rows: Rows) -> Rows:
+    """Rows [N_rank, ...] of every rank, dealt round robin, back in order: row i came from rank i % W."""
     if world_size() == 1:
         return rows
-    parts: list[npt.NDArray[np.uint8] | None] = [None] * world_size()
-    dist.all_gather_object(parts, rows)
-    whole = np.empty((sum(len(part) for part in parts if part is not None), *rows.shape[1:]), rows.dtype)
+    parts = gather_objects(rows)
+    whole: Rows = np.empty_like(rows, shape=(sum(map(len, parts)), *rows.shape[1:]))
     for number, part in enumerate(parts):
         whole[number :: world_size()] = part
     return whole
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in rank order; small things only."""
+    """Every rank's value, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+Made = TypeVar("Made")
+
+
+def from_first_rank(make: Callable[[], Made]) -> Made:
+    """What `make` returns on the first rank, on every rank; the others do not call it.
+
+    An `InputError` that it raises there is raised on all of them.
+    """
+    if world_size() == 1:
+        return make()
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = make()
+        except InputError as err:
+            answer[1] = str(err)
+    dist.broadcast_object_list(answer, src=0)
+    made, problem = answer
+    if problem is not None:
+        raise InputError(problem)
+    return made  # type: ignore[no-any-return] # the type that the first rank made
 
 
 def broadcast_state(module: nn.Module) -> None:

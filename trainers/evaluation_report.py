@@ -58,10 +58,11 @@ def draw_figures(evaluations: Evaluations, history: Sequence[Mapping[str, Any]] 
         shared["losses"] = Figure(
             "Training losses", plots.learning_curves(history, "train"), "The mean of each loss over every epoch."
         )
+    if any(name.startswith("validation/") for record in history for name in record):
         shared["validation"] = Figure(
             "On the validation part",
             plots.learning_curves(history, "validation"),
-            "The model is the epoch with the best of these; the test part had no say in it.",
+            "On images held back from training. The test part had no say in which epoch became the model.",
         )
     shared["precision_at_k"] = _precision_at_k(evaluations)
     shared["precision_recall"] = Figure(

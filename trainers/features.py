@@ -25,6 +25,7 @@ from orbithash.encoders.model import HashModel
 from orbithash.encoders.networks import HashNetwork
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.text import TextEncoder
+from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.datasets.layouts import cut
 from orbithash.trainers.datasets.manifest import hash_file
@@ -42,14 +43,24 @@ CHUNK = 64
 class Table:
     """Which features a method trains on.
 
-    `source`: the images, their second source, or their captions. `augmentation` names one of `views.VIEWS`, or one of
-    `captions.KINDS`. `backbone` and `weights` are those of the features; None is the method's own.
+    `source`: the images, their second source, or their captions. A table of which validation knows nothing is
+    `training_only`.
+
+    Of images: `augmentation` names one of `views.VIEWS`; `preprocessing` and `backbone` are the method's own where they
+    are None. A backbone that is not has its `weights`, random ones where they are None.
+
+    Of captions: `augmentation` names one of `captions.KINDS`; `translators` and `glove` are what `augment_captions`
+    makes it with.
     """
 
     source: Literal["image", "second", "caption"]
     augmentation: str | None = None
+    training_only: bool = False
+    preprocessing: Preprocessing | None = None
     backbone: str | None = None
     weights: str | None = None
+    translators: str = TRANSLATORS
+    glove: str | None = None
 
 
 def cache_folder() -> Path:

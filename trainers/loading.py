@@ -12,14 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageEnhance
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.images import Limits, read_image
 from orbithash.encoders.preprocessing import Preprocessing, resample
 from orbithash.trainers.datasets import Image as ManifestImage
+from orbithash.trainers.retrieval import Labels
 
 __all__ = ["Augmentation", "Part", "augment", "load_images", "views_of_steps"]
+
+# More threads wait for each other: between two calls of Pillow each holds Python's lock.
+MAX_THREADS = 8
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -29,12 +34,13 @@ Rows = npt.NDArray[np.int64]
 class Part:
     """One part of a dataset in memory.
 
-    `images` uint8 [N, S, S, C], None for a method that trains on features; `labels` int64 [N], -1 where unknown;
-    `ids` their N names; `features` float32 [N, ...] by table.
+    `images` uint8 [N, S, S, C], None for a method that trains on features; `labels` integers [N], -1 where unknown, or
+    bool [N, classes] where images have several (see `retrieval`); `ids` their N names; `features` float32 [N, ...] by
+    table.
     """
 
     images: Pixels | None
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     ids: list[str]
     features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
@@ -57,15 +63,25 @@ def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Prep
     """Decodes and prepares these images: uint8 [N, crop, crop, C]; `InputError` that lists all that are refused."""
     side = preprocessing.crop
     pixels = np.empty((len(images), side, side, preprocessing.channels), np.uint8)
-    problems = []
-    for row, image in enumerate(images):
+
+    def load(row: int) -> str | None:
+        path = images[row].path
         try:
-            pixels[row] = preprocessing.prepare(read_image(root / image.path, preprocessing.rendering, Limits()))
+            pixels[row] = preprocessing.prepare(read_image(root / path, preprocessing.rendering, Limits()))
         except InputError as err:
-            problems.append(f"{image.path}: {err}")
+            return f"{path}: {err}"
+        return None
+
+    with ThreadPoolExecutor(_num_cores()) as pool:
+        problems = [problem for problem in pool.map(load, range(len(images))) if problem]
     if problems:
         raise listed(problems, f"{root}: images that cannot be trained on")
     return pixels
+
+
+def _num_cores() -> int:
+    """Cores for this process: those of its torch. Ray sets it to a worker's share of the machine."""
+    return min(torch.get_num_threads(), MAX_THREADS)
 
 
 _DEFAULT = Augmentation()
@@ -108,18 +124,25 @@ def views_of_steps(
 ) -> Iterator[Pixels]:
     """Views uint8 [b, side, side, C] of the rows of each step, int64 [steps, b]: this rank's share.
 
-    The next step's views are made while the last one's are used.
+    The next step's views are made while the last one's are used, on all cores but one.
     """
 
-    def make(rows: Rows) -> Pixels:
+    def begin(rows: Rows) -> tuple[Pixels, Iterator[None]]:
+        """The views, and what ends when they are made."""
         views = np.empty((len(rows), side, side, images.shape[3]), np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            views[place] = augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
-        return views
 
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        following = ahead.submit(make, steps[0])
-        for rows in steps[1:]:
-            views, following = following.result(), ahead.submit(make, rows)
+        def make(places: Rows) -> None:
+            for place in places.tolist():
+                row = int(rows[place])
+                views[place] = augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
+
+        return views, pool.map(make, np.array_split(np.arange(len(rows)), num_threads))
+
+    num_threads = max(1, _num_cores() - 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        begun = map(begin, steps)
+        following = next(begun, None)
+        while following is not None:
+            (views, made), following = following, next(begun, None)
+            list(made)
             yield views
-        yield following.result()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,18 +14,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orbithash.encoders.card import ModelCard, TextSpec
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.datasets import Image, Manifest
+from orbithash.trainers.datasets import Manifest
 from orbithash.trainers.distributed import broadcast_state, rank, sum_over_ranks, synchronise_batch_norm, world_size
 from orbithash.trainers.loading import Augmentation, Part, load_images, views_of_steps
-from orbithash.trainers.methods import Batch, Method, get_method
-from orbithash.trainers.tables import load_tables
+from orbithash.trainers.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
+from orbithash.trainers.methods import METHODS, Batch, Method, get_method
+from orbithash.trainers.retrieval import Labels, label_arrays
+from orbithash.trainers.tables import check_sources, load_tables
 
-__all__ = ["Observer", "Run", "best_epoch", "export_models", "load_training_part", "train"]
+__all__ = ["Observer", "Run", "best_epoch", "check_run", "export_models", "load_training_part", "train"]
 
 # DHCL's value clipping, harmless to the rest: no gradient element beyond it.
 CLIP_VALUE = 10.0
@@ -67,7 +68,8 @@ class Observer(Protocol):
 def train(run: Run, observer: Observer, resume_from: Path | None = None, device: str = "cpu") -> None:
     """Trains `run` to its last epoch, from a checkpoint folder where one is given."""
     config = run.config
-    _check_batch(config.batch_size, len(run.manifest.part("train")))
+    _check_batch(run, world_size())
+    _check_labels(run)
     method = run.build()
     synchronise_batch_norm(method)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,6 +91,7 @@ def train(run: Run, observer: Observer, resume_from: Path | None = None, device:
         save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
 
     encoder = HashModel(make_card(run, method, {}), method.network, device=device, text_head=method.text_head)
+    has_validation = bool(run.manifest.part("validation"))
     for epoch in range(len(history), config.epochs):
         # Whatever draws from torch's own generator draws the same after an interruption.
         torch.manual_seed(_seed(config.seed, epoch, rank()))
@@ -101,16 +104,16 @@ def train(run: Run, observer: Observer, resume_from: Path | None = None, device:
         method.end_epoch()
         method.eval()
         is_last = epoch + 1 == config.epochs
-        if run.manifest.part("validation") and ((epoch + 1) % config.validate_every == 0 or is_last):
+        if has_validation and ((epoch + 1) % config.validate_every == 0 or is_last):
             metrics = method.validate(encoder, reference, validation)
             record |= {f"validation/{name}": value for name, value in metrics.items()}
-        history.append(record | {"score": _score(method, record)})
+        history.append(record | {"score": _score(method, record, has_validation)})
         observer.on_epoch(history, write_checkpoint)
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record of the epoch that becomes the model: the first of those with the best score."""
-    return max(history, key=lambda record: float(record["score"]))
+    """The record of the epoch that becomes the model: the last of those with the best score, as Ray Train keeps it."""
+    return max(history, key=lambda record: (float(record["score"]), int(record["epoch"])))
 
 
 def export_models(run: Run, checkpoint: Path) -> tuple[HashModel, list[HashModel]]:
@@ -157,36 +160,84 @@ def load_training_part(run: Run, method: Method, device: str = "cpu") -> Part:
     preprocessing = run.preprocessing()
     stored = round(preprocessing.crop * STORED_MARGIN)
     larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
-    images = run.manifest.part("train")
+    images, labels = run.manifest.part("train"), _labels(run)["train"]
     return Part(
         images=load_images(run.root, images, larger) if method.trains_on_images else None,
-        labels=_labels(images),
+        labels=labels,
         ids=[image.id for image in images],
         features=load_tables(run.root, images, method, preprocessing, device),
     )
 
 
-def _check_batch(batch_size: int, num_images: int) -> None:
-    if batch_size % world_size() or batch_size < 2 * world_size():
+def check_run(run: Run, num_workers: int) -> None:
+    """`InputError` with all that keeps `run` from training on so many workers, but for what is inside its images."""
+    images = run.manifest.part("train", "validation")
+    problems: list[str] = []
+
+    def check_order() -> None:
+        method = run.build()
+        if not problems:
+            # Batches are drawn by labels, and only from what passed the checks before.
+            method.order(_labels(run)["train"], 0)
+
+    checks: list[Callable[[], None]] = [
+        lambda: _check_batch(run, num_workers),
+        lambda: _check_labels(run),
+        lambda: check_sources(images, get_method(run.method), run.config),
+        check_order,
+    ]
+    for check in checks:
+        try:
+            check()
+        except InputError as err:
+            problems.append(str(err))
+    if problems:
+        raise listed(problems, f"{run.method} cannot train on {run.root}")
+
+
+def _check_batch(run: Run, num_workers: int) -> None:
+    batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
+    group_size = get_method(run.method).group_size
+    if batch_size % (num_workers * group_size) or batch_size < 2 * num_workers:
+        times = "" if group_size == 1 else f"{group_size} times "
         raise InputError(
-            f"batch_size {batch_size} over {world_size()} workers; it must be a multiple of the number of workers and "
-            "leave each at least 2 images"
+            f"batch_size {batch_size} over {num_workers} workers; it must be a multiple of {times}the number of "
+            "workers and leave each at least 2 images"
         )
     if num_images < batch_size:
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
 
 
+def _check_labels(run: Run) -> None:
+    if not get_method(run.method).needs_labels:
+        return
+    images = run.manifest.part("train", "validation")
+    faults = {
+        "no class": [image.path for image in images if not image.labels],
+        "several classes": [image.path for image in images if len(image.labels) > 1],
+    }
+    told = [
+        f"{len(paths)} of {len(images)} training images have {fault} (first: {paths[0]})"
+        for fault, paths in faults.items()
+        if paths
+    ]
+    if told:
+        others = " and ".join(name for name, kind in METHODS.items() if not kind.needs_labels)
+        raise InputError(f"{' and '.join(told)}; {run.method} learns from one class of each, {others} need none")
+
+
 def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
     """The training part, and this rank's shares of it and of the validation part as they are encoded."""
     preprocessing = run.preprocessing()
-    training = load_training_part(run, method, device)
+    training, labels = load_training_part(run, method, device), _labels(run)
 
-    def share(images: list[Image], features: dict[str, npt.NDArray[np.float32]]) -> Part:
+    def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
         mine = slice(rank(), None, world_size())
+        images = run.manifest.part(split)[mine]
         return Part(
-            images=load_images(run.root, images[mine], preprocessing) if method.trains_on_images else None,
-            labels=_labels(images[mine]),
-            ids=[image.id for image in images[mine]],
+            images=load_images(run.root, images, preprocessing) if method.trains_on_images else None,
+            labels=labels[split][mine],
+            ids=[image.id for image in images],
             features={name: table[mine] for name, table in features.items()},
         )
 
@@ -194,12 +245,15 @@ def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
     if not held_back:
         nothing = Part(None, np.empty(0, np.int64), [])
         return training, nothing, nothing
-    tables = load_tables(run.root, held_back, method, preprocessing, device)
-    return training, share(run.manifest.part("train"), training.features), share(held_back, tables)
+    tables = load_tables(run.root, held_back, method, preprocessing, device, training=False)
+    return training, share("train", training.features), share("validation", tables)
 
 
-def _labels(images: list[Image]) -> npt.NDArray[np.int64]:
-    return np.array([image.label for image in images], np.int64)
+def _labels(run: Run) -> dict[str, Labels]:
+    """The labels of the training and the validation part, in one form."""
+    splits = ("train", "validation")
+    of_images = ([image.labels for image in run.manifest.part(split)] for split in splits)
+    return dict(zip(splits, label_arrays(len(run.manifest.classes), *of_images), strict=True))
 
 
 def _seed(seed: int, *more: int) -> int:
@@ -207,12 +261,12 @@ def _seed(seed: int, *more: int) -> int:
     return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
 
 
-def _score(method: Method, record: dict[str, Any]) -> float:
-    """What the best epoch has most of; below all for an epoch that was not validated."""
-    if method.selection_metric is None or not any(key.startswith("validation/") for key in record):
-        # Without a validation part every score is of this kind, and with one the last epoch's is not.
-        return float(record["epoch"]) if method.selection_metric is None else float(record["epoch"]) - 1e9
-    return float(record[f"validation/{method.selection_metric}"])
+def _score(method: Method, record: dict[str, Any], has_validation: bool) -> float:
+    """What the best epoch has most of: the metric that chooses, or the epoch's number where none does."""
+    if method.selection_metric is None or not has_validation:
+        return float(record["epoch"])
+    # Metrics are at least 0, and the last epoch is always validated: one that was not is never the best.
+    return float(record.get(f"validation/{method.selection_metric}", -1))
 
 
 def _wrap(method: Method) -> nn.Module:
@@ -222,7 +276,11 @@ def _wrap(method: Method) -> nn.Module:
     device = next(method.parameters()).device
     # Buffers are written alike on every rank, from the whole batch: they need no syncing in every step.
     return DistributedDataParallel(
-        method, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        # Gradients are reduced where they are, not copied to and fro.
+        gradient_as_bucket_view=True,
     )
 
 
@@ -239,6 +297,8 @@ def _train_epoch(
     steps = method.order(training.labels, epoch)
     num_steps, batch_size = steps.shape
     sums: dict[str, float] = {}
+    reset_peak_memory(encoder.device)
+    memory = memory_mb(encoder.device)
     start = time.perf_counter()
     waited = 0.0
     stream = _batches(run.config, steps, encoder, training, epoch)
@@ -266,7 +326,8 @@ def _train_epoch(
         "step_s": seconds / num_steps,
         "seconds": seconds,
         "waited_for_data_s": waited,
-        "peak_memory_mb": _peak_memory_mb(encoder.device),
+        "memory_mb": memory,
+        "peak_memory_mb": peak_memory_mb(encoder.device),
     }
 
 
@@ -303,10 +364,3 @@ def _step(method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer,
     optimizer.step()
     method.after_step(batch)
     return {name: float(value.detach()) for name, value in losses.items()}
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """The most memory so far: of the GPU's tensors, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -17,6 +17,9 @@ from orbithash.encoders.preprocessing import Preprocessing
 
 BITS = 32
 
+# A training that takes seconds.
+TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "batch_size=4", "--set", "epochs=1")
+
 # Name of each refused image of the fixture `bad_images` to what is said of it.
 REASONS = {
     "text.jpg": "not a JPEG, PNG or TIFF",

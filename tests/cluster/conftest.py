@@ -1,6 +1,7 @@
 """Small real parts for the tests of the command line: scenes, models with random weights, an archive, processes."""
 
 import os
+import re
 import subprocess
 import sys
 from typing import NamedTuple
@@ -39,6 +40,26 @@ def cli(monkeypatch, capsys):
         return Ended(ended.value.code or 0, out, err)
 
     return call
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """Asserts that a command is refused: every word in its one line, nothing changed on disk."""
+
+    def check(*args, words, lines=1):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        ended = cli(*args)
+        assert ended.code == 2, ended.err
+        said = ended.err[ended.err.index("error: ") :].splitlines()
+        assert len(said) == lines, ended.err
+        for word in words:
+            assert str(word) in "\n".join(said), f"{word!r} is not in {said}"
+        # Neither a traceback nor colours, nor a word for the machine.
+        assert not re.search(r"Traceback|\x1b|Error:", ended.err), ended.err
+        assert ended.out == ""
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    return check
 
 
 @pytest.fixture

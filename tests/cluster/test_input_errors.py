@@ -1,41 +1,18 @@
 """Whatever a user gets wrong is one clear line and exit code 2, and leaves nothing on disk."""
 
-import re
 import shutil
 import socket
 
 import numpy as np
 import pytest
 import torchvision
+from cluster_parts import TINY
 from safetensors.torch import save_file
 
 from orbithash.cluster import train as training
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.model import HashModel
 from orbithash.trainers.loop import make_card
-
-TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "batch_size=4", "--set", "epochs=1")
-
-
-@pytest.fixture
-def refused(cli, tmp_path):
-    """Asserts that a command is refused: every word in its one line, nothing changed on disk."""
-
-    def check(*args, words, lines=1):
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        ended = cli(*args)
-        assert ended.code == 2, ended.err
-        said = ended.err[ended.err.index("error: ") :].splitlines()
-        assert len(said) == lines, ended.err
-        for word in words:
-            assert str(word) in "\n".join(said), f"{word!r} is not in {said}"
-        # Neither a traceback nor colours, nor a word for the machine.
-        assert not re.search(r"Traceback|\x1b|Error:", ended.err), ended.err
-        assert ended.out == ""
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-    return check
-
 
 # Training.
 
@@ -49,7 +26,7 @@ def test_training_needs_class_folders(refused, tmp_path, bad_images, name):
     words = {
         "empty": "holds no image (.jpg, .jpeg, .png, .tif, .tiff)",
         "absent": "does not exist",
-        "flat": "holds 1 images but no class folders; lay them out as flat/<class>/*.tif",
+        "flat": "only 1 images; protocol random needs at least 5",
         "file": "is not a folder",
     }
     folder = tmp_path / name
@@ -129,7 +106,7 @@ def test_training_options(refused, tmp_path, labelled, options, words):
 def test_weights_of_another_backbone(refused, tmp_path, labelled):
     weights = tmp_path / "weights.safetensors"
     save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)
-    options = ("--weights", weights, "--set", "backbone=resnet18")
+    options = (*TINY, "--weights", weights, "--set", "backbone=resnet18")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
         words=[weights, "not the weights of backbone resnet18", "give the backbone"],
@@ -159,8 +136,9 @@ def test_out_of_another_run(refused, tmp_path, labelled):
 
 @pytest.mark.ray
 def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelled):
+    options = (*TINY, "--workers", "5", "--set", "batch_size=10")
     refused(
-        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--workers", "5", *TINY),
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
         words=["training with 5 workers needs 5 CPUs, the cluster has 4; ask for fewer workers"],
     )
 
@@ -186,6 +164,13 @@ def test_evaluation_of_what_is_no_run(refused, tmp_path, labelled):
 def test_evaluation_of_an_unfinished_run(refused, run_folder, labelled):
     shutil.rmtree(run_folder / "model")
     refused("evaluate", run_folder, "--data", labelled, words=["has no model yet; run the same train command again"])
+
+
+def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder, labelled):
+    # A folder of the user's own.
+    shutil.copytree(run_folder / "model", run_folder / "model-kept")
+    words = [run_folder, "no shorter model of 8 bits; there are none: it was trained without nested_bits"]
+    refused("evaluate", run_folder, "--data", labelled, "--bits", "8", words=words)
 
 
 def test_evaluation_of_a_damaged_run(refused, run_folder, labelled):

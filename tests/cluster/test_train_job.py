@@ -10,10 +10,10 @@ from cluster_parts import family, kill, wait_for
 
 from orbithash.encoders.model import HashModel
 from orbithash.trainers.datasets import Manifest
+from orbithash.trainers.loop import best_epoch
 
 pytestmark = pytest.mark.ray
 
-METRIC = "validation/ap_min@20"
 SETTINGS = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=4", "warm_up_epochs=0")
 
 
@@ -34,7 +34,7 @@ def files_of(folder):
 
 def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_path):
     run = tmp_path / "run"
-    ended = cli(*command(labelled, run, epochs=2))
+    ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
     assert ended.code == 0, ended.err
     assert "Traceback" not in ended.err
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -42,19 +42,20 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     manifest = Manifest.read(run / "manifest.jsonl")
     history = history_of(run)
     assert [record["epoch"] for record in history] == [1, 2]
-    best = max(history, key=lambda record: record[METRIC])
+    best = best_epoch(history)
     model = HashModel.load(run / "model")
     assert (model.bits, model.card.classes, model.card.metrics) == (16, ("beach", "forest", "river"), best)
     assert model.card.dataset["manifest_sha256"] == manifest.sha256
     assert f"epoch {best['epoch']} of 2 is the best" in ended.err
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "manifest.jsonl", "metrics.jsonl", "model", "ray"}
+    files = {"config.yaml", "manifest.jsonl", "metrics.jsonl", "model", "model-8", "ray"}
+    assert {path.name for path in run.iterdir()} == files
 
     # Again: there is nothing to do. With other settings: not in this folder.
     before = files_of(run)
-    ended = cli(*command(labelled, run, epochs=2))
+    ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
     assert ended.code == 0
     assert "is complete already; nothing to train" in ended.err
-    ended = cli(*command(labelled, run, epochs=3))
+    ended = cli(*command(labelled, run, epochs=3, nested_bits="[8]"))
     assert ended.code == 2
     assert "holds another run (epochs was 2, is 3)" in ended.err
     assert files_of(run) == before
@@ -69,6 +70,28 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
         len(manifest.part("train", "validation")),
     )
     assert (run / "evaluation" / "report.html").stat().st_size > 10_000
+
+    # So can the shorter length, which is the first bits of the same codes; any other was not trained.
+    ended = cli("evaluate", run, "--data", labelled, "--bits", "8", "--json")
+    assert ended.code == 0, ended.err
+    shorter = json.loads(ended.out)
+    assert shorter == json.loads((run / "evaluation-8" / "metrics.json").read_text())
+    assert (shorter["bits"], shorter["codes"]["bytes_per_code"], shorter["queries"]) == (8, 1, metrics["queries"])
+    assert shorter["codes"]["bit_balance"] == metrics["codes"]["bit_balance"][:8]
+    assert (run / "evaluation-8" / "report.html").exists()
+    ended = cli("evaluate", run, "--data", labelled, "--bits", "12")
+    assert ended.code == 2
+    assert f"error: {run} has no shorter model of 12 bits; there are 8" in ended.err
+
+
+def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, labelled, tmp_path):
+    """No rate, no change: Ray keeps the last checkpoint of those with the best score."""
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=3, lr="1e-30"))
+    assert ended.code == 0, ended.err
+    assert len({record["score"] for record in history_of(run)}) == 1
+    assert HashModel.load(run / "model").card.metrics["epoch"] == 3
+    assert "epoch 3 of 3 is the best" in ended.err
 
 
 def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
@@ -115,4 +138,4 @@ def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
     after = history_of(run)
     assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
     assert after[0] == before[0]
-    assert HashModel.load(run / "model").card.metrics == max(after, key=lambda record: record[METRIC])
+    assert HashModel.load(run / "model").card.metrics == best_epoch(after)

@@ -19,3 +19,16 @@ def test_pairs_of_a_folder(cli, tmp_path):
     again = cli("wald", tmp_path / "data", tmp_path / "out")
     assert again.code == 2
     assert again.err.startswith(f"error: {tmp_path / 'out'} is not an empty folder")
+
+
+def test_pairs_of_images_without_classes(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "data" / f"{i}.png")
+    ended = cli("wald", tmp_path / "data", tmp_path / "out", "--factor", 2)
+    assert ended.code == 0
+    assert f"3 pairs are in {tmp_path / 'out'}; 0 images were left out" in ended.err
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")) == [
+        f"{source}/{i}.png" for source in ("first", "second") for i in range(3)
+    ]

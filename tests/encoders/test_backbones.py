@@ -6,7 +6,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from orbithash.encoders.backbones import BACKBONES, build_backbone
+from orbithash.encoders.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
 from orbithash.encoders.errors import InputError
 
 
@@ -14,10 +14,10 @@ def images(num, side=64, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(num, 3, side, side)).astype(np.float32))
 
 
-def random_state(name, seed=0):
+def random_state(name, seed=0, **options):
     """The state of a torchvision model whose running statistics are not those of a fresh one."""
     torch.manual_seed(seed)
-    model = torchvision.models.get_model(name, weights=None)
+    model = torchvision.models.get_model(name, weights=None, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -36,7 +36,7 @@ def resnet18(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_an_image_has_the_same_features_in_any_batch(name):
-    x = images(3)
+    x = images(3, side=96)
     for norm in ("frozen-batch", "group"):
         torch.manual_seed(0)
         # While training: batch statistics and random branches would show here.
@@ -66,6 +66,49 @@ def test_features_of_a_weights_file_are_those_of_torchvision(resnet18):
         y = model.maxpool(model.relu(model.bn1(model.conv1(x))))
         expected = model.layer4(model.layer3(model.layer2(model.layer1(y))))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_features_of_inceptions_are_those_of_torchvision(name, tmp_path):
+    """With the state that torchvision's weights have: of the second classifiers, too, and of pixels from -1 to 1."""
+    model, state = random_state(name, init_weights=False, aux_logits=True, transform_input=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            # Or little of an image would be left after so many layers.
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    assert any("aux" in key.lower() for key in state)
+    save_file(state, tmp_path / "w.safetensors")
+    x, found = images(2, side=96), {}
+    model.avgpool.register_forward_pre_hook(lambda module, inputs: found.update(maps=inputs[0]))
+    with torch.no_grad():
+        model.eval()(x)
+        backbone = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors")).train()
+        scale = float(found["maps"].std())
+        torch.testing.assert_close(backbone(x), found["maps"], rtol=1e-4, atol=1e-4 * scale)
+        # Grey pixels, as other bands than RGB are normalised: they have the features of grey RGB.
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        pixels = (x[:, :1].clamp(-2, 2) + 2) / 4
+        grey = backbone(((pixels - mean) / std).float())
+        five = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors"), channels=5)
+        torch.testing.assert_close(five(((pixels - 0.5) / 0.25).repeat(1, 5, 1, 1)), grey, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("name", MIN_SIDE_PX)
+def test_the_least_side_is_the_least(name):
+    backbone, side = build_backbone(name, "group"), MIN_SIDE_PX[name]
+    with torch.no_grad():
+        assert min(backbone(images(1, side)).shape[2:]) >= 1
+        with pytest.raises((RuntimeError, ValueError)):
+            backbone(images(1, side - 1))
+
+
+def test_the_number_of_features_is_that_of_the_map():
+    for channels in (3, 5):
+        backbone = build_backbone("googlenet", "batch", channels=channels).train()
+        before = {key: value.clone() for key, value in backbone.state_dict().items()}
+        assert num_features(backbone, channels) == 1024
+        assert backbone.training
+        assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
 def test_a_file_without_the_step_counters_is_taken(resnet18, tmp_path):

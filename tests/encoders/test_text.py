@@ -58,7 +58,11 @@ def slow(folder, sentence, pooling, max_tokens=64):
     """The features of one sentence by transformers alone, token by token."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     inputs = AutoTokenizer.from_pretrained(folder)(
-        sentence, return_tensors="pt", truncation=True, max_length=max_tokens
+        sentence,
+        return_tensors="pt",
+        truncation=True,
+        max_length=max_tokens,
+        padding="max_length" if pooling == "last4-padded" else False,
     )
     with torch.no_grad():
         layers = [layer[0].numpy() for layer in model(**inputs, output_hidden_states=True).hidden_states]
@@ -266,7 +270,7 @@ def test_a_name_that_was_fetched_is_read_from_its_copy(monkeypatch, small):
 
 def test_folders_that_are_no_text_encoder_are_refused(small, tmp_path):
     refused(tmp_path, "not a Hugging Face model folder")
-    refused(small, "unknown text pooling 'max'; there are mean, cls, last4", pooling="max")
+    refused(small, "unknown text pooling 'max'; there are mean, cls, last4, last4-padded", pooling="max")
 
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")

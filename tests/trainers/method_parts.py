@@ -51,6 +51,57 @@ def write_text_model(folder):
     return folder
 
 
+def write_translators(folder):
+    """Small Marian models of random weights, one for each pair of languages on the ways of captions."""
+    import sentencepiece
+    from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "text.txt"
+    text.write_text(
+        "\n".join(["a river and some trees", "many houses near the road", "two grey boats on the sea"] * 40)
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spm"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    vocabulary = ["</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, len(pieces))), "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
+    for number, (source, target) in enumerate([("en", "es"), ("en", "de"), ("es", "en"), ("de", "en"), ("es", "de")]):
+        path = folder / f"opus-mt-{source}-{target}"
+        MarianTokenizer(
+            source_spm=str(folder / "spm.model"),
+            target_spm=str(folder / "spm.model"),
+            vocab=str(folder / "vocab.json"),
+            source_lang=source,
+            target_lang=target,
+        ).save_pretrained(path)
+        torch.manual_seed(number)
+        config = MarianConfig(
+            vocab_size=len(vocabulary),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_position_embeddings=128,
+            pad_token_id=len(vocabulary) - 1,
+            decoder_start_token_id=len(vocabulary) - 1,
+            eos_token_id=0,
+            forced_eos_token_id=0,
+            init_std=1.0,
+            tie_word_embeddings=False,
+            num_beams=2,
+        )
+        model = MarianMTModel(config)
+        # What is read matters far more than what was said before.
+        model.model.decoder.layers[0].encoder_attn.out_proj.weight.data *= 30
+        model.save_pretrained(path)
+    return folder
+
+
 def make_run(root, method, protocol="random", **settings):
     """A run on `write_data`'s folder, with captions and second sources in its manifest."""
     given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2, **settings}

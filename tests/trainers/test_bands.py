@@ -7,16 +7,21 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+import torch
+import torchvision
 from method_parts import trained
 from PIL import Image
+from safetensors.torch import save_file
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import Rendering, read_image
 from orbithash.encoders.model import HashModel
+from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.loading import augment, load_images
-from orbithash.trainers.loop import Run, export_models, make_card
+from orbithash.trainers.loop import Run, export_models
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
 from orbithash.trainers.tables import load_tables
@@ -124,11 +129,14 @@ def test_a_view_of_three_bands_is_one_resize_of_pillow():
         ({"bands": (1, "B02")}, "bands is (1, 'B02'); numbers counted from 1"),
         ({"bands": 4}, "bands is 4: input should be a valid tuple"),
         ({"stretch": "gamma:2"}, "stretch is 'gamma:2'; allowed are percentile:LO:HI and range:LO:HI"),
+        ({"second_bands": (0, 1)}, "second_bands is (0, 1): "),
+        ({"second_stretch": "gamma:2"}, "second_stretch is 'gamma:2': "),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
+    kind = get_method("mrhash").Config if any(key.startswith("second") for key in settings) else TrainConfig
     with pytest.raises(InputError) as caught:
-        load_config(TrainConfig, **settings)
+        load_config(kind, **settings)
     assert message in str(caught.value)
 
 
@@ -147,32 +155,86 @@ def test_images_without_the_bands_are_all_named(data):
     assert str(caught.value).count("band 14") == 20
 
 
-def test_real_patches_of_two_sources(shared):
+def features_of(root, paths, spec, rendering, weights=None, side=64):
+    """Of each file or folder, by a network that is made here."""
+    torch.manual_seed(0)
+    network = HashNetwork(dataclasses.replace(spec, channels=rendering.channels), weights).eval()
+    preprocessing = Preprocessing(rendering, side, side)
+    rows = []
+    for path in paths:
+        pixels = preprocessing.prepare(read_image(root / path, rendering)).astype(np.float64) / 255
+        inputs = torch.from_numpy((pixels - preprocessing.mean) / preprocessing.std).float()
+        with torch.no_grad():
+            rows.append(network.features(inputs.permute(2, 0, 1)[None])[0].numpy())
+    return np.stack(rows)
+
+
+def test_real_patches_of_two_sources(shared, tmp_path):
+    """Sentinel-2 in six bands and Sentinel-1 in two, each with a stretch of its own: tables, training, codes."""
     root = shared / "data" / "bigearthnet_sample"
-    bands = ("B02", "B03", "B04", "B08", "B05", "B11")
+    bands, radar = ("B02", "B03", "B04", "B08", "B05", "B11"), Rendering(("VV", "VH"), "range:-30:0")
     manifest = make_manifest(root, protocol="random")
     config = load_config(
-        get_method("mrhash").Config, backbone="mobilenet_v3_small", image_size=64, bits=16, bands=bands, num_clusters=2
+        get_method("mrhash").Config,
+        None,
+        ["second_bands=[VV, VH]", "second_stretch=range:-30:0", "stretch=range:0:3000"],
+        bands=bands,
+        backbone="mobilenet_v3_small",
+        image_size=64,
+        bits=16,
+        num_clusters=2,
+        num_latents=3,
+        autoencoder_epochs=2,
+        hidden=(8,),
+        batch_size=2,
+        epochs=1,
     )
     run = Run("mrhash", config, manifest, root)
     images = list(manifest.images)
-    pixels = load_images(root, images, run.preprocessing())
-    assert pixels.shape == (6, 64, 64, 6)
     method = run.build()
-    encoder = HashModel(make_card(run, method, {}), method.network)
-    with pytest.raises(InputError, match="no band B02, B03, B04, B08, B05, B11; there are VH, VV"):
-        load_tables(root, images, method, run.preprocessing())
-    # RGB of either source is another matter.
-    rgb = dataclasses.replace(run, config=config.model_copy(update={"bands": ()}))
-    method = rgb.build()
-    tables = load_tables(root, images, method, rgb.preprocessing())
-    assert set(map(len, tables.values())) == {6}
-    assert encoder.features(pixels).shape == tables["image"].shape
-    assert not np.allclose(tables["image"], tables["second"])
+    tables = load_tables(root, images, method, run.preprocessing())
+    spec = method.network.spec
+    own = Rendering(bands, "range:0:3000")
+    for name, rendering, paths in (
+        ("image", own, [image.path for image in images]),
+        ("second", radar, [image.second for image in images]),
+    ):
+        expected = features_of(root, paths, spec, rendering)
+        np.testing.assert_allclose(tables[name], expected, rtol=1e-3, atol=1e-3)
+        # Nothing is black: what one source shows differs from image to image.
+        assert (tables[name].std(axis=0) > 0).mean() > 0.5
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    # The second source is of no more use.
+    assert model.preprocessing.rendering == own
+    assert model.encode([read_image(root / image.path, own) for image in images]).shape == (6, 2)
+
+
+def test_thirteen_bands_and_a_companion_of_three(data, tmp_path):
+    """Of the same weights, which the first takes in its own number of bands."""
+    rng = np.random.default_rng(1)
+    for name in ("Forest", "River"):
+        (tmp_path / "second" / name).mkdir(parents=True)
+    run = make_run(data, "dhcl")
+    images = []
+    for image in run.manifest.images:
+        second = (tmp_path / "second" / image.path).with_suffix(".png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(second)
+        images.append(dataclasses.replace(image, second=str(second)))
+    torch.manual_seed(5)
+    weights = tmp_path / "w.safetensors"
+    save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)
+    config = make_run(data, "mrhash", num_clusters=2, weights=str(weights)).config
+    method = get_method("mrhash")(config, 2, len(images))
+    tables = load_tables(data, images, method, config.preprocessing())
+    assert method.network.spec.channels == 13
+    expected = features_of(
+        data, [image.second for image in images], method.network.spec, Rendering(), str(weights), side=32
+    )
+    np.testing.assert_allclose(tables["second"], expected, rtol=1e-3, atol=1e-2 * expected.std())
 
 
 def test_views_of_colours_need_colours(data):
-    from orbithash.encoders.networks import HashNetwork
     from orbithash.trainers.features import FeatureExtractor
 
     run = make_run(data, "dhcl")

@@ -5,9 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_parts import write_translators
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.text import TextEncoder
@@ -244,73 +244,26 @@ def test_where_a_model_says_nothing_the_sentence_before_stands():
 
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
-    """Folders of small Marian models of random weights, one for each pair of languages on the ways."""
-    import torch
-    from transformers import MarianConfig, MarianMTModel, MarianTokenizer
-
-    folder = tmp_path_factory.mktemp("marian")
-    text = folder / "text.txt"
-    text.write_text(
-        "\n".join(["a river and some trees", "many houses near the road", "two grey boats on the sea"] * 40)
-    )
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "spm"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
-    vocabulary = ["</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, len(pieces))), "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
-    for number, (source, target) in enumerate([("en", "es"), ("en", "de"), ("es", "en"), ("de", "en"), ("es", "de")]):
-        path = folder / f"{source}-{target}"
-        MarianTokenizer(
-            source_spm=str(folder / "spm.model"),
-            target_spm=str(folder / "spm.model"),
-            vocab=str(folder / "vocab.json"),
-            source_lang=source,
-            target_lang=target,
-        ).save_pretrained(path)
-        torch.manual_seed(number)
-        config = MarianConfig(
-            vocab_size=len(vocabulary),
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=16,
-            decoder_ffn_dim=16,
-            max_position_embeddings=128,
-            pad_token_id=len(vocabulary) - 1,
-            decoder_start_token_id=len(vocabulary) - 1,
-            eos_token_id=0,
-            forced_eos_token_id=0,
-            init_std=1.0,
-            tie_word_embeddings=False,
-            num_beams=2,
-        )
-        model = MarianMTModel(config)
-        # What is read matters far more than what was said before.
-        model.model.decoder.layers[0].encoder_attn.out_proj.weight.data *= 30
-        model.save_pretrained(path)
-    return folder
+    """A folder of small Marian models of random weights, one for each pair of languages on the ways."""
+    return write_translators(tmp_path_factory.mktemp("marian"))
 
 
 def test_translation_by_a_model_against_one_sentence_at_a_time(marian):
     sentences = ["a river", "many houses near the road and some trees", "two boats"] * 5
-    together = translate(str(marian / "en-es"), sentences)
-    alone = [translate(str(marian / "en-es"), [sentence])[0] for sentence in sentences[:3]]
+    together = translate(str(marian / "opus-mt-en-es"), sentences)
+    alone = [translate(str(marian / "opus-mt-en-es"), [sentence])[0] for sentence in sentences[:3]]
     assert together == alone * 5
     assert len(set(alone)) > 1
-    assert alone != [translate(str(marian / "en-de"), [sentence])[0] for sentence in sentences[:3]]
+    assert alone != [translate(str(marian / "opus-mt-en-de"), [sentence])[0] for sentence in sentences[:3]]
 
 
 @pytest.mark.parametrize("how", ["translate", "translate-chain"])
 def test_translated_captions(marian, how):
     given = [["a river", "many houses near the road"], ["two boats"]]
-    translators = str(marian / "{source}-{target}")
-    result = augment_captions(given, how, translators=translators)
+    result = augment_captions(given, how, translators=str(marian))
     assert [len(group) for group in result] == [2, 1]
     assert all(text and text == text.lower() for group in result for text in group)
-    assert augment_captions(given, how, translators=translators) == result
+    assert augment_captions(given, how, translators=str(marian)) == result
 
 
 def test_wrong_calls_are_refused(marian, tmp_path):
@@ -320,11 +273,11 @@ def test_wrong_calls_are_refused(marian, tmp_path):
         augment_captions([["a"]], "rule")
     with pytest.raises(InputError, match="cannot be read"):
         augment_captions([["a"]], "rule", encoder=LetterCounts(), glove=tmp_path / "absent")
-    with pytest.raises(InputError, match=r"\{source\} and \{target\} must stand"):
-        augment_captions([["a"]], "translate", translators="opus-mt-en-de")
-    (tmp_path / "en-es").mkdir()
+    with pytest.raises(InputError, match=r"opus-mt-en-es'?: no such folder"):
+        augment_captions([["a"]], "translate", translators=str(tmp_path))
+    (tmp_path / "opus-mt-en-es").mkdir()
     with pytest.raises(InputError, match="not a Hugging Face model folder"):
-        augment_captions([["a"]], "translate", translators=str(tmp_path / "{source}-{target}"))
+        augment_captions([["a"]], "translate", translators=str(tmp_path))
 
 
 def test_a_text_encoder_is_no_translator(minilm):
@@ -367,6 +320,14 @@ def test_a_damaged_cache_is_made_anew(tmp_path, content):
     file.write_text(content, errors="surrogateescape")
     assert augment_captions([["a house", "the house"]], "rule", **settings) == first
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [whole]
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path):
+    (tmp_path / "glove.txt").write_text("house 1 0\nriver 0.9 0.1\n")
+    (tmp_path / "file").write_text("no folder")
+    settings = {"encoder": LetterCounts(), "glove": tmp_path / "glove.txt", "cache": tmp_path / "file" / "captions"}
+    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder with room"):
+        augment_captions([["a house"]], "rule", **settings)
 
 
 def test_real_captions_change_and_keep_their_meaning(minilm, shared, monkeypatch):

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.methods.dhcl import DhclConfig
+from orbithash.trainers.methods.duch import DuchConfig
 
 
 def yaml_file(folder, text):
@@ -46,6 +47,20 @@ def test_settings_are_yaml():
     assert (config.weights, config.count_label_bits, config.label_code, config.bits) == (None, True, "gray", 48)
     assert load_config(DhclConfig, None, ["label_code=none"]).label_code == "none"
     assert load_config(DhclConfig, None, ["weights=a=b.safetensors"]).weights == "a=b.safetensors"
+
+
+def test_a_path_that_exists_becomes_absolute_and_a_name_stays(tmp_path, monkeypatch):
+    """For those who read the settings in another current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "minilm").mkdir(parents=True)
+    (tmp_path / "own.safetensors").touch()
+    config = load_config(DuchConfig, None, ["weights=own.safetensors", "text_encoder=models/minilm"])
+    assert (config.weights, config.text_encoder) == (f"{tmp_path}/own.safetensors", f"{tmp_path}/models/minilm")
+    config = load_config(DuchConfig, None, ["weights=IMAGENET1K_V2", "text_encoder=sentence-transformers/minilm"])
+    assert (config.weights, config.text_encoder) == ("IMAGENET1K_V2", "sentence-transformers/minilm")
+    # Longer than a name of a file can be.
+    assert load_config(DuchConfig, weights="w" * 5000).weights == "w" * 5000
+    assert load_config(DuchConfig, weights="").weights == ""
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])

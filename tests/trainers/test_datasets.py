@@ -125,9 +125,9 @@ def test_the_hash_is_stable():
     image = Image("a/x.png", "a/x.png", (0,), "train", "12", captions=("A beach .",))
     manifest = Manifest("folder", "random", 0, 0.1, ("a", "b"), (image,))
     text = (
-        '{"format_version": 2, "dataset": "folder", "protocol": "random", "seed": 0, "validation": 0.1, '
+        '{"format_version": 3, "dataset": "folder", "protocol": "random", "seed": 0, "validation": 0.1, '
         '"classes": ["a", "b"]}\n{"id": "a/x.png", "path": "a/x.png", "labels": [0], "split": "train", "sha256": "12", '
-        '"captions": ["A beach ."], "second": null}\n'
+        '"captions": ["A beach ."], "second": null, "second_sha256": null}\n'
     )
     assert manifest.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
@@ -173,11 +173,11 @@ def change_split(lines):
 
 
 def other_version(lines):
-    lines[0] = lines[0].replace('"format_version": 2', '"format_version": 1')
+    lines[0] = lines[0].replace('"format_version": 3', '"format_version": 2')
 
 
 def no_version(lines):
-    lines[0] = lines[0].replace('"format_version": 2, ', "")
+    lines[0] = lines[0].replace('"format_version": 3, ', "")
 
 
 def cut(lines):
@@ -309,6 +309,57 @@ def test_unknown_names_list_the_known_ones(root):
 def test_scenes_without_their_last_file_are_not_complete(root):
     with pytest.raises(InputError, match=r"no scenes\.json"):
         make_manifest(root, dataset="scenes")
+
+
+# Images without classes.
+
+
+@pytest.fixture
+def flat(tmp_path):
+    (tmp_path / "flat").mkdir()
+    for i in range(20):
+        (tmp_path / "flat" / f"{i}.png").write_text(f"{i}")
+    return tmp_path / "flat"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_images_side_by_side_have_no_class_and_are_split_as_a_whole(flat, tmp_path, protocol):
+    manifest = make_manifest(flat, protocol=protocol)
+    assert (manifest.dataset, manifest.classes) == ("folder", ())
+    assert [image.path for image in manifest.images] == [f"{i}.png" for i in range(20)]
+    assert {image.labels for image in manifest.images} == {()}
+    assert {image.split for image in manifest.images} == {"train", "validation", "test", *PROTOCOLS[protocol].database}
+    manifest.write(tmp_path / "manifest.jsonl")
+    assert Manifest.read(tmp_path / "manifest.jsonl") == manifest
+    assert resplit(manifest, "random") == make_manifest(flat, protocol="random")
+
+
+def test_side_by_side_in_a_folder_named_images(flat):
+    flat.rename(flat.parent / "Images")
+    manifest = make_manifest(flat.parent)
+    assert (manifest.classes, manifest.images[3].path) == ((), "Images/3.png")
+
+
+def test_images_in_no_layout_are_refused(flat):
+    """Not taken for images without classes, which would leave some out."""
+    for name in ("a", "b"):
+        (flat / name / "inner").mkdir(parents=True)
+        (flat / name / "inner" / "20.png").write_text("20")
+    with pytest.raises(InputError, match="holds 22 images but no class folders"):
+        make_manifest(flat)
+
+
+def test_few_images_side_by_side(flat):
+    for i in range(4, 20):
+        (flat / f"{i}.png").unlink()
+    with pytest.raises(InputError, match="only 4 images; protocol random needs at least 5"):
+        make_manifest(flat)
+
+
+@pytest.mark.parametrize("dataset", ["ucmd", "eurosat", "eurosat-ms"])
+def test_images_side_by_side_are_no_dataset_of_classes(flat, dataset):
+    with pytest.raises(InputError, match=r"these are not the \d+ classes of (ucmd|eurosat) \(absent: "):
+        make_manifest(flat, dataset)
 
 
 # The datasets that are known.

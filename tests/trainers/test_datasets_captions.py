@@ -115,17 +115,70 @@ def test_rsicd_takes_classes_from_its_lists(rsicd, tmp_path_factory):
     assert len(make_manifest(rsicd, protocol="random", captions=file).part("test")) == 2
 
 
-def test_rsicd_in_aids_folders(tmp_path):
+@pytest.mark.parametrize("with_lists", [False, True])
+def test_rsicd_in_aids_folders(tmp_path, caplog, with_lists):
     images = []
     for name in CLASS_LISTS["aid"]:
         (tmp_path / name).mkdir()
         for i in range(1, 6):
             images.append(f"{name.lower()}_{i}.jpg")
             (tmp_path / name / images[-1]).write_text(images[-1])
-    file = write(tmp_path / "rsicd.json", [caption(i, name) for i, name in enumerate(images)])
+    # RSICD's images that AID has not.
+    numbered = [f"{i:05d}.jpg" for i in range(1, 31)]
+    all_images = [caption(i, name) for i, name in enumerate(images + numbered)]
+    file = write(tmp_path / "rsicd.json", all_images)
+    if with_lists:
+        (tmp_path / "txtclasses_rsicd").mkdir()
+        (tmp_path / "txtclasses_rsicd" / "playfields.txt").write_text("00001.jpg\n00002.jpg\n")
     manifest = make_manifest(tmp_path, captions=file)
     assert (manifest.dataset, list(manifest.classes)) == ("rsicd", CLASS_LISTS["aid"])
-    assert all(len(image.labels) == 1 and len(image.captions) == 5 for image in manifest.images)
+    assert [image.path.rpartition("/")[2] for image in manifest.images] == images
+    for image in manifest.images:
+        assert image.path.startswith(f"{manifest.classes[image.label]}/")
+        assert image.captions[0] == f"{image.path.rpartition('/')[2]} says 0 ."
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: left out the captions of 30 images that are not there"
+    ]
+    # All of one class and a few of another have none.
+    caplog.clear()
+    write(file, [image for image in all_images if image["filename"] not in [*images[:5], *images[10:12]]])
+    manifest = make_manifest(tmp_path, captions=file, protocol="duch")
+    assert list(manifest.classes) == [name for name in CLASS_LISTS["aid"] if name != "Airport"]
+    assert [image.path.rpartition("/")[2] for image in manifest.images] == [*images[5:10], *images[12:]]
+    assert f"{file}: left out 7 of 150 images, which have no captions" in caplog.messages
+    write(file, all_images[:75] + all_images[150:])
+    assert len(make_manifest(tmp_path, captions=file, protocol="duch").images) == 75
+    write(file, all_images[:74] + all_images[150:])
+    words = "only 74 of the 150 images have captions in rsicd.json (not "
+    assert words in problems_of(tmp_path, captions=file, protocol="duch")
+
+
+def test_some_of_aids_folders(tmp_path, caplog):
+    for name in ("Airport", "Beach"):
+        (tmp_path / name).mkdir()
+        for i in range(1, 6):
+            (tmp_path / name / f"{name.lower()}_{i}.jpg").write_text(f"{name} {i}")
+    names = [f"{name}_{i}.jpg" for name in ("airport", "beach", "bridge") for i in range(1, 6)]
+    file = write(tmp_path / "rsicd.json", [caption(i, name) for i, name in enumerate(names)])
+    assert make_manifest(tmp_path, "rsicd", captions=file).classes == ("Airport", "Beach")
+    assert caplog.messages == [f"{file}: left out the captions of 5 images that are not there"]
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_ucm_captions_and_rsicd_have_five_sentences(rsicd, tmp_path_factory, count):
+    words = f"has {count} sentence{'s' * (count > 1)}, not 5"
+    sentences = [{"raw": f"{j} .", "sentid": 1000 + j} for j in range(count)]
+    odd = {"sentences": sentences, "sentids": [sentence["sentid"] for sentence in sentences]}
+    file = rsicd / "dataset_rsicd.json"
+    images = json.loads(file.read_text())["images"]
+    write(file, [images[0] | odd, *images[1:]])
+    assert f"airport_1.jpg: {words}" in problems_of(rsicd, captions=file)
+    ucm = tmp_path_factory.mktemp("ucm")
+    for number in range(1, 11):
+        (ucm / f"{number}.tif").write_text(f"{number}")
+    numbered = [caption(number - 1, f"{number}.tif") for number in range(1, 11)]
+    file = write(ucm / "ucm.json", [numbered[0] | odd, *numbered[1:]])
+    assert f"1.tif: {words}" in problems_of(ucm, "ucm-captions", captions=file)
 
 
 def test_all_problems_of_rsicd_at_once(rsicd):
@@ -170,6 +223,26 @@ def test_a_folder_with_captions(folder, tmp_path):
     assert [image.captions[4] for image in manifest.images] == [f"{image.path} says 4 ." for image in manifest.images]
 
 
+def test_any_number_of_sentences_of_images_of_ones_own(folder, tmp_path):
+    images = good(folder)
+    for number, image in enumerate(images):
+        image["sentences"], image["sentids"] = (image[key][: 1 + number % 5] for key in ("sentences", "sentids"))
+    manifest = make_manifest(folder, captions=write(tmp_path / "c.json", images))
+    assert [len(image.captions) for image in manifest.images] == [1 + number % 5 for number in range(12)]
+
+
+def test_captions_of_images_side_by_side(tmp_path):
+    """Numbered from 1, but not as many as UCM-captions."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for i in range(1, 11):
+        (root / f"{i}.png").write_text(f"{i}")
+    file = write(tmp_path / "c.json", [caption(i, f"{i}.png") for i in range(1, 11)])
+    manifest = make_manifest(root, captions=file)
+    assert (manifest.dataset, manifest.classes) == ("folder", ())
+    assert [image.captions[1] for image in manifest.images] == [f"{i}.png says 1 ." for i in range(1, 11)]
+
+
 def test_names_without_a_folder_where_they_are_unique(folder, tmp_path):
     for i in range(6):
         (folder / "beach" / f"{i}.png").rename(folder / "beach" / f"b{i}.png")
@@ -180,8 +253,7 @@ def test_names_without_a_folder_where_they_are_unique(folder, tmp_path):
 def test_all_problems_of_captions_at_once(folder, tmp_path):
     images = good(folder)
     (folder / "river" / "9.png").write_text("new")
-    images[0]["sentences"].pop()
-    images[0]["sentids"].pop()
+    images[0]["sentences"], images[0]["sentids"] = [], []
     images[1]["sentences"][2]["raw"] = "  "
     images[2]["imgid"] = 3
     for sentence in images[2]["sentences"]:
@@ -193,7 +265,7 @@ def test_all_problems_of_captions_at_once(folder, tmp_path):
     images.append(caption(50, "lake/0.png"))
     message = problems_of(folder, captions=write(tmp_path / "c.json", images))
     for words in (
-        "beach/0.png: has 4 sentences, not 5",
+        "beach/0.png: has no sentence",
         "beach/1.png: has an empty sentence",
         "c.json: imgid 3 is there 2 times",
         "c.json: sentid 29 is there 2 times",

@@ -114,9 +114,93 @@ def test_pairs(pairs):
     for image in manifest.images:
         assert image.second == image.path.replace("first", "second", 1)
     manifest.check_files(pairs)
-    (pairs / "second" / "river" / "river3.png").unlink()
-    with pytest.raises(InputError, match=r"second/river/river3\.png: absent, the second source of first/river/river3"):
+
+
+def test_second_sources_that_are_other_files_by_now(pairs):
+    manifest = make_manifest(pairs)
+    second = pairs / "second" / "river"
+    (second / "river3.png").unlink()
+    (second / "river1.png").rename(second / "swap.png")
+    (second / "river2.png").rename(second / "river1.png")
+    (second / "swap.png").rename(second / "river2.png")
+    with pytest.raises(InputError) as caught:
         manifest.check_files(pairs)
+    message = str(caught.value)
+    assert "found 3 problems" in message
+    assert "second/river/river3.png: absent, the second source of first/river/river3.png" in message
+    for i in (1, 2):
+        words = f"second/river/river{i}.png: another file than at the time of the split, the second source of first/ri"
+        assert words in message
+    (second / "river3.png").write_text("second river 3")
+    # The first sources are the same.
+    assert make_manifest(pairs).sha256 != manifest.sha256
+
+
+def test_files_that_cannot_be_read_are_all_named(pairs):
+    for name in ("first/beach/beach1.png", "second/river/river2.png"):
+        (pairs / name).unlink()
+        (pairs / name).symlink_to("nowhere")
+    message = problems_of(pairs)
+    assert "found 2 problems" in message
+    assert "first/beach/beach1.png cannot be read (No such file or directory)" in message
+    assert "second/river/river2.png cannot be read (No such file or directory)" in message
+
+
+def test_pairs_of_other_endings(pairs):
+    """As EuroSAT's .tif with pictures of the same places as .jpg."""
+    for path in (pairs / "second").rglob("*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    for image in make_manifest(pairs).images:
+        assert image.second == image.path.replace("first", "second", 1).replace(".png", ".jpg")
+    for name in ("first/beach/beach3.tif", "second/river/river2.tif"):
+        (pairs / name).write_text("which?")
+    message = problems_of(pairs)
+    assert "found 2 problems" in message
+    assert "first/beach/beach3.png and first/beach/beach3.tif differ only in their ending" in message
+    assert "second/river/river2.jpg and second/river/river2.tif differ only in their ending" in message
+
+
+def test_pairs_of_two_folders_elsewhere(pairs, tmp_path_factory):
+    expected = make_manifest(pairs)
+    linked = tmp_path_factory.mktemp("linked")
+    for name in ("first", "second"):
+        (linked / name).symlink_to(pairs / name)
+    assert make_manifest(linked) == expected
+    expected.check_files(linked)
+
+
+@pytest.fixture
+def flat_pairs(tmp_path):
+    for source in ("first", "second"):
+        (tmp_path / source).mkdir()
+        for i in range(12):
+            (tmp_path / source / f"{i}.png").write_text(f"{source} {i}")
+    return tmp_path
+
+
+def test_pairs_without_classes(flat_pairs):
+    manifest = make_manifest(flat_pairs)
+    assert (manifest.dataset, manifest.protocol, manifest.classes) == ("pairs", "mrhash", ())
+    assert [(image.path, image.second) for image in manifest.images] == [
+        (f"first/{i}.png", f"second/{i}.png") for i in range(12)
+    ]
+    assert {image.labels for image in manifest.images} == {()}
+    (flat_pairs / "first" / "3.png").unlink()
+    (flat_pairs / "second" / "5.png").unlink()
+    message = problems_of(flat_pairs)
+    assert "found 2 problems" in message
+    assert "second/3.png is the second source of no image" in message
+    assert "first/5.png has no second source second/5.png" in message
+    # With a third folder of images they are classes.
+    write_folders(flat_pairs, ["third"])
+    assert make_manifest(flat_pairs).classes == ("first", "second", "third")
+
+
+def test_only_one_source_has_classes(flat_pairs):
+    write_folders(flat_pairs / "first", ["beach", "river"], 6, "{number}.png")
+    for path in (flat_pairs / "first").glob("*.png"):
+        path.unlink()
+    assert "first/beach/1.png: its second source is of no class" in problems_of(flat_pairs, "pairs")
 
 
 def test_all_problems_of_pairs_at_once(pairs):

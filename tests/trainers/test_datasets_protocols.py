@@ -110,11 +110,15 @@ def test_dhcl_is_by_number_whatever_the_seed():
         ("mhcln", dict.fromkeys("abcdefghijklmnopqrstu", 100), {"train": 1260, "test": 840}),
         ("duch", {"a": 2100}, {"train": 1050, "test": 210, "database": 840}),
         ("duch", {"a": 10921}, {"train": 5460, "test": 1092, "database": 4369}),
+        # EuroSAT and DSRSID.
         ("mrhash", {"a": 3000, "b": 2500, "c": 2000}, {"train": 7200, "test": 300}),
+        ("mrhash dsrsid", dict.fromkeys("abcdefgh", 10_000), {"train": 75_000, "test": 5000}),
+        ("mrhash dsrsid", {"a": 10_000, "b": 50}, {"train": 9415, "test": 635}),
     ],
 )
 def test_the_sizes_of_the_papers(name, classes, sizes):
-    assert Counter(split(name, classes, validation=0)[1]) == sizes
+    protocol, _, dataset = name.partition(" ")
+    assert Counter(split(protocol, classes, validation=0, dataset=dataset)[1]) == sizes
 
 
 def test_the_parts_of_cdne():

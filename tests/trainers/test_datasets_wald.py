@@ -54,6 +54,23 @@ def test_a_manifest_of_the_pairs(source, tmp_path):
     assert all(image.second for image in manifest.images)
 
 
+def test_pairs_of_images_without_classes(source, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for path in source.rglob("*.png"):
+        path.rename(tmp_path / "flat" / f"{path.parent.name}{path.name}")
+    assert count_images(tmp_path / "flat") == 10
+    done = write_wald_pairs(tmp_path / "flat", tmp_path / "out")
+    assert (done.count, done.refused) == (10, [])
+    names = sorted(path.name for path in (tmp_path / "flat").iterdir())
+    assert sorted(contents(tmp_path / "out")) == [f"{part}/{name}" for part in ("first", "second") for name in names]
+    manifest = make_manifest(tmp_path / "out")
+    assert (manifest.dataset, manifest.protocol, manifest.classes) == ("pairs", "mrhash", ())
+    assert [(image.path, image.second) for image in manifest.images] == [
+        (f"first/{name}", f"second/{name}") for name in names
+    ]
+    assert len(manifest.part("test")) == 2
+
+
 def test_the_same_bytes_again_and_an_empty_folder_is_taken(source, tmp_path):
     (tmp_path / "b").mkdir()
     write_wald_pairs(source, tmp_path / "a")
@@ -106,6 +123,8 @@ def test_what_is_refused(source, tmp_path):
         write_wald_pairs(source, source / "pairs")
     with pytest.raises(InputError, match="absent does not exist"):
         write_wald_pairs(tmp_path / "absent", tmp_path / "out")
+    with pytest.raises(InputError, match=r"1\.png is not a folder"):
+        write_wald_pairs(source / "beach" / "1.png", tmp_path / "out")
     (source / "beach" / "2.jpg").write_bytes((source / "beach" / "2.png").read_bytes())
     with pytest.raises(InputError, match=r"beach/2\.png and beach/2\.jpg differ only in case or ending"):
         write_wald_pairs(source, tmp_path / "out")

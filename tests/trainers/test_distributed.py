@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from orbithash.encoders.errors import InputError
 from orbithash.trainers.distributed import (
     broadcast_state,
+    from_first_rank,
     gather_objects,
     gather_rows,
     gather_with_gradient,
@@ -48,6 +50,10 @@ def dealt(num_rows):
     return np.arange(num_rows * 3, dtype=np.uint8).reshape(num_rows, 3)
 
 
+def refuse(number):
+    raise InputError(f"refused by {number}")
+
+
 def work(number, folder):
     """What each of the two processes runs."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=number, world_size=WORLD_SIZE)
@@ -63,6 +69,8 @@ def work(number, folder):
 
     for num_rows in (0, 1, 5, 8):
         found[f"rows {num_rows}"] = gather_rows(dealt(num_rows)[number::WORLD_SIZE])
+    for kind in ("int64", "bool"):
+        found[kind] = gather_rows(dealt(5)[number::WORLD_SIZE, 0].astype(kind))
 
     values = torch.tensor([1.0, 2.0], dtype=torch.float64) * (number + 1)
     found |= {"sum": sum_over_ranks(values), "values": values}
@@ -83,6 +91,10 @@ def work(number, folder):
     layers.eval()
     found["norm evaluated"] = layers(maps()).detach()
     found["objects"] = gather_objects({"rank": number})
+    found["made"] = from_first_rank(lambda: f"by {number}")
+    with pytest.raises(InputError) as caught:
+        from_first_rank(lambda: refuse(number))
+    found["refused"] = str(caught.value)
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -120,10 +132,22 @@ def test_rows_dealt_round_robin_come_back_in_order(ranks, num_rows):
         assert found[f"rows {num_rows}"].tolist() == dealt(num_rows).tolist()
 
 
+@pytest.mark.parametrize("kind", ["int64", "bool"])
+def test_gathered_rows_may_be_single_values_of_any_type(ranks, kind):
+    for found in ranks:
+        assert found[kind].dtype == kind
+        assert (found[kind] == dealt(5)[:, 0].astype(kind)).all()
+
+
 def test_the_sum_is_of_all_ranks_and_leaves_the_values_alone(ranks):
     for number, found in enumerate(ranks):
         assert found["sum"].tolist() == [3.0, 6.0]
         assert found["values"].tolist() == [1.0 * (number + 1), 2.0 * (number + 1)]
+
+
+def test_what_the_first_rank_makes_or_refuses_is_everyones(ranks):
+    assert [found["made"] for found in ranks] == ["by 0", "by 0"]
+    assert [found["refused"] for found in ranks] == ["refused by 0", "refused by 0"]
 
 
 def test_one_process_is_one_rank():
@@ -134,6 +158,7 @@ def test_one_process_is_one_rank():
     assert gather_rows(dealt(4)).tolist() == dealt(4).tolist()
     assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert gather_objects(3) == [3]
+    assert from_first_rank(lambda: 3) == 3
     assert sum_with_gradient(torch.ones(2)).tolist() == [1, 1]
 
 

@@ -8,10 +8,13 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
-from method_parts import make_run, trained, write_data, write_text_model
+import torch.distributed as dist
+from method_parts import make_run, trained, write_data, write_text_model, write_translators
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
+from orbithash.encoders.preprocessing import resample
 from orbithash.trainers.captions import augment_captions
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
@@ -31,6 +34,7 @@ from orbithash.trainers.methods.duch import (
     gradient_penalty,
     quantisation_loss,
 )
+from orbithash.trainers.tables import load_tables
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
@@ -585,3 +589,124 @@ def test_the_second_text_view_is_of_reworded_captions(data, monkeypatch):
     expected = method.text_encoder().encode([" ".join(reversed(first.split()))])[0]
     np.testing.assert_allclose(part.features["text_augmented"][0, 2], expected, rtol=1e-5, atol=1e-6)
     assert not np.allclose(part.features["text_augmented"], part.features["text"])
+
+
+def reworded_features(run):
+    """The table of the second text views of the training part, and the features of a caption worded as told."""
+    method = run.build()
+    part = load_training_part(run, method)
+    captions = [list(image.captions) for image in run.manifest.part("train")]
+
+    def features(words):
+        return method.text_encoder().encode(words)
+
+    return part.features["text_augmented"], captions, features
+
+
+def test_captions_are_translated_by_the_models_that_are_named(data, tmp_path, monkeypatch):
+    write_translators(tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    run = make_run(data, "duch", hidden=8, text_augmentation="translate-chain", translators="models")
+    # Workers have another current folder.
+    monkeypatch.chdir("/")
+    table, captions, features = reworded_features(run)
+    expected = augment_captions(captions[:1], "translate-chain", translators=str(tmp_path / "models"))
+    np.testing.assert_allclose(table[0], features(expected[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_rule_takes_word_vectors_from_a_file(data, tmp_path):
+    (tmp_path / "glove.txt").write_text("beach 1 0\nshore 0.9 0.1\nforest 0 1\nriver -1 0\n")
+    run = make_run(data, "duch", hidden=8, text_augmentation="rule", glove=str(tmp_path / "glove.txt"))
+    table, captions, features = reworded_features(run)
+    row = next(row for row, group in enumerate(captions) if group[1] == "the beach")
+    np.testing.assert_allclose(table[row, 1], features(["the shore"])[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_only_training_reads_is_not_made_of_the_validation_part(data, monkeypatch):
+    asked = []
+
+    def same(captions, *given, **settings):
+        asked.append(len(captions))
+        return captions
+
+    monkeypatch.setattr("orbithash.trainers.captions.augment_captions", same)
+    run = make_run(data, "duch", epochs=1, hidden=8, text_augmentation="rule")
+    trained(run)
+    assert run.manifest.part("validation")
+    assert asked == [len(run.manifest.part("train"))]
+    method = run.build()
+    tables = load_tables(run.root, run.manifest.part("validation"), method, run.preprocessing(), training=False)
+    assert set(tables) == {"image", "text"}
+
+
+def work(rank, root, folder):
+    """What each of two processes runs: rewording that no two of them would do alike, and rewording that fails."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    calls = []
+
+    def reword(captions, *given, **settings):
+        calls.append(rank)
+        return [[f"{text} {'one' if rank else 'some'}" for text in group] for group in captions]
+
+    def refuse(captions, *given, **settings):
+        raise InputError("no such words")
+
+    run = make_run(root, "duch", hidden=8, text_augmentation="rule")
+    method = run.build()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
+        patch.setattr("orbithash.trainers.captions.augment_captions", reword)
+        features = load_training_part(run, method).features
+        patch.setattr("orbithash.trainers.captions.augment_captions", refuse)
+        with pytest.raises(InputError, match="no such words"):
+            load_training_part(run, method)
+    torch.save((features["text_augmented"], calls), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_have_the_first_ones_captions(data, tmp_path):
+    torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
+    (one, calls), (other, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert (calls, others) == ([0], [])
+    np.testing.assert_array_equal(one, other)
+    run = make_run(data, "duch", hidden=8)
+    expected = run.build().text_encoder().encode([f"{text} some" for text in run.manifest.part("train")[0].captions])
+    np.testing.assert_allclose(one[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_original_view_may_be_the_middle(data, tmp_path):
+    whole, middle = (
+        make_run(data, "duch", hidden=8, epochs=1, image_size=64, original_view=view)
+        for view in ("whole", "center-crop")
+    )
+    tables = []
+    for run in (whole, middle):
+        method = run.build()
+        tables.append(load_training_part(run, method).features)
+    # Altered views crop by themselves.
+    np.testing.assert_array_equal(tables[0]["image_augmented"], tables[1]["image_augmented"])
+    assert not np.allclose(tables[0]["image"], tables[1]["image"])
+    # Of images 40 pixels wide and 44 high, the code's share: 200 / 256.
+    side = 40 * 200 / 256
+    box = (20 - side / 2, 22 - side / 2, 20 + side / 2, 22 + side / 2)
+    trained(middle, tmp_path)
+    model, _ = export_models(middle, tmp_path / "epoch1")
+    images = [read_image(data / image.path) for image in middle.manifest.part("train")]
+    expected = model.features(np.stack([resample(image, 64, box) for image in images]))
+    found = model.features(model.prepare(images))
+    np.testing.assert_allclose(found, tables[1]["image"], atol=1e-4)
+    # A side of whole pixels is not quite that share.
+    assert np.abs(found - expected).mean() < 0.2 * np.abs(found - tables[0]["image"]).mean()
+
+
+def test_captions_are_lowered_and_stripped_on_demand(data, tmp_path):
+    run = make_run(data, "duch", hidden=8, epochs=1, text_normalise=True, text_pooling="last4-padded")
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    model.save(tmp_path / "model")
+    loaded = HashModel.load(tmp_path / "model")
+    assert (loaded.encode_texts(["The Beach!"]) == model.encode_texts(["the beach"])).all()
+    encoder = run.build().text_encoder()
+    assert (encoder.normalise, encoder.pooling) == (True, "last4-padded")
+    assert not make_run(data, "duch").build().text_encoder().normalise

@@ -1,14 +1,18 @@
 """Loading: what is drawn follows from (seed, epoch, row) alone."""
 
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import Rendering
 from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.trainers import loading
 from orbithash.trainers.datasets import Image as ManifestImage
 from orbithash.trainers.loading import Augmentation, augment, load_images, views_of_steps
 from orbithash.trainers.methods.base import shuffled
@@ -20,8 +24,20 @@ def pixels(num, stored=30, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, stored, stored, 3), np.uint8)
 
 
-def all_views(images, steps, seed=1, epoch=0):
-    return list(views_of_steps(images, np.asarray(steps), SIDE, Augmentation(), seed, epoch))
+def stream_views(images, steps, seed=1, epoch=0):
+    return views_of_steps(images, np.asarray(steps), SIDE, Augmentation(), seed, epoch)
+
+
+def all_views(*arguments):
+    return list(stream_views(*arguments))
+
+
+@pytest.fixture
+def torch_threads():
+    """Sets how many there are."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def test_the_views_of_each_step_follow_from_seed_epoch_and_row():
@@ -37,6 +53,46 @@ def test_other_seeds_and_epochs_give_other_views():
     runs = [all_views(pixels(4), [[0, 1, 2, 3]], seed, epoch)[0] for seed, epoch in itertools.product((0, 1), (0, 1))]
     for one, other in itertools.combinations(runs, 2):
         assert all((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+def test_the_number_of_threads_changes_no_view(num_threads, monkeypatch, torch_threads):
+    images, steps = pixels(9), [[0, 3, 8, 2], [5, 1, 7, 4], [6, 0, 1, 2]]
+    torch_threads(1)
+    expected = all_views(images, steps)
+    torch_threads(num_threads)
+    threads = set()
+
+    def noted(*arguments):
+        threads.add(threading.get_ident())
+        time.sleep(0.01)
+        return augment(*arguments)
+
+    monkeypatch.setattr(loading, "augment", noted)
+    found = all_views(images, steps)
+    assert len(found) == len(expected)
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+    # One core is the training's.
+    assert len(threads) == max(1, num_threads - 1)
+
+
+def test_the_next_step_is_made_while_the_last_one_is_used():
+    made, used = threading.Event(), []
+
+    class Images(np.ndarray):
+        def __getitem__(self, row):
+            if row == 3:
+                made.set()
+            return np.asarray(super().__getitem__(row))
+
+    for _ in stream_views(pixels(4).view(Images), [[0], [3]]):
+        used.append(made.wait(timeout=10))
+    assert used == [True, True]
+
+
+def test_a_view_that_cannot_be_made_is_told():
+    with pytest.raises(IndexError):
+        all_views(pixels(2), [[0, 1], [1, 5]])
 
 
 # Order.
@@ -131,7 +187,9 @@ def write_images(root, names):
     return [ManifestImage(name, name, (i % 2,), "train", "") for i, name in enumerate(names)]
 
 
-def test_images_are_decoded_in_the_manifests_order(tmp_path):
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_images_are_decoded_in_the_manifests_order(tmp_path, num_threads, torch_threads):
+    torch_threads(num_threads)
     images = write_images(tmp_path, ["b/2.png", "a/1.png", "b/1.png"])
     found = load_images(tmp_path, images, Preprocessing(Rendering(), 32, 32))
     assert found.shape == (3, 32, 32, 3)

@@ -1,5 +1,6 @@
 """The training loop: ranks train as one process, a killed run ends as if it had not been, the test part stays shut."""
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchvision
-from method_parts import Recorder, flat, timeless, trained
+from method_parts import Recorder, flat, timeless, trained, write_data
+from method_parts import make_run as run_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +21,8 @@ from orbithash.encoders.model import HashModel
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.loop import Run, best_epoch, export_models, train
+from orbithash.trainers.loop import Run, best_epoch, check_run, export_models, train
+from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
 from orbithash.trainers.metrics import mean_average_precision
 
@@ -168,8 +171,8 @@ def test_training_learns(data):
     assert best_epoch(history)[METRIC] > 0.9
 
 
-def test_the_best_epoch_is_the_first_of_equals():
-    history = [{"epoch": epoch, "score": score} for epoch, score in ((1, 0.5), (2, -9), (3, 0.7), (4, 0.7))]
+def test_the_best_epoch_is_the_last_of_equals():
+    history = [{"epoch": epoch, "score": score} for epoch, score in ((1, 0.5), (2, 0.7), (3, 0.7), (4, -1))]
     assert best_epoch(history)["epoch"] == 3
 
 
@@ -260,3 +263,105 @@ def test_a_batch_larger_than_the_training_part_is_refused(data):
     with pytest.raises(InputError, match="batch_size 15 is more than the 14 training images"):
         trained(make_run(data, batch_size=15))
     assert trained(make_run(data, batch_size=14, epochs=1)).steps == [(1, 1, 1)]
+
+
+def test_an_order_that_is_refused_is_found_before_training(data):
+    run = make_run_of_mhcln(data, batch_size=12)
+    check_run(run, 2)
+    with pytest.raises(InputError, match="multiple of 3 times the number of workers"):
+        check_run(run, 3)
+    # All but one of the rivers are held back.
+    rivers = [image for image in run.manifest.part("train") if image.label == 2]
+    images = tuple(
+        dataclasses.replace(image, split="validation") if image in rivers[1:] else image
+        for image in run.manifest.images
+    )
+    run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
+    with pytest.raises(InputError, match="needs 2 training images of each class; class number 2 has 1"):
+        check_run(run, 2)
+
+
+def make_run_of_mhcln(root, **settings):
+    return dataclasses.replace(
+        make_run(root), method="mhcln", config=load_config(get_method("mhcln").Config, image_size=32, **settings)
+    )
+
+
+# Images of several classes.
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder with all that any method asks for."""
+    return write_data(tmp_path_factory.mktemp("pairs") / "first")
+
+
+def relabelled(run, labels_of):
+    images = tuple(dataclasses.replace(image, labels=labels_of(image)) for image in run.manifest.images)
+    return dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
+
+
+def with_second_class(image):
+    """Class 0 is in every image, but the first of few."""
+    return (image.label, 0) if image.label else (0, 1)
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.needs_labels])
+def test_methods_of_one_class_an_image_refuse_several(data, method):
+    run = relabelled(make_run(data), lambda image: with_second_class(image) if "river" in image.id else image.labels)
+    run = dataclasses.replace(run, method=method, config=load_config(get_method(method).Config, batch_size=6))
+    several = [image.path for image in run.manifest.part("train", "validation") if len(image.labels) == 2]
+    message = (
+        rf"{len(several)} of 17 training images have several classes \(first: {several[0]}\); {method} learns from "
+        "one class of each, duch and mrhash need none"
+    )
+    with pytest.raises(InputError, match=message):
+        check_run(run, 1)
+    with pytest.raises(InputError, match=message):
+        train(run, Recorder())
+    unknown = relabelled(run, lambda image: image.labels if "river" in image.id else ())
+    with pytest.raises(InputError, match=r"have no class .* and .* have several classes"):
+        check_run(unknown, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "settings"),
+    [
+        ("duch", "i2t_ap_min@20", {"hidden": 12}),
+        ("mrhash", "ap_min@20", {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 1, "hidden": (12,)}),
+    ],
+)
+def test_validation_counts_any_shared_class(pairs, method, metric, settings):
+    """As the evaluation does. Where all share one class, every answer is right."""
+    run = run_of(pairs, method, epochs=1, **settings)
+    check_run(relabelled(run, with_second_class), 2)
+    (first,) = trained(relabelled(run, with_second_class)).history
+    assert first[f"validation/{metric}"] == 1
+    (plain,) = trained(run).history
+    assert plain[f"validation/{metric}"] < 1
+    assert plain["train/loss"] == first["train/loss"]
+
+
+# Memory.
+
+
+def test_the_memory_of_the_steps_is_told(data, monkeypatch):
+    """Not of what came before, and not of what an earlier epoch needed."""
+    kind = get_method("dhcl")
+
+    class Wasteful(kind):
+        def start_epoch(self, epoch, training):
+            self.waste_mb = 200 if epoch == 0 else 0
+            np.ones(400 * 2**17)
+            return super().start_epoch(epoch, training)
+
+        def after_step(self, batch):
+            np.ones(self.waste_mb * 2**17)
+
+    monkeypatch.setattr("orbithash.trainers.loop.get_method", lambda name: Wasteful)
+    history = trained(make_run(data, epochs=3)).history
+    needed = [record["peak_memory_mb"] - record["memory_mb"] for record in history]
+    # The kernel counts pages in batches.
+    assert 190 < needed[0] < 390
+    assert needed[2] < 150
+    assert all(record["memory_mb"] > 50 for record in history)

@@ -12,6 +12,7 @@ from method_parts import Recorder, flat, make_run, timeless, trained, write_data
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.loop import export_models, train
 from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.methods.memory import Memory
 
 WORLD_SIZE = 2
 # Of the largest gradient. Losses are summed in another order.
@@ -54,6 +55,7 @@ CASES = {
             "compat_adv_text_only": True,
         },
     ),
+    "duch, reworded": ("duch", {"hidden": 12, "text_augmentation": "rule", "original_view": "center-crop"}),
     "cdne, memory bank": ("cdne", {"warm_up_epochs": 1, "memory_momentum": 0.7}),
     "cdne, sharded": (
         "cdne",
@@ -72,8 +74,10 @@ CASES = {
             "batch_size": 8,
         },
     ),
+    "cdne, momentum, sharded": ("cdne", {"variant": "momentum", "sharded_memory": True, "warm_up_epochs": 0}),
     "cdne, in-batch": ("cdne", {"variant": "in-batch", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
-    "triplet": ("triplet", {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
+    "triplet": ("triplet", {"images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
+    "triplet, random": ("triplet", {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
     "classifier": ("classifier", {"schedule": "step", "lr_decay_epochs": 1, "warm_up_epochs": 0}),
     "mrhash": (
         "mrhash",
@@ -89,6 +93,17 @@ CASES = {
             "code_reconstruction_weight": 0,
             "fine_tune": True,
             "standardise": False,
+        },
+    ),
+    "mrhash, features of another network": (
+        "mrhash",
+        {
+            "num_clusters": 4,
+            "num_latents": 5,
+            "autoencoder_epochs": 2,
+            "hidden": (12,),
+            "feature_backbone": "resnet18",
+            "second_bands": (1, 1),
         },
     ),
     "mrhash, one source, fixed target": (
@@ -187,7 +202,20 @@ def work(rank, root, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE)
     for case, (method, settings) in CASES.items():
         torch.save(watch(make_run(root, method, **settings)), folder / f"{case} {rank}.pt")
+    torch.save([close_memories(*rows) for rows in (((0, 1), (0, 1)), ((0, 1), (1, 0)))], folder / f"memories {rank}.pt")
     dist.destroy_process_group()
+
+
+def close_memories(*rows_of_ranks):
+    """What is said when each rank has written the same embeddings to its own rows."""
+    memory = Memory(3, 2, sharded=False)
+    memory.open()
+    memory.share[list(rows_of_ranks[dist.get_rank()])] = torch.eye(2)
+    try:
+        memory.close()
+    except RuntimeError as err:
+        return str(err)
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +244,13 @@ def test_two_ranks_train_as_one_process_does(data, ranks, case):
         for one, other in zip(timeless(expected["history"]), timeless(found["history"]), strict=True):
             assert one.keys() == other.keys()
             assert all(one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in one)
+
+
+def test_memories_that_are_not_the_same_are_told(ranks):
+    for rank in range(WORLD_SIZE):
+        same, swapped = torch.load(ranks / f"memories {rank}.pt")
+        assert same == ""
+        assert "the ranks' memories have diverged" in swapped
 
 
 # Going on.

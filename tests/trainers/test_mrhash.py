@@ -2,18 +2,25 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torchvision
 from method_parts import make_run, trained, write_data
+from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 
+from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks import HashNetwork
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
+from orbithash.trainers.features import FeatureExtractor
 from orbithash.trainers.loading import Part
+from orbithash.trainers.loop import check_run, export_models, load_training_part
 from orbithash.trainers.methods import Batch
 from orbithash.trainers.methods.autoencoder import (
     Autoencoder,
@@ -321,12 +328,76 @@ def test_one_source_asks_for_no_second(data):
     images = tuple(dataclasses.replace(image, second=None) for image in run.manifest.images)
     trained(dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images)))
     assert len(run.build().autoencoder.decoders) == 1
-    with pytest.raises(InputError, match="have no a second source"):
+    with pytest.raises(InputError, match="have no second source"):
         trained(
             dataclasses.replace(
                 make_run(data, "mrhash", **SETTINGS), manifest=dataclasses.replace(run.manifest, images=images)
             )
         )
+
+
+def weights_file(path, name, seed):
+    torch.manual_seed(seed)
+    save_file(torchvision.models.get_model(name).state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("fine_tune", [False, True])
+def test_the_autoencoder_may_tell_features_of_another_network(data, tmp_path, fine_tune):
+    own = weights_file(tmp_path / "own.safetensors", "mobilenet_v3_small", 1)
+    other = weights_file(tmp_path / "other.safetensors", "resnet18", 2)
+    run = make_run(
+        data,
+        "mrhash",
+        **SETTINGS,
+        weights=own,
+        feature_backbone="resnet18",
+        feature_weights=other,
+        epochs=1,
+        fine_tune=fine_tune,
+    )
+    method = run.build()
+    training = load_training_part(run, method)
+    for name, backbone, weights, source in (
+        ("image", "mobilenet_v3_small", own, "image"),
+        ("first", "resnet18", other, "image"),
+        ("second", "resnet18", other, "second"),
+    ):
+        network = HashNetwork(NetworkSpec(backbone, "frozen-batch", "avg", HeadSpec(8)), weights)
+        extractor = FeatureExtractor(network, run.preprocessing())
+        np.testing.assert_array_equal(training.features[name], extractor(data, run.manifest.part("train"), source))
+    assert method.network.head.norm.mean.shape == (576,)
+    assert [norm.mean.shape for norm in method.autoencoder.norms] == [(512,), (512,)]
+    method.begin(training)
+    np.testing.assert_allclose(method.network.head.norm.mean, training.features["image"].mean(0), rtol=1e-4, atol=1e-5)
+    for norm, name in zip(method.autoencoder.norms, ("first", "second"), strict=True):
+        np.testing.assert_allclose(norm.mean, training.features[name].mean(0), rtol=1e-4, atol=1e-5)
+    trained(run, tmp_path)
+    for path in (own, other):
+        Path(path).unlink()
+    model, _ = export_models(run, tmp_path / "epoch1")
+    assert model.encode_features(training.features["image"]).shape == (len(training.ids), 2)
+
+
+def test_weights_of_features_are_tried_before_workers_start(data, tmp_path):
+    wrong = weights_file(tmp_path / "other.safetensors", "mobilenet_v3_small", 2)
+    run = make_run(data, "mrhash", **SETTINGS, feature_backbone="resnet18", feature_weights=wrong)
+    with pytest.raises(InputError, match="not the weights of backbone resnet18"):
+        check_run(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feature_backbone": "resnet19"}, "feature_backbone is 'resnet19': no such backbone; there are mobilenet_v2"),
+        ({"feature_weights": "IMAGENET1K_V1"}, "feature_weights is 'IMAGENET1K_V1' without a feature_backbone"),
+        ({"feature_backbone": "alexnet", "image_size": 32}, "image_size is 32: alexnet needs at least 63 pixels"),
+    ],
+)
+def test_features_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(InputError) as caught:
+        load_config(MrHashConfig, **settings)
+    assert message in str(caught.value)
 
 
 def test_reconstructed_variance(data):

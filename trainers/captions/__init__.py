@@ -23,7 +23,9 @@ __all__ = ["KINDS", "TRANSLATORS", "augment_captions"]
 # "rule": one noun or verb replaced. "translate": into Spanish or German and back. "translate-chain": through both.
 KINDS = ("rule", "translate", "translate-chain")
 
-TRANSLATORS = "Helsinki-NLP/opus-mt-{source}-{target}"
+# Where the models are that translate, each named by its two languages.
+TRANSLATORS = "Helsinki-NLP"
+TRANSLATOR = "{translators}/opus-mt-{source}-{target}"
 
 
 def augment_captions(
@@ -40,9 +42,10 @@ def augment_captions(
     """One sentence in other words, in lower case, for each caption and in the same order; `how` is one of `KINDS`.
 
     "rule" needs the `encoder` that judges which sentence is nearest, and takes word vectors from `glove`, a text file,
-    or, without one, from the encoder. The translations need a Hugging Face model for each pair of languages, which
-    `translators` names; they run on `device`. `seed` draws the languages of "translate"; nothing else is random.
-    With `cache`, a folder, what an earlier call made of the same captions with the same models is read from there.
+    or, without one, from the encoder. The translations need a Hugging Face model for each pair of languages, such as
+    `opus-mt-en-es`: in the folder `translators`, or of the organisation of that name on the hub. They run on `device`.
+    `seed` draws the languages of "translate"; nothing else is random. With `cache`, a folder, what an earlier call made
+    of the same captions with the same models is read from there.
     """
     sentences = [sentence for group in captions for sentence in group]
     if how == "rule":
@@ -88,10 +91,8 @@ def _by_translation(
 
 def _names(translators: str, ways: Iterable[Sequence[str]]) -> dict[tuple[str, str], str]:
     """The name of the model for each pair of languages on these ways."""
-    if "{source}" not in translators or "{target}" not in translators:
-        raise InputError(f"translators are {translators!r}; {{source}} and {{target}} must stand for the two languages")
     return {
-        (source, target): translators.replace("{source}", source).replace("{target}", target)
+        (source, target): TRANSLATOR.format(translators=translators, source=source, target=target)
         for way in ways
         for source, target in pairwise(way)
     }
@@ -116,8 +117,13 @@ def _cached(path: Path, num: int, make: Callable[[], list[str]]) -> list[str]:
     if isinstance(found, list) and len(found) == num and all(isinstance(text, str) for text in found):
         return found
     made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        json.dump(made, part)
-    Path(part.name).replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+            json.dump(made, part)
+        Path(part.name).replace(path)
+    except OSError as err:
+        raise InputError(
+            f"{path.parent}: captions cannot be kept there ({err.strerror}); set ORBITHASH_CACHE to a folder with room"
+        ) from err
     return made

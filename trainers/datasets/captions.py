@@ -7,6 +7,7 @@ Tokens and the file's own split are not read: the text encoder has its own words
 """
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,19 +17,31 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources import SUFFIXES, natural
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
-from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_json, read_lines
+from orbithash.trainers.datasets.layouts import Found, Row, cut, read_json, read_lines
 
-__all__ = ["NUM_SENTENCES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
+__all__ = ["NUM_UCM_IMAGES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
 
+# Of an image of UCM-captions and RSICD.
 NUM_SENTENCES = 5
 UCM_IMAGES_PER_CLASS = 100
+NUM_UCM_IMAGES = UCM_IMAGES_PER_CLASS * len(CLASS_LISTS["ucmd"])
 # RSICD's folder of one list of image names a class.
 TEXT_CLASSES = "txtclasses_rsicd"
+
+_log = logging.getLogger(__name__)
 
 Captions = dict[str, tuple[str, ...]]
 
 
-def caption(found: Found, captions: Path, named: dict[str, Row], key: Callable[[str], str] = str) -> Found:
+def caption(
+    found: Found,
+    captions: Path,
+    named: dict[str, Row],
+    key: Callable[[str], str] = str,
+    *,
+    num_sentences: int | None = None,
+    partly: bool = False,
+) -> Found:
     """Adds sentences to rows.
 
     Args:
@@ -36,16 +49,36 @@ def caption(found: Found, captions: Path, named: dict[str, Row], key: Callable[[
         captions: the JSON file.
         named: the rows by what `key` gives for the name that the file knows them by.
         key: from a name in the file to a name in `named`.
+        num_sentences: what each image has to have; None: 1 or more.
+        partly: whether images and captions may lack each other; those that do are left out, with a warning of how many.
+            A file with captions for fewer than half of the images is refused all the same.
     """
     try:
-        sentences, problems = _read_captions(captions, key)
+        sentences, problems = _read_captions(captions, key, num_sentences)
     except ValueError as err:
         return dataclasses.replace(found, problems=[*found.problems, str(err)])
-    problems += cut([f"captions for {name}, which is not there" for name in sentences if name not in named])
-    problems += cut([f"{name} has no captions" for name in named if name not in sentences])
     texts = {named[name].path: text for name, text in sentences.items() if name in named}
+    absent = [name for name in sentences if name not in named]
+    bare = [name for name in named if name not in sentences]
     rows = [dataclasses.replace(row, captions=texts.get(row.path, ())) for row in found.rows]
-    return Found(rows, found.classes, [*found.problems, *problems])
+    classes = found.classes
+    if not partly:
+        problems += cut([f"captions for {name}, which is not there" for name in absent])
+        problems += cut([f"{name} has no captions" for name in bare])
+    elif len(bare) > len(named) / 2:
+        problems.append(
+            f"only {len(texts)} of the {len(named)} images have captions in {captions.name} (not {bare[0]}); is it the "
+            "file of these images?"
+        )
+    else:
+        if absent:
+            _log.warning("%s: left out the captions of %d images that are not there", captions, len(absent))
+        if bare:
+            _log.warning("%s: left out %d of %d images, which have no captions", captions, len(bare), len(named))
+        rows = [row for row in rows if row.path in texts]
+        there = {name for row in rows for name in row.classes}
+        classes = tuple(name for name in classes if name in there)
+    return Found(rows, classes, [*found.problems, *problems])
 
 
 def find_captioned_folder(root: Path, captions: Path | None = None) -> Found:
@@ -74,60 +107,64 @@ def find_ucm_captions(root: Path, captions: Path | None) -> Found:
         found = find_class_list("ucmd", root)
         numbers = {
             f"{names[i // UCM_IMAGES_PER_CLASS]}{i % UCM_IMAGES_PER_CLASS:02d}": str(i + 1)
-            for i in range(len(names) * UCM_IMAGES_PER_CLASS)
+            for i in range(NUM_UCM_IMAGES)
         }
         named, strange = _named(found.rows, lambda path: numbers.get(path.stem))
     else:
         found = Found([Row(path) for path in _images(root)], tuple(names), [])
-        numbers = {str(i + 1): names[i // UCM_IMAGES_PER_CLASS] for i in range(len(names) * UCM_IMAGES_PER_CLASS)}
+        numbers = {str(i + 1): names[i // UCM_IMAGES_PER_CLASS] for i in range(NUM_UCM_IMAGES)}
         named, strange = _named(found.rows, lambda path: path.stem if path.stem in numbers else None)
         named = {number: dataclasses.replace(row, classes=(numbers[number],)) for number, row in named.items()}
         # In the order of the classes, so that copies are told alike in both layouts.
         found = Found(sorted(named.values(), key=lambda row: int(row.path.stem)), found.classes, [])
     found.problems.extend(cut(strange))
-    return caption(found, captions, named, lambda name: PurePosixPath(name).stem)
+    return caption(found, captions, named, lambda name: PurePosixPath(name).stem, num_sentences=NUM_SENTENCES)
 
 
 def find_rsicd(root: Path, captions: Path | None) -> Found:
-    """RSICD: images in any folders under `root`, known by name; classes from the lists `txtclasses_rsicd/*.txt`.
+    """RSICD: captions of its own images or of AID's, which are known by name.
 
-    The lists lie in `root` or beside the captions. Without them, as with AID's own folders, a folder is a class.
-    Images in no list have no class.
+    Its own lie in any folders under `root`; their classes are those of the lists `txtclasses_rsicd/*.txt`, in `root` or
+    beside the captions. Images in no list have no class. AID's, or some of them, lie in one folder a class. RSICD has
+    more images than AID: captions of images that are not there are left out, with a warning.
     """
     assert captions is not None, "the table of datasets asks for them"
     root = root.resolve()
-    folders = [base / TEXT_CLASSES for base in (root, captions.parent) if (base / TEXT_CLASSES).is_dir()]
-    if not folders:
-        found, members = find_classes(root), None
+    images = _images(root)
+    lists = [base / TEXT_CLASSES for base in (root, captions.parent) if (base / TEXT_CLASSES).is_dir()]
+    if sorted({path.parent.name for path in images}) == CLASS_LISTS["aid"]:
+        found, partly = Found([Row(path, (path.parent.name,)) for path in images], tuple(CLASS_LISTS["aid"]), []), True
+    elif lists:
+        found, partly = _listed(images, lists[0]), False
     else:
-        found, members = Found([Row(path) for path in _images(root)], (), []), {}
-        for path in sorted(folders[0].glob("*.txt")):
-            try:
-                members[path.stem] = read_lines(path)
-            except ValueError as err:
-                found.problems.append(str(err))
-        if not members:
-            found.problems.append(f"{TEXT_CLASSES} has no lists")
+        found = find_classes(root)
+        partly = bool(found.classes)
     named, strange = _named(found.rows, lambda path: path.name)
     found.problems.extend(cut(strange))
-    if members is not None:
-        found.problems.extend(
-            cut(
-                [
-                    f"{name}.txt lists {one}, which is not there"
-                    for name in members
-                    for one in members[name]
-                    if one not in named
-                ]
-            )
-        )
-        classes: dict[str, list[str]] = {}
-        for name in members:
-            for one in dict.fromkeys(members[name]):
-                classes.setdefault(one, []).append(name)
-        rows = [dataclasses.replace(row, classes=tuple(classes.get(row.path.name, ()))) for row in found.rows]
-        found = Found(by_path(rows, root), tuple(members), found.problems)
-    return caption(found, captions, named)
+    return caption(found, captions, named, num_sentences=NUM_SENTENCES, partly=partly)
+
+
+def _listed(images: Sequence[Path], lists: Path) -> Found:
+    """Images with the classes that RSICD's lists give their names."""
+    members: dict[str, list[str]] = {}
+    problems = []
+    for path in sorted(lists.glob("*.txt")):
+        try:
+            members[path.stem] = read_lines(path)
+        except ValueError as err:
+            problems.append(str(err))
+    if not members:
+        problems.append(f"{TEXT_CLASSES} has no lists")
+    there = {path.name for path in images}
+    classes: dict[str, list[str]] = {}
+    absent = []
+    for label, names in members.items():
+        for name in dict.fromkeys(names):
+            classes.setdefault(name, []).append(label)
+            if name not in there:
+                absent.append(f"{label}.txt lists {name}, which is not there")
+    rows = [Row(path, tuple(classes.get(path.name, ()))) for path in images]
+    return Found(rows, tuple(members), [*problems, *cut(absent)])
 
 
 def _images(root: Path) -> list[Path]:
@@ -155,7 +192,7 @@ def _named(rows: Sequence[Row], name: Callable[[Path], str | None]) -> tuple[dic
     return named, problems
 
 
-def _read_captions(path: Path, key: Callable[[str], str]) -> tuple[Captions, list[str]]:
+def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | None) -> tuple[Captions, list[str]]:
     """Sentences by `key` of the image's name, and what is wrong with them; `ValueError` when the file is damaged."""
     content = read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
@@ -174,10 +211,12 @@ def _read_captions(path: Path, key: Callable[[str], str]) -> tuple[Captions, lis
         if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
             wrong.append(f"{name}: has no list of sentences")
             sentences = []
+        elif not sentences:
+            wrong.append(f"{name}: has no sentence")
         wrong += [f"{name}: {problem}" for problem in _problems_of_ids(image, sentences)]
         raws = [sentence.get("raw") for sentence in sentences]
-        if sentences and len(raws) != NUM_SENTENCES:
-            wrong.append(f"{name}: has {len(raws)} sentence{'s' * (len(raws) != 1)}, not {NUM_SENTENCES}")
+        if sentences and num_sentences not in (None, len(raws)):
+            wrong.append(f"{name}: has {len(raws)} sentence{'s' * (len(raws) != 1)}, not {num_sentences}")
         if not all(isinstance(raw, str) and raw.strip() for raw in raws):
             wrong.append(f"{name}: has an empty sentence")
         names.append(key(name))

@@ -1,8 +1,9 @@
-"""One folder a class: UCMD, AID, NWPU-RESISC45, EuroSAT, or any other."""
+"""One folder a class: UCMD, AID, NWPU-RESISC45, EuroSAT, or any other; or images side by side, without classes."""
 
 from pathlib import Path
 
-from orbithash.encoders.sources import find_class_folders
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources import find_class_folders, list_source
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.layouts import Found, Row
 
@@ -14,19 +15,30 @@ NUM_EUROSAT_BANDS = 13
 def class_folders(root: Path) -> dict[str, list[Path]]:
     """Class to the absolute paths of its images in natural order; classes sorted by name.
 
-    The class folders may lie in folders that hold nothing else: UCMerced_LandUse/Images, EuroSAT/2750.
+    The class folders may lie in folders that hold nothing else: UCMerced_LandUse/Images, EuroSAT/2750. Images that lie
+    side by side in the folder itself have no class, which is told as the class "".
 
     Raises:
-        InputError: no such folder, no images, or images but no class folders.
+        InputError: no such folder, no images, or images in several folders that are no class folders.
     """
-    return dict(sorted(find_class_folders(_inner(root.resolve())).items()))
+    root = _inner(root.resolve())
+    try:
+        return dict(sorted(find_class_folders(root).items()))
+    except InputError:
+        if not root.is_dir():
+            raise
+        # Whatever else is wrong with the folder is found here again.
+        images = [Path(item.path) for item in list_source(root)]
+        if len({path.parent for path in images}) > 1:
+            raise
+        return {"": images}
 
 
 def find_classes(root: Path, captions: Path | None = None) -> Found:
-    """The images of any folder with one folder a class."""
+    """The images of any folder with one folder a class, or of no class where they lie side by side."""
     folders = class_folders(root)
-    rows = [Row(path, (name,)) for name, paths in folders.items() for path in paths]
-    return Found(rows, tuple(folders), [])
+    rows = [Row(path, (name,) if name else ()) for name, paths in folders.items() for path in paths]
+    return Found(rows, tuple(name for name in folders if name), [])
 
 
 def find_class_list(name: str, root: Path) -> Found:
@@ -81,9 +93,9 @@ def num_bands(path: Path) -> int:
 
 def _firsts(found: Found) -> list[Path]:
     """The first image of each class."""
-    firsts: dict[str, Path] = {}
+    firsts: dict[tuple[str, ...], Path] = {}
     for row in found.rows:
-        firsts.setdefault(row.classes[0], row.path)
+        firsts.setdefault(row.classes, row.path)
     return list(firsts.values())
 
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orbithash.trainers.datasets.bigearthnet import find_bigearthnet, has_patches
-from orbithash.trainers.datasets.captions import TEXT_CLASSES, find_captioned_folder, find_rsicd, find_ucm_captions
+from orbithash.trainers.datasets.captions import (
+    NUM_UCM_IMAGES,
+    TEXT_CLASSES,
+    find_captioned_folder,
+    find_rsicd,
+    find_ucm_captions,
+)
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import (
     NUM_EUROSAT_BANDS,
@@ -16,7 +22,14 @@ from orbithash.trainers.datasets.classes import (
     num_bands,
 )
 from orbithash.trainers.datasets.layouts import Found
-from orbithash.trainers.datasets.pairs import DSRSID_FOLDERS, DSRSID_LISTS, find_dsrsid, find_pairs, find_scenes
+from orbithash.trainers.datasets.pairs import (
+    DSRSID_FOLDERS,
+    DSRSID_LISTS,
+    find_dsrsid,
+    find_pairs,
+    find_scenes,
+    has_pairs,
+)
 
 __all__ = ["DATASETS", "Dataset", "recognise"]
 
@@ -58,11 +71,10 @@ DATASETS = {
 
 
 def recognise(root: Path, captions: Path | None) -> str:
-    """The name of the dataset in a folder. `InputError` when there are no images, or no classes, in it."""
+    """The name of the dataset in a folder. `InputError` when there are no images in it, or in no known layout."""
     if (root / "scenes.json").is_file():
         return "scenes"
-    # Not two classes of these names.
-    if all(any(root.glob(f"{name}/*/")) for name in ("first", "second")):
+    if has_pairs(root):
         return "pairs"
     if (root / DSRSID_FOLDERS[0]).is_dir() and any((root / name).is_file() for name in DSRSID_LISTS):
         return "dsrsid"
@@ -70,12 +82,12 @@ def recognise(root: Path, captions: Path | None) -> str:
         return "bigearthnet"
     if captions is not None and any((base / TEXT_CLASSES).is_dir() for base in (root, captions.parent)):
         return "rsicd"
-    if captions is not None and any(root.glob("1.*")):
-        return "ucm-captions"
     folders = class_folders(root)
-    if captions is not None and len(folders) == 1 and any(path.stem == "1" for path in next(iter(folders.values()))):
-        # Numbered images in one folder, whose name is no class.
-        return "ucm-captions"
+    if captions is not None and len(folders) == 1:
+        # Numbered images in one folder, whose name is no class; others may number theirs from 1, too.
+        (paths,) = folders.values()
+        if {"1", str(NUM_UCM_IMAGES)} <= {path.stem for path in paths}:
+            return "ucm-captions"
     name = next((name for name, classes in CLASS_LISTS.items() if list(folders) == classes), "folder")
     if name == "eurosat" and num_bands(next(iter(folders.values()))[0]) == NUM_EUROSAT_BANDS:
         name = "eurosat-ms"

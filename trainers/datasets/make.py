@@ -92,7 +92,10 @@ def _problems(found: Found, rule: Protocol) -> list[str]:
     """What is wrong with the classes of what was found."""
     problems = _too_few([row.classes for row in found.rows], rule)
     if len(found.classes) == 1:
-        problems.append(f"only the class {found.classes[0]!r}; at least 2 classes are needed")
+        problems.append(
+            f"only the class {found.classes[0]!r}; at least 2 classes are needed, or none: images side by side in the "
+            "data folder itself"
+        )
     names = Counter(name.lower() for name in found.classes)
     return problems + [f"classes that differ only in case: {name!r}" for name, count in names.items() if count > 1]
 
@@ -122,25 +125,32 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
 def _images(found: Found, root: Path) -> list[Image]:
     """The rows of a manifest, in no part yet."""
     labels = {name: label for label, name in enumerate(found.classes)}
+    problems = []
+
+    def hashed(path: Path) -> tuple[str, str]:
+        """Path below the root, and hash."""
+        name = path.relative_to(root).as_posix()
+        try:
+            return name, hash_file(path)
+        except OSError as err:
+            problems.append(f"{name} cannot be read ({err.strerror})")
+            return name, ""
 
     def image(row: Row) -> Image:
-        path = row.path.relative_to(root).as_posix()
+        path, sha256 = hashed(row.path)
+        second, second_sha256 = (None, None) if row.second is None else hashed(row.second)
         return Image(
             id=path,
             path=path,
             labels=tuple(sorted(labels[name] for name in row.classes)),
             split="",
-            sha256=hash_file(row.path),
+            sha256=sha256,
             captions=row.captions,
-            second=row.second.relative_to(root).as_posix() if row.second is not None else None,
+            second=second,
+            second_sha256=second_sha256,
         )
 
-    images, problems = [], []
-    for row in found.rows:
-        try:
-            images.append(image(row))
-        except OSError as err:
-            problems.append(f"{row.path.relative_to(root).as_posix()} cannot be read ({err.strerror})")
+    images = [image(row) for row in found.rows]
     if problems:
         raise listed(cut(problems), str(root))
     return images

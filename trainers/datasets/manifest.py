@@ -11,7 +11,7 @@ from orbithash.trainers.datasets.layouts import cut
 
 __all__ = ["FORMAT_VERSION", "Image", "Manifest", "hash_file"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Image:
 
     `path` is a file, or a folder of one file a band. `labels` are the indices of the image's classes, empty where they
     are not known. `split` is train, validation, test or database. `captions` are sentences about the image; `second`
-    is the image of a second source of the same place.
+    is the image of a second source of the same place, `second_sha256` its hash.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Image:
     sha256: str
     captions: tuple[str, ...] = ()
     second: str | None = None
+    second_sha256: str | None = None
 
     @property
     def label(self) -> int:
@@ -94,19 +95,19 @@ class Manifest:
         return manifest
 
     def check_files(self, root: Path) -> None:
-        """`InputError` that lists every image that is absent from `root` or is not the one the manifest means.
-
-        Of second sources only that they are there.
-        """
+        """`InputError` that lists every image, of the second source too, that is absent or is another one by now."""
         problems = []
+
+        def check(path: str, sha256: str | None, what: str = "") -> None:
+            if not (root / path).exists():
+                problems.append(f"{path}: absent{what}")
+            elif hash_file(root / path) != sha256:
+                problems.append(f"{path}: another file than at the time of the split{what}")
+
         for image in self.images:
-            path = root / image.path
-            if not path.exists():
-                problems.append(f"{image.path}: absent")
-            elif hash_file(path) != image.sha256:
-                problems.append(f"{image.path}: another file than at the time of the split")
-            if image.second is not None and not (root / image.second).exists():
-                problems.append(f"{image.second}: absent, the second source of {image.path}")
+            check(image.path, image.sha256)
+            if image.second is not None:
+                check(image.second, image.second_sha256, f", the second source of {image.path}")
         if problems:
             raise listed(cut(problems), f"{root} is not the data of this run's manifest")
 

@@ -3,20 +3,37 @@
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources import SUFFIXES
 from orbithash.trainers.datasets.captions import caption
 from orbithash.trainers.datasets.class_lists import DSRSID_CLASSES
 from orbithash.trainers.datasets.classes import class_folders
 from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_lines
 
-__all__ = ["DSRSID_FOLDERS", "DSRSID_LISTS", "find_dsrsid", "find_pairs", "find_scenes"]
+__all__ = ["DSRSID_FOLDERS", "DSRSID_LISTS", "find_dsrsid", "find_pairs", "find_scenes", "has_pairs"]
 
+PAIRS_FOLDERS = ("first", "second")
 DSRSID_FOLDERS = ("multispectral", "panchromatic")
 DSRSID_LISTS = ("train.txt", "test.txt", "database.txt")
 
 
+def has_pairs(root: Path) -> bool:
+    """Whether the folders `first` and `second` are two sources, and not two classes of these names."""
+    folders = [root / name for name in PAIRS_FOLDERS]
+    if all(any(folder.glob("*/")) for folder in folders):
+        return True
+    if {path.name for path in root.glob("*/") if not path.name.startswith(".")} != set(PAIRS_FOLDERS):
+        return False
+    # Side by side: a place has one name in both.
+    first, second = ({p.stem for p in folder.glob("*") if p.name.lower().endswith(SUFFIXES)} for folder in folders)
+    return bool(first & second)
+
+
 def find_pairs(root: Path, captions: Path | None = None) -> Found:
-    """ROOT/first/<class>/NAME and ROOT/second/<class>/NAME are the two images of a place."""
-    return _find_pairs(root.resolve(), "first", "second")
+    """ROOT/first/<class>/NAME and ROOT/second/<class>/NAME are the two images of a place, whatever their ending.
+
+    Images of no class are ROOT/first/NAME and ROOT/second/NAME.
+    """
+    return _find_pairs(root.resolve(), *PAIRS_FOLDERS)
 
 
 def find_scenes(root: Path, captions: Path | None = None) -> Found:
@@ -30,29 +47,44 @@ def find_scenes(root: Path, captions: Path | None = None) -> Found:
 
 
 def _find_pairs(root: Path, first: str, second: str) -> Found:
-    ones, others = _members(root / first), _members(root / second)
+    (ones, twice), (others, more) = _members(root / first), _members(root / second)
     alone = {name: path for name, path in others.items() if name not in ones}
     by_name: dict[str, str] = {}
     for label, name in alone:
         by_name.setdefault(name, label)
     rows, absent, moved = [], [], []
     for (label, name), path in ones.items():
-        rows.append(Row(path, (label,), second=others.get((label, name))))
+        rows.append(Row(path, (label,) if label else (), second=others.get((label, name))))
         if (label, name) in others:
             continue
+        shown = Path(label, path.name).as_posix()
         if name in by_name:
-            moved.append(f"{first}/{label}/{name}: its second source is of class {by_name[name]}")
-            alone.pop((by_name.pop(name), name))
+            where = by_name.pop(name)
+            moved.append(f"{first}/{shown}: its second source is of {f'class {where}' if where else 'no class'}")
+            alone.pop((where, name))
         else:
-            absent.append(f"{first}/{label}/{name} has no second source {second}/{label}/{name}")
-    lone = [f"{second}/{label}/{name} is the second source of no image" for label, name in alone]
-    classes = tuple(dict.fromkeys(label for label, _ in ones))
-    return Found(rows, classes, [*cut(absent), *cut(moved), *cut(lone)])
+            absent.append(f"{first}/{shown} has no second source {second}/{shown}, nor one of another ending")
+    lone = [
+        f"{second}/{Path(label, path.name).as_posix()} is the second source of no image"
+        for (label, _), path in alone.items()
+    ]
+    classes = tuple(dict.fromkeys(label for label, _ in ones if label))
+    return Found(rows, classes, [*cut(twice), *cut(more), *cut(absent), *cut(moved), *cut(lone)])
 
 
-def _members(root: Path) -> dict[tuple[str, str], Path]:
-    """(class, file name) to path."""
-    return {(label, path.name): path for label, paths in class_folders(root).items() for path in paths}
+def _members(root: Path) -> tuple[dict[tuple[str, str], Path], list[str]]:
+    """(class, file name without its ending) to path, and what is there of one name with two endings."""
+    members: dict[tuple[str, str], Path] = {}
+    twice = []
+    inside = root.resolve()
+    for label, paths in class_folders(root).items():
+        for path in paths:
+            # By way of `root`, which may be a link.
+            other = members.setdefault((label, path.stem), root / path.relative_to(inside))
+            if other.name != path.name:
+                names = (Path(root.name, label, name).as_posix() for name in (other.name, path.name))
+                twice.append(f"{' and '.join(names)} differ only in their ending; which is of the pair?")
+    return members, twice
 
 
 def find_dsrsid(root: Path, captions: Path | None = None) -> Found:
@@ -60,7 +92,8 @@ def find_dsrsid(root: Path, captions: Path | None = None) -> Found:
 
     ROOT/multispectral/NAME and ROOT/panchromatic/NAME are the two images of a place. Each line of ROOT/train.txt,
     test.txt and database.txt, of those that are there, is the path of a multispectral image and eight numbers, of
-    which one is 1: its class. Which list an image is in does not matter: the protocol draws the split.
+    which one is 1: its class. Which list an image is in does not matter: the protocol draws a split of the
+    same sizes, as for every dataset, so that each seed gives another one.
     """
     root = root.resolve()
     first, second = DSRSID_FOLDERS

@@ -35,6 +35,8 @@ def write_wald_pairs(
 ) -> WaldPairs:
     """Writes OUT/first/<class>/<name>.png and OUT/second/<class>/<name>.png for each image SOURCE/<class>/<name>.
 
+    Of images side by side in SOURCE, without classes, OUT/first/<name>.png and OUT/second/<name>.png.
+
     The first is the image at 1/factor of its resolution: the mean of factor x factor pixels, which is low-pass filter
     and reduction in one. The second is at full resolution the mean of the three bands, as a panchromatic sensor sees
     them all. Both are of the same ground: up to factor - 1 pixels are cut off at the right and at the bottom.
@@ -43,7 +45,7 @@ def write_wald_pairs(
     written, or not at all.
 
     Args:
-        source: RGB images, one folder a class.
+        source: RGB images, one folder a class or all in one.
         out: a folder that does not exist yet or is empty, not inside `source`.
         factor: how much coarser the first source is, 2 to 64.
         on_progress: told after each image how many are done.

@@ -16,6 +16,7 @@ from orbithash.trainers.distributed import gather_rows
 from orbithash.trainers.features import Table
 from orbithash.trainers.loading import Part
 from orbithash.trainers.metrics import mean_average_precision
+from orbithash.trainers.retrieval import Labels
 
 __all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
 
@@ -23,9 +24,9 @@ __all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
 class Batch(NamedTuple):
     """This rank's share of a step.
 
-    `rows` int64 [B] are places in the training part, `labels` int64 [B] the classes; `images` float32 [B, C, S, S]
-    are augmented and normalised, absent for a method that trains on features; `features` holds the rows of each of the
-    method's tables, float32 [B, ...]. `seed` is the step's own, the same on all ranks.
+    `rows` int64 [B] are places in the training part, `labels` those of `Part`: int64 [B] for a method that needs them;
+    `images` float32 [B, C, S, S] are augmented and normalised, absent for a method that trains on features; `features`
+    holds the rows of each of the method's tables, float32 [B, ...]. `seed` is the step's own, the same on all ranks.
     """
 
     rows: Tensor
@@ -48,6 +49,12 @@ class Method(nn.Module):
     # The metric of `validate` whose best epoch becomes the model; None: the last epoch does.
     selection_metric: ClassVar[str | None] = "ap_min@20"
 
+    # Whether training needs the class of every image, one each.
+    needs_labels: ClassVar[bool] = True
+
+    # Consecutive rows of a step that belong together: every rank's share is a multiple of so many.
+    group_size: ClassVar[int] = 1
+
     network: HashNetwork
     text_head: HashHead | None
 
@@ -63,10 +70,15 @@ class Method(nn.Module):
         """Whether batches hold images."""
         return True
 
-    @property
-    def tables(self) -> dict[str, Table]:
+    @classmethod
+    def tables_of(cls, config: Any) -> dict[str, Table]:
         """The frozen features that batches hold, by name; "image" is what a code is made of without `images`."""
         return {}
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Those of its own config."""
+        return self.tables_of(self.config)
 
     @property
     def label_code(self) -> tuple[str, int]:
@@ -96,8 +108,11 @@ class Method(nn.Module):
         Every rank calls it with the whole training part.
         """
 
-    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """The epoch's batches over all ranks: rows int64 [steps, batch]. Rank r takes the r-th piece of each."""
+    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
+        """The epoch's batches over all ranks: rows int64 [steps, batch]. Rank r takes the r-th piece of each.
+
+        `InputError` when these labels allow no batches.
+        """
         config: TrainConfig = self.config  # type: ignore[assignment]
         return shuffled(len(labels), config.batch_size, config.seed, epoch)
 
@@ -125,9 +140,7 @@ class Method(nn.Module):
         training part.
         """
         codes = [gather_rows(encode_part(encoder, part)) for part in (validation, reference)]
-        labels = [
-            gather_rows(part.labels[:, None].view(np.uint8)).view(np.int64)[:, 0] for part in (validation, reference)
-        ]
+        labels = [gather_rows(part.labels) for part in (validation, reference)]
         return {"ap_min@20": mean_average_precision(codes[0], codes[1], labels[0], labels[1], encoder.bits, k=20)}
 
 
@@ -144,9 +157,7 @@ def shuffled(num_rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDArr
     return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
 
 
-def balanced(
-    labels: npt.NDArray[np.int64], batch_size: int, images_per_class: int, seed: int, epoch: int
-) -> npt.NDArray[np.int64]:
+def balanced(labels: Labels, batch_size: int, images_per_class: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """As many batches as `shuffled` makes, each of whole classes: int64 [steps, batch_size].
 
     The classes of a batch are drawn without replacement while they last, the images of each with replacement. A batch

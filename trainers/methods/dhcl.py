@@ -37,6 +37,7 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Batch, Method, balanced
+from orbithash.trainers.retrieval import Labels
 
 __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
 
@@ -161,7 +162,7 @@ class Dhcl(Method):
         """See `Method`."""
         return self.config.nested_bits
 
-    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
         """See `Method`."""
         config = self.config
         if not config.images_per_class:

@@ -9,7 +9,10 @@ What is done otherwise than in the authors' released code, whose losses and sett
 
 - the second text view is used (the code compares the first with itself) and the adversarial loss acts on images (in the
   code on captions, which the discriminator calls real already): `compat_txt_view` and `compat_adv_text_only` restore
-  both. Backbones are in evaluation mode, so that features do not depend on the batch; the code's other way is not here;
+  both. The backbone is in evaluation mode; in the code it normalises with the statistics of batches of some 500
+  images, which is not here at all: an image would have no features of its own to make a code of;
+- captions are taken as they are and only their own tokens are averaged; `text_normalise` and text_pooling=last4-padded
+  are the code's. Of an image all is seen, not the middle alone (`original_view`);
 - without rewording, the second text view is another one of the image's captions, of which the code uses one in all;
 - losses are means, scaled to what the code's sums are for 256 pairs over two rows a pair, so the weights do not depend
   on the batch; Adam does not see the factor that is left. A ragged last batch is dropped;
@@ -29,11 +32,11 @@ with the same split; one split and one seed each).
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -44,17 +47,19 @@ from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.networks import HashHead, HashNetwork, Standardise
+from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.text import TextEncoder
 from orbithash.trainers.average_precision import average_precision
-from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.captions import TRANSLATORS
+from orbithash.trainers.config import PathOrName, TrainConfig
 from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
 from orbithash.trainers.features import Table
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.contrastive import NearAs, nt_xent, wide
 from orbithash.trainers.metrics import rank_histograms
-from orbithash.trainers.retrieval import Retrieval
-from orbithash.trainers.views import view_rng
+from orbithash.trainers.retrieval import Retrieval, labelled
+from orbithash.trainers.views import CROP_SHARE, view_rng
 
 __all__ = [
     "Discriminator",
@@ -83,15 +88,19 @@ class DuchConfig(TrainConfig):
     batch_size: int = Field(256, ge=2, le=65_536, description="pairs per step over all workers together")
     validate_every: int = Field(10, ge=1, description="epochs between two evaluations on the validation part")
 
-    text_encoder: str | None = Field(None, description="a Hugging Face text model by name or folder; needed")
-    text_pooling: Literal["mean", "cls", "last4"] = Field(
-        "mean", description="of the text model's outputs; code: last4, padding included"
+    text_encoder: PathOrName | None = Field(None, description="a Hugging Face text model by name or folder; needed")
+    text_pooling: Literal["mean", "cls", "last4", "last4-padded"] = Field(
+        "mean", description="of the text model's outputs; code: last4-padded"
     )
+    text_normalise: bool = Field(False, description="captions in lower case, without . , ! and ?; code: yes")
     hidden: int = Field(4096, ge=1, le=65_536, description="width of each head's hidden layer")
     standardisation: Literal["per-dimension", "scalar"] = Field(
         "per-dimension", description="of the features, by the training part's moments; code: scalar"
     )
 
+    original_view: Literal["whole", "center-crop"] = Field(
+        "whole", description="what is seen of an image, in training and ever after; code: center-crop"
+    )
     image_augmentation: Literal[
         "center-crop",
         "random-crop",
@@ -104,6 +113,12 @@ class DuchConfig(TrainConfig):
     ] = Field("blur-rotate-center", description="how the second image view is made, once")
     text_augmentation: Literal["none", "rule", "translate", "translate-chain"] = Field(
         "none", description="how the second text view is worded; none: another caption of the image; code: rule"
+    )
+    translators: PathOrName = Field(
+        TRANSLATORS, description="where opus-mt-en-es and the like are: a folder, or an organisation of the HF hub"
+    )
+    glove: PathOrName | None = Field(
+        None, description="a GloVe text file with the rule's word vectors; none: the text model's own; code: GloVe"
     )
     captions: Literal["fixed", "random", "all"] = Field(
         "random",
@@ -144,6 +159,13 @@ class DuchConfig(TrainConfig):
 
     compat_txt_view: bool = Field(False, description="the second text view is the first, as in the code")
     compat_adv_text_only: bool = Field(False, description="the adversarial loss is on captions, as in the code")
+
+    def preprocessing(self) -> Preprocessing:
+        """See `TrainConfig`."""
+        whole = super().preprocessing()
+        if self.original_view == "whole":
+            return whole
+        return dataclasses.replace(whole, resize=round(whole.crop / CROP_SHARE))
 
 
 class Discriminator(nn.Module):
@@ -228,6 +250,7 @@ class Duch(Method):
     Config = DuchConfig
     # As published. Validation figures need labels, which the method has no other use for.
     selection_metric: ClassVar[str | None] = None
+    needs_labels = False
 
     text_head: HashHead
     consensus: Tensor
@@ -259,16 +282,28 @@ class Duch(Method):
         """See `Method`."""
         return False
 
-    @property
-    def tables(self) -> dict[str, Table]:
+    @classmethod
+    def tables_of(cls, config: DuchConfig) -> dict[str, Table]:
         """See `Method`. "text" and "text_augmented" hold all captions of an image, [N, C, D]."""
         tables = {
             "image": Table("image"),
-            "image_augmented": Table("image", augmentation=self.config.image_augmentation),
+            # Views crop by themselves.
+            "image_augmented": Table(
+                "image",
+                augmentation=config.image_augmentation,
+                training_only=True,
+                preprocessing=TrainConfig.preprocessing(config),
+            ),
             "text": Table("caption"),
         }
-        if self.config.text_augmentation != "none":
-            tables["text_augmented"] = Table("caption", augmentation=self.config.text_augmentation)
+        if config.text_augmentation != "none":
+            tables["text_augmented"] = Table(
+                "caption",
+                augmentation=config.text_augmentation,
+                training_only=True,
+                translators=config.translators,
+                glove=config.glove,
+            )
         return tables
 
     def text_encoder(self, device: str = "cpu") -> TextEncoder:
@@ -278,7 +313,9 @@ class Duch(Method):
                 "text_encoder is not set: DUCH reads captions with a Hugging Face text model; give its name or folder"
             )
         if device not in self._text_encoders:
-            self._text_encoders[device] = TextEncoder(self.config.text_encoder, self.config.text_pooling, device)
+            self._text_encoders[device] = TextEncoder(
+                self.config.text_encoder, self.config.text_pooling, device, normalise=self.config.text_normalise
+            )
         return self._text_encoders[device]
 
     def build_optimizer(self) -> Adam:
@@ -427,8 +464,8 @@ class Duch(Method):
             of_images = encoder.encode_features(part.features["image"])
             of_texts = encoder.encode_text_features(captions[np.arange(len(chosen)), chosen])
             codes.append((gather_rows(of_images), gather_rows(of_texts)))
-            labels.append(_gather_labels(part))
-        known = labels[0] >= 0
+            labels.append(gather_rows(part.labels))
+        known = labelled(labels[0])
         if not known.any():
             return {}
         metrics = {}
@@ -445,10 +482,6 @@ def _hash_views(head: HashHead, features: Tensor) -> Tensor:
     """Hashes [B, V, K] of features [B, V, D]."""
     hashes: Tensor = head(features.flatten(0, 1))
     return hashes.reshape(*features.shape[:2], hashes.shape[1])
-
-
-def _gather_labels(part: Part) -> npt.NDArray[np.int64]:
-    return gather_rows(part.labels[:, None].view(np.uint8)).view(np.int64)[:, 0]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Method, balanced
+from orbithash.trainers.retrieval import Labels
 
 __all__ = ["FineTuned", "FineTuningConfig"]
 
@@ -34,7 +35,7 @@ class FineTuned(Method):
 
     config: FineTuningConfig
 
-    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
         """See `Method`."""
         config = self.config
         if not config.images_per_class:

@@ -1,10 +1,11 @@
 """A memory of one embedding for each training image, on every rank or dealt among the ranks."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orbithash.trainers.distributed import gather_with_gradient, rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
 
 __all__ = ["NORM_FLOOR", "Memory"]
 
@@ -39,11 +40,20 @@ class Memory(nn.Module):
             self.whole = self.whole.new_empty(0, self.whole.shape[1])
 
     def close(self) -> None:
-        """Puts the shares together again, on every rank."""
+        """Puts the shares together again, on every rank; `RuntimeError` where what should be one memory is several."""
         if self.sharded:
             whole = self.share.new_zeros(self.num_rows, self.share.shape[1])
             whole[self._first :: self._stride] = self.share
             self.whole = sum_over_ranks(whole)
+        else:
+            self._check_replicas()
+
+    def _check_replicas(self) -> None:
+        # Weighted by place, so that rows that changed places show. Processors may round differently.
+        weights = torch.linspace(1, 2, self.num_rows, dtype=torch.float64, device=self.share.device)
+        sums = np.array(gather_objects((weights @ self.share.double()).tolist()))
+        if not np.allclose(sums, sums[0], rtol=0, atol=1e-3, equal_nan=True):
+            raise RuntimeError("the ranks' memories have diverged: they did not write the same embeddings")
 
     @torch.no_grad()
     def write(self, rows: Tensor, embeddings: Tensor, keep: float) -> None:

@@ -30,6 +30,7 @@ from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.features import Table
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Batch, Method
+from orbithash.trainers.retrieval import Labels
 
 __all__ = ["Mhcln", "MhclnConfig", "balance_loss", "bit_balance_loss", "class_pairs", "push_loss", "triplet_loss"]
 
@@ -40,9 +41,12 @@ class MhclnConfig(TrainConfig):
     bits: int = Field(32, ge=8, le=512, description="length of a code")
     epochs: int = Field(20, ge=1, le=10_000, description="rounds of steps_per_epoch batches; code: 10,000 steps in all")
     steps_per_epoch: int = Field(500, ge=1, description="batches in an epoch")
-    batch_size: int = Field(90, ge=6, le=65_536, description="rows of a step over all workers, a third each for "
-                            "anchors, positives and negatives")  # fmt: skip
-    class_pairs: int = Field(1, ge=1, le=1024, description="pairs of classes in a step; code: 1")
+    batch_size: int = Field(
+        90, ge=6, le=65_536, description="rows of a step over all workers, in thirds: anchors, positives, negatives"
+    )
+    class_pairs: int = Field(
+        1, ge=1, le=1024, description="pairs of classes in a step; W, with batch_size=90*W: one for each of W workers"
+    )
     hidden: tuple[int, ...] = Field((1024, 512), description="widths of the hidden layers")
     standardise: bool = Field(True, description="whether features are standardised; code: no")
     margin: float = Field(0.2, gt=0, le=2, description="alpha of the triplet loss, on squared distances in [0, 2]")
@@ -93,9 +97,7 @@ def _normalised(rows: Tensor) -> Tensor:
     return rows * torch.rsqrt(rows.square().sum(1, keepdim=True).clamp(min=1e-10))
 
 
-def class_pairs(
-    labels: npt.NDArray[np.int64], num_triplets: int, num_pairs: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
+def class_pairs(labels: Labels, num_triplets: int, num_pairs: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """The rows of one step, int64 [3 * num_triplets]: anchor, positive, negative, anchor, ...
 
     Each of `num_pairs` ordered pairs of distinct classes gives as many triplets. Anchors and positives of a pair are
@@ -118,12 +120,11 @@ class Mhcln(Method):
 
     name = "mhcln"
     Config = MhclnConfig
+    group_size = 3
 
     def __init__(self, config: MhclnConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
         self.config = config
-        if num_classes < 2:
-            raise InputError("mhcln draws pairs of classes; there is only 1")
         head = HeadSpec(
             config.bits,
             norm="standardise" if config.standardise else "none",
@@ -140,8 +141,8 @@ class Mhcln(Method):
         """See `Method`."""
         return False
 
-    @property
-    def tables(self) -> dict[str, Table]:
+    @classmethod
+    def tables_of(cls, config: MhclnConfig) -> dict[str, Table]:
         """See `Method`."""
         return {"image": Table("image")}
 
@@ -150,10 +151,12 @@ class Mhcln(Method):
         if isinstance(self.network.head.norm, Standardise):
             self.network.head.norm.fit(torch.from_numpy(training.features["image"]))
 
-    def order(self, labels: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
         """See `Method`."""
         config = self.config
         counts = np.bincount(labels)
+        if np.count_nonzero(counts) < 2:
+            raise InputError("mhcln draws pairs of classes; all training images are of one")
         if (counts[counts > 0] < 2).any():
             alone = int(np.flatnonzero(counts == 1)[0])
             raise InputError(f"mhcln needs 2 training images of each class; class number {alone} has 1")
@@ -167,9 +170,6 @@ class Mhcln(Method):
         """See `Method`. All but the balance of bits are means over this rank's triplets or rows."""
         config = self.config
         outputs = self.network.head(batch.features["image"])
-        if len(outputs) % 3:
-            raise InputError(f"{len(outputs)} rows a worker are no whole triplets; make batch_size a multiple of "
-                             "3 times the number of workers")  # fmt: skip
         triplet = triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
         push, balance = push_loss(outputs), balance_loss(outputs)
         losses = {"triplet": triplet, "push": push, "balance": balance}

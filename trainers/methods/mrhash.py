@@ -6,29 +6,33 @@ assignment. Of a new place only the first source is needed.
 
 Deviations from the authors' code, beside the settings below:
 
-- the frozen features are those of the hash network's own backbone as training begins (the code: ResNet-50, and AlexNet
-  with its two wide layers as the hash network), and by default only the head on them is trained;
+- the frozen features are those of the hash network's own backbone as training begins, and by default only the head on
+  them is trained. The code has ResNet-50's (`feature_backbone`) and trains an AlexNet with its two wide layers:
+  backbone=alexnet, hidden=[4096,4096], fine_tune, of which the wide ones begin at random here;
 - which epoch's autoencoder is kept is told by its error on training images held out; the code takes the one with the
   best retrieval on labelled test images;
 - beyond the paper, optional losses: both sources told from the codes themselves, quantisation, balance of each bit.
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from orbithash.encoders.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
 from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.model import HashModel
 from orbithash.encoders.networks import HashNetwork, Standardise
-from orbithash.trainers.config import TrainConfig
+from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.rendering import Rendering
+from orbithash.trainers.config import PathOrName, TrainConfig
 from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
 from orbithash.trainers.features import Table
 from orbithash.trainers.loading import Part
@@ -43,8 +47,13 @@ from orbithash.trainers.methods.autoencoder import (
 )
 from orbithash.trainers.methods.base import Batch, Method, encode_part
 from orbithash.trainers.methods.dhcl import quantisation_loss
+from orbithash.trainers.retrieval import labelled
 
 __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
+
+
+# A table of a part, or a batch's rows of it.
+Rows = TypeVar("Rows", npt.NDArray[np.float32], Tensor)
 
 
 class MrHashConfig(TrainConfig):
@@ -58,6 +67,14 @@ class MrHashConfig(TrainConfig):
     )
     fine_tune: bool = Field(False, description="train the backbone, too, on augmented images; code: yes")
     sources: Literal["both", "first"] = Field("both", description="what the autoencoder tells; first: no second source")
+    second_bands: tuple[int | str, ...] = Field((), description="numbers or names of the second source's; none: RGB")
+    second_stretch: str = Field("percentile:2:98", description="of the second source's data, as stretch is")
+    feature_backbone: str | None = Field(
+        None, description="whose features the autoencoder tells; none: the hash network's as it begins; code: resnet50"
+    )
+    feature_weights: PathOrName | None = Field(
+        None, description="its weights: torchvision's by name, or a safetensors file; none: random"
+    )
     standardise: bool = Field(True, description="whether the autoencoder's features are standardised; code: no")
     num_latents: int = Field(64, ge=2, le=1024, description="width of the autoencoder's latents")
     num_clusters: int = Field(16, ge=2, le=4096, description="M, the centres")
@@ -89,6 +106,41 @@ class MrHashConfig(TrainConfig):
     lr_decay: float = Field(0.7, gt=0, le=1, description="on every rate, each lr_decay_epochs")
     lr_decay_epochs: int = Field(10, ge=1, description="epochs between two decays")
 
+    def second_preprocessing(self) -> Preprocessing:
+        """What an image of the second source goes through."""
+        rendering = Rendering(self.second_bands or None, self.second_stretch)
+        return Preprocessing(rendering, resize=self.image_size, crop=self.image_size)
+
+    @field_validator("second_bands")
+    @classmethod
+    def _check_second_bands(cls, bands: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        Rendering(bands or None)
+        return bands
+
+    @field_validator("second_stretch")
+    @classmethod
+    def _check_second_stretch(cls, stretch: str) -> str:
+        Rendering(stretch=stretch)
+        return stretch
+
+    @field_validator("feature_backbone")
+    @classmethod
+    def _check_feature_backbone(cls, backbone: str | None) -> str | None:
+        if backbone is not None and backbone not in BACKBONES:
+            raise ValueError(f"no such backbone; there are {', '.join(BACKBONES)}")
+        return backbone
+
+    @model_validator(mode="after")
+    def _check_features(self) -> Self:
+        if self.feature_backbone is None and self.feature_weights is not None:
+            raise ValueError(
+                f"feature_weights is {self.feature_weights!r} without a feature_backbone; name the one they belong to"
+            )
+        least = MIN_SIDE_PX.get(self.feature_backbone or "", 0)
+        if self.image_size < least:
+            raise ValueError(f"image_size is {self.image_size}: {self.feature_backbone} needs at least {least} pixels")
+        return self
+
 
 def kl_divergence(target: Tensor, shares: Tensor, reduction: str) -> Tensor:
     """KL(p || q) float32 of target p [N, M] and shares q [N, M], a mean over rows; 0 for no rows.
@@ -113,6 +165,7 @@ class MrHash(Method):
     Config = MrHashConfig
     # As published. What could choose without labels, the error of reconstruction, hardly moves after the beginning.
     selection_metric = None
+    needs_labels = False
 
     target: Tensor
     entropy: Tensor
@@ -128,7 +181,11 @@ class MrHash(Method):
         self.network.backbone.requires_grad_(config.fine_tune)
         self.bridge = nn.Linear(config.bits, config.num_latents, bias=False)
         num_sources = 1 + (config.sources == "both")
-        self.autoencoder = Autoencoder(self.network.head.num_features, config.num_latents, num_sources)
+        width = self.network.head.num_features
+        if config.feature_backbone is not None:
+            # Its weights make features elsewhere; the exported model does without them.
+            width = num_features(build_backbone(config.feature_backbone, "group"))
+        self.autoencoder = Autoencoder(width, config.num_latents, num_sources)
         self.centres = nn.Parameter(torch.zeros(config.num_clusters, config.num_latents))
         self.register_buffer("target", torch.zeros(num_rows, config.num_clusters))
         self.register_buffer("entropy", torch.zeros(()))
@@ -138,21 +195,32 @@ class MrHash(Method):
         """See `Method`."""
         return self.config.fine_tune
 
-    @property
-    def tables(self) -> dict[str, Table]:
-        """See `Method`. Features of the backbone as training begins, which fine-tuning leaves as they are."""
-        tables = {"image": Table("image"), "second": Table("second")}
-        return tables if self.config.sources == "both" else {"image": tables["image"]}
+    @classmethod
+    def tables_of(cls, config: MrHashConfig) -> dict[str, Table]:
+        """See `Method`. "image" is of the hash network as it begins, which fine-tuning leaves as it is.
 
-    def _sources(self, features: dict[str, npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
-        return [features[name] for name in self.tables]
+        "first" and "second" are the autoencoder's; without `feature_backbone` "image" serves as "first".
+        """
+        backbone, weights = config.feature_backbone, config.feature_weights
+        tables = {"image": Table("image")}
+        if backbone is not None:
+            tables["first"] = Table("image", backbone=backbone, weights=weights)
+        if config.sources == "both":
+            second = config.second_preprocessing()
+            tables["second"] = Table("second", preprocessing=second, backbone=backbone, weights=weights)
+        return tables
+
+    def _sources(self, features: dict[str, Rows]) -> list[Rows]:
+        """The autoencoder's tables, the first source's and, where there is one, the second's."""
+        first = features["image" if self.config.feature_backbone is None else "first"]
+        return [first, features["second"]] if self.config.sources == "both" else [first]
 
     def begin(self, training: Part) -> None:
         """See `Method`. Trains the autoencoder and finds the centres."""
         config, autoencoder = self.config, self.autoencoder
         sources = self._sources(training.features)
         assert isinstance(self.network.head.norm, Standardise)
-        self.network.head.norm.fit(torch.from_numpy(sources[0]))
+        self.network.head.norm.fit(torch.from_numpy(training.features["image"]))
         if config.standardise:
             for norm, source in zip(autoencoder.norms, sources, strict=True):
                 assert isinstance(norm, Standardise)
@@ -180,7 +248,7 @@ class MrHash(Method):
         self.autoencoder.decoders.requires_grad_(reconstructs or config.code_reconstruction_weight > 0)
         target, entropy = torch.zeros_like(self.target), torch.zeros_like(self.entropy)
         if rank() == 0:
-            latents = self.autoencoder.latents(training.features["image"])
+            latents = self.autoencoder.latents(self._sources(training.features)[0])
             shares = torch.cat(
                 [soft_assignment(some, self.centres, config.alpha) for some in torch.split(latents, CHUNK_ROWS)]
             )
@@ -196,7 +264,7 @@ class MrHash(Method):
         config, autoencoder = self.config, self.autoencoder
         features = batch.features["image"] if batch.images is None else self.network.features(batch.images)
         hashes = self.network.head(self._dropped(features, batch.seed) if self.training else features)
-        sources = autoencoder.standardise([batch.features[name] for name in self.tables])
+        sources = autoencoder.standardise(self._sources(batch.features))
         target, bridged = self.target[batch.rows], self.bridge(hashes)
 
         def divergence(latents: Tensor) -> Tensor:
@@ -247,14 +315,14 @@ class MrHash(Method):
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
         """See `Method`. The share of the sources' variance that latents, and codes, tell; the rest only with labels."""
-        latents = self.autoencoder.latents(validation.features["image"])
+        latents = self.autoencoder.latents(self._sources(validation.features)[0])
         metrics = {"reconstructed_variance": self._told(latents, validation)}
         if self.config.code_reconstruction_weight:
             signs = 2.0 * unpack(encode_part(encoder, validation), self.config.bits) - 1
             metrics["code_reconstructed_variance"] = self._told(
                 self.bridge(torch.from_numpy(signs).to(latents)), validation
             )
-        if all(gather_objects(bool((validation.labels >= 0).all()))):
+        if all(gather_objects(bool(labelled(validation.labels).all()))):
             metrics |= super().validate(encoder, reference, validation)
         return metrics
 
