@@ -351,8 +351,8 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
 
     class Wasteful(kind):
         def start_epoch(self, epoch, training):
-            self.waste_mb = 200 if epoch == 0 else 0
-            np.ones(400 * 2**17)
+            self.waste_mb = 800 if epoch == 0 else 0
+            np.ones(1200 * 2**17)
             return super().start_epoch(epoch, training)
 
         def after_step(self, batch):
@@ -361,7 +361,7 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
     monkeypatch.setattr("orbithash.trainers.loop.get_method", lambda name: Wasteful)
     history = trained(make_run(data, epochs=3)).history
     needed = [record["peak_memory_mb"] - record["memory_mb"] for record in history]
-    # The kernel counts pages in batches.
-    assert 190 < needed[0] < 390
-    assert needed[2] < 150
+    # Other tests' rubbish may go meanwhile.
+    assert 400 < needed[0] < 1100
+    assert needed[2] < 300
     assert all(record["memory_mb"] > 50 for record in history)

@@ -123,6 +123,10 @@ CASES = {
 }
 
 
+# The first test that asks for the two ranks waits until they have trained every case.
+pytestmark = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """The order of a sum depends on the number of threads."""
