@@ -115,9 +115,8 @@ def worker_error(err: Exception) -> Exception:
 def keeping_memory() -> dict[str, str]:
     """Environment variables of a process that trains on a CPU: it keeps the memory of one step for the next.
 
-    The C library gives the memory of every large tensor back to the system and asks for it anew, page by page; for a
-    convolutional network that is a third of the time of a step. The allocator that Ray ships does as it is told. Empty
-    where Ray ships none.
+    The C library gives the memory of every large tensor back to the system and asks for it anew, page by page, which
+    takes time (docs/results.md). The allocator that Ray ships does as it is told. Empty where Ray ships none.
     """
     import ray
 
