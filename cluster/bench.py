@@ -35,7 +35,8 @@ from orbithash.encoders.networks import HashNetwork
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.records import Record, read_record
 from orbithash.encoders.sources import Item, list_source
-from orbithash.trainers.loop import Run, train
+from orbithash.trainers.loop import train
+from orbithash.trainers.run import Run
 from orbithash.trainers.scenes import write_scenes
 
 __all__ = ["bench_encode", "bench_train", "show"]

@@ -192,7 +192,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     data: DataOption,
     protocol: Annotated[str | None, typer.Option("--protocol", help="Another split than the run's own.")] = None,
-    bits: Annotated[int | None, typer.Option("--bits", help="A shorter length that nested_bits trained, too.")] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="One of the lengths of a run with nested_bits.")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Simple methods on the pretrained features, too.")
     ] = True,

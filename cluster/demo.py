@@ -35,8 +35,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.client import Client
 from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation import HEADLINE
-from orbithash.trainers.loop import Run
 from orbithash.trainers.report import write_atomically
+from orbithash.trainers.run import Run
 from orbithash.trainers.scenes import write_scenes
 
 __all__ = ["run_demo"]

@@ -12,7 +12,6 @@ from orbithash.trainers import plots
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.evaluation import HEADLINE
 from orbithash.trainers.evaluation_report import HIT_SIDE_PX, QUERY_SIDE_PX
-from orbithash.trainers.loop import Run
 from orbithash.trainers.report import (
     Fact,
     Facts,
@@ -27,6 +26,7 @@ from orbithash.trainers.report import (
     thumbnail_data_uri,
     write_report,
 )
+from orbithash.trainers.run import Run
 
 __all__ = ["Asked", "write_demo_report"]
 

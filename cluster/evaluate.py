@@ -14,8 +14,8 @@ from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
 from orbithash.trainers.datasets import PROTOCOLS, resplit
 from orbithash.trainers.evaluation import metrics_of, without_baselines, write_evaluation
-from orbithash.trainers.loop import Run
 from orbithash.trainers.model_evaluation import FeaturesOf, check_untrained, evaluate_model
+from orbithash.trainers.run import Run
 
 __all__ = ["evaluate_run"]
 
@@ -33,7 +33,7 @@ def evaluate_run(
     With `baselines`, simple methods on the features of the backbone that the run began with stand beside the model;
     where there is no such backbone any more, the metrics say why not. `cutoffs` are the k of average precision.
 
-    `bits` chooses a shorter model of a run with nested lengths; None: the whole one.
+    `bits` chooses among the lengths of a run with nested ones; None: the whole code.
 
     Leaves `RUN/evaluation/` (`metrics.json`, plots, `report.html`), or `RUN/evaluation-PROTOCOL/`,
     `RUN/evaluation-BITS/` for another protocol or length; returns the metrics and the page's path.
@@ -41,12 +41,12 @@ def evaluate_run(
     run = open_run(folder)
     if not data.is_dir():
         raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
-    model = HashModel.load(_model_folder(folder, bits), "cuda" if torch.cuda.is_available() else "cpu")
+    model, is_whole = _load_model(folder, bits)
     manifest, name = run.manifest, "evaluation"
     if protocol not in (None, manifest.protocol):
         manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
         check_untrained(manifest, run.manifest)
-    if bits is not None:
+    if not is_whole:
         name = f"{name}-{bits}"
     features_of = _pretrained_features(run, model, data) if baselines else "switched off"
     num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
@@ -75,18 +75,20 @@ def evaluate_run(
     return metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics, page
 
 
-def _model_folder(folder: Path, bits: int | None) -> Path:
-    """Of the shorter model of this length; None: of the whole one."""
+def _load_model(folder: Path, bits: int | None) -> tuple[HashModel, bool]:
+    """The model of this length, None: the whole one; and whether it is the whole one."""
     if not (folder / "model").is_dir():
         raise InputError(f"{folder} has no model yet; run the same train command again, it goes on where it stopped")
-    if bits is None:
-        return folder / "model"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    whole = HashModel.load(folder / "model", device)
+    if bits in (None, whole.bits):
+        return whole, True
     shorter = folder / f"model-{bits}"
     if not shorter.is_dir():
         lengths = sorted(int(path.name[6:]) for path in folder.glob("model-*") if path.name[6:].isdecimal())
-        there = ", ".join(map(str, lengths)) or "none: it was trained without nested_bits"
-        raise InputError(f"{folder} has no shorter model of {bits} bits; there are {there}")
-    return shorter
+        there = " and ".join(map(str, [*lengths, whole.bits]))
+        raise InputError(f"{folder} has no model of {bits} bits; there is {there}")
+    return HashModel.load(shorter, device), False
 
 
 def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:

@@ -23,10 +23,10 @@ from orbithash.cluster.train import check_training, prepare_run, train_on_ray
 from orbithash.encoders.errors import InputError, listed
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
-from orbithash.trainers.loop import Run
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
 from orbithash.trainers.report import write_atomically
+from orbithash.trainers.run import Run
 
 __all__ = ["reproduce"]
 

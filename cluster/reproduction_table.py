@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from orbithash.trainers.evaluation import HEADLINE
-from orbithash.trainers.loop import Run
 from orbithash.trainers.published import LEARNED_BASELINES, PUBLISHED, REPRODUCTIONS, Reproduction
 from orbithash.trainers.report import Section, Table, Text, write_atomically, write_report
+from orbithash.trainers.run import Run
 
 __all__ = ["COLUMNS", "Row", "cells_of", "rows_of", "show", "with_learned_baselines", "write_table"]
 

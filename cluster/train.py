@@ -26,8 +26,9 @@ from orbithash.cluster.runtime import check_resources, connected, keeping_memory
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.loop import Run, best_epoch, check_run, export_models, train
+from orbithash.trainers.loop import best_epoch, export_models, train
 from orbithash.trainers.methods import get_method
+from orbithash.trainers.run import Run, check_run
 
 __all__ = ["check_training", "open_run", "prepare_run", "read_history", "train_on_ray"]
 

@@ -15,7 +15,7 @@ from orbithash.encoders.preprocessing import Preprocessing
 
 __all__ = ["POOLINGS", "HeadSpec", "ModelCard", "NetworkSpec", "TextSpec", "read_model_folder", "write_card"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 POOLINGS = ("avg", "max", "avg+max")
 

@@ -98,7 +98,7 @@ class HashModel:
         """Codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
         self._check_prepared(images)
         size = BATCH_SIZE[self.device.type]
-        return self._encode(len(images), size, lambda rows: self.network(self.normalise(images[rows])))
+        return self._encode(len(images), size, lambda rows: self.network.hash(self._pool(images[rows])))
 
     def features(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """What the head sees, float32 [N, D], of prepared images uint8 [N, crop, crop, C]."""
@@ -107,8 +107,7 @@ class HashModel:
         features = np.empty((len(images), self.network.head.num_features), np.float32)
         with torch.inference_mode(), _exact():
             for start in range(0, len(images), size):
-                inputs = self.normalise(images[start : start + size])
-                features[start : start + size] = self.network.features(inputs).float().cpu().numpy()
+                features[start : start + size] = self._pool(images[start : start + size]).float().cpu().numpy()
         return features
 
     def encode_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -144,8 +143,16 @@ class HashModel:
 
     def normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """The network's input float32 [N, C, crop, crop], channels last in memory, of uint8 [N, crop, crop, C]."""
-        pixels = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(images, order="C")).to(self.device).permute(0, 3, 1, 2)
         return (pixels.float() - self._mean) / self._std
+
+    def _pool(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Features [N, D] of a pass of prepared images, the mean over their orientations."""
+        features = []
+        for orientation in range(self.preprocessing.orientations):
+            view = np.rot90(images, orientation % 4, axes=(1, 2))
+            features.append(self.network.features(self.normalise(view if orientation < 4 else view[:, :, ::-1])))
+        return torch.stack(features).mean(dim=0)
 
     def _check_prepared(self, images: npt.NDArray[np.uint8]) -> None:
         side, channels = self.preprocessing.crop, self.preprocessing.channels

@@ -23,6 +23,8 @@ OTHER_MEAN, OTHER_STD = 0.5, 0.25
 
 MAX_SIDE_PX = 1024
 
+ORIENTATIONS = (1, 4, 8)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -32,6 +34,10 @@ class Preprocessing:
     (bilinear, antialiased): what resizing the shorter side to `resize` and cropping `crop` gives, in one step whose
     memory does not depend on how long and thin the image is. `mean` and `std` are of each band of the rendered image,
     in 0-1; left out they are ImageNet's for three bands, and 0.5 and 0.25 for others, which a stretch spreads over 0-1.
+
+    The network sees that square in so many `orientations`, and its features are their mean: 1 as it is, 4 by quarter
+    turns, 8 with mirror images. From above no direction is up, so what the mean loses says nothing. Encoding takes as
+    many times as long.
     """
 
     rendering: Rendering
@@ -39,6 +45,7 @@ class Preprocessing:
     crop: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    orientations: int = 1
 
     def __post_init__(self) -> None:
         if not self.mean and not self.std:
@@ -57,6 +64,8 @@ class Preprocessing:
             problems.append(
                 f"mean {self.mean} and std {self.std}: {self.channels} numbers each are needed, the std above 0"
             )
+        if self.orientations not in ORIENTATIONS:
+            problems.append(f"orientations {self.orientations}: {', '.join(map(str, ORIENTATIONS))} are allowed")
         if problems:
             raise listed(problems, "preprocessing")
 
@@ -84,6 +93,7 @@ class Preprocessing:
             "crop": self.crop,
             "mean": list(self.mean),
             "std": list(self.std),
+            "orientations": self.orientations,
         }
 
     @classmethod
@@ -95,6 +105,7 @@ class Preprocessing:
             crop=int(fields["crop"]),
             mean=tuple(float(v) for v in fields["mean"]),
             std=tuple(float(v) for v in fields["std"]),
+            orientations=int(fields["orientations"]),
         )
 
 

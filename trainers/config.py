@@ -52,6 +52,9 @@ class TrainConfig(BaseModel):
         "percentile:2:98", description="of data of other than 8 bits: percentile:LO:HI of each image, or range:LO:HI"
     )
     image_size: int = Field(160, ge=32, le=1024, description="side of the network's input, pixels")
+    orientations: Literal[1, 4, 8] = Field(
+        1, description="turned (4) and mirrored (8) copies of an image whose mean features make its code; takes as long"
+    )
     epochs: int = Field(15, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step over all workers together")
     min_crop_area: float = Field(0.4, gt=0, le=1, description="least share of an image's area in a random crop")
@@ -71,7 +74,8 @@ class TrainConfig(BaseModel):
 
     def preprocessing(self) -> Preprocessing:
         """What an image goes through before the network, in validation and ever after."""
-        return Preprocessing(Rendering(self.bands or None, self.stretch), resize=self.image_size, crop=self.image_size)
+        rendering = Rendering(self.bands or None, self.stretch)
+        return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
 
     @property
     def channels(self) -> int:

@@ -28,7 +28,6 @@ from orbithash.encoders.text import TextEncoder
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.datasets.layouts import cut
-from orbithash.trainers.datasets.manifest import hash_file
 from orbithash.trainers.distributed import gather_objects, gather_rows, rank, world_size
 
 __all__ = ["FeatureExtractor", "Table", "cache_folder", "caption_features"]
@@ -123,7 +122,7 @@ class FeatureExtractor:
             paths = [root / (image.second or "") for image in images]
             if absent := [f"{path.relative_to(root)}: absent" for path in paths if not path.exists()]:
                 raise listed(cut(absent), f"{root}: images that cannot be trained on")
-            hashes = [hash_file(path) for path in paths]
+            hashes = [image.second_sha256 or "" for image in images]
 
         def compute(missing: list[int]) -> Features:
             rows, problems = [], []
@@ -184,8 +183,7 @@ def _gather_floats(rows: Features) -> Features:
         return rows
     # A rank without a share does not know how wide a row is.
     width = max(gather_objects(rows.shape[1]))
-    rows = np.ascontiguousarray(rows if len(rows) else np.empty((0, width), np.float32))
-    return gather_rows(rows.view(np.uint8)).view(np.float32)
+    return gather_rows(rows if len(rows) else np.empty((0, width), np.float32))
 
 
 def _read(path: Path) -> tuple[dict[str, int], Features]:

@@ -14,45 +14,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orbithash.encoders.card import ModelCard, TextSpec
-from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.model import HashModel
-from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.datasets import Manifest
 from orbithash.trainers.distributed import broadcast_state, rank, sum_over_ranks, synchronise_batch_norm, world_size
 from orbithash.trainers.loading import Augmentation, Part, load_images, views_of_steps
 from orbithash.trainers.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
-from orbithash.trainers.methods import METHODS, Batch, Method, get_method
-from orbithash.trainers.retrieval import Labels, label_arrays
-from orbithash.trainers.tables import check_sources, load_tables
+from orbithash.trainers.methods import Batch, Method
+from orbithash.trainers.run import Run, check_batch, check_labels
+from orbithash.trainers.tables import load_tables
 
-__all__ = ["Observer", "Run", "best_epoch", "check_run", "export_models", "load_training_part", "train"]
+__all__ = ["Observer", "best_epoch", "export_models", "load_training_part", "train"]
 
 # DHCL's value clipping, harmless to the rest: no gradient element beyond it.
 CLIP_VALUE = 10.0
 
 # Training images are kept this much larger than the network's input, so that a crop of them needs little upsampling.
 STORED_MARGIN = 1.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What is trained on what. `root` is the data folder that the manifest's paths are relative to."""
-
-    method: str
-    config: TrainConfig
-    manifest: Manifest
-    root: Path
-
-    def preprocessing(self) -> Preprocessing:
-        """What an image goes through before the network, in validation and ever after."""
-        return self.config.preprocessing()
-
-    def build(self) -> Method:
-        """The method with its initial weights, the same on every rank."""
-        torch.manual_seed(self.config.seed)
-        return get_method(self.method)(self.config, len(self.manifest.classes), len(self.manifest.part("train")))
 
 
 class Observer(Protocol):
@@ -68,8 +47,8 @@ class Observer(Protocol):
 def train(run: Run, observer: Observer, resume_from: Path | None = None, device: str = "cpu") -> None:
     """Trains `run` to its last epoch, from a checkpoint folder where one is given."""
     config = run.config
-    _check_batch(run, world_size())
-    _check_labels(run)
+    check_batch(run, world_size())
+    check_labels(run)
     method = run.build()
     synchronise_batch_norm(method)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,7 +139,7 @@ def load_training_part(run: Run, method: Method, device: str = "cpu") -> Part:
     preprocessing = run.preprocessing()
     stored = round(preprocessing.crop * STORED_MARGIN)
     larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
-    images, labels = run.manifest.part("train"), _labels(run)["train"]
+    images, labels = run.manifest.part("train"), run.labels()["train"]
     return Part(
         images=load_images(run.root, images, larger) if method.trains_on_images else None,
         labels=labels,
@@ -169,67 +148,10 @@ def load_training_part(run: Run, method: Method, device: str = "cpu") -> Part:
     )
 
 
-def check_run(run: Run, num_workers: int) -> None:
-    """`InputError` with all that keeps `run` from training on so many workers, but for what is inside its images."""
-    images = run.manifest.part("train", "validation")
-    problems: list[str] = []
-
-    def check_order() -> None:
-        method = run.build()
-        if not problems:
-            # Batches are drawn by labels, and only from what passed the checks before.
-            method.order(_labels(run)["train"], 0)
-
-    checks: list[Callable[[], None]] = [
-        lambda: _check_batch(run, num_workers),
-        lambda: _check_labels(run),
-        lambda: check_sources(images, get_method(run.method), run.config),
-        check_order,
-    ]
-    for check in checks:
-        try:
-            check()
-        except InputError as err:
-            problems.append(str(err))
-    if problems:
-        raise listed(problems, f"{run.method} cannot train on {run.root}")
-
-
-def _check_batch(run: Run, num_workers: int) -> None:
-    batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
-    group_size = get_method(run.method).group_size
-    if batch_size % (num_workers * group_size) or batch_size < 2 * num_workers:
-        times = "" if group_size == 1 else f"{group_size} times "
-        raise InputError(
-            f"batch_size {batch_size} over {num_workers} workers; it must be a multiple of {times}the number of "
-            "workers and leave each at least 2 images"
-        )
-    if num_images < batch_size:
-        raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
-
-
-def _check_labels(run: Run) -> None:
-    if not get_method(run.method).needs_labels:
-        return
-    images = run.manifest.part("train", "validation")
-    faults = {
-        "no class": [image.path for image in images if not image.labels],
-        "several classes": [image.path for image in images if len(image.labels) > 1],
-    }
-    told = [
-        f"{len(paths)} of {len(images)} training images have {fault} (first: {paths[0]})"
-        for fault, paths in faults.items()
-        if paths
-    ]
-    if told:
-        others = " and ".join(name for name, kind in METHODS.items() if not kind.needs_labels)
-        raise InputError(f"{' and '.join(told)}; {run.method} learns from one class of each, {others} need none")
-
-
 def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
     """The training part, and this rank's shares of it and of the validation part as they are encoded."""
     preprocessing = run.preprocessing()
-    training, labels = load_training_part(run, method, device), _labels(run)
+    training, labels = load_training_part(run, method, device), run.labels()
 
     def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
         mine = slice(rank(), None, world_size())
@@ -247,13 +169,6 @@ def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
         return training, nothing, nothing
     tables = load_tables(run.root, held_back, method, preprocessing, device, training=False)
     return training, share("train", training.features), share("validation", tables)
-
-
-def _labels(run: Run) -> dict[str, Labels]:
-    """The labels of the training and the validation part, in one form."""
-    splits = ("train", "validation")
-    of_images = ([image.labels for image in run.manifest.part(split)] for split in splits)
-    return dict(zip(splits, label_arrays(len(run.manifest.classes), *of_images), strict=True))
 
 
 def _seed(seed: int, *more: int) -> int:

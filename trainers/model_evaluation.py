@@ -54,6 +54,8 @@ def evaluate_model(
     queries, database = manifest.part("test"), manifest.part(*rule.database)
     if not queries:
         raise InputError("the manifest has no test part; there is nothing to evaluate on")
+    if not any(image.labels for image in queries):
+        raise InputError(f"none of the {len(queries)} test images has a class, so nothing is relevant to them")
     # A test part that is the database too is encoded once.
     images = manifest.part("test", *rule.database)
     query_labels, database_labels = label_arrays(

@@ -18,7 +18,7 @@ from orbithash.trainers.loop import make_card
 
 
 @pytest.mark.parametrize("name", ["empty", "absent", "flat", "file"])
-def test_training_needs_class_folders(refused, tmp_path, bad_images, name):
+def test_training_needs_a_folder_of_images(refused, tmp_path, bad_images, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "flat").mkdir()
     for path in (tmp_path / "flat" / "a.jpg", tmp_path / "file"):
@@ -169,7 +169,7 @@ def test_evaluation_of_an_unfinished_run(refused, run_folder, labelled):
 def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder, labelled):
     # A folder of the user's own.
     shutil.copytree(run_folder / "model", run_folder / "model-kept")
-    words = [run_folder, "no shorter model of 8 bits; there are none: it was trained without nested_bits"]
+    words = [run_folder, "no model of 8 bits; there is 16"]
     refused("evaluate", run_folder, "--data", labelled, "--bits", "8", words=words)
 
 

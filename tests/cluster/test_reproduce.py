@@ -15,10 +15,10 @@ from orbithash.cluster.reproduction_table import COLUMNS, cells_of, rows_of, wit
 from orbithash.cluster.train import open_run
 from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.evaluation import HEADLINE
-from orbithash.trainers.loop import Run
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.metrics import DEFINITIONS
 from orbithash.trainers.published import PUBLISHED, REPRODUCTIONS
+from orbithash.trainers.run import Run
 
 TAGS = {"paper", "issue", "readme", "secondary"}
 POLICIES = {"expected", "index"}

@@ -175,11 +175,11 @@ def test_an_output_at_its_threshold_is_a_one():
 class Rounding(HashNetwork):
     """A network whose outputs move in the last digits with the size of the batch, as those of a GPU do."""
 
-    def forward(self, images):
-        hashes, logits = super().forward(images)
-        if len(images) == 1:
+    def hash(self, features):
+        hashes, logits = super().hash(features)
+        if len(features) == 1:
             return NetworkOutput(hashes, logits)
-        noise = torch.Generator().manual_seed(len(images))
+        noise = torch.Generator().manual_seed(len(features))
         return NetworkOutput(
             *(part + (torch.rand(part.shape, generator=noise) - 0.5) * 4e-5 for part in (hashes, logits))
         )
@@ -229,10 +229,32 @@ def test_only_unsure_images_are_computed_twice():
     # Column 0 decides: one threshold at the output of two images, the others out of reach.
     thresholds = (float(hashes[3, 0]), float(hashes[17, 1]), *[2.0] * (BITS - 2))
     near |= (np.abs(hashes - np.array(thresholds)) < 1e-4).any(axis=1)
-    network.register_forward_pre_hook(lambda module, inputs: looked_at.append(len(inputs[0])))
+    network.backbone.register_forward_pre_hook(lambda module, inputs: looked_at.append(len(inputs[0])))
     HashModel(make_card(thresholds=thresholds), network).encode(images)
     assert looked_at.count(1) == near.sum()
     assert sum(looked_at) == 50 + near.sum()
+
+
+@pytest.mark.parametrize("orientations", [1, 4, 8])
+def test_features_are_the_mean_over_orientations(orientations):
+    """Each orientation by transposing and mirroring the image itself, not the network's input."""
+    network, images = make_network(), make_images(5)
+    model = HashModel(
+        make_card(preprocessing=Preprocessing(Rendering(), SIDE, SIDE, orientations=orientations)), network
+    )
+    prepared = model.prepare(images)
+    upright = [prepared, prepared[:, :, ::-1], prepared[:, ::-1], prepared[:, ::-1, ::-1]]
+    turned = [view.transpose(0, 2, 1, 3) for view in upright]
+    views = {1: upright[:1], 4: [upright[0], upright[3], turned[1], turned[2]], 8: upright + turned}[orientations]
+    with torch.inference_mode():
+        expected = np.mean([network.features(model.normalise(view)).numpy() for view in views], axis=0)
+        hashes = network.hash(torch.from_numpy(expected)).hashes.numpy()
+    found = model.features(prepared)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    sure = np.abs(hashes) > 1e-4
+    assert (unpack(model.encode_prepared(prepared), BITS)[sure] == (hashes >= 0)[sure]).all()
+    if orientations > 1:
+        np.testing.assert_allclose(model.features(np.rot90(prepared, 1, (1, 2))), found, atol=1e-5)
 
 
 def test_no_images_give_no_codes(saved):
@@ -315,10 +337,10 @@ def test_a_key_too_many_is_found(copy):
     assert_refused(copy)
 
 
-@pytest.mark.parametrize("version", [0, 1, "2", None, [2]])
+@pytest.mark.parametrize("version", [0, 2, "3", None, [3]])
 def test_another_format_version_is_refused(copy, version):
     rewrite(copy, lambda fields: fields.update(format_version=version))
-    assert_refused(copy, "format version .*; this orbithash reads version 2")
+    assert_refused(copy, "format version .*; this orbithash reads version 3")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", '"text"', "{", "\udc80", "[" * 200_000])

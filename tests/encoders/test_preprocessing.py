@@ -113,19 +113,25 @@ def test_a_std_that_cannot_divide_is_refused(std):
         Preprocessing(Rendering(), 32, 32, std=std)
 
 
+@pytest.mark.parametrize("orientations", [0, 2, 16, -1])
+def test_an_unknown_number_of_orientations_is_refused(orientations):
+    with pytest.raises(InputError, match=f"orientations {orientations}: 1, 4, 8 are allowed"):
+        Preprocessing(Rendering(), 32, 32, orientations=orientations)
+
+
 def test_both_problems_are_reported_at_once():
     with pytest.raises(InputError, match=r"(?s)2 problems.*crop 99.*std"):
         Preprocessing(Rendering(), 32, 99, std=(0.0, 0.0, 0.0))
 
 
 def test_json_round_trip():
-    before = Preprocessing(Rendering((4, 3, 2), "range:0:10000"), 73, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    before = Preprocessing(Rendering((4, 3, 2), "range:0:10000"), 73, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 4)
     assert Preprocessing.from_json(json.loads(json.dumps(before.to_json()))) == before
     assert Preprocessing(Rendering(), 64, 64).to_json()["mean"] == list(IMAGENET_MEAN)
     assert Preprocessing(Rendering(), 64, 64).to_json()["std"] == list(IMAGENET_STD)
 
 
-@pytest.mark.parametrize("key", ["rendering", "resize", "crop", "mean", "std"])
+@pytest.mark.parametrize("key", ["rendering", "resize", "crop", "mean", "std", "orientations"])
 def test_json_short_of_a_key_is_refused(key):
     fields = Preprocessing(Rendering(), 64, 64).to_json()
     del fields[key]

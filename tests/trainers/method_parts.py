@@ -9,8 +9,10 @@ from PIL import Image
 
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.loop import Run, train
+from orbithash.trainers.datasets.manifest import hash_file
+from orbithash.trainers.loop import train
 from orbithash.trainers.methods import get_method
+from orbithash.trainers.run import Run
 
 CLASSES = (("beach", 11, (200, 180, 90)), ("forest", 9, (30, 90, 40)), ("river", 8, (40, 60, 160)))
 
@@ -113,6 +115,7 @@ def make_run(root, method, protocol="random", **settings):
             image,
             captions=tuple(f"{word} {manifest.classes[image.label]}" for word in ("a", "the", "one", "some", "this")),
             second=f"../second/{image.path}",
+            second_sha256=hash_file(root / "../second" / image.path),
         )
         for image in manifest.images
     )

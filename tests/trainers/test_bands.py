@@ -20,10 +20,12 @@ from orbithash.encoders.networks import HashNetwork
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.datasets.manifest import hash_file
 from orbithash.trainers.loading import augment, load_images
-from orbithash.trainers.loop import Run, export_models
+from orbithash.trainers.loop import export_models
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
+from orbithash.trainers.run import Run
 from orbithash.trainers.tables import load_tables
 
 ALL = tuple(range(1, 14))
@@ -220,7 +222,7 @@ def test_thirteen_bands_and_a_companion_of_three(data, tmp_path):
     for image in run.manifest.images:
         second = (tmp_path / "second" / image.path).with_suffix(".png")
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(second)
-        images.append(dataclasses.replace(image, second=str(second)))
+        images.append(dataclasses.replace(image, second=str(second), second_sha256=hash_file(second)))
     torch.manual_seed(5)
     weights = tmp_path / "w.safetensors"
     save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)

@@ -305,7 +305,7 @@ def test_an_epoch_leaves_the_memory_that_the_rule_gives(variant, tmp_path):
             return super().forward(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orbithash.trainers.loop.get_method", lambda name: Watched)
+        patch.setattr("orbithash.trainers.run.get_method", lambda name: Watched)
         settings = {"epochs": 1, "warm_up_epochs": 0, "encoder_momentum": 0.9 if variant == "momentum" else None}
         train(make_run(write_data(tmp_path / "data"), "cdne", variant=variant, **settings), Recorder())
     (method,) = methods

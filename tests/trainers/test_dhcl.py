@@ -326,11 +326,6 @@ def test_the_warm_up_trains_all_but_the_backbone():
         assert (backbone, rest) == ({expected_training}, {True})
 
 
-def test_rates_decay_in_steps():
-    method = make(lr_decay=0.5, lr_decay_epochs=2)
-    assert [method.start_epoch(epoch, NOTHING) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
-
-
 def test_label_bits_that_count_make_the_hash_shorter():
     method = make(num_classes=21, bits=16, label_code="binary", count_label_bits=True)
     assert method.network.spec.bits == 11

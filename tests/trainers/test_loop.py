@@ -21,22 +21,16 @@ from orbithash.encoders.model import HashModel
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.loop import Run, best_epoch, check_run, export_models, train
+from orbithash.trainers.loop import best_epoch, export_models, train
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
 from orbithash.trainers.metrics import mean_average_precision
+from orbithash.trainers.run import Run, check_run
 
 WORLD_SIZE = 2
 METRIC = "validation/ap_min@20"
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The order of a sum depends on the number of threads."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +352,7 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
         def after_step(self, batch):
             np.ones(self.waste_mb * 2**17)
 
-    monkeypatch.setattr("orbithash.trainers.loop.get_method", lambda name: Wasteful)
+    monkeypatch.setattr("orbithash.trainers.run.get_method", lambda name: Wasteful)
     history = trained(make_run(data, epochs=3)).history
     needed = [record["peak_memory_mb"] - record["memory_mb"] for record in history]
     # Other tests' rubbish may go meanwhile.

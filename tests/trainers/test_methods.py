@@ -124,16 +124,7 @@ CASES = {
 
 
 # The first test that asks for the two ranks waits until they have trained every case.
-pytestmark = pytest.mark.timeout(1200)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The order of a sum depends on the number of threads."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +185,7 @@ def watch(run):
             super().after_step(doubled(batch))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orbithash.trainers.loop.get_method", lambda name: Watched)
+        patch.setattr("orbithash.trainers.run.get_method", lambda name: Watched)
         watcher = Watcher(methods)
         train(run, watcher)
     return {"gradients": watcher.gradients, "state": watcher.state, "history": watcher.history}

@@ -20,7 +20,7 @@ from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
 from orbithash.trainers.features import FeatureExtractor
 from orbithash.trainers.loading import Part
-from orbithash.trainers.loop import check_run, export_models, load_training_part
+from orbithash.trainers.loop import export_models, load_training_part
 from orbithash.trainers.methods import Batch
 from orbithash.trainers.methods.autoencoder import (
     Autoencoder,
@@ -31,6 +31,7 @@ from orbithash.trainers.methods.autoencoder import (
     target_distribution,
 )
 from orbithash.trainers.methods.mrhash import MrHash, MrHashConfig, cluster_entropy, kl_divergence
+from orbithash.trainers.run import check_run
 
 DTYPES = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-5}
 SETTINGS = {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,)}

@@ -12,7 +12,9 @@ summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from 
   are clamped at 0 and carry no gradient; the scale is a setting (the code forgets it);
 - cross-entropy is taken on the logits, quantisation on the hashes (the code feeds both something else);
 - the hashes are tanh outputs, not L2-normalised ones; the proxies are always trained;
-- the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test.
+- the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test;
+- rates fall along a cosine, and those of the head are larger. The code has lr=1e-4 head_lr_factor=1
+  proxy_lr_factor=100 schedule=step lr_decay=0.5 lr_decay_epochs=10.
 
 Beyond the paper: with `nested_bits` the losses are averaged over prefixes of the code as well, in the way of nested
 (Matryoshka) representations, so that one training gives codes of several lengths.
@@ -20,29 +22,25 @@ Beyond the paper: with `nested_bits` the losses are averaged over prefixes of th
 
 from typing import Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.label_codes import label_table
 from orbithash.encoders.networks import HashNetwork
-from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.distributed import gather_with_gradient
-from orbithash.trainers.loading import Part
-from orbithash.trainers.methods.base import Batch, Method, balanced
-from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.methods.base import Batch
+from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 
 __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
 
 
-class DhclConfig(TrainConfig):
+class DhclConfig(FineTuningConfig):
     """Settings of DHCL. "Code" is the value of the authors' released code where it differs from the default here."""
 
     pooling: Literal["avg", "max", "avg+max"] = Field("avg+max", description="of the last feature map")
@@ -51,14 +49,7 @@ class DhclConfig(TrainConfig):
     scale: float = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
     classification_weight: float = Field(1.0, ge=0, description="of the cross-entropy")
     quantisation_weight: float = Field(1.0, ge=0, description="of the mean squared distance to the nearest sign")
-    lr: float = Field(2e-4, gt=0, le=1, description="AdamW's learning rate of the backbone; code: 1e-4")
-    head_lr_factor: float = Field(10.0, gt=0, le=1000, description="on lr, for hash layer and classifier; code: 1")
-    proxy_lr_factor: float = Field(50.0, gt=0, le=1000, description="on lr, for the proxies; code: 100")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="of AdamW")
-    lr_decay: float = Field(0.4, gt=0, le=1, description="on every rate, each lr_decay_epochs; code: 0.5")
-    lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays; code: 10")
-    warm_up_epochs: int = Field(1, ge=0, description="first epochs, in which the backbone does not train")
-    images_per_class: int = Field(0, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+    proxy_lr_factor: float = Field(50.0, gt=0, le=1000, description="on lr, for the proxies")
     nested_bits: tuple[int, ...] = Field((), description="lengths below `bits` that a prefix of the code serves, too")
     label_code: Literal["none", "binary", "gray", "one-hot", "error-correcting"] = Field(
         "none", description="label bits after the hash bits; code: binary"
@@ -137,7 +128,7 @@ def quantisation_loss(hashes: Tensor) -> Tensor:
     return (hashes - signs).float().square().sum() / max(1, hashes.numel())
 
 
-class Dhcl(Method):
+class Dhcl(FineTuned):
     """The hash network with its classifier, and one proxy a class."""
 
     name = "dhcl"
@@ -145,7 +136,7 @@ class Dhcl(Method):
 
     def __init__(self, config: DhclConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
-        self.config = config
+        self.config: DhclConfig = config
         head = HeadSpec(config.hash_bits(num_classes))
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
         self.network = HashNetwork(spec, config.weights)
@@ -161,13 +152,6 @@ class Dhcl(Method):
     def nested_bits(self) -> tuple[int, ...]:
         """See `Method`."""
         return self.config.nested_bits
-
-    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
-        """See `Method`."""
-        config = self.config
-        if not config.images_per_class:
-            return super().order(labels, epoch)
-        return balanced(labels, config.batch_size, config.images_per_class, config.seed, epoch)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See `Method`. The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes."""
@@ -200,21 +184,8 @@ class Dhcl(Method):
         logits = F.linear(hashes, classifier.weight[:, : hashes.shape[1]], classifier.bias)
         return F.cross_entropy(logits.float(), labels)
 
-    def build_optimizer(self) -> AdamW:
+    def build_optimizer(self) -> Optimizer:
         """See `Method`."""
-        config, network = self.config, self.network
-        assert network.classifier is not None
-        groups = [
-            {"params": list(network.backbone.parameters()), "lr": config.lr},
-            {
-                "params": [*network.head.parameters(), *network.classifier.parameters()],
-                "lr": config.lr * config.head_lr_factor,
-            },
-            {"params": [self.proxies], "lr": config.lr * config.proxy_lr_factor},
-        ]
-        return AdamW(groups, weight_decay=config.weight_decay)
-
-    def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. In the warm-up only hash layer, classifier and proxies train."""
-        self.network.backbone.requires_grad_(epoch >= self.config.warm_up_epochs)
-        return float(self.config.lr_decay ** (epoch // self.config.lr_decay_epochs))
+        optimizer = super().build_optimizer()
+        optimizer.add_param_group({"params": [self.proxies], "lr": self.config.lr * self.config.proxy_lr_factor})
+        return optimizer

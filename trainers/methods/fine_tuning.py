@@ -31,7 +31,7 @@ class FineTuningConfig(TrainConfig):
 
 
 class FineTuned(Method):
-    """A method whose parameters to train are those of `network`."""
+    """A method that trains `network`, and what it adds to the optimizer itself."""
 
     config: FineTuningConfig
 
@@ -57,7 +57,7 @@ class FineTuned(Method):
         return AdamW(groups, weight_decay=config.weight_decay)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. In the warm-up only hash layer and classifier train."""
+        """See `Method`. In the warm-up the backbone does not train."""
         config = self.config
         self.network.backbone.requires_grad_(epoch >= config.warm_up_epochs)
         if config.schedule == "step":

@@ -109,7 +109,7 @@ class MrHashConfig(TrainConfig):
     def second_preprocessing(self) -> Preprocessing:
         """What an image of the second source goes through."""
         rendering = Rendering(self.second_bands or None, self.second_stretch)
-        return Preprocessing(rendering, resize=self.image_size, crop=self.image_size)
+        return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
 
     @field_validator("second_bands")
     @classmethod
