@@ -278,9 +278,17 @@ def make_batch(images, labels):
 NOTHING = Part(None, np.empty(0, np.int64), [])
 
 
+def cross_entropy_oracle(logits, label, smoothing):
+    """The share `smoothing` of the target is spread over all classes, the own one included."""
+    log_sum = math.log(sum(math.exp(x) for x in logits))
+    own, spread = log_sum - logits[label], sum(log_sum - x for x in logits) / len(logits)
+    return (1 - smoothing) * own + smoothing * spread
+
+
 @pytest.mark.parametrize("proxy_loss", ["circle", "proxy-anchor"])
 def test_the_loss_is_the_weighted_sum_of_its_parts(proxy_loss):
-    method = make(proxy_loss=proxy_loss, classification_weight=0.3, quantisation_weight=7.0, scale=8, margin=0.2).eval()
+    settings = {"classification_weight": 0.3, "quantisation_weight": 7.0, "scale": 8, "margin": 0.2}
+    method = make(proxy_loss=proxy_loss, label_smoothing=0.25, **settings).eval()
     images, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 1, 1])
     with torch.no_grad():
         found = method(make_batch(images, labels))
@@ -289,7 +297,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(proxy_loss):
     proxy = circle_oracle(*numbers, 0.2, 8) if proxy_loss == "circle" else anchor_oracle(*numbers, 0.1, 8)
     cross_entropy = 0.0
     for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
-        cross_entropy += (math.log(sum(math.exp(x) for x in row)) - row[label]) / 5
+        cross_entropy += cross_entropy_oracle(row, label, 0.25) / 5
     distance = sum((abs(h) - 1) ** 2 for row in numbers[0] for h in row) / (5 * 16)
     assert float(found["proxy"]) == pytest.approx(proxy, rel=1e-4)
     assert float(found["classification"]) == pytest.approx(cross_entropy, rel=1e-4)
@@ -354,7 +362,7 @@ def test_nested_lengths_average_the_losses_of_the_prefixes():
             logits = [
                 sum(h * w for h, w in zip(row, ws[:k], strict=True)) + b for ws, b in zip(weight, bias, strict=True)
             ]
-            cross_entropy += (math.log(sum(math.exp(x) for x in logits)) - logits[label]) / 5 / 3
+            cross_entropy += cross_entropy_oracle(logits, label, 0.1) / 5 / 3
     assert float(found["proxy"]) == pytest.approx(proxy, rel=1e-4)
     assert float(found["classification"]) == pytest.approx(cross_entropy, rel=1e-4)
 

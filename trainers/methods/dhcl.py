@@ -13,6 +13,7 @@ summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from 
 - cross-entropy is taken on the logits, quantisation on the hashes (the code feeds both something else);
 - the hashes are tanh outputs, not L2-normalised ones; the proxies are always trained;
 - the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test;
+- labels are smoothed in the cross-entropy;
 - rates fall along a cosine, and those of the head are larger. The code has lr=1e-4 head_lr_factor=1
   proxy_lr_factor=100 schedule=step lr_decay=0.5 lr_decay_epochs=10.
 
@@ -48,6 +49,7 @@ class DhclConfig(FineTuningConfig):
     margin: float = Field(0.25, gt=0, lt=1, description="m of the circle form; the anchor form's delta is 0.1")
     scale: float = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
     classification_weight: float = Field(1.0, ge=0, description="of the cross-entropy")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy; code: 0")
     quantisation_weight: float = Field(1.0, ge=0, description="of the mean squared distance to the nearest sign")
     proxy_lr_factor: float = Field(50.0, gt=0, le=1000, description="on lr, for the proxies")
     nested_bits: tuple[int, ...] = Field((), description="lengths below `bits` that a prefix of the code serves, too")
@@ -182,7 +184,7 @@ class Dhcl(FineTuned):
         classifier = self.network.classifier
         assert classifier is not None
         logits = F.linear(hashes, classifier.weight[:, : hashes.shape[1]], classifier.bias)
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
 
     def build_optimizer(self) -> Optimizer:
         """See `Method`."""
