@@ -1,106 +1,132 @@
-"""Serving on Ray: shards and the query encoder as actors, the gateway in this process."""
+"""Serving: shards and the query encoder as actors or in this process, the gateway in this process."""
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orbithash.cluster.progress import say
-from orbithash.cluster.runtime import check_resources, connected
+from orbithash.cluster.runtime import connected
+from orbithash.cluster.shards import START_TIMEOUT_S, RayBackend
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.card import read_model_folder
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine import Engine, LocalShardClient, ShardClient
+from orbithash.search.backend import Backend, LocalBackend
 from orbithash.search.gateway import Gateway, start_gateway
-from orbithash.search.shard import Shard, ShardAnswer, build_shards, split_rows
+from orbithash.search.service import open_service
 
 __all__ = ["serve", "serving"]
 
-# A scan is short and takes one thread; what a shard needs of its node is memory.
-SHARD_CPUS = 0.1
 ENCODER_CPUS = 0.5
-
-# Searches in one shard at a time; its health is asked beside them.
-SHARD_THREADS = 2
-
-# A shard that dies starts again and reads its rows from the archive version that is served.
-MAX_RESTARTS = -1
-
-START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 5.0
 
 
-class _ShardActor:
-    """Rows `start` to `stop`, by ascending id, of one version of an archive."""
-
-    def __init__(self, archive: str, version: int, start: int, stop: int) -> None:
-        opened = Archive.open(archive, version)
-        ids, codes = opened.codes()
-        self._shard = Shard(ids[start:stop], codes[start:stop], opened.bits)
-
-    def search(self, queries: Codes, k: int) -> ShardAnswer:
-        return self._shard.search(queries, k)
-
-    def num_rows(self) -> int:
-        return self._shard.num_rows
-
-
-class _EncoderActor:
-    """The model: images are strangers' bytes, and are decoded here and not in the gateway's process."""
+class _Encoder:
+    """The model: images are strangers' bytes."""
 
     def __init__(self, model: Path) -> None:
-        self._encode = _load_encoder(model)
+        from orbithash.encoders.model import HashModel
 
-    def encode(self, images: list[bytes]) -> Codes:
-        return self._encode(images)
+        self._model = HashModel.load(model)
+        self._rendering = self._model.preprocessing.rendering
+        # The first pass of a network is slow; it is not to be a user's.
+        self._model.encode([np.zeros((64, 64, self._rendering.channels), np.uint8)])
+
+    def has_text(self) -> bool:
+        return self._model.text_head is not None
+
+    def encode_images(self, images: list[bytes]) -> Codes:
+        from orbithash.encoders.images import read_image
+
+        return self._model.encode([read_image(image, self._rendering) for image in images])
+
+    def encode_rows(self, images: list[bytes]) -> tuple[Codes, list[bytes]]:
+        from orbithash.encoders.images import read_image
+        from orbithash.encoders.records import make_thumbnail
+
+        pixels = [read_image(image, self._rendering) for image in images]
+        return self._model.encode(pixels), [make_thumbnail(self._rendering.picture(image)) for image in pixels]
+
+    def encode_texts(self, texts: list[str]) -> Codes:
+        return self._model.encode_texts(texts)
 
 
-def _load_encoder(model: Path) -> Callable[[list[bytes]], Codes]:
-    from orbithash.encoders.images import read_image
-    from orbithash.encoders.model import HashModel
+class _LocalEncoder:
+    """The model in this process."""
 
-    loaded = HashModel.load(model)
-    rendering = loaded.preprocessing.rendering
-    # The first pass of a network is slow; it is not to be a user's.
-    loaded.encode([np.zeros((64, 64, rendering.channels), np.uint8)])
-    return lambda images: loaded.encode([read_image(image, rendering) for image in images])
+    def __init__(self, model: Path) -> None:
+        self._encoder = _Encoder(model)
+        self.has_text = self._encoder.has_text()
+        # One at a time: the network takes all the threads it has for each image.
+        self._turn = asyncio.Semaphore(1)
+
+    async def encode_images(self, images: list[bytes]) -> Codes:
+        async with self._turn:
+            return await asyncio.to_thread(self._encoder.encode_images, images)
+
+    async def encode_rows(self, images: list[bytes]) -> tuple[Codes, list[bytes]]:
+        async with self._turn:
+            return await asyncio.to_thread(self._encoder.encode_rows, images)
+
+    async def encode_texts(self, texts: list[str]) -> Codes:
+        async with self._turn:
+            return await asyncio.to_thread(self._encoder.encode_texts, texts)
 
 
-class _RayShardClient:
-    """A shard in an actor."""
+class _RayEncoder:
+    """The model in an actor."""
 
-    def __init__(self, actor: Any, num_rows: int) -> None:
+    def __init__(self, actor: Any, has_text: bool) -> None:
         self._actor = actor
-        self.num_rows = num_rows
+        self.has_text = has_text
 
-    async def search(self, queries: Codes, k: int, timeout_s: float) -> ShardAnswer:
-        """As `Shard.search`. A search changes nothing, so it is tried again when the actor was restarting."""
-        async with asyncio.timeout(timeout_s):
-            answer: ShardAnswer = await self._actor.search.options(max_task_retries=1).remote(queries, k)
-            return answer
+    async def encode_images(self, images: list[bytes]) -> Codes:
+        codes: Codes = await self._call(self._actor.encode_images, images)
+        return codes
+
+    async def encode_rows(self, images: list[bytes]) -> tuple[Codes, list[bytes]]:
+        rows: tuple[Codes, list[bytes]] = await self._call(self._actor.encode_rows, images)
+        return rows
+
+    async def encode_texts(self, texts: list[str]) -> Codes:
+        codes: Codes = await self._call(self._actor.encode_texts, texts)
+        return codes
+
+    @staticmethod
+    async def _call(method: Any, values: list[Any]) -> Any:
+        from ray.exceptions import RayTaskError
+
+        try:
+            # It changes nothing, so it is tried again when the actor was restarting.
+            return await method.options(max_task_retries=1).remote(values)
+        except RayTaskError as err:
+            raise err.cause from None
 
 
-def serve(archive: Path, model: Path, num_shards: int, address: str, local: bool) -> None:
+def serve(
+    archive: Path, model: Path, num_shards: int, address: str, local: bool, num_replicas: int = 1, index: str = "flat"
+) -> None:
     """Serves until SIGTERM or SIGINT; then refuses new queries, ends those in flight and leaves."""
+    options = (archive, model, num_shards, address, local, num_replicas, index)
     if local:
-        asyncio.run(_until_signal(archive, model, num_shards, address, local=True))
+        asyncio.run(_until_signal(*options))
         return
     # Before the event loop's signal handlers: joining Ray installs its own.
     with connected():
-        asyncio.run(_until_signal(archive, model, num_shards, address, local=False))
+        asyncio.run(_until_signal(*options))
 
 
-async def _until_signal(archive: Path, model: Path, num_shards: int, address: str, local: bool) -> None:
+async def _until_signal(*options: Any) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(archive, model, num_shards, address, local) as gateway:
+    async with serving(*options) as gateway:
         say(f"ready at {gateway.address}; stop with Ctrl-C")
         await stop.wait()
         say("stopping: queries in flight are answered, new ones refused")
@@ -108,82 +134,61 @@ async def _until_signal(archive: Path, model: Path, num_shards: int, address: st
 
 @asynccontextmanager
 async def serving(
-    archive: Path, model: Path, num_shards: int, address: str, local: bool = False
+    archive: Path,
+    model: Path,
+    num_shards: int,
+    address: str,
+    local: bool = False,
+    num_replicas: int = 1,
+    index: str = "flat",
 ) -> AsyncIterator[Gateway]:
     """A running gateway over an archive, as long as the block lasts. `local`: all in this process, without Ray."""
-    opened = Archive.open(archive)
-    card, model_id, _ = read_model_folder(model)
-    if (card.bits, model_id) != (opened.bits, opened.model_id):
-        raise InputError(
-            f"{archive} holds {opened.bits}-bit codes of model {opened.model_id}, and {model} is the {card.bits}-bit "
-            f"model {model_id}; give the model that made the archive"
-        )
-    if num_shards < 1:
-        raise InputError(f"{num_shards} shards; at least 1 is needed")
-    say(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
-    if local:
-        shards, encode_images = await asyncio.to_thread(_start_here, opened, model, num_shards)
-        actors: list[Any] = []
-    else:
-        shards, encode_images, actors = await _start_actors(opened, model.absolute(), num_shards)
+    if num_shards < 1 or num_replicas < 1:
+        raise InputError(f"{num_shards} shards in {num_replicas} copies; at least 1 of each is needed")
+    if local and num_replicas > 1:
+        raise InputError("--local keeps all shards in one process, where copies are of no use; leave --replicas away")
+
+    async def open_backend(other_archive: str, other_model: str) -> Backend:
+        folder = Path(other_model) if other_model else model
+        opened = Archive.open(other_archive or archive)
+        card, model_id, _ = read_model_folder(folder)
+        if (card.bits, model_id) != (opened.bits, opened.model_id):
+            raise InputError(
+                f"{opened.path} holds {opened.bits}-bit codes of model {opened.model_id}, and {folder} is the "
+                f"{card.bits}-bit model {model_id}; give the model that made the archive"
+            )
+        say(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
+        if local:
+            encoder = await asyncio.to_thread(_LocalEncoder, folder)
+            return LocalBackend(opened, encoder, num_shards, index)
+        return await _start_actors(opened, folder.absolute(), num_shards, num_replicas, index)
+
+    service = await open_service(open_backend, max_fan_outs=num_replicas)
     try:
-        gateway = await start_gateway(Engine(shards, opened, encode_images), address)
+        gateway = await start_gateway(service, address)
+        follower = asyncio.create_task(service.follow())
         try:
             yield gateway
         finally:
+            follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await follower
             await gateway.stop(STOP_GRACE_S)
     finally:
-        for actor in actors:
-            import ray
-
-            ray.kill(actor)
+        await service.close()
 
 
-EncodeImages = Callable[[list[bytes]], Awaitable[Codes]]
-
-
-def _start_here(archive: Archive, model: Path, num_shards: int) -> tuple[list[ShardClient], EncodeImages]:
-    ids, codes = archive.codes()
-    shards: list[ShardClient] = [
-        LocalShardClient(shard) for shard in build_shards(ids, codes, archive.bits, num_shards)
-    ]
-    encode = _load_encoder(model)
-    # One at a time: the network takes all the threads it has for each image.
-    turn = asyncio.Semaphore(1)
-
-    async def encode_images(images: list[bytes]) -> Codes:
-        async with turn:
-            return await asyncio.to_thread(encode, images)
-
-    return shards, encode_images
-
-
-async def _start_actors(
-    archive: Archive, model: Path, num_shards: int
-) -> tuple[list[ShardClient], EncodeImages, list[Any]]:
+async def _start_actors(archive: Archive, model: Path, num_shards: int, num_replicas: int, index: str) -> Backend:
     import ray
-    from ray.exceptions import GetTimeoutError, RayTaskError
+    from ray.exceptions import RayTaskError
 
-    check_resources(f"serving {num_shards} shards", num_shards * SHARD_CPUS + ENCODER_CPUS)
-    shard_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_concurrency=SHARD_THREADS)(_ShardActor)
-    encoder_class = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=MAX_RESTARTS)(_EncoderActor)
-    parts = split_rows(archive.num_rows, num_shards)
-    actors = [shard_class.remote(archive.path, archive.version, part.start, part.stop) for part in parts]
-    encoder = encoder_class.remote(model)
+    encoder_class = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(_Encoder)
+    actor = encoder_class.remote(model)
     try:
-        counts = ray.get([actor.num_rows.remote() for actor in actors], timeout=START_TIMEOUT_S)
-        ray.get(encoder.encode.remote([]), timeout=START_TIMEOUT_S)
-    except GetTimeoutError as err:
-        raise InputError(f"the shards were not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?") from err
+        async with asyncio.timeout(START_TIMEOUT_S):
+            has_text = await actor.has_text.remote()
+        return await RayBackend.start(archive, _RayEncoder(actor, has_text), actor, num_shards, num_replicas, index)
+    except TimeoutError as err:
+        raise InputError(f"the model was not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?") from err
     except RayTaskError as err:
         raise err.cause from err
-
-    async def encode_images(images: list[bytes]) -> Codes:
-        try:
-            codes: Codes = await encoder.encode.options(max_task_retries=1).remote(images)
-        except RayTaskError as err:
-            raise err.cause from None
-        return codes
-
-    shards: list[ShardClient] = [_RayShardClient(actor, rows) for actor, rows in zip(actors, counts, strict=True)]
-    return shards, encode_images, [*actors, encoder]

@@ -110,6 +110,11 @@ class Archive:
         with reading(self.path):
             return int(self._dataset.count_rows())
 
+    def newest_version(self) -> int:
+        """Number of the newest version, which may not be the one that is read."""
+        with reading(self.path):
+            return int(self._dataset.latest_version)
+
     def refresh(self) -> None:
         """Moves to the newest version.
 
@@ -161,11 +166,20 @@ class Archive:
             raise InputError(f"no row with id {missing[0]} in version {self.version} of {self.path}")
         return found.select(list(columns)).take([place[row] for row in wanted])
 
-    def find(self, key: str) -> int | None:
-        """The id of the row with this key, or None."""
+    def scan(self, columns: Sequence[str]) -> tuple[npt.NDArray[np.uint64], pa.Table]:
+        """The ids uint64 [N] of all rows, in any order, and `columns` of them."""
         with reading(self.path):
-            found = self._dataset.to_table(columns=[], filter=f"key = {quoted(key)}", with_row_id=True)
-        return int(found["_rowid"][0].as_py()) if found.num_rows else None
+            table = self._dataset.to_table(columns=list(columns), with_row_id=True)
+        return table["_rowid"].to_numpy(), table.select(list(columns))
+
+    def find(self, keys: Sequence[str]) -> dict[str, int]:
+        """The ids of the rows with these keys; a key of which there is no row is left out."""
+        if not keys:
+            return {}
+        wanted = ", ".join(map(quoted, keys))
+        with reading(self.path):
+            found = self._dataset.to_table(columns=["key"], filter=f"key IN ({wanted})", with_row_id=True)
+        return dict(zip(found["key"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
 
     @staticmethod
     def table(
@@ -231,6 +245,32 @@ class Archive:
         if fragments:
             operation = lance.LanceOperation.Append([FragmentMetadata.from_json(fragment) for fragment in fragments])
             self._dataset = lance.LanceDataset.commit(self._dataset, operation, read_version=self.version)
+
+    def upsert(self, table: pa.Table) -> npt.NDArray[np.uint64]:
+        """Adds rows, each in place of the row with its key where there is one, in one commit; their ids in order.
+
+        A row that takes another's place has its id.
+
+        Raises:
+            InputError: a key that occurs twice, or rows of other columns.
+        """
+        keys = table["key"].to_pylist()
+        if len(set(keys)) != len(keys):
+            raise InputError("a key occurs twice among the rows to write; give each row once")
+        if keys:
+            merge = self._dataset.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(self._checked(table.replace_schema_metadata(self.schema.metadata)))
+            self.refresh()
+        rows = self.find(keys)
+        return np.array([rows[key] for key in keys], np.uint64)
+
+    def delete(self, keys: Sequence[str]) -> npt.NDArray[np.uint64]:
+        """Removes the rows with these keys in one commit; the ids of those that there were."""
+        rows = self.find(keys)
+        if rows:
+            self._dataset.delete(f"key IN ({', '.join(map(quoted, rows))})")
+            self.refresh()
+        return np.array(list(rows.values()), np.uint64)
 
     def optimize(self) -> None:
         """Joins small fragments and brings the index on `key` up to date; ids stay."""

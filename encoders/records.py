@@ -16,7 +16,7 @@ from orbithash.encoders.listings import Item
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.encoders.tiles import read_tile
 
-__all__ = ["MAX_THUMBNAIL_PX", "Record", "read_record"]
+__all__ = ["MAX_THUMBNAIL_PX", "Record", "make_thumbnail", "read_record"]
 
 MAX_THUMBNAIL_PX = 128
 
@@ -54,7 +54,7 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
         lon=place.lon if item.lon is None else item.lon,
         lat=place.lat if item.lat is None else item.lat,
         footprint=item.footprint or place.footprint,
-        thumbnail=_thumbnail(rendering.picture(image)),
+        thumbnail=make_thumbnail(rendering.picture(image)),
     )
 
 
@@ -64,7 +64,8 @@ def _scene_stretch(path: Path, rendering: Rendering) -> Stretch | None:
     return stretch_limits(path, rendering)
 
 
-def _thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
+def make_thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
+    """A JPEG of at most `MAX_THUMBNAIL_PX` a side of a picture uint8 [H, W, 3]."""
     picture = Image.fromarray(image)
     picture.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX), Image.Resampling.BILINEAR)
     buffer = BytesIO()

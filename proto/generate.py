@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from google.rpc import status_pb2
+
 ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("orbithash/v1")
 
@@ -20,9 +22,11 @@ PACKAGE = Path("orbithash/v1")
 def generate(out: Path) -> None:
     """Writes what `search.proto` and its neighbours generate to the folder `out`/orbithash/v1."""
     scripts = Path(sys.executable).parent
+    # googleapis-common-protos keeps google.rpc's files beside their code.
+    google_rpc = Path(status_pb2.__file__).parents[2]
     subprocess.run(
         [
-            *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}"),
+            *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}", f"--proto_path={google_rpc}"),
             *(f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
             *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
             *(f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")),

@@ -6,9 +6,9 @@ queue up, and the next free one takes as many as fit: under load the batches gro
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,21 +28,22 @@ _MAX_BATCH_HITS = 2**18
 class _Waiting(Generic[Result]):
     code: Codes
     k: int
+    group: Hashable
     deadline: float
     result: asyncio.Future[Result]
 
 
 class Batcher(Generic[Result]):
-    """Collects queries and hands them to `run(codes [Q, B], ks [Q], timeout_s)`, which gives Q results.
+    """Collects queries and hands them to `run(codes [Q, B], ks [Q], group, timeout_s)`, which gives Q results.
 
-    A batch holds queries of similar k only (less than a factor of two apart), so that a query for 10 rows does not pay
-    for its neighbour's 10,000. `timeout_s` is the time of the most patient query of the batch; the others leave
-    by themselves.
+    A batch holds queries of one group, and of similar k only (less than a factor of two apart), so that a query for 10
+    rows does not pay for its neighbour's 10,000. `timeout_s` is the time of the most patient query of the batch; the
+    others leave by themselves.
     """
 
     def __init__(
         self,
-        run: Callable[[Codes, Sequence[int], float], Awaitable[Sequence[Result]]],
+        run: Callable[[Codes, Sequence[int], Any, float], Awaitable[Sequence[Result]]],
         max_fan_outs: int,
         max_waiting: int,
     ) -> None:
@@ -52,7 +53,7 @@ class Batcher(Generic[Result]):
         self._waiting: deque[_Waiting[Result]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    async def submit(self, code: Codes, k: int, deadline: float) -> Result:
+    async def submit(self, code: Codes, k: int, group: Hashable, deadline: float) -> Result:
         """The result for one code uint8 [B]. `deadline` is a time of the running loop's clock.
 
         Raises `Overloaded` when `max_waiting` queries wait already, and whatever `run` raises.
@@ -60,7 +61,7 @@ class Batcher(Generic[Result]):
         if len(self._in_flight) >= self._max_fan_outs and len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} queries are waiting already; try again later", retry_after_s=1.0)
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(code, k, deadline, result))
+        self._waiting.append(_Waiting(code, k, group, deadline, result))
         self._start()
         return await result
 
@@ -81,9 +82,9 @@ class Batcher(Generic[Result]):
         if not live:
             self._waiting.clear()
             return []
-        size = live[0].k.bit_length()
+        first, size = live[0], live[0].k.bit_length()
         limit = max(1, min(_MAX_BATCH, _MAX_BATCH_HITS // live[0].k))
-        batch = [entry for entry in live if entry.k.bit_length() == size][:limit]
+        batch = [entry for entry in live if entry.k.bit_length() == size and entry.group == first.group][:limit]
         taken = {id(entry) for entry in batch}
         self._waiting = deque(entry for entry in live if id(entry) not in taken)
         return batch
@@ -92,7 +93,7 @@ class Batcher(Generic[Result]):
         timeout_s = max(entry.deadline for entry in batch) - asyncio.get_running_loop().time()
         try:
             results = await self._run(
-                np.stack([entry.code for entry in batch]), [entry.k for entry in batch], timeout_s
+                np.stack([entry.code for entry in batch]), [entry.k for entry in batch], batch[0].group, timeout_s
             )
         except Exception as error:
             for entry in batch:

@@ -1,7 +1,8 @@
 """A query to its answer: check it, make it a code, ask all shards, merge, and look up what the hits are.
 
-The engine knows shards only by the protocol `ShardClient`, an archive only by `ArchiveReader`, and the model only as
-the function that makes codes of images.
+The engine knows shards only by the protocol `ShardClient`, an archive only by `ArchiveReader`, and the model only by
+`QueryEncoder`. All three together are a `Snapshot`: one version of an archive and what answers for it. A search ends on
+the snapshot that it began with, and another can take its place at any moment.
 """
 
 import asyncio
@@ -13,15 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from orbithash.encoders.codes import Codes, check_codes
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.codes import Codes, check_codes, num_bytes, pack, unpack
+from orbithash.encoders.errors import InputError
 from orbithash.search.batching import Batcher
-from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, Unavailable
+from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, SearchError, Unavailable
+from orbithash.search.host import Rows
 from orbithash.search.merge import cut, merge
-from orbithash.search.queries import Answer, Coverage, Hit, Query
-from orbithash.search.shard import Ids, Shard, ShardAnswer
+from orbithash.search.queries import Answer, Coverage, Cursor, Example, Hit, Query
+from orbithash.search.selections import Selections
+from orbithash.search.shard import NO_HIT, Ids, ShardAnswer
 
-__all__ = ["ArchiveReader", "Engine", "LocalShardClient", "ShardClient"]
+__all__ = ["ArchiveReader", "Engine", "QueryEncoder", "Scope", "ShardClient", "Snapshot"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +33,45 @@ _SHARDS_SHARE = 0.9
 _HIT_COLUMNS = ["key", "label", "lon", "lat", "datetime"]
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What of the archive a search is over. Searches of one scope can share a batch.
+
+    Attributes:
+        radius: the largest distance, inclusive; None: any.
+        after: (distance, id) after which rows count; None: from the first.
+        rows: the rows that pass the filter; None: all.
+        include: columns that hits hold beyond the usual ones.
+    """
+
+    radius: int | None = None
+    after: tuple[int, int] | None = None
+    rows: Rows | None = None
+    include: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """The same for equal scopes of one snapshot."""
+        return self.radius, self.after, self.rows and self.rows.token, self.include
+
+
 class ShardClient(Protocol):
-    """A shard, wherever it is."""
+    """A shard in one version of the archive, wherever it is."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the shard, known also while it does not answer."""
 
-    async def search(self, queries: Codes, k: int, timeout_s: float) -> ShardAnswer:
-        """As `Shard.search`. The caller turns to other things after `timeout_s`; any exception is a failed shard."""
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the shard."""
+
+    @property
+    def num_healthy(self) -> int:
+        """Copies that answered when they were last asked."""
+
+    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
+        """As `ShardHost.search`. The caller turns to other things after `timeout_s`; an exception is a failed shard."""
 
 
 class ArchiveReader(Protocol):
@@ -60,28 +93,70 @@ class ArchiveReader(Protocol):
     def num_rows(self) -> int:
         """Rows of that version."""
 
-    def find(self, key: str) -> int | None:
-        """The id of the row with this key."""
+    def find(self, keys: Sequence[str]) -> dict[str, int]:
+        """The ids of the rows with these keys; of those that there are."""
 
     def take(self, ids: Ids, columns: list[str]) -> Any:
         """A `pyarrow.Table` of the rows with these ids, in their order."""
 
+    def scan(self, columns: list[str]) -> tuple[Ids, Any]:
+        """The ids of all rows, and a `pyarrow.Table` of them in the same order."""
 
-class LocalShardClient:
-    """A shard in this process, searched in a thread: FAISS lets go of the interpreter's lock."""
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
+class QueryEncoder(Protocol):
+    """The model that made the codes of an archive."""
+
+    has_text: bool
+
+    async def encode_images(self, images: list[bytes]) -> Codes:
+        """Codes uint8 [N, B] of encoded image files.
+
+        Raises `InputError` itself (no wrapper around it) for a file that is no image the model takes: its message goes
+        to whoever asked.
+        """
+
+    async def encode_rows(self, images: list[bytes]) -> tuple[Codes, list[bytes]]:
+        """As `encode_images`, and the thumbnail of each."""
+
+    async def encode_texts(self, texts: list[str]) -> Codes:
+        """Codes uint8 [N, B] of sentences; `InputError` of a model without a text side."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of an archive and what answers for it: at least one shard, which together hold its codes."""
+
+    archive: ArchiveReader
+    shards: Sequence[ShardClient]
+    encoder: QueryEncoder
+    selections: Selections
+
+    @classmethod
+    def of(cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder) -> "Snapshot":
+        """With nothing selected yet."""
+        assert shards, "an archive has a shard"
+        held = sum(shard.num_rows for shard in shards)
+        assert held == archive.num_rows, "the shards hold another version of the archive"
+        return cls(archive, shards, encoder, Selections(archive))
 
     @property
     def num_rows(self) -> int:
-        """Rows of the shard."""
-        return self._shard.num_rows
+        """Rows of the archive."""
+        return sum(shard.num_rows for shard in self.shards)
 
-    async def search(self, queries: Codes, k: int, timeout_s: float) -> ShardAnswer:
-        """As `Shard.search`. A scan cannot be stopped half-way: after `timeout_s` it ends unheard."""
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.to_thread(self._shard.search, queries, k)
+
+@dataclass(frozen=True)
+class _Group:
+    """What a batch has in common."""
+
+    snapshot: Snapshot
+    scope: Scope
+
+    def __hash__(self) -> int:
+        return hash((id(self.snapshot), self.scope.group))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Group) and self.snapshot is other.snapshot and self.scope.group == other.scope.group
 
 
 @dataclass(frozen=True)
@@ -94,7 +169,7 @@ class _Found:
 
 
 class Engine:
-    """Answers queries over `shards`, which together hold the codes of `archive`.
+    """Answers queries over a snapshot.
 
     Belongs to one event loop. Shards that fail or are late do not fail a search: the answer's `coverage` says what was
     searched.
@@ -102,9 +177,7 @@ class Engine:
 
     def __init__(
         self,
-        shards: Sequence[ShardClient],
-        archive: ArchiveReader,
-        encode_images: Callable[[list[bytes]], Awaitable[Codes]],
+        snapshot: Snapshot,
         *,
         max_fan_outs: int = 1,
         max_waiting: int = 1024,
@@ -113,88 +186,119 @@ class Engine:
         """Builds an engine; nothing is asked of the shards yet.
 
         Args:
-            shards: at least one.
-            archive: the version of the archive whose codes the shards hold.
-            encode_images: encoded image files to their codes uint8 [N, B]. Raises `ImageError` itself (no wrapper
-                around it) for a file that is no image the model takes: its message goes to whoever asked.
+            snapshot: what is searched until `swap`.
             max_fan_outs: batches in flight to the shards at a time. One gave the most queries per second on two cores,
                 because its batches grow largest; with replicas, one for each.
             max_waiting: queries that may queue behind them before new ones are refused as `Overloaded`.
             shard_timeout_s: a shard that is silent for so long counts as failed, even if the query has more time.
         """
-        self._num_rows = sum(shard.num_rows for shard in shards)
-        assert shards, "an engine needs a shard"
-        assert self._num_rows == archive.num_rows, "the shards hold another version of the archive"
-        self._shards = shards
-        self._archive = archive
-        self._encode_images = encode_images
+        self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
         self._batcher: Batcher[_Found] = Batcher(self._search_batch, max_fan_outs, max_waiting)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What a search that begins now is over."""
+        return self._snapshot
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Searches that begin from now on are over `snapshot`."""
+        self._snapshot = snapshot
 
     async def search(self, query: Query, timeout_s: float) -> Answer:
         """The answer to one query within `timeout_s`.
 
         Raises `InvalidQuery`, `KeyNotFound`, `Overloaded` or `DeadlineExceeded`, and `Unavailable` when every shard
-        failed.
+        failed or too few answered.
         """
         started = time.perf_counter()
         query.check()
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the search began")
+        snapshot = self._snapshot
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline) as scope:
-                code = await self._code(query)
-                found = await self._batcher.submit(code, query.k, deadline)
+                answer = await self._answer(snapshot, query, deadline)
         except TimeoutError:
             if not scope.expired():
                 raise
             raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
+        return replace(answer, took_ms=1e3 * (time.perf_counter() - started))
+
+    async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
+        rows = await snapshot.selections.rows(query.filter) if query.filter else None
+        code = await self._code(snapshot, query)
+        scope = Scope(query.radius, query.after, rows, query.include)
+        found = await self._batcher.submit(code, query.k, _Group(snapshot, scope), deadline)
+        if found.coverage.fraction < query.min_coverage:
+            raise Unavailable(
+                f"{found.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
+                f"{query.min_coverage:.3f}; try again later"
+            )
+        last = found.hits[-1] if len(found.hits) == query.k else None
         return Answer(
             found.hits,
             found.ties_at_cutoff,
             found.coverage,
-            1e3 * (time.perf_counter() - started),
-            self._archive.model_id,
-            self._archive.version,
+            0.0,
+            snapshot.archive.model_id,
+            snapshot.archive.version,
+            None if last is None else Cursor(last.distance, last.id),
+            None if rows is None else len(rows.ids),
         )
 
-    async def _code(self, query: Query) -> Codes:
-        """The query's code uint8 [B]."""
-        if query.image is not None:
-            try:
-                codes = await self._encode_images([query.image])
-            except ImageError as error:
-                raise InvalidQuery(("image", str(error))) from error
-            image_code: Codes = codes[0]
-            return image_code
-        if query.key is not None:
-            return await asyncio.to_thread(self._code_of_key, query.key)
-        code = np.frombuffer(query.code or b"", np.uint8)
-        try:
-            return check_codes(code, self._archive.bits)
-        except InputError as error:
-            raise InvalidQuery(("code", str(error))) from error
+    async def _code(self, snapshot: Snapshot, query: Query) -> Codes:
+        """The code uint8 [B] that is searched for."""
+        if not query.positives:
+            codes = await self._codes(snapshot, [query])
+            code: Codes = codes[0]
+            return code
+        codes = await self._codes(snapshot, (*query.positives, *query.negatives))
+        signs = 2 * unpack(codes, snapshot.archive.bits).astype(np.int64) - 1
+        num_positives, num_negatives = len(query.positives), len(query.negatives)
+        # The difference of two shares over a common denominator, so that even means even.
+        votes = signs[:num_positives].sum(axis=0) * max(1, num_negatives)
+        votes -= signs[num_positives:].sum(axis=0) * num_positives
+        return pack(np.where(votes == 0, signs[0] > 0, votes > 0))
 
-    def _code_of_key(self, key: str) -> Codes:
-        row = self._archive.find(key)
-        if row is None:
-            raise KeyNotFound(f"no row of the archive has the key {key!r}")
-        table = self._archive.take(np.array([row], np.uint64), ["code"])
-        code: Codes = np.array(table.column("code").to_pylist()[0], np.uint8)
-        return code
+    async def _codes(self, snapshot: Snapshot, examples: Sequence[Example]) -> Codes:
+        """Codes uint8 [N, B] of examples."""
+        codes = np.zeros((len(examples), num_bytes(snapshot.archive.bits)), np.uint8)
+        ways: dict[str, Callable[[list[Any]], Awaitable[Codes]]] = {
+            "image": snapshot.encoder.encode_images,
+            "text": snapshot.encoder.encode_texts,
+            "key": lambda keys: asyncio.to_thread(_codes_of_keys, snapshot.archive, keys),
+            "code": lambda given: _given_codes(snapshot.archive.bits, given),
+        }
+        for kind, make in ways.items():
+            places = [place for place, example in enumerate(examples) if getattr(example, kind) is not None]
+            if places:
+                try:
+                    codes[places] = await make([getattr(examples[place], kind) for place in places])
+                except SearchError:
+                    raise
+                except InputError as error:
+                    raise InvalidQuery((kind, str(error))) from error
+        return codes
 
-    async def _search_batch(self, codes: Codes, ks: Sequence[int], timeout_s: float) -> Sequence[_Found]:
-        answers = await self._ask_shards(codes, max(ks), min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s))
-        searched = [shard.num_rows for shard, answer in zip(self._shards, answers, strict=True) if answer is not None]
-        coverage = Coverage(sum(searched), self._num_rows, len(searched), len(self._shards))
+    async def _search_batch(self, codes: Codes, ks: Sequence[int], group: _Group, timeout_s: float) -> Sequence[_Found]:
+        shards = group.snapshot.shards
+        answers = await self._ask_shards(
+            shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
+        )
+        searched = [shard.num_rows for shard, answer in zip(shards, answers, strict=True) if answer is not None]
+        coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
         given = [answer for answer in answers if answer is not None]
-        return await asyncio.to_thread(self._found, given, ks, coverage)
+        return await asyncio.to_thread(_found, group, given, ks, coverage)
 
-    async def _ask_shards(self, codes: Codes, k: int, timeout_s: float) -> list[ShardAnswer | None]:
+    @staticmethod
+    async def _ask_shards(
+        shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
+    ) -> list[ShardAnswer | None]:
         """Each shard's answer, None for those that failed. An error only when all did."""
         outcomes = await asyncio.gather(
-            *(asyncio.wait_for(shard.search(codes, k, timeout_s), timeout_s) for shard in self._shards),
+            *(asyncio.wait_for(shard.search(codes, k, scope, timeout_s), timeout_s) for shard in shards),
             return_exceptions=True,
         )
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -208,26 +312,55 @@ class Engine:
             raise Unavailable(f"none of {len(outcomes)} shards could answer; try again later")
         return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
-    def _found(self, answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage) -> list[_Found]:
-        merged = merge(answers, max(ks))
-        each = [
-            cut(ShardAnswer(merged.distances[i : i + 1], merged.ids[i : i + 1], merged.ties[i : i + 1]), k)
-            for i, k in enumerate(ks)
-        ]
-        rows = self._rows(np.unique(np.concatenate([answer.ids[0] for answer in each])))
-        found = []
-        for answer in each:
-            pairs = zip(answer.ids[0].tolist(), answer.distances[0].tolist(), strict=True)
-            hits = tuple(
-                replace(rows[id_], rank=rank, distance=distance) for rank, (id_, distance) in enumerate(pairs, 1)
-            )
-            found.append(_Found(hits, int(answer.ties[0]), coverage))
-        return found
 
-    def _rows(self, ids: Ids) -> dict[int, Hit]:
-        """Each id's row as a hit whose rank and distance are still to be filled in."""
-        if not len(ids):
-            return {}
-        table = self._archive.take(ids, _HIT_COLUMNS)
-        columns = [table.column(name).to_pylist() for name in _HIT_COLUMNS]
-        return {id_: Hit(0, 0, id_, *row) for id_, row in zip(ids.tolist(), zip(*columns, strict=True), strict=True)}
+def _codes_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> Codes:
+    rows = archive.find(keys)
+    if absent := [key for key in keys if key not in rows]:
+        raise KeyNotFound(f"no row of the archive has the key {absent[0]!r}")
+    table = archive.take(np.array([rows[key] for key in keys], np.uint64), ["code"])
+    codes: Codes = np.array(table.column("code").to_pylist(), np.uint8)
+    return codes
+
+
+async def _given_codes(bits: int, codes: Sequence[bytes]) -> Codes:
+    return np.stack([check_codes(np.frombuffer(code, np.uint8), bits) for code in codes])
+
+
+def _found(group: _Group, answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage) -> list[_Found]:
+    merged = merge(answers, max(ks))
+    each = [
+        cut(ShardAnswer(merged.distances[i : i + 1], merged.ids[i : i + 1], merged.ties[i : i + 1]), k)
+        for i, k in enumerate(ks)
+    ]
+    ids = [answer.ids[0][answer.distances[0] != NO_HIT] for answer in each]
+    rows = _rows(group.snapshot.archive, np.unique(np.concatenate(ids)), group.scope.include)
+    return [
+        _Found(
+            tuple(
+                replace(rows[id_], rank=rank, distance=distance)
+                for rank, (id_, distance) in enumerate(
+                    zip(of_query.tolist(), answer.distances[0].tolist(), strict=False), 1
+                )
+            ),
+            int(answer.ties[0]),
+            coverage,
+        )
+        for of_query, answer in zip(ids, each, strict=True)
+    ]
+
+
+def _rows(archive: ArchiveReader, ids: Ids, include: Sequence[str]) -> dict[int, Hit]:
+    """Each id's row as a hit whose rank and distance are still to be filled in."""
+    if not len(ids):
+        return {}
+    table = archive.take(ids, [*_HIT_COLUMNS, *include])
+    columns: list[list[Any]] = [table.column(name).to_pylist() for name in _HIT_COLUMNS]
+    extras = [
+        [bytes(code) for code in table.column(name).to_pylist()] if name == "code" else table.column(name).to_pylist()
+        for name in include
+    ]
+    hits = {}
+    for place, (id_, key, label, lon, lat, time_) in enumerate(zip(ids.tolist(), *columns, strict=True)):
+        extra = {name: values[place] for name, values in zip(include, extras, strict=True)}
+        hits[id_] = Hit(0, 0, id_, key, label, lon, lat, time_, extra)
+    return hits

@@ -14,7 +14,9 @@ __all__ = [
     "InvalidQuery",
     "KeyNotFound",
     "Overloaded",
+    "PermissionDenied",
     "SearchError",
+    "Unauthenticated",
     "Unavailable",
 ]
 
@@ -48,7 +50,7 @@ class DeadlineExceeded(SearchError):
 
 
 class Unavailable(SearchError):
-    """No shard could answer."""
+    """No shard could answer, or too few; or the archive cannot be written now."""
 
     reason = "UNAVAILABLE"
 
@@ -61,6 +63,18 @@ class Overloaded(SearchError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(SearchError, InputError):
+    """The gateway asks for a token, and got none that it knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SearchError, InputError):
+    """The token's role does not allow this call."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class GatewayError(SearchError):

@@ -1,11 +1,14 @@
-"""The gRPC server over an engine: `orbithash.v1.SearchService` and `grpc.health.v1.Health`."""
+"""The gRPC server over a service: `orbithash.v1` and `grpc.health.v1.Health`."""
 
+import asyncio
 import errno
 import logging
 import socket
 import uuid
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.rpc import status_pb2
@@ -15,15 +18,19 @@ from grpc_status import rpc_status
 from orbithash.encoders.errors import InputError
 from orbithash.search import convert
 from orbithash.search.address import is_loopback, parse_address
-from orbithash.search.engine import Engine
-from orbithash.search.errors import GatewayError, SearchError
+from orbithash.search.errors import DeadlineExceeded, GatewayError, InvalidQuery, SearchError
+from orbithash.search.rows import MAX_ROWS
+from orbithash.search.service import Service
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["Gateway", "GatewayLimits", "start_gateway"]
 
 logger = logging.getLogger(__name__)
 
-_SERVICES = ("", search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name)
+_NAMES = ("SearchService", "ArchiveService")
+_SERVICES = ("", *(search_pb2.DESCRIPTOR.services_by_name[name].full_name for name in _NAMES))
+
+REQUEST_ID = "orbithash-request-id"
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class GatewayLimits:
     Attributes:
         max_receive_bytes: a larger request is refused by gRPC before it is read.
         max_concurrent_rpcs: calls in flight, health checks included; more are refused at once.
-        max_timeout_s: the time of a request without a deadline, and of one with a later deadline.
+        max_timeout_s: the time of a request without a deadline, and of one with a later deadline. Streams of changes
+            have it for each piece.
     """
 
     max_receive_bytes: int = 16 * 2**20
@@ -56,8 +64,8 @@ class Gateway:
         await self._server.stop(grace_s)
 
 
-async def start_gateway(engine: Engine, address: str, *, limits: GatewayLimits | None = None) -> Gateway:
-    """Serves `engine` at `address` (HOST:PORT of this machine only; port 0 takes a free one).
+async def start_gateway(service: Service, address: str, *, limits: GatewayLimits | None = None) -> Gateway:
+    """Serves `service` at `address` (HOST:PORT of this machine only; port 0 takes a free one).
 
     Health is SERVING from the return of this function to `Gateway.stop`: the caller starts a gateway when the shards
     are ready. Raises `InputError` when the address is wrong, taken, or open to other machines.
@@ -75,9 +83,11 @@ async def start_gateway(engine: Engine, address: str, *, limits: GatewayLimits |
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", limits.max_receive_bytes)],
     )
     checks = health.aio.HealthServicer()
-    for service in _SERVICES:
-        await checks.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
-    search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(engine, limits.max_timeout_s), server)
+    for name in _SERVICES:
+        await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+    calls = _Calls(limits.max_timeout_s)
+    search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(service, calls), server)
+    search_pb2_grpc.add_ArchiveServiceServicer_to_server(_ArchiveServicer(service, calls), server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     try:
         _check_free(host, port)
@@ -87,8 +97,8 @@ async def start_gateway(engine: Engine, address: str, *, limits: GatewayLimits |
             f"cannot listen at {address}: is the port in use? Give another, or 0 for a free one"
         ) from error
     await server.start()
-    for service in _SERVICES:
-        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    for name in _SERVICES:
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return Gateway(server, checks, host, port)
 
 
@@ -105,27 +115,125 @@ def _check_free(host: str, port: int) -> None:
                     raise
 
 
-class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
-    def __init__(self, engine: Engine, max_timeout_s: float) -> None:
-        self._engine = engine
+@dataclass
+class _Call:
+    """One call: its id, and the time it has."""
+
+    request_id: str
+    timeout_s: float
+
+
+class _Calls:
+    """What happens around every call: its id, its deadline, what its caller and the log are told when it fails."""
+
+    def __init__(self, max_timeout_s: float) -> None:
         self._max_timeout_s = max_timeout_s
 
-    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
+    @asynccontextmanager
+    async def call(self, context: Any, name: str) -> AsyncIterator[_Call]:
+        """The block ends the call: a `SearchError` with its status, any other error as a fault of the server."""
+        request_id = _request_id(context)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
         remaining_s = context.time_remaining()
         timeout_s = self._max_timeout_s if remaining_s is None else min(remaining_s, self._max_timeout_s)
         try:
-            return convert.answer_to_pb(await self._engine.search(convert.query_from_pb(request), timeout_s))
+            yield _Call(request_id, timeout_s)
+            return
         except SearchError as error:
             status = convert.error_to_pb(error)
         except Exception:
-            request_id = uuid.uuid4().hex
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s (%s) failed", request_id, name)
             status = convert.error_to_pb(GatewayError(f"internal error, request id {request_id}"))
-        return await _abort(context, status)
+        await _abort(context, status, request_id)
 
 
-async def _abort(context: Any, status: status_pb2.Status) -> search_pb2.SearchResponse:
+def _request_id(context: Any) -> str:
+    """The caller's own id where it is one, else a new one."""
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
+            return str(value)
+    return uuid.uuid4().hex
+
+
+async def _abort(context: Any, status: status_pb2.Status, request_id: str) -> None:
     """Ends the call with the status; never returns."""
     code, details, trailing_metadata = rpc_status.to_status(status)
-    await context.abort(code, details, trailing_metadata)
-    raise AssertionError("abort raises")
+    await context.abort(code, details, (*trailing_metadata, (REQUEST_ID, request_id)))
+
+
+class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
+    def __init__(self, service: Service, calls: _Calls) -> None:
+        self._service = service
+        self._calls = calls
+
+    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
+        async with self._calls.call(context, "Search") as call:
+            return convert.answer_to_pb(await self._service.search(convert.query_from_pb(request), call.timeout_s))
+        raise AssertionError("abort raises")
+
+    async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> search_pb2.SearchManyResponse:
+        async with self._calls.call(context, "SearchMany") as call:
+            queries = [convert.query_from_pb(each) for each in request.requests]
+            found = await self._service.search_many(queries, call.timeout_s)
+            return search_pb2.SearchManyResponse(results=map(convert.result_to_pb, found))
+        raise AssertionError("abort raises")
+
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
+    def __init__(self, service: Service, calls: _Calls) -> None:
+        self._service = service
+        self._calls = calls
+
+    async def Describe(self, request: search_pb2.DescribeRequest, context: Any) -> search_pb2.DescribeResponse:
+        async with self._calls.call(context, "Describe"):
+            return convert.description_to_pb(self._service.describe())
+        raise AssertionError("abort raises")
+
+    async def Upsert(
+        self, request_iterator: AsyncIterator[search_pb2.UpsertRequest], context: Any
+    ) -> AsyncIterator[search_pb2.UpsertResponse]:
+        num_rows = 0
+        async with self._calls.call(context, "Upsert") as call:
+            async for request in request_iterator:
+                _check_size("rows", len(request.rows))
+                rows = [convert.row_from_pb(row) for row in request.rows]
+                done = await _within(call.timeout_s, self._service.upsert(rows))
+                num_rows += len(rows)
+                yield search_pb2.UpsertResponse(committed_rows=num_rows, archive_version=done.version)
+
+    async def Delete(
+        self, request_iterator: AsyncIterator[search_pb2.DeleteRequest], context: Any
+    ) -> AsyncIterator[search_pb2.DeleteResponse]:
+        num_keys = num_removed = 0
+        async with self._calls.call(context, "Delete") as call:
+            async for request in request_iterator:
+                _check_size("keys", len(request.keys))
+                done = await _within(call.timeout_s, self._service.delete(list(request.keys)))
+                num_keys += len(request.keys)
+                num_removed += done.removed
+                yield search_pb2.DeleteResponse(
+                    committed_keys=num_keys, removed_rows=num_removed, archive_version=done.version
+                )
+
+    async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
+        async with self._calls.call(context, "Refresh"):
+            now = await self._service.refresh(request.archive, request.model)
+            return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
+        raise AssertionError("abort raises")
+
+
+def _check_size(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_ROWS:
+        raise InvalidQuery((field, f"a piece has from 1 to {MAX_ROWS} {field}, got {count}"))
+
+
+async def _within(timeout_s: float, work: Awaitable[Response]) -> Response:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError:
+        raise DeadlineExceeded(f"not committed within {timeout_s:.3g} s; it may be later: send it again") from None

@@ -1,8 +1,8 @@
 """The answers of shards made one.
 
-Why the tie count is exact. Let D be the distance of the last merged hit, and let a shard's own last hit lie at d with
-t rows of the shard there. A shard that gives fewer than k hits has given all its rows. Of one that gives k hits, d is
-at least D, since those k rows alone already fill the answer within d.
+Why the tie count is exact. Let D be the distance of a query's last merged hit, and let a shard's own last hit lie at d
+with t rows of the shard there. A shard that gives fewer than k hits has given all its rows that count (near enough,
+after the cursor). Of one that gives k hits, d is at least D, since those k rows alone already fill the answer within d.
 
 - d > D: the shard has given all its rows nearer than d, so all those at D: count them.
 - d = D: its rows at D are t, by its own statement; the given ones may be only some of them.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orbithash.search.shard import Counts, Distances, ShardAnswer
+from orbithash.search.shard import NO_HIT, Counts, Distances, ShardAnswer
 
 __all__ = ["cut", "merge"]
 
@@ -29,10 +29,11 @@ def merge(answers: Sequence[ShardAnswer], k: int) -> ShardAnswer:
     ids = np.concatenate([answer.ids for answer in answers], axis=1)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
     distances, ids = np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    merged = ShardAnswer(distances, ids, np.zeros(len(distances), np.int64))
+    cutoffs = merged.cutoffs
     ties = np.zeros(len(distances), np.int64)
-    if distances.shape[1]:
-        for answer in answers:
-            ties += _rows_at(answer, distances[:, -1])
+    for answer in answers:
+        ties += _rows_at(answer, cutoffs)
     return ShardAnswer(distances, ids, ties)
 
 
@@ -40,13 +41,11 @@ def cut(answer: ShardAnswer, k: int) -> ShardAnswer:
     """What `answer` would be had only `k` rows been asked for."""
     if answer.distances.shape[1] <= k:
         return answer
-    distances, ids = answer.distances[:, :k], answer.ids[:, :k]
-    return ShardAnswer(distances, ids, _rows_at(answer, distances[:, -1]))
+    short = ShardAnswer(answer.distances[:, :k], answer.ids[:, :k], answer.ties)
+    return ShardAnswer(short.distances, short.ids, _rows_at(answer, short.cutoffs))
 
 
 def _rows_at(answer: ShardAnswer, cutoffs: Distances) -> Counts:
     """Rows int64 [Q] of what `answer` was drawn from at each query's cut-off (see the module's text)."""
-    if not answer.distances.shape[1]:
-        return np.zeros(len(cutoffs), np.int64)
-    given = (answer.distances == cutoffs[:, None]).sum(axis=1, dtype=np.int64)
-    return np.where(answer.distances[:, -1] == cutoffs, answer.ties, given)
+    given = ((answer.distances == cutoffs[:, None]) & (answer.distances != NO_HIT)).sum(axis=1, dtype=np.int64)
+    return np.where(answer.cutoffs == cutoffs, answer.ties, given)

@@ -57,7 +57,7 @@ class Oracle:
         self.ids, self.codes = self.archive.codes()
 
     def code_of(self, key):
-        return self.codes[self.ids == self.archive.find(key)][0]
+        return self.codes[self.ids == self.archive.find([key])[key]][0]
 
     def __call__(self, code, k):
         """Distances and ids of the hits, and the ties at the last of them."""

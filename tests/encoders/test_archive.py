@@ -50,7 +50,7 @@ def test_a_new_archive_is_empty_and_describes_itself(archive):
     assert (ids.dtype, ids.shape, codes.dtype, codes.shape) == (np.uint64, (0,), np.uint8, (0, 2))
     assert archive.keys() == set()
     assert archive.refused() == {}
-    assert archive.find("a") is None
+    assert archive.find(["a"]) == {}
     assert archive.schema.metadata == {
         b"orbithash.format_version": b"1",
         b"orbithash.bits": b"12",
@@ -124,7 +124,7 @@ def test_codes_are_ordered_by_id_after_every_kind_of_change(archive):
         assert archive.keys() == set(expected)
         assert archive.num_rows == len(expected)
         for key, row in zip(keys, ids.tolist(), strict=True):
-            assert archive.find(key) == row
+            assert archive.find([key]) == {key: row}
             assert ids_seen.setdefault(key, row) == row, f"{key} changed its id in {change}"
 
 
@@ -144,7 +144,7 @@ def test_optimize_joins_fragments_and_indexes_the_key(archive):
     add(archive, ["later"])
     archive.optimize()
     assert lance.dataset(archive.path).describe_indices()[0].num_rows_indexed == 7
-    assert archive.find("later") == 6
+    assert archive.find(["later", "never"]) == {"later": 6}
 
 
 def test_take_keeps_order_and_repeats(archive):
@@ -169,10 +169,10 @@ def test_take_refuses_an_unknown_column(archive):
 @pytest.mark.parametrize("key", ["o'hare", "' OR 1=1 --", "''", '"', "\\", "\\'", "%", "", "a\nb", "x;y", "日本"])
 def test_no_key_escapes_from_the_filter(archive, key):
     add(archive, ["plain", key, "other"])
-    assert archive.find(key) == 1
+    assert archive.find([key]) == {key: 1}
     archive.optimize()
-    assert archive.find(key) == 1
-    assert archive.find(key + "'") is None
+    assert archive.find([key]) == {key: 1}
+    assert archive.find([key + "'"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_fragments_written_by_other_processes_are_committed(archive):
     archive.commit([fragment for fragments in written for fragment in fragments])
     for seed, keys in enumerate(parts):
         for key, code in zip(keys, random_codes(len(keys), seed).tolist(), strict=True):
-            assert archive.take([archive.find(key)], ["code"])["code"].to_pylist() == [code]
+            assert archive.take([archive.find([key])[key]], ["code"])["code"].to_pylist() == [code]
 
 
 def test_commits_of_two_processes_both_land(archive):

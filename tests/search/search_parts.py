@@ -11,9 +11,15 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from orbithash.search.engine import Engine, LocalShardClient
+from orbithash.encoders.storage import schema_of
+from orbithash.search.backend import LocalShardClient
+from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.gateway import Gateway, GatewayLimits, start_gateway
-from orbithash.search.shard import ShardAnswer, build_shards
+from orbithash.search.host import ShardHost
+from orbithash.search.service import Service
+from orbithash.search.shard import NO_HIT, Shard, ShardAnswer, part_of
+
+ARCHIVE_SCHEMA = schema_of(8, "")
 
 
 @dataclass
@@ -65,7 +71,11 @@ def oracle(ids, codes, query, k):
 
 def rows_of(answer: ShardAnswer, i: int):
     """What `oracle` gives, of the i-th query of a shard's answer."""
-    return list(zip(answer.distances[i].tolist(), answer.ids[i].tolist(), strict=True)), int(answer.ties[i])
+    is_hit = answer.distances[i] != NO_HIT
+    assert (is_hit[:-1] >= is_hit[1:]).all()
+    return list(zip(answer.distances[i][is_hit].tolist(), answer.ids[i][is_hit].tolist(), strict=True)), int(
+        answer.ties[i]
+    )
 
 
 def hits_of(answer):
@@ -92,6 +102,10 @@ class MemoryArchive:
         return {
             "key": f"place/{id_}.tif",
             "code": code.tolist(),
+            "uri": f"file:///place/{id_}.tif",
+            "caption": f"a picture of {id_}" if known else None,
+            "thumbnail": b"jpeg" if known else None,
+            "footprint": None,
             "label": f"class {id_ % 5}" if known else None,
             "lon": id_ % 360 - 180.0 if known else None,
             "lat": id_ % 180 - 90.0 if known else None,
@@ -103,22 +117,59 @@ class MemoryArchive:
     def row(self, id_):
         return self._rows[id_]
 
-    def find(self, key):
-        return self._ids.get(key)
+    def find(self, keys):
+        return {key: self._ids[key] for key in keys if key in self._ids}
 
     def take(self, ids: np.ndarray, columns: Sequence[str]):
         rows = [self._rows[row] for row in ids.tolist()]
         return pa.table({name: [row[name] for row in rows] for name in columns})
 
+    def scan(self, columns):
+        ids = np.array(list(self._rows), np.uint64)
+        return ids, self.take(ids, columns).cast(pa.schema([ARCHIVE_SCHEMA.field(name) for name in columns]))
 
-async def no_images(images):
-    raise AssertionError("this test sends no image")
+
+class StubEncoder:
+    """A model that knows the codes of the images and texts that the test gives it, or does what the test says."""
+
+    has_text = True
+
+    def __init__(self, images=None, texts=None):
+        self._images, self._texts = images, texts
+
+    async def encode_images(self, images):
+        assert self._images is not None, "this test sends no image"
+        return await self._images(images)
+
+    async def encode_rows(self, images):
+        return await self.encode_images(images), [b"thumbnail of " + image for image in images]
+
+    async def encode_texts(self, texts):
+        assert self._texts is not None, "this test sends no text"
+        return await self._texts(texts)
 
 
-def local_engine(case: Case, encode_images=no_images, **options):
-    shards = build_shards(case.ids, case.codes, case.bits, case.num_shards)
-    archive = MemoryArchive(case.ids, case.codes, case.bits)
-    return Engine([LocalShardClient(shard) for shard in shards], archive, encode_images, **options)
+def local_shards(case: Case, num_shards=None, index="flat"):
+    """Clients of shards over a case, in this process."""
+    num_shards = num_shards or case.num_shards
+    hosts = [
+        ShardHost(lambda version: (case.ids, case.codes), case.bits, number, num_shards, index)
+        for number in range(num_shards)
+    ]
+    return [LocalShardClient(host, MemoryArchive.version) for host in hosts]
+
+
+def snapshot_of(case: Case, shards, encoder=None):
+    return Snapshot.of(MemoryArchive(case.ids, case.codes, case.bits), shards, encoder or StubEncoder())
+
+
+def local_engine(case: Case, encode_images=None, encode_texts=None, **options):
+    return Engine(snapshot_of(case, local_shards(case), StubEncoder(encode_images, encode_texts)), **options)
+
+
+def build_shards(ids, codes, bits, num_shards, index="flat"):
+    parts = [part_of(ids, number, num_shards) for number in range(num_shards)]
+    return [Shard(ids[part], codes[part], bits, index) for part in parts]
 
 
 def small_case(num_rows=40, bits=16, num_shards=2):
@@ -130,26 +181,39 @@ def small_case(num_rows=40, bits=16, num_shards=2):
 class StubShard:
     """A shard client in front of a real shard: does first what the test says."""
 
+    num_replicas = num_healthy = 1
+
     def __init__(self, shard, before):
         self.shard = shard
         self.num_rows = shard.num_rows
         self.before = before
         self.calls = []
 
-    async def search(self, queries, k, timeout_s):
+    async def search(self, queries, k, scope, timeout_s):
         self.calls.append((len(queries), k, timeout_s))
         await self.before()
         return self.shard.search(queries, k)
 
 
+class StubBackend:
+    """Of an engine that is never changed."""
+
+    index = "flat"
+    archive = encoder = None
+
+
 @contextmanager
 def serving(engine: Engine, limits: GatewayLimits | None = None) -> Iterator[Gateway]:
     """A gateway on a free port, in the event loop of a thread of its own, for clients that block."""
+
+    async def start():
+        return await start_gateway(Service(StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        gateway = asyncio.run_coroutine_threadsafe(start_gateway(engine, "127.0.0.1:0", limits=limits), loop).result(30)
+        gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
         try:
             yield gateway
         finally:

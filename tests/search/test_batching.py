@@ -18,7 +18,7 @@ class Runs:
         self.gates = []
         self.arrived = asyncio.Event()
 
-    async def __call__(self, codes, ks, timeout_s):
+    async def __call__(self, codes, ks, group, timeout_s):
         gate = asyncio.Event()
         self.batches.append((codes[:, 0].tolist(), list(ks)))
         self.timeouts.append(timeout_s)
@@ -32,9 +32,9 @@ class Runs:
         self.arrived.clear()
 
 
-def submit(batcher, number, k=10, timeout_s=60.0):
+def submit(batcher, number, k=10, timeout_s=60.0, group=None):
     code = np.array([number, 0], np.uint8)
-    return asyncio.create_task(batcher.submit(code, k, asyncio.get_running_loop().time() + timeout_s))
+    return asyncio.create_task(batcher.submit(code, k, group, asyncio.get_running_loop().time() + timeout_s))
 
 
 async def let_tasks_run():
@@ -157,7 +157,7 @@ def test_an_error_reaches_all_of_its_batch_and_none_after():
     async def scenario():
         outcomes = [RuntimeError("broken"), None]
 
-        async def run(codes, ks, timeout_s):
+        async def run(codes, ks, group, timeout_s):
             if error := outcomes.pop(0):
                 raise error
             return list(ks)

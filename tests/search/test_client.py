@@ -7,19 +7,21 @@ import sys
 import pytest
 from search_parts import (
     MemoryArchive,
+    StubEncoder,
     StubShard,
+    build_shards,
     hits_of,
     local_engine,
-    no_images,
     oracle,
     random_case,
     serving,
     small_case,
+    snapshot_of,
 )
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.client import Client
-from orbithash.search.engine import Engine
+from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -31,7 +33,6 @@ from orbithash.search.errors import (
 )
 from orbithash.search.gateway import GatewayLimits
 from orbithash.search.queries import MAX_IMAGE_BYTES
-from orbithash.search.shard import build_shards
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def stub_engine(before, encode_images=no_images):
+def stub_engine(before, encode_images=None):
     case = small_case()
     (shard,) = build_shards(case.ids, case.codes, case.bits, 1)
-    return Engine([StubShard(shard, before)], MemoryArchive(case.ids, case.codes, case.bits), encode_images)
+    return Engine(snapshot_of(case, [StubShard(shard, before)], StubEncoder(encode_images)))
 
 
 @pytest.mark.parametrize("seed", range(6000, 6012))
@@ -108,7 +109,7 @@ def test_a_large_answer_passes():
     for row in archive._rows.values():
         row["key"] += "x" * 600
     shards = [StubShard(shard, nothing) for shard in build_shards(case.ids, case.codes, case.bits, 2)]
-    with serving(Engine(shards, archive, no_images)) as gateway, Client(gateway.address) as client:
+    with serving(Engine(Snapshot.of(archive, shards, StubEncoder()))) as gateway, Client(gateway.address) as client:
         assert len(client.search(code=case.codes[0].tobytes(), k=10_000).hits) == 10_000
 
 

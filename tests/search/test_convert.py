@@ -18,7 +18,9 @@ from orbithash.search.errors import (
     InvalidQuery,
     KeyNotFound,
     Overloaded,
+    PermissionDenied,
     SearchError,
+    Unauthenticated,
     Unavailable,
 )
 from orbithash.search.queries import Answer, Coverage, Hit, Query
@@ -65,6 +67,8 @@ ERRORS = [
     (KeyNotFound("no such key"), grpc.StatusCode.NOT_FOUND),
     (Overloaded("busy", retry_after_s=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Unauthenticated("who?"), grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDenied("readers only read"), grpc.StatusCode.PERMISSION_DENIED),
     (Unavailable("gone"), grpc.StatusCode.UNAVAILABLE),
     (GatewayError("internal error"), grpc.StatusCode.INTERNAL),
 ]

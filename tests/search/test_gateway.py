@@ -8,12 +8,21 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from search_parts import MemoryArchive, StubShard, local_engine, no_images, oracle, random_case, small_case
+from search_parts import (
+    StubBackend,
+    StubShard,
+    build_shards,
+    local_engine,
+    oracle,
+    random_case,
+    small_case,
+    snapshot_of,
+)
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine import Engine
 from orbithash.search.gateway import GatewayLimits, start_gateway
-from orbithash.search.shard import build_shards
+from orbithash.search.service import Service
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVICE = "orbithash.v1.SearchService"
@@ -23,7 +32,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 @contextlib.asynccontextmanager
 async def running(engine, limits=None):
     """A gateway on a free port and a channel to it."""
-    gateway = await start_gateway(engine, "127.0.0.1:0", limits=limits)
+    gateway = await start_gateway(Service(StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
     options = [("grpc.max_send_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=options) as channel:
@@ -146,7 +155,7 @@ def test_an_unexpected_failure_leaks_nothing(caplog):
 
 def stub_engine(case, before, num_shards=1, **options):
     shards = [StubShard(shard, before) for shard in build_shards(case.ids, case.codes, case.bits, num_shards)]
-    return Engine(shards, MemoryArchive(case.ids, case.codes, case.bits), no_images, **options), shards
+    return Engine(snapshot_of(case, shards), **options), shards
 
 
 def test_failing_shards():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from search_parts import oracle, random_case, rows_of
+from search_parts import build_shards, oracle, random_case, rows_of
 
 from orbithash.search.merge import cut, merge
-from orbithash.search.shard import Shard, build_shards
+from orbithash.search.shard import Shard
 
 
 @pytest.mark.parametrize("seed", range(1000, 1110))

@@ -52,7 +52,10 @@ def test_check_prints_one_line_and_fails_when_stale(tmp_path):
 def test_names_follow_the_standard_rules():
     assert FILE.name == "orbithash/v1/search.proto"
     assert FILE.package == "orbithash.v1"
-    assert not FILE.enum_types_by_name, "an enum needs the rules for its values checked here"
+    for name, enum in FILE.enum_types_by_name.items():
+        prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+        assert enum.values_by_number[0].name == f"{prefix}_UNSPECIFIED"
+        assert all(re.fullmatch(rf"{prefix}(_[A-Z0-9]+)+", value.name) for value in enum.values)
     for name, service in FILE.services_by_name.items():
         assert name.endswith("Service")
         for method in service.methods:

@@ -5,7 +5,7 @@ import pytest
 from search_parts import oracle, random_case, random_codes, rows_of
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.shard import Shard, build_shards, split_rows
+from orbithash.search.shard import Shard, part_of
 
 
 @pytest.mark.parametrize("seed", range(110))
@@ -127,21 +127,93 @@ def test_refuses_wrong_queries(queries, k):
 
 
 @pytest.mark.parametrize(("num_rows", "num_shards"), [(0, 3), (2, 5), (10, 3), (1000, 8), (7, 1)])
-def test_split_covers_every_row_once_and_evenly(num_rows, num_shards):
-    parts = split_rows(num_rows, num_shards)
-    assert [row for part in parts for row in range(num_rows)[part]] == list(range(num_rows))
-    sizes = [part.stop - part.start for part in parts]
-    assert len(parts) == num_shards
+def test_shards_hold_every_row_once_and_evenly(num_rows, num_shards):
+    ids = np.arange(num_rows, dtype=np.uint64)
+    parts = [ids[part_of(ids, number, num_shards)] for number in range(num_shards)]
+    assert sorted(np.concatenate(parts).tolist()) == ids.tolist()
+    sizes = list(map(len, parts))
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_split_refuses_no_shards():
-    with pytest.raises(InputError, match="at least 1 shard"):
-        split_rows(10, 0)
+# A part of the rows, and other rows.
 
 
-def test_shards_hold_ranges_of_ids():
-    ids = np.random.default_rng(4).permutation(100).astype(np.uint64)
-    shards = build_shards(ids, np.zeros((100, 1), np.uint8), 8, 3)
-    held = [shard.search(np.zeros((1, 1), np.uint8), 100).ids[0].tolist() for shard in shards]
-    assert held == [list(range(100))[part] for part in split_rows(100, 3)]
+@pytest.mark.parametrize("index", ["flat", "multi-hash"])
+@pytest.mark.parametrize("seed", range(200, 240))
+def test_radius_pages_and_filters_equal_the_oracle(seed, index):
+    case = random_case(seed, max_rows=600)
+    rng = np.random.default_rng(seed)
+    kept = rng.random(len(case.ids)) < rng.choice([0.0, 0.02, 0.5, 1.0])
+    shard = Shard(case.ids, case.codes, case.bits, index).where(np.sort(case.ids[kept]))
+    assert shard.num_rows == kept.sum()
+    ids, codes = case.ids[kept], case.codes[kept]
+    for query in case.queries:
+        every, _ = oracle(ids, codes, query, len(ids) + 1)
+        radius = int(rng.integers(0, case.bits + 2))
+        near = [hit for hit in every if hit[0] <= radius]
+        for k in case.ks[:3]:
+            answer = shard.search(query[None], k, radius)
+            assert rows_of(answer, 0) == (near[:k], sum(hit[0] == near[:k][-1][0] for hit in near) if near else 0)
+            after = near[int(rng.integers(len(near)))] if near else (radius // 2, 5)
+            rest = [hit for hit in near if hit > after]
+            answer = shard.search(query[None], k, radius, after)
+            assert rows_of(answer, 0) == (rest[:k], sum(hit[0] == rest[:k][-1][0] for hit in rest) if rest else 0)
+
+
+def test_pages_walk_through_all_rows():
+    case = random_case(7)
+    shard = Shard(case.ids, case.codes, case.bits)
+    for query in case.queries[:2]:
+        every, _ = oracle(case.ids, case.codes, query, len(case.ids))
+        walked, after = [], None
+        while hits := rows_of(shard.search(query[None], 37, after=after), 0)[0]:
+            walked += hits
+            after = hits[-1]
+        assert walked == every
+
+
+@pytest.mark.parametrize("seed", range(300, 340))
+def test_changes_equal_a_new_shard(seed):
+    case = random_case(seed, max_rows=800)
+    rng = np.random.default_rng(seed)
+    start = rng.random(len(case.ids)) < 0.6
+    shard = Shard(case.ids[start], case.codes[start], case.bits)
+    rows = dict(zip(case.ids[start].tolist(), case.codes[start], strict=True))
+    for _ in range(4):
+        gone = rng.choice(case.ids, min(len(case.ids), int(rng.integers(0, 60))), replace=False)
+        new = rng.permutation(len(case.ids))[: int(rng.integers(0, 60))]
+        codes = case.codes[rng.permutation(len(case.ids))][: len(new)]
+        shard = shard.changed(gone, case.ids[new], codes)
+        rows = {row: code for row, code in rows.items() if row not in set(gone.tolist())}
+        rows |= dict(zip(case.ids[new].tolist(), codes, strict=True))
+        assert shard.num_rows == len(rows)
+        ids = np.array(list(rows), np.uint64)
+        held = np.array(list(rows.values()), np.uint8).reshape(len(rows), case.codes.shape[1])
+        for query in case.queries:
+            assert rows_of(shard.search(query[None], 50), 0) == oracle(ids, held, query, 50)
+
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 2000])
+def test_approximate_indexes_tell_true_distances_in_order(index, num_rows):
+    rng = np.random.default_rng(8)
+    codes, ids = random_codes(rng, num_rows, 64), rng.permutation(num_rows).astype(np.uint64)
+    codes[num_rows // 2 :] = codes[: num_rows - num_rows // 2]
+    shard = Shard(ids, codes, 64, index)
+    queries = np.concatenate([codes[:20], random_codes(rng, 5, 64)])
+    code_of = dict(zip(ids.tolist(), codes, strict=True))
+    for radius in (None, 20):
+        for query, i in zip(queries, range(len(queries)), strict=True):
+            hits, ties = rows_of(shard.search(queries, 10, radius), i)
+            assert hits == sorted(set(hits))
+            assert all(np.bitwise_count(code_of[row] ^ query).sum() == distance for distance, row in hits)
+            assert all(radius is None or distance <= radius for distance, _ in hits)
+            assert ties >= sum(distance == hits[-1][0] for distance, _ in hits) if hits else ties == 0
+    if num_rows == 2000:
+        recall = np.mean([rows_of(shard.search(q[None], 1), 0)[0][0][0] == 0 for q in queries[:20]])
+        assert recall > 0.8
+
+
+def test_an_unknown_index_is_refused():
+    with pytest.raises(InputError, match="unknown index 'flatt'; there are flat, multi-hash"):
+        Shard(np.arange(4, dtype=np.uint64), np.zeros((4, 1), np.uint8), 8, "flatt")

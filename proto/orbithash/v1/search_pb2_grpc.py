@@ -26,12 +26,14 @@ if _version_not_supported:
 
 
 class SearchServiceStub:
-    """Nearest codes by Hamming distance in one version of one archive.
+    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
+    repeated.
 
-    An answer is exact and deterministic: hits are ordered by (distance, id), and the same request against the same
-    archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
+    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
 
-    Beside it the server offers grpc.health.v1.Health for "" and for "orbithash.v1.SearchService".
+    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    "orbithash.v1.ArchiveService".
     """
 
     def __init__(self, channel):
@@ -45,44 +47,35 @@ class SearchServiceStub:
                 request_serializer=orbithash_dot_v1_dot_search__pb2.SearchRequest.SerializeToString,
                 response_deserializer=orbithash_dot_v1_dot_search__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchMany = channel.unary_unary(
+                '/orbithash.v1.SearchService/SearchMany',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.SearchManyRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.SearchManyResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
-    """Nearest codes by Hamming distance in one version of one archive.
+    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
+    repeated.
 
-    An answer is exact and deterministic: hits are ordered by (distance, id), and the same request against the same
-    archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
+    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
 
-    Beside it the server offers grpc.health.v1.Health for "" and for "orbithash.v1.SearchService".
+    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    "orbithash.v1.ArchiveService".
     """
 
     def Search(self, request, context):
-        """Search returns the k rows whose codes are nearest to the query's code.
+        """Search returns the k rows whose codes are nearest to the query's code. Fewer rows than k is no error: the answer
+        then holds every row that counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        Fewer rows than k is no error: the answer then holds every row. A request without a deadline gets the server's
-        (30 s); a longer one is cut to it. Search changes nothing, so a call that failed may be repeated.
-
-        Status codes. The details are google.rpc messages in the trailer grpc-status-details-bin. Every error that this
-        service raises itself carries a google.rpc.ErrorInfo of the domain "orbithash" with the reason given here.
-
-        | code               | reason            | cause                                      | remedy                       |
-        |--------------------|-------------------|--------------------------------------------|------------------------------|
-        | OK                 |                   | answered; coverage.fraction below 1 says   | repeat the call if a partial |
-        |                    |                   | that some shards did not answer            | answer is not enough         |
-        | INVALID_ARGUMENT   | INVALID_QUERY     | no query; k out of range; a code of wrong  | google.rpc.BadRequest names  |
-        |                    |                   | width or with a set pad bit; an image that | the field and what is        |
-        |                    |                   | is too large or cannot be decoded          | allowed                      |
-        | NOT_FOUND          | KEY_NOT_FOUND     | no row of the archive has this key         | check the key's spelling     |
-        | RESOURCE_EXHAUSTED | OVERLOADED        | too many queries wait                      | repeat after the delay in    |
-        |                    |                   |                                            | google.rpc.RetryInfo         |
-        | RESOURCE_EXHAUSTED | (no details)      | the request is larger than 16 MiB, or too  | send a smaller image; call   |
-        |                    |                   | many calls are in flight (gRPC itself)     | less at a time               |
-        | DEADLINE_EXCEEDED  | DEADLINE_EXCEEDED | the deadline passed, or all shards stayed  | give more time; repeat       |
-        |                    |                   | silent for the time that shards have       |                              |
-        | UNAVAILABLE        | UNAVAILABLE       | no shard answered                          | repeat with a back-off       |
-        | UNAVAILABLE        | (no details)      | the server is not there or shuts down      | start it; repeat             |
-        | INTERNAL           | INTERNAL          | a fault of the server                      | give the request id of the   |
-        |                    |                   |                                            | message to its operator      |
+    def SearchMany(self, request, context):
+        """SearchMany answers up to 256 queries, each with an answer or a status of its own; OK when it got that far. Its
+        queries share passes over the codes, which is quicker than as many calls of Search.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +89,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     request_deserializer=orbithash_dot_v1_dot_search__pb2.SearchRequest.FromString,
                     response_serializer=orbithash_dot_v1_dot_search__pb2.SearchResponse.SerializeToString,
             ),
+            'SearchMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchMany,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.SearchManyRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.SearchManyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'orbithash.v1.SearchService', rpc_method_handlers)
@@ -105,12 +103,14 @@ def add_SearchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SearchService:
-    """Nearest codes by Hamming distance in one version of one archive.
+    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
+    repeated.
 
-    An answer is exact and deterministic: hits are ordered by (distance, id), and the same request against the same
-    archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
+    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
 
-    Beside it the server offers grpc.health.v1.Health for "" and for "orbithash.v1.SearchService".
+    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    "orbithash.v1.ArchiveService".
     """
 
     @staticmethod
@@ -130,6 +130,245 @@ class SearchService:
             '/orbithash.v1.SearchService/Search',
             orbithash_dot_v1_dot_search__pb2.SearchRequest.SerializeToString,
             orbithash_dot_v1_dot_search__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/SearchMany',
+            orbithash_dot_v1_dot_search__pb2.SearchManyRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.SearchManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ArchiveServiceStub:
+    """The archive that is served: what it is, and changes of it while it is searched.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Describe = channel.unary_unary(
+                '/orbithash.v1.ArchiveService/Describe',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.DescribeResponse.FromString,
+                _registered_method=True)
+        self.Upsert = channel.stream_stream(
+                '/orbithash.v1.ArchiveService/Upsert',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.UpsertResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.stream_stream(
+                '/orbithash.v1.ArchiveService/Delete',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.DeleteResponse.FromString,
+                _registered_method=True)
+        self.Refresh = channel.unary_unary(
+                '/orbithash.v1.ArchiveService/Refresh',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.RefreshRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.RefreshResponse.FromString,
+                _registered_method=True)
+
+
+class ArchiveServiceServicer:
+    """The archive that is served: what it is, and changes of it while it is searched.
+    """
+
+    def Describe(self, request, context):
+        """Describe says what is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upsert(self, request_iterator, context):
+        """Upsert writes rows, each in place of the row with its key where there is one. The client streams rows; the server
+        answers each piece of them as soon as it is committed, with the number of rows committed so far, and searches see
+        them within moments. What was acknowledged survives the death of the server; what was not may be there or not, and
+        may be sent again. A row that is refused ends the call with INVALID_ARGUMENT; rows acknowledged before stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request_iterator, context):
+        """Delete removes the rows with the given keys, in the same way as Upsert. A key of which there is no row is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Refresh(self, request, context):
+        """Refresh moves the server to the newest version of its archive, after another program has written to it, or to
+        another archive with its model, and returns when searches see it. Queries go on meanwhile, and none fails.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ArchiveServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.DescribeRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Upsert': grpc.stream_stream_rpc_method_handler(
+                    servicer.Upsert,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.UpsertRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.UpsertResponse.SerializeToString,
+            ),
+            'Delete': grpc.stream_stream_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.DeleteRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.DeleteResponse.SerializeToString,
+            ),
+            'Refresh': grpc.unary_unary_rpc_method_handler(
+                    servicer.Refresh,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.RefreshRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.RefreshResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'orbithash.v1.ArchiveService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('orbithash.v1.ArchiveService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ArchiveService:
+    """The archive that is served: what it is, and changes of it while it is searched.
+    """
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.ArchiveService/Describe',
+            orbithash_dot_v1_dot_search__pb2.DescribeRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upsert(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/orbithash.v1.ArchiveService/Upsert',
+            orbithash_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/orbithash.v1.ArchiveService/Delete',
+            orbithash_dot_v1_dot_search__pb2.DeleteRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Refresh(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.ArchiveService/Refresh',
+            orbithash_dot_v1_dot_search__pb2.RefreshRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.RefreshResponse.FromString,
             options,
             channel_credentials,
             insecure,

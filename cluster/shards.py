@@ -1,0 +1,232 @@
+"""The shards of an archive as Ray actors, each in as many copies as asked for."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from orbithash.cluster.runtime import check_resources
+from orbithash.encoders.archive import Archive
+from orbithash.encoders.codes import Codes
+from orbithash.encoders.errors import InputError
+from orbithash.search.backend import codes_of
+from orbithash.search.engine import QueryEncoder, Scope, ShardClient, Snapshot
+from orbithash.search.host import Change, Rows, ShardHost
+from orbithash.search.replicas import Copy, Latencies, Replicas
+from orbithash.search.shard import ShardAnswer, part_of
+
+__all__ = ["RayBackend"]
+
+# A scan is short and takes one thread; what a shard needs of its node is memory.
+SHARD_CPUS = 0.1
+
+# Two searches at a time in one shard; changes and questions after its health go beside them.
+SHARD_THREADS = 4
+
+# A shard that dies starts again and reads its rows from the archive version that is asked for.
+MAX_RESTARTS = -1
+
+START_TIMEOUT_S = 120.0
+# Of a copy that does not take a change for so long, the change goes on without it: it reads the version when asked.
+CHANGE_TIMEOUT_S = 10.0
+HEALTH_EVERY_S = 0.5
+
+_KEPT_SELECTIONS = 32
+
+
+class _ShardActor:
+    """Shard `number` of `num_shards` of an archive, in the versions that are asked for."""
+
+    def __init__(self, archive: str, bits: int, number: int, num_shards: int, index: str) -> None:
+        self._host = ShardHost(lambda version: codes_of(archive, version), bits, number, num_shards, index)
+
+    def num_rows(self, version: int) -> int:
+        return self._host.num_rows(version)
+
+    def change(self, change: Change) -> int:
+        return self._host.change(change)
+
+    def search(
+        self,
+        version: int,
+        queries: Codes,
+        k: int,
+        radius: int | None,
+        after: tuple[int, int] | None,
+        token: str,
+        ids: np.ndarray | None,
+    ) -> ShardAnswer:
+        rows = None if ids is None else Rows(token, ids)
+        return self._host.search(version, queries, k, radius, after, rows)
+
+
+class _RayShardClient:
+    """One copy of a shard in one version."""
+
+    num_replicas = num_healthy = 1
+
+    def __init__(self, backend: "RayBackend", actor: Any, version: int, num_rows: int, max_retries: int) -> None:
+        self._backend = backend
+        self._actor = actor
+        self._version = version
+        self._max_retries = max_retries
+        self.num_rows = num_rows
+
+    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
+        """See `ShardClient`."""
+        ids = self._backend.reference(self._version, scope.rows)
+        token = "" if scope.rows is None else scope.rows.token
+        async with asyncio.timeout(timeout_s):
+            answer: ShardAnswer = await self._actor.search.options(max_task_retries=self._max_retries).remote(
+                self._version, queries, k, scope.radius, scope.after, token, ids
+            )
+            return answer
+
+
+class RayBackend:
+    """An archive whose shards are actors; made by `start`."""
+
+    def __init__(
+        self, archive: Archive, encoder: QueryEncoder, index: str, actors: Sequence[Sequence[Any]], encoder_actor: Any
+    ) -> None:
+        self.archive = archive
+        self.encoder = encoder
+        self.index = index
+        # By shard, then by copy.
+        self._actors = actors
+        self._encoder_actor = encoder_actor
+        self._copies = [[Copy() for _ in of_shard] for of_shard in actors]
+        self._latencies = [Latencies() for _ in actors]
+        self._version = archive.version
+        self._references: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    @classmethod
+    async def start(
+        cls,
+        archive: Archive,
+        encoder: QueryEncoder,
+        encoder_actor: Any,
+        num_shards: int,
+        num_replicas: int,
+        index: str,
+    ) -> "RayBackend":
+        """Starts the actors; they load their rows when a version is asked for."""
+        import ray
+
+        check_resources(f"serving {num_shards * num_replicas} shards", num_shards * num_replicas * SHARD_CPUS)
+        actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_concurrency=SHARD_THREADS)(
+            _ShardActor
+        )
+        actors = [
+            [actor_class.remote(archive.path, archive.bits, number, num_shards, index) for _ in range(num_replicas)]
+            for number in range(num_shards)
+        ]
+        return cls(archive, encoder, index, actors, encoder_actor)
+
+    async def at(self, version: int) -> Snapshot:
+        """See `Backend`. Every copy is ready when it returns."""
+        from ray.exceptions import RayTaskError
+
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                counts = await asyncio.gather(
+                    *(
+                        actor.num_rows.options(max_task_retries=1).remote(version)
+                        for of_shard in self._actors
+                        for actor in of_shard
+                    )
+                )
+        except TimeoutError as err:
+            raise InputError(f"the shards were not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?") from err
+        except RayTaskError as err:
+            raise err.cause from err
+        num_replicas = len(self._actors[0])
+        return await self._snapshot(version, counts[::num_replicas])
+
+    async def change(self, change: Change) -> Snapshot:
+        """See `Backend`. A copy that does not answer reads the version when it is asked for it."""
+        import ray
+
+        reference = ray.put(change)
+        counts: list[int] = []
+        outcomes = await asyncio.gather(
+            *(self._change_shard(number, reference) for number in range(len(self._actors))), return_exceptions=True
+        )
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, BaseException):
+                ids, _ = await asyncio.to_thread(codes_of, self.archive.path, change.after)
+                outcome = int(part_of(ids, number, len(self._actors)).sum())
+            counts.append(outcome)
+        return await self._snapshot(change.after, counts)
+
+    async def close(self) -> None:
+        """See `Backend`."""
+        import ray
+
+        self._watch.cancel()
+        for actor in [*(actor for of_shard in self._actors for actor in of_shard), self._encoder_actor]:
+            ray.kill(actor)
+
+    def reference(self, version: int, rows: Rows | None) -> Any:
+        """The ids of the rows in Ray's object store, put there once for all shards and searches."""
+        if rows is None:
+            return None
+        import ray
+
+        place = (version, rows.token)
+        if place not in self._references:
+            self._references[place] = ray.put(rows.ids)
+            while len(self._references) > _KEPT_SELECTIONS:
+                self._references.popitem(last=False)
+        return self._references[place]
+
+    async def _change_shard(self, number: int, reference: Any) -> int:
+        """Rows of the shard after the change, by whichever copy; waits for all of them."""
+
+        async def of_copy(actor: Any, copy: Copy) -> int:
+            try:
+                async with asyncio.timeout(CHANGE_TIMEOUT_S):
+                    return int(await actor.change.remote(reference))
+            except Exception:
+                copy.is_healthy = False
+                raise
+
+        outcomes = await asyncio.gather(
+            *(of_copy(*each) for each in zip(self._actors[number], self._copies[number], strict=True)),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, int):
+                return outcome
+        raise RuntimeError(f"no copy of shard {number} took a change")
+
+    async def _snapshot(self, version: int, counts: Sequence[int]) -> Snapshot:
+        archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
+        self._version = version
+        # A lone copy that is restarting is worth waiting for; of several another answers meanwhile.
+        max_retries = 1 if len(self._actors[0]) == 1 else 0
+        shards: list[ShardClient] = []
+        for of_shard, copies, latencies, count in zip(self._actors, self._copies, self._latencies, counts, strict=True):
+            clients = [_RayShardClient(self, actor, version, count, max_retries) for actor in of_shard]
+            shards.append(Replicas(clients, copies, latencies))
+        return Snapshot.of(archive, shards, self.encoder)
+
+    async def _keep_watch(self) -> None:
+        """Asks copies that failed whether they are back; the question makes them load their rows."""
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            failed = [
+                (actor, copy)
+                for of_shard, copies in zip(self._actors, self._copies, strict=True)
+                for actor, copy in zip(of_shard, copies, strict=True)
+                if not copy.is_healthy
+            ]
+            for actor, copy in failed:
+                with suppress(Exception):
+                    async with asyncio.timeout(START_TIMEOUT_S):
+                        await actor.num_rows.remote(self._version)
+                    copy.is_healthy = True

@@ -1,0 +1,107 @@
+"""Copies of a shard as one shard: the least loaded is asked, and another one where it fails or is unusually slow."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from orbithash.encoders.codes import Codes
+from orbithash.search.engine import Scope, ShardClient
+from orbithash.search.shard import ShardAnswer
+
+__all__ = ["Copy", "Latencies", "Replicas"]
+
+# A search is sent to two copies at most.
+_ATTEMPTS = 2
+
+# The 95th percentile of so many searches says what is slow, once there are enough of them.
+_WINDOW, _ENOUGH = 256, 20
+_MIN_HEDGE_S = 0.005
+
+
+class Copy:
+    """How one copy of a shard fares, over all versions of the archive."""
+
+    def __init__(self) -> None:
+        self.num_in_flight = 0
+        self.is_healthy = True
+
+
+class Latencies:
+    """How long the searches of a shard took lately."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)
+
+    def add(self, seconds: float) -> None:
+        """Notes a search."""
+        self._seconds.append(seconds)
+
+    @property
+    def hedge_s(self) -> float | None:
+        """After how long a search is slower than nearly all; None while that is not known."""
+        if len(self._seconds) < _ENOUGH:
+            return None
+        return max(_MIN_HEDGE_S, sorted(self._seconds)[math.ceil(0.95 * len(self._seconds)) - 1])
+
+
+class Replicas:
+    """A shard client over clients of its copies, in the order of `copies`."""
+
+    def __init__(self, clients: Sequence[ShardClient], copies: Sequence[Copy], latencies: Latencies) -> None:
+        self._clients = list(zip(clients, copies, strict=True))
+        self._latencies = latencies
+        self.num_rows = clients[0].num_rows
+        self.num_replicas = len(clients)
+
+    @property
+    def num_healthy(self) -> int:
+        """See `ShardClient`."""
+        return sum(copy.is_healthy for _, copy in self._clients)
+
+    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
+        """See `ShardClient`. The first answer counts; the error is the last one."""
+        # Stable: among equals the first.
+        order = sorted(self._clients, key=lambda each: (not each[1].is_healthy, each[1].num_in_flight))[:_ATTEMPTS]
+        waiting = iter(order)
+        tasks: set[asyncio.Task[ShardAnswer]] = set()
+        failure: BaseException | None = None
+        num_started = 0
+        try:
+            while True:
+                if not tasks or num_started < len(order):
+                    started = next(waiting, None)
+                    if started is not None:
+                        num_started += 1
+                        tasks.add(asyncio.create_task(self._ask(*started, queries, k, scope, timeout_s)))
+                if not tasks:
+                    assert failure is not None, "an attempt ends in an answer or an error"
+                    raise failure
+                patience = self._latencies.hedge_s if num_started < len(order) else None
+                done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                while not done and num_started == len(order):
+                    done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None:
+                        return task.result()
+                    failure = task.exception()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ask(
+        self, client: ShardClient, copy: Copy, queries: Codes, k: int, scope: Scope, timeout_s: float
+    ) -> ShardAnswer:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        copy.num_in_flight += 1
+        try:
+            answer = await client.search(queries, k, scope, timeout_s)
+        except Exception:
+            copy.is_healthy = False
+            raise
+        finally:
+            copy.num_in_flight -= 1
+        copy.is_healthy = True
+        self._latencies.add(loop.time() - started)
+        return answer

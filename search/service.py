@@ -1,0 +1,150 @@
+"""What the gateway offers, without the wire: searches and changes of the archive that is served at the moment."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+
+from orbithash.encoders.errors import InputError
+from orbithash.search.backend import Backend
+from orbithash.search.description import Description, ShardStatus
+from orbithash.search.engine import Engine, Snapshot
+from orbithash.search.errors import InvalidQuery, SearchError
+from orbithash.search.host import Change
+from orbithash.search.queries import Answer, Query
+from orbithash.search.rows import Row
+from orbithash.search.writer import Committed, Writer
+
+__all__ = ["MAX_QUERIES", "Service", "open_service"]
+
+logger = logging.getLogger(__name__)
+
+MAX_QUERIES = 256
+
+# How long the searches have that began before another archive took its place.
+_LAST_SEARCHES_S = 60.0
+
+# How soon searches see what other programs write.
+_FOLLOW_EVERY_S = 1.0
+
+# Archive and model folder to a backend; "" is the one that is served.
+OpenBackend = Callable[[str, str], Awaitable[Backend]]
+
+
+class Service:
+    """Belongs to one event loop; made by `open_service`."""
+
+    def __init__(self, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
+        self._backend = backend
+        self._engine = engine
+        self._open_backend = open_backend
+        self._writer = self._new_writer(backend)
+        # One move to another version at a time.
+        self._moving = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def search(self, query: Query, timeout_s: float) -> Answer:
+        """See `Engine.search`."""
+        return await self._engine.search(query, timeout_s)
+
+    async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
+        """An answer or what went wrong for each of at most `MAX_QUERIES` queries."""
+        if not 1 <= len(queries) <= MAX_QUERIES:
+            raise InvalidQuery(("requests", f"from 1 to {MAX_QUERIES} queries, got {len(queries)}"))
+        found = await asyncio.gather(
+            *(self._engine.search(query, timeout_s) for query in queries), return_exceptions=True
+        )
+        for outcome in found:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, SearchError):
+                raise outcome
+        return [outcome for outcome in found if isinstance(outcome, Answer | SearchError)]
+
+    def describe(self) -> Description:
+        """What a search that begins now is over."""
+        snapshot = self._engine.snapshot
+        archive = snapshot.archive
+        return Description(
+            snapshot.num_rows,
+            archive.bits,
+            archive.model_id,
+            archive.version,
+            self._backend.index,
+            snapshot.encoder.has_text,
+            tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
+            version("orbithash"),
+        )
+
+    async def upsert(self, rows: Sequence[Row]) -> Committed:
+        """See `Writer.upsert`."""
+        return await self._writer.upsert(rows)
+
+    async def delete(self, keys: Sequence[str]) -> Committed:
+        """See `Writer.delete`."""
+        return await self._writer.delete(keys)
+
+    async def refresh(self, archive: str = "", model: str = "") -> Description:
+        """Moves to the newest version, or to another archive; `InvalidQuery` when it cannot be served."""
+        async with self._moving:
+            try:
+                if archive or model:
+                    await self._move(archive, model)
+                else:
+                    await self._writer.refresh()
+            except SearchError:
+                raise
+            except InputError as error:
+                raise InvalidQuery(("archive", str(error))) from error
+        return self.describe()
+
+    async def follow(self) -> None:
+        """Shows what other programs write into the archive, for as long as it runs."""
+        while True:
+            await asyncio.sleep(_FOLLOW_EVERY_S)
+            try:
+                newest = await asyncio.to_thread(self._backend.archive.newest_version)
+                if newest > self._engine.snapshot.archive.version:
+                    await self._writer.refresh()
+            except (InputError, SearchError) as error:
+                logger.warning("the archive could not be followed: %s", error)
+
+    async def close(self) -> None:
+        """After the last search: ends what was begun and lets go of everything."""
+        await self._writer.close()
+        for task in self._ending:
+            task.cancel()
+        await self._backend.close()
+
+    async def _move(self, archive: str, model: str) -> None:
+        backend = await self._open_backend(archive, model)
+        snapshot = await backend.at(backend.archive.version)
+        old, old_writer = self._backend, self._writer
+        self._engine.swap(snapshot)
+        self._backend, self._writer = backend, self._new_writer(backend)
+        task = asyncio.create_task(_end(old, old_writer))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _new_writer(self, backend: Backend) -> Writer:
+        async def show(change: Change) -> None:
+            snapshot = await backend.change(change)
+            if self._backend is backend:
+                self._engine.swap(snapshot)
+
+        return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version)
+
+
+async def _end(backend: Backend, writer: Writer) -> None:
+    await writer.close()
+    await asyncio.sleep(_LAST_SEARCHES_S)
+    await backend.close()
+
+
+async def open_service(open_backend: OpenBackend, **options: float) -> Service:
+    """A service over what `open_backend("", "")` opens; `options` are those of `Engine`."""
+    backend = await open_backend("", "")
+    try:
+        snapshot: Snapshot = await backend.at(backend.archive.version)
+    except BaseException:
+        await backend.close()
+        raise
+    return Service(backend, Engine(snapshot, **options), open_backend)  # type: ignore[arg-type]
