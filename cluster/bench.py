@@ -39,7 +39,7 @@ from orbithash.trainers.loop import train
 from orbithash.trainers.run import Run
 from orbithash.trainers.scenes import write_scenes
 
-__all__ = ["bench_encode", "bench_train", "show"]
+__all__ = ["bench_encode", "bench_train", "circumstances", "show", "write_random_model"]
 
 NUM_SCENES_TO_TRAIN_ON = 540
 
@@ -54,7 +54,7 @@ def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str,
         raise InputError(f"--count is {count}; at least {2 * BATCH_SIZE} images are needed to measure a rate")
     with tempfile.TemporaryDirectory() as temporary, connected():
         root = Path(temporary)
-        folder = model or _write_model(root / "model")
+        folder = model or write_random_model(root / "model")
         source = _listed(root, data or _write_scenes(root / "scenes", count), count)
         items = list_source(str(source))
         loaded = HashModel.load(folder)
@@ -68,7 +68,7 @@ def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str,
             after = _whole_loop(loaded, items, root / "bare1", num_threads), _encode_loop(loaded, items)
         whole, bare = (sum(pair) / 2 for pair in zip(before, after, strict=True))
         return {
-            **_circumstances("encode"),
+            **circumstances("encode"),
             "images": len(items),
             "network": loaded.card.network.backbone,
             "input_px": loaded.preprocessing.crop,
@@ -117,7 +117,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
         rate = _rate(history) / workers
         alone, together = (sum(pair) / 2 for pair in zip(before, after, strict=True))
         return {
-            **_circumstances("train"),
+            **circumstances("train"),
             "images": len(run.manifest.part("train")),
             "network": run.config.backbone,
             "input_px": run.config.image_size,
@@ -143,13 +143,13 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         print(f"{name:<26} {value:.3f}" if isinstance(value, float) else f"{name:<26} {value}")
 
 
-def _circumstances(name: str) -> dict[str, Any]:
-    """What a figure is worth nothing without."""
+def circumstances(name: str, *packages: str) -> dict[str, Any]:
+    """What a figure is worth nothing without; the packages are those whose versions matter."""
     return {
         "bench": name,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "versions": f"ray {version('ray')}, torch {version('torch')}",
+        "versions": ", ".join(f"{package} {version(package)}" for package in packages or ("ray", "torch")),
     }
 
 
@@ -163,9 +163,9 @@ def _threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write_model(folder: Path) -> Path:
+def write_random_model(folder: Path, bits: int = 64) -> Path:
     """A network of usual size with random weights: speed does not ask what was learned."""
-    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", HeadSpec(bits=64), num_classes=2)
+    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", HeadSpec(bits=bits), num_classes=2)
     card = ModelCard(
         method="dhcl",
         network=spec,

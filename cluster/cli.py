@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from orbithash.cluster.connection import (
+    CaOption,
+    CertKeyOption,
+    CertOption,
+    Connection,
+    GatewayOption,
+    TokenFileOption,
+)
 from orbithash.encoders.errors import InputError
+from orbithash.search.logs import Format
 
 __all__ = ["app", "main"]
 
@@ -29,6 +38,7 @@ DataOption = Annotated[Path, typer.Option("--data", help="Folder of images, one 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, RUN/model.")]
 AddressOption = Annotated[str, typer.Option("--address", help="HOST:PORT of the gateway.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be repeated.")]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="Backbone weights: a safetensors file, or torchvision's name.")
@@ -98,12 +108,13 @@ def demo(
     data: Annotated[Path | None, typer.Option("--data", help="Labelled images; without: generated scenes.")] = None,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    captions: Annotated[Path | None, typer.Option("--captions", help="Sentences about --data, as JSON.")] = None,
     settings: SetOption = None,
 ) -> None:
     """Runs the whole chain on this machine: train, evaluate, encode, serve, query; writes a report."""
     from orbithash.cluster.demo import run_demo
 
-    run_demo(out, data, weights, settings or [])
+    run_demo(out, data, weights, settings or [], captions)
 
 
 @app.command(epilog="Example: orbithash scenes data/scenes --count 600")
@@ -281,33 +292,150 @@ def serve(
     archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of codes.")],
     model: ModelOption,
     shards: Annotated[int, typer.Option("--shards", help="Parts of the index, each in an actor.")] = 2,
+    replicas: Annotated[int, typer.Option("--replicas", help="Copies of each part, which stand in for another.")] = 1,
+    index: Annotated[str, typer.Option("--index", help="flat, multi-hash, ivf, hnsw or gpu-flat.")] = "flat",
     address: AddressOption = DEFAULT_ADDRESS,
     local: Annotated[bool, typer.Option("--local", help="All in this process, without Ray.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate of the gateway, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM, without a password.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option("--client-ca", help="Ask clients for certificates that one of these signed, PEM.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="Ask for tokens: a file of lines ROLE TOKEN NAME, read or write.")
+    ] = None,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Listen beyond this machine also without TLS and tokens.")
+    ] = False,
+    reflection: Annotated[bool, typer.Option("--reflection", help="Tell tools such as grpcurl the calls.")] = False,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="HOST:PORT of figures for Prometheus.")] = None,
+    log_format: Annotated[Format, typer.Option("--log-format", help="Lines of the log, on stderr.")] = Format.TEXT,
 ) -> None:
     """Serves an archive over gRPC until it is told to stop (SIGTERM or Ctrl-C)."""
     from orbithash.cluster.serve import serve as run_serve
+    from orbithash.search.protection import Protection
 
-    run_serve(archive, model, shards, address, local)
+    protection = Protection.from_files(tls_cert, tls_key, client_ca, tokens, insecure_listen, reflection)
+    run_serve(archive, model, shards, address, local, replicas, index, protection, metrics, log_format)
 
 
-@app.command(epilog="Example: orbithash query --image tile.png -k 5")
+@app.command(epilog="Example: orbithash query --image tile.png -k 5 --filter \"label = 'harbor'\"")
 def query(
     image: Annotated[Path | None, typer.Option("--image", help="Image file to search by.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Sentence to search by.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="Key of a row to search by.")] = None,
     code: Annotated[str | None, typer.Option("--code", help="Code to search by, in hexadecimal.")] = None,
+    like: Annotated[list[str] | None, typer.Option("--like", help="Key of a good example; may be repeated.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option("--unlike", help="Key of a bad example, beside --like.")] = None,
     k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
-    address: AddressOption = DEFAULT_ADDRESS,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the answer.")] = 10.0,
+    radius: Annotated[int | None, typer.Option("--radius", help="Only rows at most so many bits away.")] = None,
+    filter_: Annotated[str, typer.Option("--filter", help="Only rows for which this is true, in CQL2 text.")] = "",
+    after: Annotated[str | None, typer.Option("--after", help="DISTANCE:ID after which the page begins.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="uri, caption, thumbnail, footprint or code; for --json.")
+    ] = None,
+    min_coverage: Annotated[float, typer.Option("--min-coverage", help="Least share of the archive.")] = 0.0,
+    address: GatewayOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = 10.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Asks a gateway for the nearest images."""
-    from orbithash.cluster.query import as_fields, as_table, ask
+    from orbithash.cluster.query import as_fields, as_table, make_query
 
-    answer = ask(address, image, key, code, k, timeout)
+    asked = make_query(
+        image,
+        text,
+        key,
+        code,
+        like or (),
+        unlike or (),
+        after,
+        k=k,
+        radius=radius,
+        filter=filter_,
+        include=tuple(include or ()),
+        min_coverage=min_coverage,
+    )
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        answer = client.search(asked)
     if as_json:
         _print_json(as_fields(answer))
     else:
         as_table(answer)
+
+
+@app.command(epilog="Example: orbithash upsert new_tiles/")
+def upsert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, image, list, Parquet or STAC items.")],
+    address: GatewayOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = 60.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Writes images into the archive of a running gateway, which encodes them; searches see them at once."""
+    from orbithash.cluster.changes import upsert_source
+
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        done = upsert_source(client, source)
+    if as_json:
+        _print_json({"written": done.num_written, "refused": done.refused})
+        return
+    for refused_key, reason in done.refused.items():
+        print(f"refused {refused_key}: {reason}", file=sys.stderr)
+    print(f"wrote {done.num_written} rows" + (f", refused {len(done.refused)}" if done.refused else ""))
+
+
+@app.command(epilog="Example: orbithash delete harbor/harbor_0001.tif")
+def delete(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys of rows.")] = None,
+    file: Annotated[Path | None, typer.Option("--keys", help="File with one key a line; - for standard input.")] = None,
+    address: GatewayOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = 60.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Removes rows from the archive of a running gateway."""
+    from orbithash.cluster.changes import delete_keys
+
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        removed = delete_keys(client, keys or [], file)
+    if as_json:
+        _print_json({"removed": removed})
+    else:
+        print(f"removed {removed} rows")
+
+
+@app.command(epilog="Example: orbithash status --json")
+def status(
+    address: GatewayOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = 10.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Says what a gateway serves; exit code 1 when a part of the archive cannot be searched."""
+    from orbithash.cluster.status import as_fields, as_table, read_status
+
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        found = read_status(client)
+    if as_json:
+        _print_json(as_fields(found))
+    else:
+        as_table(found)
+    if not found.is_whole:
+        raise typer.Exit(1)
 
 
 @bench_app.command("encode", epilog="Example: orbithash bench encode --count 2000")
@@ -337,3 +465,47 @@ def bench_train(
     from orbithash.cluster.bench import show
 
     show(run_bench(data, weights, epochs, workers), as_json)
+
+
+@bench_app.command("search", epilog="Example: orbithash bench search --rows 1000000 --bits 64 --out runs/bench")
+def bench_search(
+    rows: Annotated[int, typer.Option("--rows", help="Random codes.")] = 1_000_000,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a random code.")] = 64,
+    distinct: Annotated[
+        float | None, typer.Option("--distinct", help="Share of the random codes that are distinct, such as 0.1.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Hits of a query.")] = 10,
+    queries: Annotated[int, typer.Option("--queries", help="Asked of each engine, alone and in batches of 64.")] = 512,
+    radius: Annotated[
+        int | None, typer.Option("--radius", help="Hits at most so many bits away: compares flat and multi-hash.")
+    ] = None,
+    archive: Annotated[Path | None, typer.Option("--archive", help="The codes of an archive, not random ones.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="Such as flat or hnsw; may be repeated; without: all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of results.json and plots.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Our indexes beside FAISS, numpy and other installed engines over the same codes, on one core."""
+    from orbithash.cluster.bench_search import SearchBench, show_search
+    from orbithash.cluster.bench_search import bench_search as run_bench
+
+    asked = SearchBench(rows, bits, distinct, k, queries, radius, archive, tuple(engine or ()))
+    show_search(run_bench(asked, out), as_json)
+
+
+@bench_app.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
+def bench_serve(
+    rows: Annotated[int, typer.Option("--rows", help="Random codes.")] = 100_000,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a code.")] = 64,
+    shards: Annotated[int, typer.Option("--shards", help="Parts of the index.")] = 2,
+    in_flight: Annotated[int, typer.Option("--in-flight", help="Requests at a time.")] = 16,
+    requests: Annotated[int, typer.Option("--requests", help="Requests to each of the two services.")] = 4000,
+    local: Annotated[bool, typer.Option("--local", help="All shards in the gateway's process, without Ray.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Requests to a gateway beside requests to an empty gRPC service: rates and latencies."""
+    from orbithash.cluster.bench import show
+    from orbithash.cluster.bench_serve import bench_serve as run_bench
+
+    show(run_bench(rows, bits, shards, in_flight, requests, local), as_json)

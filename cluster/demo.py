@@ -33,8 +33,10 @@ from orbithash.cluster.train import prepare_run, read_history, train_on_ray
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search.client import Client
+from orbithash.search.queries import Query
 from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation import HEADLINE
+from orbithash.trainers.model_evaluation import draw_caption
 from orbithash.trainers.report import write_atomically
 from orbithash.trainers.run import Run
 from orbithash.trainers.scenes import write_scenes
@@ -65,21 +67,38 @@ class _Stopwatch:
         return result
 
 
-def run_demo(out: Path, data: Path | None, weights: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Runs the demo into `out` and returns the summary it writes there."""
+def run_demo(
+    out: Path, data: Path | None, weights: str | None, settings: Sequence[str], captions: Path | None = None
+) -> dict[str, Any]:
+    """Runs the demo into `out` and returns the summary it writes there.
+
+    DHCL learns from classes; with `captions` DUCH does from sentences, and queries are sentences, too.
+    """
     out = out.absolute()
+    if captions is not None and (data is None or weights is None):
+        raise InputError(
+            "--captions are sentences about the images of --data, and DUCH needs --weights; give all three"
+        )
     stage = _Stopwatch(6 if data is None else 5)
     if data is None:
         data = out / "scenes"
         stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
     recipe = resources.files("orbithash.trainers") / "recipes" / "from_scratch.yaml"
     with resources.as_file(recipe) as file:
-        run = prepare_run("dhcl", data, config=None if weights else file, settings=settings, weights=weights)
+        run = prepare_run(
+            "dhcl" if captions is None else "duch",
+            data,
+            config=None if weights else file,
+            settings=settings,
+            weights=weights,
+            captions=captions,
+        )
     with connected(min_cpus=NUM_WORKERS):
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
         encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))
-        asked = stage("query", "querying by image over gRPC", lambda: asyncio.run(_ask(run, out)))
+        kinds = "image" if captions is None else "image and sentence"
+        asked = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_ask(run, out)))
     summary = _summary(run, read_history(out / "run"), metrics, encoded, asked, stage.seconds)
     stage("report", "writing the report", lambda: write_demo_report(out, run, summary, asked))
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
@@ -119,7 +138,10 @@ def _encode(run: Run, out: Path) -> dict[str, Any]:
 
 
 async def _ask(run: Run, out: Path) -> list[Asked]:
-    """Asks the gateway for the neighbours of unseen images, one after another, as a lone user would."""
+    """Asks the gateway for the neighbours of unseen images, one after another, as a lone user would.
+
+    Of images with captions, once by the image and once by a sentence about it.
+    """
     queries = run.manifest.part("test")
     chosen = np.random.default_rng(0).permutation(len(queries))[:NUM_QUERIES]
 
@@ -128,12 +150,17 @@ async def _ask(run: Run, out: Path) -> list[Asked]:
         with Client(address) as client, track("querying", len(chosen), "queries") as advance_to:
             # The first connects.
             client.search(image=(run.root / queries[0].path).read_bytes(), k=1)
-            for row in chosen.tolist():
-                image = (run.root / queries[row].path).read_bytes()
-                begun = time.perf_counter()
-                answer = client.search(image=image, k=NUM_HITS)
-                asked.append(Asked(queries[row], answer, 1e3 * (time.perf_counter() - begun)))
-                advance_to(len(asked), "")
+            has_text = client.describe().has_text
+            for number, row in enumerate(chosen.tolist(), 1):
+                image = queries[row]
+                sentence = draw_caption(image, run.manifest.seed) if has_text and image.captions else None
+                queried = [Query(image=(run.root / image.path).read_bytes(), k=NUM_HITS)]
+                queried += [] if sentence is None else [Query(text=sentence, k=NUM_HITS)]
+                for query in queried:
+                    begun = time.perf_counter()
+                    answer = client.search(query)
+                    asked.append(Asked(image, query.text, answer, 1e3 * (time.perf_counter() - begun)))
+                advance_to(number, "")
         return asked
 
     async with serving(out / "archive", out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
@@ -150,7 +177,13 @@ def _summary(
 ) -> dict[str, Any]:
     if not history or not asked:
         raise InputError("the demo has nothing to sum up: no epoch ended or no query was asked")
-    times = [one.took_ms for one in asked]
+    whole = metrics
+    # Of a model with a text side, what images find among images; what crosses is beside it.
+    metrics = metrics.get("image->image", metrics)
+    times = {
+        kind: [one.took_ms for one in asked if (one.sentence is None) == (kind == "image")]
+        for kind in ("image", "sentence")
+    }
     return {
         "dataset": run.manifest.dataset,
         "protocol": run.manifest.protocol,
@@ -168,12 +201,17 @@ def _summary(
             "seconds": sum(record["seconds"] for record in history),
         },
         "encode": encoded,
-        "query": {
-            "by": "image",
-            "shards": NUM_SHARDS,
-            "count": len(times),
-            "p50_ms": float(np.percentile(times, 50)),
-            "p95_ms": float(np.percentile(times, 95)),
-        },
+        "query": {"shards": NUM_SHARDS, **_percentiles(times["image"])},
+        **({"query_by_sentence": _percentiles(times["sentence"])} if times["sentence"] else {}),
+        **({"directions": _headlines(whole)} if metrics is not whole else {}),
         "seconds": dict(seconds),
     }
+
+
+def _percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
+    p50, p95 = (float(np.percentile(times_ms, share)) for share in (50, 95))
+    return {"count": len(times_ms), "p50_ms": p50, "p95_ms": p95}
+
+
+def _headlines(metrics: dict[str, Any]) -> dict[str, float]:
+    return {direction: of_one["metrics"][HEADLINE]["expected"] for direction, of_one in metrics.items()}

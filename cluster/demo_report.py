@@ -43,9 +43,10 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A query of the demo: an unseen image, what the gateway answered, and after how many milliseconds."""
+    """A query of the demo: an unseen image, or a sentence about it; what the gateway answered after how many ms."""
 
     image: Image
+    sentence: str | None
     answer: Answer
     took_ms: float
 
@@ -76,13 +77,14 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], asked: list[
     ]
     sections: list[Section] = [
         _facts(summary),
-        _gallery(run, HashModel.load(out / "run" / "model"), asked),
+        *_galleries(run, HashModel.load(out / "run" / "model"), asked),
         Figures("How it was learned, and how well", figures),
         _timings(summary),
         Text(
             "What happened here",
             [
-                f"A {summary['method']} network learned {summary['bits']}-bit codes from labelled images on "
+                f"A {summary['method']} network learned {summary['bits']}-bit codes from "
+                f"{'images and sentences about them' if 'directions' in summary else 'labelled images'} on "
                 f"{summary['train']['workers']} Ray Train workers. Its best epoch on held-back images became the model "
                 "folder. Ray Data decoded and encoded the database into an archive; its codes were loaded into "
                 f"{summary['query']['shards']} FAISS shards in Ray actors, and a gRPC gateway answered queries by "
@@ -132,7 +134,16 @@ def _facts(summary: dict[str, Any]) -> Facts:
     )
 
 
-def _gallery(run: Run, model: HashModel, asked: list[Asked]) -> Gallery:
+def _galleries(run: Run, model: HashModel, asked: list[Asked]) -> list[Gallery]:
+    by_image, by_sentence = ([one for one in asked if (one.sentence is None) == is_image] for is_image in (True, False))
+    galleries = [
+        _gallery(run, model, by_image, "Ask by image", "Left, an image the model has never seen"),
+        _gallery(run, model, by_sentence, "Ask by sentence", "Left, a sentence about an image that is not there"),
+    ]
+    return galleries if by_sentence else galleries[:1]
+
+
+def _gallery(run: Run, model: HashModel, asked: list[Asked], title: str, what: str) -> Gallery:
     """The first answer for as many classes as there are rows."""
     chosen: dict[int, Asked] = {}
     for one in asked:
@@ -150,11 +161,15 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked]) -> Gallery:
             tile(hit.key, hit.label or "", f"d = {hit.distance}", HIT_SIDE_PX, hit.label == name)
             for hit in one.answer.hits
         ]
-        rows.append(GalleryRow(tile(one.image.path, name, f"{one.took_ms:.0f} ms", QUERY_SIDE_PX, None), hits))
+        note = f"{one.took_ms:.0f} ms"
+        query = tile(one.image.path, name, note, QUERY_SIDE_PX, None)
+        if one.sentence is not None:
+            query = Tile(name, sentence=one.sentence, note=note)
+        rows.append(GalleryRow(query, hits))
     return Gallery(
-        "Ask by image",
+        title,
         rows,
-        "Left, an image the model has never seen; beside it, what the gateway answered, nearest first. The queries are "
+        f"{what}; beside it, what the gateway answered, nearest first. The queries are "
         "drawn at random, one a class. A tick on a solid frame is the query's class, a cross on a dashed frame "
         "another; d is the Hamming distance.",
     )
@@ -162,6 +177,7 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked]) -> Gallery:
 
 def _timings(summary: dict[str, Any]) -> Table:
     train, encode, query = summary["train"], summary["encode"], summary["query"]
+    by_sentence = summary.get("query_by_sentence")
     return Table(
         "Figures",
         ["what", "value"],
@@ -176,5 +192,7 @@ def _timings(summary: dict[str, Any]) -> Table:
             ["distinct codes in the database", f"{summary['distinct_codes']:,}"],
             ["query by image, median", f"{query['p50_ms']:.1f} ms"],
             ["query by image, 95th percentile", f"{query['p95_ms']:.1f} ms"],
+            *([["query by sentence, median", f"{by_sentence['p50_ms']:.1f} ms"]] if by_sentence else []),
+            *([f"{HEADLINE}, {name}", f"{value:.3f}"] for name, value in summary.get("directions", {}).items()),
         ],
     )

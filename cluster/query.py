@@ -1,6 +1,8 @@
 """One query from the command line."""
 
+import base64
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +10,52 @@ from rich.console import Console
 from rich.table import Table
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.client import Client
-from orbithash.search.queries import MAX_IMAGE_BYTES, Answer
+from orbithash.search.queries import MAX_IMAGE_BYTES, Answer, Cursor, Example, Query
 
-__all__ = ["as_fields", "as_table", "ask"]
+__all__ = ["as_fields", "as_table", "make_query"]
 
 WIDTH_WITHOUT_TERMINAL = 500
 
 
-def ask(address: str, image: Path | None, key: str | None, code: str | None, k: int, timeout_s: float) -> Answer:
-    """The gateway's answer; `InputError` for what is wrong with the query or the address."""
-    given = [name for name, value in (("--image", image), ("--key", key), ("--code", code)) if value is not None]
+def make_query(
+    image: Path | None = None,
+    text: str | None = None,
+    key: str | None = None,
+    code: str | None = None,
+    like: Sequence[str] = (),
+    unlike: Sequence[str] = (),
+    after: str | None = None,
+    **fields: Any,
+) -> Query:
+    """A query of what the command line was given; `InputError` for what is wrong with it.
+
+    `code` is hexadecimal, `like` and `unlike` are keys of examples, `after` is DISTANCE:ID. The rest is `Query`'s.
+    """
+    ways = {"--image": image, "--text": text, "--key": key, "--code": code, "--like": like or None}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
-        raise InputError(f"give one of --image, --key and --code, got {' and '.join(given) or 'none'}")
-    if not timeout_s > 0:
-        raise InputError(f"--timeout is {timeout_s:g}; seconds above 0 are needed")
-    with Client(address, timeout_s) as client:
-        return client.search(
-            image=None if image is None else _read_file(image),
-            key=key,
-            code=None if code is None else _from_hex(code),
-            k=k,
-        )
+        *but_last, last = ways
+        told = " and ".join(given) or "none"
+        raise InputError(f"give one of {', '.join(but_last)} and {last}, got {told}")
+    query = Query(
+        image=None if image is None else _read_file(image),
+        text=text,
+        key=key,
+        code=None if code is None else _from_hex(code),
+        positives=tuple(Example(key=each) for each in like),
+        negatives=tuple(Example(key=each) for each in unlike),
+        after=None if after is None else _cursor(after),
+        **fields,
+    )
+    query.check()
+    return query
+
+
+def _cursor(text: str) -> Cursor:
+    distance, colon, row = text.partition(":")
+    if not colon or not (distance.isascii() and distance.isdigit() and row.isascii() and row.isdigit()):
+        raise InputError(f"--after {text!r} is not DISTANCE:ID, as an answer's last line says it")
+    return Cursor(int(distance), int(row))
 
 
 def _read_file(path: Path) -> bytes:
@@ -65,15 +91,25 @@ def as_fields(answer: Answer) -> dict[str, Any]:
             "lon": hit.lon,
             "lat": hit.lat,
             "datetime": None if hit.datetime is None else hit.datetime.isoformat(),
+            **{name: _text(name, value) for name, value in hit.extra.items()},
         }
         for hit in answer.hits
     ]
-    return {
+    fields = {
         "hits": hits,
         "ties_at_cutoff": answer.ties_at_cutoff,
         "coverage": answer.coverage.fraction,
         "took_ms": round(answer.took_ms, 3),
+        "next": None if answer.next is None else f"{answer.next.distance}:{answer.next.id}",
     }
+    return fields if answer.matching_rows is None else {**fields, "matching_rows": answer.matching_rows}
+
+
+def _text(name: str, value: str | bytes | None) -> str | None:
+    """Bytes as JSON takes them: a code in hexadecimal, as `--code` reads it, all else in base 64."""
+    if not isinstance(value, bytes):
+        return value
+    return value.hex() if name == "code" else base64.b64encode(value).decode()
 
 
 def as_table(answer: Answer) -> None:
@@ -92,6 +128,10 @@ def as_table(answer: Answer) -> None:
     last = answer.hits[-1].distance if answer.hits else 0
     ties = f"{answer.ties_at_cutoff} rows tie at distance {last}" if answer.hits else "no rows"
     console.print(f"{ties}; {answer.coverage.fraction:.0%} of the archive searched; {answer.took_ms:.1f} ms")
+    if answer.matching_rows is not None:
+        console.print(f"{answer.matching_rows} rows pass the filter")
+    if answer.next is not None:
+        console.print(f"more: --after {answer.next.distance}:{answer.next.id}")
     if answer.coverage.fraction < 1:
         missing = answer.coverage.total_shards - answer.coverage.answered_shards
         console.print(f"partial answer: {missing} of {answer.coverage.total_shards} shards did not answer")

@@ -15,6 +15,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.backend import codes_of
 from orbithash.search.engine import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.host import Change, Rows, ShardHost
+from orbithash.search.observer import Observer
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.shard import ShardAnswer, part_of
 
@@ -90,8 +91,15 @@ class RayBackend:
     """An archive whose shards are actors; made by `start`."""
 
     def __init__(
-        self, archive: Archive, encoder: QueryEncoder, index: str, actors: Sequence[Sequence[Any]], encoder_actor: Any
+        self,
+        archive: Archive,
+        encoder: QueryEncoder,
+        index: str,
+        actors: Sequence[Sequence[Any]],
+        encoder_actor: Any,
+        observer: Observer,
     ) -> None:
+        self._observer = observer
         self.archive = archive
         self.encoder = encoder
         self.index = index
@@ -113,6 +121,7 @@ class RayBackend:
         num_shards: int,
         num_replicas: int,
         index: str,
+        observer: Observer,
     ) -> "RayBackend":
         """Starts the actors; they load their rows when a version is asked for."""
         import ray
@@ -125,7 +134,7 @@ class RayBackend:
             [actor_class.remote(archive.path, archive.bits, number, num_shards, index) for _ in range(num_replicas)]
             for number in range(num_shards)
         ]
-        return cls(archive, encoder, index, actors, encoder_actor)
+        return cls(archive, encoder, index, actors, encoder_actor, observer)
 
     async def at(self, version: int) -> Snapshot:
         """See `Backend`. Every copy is ready when it returns."""
@@ -212,7 +221,7 @@ class RayBackend:
         shards: list[ShardClient] = []
         for of_shard, copies, latencies, count in zip(self._actors, self._copies, self._latencies, counts, strict=True):
             clients = [_RayShardClient(self, actor, version, count, max_retries) for actor in of_shard]
-            shards.append(Replicas(clients, copies, latencies))
+            shards.append(Replicas(clients, copies, latencies, self._observer))
         return Snapshot.of(archive, shards, self.encoder)
 
     async def _keep_watch(self) -> None:

@@ -5,6 +5,7 @@ pixel is decoded. Whatever cannot be read is an `ImageError`; its message leaves
 knows.
 """
 
+import re
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -84,7 +85,9 @@ def _read_with_pillow(data: bytes, kind: str, rendering: Rendering, limits: Limi
     except Exception as error:
         # A decoder fed with a stranger's bytes fails in any type it likes.
         what = "truncated" if "truncated" in str(error).lower() else "damaged"
-        raise ImageError(f"{what} {kind}: {error}") from error
+        # Pillow names the object it reads from by its address.
+        words = re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", str(error)).partition("\n")[0]
+        raise ImageError(f"{what} {kind}: {words}") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if rendering.bands is not None:
         pixels = pixels[..., [band - 1 for band in numbered(rendering.bands, pixels.shape[2])]]

@@ -68,15 +68,21 @@ def is_remote(location: str) -> bool:
 
 
 def location_of(path: str | Path) -> str:
-    """An absolute path, or a URI as it is."""
+    """An absolute path, or a URI as it is; `InputError` for what no file system takes."""
     text = str(path).removeprefix("file://")
-    return text.rstrip("/") if is_remote(text) else str(Path(text).resolve())
+    try:
+        return text.rstrip("/") if is_remote(text) else str(Path(text).resolve())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{text[:80]!r} is no path ({error})") from error
 
 
 def holds_dataset(location: str) -> bool:
     """Whether a Lance dataset is there, sound or damaged."""
     if not is_remote(location):
-        return any(Path(location, "_versions").glob("*.manifest"))
+        try:
+            return any(Path(location, "_versions").glob("*.manifest"))
+        except OSError as error:
+            raise InputError(f"{location[:80]} cannot be read: {error.strerror}") from error
     import lance
 
     try:

@@ -7,13 +7,15 @@ queue up, and the next free one takes as many as fit: under load the batches gro
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from orbithash.encoders.codes import Codes
 from orbithash.search.errors import Overloaded
+from orbithash.search.logs import current_request, set_requests
+from orbithash.search.observer import Observer
 
 __all__ = ["Batcher"]
 
@@ -31,6 +33,8 @@ class _Waiting(Generic[Result]):
     group: Hashable
     deadline: float
     result: asyncio.Future[Result]
+    since: float
+    request: str = field(default_factory=current_request)
 
 
 class Batcher(Generic[Result]):
@@ -46,12 +50,19 @@ class Batcher(Generic[Result]):
         run: Callable[[Codes, Sequence[int], Any, float], Awaitable[Sequence[Result]]],
         max_fan_outs: int,
         max_waiting: int,
+        observer: Observer | None = None,
     ) -> None:
         self._run = run
         self._max_fan_outs = max_fan_outs
         self._max_waiting = max_waiting
+        self._observer = observer or Observer()
         self._waiting: deque[_Waiting[Result]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Queries that are in no batch yet."""
+        return len(self._waiting)
 
     async def submit(self, code: Codes, k: int, group: Hashable, deadline: float) -> Result:
         """The result for one code uint8 [B]. `deadline` is a time of the running loop's clock.
@@ -59,9 +70,11 @@ class Batcher(Generic[Result]):
         Raises `Overloaded` when `max_waiting` queries wait already, and whatever `run` raises.
         """
         if len(self._in_flight) >= self._max_fan_outs and len(self._waiting) >= self._max_waiting:
+            self._observer.count("shed_queries")
             raise Overloaded(f"{len(self._waiting)} queries are waiting already; try again later", retry_after_s=1.0)
-        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(code, k, group, deadline, result))
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append(_Waiting(code, k, group, deadline, result, loop.time()))
         self._start()
         return await result
 
@@ -90,7 +103,10 @@ class Batcher(Generic[Result]):
         return batch
 
     async def _answer(self, batch: list[_Waiting[Result]]) -> None:
-        timeout_s = max(entry.deadline for entry in batch) - asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        timeout_s = max(entry.deadline for entry in batch) - now
+        self._observer.batch(len(batch), now - batch[0].since)
+        set_requests(entry.request for entry in batch)
         try:
             results = await self._run(
                 np.stack([entry.code for entry in batch]), [entry.k for entry in batch], batch[0].group, timeout_s

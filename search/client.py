@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from orbithash.encoders.errors import InputError
@@ -58,6 +59,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
 # Images make messages large: pieces of fewer bytes than a gateway takes.
 _MAX_PIECE_BYTES = 8 * 2**20
 
@@ -103,7 +106,7 @@ class _Calls:
         self._credentials = None if tls is None else tls.credentials()
 
     def _options(self, request_id: str | None = None) -> dict[str, Any]:
-        metadata = [("orbithash-request-id", request_id or uuid.uuid4().hex)]
+        metadata = [(convert.REQUEST_ID, request_id or uuid.uuid4().hex)]
         if self._token is not None:
             metadata.append(("authorization", f"Bearer {self._token}"))
         return {"timeout": self._timeout_s, "metadata": metadata}
@@ -111,7 +114,9 @@ class _Calls:
     def _typed(self, error: grpc.RpcError) -> SearchError | GatewayUnreachable:
         # The two kinds of client say it in two ways.
         status = rpc_status.from_call(error) if hasattr(error, "trailing_metadata") else None
+        request_id = _request_id(error)
         if status is not None and (own := convert.error_from_pb(status)):
+            own.request_id = request_id
             return own
         # What follows was not said by the service but by gRPC, here or at the other end.
         code, details = error.code(), error.details()
@@ -123,7 +128,16 @@ class _Calls:
             return DeadlineExceeded(f"no answer from {self._address} within {self._timeout_s:.3g} s")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Overloaded(f"the gateway at {self._address} refused the call: {details}", retry_after_s=1.0)
-        return GatewayError(f"the gateway at {self._address} answered {code.name}: {details}")
+        named = f", request id {request_id}" if request_id else ""
+        failure = GatewayError(f"the gateway at {self._address} answered {code.name}: {details}{named}")
+        failure.request_id = request_id
+        return failure
+
+
+def _request_id(error: grpc.RpcError) -> str | None:
+    """What the gateway calls the failed request; None where it did not get that far."""
+    trailing = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    return next((value for name, value in trailing or () if name == convert.REQUEST_ID), None)
 
 
 def _query(query: Query | None, fields: dict[str, Any]) -> Query:
@@ -153,6 +167,7 @@ class Client(_Calls):
         )
         self._search = search_pb2_grpc.SearchServiceStub(self._channel)
         self._archive = search_pb2_grpc.ArchiveServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def search(self, query: Query | None = None, **fields: Any) -> Answer:
         """The answer to a query, or to `Query(**fields)`.
@@ -185,6 +200,10 @@ class Client(_Calls):
     def describe(self) -> Description:
         """What is served."""
         return convert.description_from_pb(self._call(self._archive.Describe, search_pb2.DescribeRequest()))
+
+    def is_serving(self) -> bool:
+        """Whether the gateway can answer searches now: some shard can, and it is not about to stop."""
+        return bool(self._call(self._health.Check, health_pb2.HealthCheckRequest()).status == _SERVING)
 
     def upsert(self, rows: Iterable[Row]) -> int:
         """Writes rows, each in place of the row with its key where there is one; how many.
@@ -256,6 +275,7 @@ class AsyncClient(_Calls):
         )
         self._search: Any = search_pb2_grpc.SearchServiceStub(self._channel)
         self._archive: Any = search_pb2_grpc.ArchiveServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def search(self, query: Query | None = None, **fields: Any) -> Answer:
         """See `Client.search`."""
@@ -281,6 +301,11 @@ class AsyncClient(_Calls):
     async def describe(self) -> Description:
         """See `Client.describe`."""
         return convert.description_from_pb(await self._call(self._archive.Describe, search_pb2.DescribeRequest()))
+
+    async def is_serving(self) -> bool:
+        """See `Client.is_serving`."""
+        response = await self._call(self._health.Check, health_pb2.HealthCheckRequest())
+        return bool(response.status == _SERVING)
 
     async def upsert(self, rows: Iterable[Row]) -> int:
         """See `Client.upsert`."""

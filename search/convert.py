@@ -19,11 +19,22 @@ from orbithash.search.errors import (
     Unauthenticated,
     Unavailable,
 )
-from orbithash.search.queries import INCLUDABLE, Answer, Coverage, Cursor, Example, Hit, Query
+from orbithash.search.queries import INCLUDABLE, MAX_EXAMPLES, Answer, Coverage, Cursor, Example, Hit, Query
 from orbithash.search.rows import Row
 from orbithash.v1 import search_pb2
 
-__all__ = ["answer_from_pb", "answer_to_pb", "error_from_pb", "error_to_pb", "query_from_pb", "query_to_pb"]
+__all__ = [
+    "REQUEST_ID",
+    "answer_from_pb",
+    "answer_to_pb",
+    "error_from_pb",
+    "error_to_pb",
+    "query_from_pb",
+    "query_to_pb",
+]
+
+# Of the metadata, at both ends of a call.
+REQUEST_ID = "orbithash-request-id"
 
 _DOMAIN = "orbithash"
 _COLUMNS = {name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE}
@@ -71,6 +82,12 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
     kind = request.WhichOneof("query")
     given = {} if kind in (None, "examples") else {kind: getattr(request, kind)}
     names = {number: name for name, number in _COLUMNS.items()}
+    # Before anything is made of them: a message has room for millions.
+    num_examples = len(request.examples.positives) + len(request.examples.negatives)
+    if num_examples > MAX_EXAMPLES:
+        raise InvalidQuery(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {num_examples}"))
+    if len(request.include) > len(names):
+        raise InvalidQuery(("include", f"at most {len(names)} columns, got {len(request.include)}"))
     if unknown := [number for number in request.include if number not in names]:
         raise InvalidQuery(("include", f"no column has the number {unknown[0]}; there are {dict(names)}"))
     return Query(

@@ -20,6 +20,7 @@ from orbithash.search.batching import Batcher
 from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, SearchError, Unavailable
 from orbithash.search.host import Rows
 from orbithash.search.merge import cut, merge
+from orbithash.search.observer import Observer
 from orbithash.search.queries import Answer, Coverage, Cursor, Example, Hit, Query
 from orbithash.search.selections import Selections
 from orbithash.search.shard import NO_HIT, Ids, ShardAnswer
@@ -182,6 +183,7 @@ class Engine:
         max_fan_outs: int = 1,
         max_waiting: int = 1024,
         shard_timeout_s: float = 5.0,
+        observer: Observer | None = None,
     ) -> None:
         """Builds an engine; nothing is asked of the shards yet.
 
@@ -191,15 +193,22 @@ class Engine:
                 because its batches grow largest; with replicas, one for each.
             max_waiting: queries that may queue behind them before new ones are refused as `Overloaded`.
             shard_timeout_s: a shard that is silent for so long counts as failed, even if the query has more time.
+            observer: is told of the work, and of the service's and the gateway's around it.
         """
+        self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
-        self._batcher: Batcher[_Found] = Batcher(self._search_batch, max_fan_outs, max_waiting)
+        self._batcher: Batcher[_Found] = Batcher(self._search_batch, max_fan_outs, max_waiting, self.observer)
 
     @property
     def snapshot(self) -> Snapshot:
         """What a search that begins now is over."""
         return self._snapshot
+
+    @property
+    def num_waiting(self) -> int:
+        """Queries that wait for a batch."""
+        return self._batcher.num_waiting
 
     def swap(self, snapshot: Snapshot) -> None:
         """Searches that begin from now on are over `snapshot`."""
@@ -236,6 +245,8 @@ class Engine:
                 f"{found.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
                 f"{query.min_coverage:.3f}; try again later"
             )
+        if found.coverage.fraction < 1:
+            self.observer.count("partial_answers")
         last = found.hits[-1] if len(found.hits) == query.k else None
         return Answer(
             found.hits,
@@ -284,24 +295,28 @@ class Engine:
 
     async def _search_batch(self, codes: Codes, ks: Sequence[int], group: _Group, timeout_s: float) -> Sequence[_Found]:
         shards = group.snapshot.shards
-        answers = await self._ask_shards(
-            shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
-        )
+        with self.observer.stage("fan_out"):
+            answers = await self._ask_shards(
+                shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
+            )
         searched = [shard.num_rows for shard, answer in zip(shards, answers, strict=True) if answer is not None]
         coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
         given = [answer for answer in answers if answer is not None]
-        return await asyncio.to_thread(_found, group, given, ks, coverage)
+        with self.observer.stage("merge"):
+            return await asyncio.to_thread(_found, group, given, ks, coverage)
 
-    @staticmethod
     async def _ask_shards(
-        shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
+        self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
     ) -> list[ShardAnswer | None]:
         """Each shard's answer, None for those that failed. An error only when all did."""
-        outcomes = await asyncio.gather(
-            *(asyncio.wait_for(shard.search(codes, k, scope, timeout_s), timeout_s) for shard in shards),
-            return_exceptions=True,
-        )
+
+        async def ask(shard: ShardClient) -> ShardAnswer:
+            with self.observer.stage("scan"):
+                return await asyncio.wait_for(shard.search(codes, k, scope, timeout_s), timeout_s)
+
+        outcomes = await asyncio.gather(*map(ask, shards), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        self.observer.count("failed_shard_calls", len(failures))
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
                 reason = str(outcome).partition("\n")[0] or type(outcome).__name__

@@ -22,9 +22,14 @@ __all__ = [
 
 
 class SearchError(Exception):
-    """A search has no answer. The message is one line that a user may see."""
+    """A search has no answer. The message is one line that a user may see.
+
+    Attributes:
+        request_id: where it came over the wire, what the gateway's log calls the request.
+    """
 
     reason: ClassVar[str]
+    request_id: str | None = None
 
 
 class InvalidQuery(SearchError, InputError):

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -13,14 +14,19 @@ from typing import Any, TypeVar
 import grpc
 from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from orbithash.encoders.errors import InputError
 from orbithash.search import convert
 from orbithash.search.address import is_loopback, parse_address
 from orbithash.search.errors import DeadlineExceeded, GatewayError, InvalidQuery, SearchError
+from orbithash.search.logs import set_requests
+from orbithash.search.malformed import LenientReading, readable
+from orbithash.search.observer import Observer
+from orbithash.search.protection import Protection, audited
 from orbithash.search.rows import MAX_ROWS
-from orbithash.search.service import Service
+from orbithash.search.service import Service, check_num_queries
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["Gateway", "GatewayLimits", "start_gateway"]
@@ -30,7 +36,11 @@ logger = logging.getLogger(__name__)
 _NAMES = ("SearchService", "ArchiveService")
 _SERVICES = ("", *(search_pb2.DESCRIPTOR.services_by_name[name].full_name for name in _NAMES))
 
-REQUEST_ID = "orbithash-request-id"
+_HEALTH_EVERY_S = 0.5
+# A call that takes longer is worth a line of the log.
+_SLOW_S = 1.0
+
+_OUTCOMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True)
@@ -52,54 +62,82 @@ class GatewayLimits:
 class Gateway:
     """A running server; made by `start_gateway`."""
 
-    def __init__(self, server: grpc.aio.Server, checks: health.aio.HealthServicer, host: str, port: int) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, checks: health.aio.HealthServicer, service: Service, host: str, port: int
+    ) -> None:
         self._server = server
         self._checks = checks
+        self._health = asyncio.create_task(_follow_health(checks, service))
         self.port = port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def stop(self, grace_s: float) -> None:
         """Reports NOT_SERVING, refuses new calls and gives those in flight `grace_s` seconds to end."""
+        self._health.cancel()
         await self._checks.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 
 
-async def start_gateway(service: Service, address: str, *, limits: GatewayLimits | None = None) -> Gateway:
-    """Serves `service` at `address` (HOST:PORT of this machine only; port 0 takes a free one).
+async def start_gateway(
+    service: Service, address: str, *, limits: GatewayLimits | None = None, protection: Protection | None = None
+) -> Gateway:
+    """Serves `service` at `address` (HOST:PORT; port 0 takes a free one); without `protection` to this machine only.
 
-    Health is SERVING from the return of this function to `Gateway.stop`: the caller starts a gateway when the shards
-    are ready. Raises `InputError` when the address is wrong, taken, or open to other machines.
+    Health is SERVING from the return of this function to `Gateway.stop` while any shard has a healthy copy: the caller
+    starts a gateway when the shards are ready. Raises `InputError` when the address is wrong, taken, or open to other
+    machines without the protection that this takes, and for certificates that are none.
     """
     limits = limits or GatewayLimits()
+    protection = protection or Protection()
     host, port = parse_address(address)
     if not is_loopback(host):
-        raise InputError(
-            f"the gateway has no encryption and no access control yet, so it serves loopback addresses only "
-            f"(127.0.0.1, ::1, localhost); got {host!r}"
-        )
+        protection.check_open(host)
+    credentials = None if protection.tls is None else protection.tls.credentials()
     server = grpc.aio.server(
+        interceptors=[LenientReading()],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         # Without the first, a second gateway on a taken port starts without a word and gets half of the calls.
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", limits.max_receive_bytes)],
     )
     checks = health.aio.HealthServicer()
-    for name in _SERVICES:
-        await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-    calls = _Calls(limits.max_timeout_s)
+    await _set_health(checks, False)
+    calls = _Calls(limits.max_timeout_s, service.observer, protection)
     search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(service, calls), server)
     search_pb2_grpc.add_ArchiveServiceServicer_to_server(_ArchiveServicer(service, calls), server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    if protection.reflection:
+        reflection.enable_server_reflection((*_SERVICES[1:], reflection.SERVICE_NAME), server)
     try:
         _check_free(host, port)
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"cannot listen at {address}: is the port in use? Give another, or 0 for a free one"
         ) from error
     await server.start()
+    await _set_health(checks, service.can_answer)
+    return Gateway(server, checks, service, host, port)
+
+
+async def _follow_health(checks: health.aio.HealthServicer, service: Service) -> None:
+    """Reports whether there is a shard to ask, for as long as it runs."""
+    could_answer = True
+    while True:
+        can_answer = service.can_answer
+        if can_answer != could_answer:
+            await _set_health(checks, can_answer)
+            logger.warning("health: %s", "some shard answers again" if can_answer else "no shard answers")
+        could_answer = can_answer
+        await asyncio.sleep(_HEALTH_EVERY_S)
+
+
+async def _set_health(checks: health.aio.HealthServicer, can_answer: bool) -> None:
+    status = health_pb2.HealthCheckResponse
     for name in _SERVICES:
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return Gateway(server, checks, host, port)
+        await checks.set(name, status.SERVING if can_answer else status.NOT_SERVING)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -117,40 +155,58 @@ def _check_free(host: str, port: int) -> None:
 
 @dataclass
 class _Call:
-    """One call: its id, and the time it has."""
+    """One call: its id, the time it has, and whose it is."""
 
     request_id: str
     timeout_s: float
+    caller: str
 
 
 class _Calls:
     """What happens around every call: its id, its deadline, what its caller and the log are told when it fails."""
 
-    def __init__(self, max_timeout_s: float) -> None:
+    def __init__(self, max_timeout_s: float, observer: Observer, protection: Protection) -> None:
         self._max_timeout_s = max_timeout_s
+        self._observer = observer
+        self._protection = protection
 
     @asynccontextmanager
     async def call(self, context: Any, name: str) -> AsyncIterator[_Call]:
         """The block ends the call: a `SearchError` with its status, any other error as a fault of the server."""
+        started = time.perf_counter()
+        self._observer.call_began(name)
         request_id = _request_id(context)
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        set_requests([request_id])
+        outcome = "CANCELLED"
+        context.set_trailing_metadata(((convert.REQUEST_ID, request_id),))
         remaining_s = context.time_remaining()
         timeout_s = self._max_timeout_s if remaining_s is None else min(remaining_s, self._max_timeout_s)
         try:
-            yield _Call(request_id, timeout_s)
+            yield _Call(request_id, timeout_s, self._protection.admit(context, name, request_id))
+            outcome = "OK"
             return
         except SearchError as error:
             status = convert.error_to_pb(error)
+            outcome = _OUTCOMES[status.code]
         except Exception:
             logger.exception("request %s (%s) failed", request_id, name)
             status = convert.error_to_pb(GatewayError(f"internal error, request id {request_id}"))
+            outcome = _OUTCOMES[status.code]
+        finally:
+            self._ended(name, outcome, time.perf_counter() - started, context.peer())
         await _abort(context, status, request_id)
+
+    def _ended(self, rpc: str, outcome: str, seconds: float, peer: str) -> None:
+        self._observer.call_ended(rpc, outcome, seconds)
+        if outcome != "OK" or seconds > _SLOW_S:
+            fields = {"rpc": rpc, "outcome": outcome, "ms": round(1e3 * seconds, 3), "peer": peer}
+            logger.info("%s of %s ended after %.0f ms: %s", rpc, peer, 1e3 * seconds, outcome, extra=fields)
 
 
 def _request_id(context: Any) -> str:
     """The caller's own id where it is one, else a new one."""
     for name, value in context.invocation_metadata() or ():
-        if name == REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
+        if name == convert.REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
             return str(value)
     return uuid.uuid4().hex
 
@@ -158,7 +214,7 @@ def _request_id(context: Any) -> str:
 async def _abort(context: Any, status: status_pb2.Status, request_id: str) -> None:
     """Ends the call with the status; never returns."""
     code, details, trailing_metadata = rpc_status.to_status(status)
-    await context.abort(code, details, (*trailing_metadata, (REQUEST_ID, request_id)))
+    await context.abort(code, details, (*trailing_metadata, (convert.REQUEST_ID, request_id)))
 
 
 class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
@@ -168,11 +224,14 @@ class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
         async with self._calls.call(context, "Search") as call:
-            return convert.answer_to_pb(await self._service.search(convert.query_from_pb(request), call.timeout_s))
+            query = convert.query_from_pb(readable(request))
+            return convert.answer_to_pb(await self._service.search(query, call.timeout_s))
         raise AssertionError("abort raises")
 
     async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> search_pb2.SearchManyResponse:
         async with self._calls.call(context, "SearchMany") as call:
+            # Before anything is made of them: a message has room for millions.
+            check_num_queries(len(readable(request).requests))
             queries = [convert.query_from_pb(each) for each in request.requests]
             found = await self._service.search_many(queries, call.timeout_s)
             return search_pb2.SearchManyResponse(results=map(convert.result_to_pb, found))
@@ -190,6 +249,7 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
 
     async def Describe(self, request: search_pb2.DescribeRequest, context: Any) -> search_pb2.DescribeResponse:
         async with self._calls.call(context, "Describe"):
+            readable(request)
             return convert.description_to_pb(self._service.describe())
         raise AssertionError("abort raises")
 
@@ -199,9 +259,11 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         num_rows = 0
         async with self._calls.call(context, "Upsert") as call:
             async for request in request_iterator:
-                _check_size("rows", len(request.rows))
+                _check_size("rows", len(readable(request).rows))
                 rows = [convert.row_from_pb(row) for row in request.rows]
-                done = await _within(call.timeout_s, self._service.upsert(rows))
+                with audited(call.caller, "Upsert", f"{len(rows)} rows", call.request_id) as change:
+                    done = await _within(call.timeout_s, self._service.upsert(rows))
+                    change.version = done.version
                 num_rows += len(rows)
                 yield search_pb2.UpsertResponse(committed_rows=num_rows, archive_version=done.version)
 
@@ -211,8 +273,10 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         num_keys = num_removed = 0
         async with self._calls.call(context, "Delete") as call:
             async for request in request_iterator:
-                _check_size("keys", len(request.keys))
-                done = await _within(call.timeout_s, self._service.delete(list(request.keys)))
+                _check_size("keys", len(readable(request).keys))
+                with audited(call.caller, "Delete", f"{len(request.keys)} keys", call.request_id) as change:
+                    done = await _within(call.timeout_s, self._service.delete(list(request.keys)))
+                    change.version = done.version
                 num_keys += len(request.keys)
                 num_removed += done.removed
                 yield search_pb2.DeleteResponse(
@@ -220,8 +284,11 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
                 )
 
     async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
-        async with self._calls.call(context, "Refresh"):
-            now = await self._service.refresh(request.archive, request.model)
+        async with self._calls.call(context, "Refresh") as call:
+            what = f"archive {request.archive[:200]!a}" if readable(request).archive else "the archive"
+            with audited(call.caller, "Refresh", what, call.request_id) as change:
+                now = await self._service.refresh(request.archive, request.model)
+                change.version = now.archive_version
             return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
         raise AssertionError("abort raises")
 

@@ -125,6 +125,8 @@ class Query(Example):
             problems.append(("filter", f"at most {MAX_FILTER_CHARS:,} characters, got {len(self.filter):,}"))
         if unknown := [name for name in self.include if name not in INCLUDABLE]:
             problems.append(("include", f"no column {unknown[0]!r}; there are {', '.join(INCLUDABLE)}"))
+        if len(set(self.include)) < len(self.include):
+            problems.append(("include", f"each column once, got {len(self.include)} of which some are equal"))
         if not 0 <= self.min_coverage <= 1:
             problems.append(("min_coverage", f"a share from 0 to 1, got {self.min_coverage!r}"))
         if problems:

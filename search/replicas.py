@@ -1,12 +1,14 @@
 """Copies of a shard as one shard: the least loaded is asked, and another one where it fails or is unusually slow."""
 
 import asyncio
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
 
 from orbithash.encoders.codes import Codes
 from orbithash.search.engine import Scope, ShardClient
+from orbithash.search.observer import Observer
 from orbithash.search.shard import ShardAnswer
 
 __all__ = ["Copy", "Latencies", "Replicas"]
@@ -25,6 +27,10 @@ class Copy:
     def __init__(self) -> None:
         self.num_in_flight = 0
         self.is_healthy = True
+
+    def end_one(self, task: object) -> None:
+        """A search of it has ended."""
+        self.num_in_flight -= 1
 
 
 class Latencies:
@@ -48,9 +54,16 @@ class Latencies:
 class Replicas:
     """A shard client over clients of its copies, in the order of `copies`."""
 
-    def __init__(self, clients: Sequence[ShardClient], copies: Sequence[Copy], latencies: Latencies) -> None:
+    def __init__(
+        self,
+        clients: Sequence[ShardClient],
+        copies: Sequence[Copy],
+        latencies: Latencies,
+        observer: Observer | None = None,
+    ) -> None:
         self._clients = list(zip(clients, copies, strict=True))
         self._latencies = latencies
+        self._observer = observer or Observer()
         self.num_rows = clients[0].num_rows
         self.num_replicas = len(clients)
 
@@ -69,18 +82,21 @@ class Replicas:
         num_started = 0
         try:
             while True:
-                if not tasks or num_started < len(order):
-                    started = next(waiting, None)
-                    if started is not None:
-                        num_started += 1
-                        tasks.add(asyncio.create_task(self._ask(*started, queries, k, scope, timeout_s)))
+                # At first, after a failure, and when the first copy is slow.
+                for client, copy in itertools.islice(waiting, 1):
+                    if num_started:
+                        self._observer.count("hedged_shard_calls" if failure is None else "retried_shard_calls")
+                    num_started += 1
+                    # At once, for the next search to see it.
+                    copy.num_in_flight += 1
+                    task = asyncio.create_task(self._ask(client, copy, queries, k, scope, timeout_s))
+                    task.add_done_callback(copy.end_one)
+                    tasks.add(task)
                 if not tasks:
                     assert failure is not None, "an attempt ends in an answer or an error"
                     raise failure
                 patience = self._latencies.hedge_s if num_started < len(order) else None
                 done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                while not done and num_started == len(order):
-                    done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if task.exception() is None:
                         return task.result()
@@ -94,14 +110,11 @@ class Replicas:
     ) -> ShardAnswer:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        copy.num_in_flight += 1
         try:
             answer = await client.search(queries, k, scope, timeout_s)
         except Exception:
             copy.is_healthy = False
             raise
-        finally:
-            copy.num_in_flight -= 1
         copy.is_healthy = True
         self._latencies.add(loop.time() - started)
         return answer

@@ -11,11 +11,12 @@ from orbithash.search.description import Description, ShardStatus
 from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.errors import InvalidQuery, SearchError
 from orbithash.search.host import Change
+from orbithash.search.observer import Observer
 from orbithash.search.queries import Answer, Query
 from orbithash.search.rows import Row
 from orbithash.search.writer import Committed, Writer
 
-__all__ = ["MAX_QUERIES", "Service", "open_service"]
+__all__ = ["MAX_QUERIES", "Service", "check_num_queries", "open_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Service:
     def __init__(self, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
         self._backend = backend
         self._engine = engine
+        self.observer = engine.observer
         self._open_backend = open_backend
         self._writer = self._new_writer(backend)
         # One move to another version at a time.
@@ -49,8 +51,7 @@ class Service:
 
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
         """An answer or what went wrong for each of at most `MAX_QUERIES` queries."""
-        if not 1 <= len(queries) <= MAX_QUERIES:
-            raise InvalidQuery(("requests", f"from 1 to {MAX_QUERIES} queries, got {len(queries)}"))
+        check_num_queries(len(queries))
         found = await asyncio.gather(
             *(self._engine.search(query, timeout_s) for query in queries), return_exceptions=True
         )
@@ -73,6 +74,21 @@ class Service:
             tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
             version("orbithash"),
         )
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether some part of the archive can be searched."""
+        return any(shard.num_healthy for shard in self._engine.snapshot.shards)
+
+    @property
+    def num_queries_waiting(self) -> int:
+        """Queries that wait for a batch."""
+        return self._engine.num_waiting
+
+    @property
+    def num_rows_waiting(self) -> int:
+        """Changes of rows that wait to be written."""
+        return self._writer.num_waiting
 
     async def upsert(self, rows: Sequence[Row]) -> Committed:
         """See `Writer.upsert`."""
@@ -130,7 +146,7 @@ class Service:
             if self._backend is backend:
                 self._engine.swap(snapshot)
 
-        return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version)
+        return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 
 
 async def _end(backend: Backend, writer: Writer) -> None:
@@ -139,7 +155,13 @@ async def _end(backend: Backend, writer: Writer) -> None:
     await backend.close()
 
 
-async def open_service(open_backend: OpenBackend, **options: float) -> Service:
+def check_num_queries(count: int) -> None:
+    """Raises `InvalidQuery` for more or fewer queries than can be asked at once."""
+    if not 1 <= count <= MAX_QUERIES:
+        raise InvalidQuery(("requests", f"from 1 to {MAX_QUERIES} queries, got {count}"))
+
+
+async def open_service(open_backend: OpenBackend, observer: Observer | None = None, **options: float) -> Service:
     """A service over what `open_backend("", "")` opens; `options` are those of `Engine`."""
     backend = await open_backend("", "")
     try:
@@ -147,4 +169,4 @@ async def open_service(open_backend: OpenBackend, **options: float) -> Service:
     except BaseException:
         await backend.close()
         raise
-    return Service(backend, Engine(snapshot, **options), open_backend)  # type: ignore[arg-type]
+    return Service(backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ exact index the answer is exact: all distinct codes up to the last hit's distanc
 Shards never change. Rows that come, go or are left out by a filter make another shard, at the cost of a copy.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -53,17 +54,19 @@ class ShardAnswer:
         return cutoffs
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Distinct codes found, flat: the query each was found for, its distance and its number."""
+class _Found(NamedTuple):
+    """Distinct codes found for a query, nearest first: distances int32 [N], numbers int64 [N]."""
 
-    query: Counts
-    distance: Distances
-    code: Counts
+    distances: Distances
+    codes: Counts
 
-    def nearest_first(self) -> "_Found":
-        order = np.lexsort((self.distance, self.query))
-        return _Found(self.query[order], self.distance[order], self.code[order])
+
+class _Hits(NamedTuple):
+    """Rows found for a query in their order, and how many rows lie at the distance of the last one."""
+
+    distances: Distances
+    ids: Ids
+    ties: int
 
 
 class _Rows(NamedTuple):
@@ -86,17 +89,22 @@ class _Rows(NamedTuple):
     def joined(self, ids: Ids, codes: Codes) -> "_Rows":
         """These rows and others of new ids."""
         keys, new_keys = _sortable(self.distinct), _sortable(codes)
-        unseen, first = np.unique(new_keys, return_index=True)
-        is_new = ~_are_in(unseen, keys)
-        places = np.searchsorted(keys, unseen[is_new])
-        distinct = np.insert(self.distinct, places, codes[first[is_new]], axis=0)
-        # A code moves up by the new ones before it.
-        old = np.arange(len(keys))
-        moved = old + np.searchsorted(places, old, side="right")
-        numbers = np.concatenate([np.repeat(moved, self.counts), np.searchsorted(_sortable(distinct), new_keys)])
-        all_ids = np.concatenate([self.ids, ids])
-        order = np.lexsort((all_ids, numbers))
-        return _Rows(all_ids[order], np.bincount(numbers, minlength=len(distinct)), distinct)
+        order = np.lexsort((ids, new_keys))
+        ids, codes, new_keys = ids[order], codes[order], new_keys[order]
+        # Before which code of these, and before which row.
+        places = np.searchsorted(keys, new_keys)
+        bounds = np.append(self.starts, len(self.ids))
+        is_known = np.append(keys, keys[:1])[places] == new_keys if len(keys) else np.zeros(len(ids), np.bool_)
+        rows = bounds[places]
+        for new in np.flatnonzero(is_known).tolist():
+            start, stop = bounds[places[new]], bounds[places[new] + 1]
+            rows[new] = start + np.searchsorted(self.ids[start:stop], ids[new])
+        is_first = ~is_known
+        is_first[1:] &= new_keys[1:] != new_keys[:-1]
+        counts = np.insert(self.counts, places[is_first], 0)
+        distinct = np.insert(self.distinct, places[is_first], codes[is_first], axis=0)
+        np.add.at(counts, np.searchsorted(_sortable(distinct), new_keys), 1)
+        return _Rows(np.insert(self.ids, rows, ids), counts, distinct)
 
 
 class Shard:
@@ -126,7 +134,7 @@ class Shard:
     def _fill(self, bits: int, index: str, rows: _Rows) -> None:
         self.bits = bits
         self.num_rows = len(rows.ids)
-        self._rows, self._starts = rows, rows.starts
+        self._rows, self._starts, self._counts = rows, rows.starts, rows.counts
         self._kind = index
         self._index = build_index(index, np.ascontiguousarray(rows.distinct))
 
@@ -138,13 +146,13 @@ class Shard:
 
     def where(self, ids: Ids) -> "Shard":
         """The shard of those of its rows whose ids are among `ids`, which ascend."""
-        return self._of(self._rows.kept(_are_in(self._rows.ids, ids)))
+        return self._of(self._rows.kept(_are_among(self._rows.ids, ids)))
 
     def changed(self, removed: Ids, ids: Ids, codes: Codes) -> "Shard":
         """The shard without the rows `removed`, and with rows `ids`, in place of any that it had of these ids."""
         check_codes(codes, self.bits)
-        gone = np.union1d(removed, ids)
-        return self._of(self._rows.kept(~_are_in(self._rows.ids, gone)).joined(ids, codes))
+        is_gone = _are_among(self._rows.ids, np.union1d(removed, ids))
+        return self._of(self._rows.kept(~is_gone).joined(ids, codes))
 
     def search(
         self, queries: Codes, k: int, radius: int | None = None, after: tuple[int, int] | None = None
@@ -163,107 +171,102 @@ class Shard:
             np.zeros(len(queries), np.int64),
         )
         for start in range(0, len(queries) if width else 0, _QUERIES_AT_ONCE):
-            part = slice(start, start + _QUERIES_AT_ONCE)
-            answer.distances[part], answer.ids[part], answer.ties[part] = self._search(
-                queries[part], width, radius, after
-            )
+            part = queries[start : start + _QUERIES_AT_ONCE]
+            # One by one: arrays as short as these cost less than what it takes to treat them together.
+            for row, found in enumerate(self._found(part, width, radius, after), start):
+                hits = self._first(found, width, radius, after)
+                count = len(hits.distances)
+                answer.distances[row, :count], answer.ids[row, :count], answer.ties[row] = hits
         return answer
 
-    def _search(
-        self, queries: Codes, width: int, radius: int | None, after: tuple[int, int] | None
-    ) -> tuple[Distances, Ids, Counts]:
-        skipped, skipped_at_last = np.zeros((2, len(queries)), np.int64)
-        if after is not None:
-            skipped, skipped_at_last = self._ranks(queries, after)
-        wanted = min(int(skipped.max()) + width, self.num_rows)
+    def _found(self, queries: Codes, width: int, radius: int | None, after: tuple[int, int] | None) -> Iterator[_Found]:
+        """For each query all distinct codes up to its first `width` rows that count, and maybe some more."""
         if radius is not None and self._index.is_quick_within(radius):
-            found = self._within(queries, radius)
-        else:
-            found = self._near_codes(queries, wanted)
-        distances, ids = self._order(found, len(queries), wanted)
-        columns = skipped[:, None] + np.arange(width)
-        is_hit = columns < wanted
-        columns = np.minimum(columns, wanted - 1)
-        distances, ids = np.take_along_axis(distances, columns, 1), np.take_along_axis(ids, columns, 1)
-        is_hit &= distances <= (NO_HIT - 1 if radius is None else radius)
-        distances, ids = np.where(is_hit, distances, NO_HIT), np.where(is_hit, ids, np.uint64(0))
-        last = ShardAnswer(distances, ids, skipped).cutoffs
-        at_last = found.distance == last[found.query]
-        ties = np.bincount(found.query[at_last], self._rows.counts[found.code[at_last]], len(queries)).astype(np.int64)
+            yield from self._within(queries, radius)
+            return
+        skipped = [0] * len(queries)
         if after is not None:
-            ties -= np.where(last == after[0], skipped_at_last, 0)
-        return distances, ids, ties
-
-    def _ranks(self, queries: Codes, after: tuple[int, int]) -> tuple[Counts, Counts]:
-        """How many rows are not after this (distance, id), and how many of them lie at its distance: [Q] each."""
-        distance, row = after
-        found = self._within(queries, distance)
-        nearer, at = found.distance < distance, found.distance == distance
-        counts = np.bincount(found.query[nearer], self._rows.counts[found.code[nearer]], len(queries)).astype(np.int64)
-        num_at = np.zeros(len(queries), np.int64)
-        for query, code in zip(found.query[at].tolist(), found.code[at].tolist(), strict=True):
-            start = self._starts[code]
-            ids = self._rows.ids[start : start + self._rows.counts[code]]
-            num_at[query] += np.searchsorted(ids, np.uint64(row), side="right")
-        return counts + num_at, num_at
-
-    def _near_codes(self, queries: Codes, width: int) -> _Found:
-        """All distinct codes up to each query's cut-off: the distance of the row in place `width`."""
-        num_distinct = len(self._rows.counts)
+            skipped = [self._rank(found, after) for found in self._within(queries, after[0])]
+        wanted = min(max(skipped) + width, self.num_rows)
+        num_distinct = len(self._counts)
         # More codes than rows are wanted, because whether those at the cut-off are complete shows only by one beyond
-        # it. Where the surplus does not reach that far, the second pass below does.
-        asked = min(width + min(max(3 * width, 64), 256), num_distinct)
-        distances, codes = self._index.nearest(queries, asked)
-        distances = np.where(codes < 0, NO_HIT, distances)
-        covered = np.cumsum(np.where(codes < 0, 0, self._rows.counts[codes]), axis=1)
-        last = np.minimum((covered < width).sum(axis=1), asked - 1)
-        cutoffs = np.minimum(np.take_along_axis(distances, last[:, None], axis=1)[:, 0], NO_HIT - 1)
-        complete = (distances[:, -1] > cutoffs) | (asked == num_distinct) | (not self._index.is_exact)
-        query, column = np.nonzero((distances <= cutoffs[:, None]) & complete[:, None])
-        parts = [_Found(query, distances[query, column], codes[query, column])]
-        parts += self._each_within(queries, cutoffs, np.flatnonzero(~complete))
-        return _Found(
-            np.concatenate([part.query for part in parts]),
-            np.concatenate([part.distance for part in parts]),
-            np.concatenate([part.code for part in parts]),
-        )
+        # it. Where the surplus does not reach that far, the second pass does.
+        asked = min(wanted + min(max(3 * wanted, 64), 256), num_distinct)
+        near = self._index.nearest(queries, asked)
+        for row in range(len(queries)):
+            distances, codes = near.distances[row], near.numbers[row]
+            if codes[-1] < 0:
+                distances, codes = distances[codes >= 0], codes[codes >= 0]
+            covered = self._counts[codes].cumsum()
+            last = covered.searchsorted(min(skipped[row] + width, self.num_rows))
+            if last == len(codes):
+                # Of an index that is not exact.
+                yield _Found(distances, codes)
+                continue
+            cutoff = distances[last]
+            if distances[-1] > cutoff or asked == num_distinct or not self._index.is_exact:
+                stop = distances.searchsorted(cutoff, side="right")
+                yield _Found(distances[:stop], codes[:stop])
+            else:
+                yield from self._within(queries[row : row + 1], int(cutoff))
 
-    def _within(self, queries: Codes, radius: int) -> _Found:
-        """All distinct codes within the radius (inclusive) of each query."""
+    def _within(self, queries: Codes, radius: int) -> Iterator[_Found]:
+        """For each query all distinct codes within the radius (inclusive), nearest first."""
         limits, distances, codes = self._index.within(queries, min(radius, 8 * queries.shape[1]))
-        return _Found(np.repeat(np.arange(len(queries)), np.diff(limits)), distances, codes)
+        for start, stop in itertools.pairwise(limits.tolist()):
+            order = np.argsort(distances[start:stop], kind="stable")
+            yield _Found(distances[start:stop][order], codes[start:stop][order])
 
-    def _each_within(self, queries: Codes, radii: Distances, chosen: Counts) -> Iterator[_Found]:
-        """All distinct codes within its own radius of each chosen query."""
-        for radius in np.unique(radii[chosen]):
-            members = chosen[radii[chosen] == radius]
-            found = self._within(queries[members], int(radius))
-            yield _Found(members[found.query], found.distance, found.code)
+    def _rank(self, found: _Found, after: tuple[int, int]) -> int:
+        """How many rows are not after this (distance, id), where all codes up to that distance are found."""
+        distance, row = after
+        num_nearer = int(self._counts[found.codes[found.distances < distance]].sum())
+        return num_nearer + int((self._ids_of(found.codes[found.distances == distance]) <= np.uint64(row)).sum())
 
-    def _order(self, found: _Found, num_queries: int, width: int) -> tuple[Distances, Ids]:
-        """The first `width` rows [Q, width] in the order (distance, id)."""
-        found = found.nearest_first()
-        # A code's later ids cannot be among the hits once it has filled them alone.
-        counts = np.minimum(self._rows.counts[found.code], width)
-        # Nor can codes farther than the one with which the hits are full.
-        before = np.cumsum(counts) - counts
-        before -= before[np.searchsorted(found.query, found.query)]
-        is_full = before + counts >= width
-        last = np.full(num_queries, NO_HIT, np.int32)
-        np.minimum.at(last, found.query[is_full], found.distance[is_full])
-        is_near = found.distance <= last[found.query]
-        found, counts = _Found(found.query[is_near], found.distance[is_near], found.code[is_near]), counts[is_near]
-        total = int(counts.sum())
-        within_code = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-        ids = self._rows.ids[np.repeat(self._starts[found.code], counts) + within_code]
-        query, distance = np.repeat(found.query, counts), np.repeat(found.distance, counts)
-        order = np.lexsort((ids, distance, query))
-        place = np.arange(total) - np.searchsorted(query[order], query[order])
-        chosen = order[place < width]
-        at = query[chosen], place[place < width]
-        distances, rows = np.full((num_queries, width), NO_HIT, np.int32), np.zeros((num_queries, width), np.uint64)
-        distances[at], rows[at] = distance[chosen], ids[chosen]
-        return distances, rows
+    def _ids_of(self, codes: Counts, most: int | None = None) -> Ids:
+        """The ids of the rows with these codes, code by code; at most `most` of each."""
+        counts = self._counts[codes] if most is None else np.minimum(self._counts[codes], most)
+        if len(codes) == counts.sum():
+            alone: Ids = self._rows.ids[self._starts[codes]]
+            return alone
+        within_code = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        ids: Ids = self._rows.ids[np.repeat(self._starts[codes], counts) + within_code]
+        return ids
+
+    def _first(self, found: _Found, width: int, radius: int | None, after: tuple[int, int] | None) -> _Hits:
+        """The first rows that count, of codes that are complete up to them."""
+        distances, codes = found
+        if radius is not None:
+            stop = distances.searchsorted(radius, side="right")
+            distances, codes = distances[:stop], codes[:stop]
+        most = None
+        if after is not None:
+            start = distances.searchsorted(after[0])
+            distances, codes = distances[start:], codes[start:]
+        else:
+            # A code's later ids cannot be among the hits once it has filled them alone.
+            most = width
+        counts = self._counts[codes]
+        # Nor can codes farther than the one with which the hits are full, those that the cursor may leave out apart.
+        num_left_out = 0 if after is None else int(counts[: distances.searchsorted(after[0], side="right")].sum())
+        last = counts.cumsum().searchsorted(width + num_left_out)
+        if last < len(codes):
+            stop = distances.searchsorted(distances[last], side="right")
+            distances, codes, counts = distances[:stop], codes[:stop], counts[:stop]
+        ids = self._ids_of(codes, most)
+        if len(ids) > len(codes):
+            distances = np.repeat(distances, counts if most is None else np.minimum(counts, most))
+        if after is not None:
+            counts_here = (distances > after[0]) | (ids > np.uint64(after[1]))
+            distances, ids = distances[counts_here], ids[counts_here]
+        order = np.lexsort((ids, distances))[:width]
+        if not len(order):
+            return _Hits(distances, ids, 0)
+        cutoff = distances[order[-1]]
+        if after is not None:
+            return _Hits(distances[order], ids[order], int((distances == cutoff).sum()))
+        at_cutoff = slice(*(found.distances.searchsorted(cutoff, side=side) for side in ("left", "right")))
+        return _Hits(distances[order], ids[order], int(self._counts[found.codes[at_cutoff]].sum()))
 
 
 def _sortable(codes: Codes) -> npt.NDArray[Any]:
@@ -276,12 +279,13 @@ def _sortable(codes: Codes) -> npt.NDArray[Any]:
     return words.view(">u8").reshape(-1).astype(np.uint64)
 
 
-def _are_in(values: npt.NDArray[Any], ascending: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which of `values` are among `ascending`."""
-    if not len(ascending):
-        return np.zeros(len(values), np.bool_)
-    places = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    return np.asarray(ascending[places] == values)
+def _are_among(ids: Ids, others: Ids) -> npt.NDArray[np.bool_]:
+    """Which ids, each of them once, are among others, which ascend."""
+    if not 0 < len(others) < len(ids) // 100:
+        return np.isin(ids, others, assume_unique=True)
+    # A few fit into the cache, where looking each one up is quicker than sorting all.
+    places = np.minimum(np.searchsorted(others, ids), len(others) - 1)
+    return np.asarray(others[places] == ids)
 
 
 def part_of(ids: Ids, number: int, num_shards: int) -> npt.NDArray[np.bool_]:

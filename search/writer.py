@@ -7,7 +7,7 @@ change is acknowledged when it is committed and searches see it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.engine import QueryEncoder
 from orbithash.search.errors import InvalidQuery, Overloaded, SearchError, Unavailable
 from orbithash.search.host import UNKNOWN, Change
+from orbithash.search.logs import current_request, set_requests
+from orbithash.search.observer import Observer
 from orbithash.search.rows import Row, check_keys
 
 __all__ = ["Committed", "Writer"]
@@ -45,6 +47,7 @@ class _Wanted:
 
     rows: dict[str, tuple[Row, Codes, bytes | None] | None]
     done: asyncio.Future[Committed]
+    request: str = field(default_factory=current_request)
 
 
 class Writer:
@@ -54,9 +57,15 @@ class Writer:
     """
 
     def __init__(
-        self, archive: Archive, encoder: QueryEncoder, show: Callable[[Change], Awaitable[None]], seen: int
+        self,
+        archive: Archive,
+        encoder: QueryEncoder,
+        show: Callable[[Change], Awaitable[None]],
+        seen: int,
+        observer: Observer | None = None,
     ) -> None:
         """`seen`: the version that searches see now."""
+        self._observer = observer or Observer()
         self._archive = archive
         self._encoder = encoder
         self._show = show
@@ -65,6 +74,11 @@ class Writer:
         self._num_waiting = 0
         self._task: asyncio.Task[None] | None = None
         self._num_commits = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Changes of rows that no commit has begun to write."""
+        return self._num_waiting
 
     async def upsert(self, rows: Sequence[Row]) -> Committed:
         """Writes rows; of several with one key the last.
@@ -135,9 +149,11 @@ class Writer:
             while self._waiting and (not group or sum(len(w.rows) for w in group) < _MAX_COMMIT):
                 group.append(self._waiting.pop(0))
             self._num_waiting -= sum(len(wanted.rows) for wanted in group)
+            set_requests(wanted.request for wanted in group)
             try:
                 change, found = await asyncio.to_thread(self._write, group)
-                await self._show(change)
+                with self._observer.stage("show"):
+                    await self._show(change)
                 self._seen = change.after
             except Exception as error:
                 logger.exception("a commit of %d changes failed", len(group))
@@ -164,7 +180,7 @@ class Writer:
                 before, version, nothing, nothing, np.empty((0, num_bytes(self._archive.bits)), np.uint8)
             ), set()
         rows = [row for row in wishes.values() if row is not None]
-        with self._archive.writing():
+        with self._observer.stage("commit"), self._archive.writing():
             before = self._archive.version
             gone = [key for key, row in wishes.items() if row is None]
             found = set(self._archive.find(gone))
@@ -176,6 +192,8 @@ class Writer:
             if self._num_commits % _OPTIMIZE_EVERY == 0:
                 self._archive.optimize()
                 after = self._archive.version
+        self._observer.count("rows_upserted", len(rows))
+        self._observer.count("rows_deleted", len(found))
         if before != self._seen:
             # Another program has written meanwhile: what it changed is not known here.
             before = UNKNOWN
@@ -198,5 +216,6 @@ def _table(bits: int, rows: Sequence[tuple[Row, Codes, bytes | None]], codes: Co
 def _told(error: Exception) -> Exception:
     """What whoever waits is told."""
     if isinstance(error, InputError) and not isinstance(error, SearchError):
-        return Unavailable(str(error))
+        # Where the archive lies is not for everyone; the log has it.
+        return Unavailable("the archive cannot be written now, maybe another program writes; try again later")
     return error

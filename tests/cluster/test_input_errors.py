@@ -364,7 +364,7 @@ def test_a_gateway_that_is_not_there(refused):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "give one of --image, --key and --code, got none"),
+        ((), "give one of --image, --text, --key, --code and --like, got none"),
         (("--key", "a", "--code", "ff"), "got --key and --code"),
         (("--key", ""), "a key has 1 to 4,096 characters, got 0"),
         (("--code", "xyz"), "--code 'xyz' is not hexadecimal"),

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import grpc
@@ -19,7 +21,8 @@ from orbithash.encoders.codes import hamming
 from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
 from orbithash.search.client import Client
-from orbithash.search.errors import SearchError
+from orbithash.search.errors import InvalidQuery, SearchError
+from orbithash.search.rows import Row
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -100,7 +103,7 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
     ended = cli("query", "--key", key, "-k", "3", "--address", address, "--json")
     assert (ended.code, ended.err) == (0, "")
     answer = json.loads(ended.out)
-    assert list(answer) == ["hits", "ties_at_cutoff", "coverage", "took_ms"]
+    assert list(answer) == ["hits", "ties_at_cutoff", "coverage", "took_ms", "next"]
     for hit in answer["hits"]:
         assert list(hit) == ["rank", "distance", "id", "key", "label", "lon", "lat", "datetime"]
     pairs, ties = oracle(oracle.code_of(key), 3)
@@ -111,6 +114,30 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
     by_image = cli("query", "--image", scenes / key, "-k", "3", "--address", address, "--json")
     assert json.loads(by_image.out)["hits"] == answer["hits"]
 
+    page = cli("query", "--key", key, "-k", "2", "--after", answer["next"], "--address", address, "--json")
+    every, _ = oracle(oracle.code_of(key), 5)
+    assert [(hit["distance"], hit["id"]) for hit in json.loads(page.out)["hits"]] == every[3:]
+    options = (
+        "--like",
+        key,
+        "--radius",
+        "6",
+        "--filter",
+        f"NOT key = '{key}'",
+        "--include",
+        "uri",
+        "--include",
+        "code",
+    )
+    found = json.loads(cli("query", *options, "-k", "99", "--address", address, "--json").out)
+    every, _ = oracle(oracle.code_of(key), len(oracle.ids))
+    own = oracle.archive.find([key])[key]
+    assert [(hit["distance"], hit["id"]) for hit in found["hits"]] == [
+        (distance, row) for distance, row in every if distance <= 6 and row != own
+    ]
+    assert found["matching_rows"] == len(every) - 1
+    assert all(list(hit)[-2:] == ["uri", "code"] and len(hit["code"]) == 8 for hit in found["hits"])
+
     table = cli("query", "--key", key, "-k", "3", "--address", address).out
     for hit in answer["hits"]:
         assert hit["key"] in table, "keys are whole: the next query is by one of them"
@@ -120,6 +147,12 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         (("--code", "ff"), "a code of 32 bits has 4 bytes"),
         (("--code", ""), "a code of 32 bits has 4 bytes"),
         (("--key", "nope"), "no row of the archive has the key 'nope'"),
+        (("--text", "boats"), "encodes images only; train a method with captions"),
+        (("--key", key, "--filter", "colour = 'red'"), "filter: no column 'colour'; there are key, uri"),
+        (("--key", key, "--after", "x"), "--after 'x' is not DISTANCE:ID"),
+        (("--key", key, "--like", key), "got --key and --like"),
+        (("--key", key, "--include", "smell"), "include: no column 'smell'; there are uri"),
+        (("--key", key, "--min-coverage", "2"), "min_coverage: a share from 0 to 1, got 2.0"),
         *((("--image", bad_images / name), reason) for name, reason in REASONS.items() if name != "empty.tif"),
         (("--image", bad_images / "empty.tif"), "an image file has 1 to 10,485,760 bytes, got 0"),
     ):
@@ -127,6 +160,42 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         assert ended.code == 2
         assert re.fullmatch(r"error: .*\n", ended.err)
         assert words in ended.err
+
+
+def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
+    """`upsert` and `delete`: seen at once, refused images told by name, and the archive as it was in the end."""
+    before = set(Archive.open(archive).keys())
+    source = tmp_path / "source"
+    shutil.copytree(bad_images, source)
+    first = scenes / min(before)
+    shutil.copy(first, source / "copy.tif")
+    ended = cli("upsert", source, "--address", address, "--json")
+    assert ended.code == 0
+    told = json.loads(ended.out)
+    assert "copy.tif" not in told["refused"]
+    assert set(REASONS) <= set(told["refused"])
+    assert told["written"] == len(set(Archive.open(archive).keys()) - before)
+    found = json.loads(cli("query", "--key", "copy.tif", "-k", "2", "--address", address, "--json").out)
+    twin = next(hit for hit in found["hits"] if hit["key"] == min(before))
+    assert twin["distance"] == 0
+    assert (twin["lon"], twin["lat"]) == (found["hits"][1]["lon"], found["hits"][1]["lat"])
+    new = sorted(set(Archive.open(archive).keys()) - before)
+    (tmp_path / "keys").write_text("".join(f"{key}\n" for key in [*new, "never"]))
+    ended = cli("delete", "--keys", tmp_path / "keys", "--address", address)
+    assert ended.out == f"removed {len(new)} rows\n"
+    assert set(Archive.open(archive).keys()) == before
+    other = shutil.copytree(archive, archive.with_name("other"))
+    Archive.open(other).delete([min(before)])
+    with Client(address, timeout_s=60) as client:
+        client.refresh(str(other))
+        assert client.describe().rows == len(before) - 1
+        for place in ("/etc", str(archive / ".." / ".." / "x"), "s3://bucket/archive", "a\0b"):
+            with pytest.raises(InvalidQuery, match="only to what lies beside what it serves"):
+                client.refresh(place)
+        client.refresh(str(archive))
+        assert client.describe().rows == len(before)
+    ended = cli("delete", "--address", address)
+    assert ended.err == "error: give keys, or --keys FILE with one key a line\n"
 
 
 def check_stop(process, address):
@@ -138,7 +207,8 @@ def check_stop(process, address):
     assert is_free(address)
 
 
-def test_in_one_process(start, cli, archive, scenes, model, bad_images):
+def test_in_one_process(start, cli, archive, scenes, model, bad_images, tmp_path):
+    archive = shutil.copytree(archive, tmp_path / "archive")
     options = ("--local", "--shards", "3", "--address", "127.0.0.1:0")
     process = start("serve", archive, "--model", model, *options)
     address = ready_at(process)
@@ -147,6 +217,8 @@ def test_in_one_process(start, cli, archive, scenes, model, bad_images):
     oracle = Oracle(archive)
     check_answers(address, oracle, scenes, model)
     check_command_line(cli, address, oracle, scenes, bad_images)
+    check_changes(cli, address, archive, scenes, bad_images, tmp_path)
+    check_answers(address, oracle, scenes, model)
     ended = cli("serve", archive, "--model", model, "--local", "--address", address)
     assert ended.code == 2
     assert "is the port in use?" in ended.err
@@ -199,3 +271,55 @@ def test_on_ray_with_a_shard_that_dies(start, archive, scenes, model):
     others = family(process.pid)
     check_stop(process, address)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
+
+
+@pytest.mark.ray
+def test_no_query_fails_while_a_copy_of_a_shard_dies_and_rows_are_written(start, archive, model, tmp_path):
+    copied = shutil.copytree(archive, tmp_path / "archive")
+    options = ("--shards", "2", "--replicas", "2", "--address", "127.0.0.1:0")
+    process = start("serve", copied, "--model", model, *options)
+    address = ready_at(process)
+    oracle = Oracle(copied)
+    code = np.zeros(4, np.uint8)
+    # Rows that are written lie behind all others, so that the answer to the load's query stays the same.
+    expected = oracle(code, 10)
+    failures, stop = [], threading.Event()
+    num_asked = [0]
+
+    def ask():
+        with Client(address, timeout_s=30) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.search(code=bytes(code), k=10)
+                    num_asked[0] += 1
+                    if (pairs_of(answer), answer.ties_at_cutoff) != expected or answer.coverage.fraction != 1:
+                        failures.append(answer)
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        shards = shard_processes(process)
+        assert len(shards) == 4
+        os.kill(min(shards), signal.SIGKILL)
+        with Client(address, timeout_s=60) as client:
+            for number in range(5):
+                client.upsert([Row(key=f"new/{number}", code=b"\xff" * 4)])
+            assert client.search(key="new/3", k=5, filter="key LIKE 'new/%'").matching_rows == 5
+
+            def is_whole():
+                return all(shard.healthy_replicas == 2 for shard in client.describe().shards)
+
+            wait_for(is_whole, process)
+            before = num_asked[0]
+            wait_for(lambda: num_asked[0] > before + 50, process)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    with Client(address) as client:
+        assert client.describe().rows == len(oracle.ids) + 5
+    check_stop(process, address)

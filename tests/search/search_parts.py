@@ -16,6 +16,7 @@ from orbithash.search.backend import LocalShardClient
 from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.gateway import Gateway, GatewayLimits, start_gateway
 from orbithash.search.host import ShardHost
+from orbithash.search.protection import Protection
 from orbithash.search.service import Service
 from orbithash.search.shard import NO_HIT, Shard, ShardAnswer, part_of
 
@@ -203,11 +204,14 @@ class StubBackend:
 
 
 @contextmanager
-def serving(engine: Engine, limits: GatewayLimits | None = None) -> Iterator[Gateway]:
+def serving(
+    engine: Engine, limits: GatewayLimits | None = None, protection: Protection | None = None
+) -> Iterator[Gateway]:
     """A gateway on a free port, in the event loop of a thread of its own, for clients that block."""
 
     async def start():
-        return await start_gateway(Service(StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
+        service = Service(StubBackend(), engine, None)
+        return await start_gateway(service, "127.0.0.1:0", limits=limits, protection=protection)
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -1,0 +1,119 @@
+"""The dashboard and the alerts ask for figures that there are."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from orbithash.search.metrics import Metrics
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "orbithash.json"
+RULES = DEPLOY / "prometheus" / "orbithash.rules.yml"
+
+
+class Served:
+    """As little of a service as `Metrics.watch` needs."""
+
+    num_queries_waiting = num_rows_waiting = 0
+
+    def describe(self):
+        from orbithash.search.description import Description, ShardStatus
+
+        return Description(1, 8, "m", 1, "flat", False, (ShardStatus(1, 1, 1),), "0")
+
+
+@pytest.fixture(scope="module")
+def exported():
+    """Name of each sample to its labels, with all that the code can export."""
+    from prometheus_client import generate_latest
+
+    metrics = Metrics()
+    metrics.watch(Served())
+    metrics.call_began("Search")
+    metrics.call_ended("Search", "OK", 0.1)
+    found = {"up": {"job", "instance"}}
+    for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def check(expression, exported):
+    """Every metric is exported, and every label that it is selected by is one of its own."""
+    found = re.findall(r"\b((?:orbithash|process)_\w+|up)(?:\{([^}]*)\})?", expression)
+    assert found, expression
+    for name, selectors in found:
+        assert name in exported, expression
+        wanted = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selectors)) - {"instance", "job"}
+        assert wanted <= exported[name], expression
+    for labels in re.findall(r"by \(([^)]*)\)", expression):
+        wanted = {label.strip() for label in labels.split(",")} - {"instance", "job"}
+        assert wanted <= set().union(*(exported[name] for name, _ in found)), expression
+    assert expression.count("(") == expression.count(")")
+
+
+def test_the_dashboard_shows_what_is_exported(exported):
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    for expression in asked:
+        check(expression, exported)
+    text = " ".join(asked)
+    ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith("orbithash_")}
+    unseen = {name for name in ours if not name.endswith("_created") and name not in text}
+    assert unseen == set(), "each figure has its place"
+
+
+def test_the_dashboard_is_one():
+    board = json.loads(DASHBOARD.read_text())
+    assert board["schemaVersion"] >= 39
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    places = [panel["gridPos"] for panel in panels]
+    for place in places:
+        assert 0 <= place["x"] < place["x"] + place["w"] <= 24
+    for one, other in itertools.combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or above, (one, other)
+    for panel in panels:
+        for target in panel["targets"]:
+            assert panel["datasource"]["uid"] == target["datasource"]["uid"] == "${datasource}"
+        names = [target["refId"] for target in panel["targets"]]
+        assert len(set(names)) == len(names)
+
+
+def test_alerts_are_on_what_is_exported(exported):
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    for rule in rules:
+        check(rule["expr"], exported)
+        assert re.fullmatch(r"\d+[smh]", rule["for"])
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description"}
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    text = " ".join(rule["expr"] for rule in rules)
+    for name in ("partial_answers_total", "healthy_replicas", "shed_queries_total", "requests_total"):
+        assert f"orbithash_{name}" in text
+
+
+def test_prometheus_finds_the_rules():
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    for name in config["rule_files"]:
+        assert (DEPLOY / "prometheus" / name).is_file()
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["orbithash"]
+
+
+@pytest.mark.parametrize(
+    "expression", ["rate(orbithash_nothing_total[5m])", "orbithash_rows{rpc='Search'}", "sum by (rpc) (orbithash_rows)"]
+)
+def test_the_check_finds_what_is_wrong(exported, expression):
+    with pytest.raises(AssertionError):
+        check(expression, exported)
