@@ -71,20 +71,18 @@ class _RayShardClient:
 
     def __init__(self, backend: "RayBackend", actor: Any, version: int, num_rows: int, max_retries: int) -> None:
         self._backend = backend
-        self._actor = actor
+        self._search = actor.search.options(max_task_retries=max_retries)
         self._version = version
-        self._max_retries = max_retries
         self.num_rows = num_rows
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
         ids = self._backend.reference(self._version, scope.rows)
         token = "" if scope.rows is None else scope.rows.token
-        async with asyncio.timeout(timeout_s):
-            answer: ShardAnswer = await self._actor.search.options(max_task_retries=self._max_retries).remote(
-                self._version, queries, k, scope.radius, scope.after, token, ids
-            )
-            return answer
+        answer: ShardAnswer = await self._search.remote(
+            self._version, queries, k, scope.radius, scope.after, token, ids
+        )
+        return answer
 
 
 class RayBackend:

@@ -37,7 +37,9 @@ __all__ = [
 REQUEST_ID = "orbithash-request-id"
 
 _DOMAIN = "orbithash"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = {name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE}
+_NAMES = {number: name for name, number in _COLUMNS.items()}
 _CODES: dict[type[SearchError], grpc.StatusCode] = {
     InvalidQuery: grpc.StatusCode.INVALID_ARGUMENT,
     KeyNotFound: grpc.StatusCode.NOT_FOUND,
@@ -81,15 +83,14 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
     """The query of a request, unchecked; `InvalidQuery` for columns that are none."""
     kind = request.WhichOneof("query")
     given = {} if kind in (None, "examples") else {kind: getattr(request, kind)}
-    names = {number: name for name, number in _COLUMNS.items()}
     # Before anything is made of them: a message has room for millions.
     num_examples = len(request.examples.positives) + len(request.examples.negatives)
     if num_examples > MAX_EXAMPLES:
         raise InvalidQuery(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {num_examples}"))
-    if len(request.include) > len(names):
-        raise InvalidQuery(("include", f"at most {len(names)} columns, got {len(request.include)}"))
-    if unknown := [number for number in request.include if number not in names]:
-        raise InvalidQuery(("include", f"no column has the number {unknown[0]}; there are {dict(names)}"))
+    if len(request.include) > len(_NAMES):
+        raise InvalidQuery(("include", f"at most {len(_NAMES)} columns, got {len(request.include)}"))
+    if unknown := [number for number in request.include if number not in _NAMES]:
+        raise InvalidQuery(("include", f"no column has the number {unknown[0]}; there are {dict(_NAMES)}"))
     return Query(
         **given,
         positives=tuple(map(_example_from_pb, request.examples.positives)),
@@ -98,7 +99,7 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
         radius=request.radius if request.HasField("radius") else None,
         filter=request.filter,
         after=Cursor(request.after.distance, request.after.id) if request.HasField("after") else None,
-        include=tuple(names[number] for number in request.include),
+        include=tuple(_NAMES[number] for number in request.include),
         min_coverage=request.min_coverage,
     )
 
@@ -293,9 +294,8 @@ def _hit_from_pb(message: search_pb2.Hit) -> Hit:
 def _time_to_pb(time: datetime | None) -> Timestamp | None:
     if time is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def _time_from_pb(message: Any, field: str) -> datetime | None:

@@ -8,7 +8,7 @@ the snapshot that it began with, and another can take its place at any moment.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from orbithash.encoders.codes import Codes, check_codes, num_bytes, pack, unpack
 from orbithash.encoders.errors import InputError
 from orbithash.search.batching import Batcher
 from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, SearchError, Unavailable
-from orbithash.search.host import Rows
+from orbithash.search.hits import HitRows, Known
+from orbithash.search.host import Change, Rows
 from orbithash.search.merge import cut, merge
 from orbithash.search.observer import Observer
 from orbithash.search.queries import Answer, Coverage, Cursor, Example, Hit, Query
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 # Of the time a query has, the part that shards get; the rest is for the merge and the look-up of the hits.
 _SHARDS_SHARE = 0.9
-_HIT_COLUMNS = ["key", "label", "lon", "lat", "datetime"]
+
+# Hits that are merged in the event loop itself: less work than a thread costs.
+_FEW_HITS = 4096
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,21 @@ class Snapshot:
     shards: Sequence[ShardClient]
     encoder: QueryEncoder
     selections: Selections
+    rows: HitRows
 
     @classmethod
     def of(cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder) -> "Snapshot":
-        """With nothing selected yet."""
+        """With nothing selected and no row read yet."""
         assert shards, "an archive has a shard"
         held = sum(shard.num_rows for shard in shards)
         assert held == archive.num_rows, "the shards hold another version of the archive"
-        return cls(archive, shards, encoder, Selections(archive))
+        return cls(archive, shards, encoder, Selections(archive), HitRows(archive))
+
+    def after(self, before: "Snapshot", change: Change) -> "Snapshot":
+        """Itself, with the rows that `before` knows, where the change leads from there to here."""
+        if before.archive.version != change.before:
+            return self
+        return replace(self, rows=HitRows(self.archive, before.rows.known_but(change.removed, change.ids)))
 
     @property
     def num_rows(self) -> int:
@@ -233,7 +243,7 @@ class Engine:
             if not scope.expired():
                 raise
             raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
-        return replace(answer, took_ms=1e3 * (time.perf_counter() - started))
+        return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
 
     async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
         rows = await snapshot.selections.rows(query.filter) if query.filter else None
@@ -276,17 +286,11 @@ class Engine:
     async def _codes(self, snapshot: Snapshot, examples: Sequence[Example]) -> Codes:
         """Codes uint8 [N, B] of examples."""
         codes = np.zeros((len(examples), num_bytes(snapshot.archive.bits)), np.uint8)
-        ways: dict[str, Callable[[list[Any]], Awaitable[Codes]]] = {
-            "image": snapshot.encoder.encode_images,
-            "text": snapshot.encoder.encode_texts,
-            "key": lambda keys: asyncio.to_thread(_codes_of_keys, snapshot.archive, keys),
-            "code": lambda given: _given_codes(snapshot.archive.bits, given),
-        }
-        for kind, make in ways.items():
+        for kind in ("image", "text", "key", "code"):
             places = [place for place, example in enumerate(examples) if getattr(example, kind) is not None]
             if places:
                 try:
-                    codes[places] = await make([getattr(examples[place], kind) for place in places])
+                    codes[places] = await _encode(snapshot, kind, [getattr(examples[place], kind) for place in places])
                 except SearchError:
                     raise
                 except InputError as error:
@@ -303,7 +307,13 @@ class Engine:
         coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
         given = [answer for answer in answers if answer is not None]
         with self.observer.stage("merge"):
-            return await asyncio.to_thread(_found, group, given, ks, coverage)
+            if len(ks) * max(ks) > _FEW_HITS:
+                return await asyncio.to_thread(_found, group, given, ks, coverage)
+            merged = _merged(given, ks)
+            every = [id_ for answer in merged for id_ in answer.ids[0].tolist()]
+            if group.scope.include or group.snapshot.rows.lacking(every):
+                return await asyncio.to_thread(_with_rows, group, merged, coverage)
+            return _with_rows(group, merged, coverage)
 
     async def _ask_shards(
         self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
@@ -312,7 +322,8 @@ class Engine:
 
         async def ask(shard: ShardClient) -> ShardAnswer:
             with self.observer.stage("scan"):
-                return await asyncio.wait_for(shard.search(codes, k, scope, timeout_s), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    return await shard.search(codes, k, scope, timeout_s)
 
         outcomes = await asyncio.gather(*map(ask, shards), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -337,45 +348,46 @@ def _codes_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> Codes:
     return codes
 
 
-async def _given_codes(bits: int, codes: Sequence[bytes]) -> Codes:
-    return np.stack([check_codes(np.frombuffer(code, np.uint8), bits) for code in codes])
+async def _encode(snapshot: Snapshot, kind: str, values: list[Any]) -> Codes:
+    if kind == "image":
+        return await snapshot.encoder.encode_images(values)
+    if kind == "text":
+        return await snapshot.encoder.encode_texts(values)
+    if kind == "key":
+        return await asyncio.to_thread(_codes_of_keys, snapshot.archive, values)
+    return np.stack([check_codes(np.frombuffer(code, np.uint8), snapshot.archive.bits) for code in values])
 
 
 def _found(group: _Group, answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage) -> list[_Found]:
-    merged = merge(answers, max(ks))
-    each = [
-        cut(ShardAnswer(merged.distances[i : i + 1], merged.ids[i : i + 1], merged.ties[i : i + 1]), k)
-        for i, k in enumerate(ks)
-    ]
-    ids = [answer.ids[0][answer.distances[0] != NO_HIT] for answer in each]
-    rows = _rows(group.snapshot.archive, np.unique(np.concatenate(ids)), group.scope.include)
+    return _with_rows(group, _merged(answers, ks), coverage)
+
+
+def _merged(answers: Sequence[ShardAnswer], ks: Sequence[int]) -> list[ShardAnswer]:
+    """The answer to each query over all shards, without places that hold no hit."""
+    merged = merge(answers, max(ks)) if len(answers) > 1 else answers[0]
+    num_hits = (merged.distances != NO_HIT).sum(axis=1).tolist()
+    each = []
+    for i, (k, num) in enumerate(zip(ks, num_hits, strict=True)):
+        own = ShardAnswer(merged.distances[i : i + 1, :num], merged.ids[i : i + 1, :num], merged.ties[i : i + 1])
+        each.append(cut(own, k))
+    return each
+
+
+def _with_rows(group: _Group, answers: Sequence[ShardAnswer], coverage: Coverage) -> list[_Found]:
+    """Each answer with what the archive knows of its rows."""
+    pairs = [(answer.ids[0].tolist(), answer.distances[0].tolist()) for answer in answers]
+    every = [id_ for ids, _ in pairs for id_ in ids]
+    rows: Known = group.snapshot.rows.read(every)
+    extras = group.snapshot.rows.extras(every, group.scope.include)
+    nothing: dict[str, Any] = {}
     return [
         _Found(
             tuple(
-                replace(rows[id_], rank=rank, distance=distance)
-                for rank, (id_, distance) in enumerate(
-                    zip(of_query.tolist(), answer.distances[0].tolist(), strict=False), 1
-                )
+                Hit._make((rank, distance, id_, *rows[id_], extras.get(id_, nothing)))
+                for rank, (id_, distance) in enumerate(zip(*pair, strict=True), 1)
             ),
             int(answer.ties[0]),
             coverage,
         )
-        for of_query, answer in zip(ids, each, strict=True)
+        for pair, answer in zip(pairs, answers, strict=True)
     ]
-
-
-def _rows(archive: ArchiveReader, ids: Ids, include: Sequence[str]) -> dict[int, Hit]:
-    """Each id's row as a hit whose rank and distance are still to be filled in."""
-    if not len(ids):
-        return {}
-    table = archive.take(ids, [*_HIT_COLUMNS, *include])
-    columns: list[list[Any]] = [table.column(name).to_pylist() for name in _HIT_COLUMNS]
-    extras = [
-        [bytes(code) for code in table.column(name).to_pylist()] if name == "code" else table.column(name).to_pylist()
-        for name in include
-    ]
-    hits = {}
-    for place, (id_, key, label, lon, lat, time_) in enumerate(zip(ids.tolist(), *columns, strict=True)):
-        extra = {name: values[place] for name, values in zip(include, extras, strict=True)}
-        hits[id_] = Hit(0, 0, id_, key, label, lon, lat, time_, extra)
-    return hits

@@ -1,8 +1,8 @@
 """A query and its answer, as the engine, the gateway and the client all see them. Free of numpy and of protobuf."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orbithash.search.errors import InvalidQuery
 
@@ -137,8 +137,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """One row of the archive: `rank` counts from 1, `distance` is in bits, `lon` and `lat` in degrees WGS 84.
 
     `extra` holds the columns that the query includes.
@@ -152,7 +151,8 @@ class Hit:
     lon: float | None
     lat: float | None
     datetime: datetime | None
-    extra: dict[str, str | bytes | None] = field(default_factory=dict, hash=False)
+    # Nobody writes into it.
+    extra: dict[str, Any] = {}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,7 @@ class Coverage:
         return self.searched_rows / self.total_rows if self.total_rows else 1.0
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The hits by (distance, id), exact within `coverage`.
 
     `ties_at_cutoff` is the number of searched rows at the distance of the last hit, the hits included and those of

@@ -74,6 +74,8 @@ class Replicas:
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`. The first answer counts; the error is the last one."""
+        if len(self._clients) == 1:
+            return await self._ask(*self._clients[0], queries, k, scope, timeout_s)
         # Stable: among equals the first.
         order = sorted(self._clients, key=lambda each: (not each[1].is_healthy, each[1].num_in_flight))[:_ATTEMPTS]
         waiting = iter(order)

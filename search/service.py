@@ -132,7 +132,7 @@ class Service:
 
     async def _move(self, archive: str, model: str) -> None:
         backend = await self._open_backend(archive, model)
-        snapshot = await backend.at(backend.archive.version)
+        snapshot = await _snapshot(backend)
         old, old_writer = self._backend, self._writer
         self._engine.swap(snapshot)
         self._backend, self._writer = backend, self._new_writer(backend)
@@ -144,7 +144,7 @@ class Service:
         async def show(change: Change) -> None:
             snapshot = await backend.change(change)
             if self._backend is backend:
-                self._engine.swap(snapshot)
+                self._engine.swap(snapshot.after(self._engine.snapshot, change))
 
         return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 
@@ -161,11 +161,18 @@ def check_num_queries(count: int) -> None:
         raise InvalidQuery(("requests", f"from 1 to {MAX_QUERIES} queries, got {count}"))
 
 
+async def _snapshot(backend: Backend) -> Snapshot:
+    """The version that a backend was opened with."""
+    snapshot = await backend.at(backend.archive.version)
+    await asyncio.to_thread(snapshot.rows.warm)
+    return snapshot
+
+
 async def open_service(open_backend: OpenBackend, observer: Observer | None = None, **options: float) -> Service:
     """A service over what `open_backend("", "")` opens; `options` are those of `Engine`."""
     backend = await open_backend("", "")
     try:
-        snapshot: Snapshot = await backend.at(backend.archive.version)
+        snapshot = await _snapshot(backend)
     except BaseException:
         await backend.close()
         raise
