@@ -1,7 +1,8 @@
 """Queries that arrive together go out together.
 
-A query that finds a free fan-out leaves at once, so a lone query never waits. While all fan-outs are in flight, queries
-queue up, and the next free one takes as many as fit: under load the batches grow by themselves.
+A query that finds a free fan-out leaves in the next turn of the event loop, with those that arrived in the same turn:
+a lone query never waits. While all fan-outs are in flight, queries queue up, and the next free one takes as many as fit,
+so that under load the batches grow by themselves.
 """
 
 import asyncio
@@ -58,6 +59,7 @@ class Batcher(Generic[Result]):
         self._observer = observer or Observer()
         self._waiting: deque[_Waiting[Result]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._is_starting = False
 
     @property
     def num_waiting(self) -> int:
@@ -75,10 +77,13 @@ class Batcher(Generic[Result]):
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(_Waiting(code, k, group, deadline, result, loop.time()))
-        self._start()
+        if not self._is_starting and len(self._in_flight) < self._max_fan_outs:
+            self._is_starting = True
+            loop.call_soon(self._start)
         return await result
 
     def _start(self) -> None:
+        self._is_starting = False
         while len(self._in_flight) < self._max_fan_outs and (batch := self._next_batch()):
             task = asyncio.create_task(self._answer(batch))
             self._in_flight.add(task)

@@ -53,11 +53,6 @@ class Scope:
     rows: Rows | None = None
     include: tuple[str, ...] = ()
 
-    @property
-    def group(self) -> tuple[object, ...]:
-        """The same for equal scopes of one snapshot."""
-        return self.radius, self.after, self.rows and self.rows.token, self.include
-
 
 class ShardClient(Protocol):
     """A shard in one version of the archive, wherever it is."""
@@ -156,18 +151,20 @@ class Snapshot:
         return sum(shard.num_rows for shard in self.shards)
 
 
-@dataclass(frozen=True)
 class _Group:
     """What a batch has in common."""
 
-    snapshot: Snapshot
-    scope: Scope
+    def __init__(self, snapshot: Snapshot, scope: Scope) -> None:
+        self.snapshot = snapshot
+        self.scope = scope
+        rows = scope.rows and scope.rows.token
+        self._key = (id(snapshot), scope.radius, scope.after, rows, scope.include)
 
     def __hash__(self) -> int:
-        return hash((id(self.snapshot), self.scope.group))
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Group) and self.snapshot is other.snapshot and self.scope.group == other.scope.group
+        return isinstance(other, _Group) and self._key == other._key
 
 
 @dataclass(frozen=True)

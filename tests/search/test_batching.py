@@ -61,6 +61,34 @@ def test_a_lone_query_leaves_at_once_and_those_behind_it_leave_together():
     asyncio.run(scenario())
 
 
+def test_those_that_arrive_in_one_turn_leave_together():
+    async def scenario():
+        runs = Runs()
+        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        tasks = [submit(batcher, number) for number in range(5)]
+        await runs.next_arrival()
+        assert runs.batches == [([0, 1, 2, 3, 4], [10] * 5)]
+        runs.gates[0].set()
+        assert len(await asyncio.gather(*tasks)) == 5
+
+    asyncio.run(scenario())
+
+
+def test_queries_of_other_groups_are_of_other_batches():
+    async def scenario():
+        runs = Runs()
+        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        tasks = [submit(batcher, number, group=number % 2) for number in range(6)]
+        await runs.next_arrival()
+        runs.gates[0].set()
+        await runs.next_arrival()
+        assert [codes for codes, _ in runs.batches] == [[0, 2, 4], [1, 3, 5]]
+        runs.gates[1].set()
+        assert len(await asyncio.gather(*tasks)) == 6
+
+    asyncio.run(scenario())
+
+
 def test_a_batch_holds_similar_k_only_and_oldest_first():
     async def scenario():
         runs = Runs()
@@ -102,8 +130,10 @@ def test_as_many_fan_outs_as_allowed_are_in_flight():
     async def scenario():
         runs = Runs()
         batcher = Batcher(runs, max_fan_outs=2, max_waiting=100)
-        tasks = [submit(batcher, number) for number in range(4)]
-        await let_tasks_run()
+        tasks = []
+        for number in range(4):
+            tasks.append(submit(batcher, number))
+            await let_tasks_run()
         assert [codes for codes, _ in runs.batches] == [[0], [1]]
         runs.gates[1].set()
         runs.arrived.clear()
