@@ -438,6 +438,25 @@ def status(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: orbithash duplicates archive --radius 2 --filter \"label = 'harbor'\"")
+def duplicates(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of codes.")],
+    radius: Annotated[int, typer.Option("--radius", help="Bits that neighbours in a group differ in, at most.")] = 0,
+    filter_: Annotated[str, typer.Option("--filter", help="Only rows for which this is true, in CQL2 text.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Finds groups of rows whose codes are linked by small distances, the largest group first."""
+    from orbithash.cluster.query import find_duplicates
+
+    groups = find_duplicates(archive, radius, filter_)
+    if as_json:
+        _print_json({"groups": groups})
+        return
+    for keys in groups:
+        print(*keys, sep="\t")
+    print(f"{len(groups)} groups, {sum(map(len, groups))} rows", file=sys.stderr)
+
+
 @bench_app.command("encode", epilog="Example: orbithash bench encode --count 2000")
 def bench_encode(
     model: Annotated[Path | None, typer.Option("--model", help="Model folder; without: a mobilenet_v2.")] = None,

@@ -12,7 +12,7 @@ from rich.table import Table
 from orbithash.encoders.errors import InputError
 from orbithash.search.queries import MAX_IMAGE_BYTES, Answer, Cursor, Example, Query
 
-__all__ = ["as_fields", "as_table", "make_query"]
+__all__ = ["as_fields", "as_table", "find_duplicates", "make_query"]
 
 WIDTH_WITHOUT_TERMINAL = 500
 
@@ -49,6 +49,27 @@ def make_query(
     )
     query.check()
     return query
+
+
+def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[str]]:
+    """The keys of each group of rows of the archive that pass the filter (see `duplicate_groups`)."""
+    import numpy as np
+
+    from orbithash.encoders.archive import Archive
+    from orbithash.search.duplicates import duplicate_groups
+    from orbithash.search.filters import parse_filter
+
+    opened = Archive.open(archive)
+    ids, codes = opened.codes()
+    if filter_text:
+        wanted = parse_filter(filter_text)
+        rows, table = opened.scan(list(wanted.columns))
+        is_wanted = np.isin(ids, rows[wanted.mask(table)])
+        ids, codes = ids[is_wanted], codes[is_wanted]
+    groups = duplicate_groups(ids, codes, opened.bits, radius)
+    rows, table = opened.scan(["key"])
+    key_of = dict(zip(rows.tolist(), table["key"].to_pylist(), strict=True)) if groups else {}
+    return [[key_of[row] for row in group.tolist()] for group in groups]
 
 
 def _cursor(text: str) -> Cursor:

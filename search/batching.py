@@ -1,7 +1,7 @@
 """Queries that arrive together go out together.
 
 A query that finds a free fan-out leaves in the next turn of the event loop, with those that arrived in the same turn:
-a lone query never waits. While all fan-outs are in flight, queries queue up, and the next free one takes as many as fit,
+a lone query never waits. While all fan-outs are in flight queries queue up, and the next free one takes as many as fit,
 so that under load the batches grow by themselves.
 """
 

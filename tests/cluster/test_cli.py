@@ -41,6 +41,7 @@ SURFACE = {
     "upsert": ["SOURCE", *CONNECTION, "--json", "--timeout", "--token-file"],
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
     "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
+    "duplicates": ["ARCHIVE", "--filter", "--json", "--radius"],
     "bench encode": ["--count", "--data", "--json", "--model"],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [

@@ -184,6 +184,15 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
     ended = cli("delete", "--keys", tmp_path / "keys", "--address", address)
     assert ended.out == f"removed {len(new)} rows\n"
     assert set(Archive.open(archive).keys()) == before
+    # Beside the copy there may be scenes whose codes are equal.
+    ended = cli("duplicates", archive, "--json", "--filter", "key LIKE '%'")
+    codes = dict(zip(*Archive.open(archive).codes(), strict=True))
+    keys = {row: key for key, row in Archive.open(archive).find(list(before)).items()}
+    alike = {}
+    for row, code in codes.items():
+        alike.setdefault(code.tobytes(), []).append(keys[int(row)])
+    expected = [group for group in alike.values() if len(group) > 1]
+    assert sorted(map(sorted, json.loads(ended.out)["groups"])) == sorted(map(sorted, expected))
     other = shutil.copytree(archive, archive.with_name("other"))
     Archive.open(other).delete([min(before)])
     with Client(address, timeout_s=60) as client:

@@ -81,7 +81,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     assert (run / "evaluation-8" / "report.html").exists()
     ended = cli("evaluate", run, "--data", labelled, "--bits", "12")
     assert ended.code == 2
-    assert f"error: {run} has no shorter model of 12 bits; there are 8" in ended.err
+    assert f"error: {run} has no model of 12 bits; there is 8 and 16" in ended.err
 
 
 def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, labelled, tmp_path):
