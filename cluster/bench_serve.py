@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.client import AsyncClient
 from orbithash.search.shard import Ids
 
-__all__ = ["bench_serve", "child"]
+__all__ = ["Child", "K", "bench_serve", "child", "started", "write_archive"]
 
 K = 10
 _ROUNDS, _WARM_UP = 8, 300
@@ -60,13 +61,13 @@ def bench_serve(rows: int, bits: int, shards: int, in_flight: int, requests: int
         root = Path(temporary)
         say(f"writing an archive of {rows} rows")
         model = write_random_model(root / "model", bits)
-        ids, codes = _write_archive(root / "archive", pack(rng.random((rows, bits)) < 0.5), read_model_folder(model)[1])
+        ids, codes = write_archive(root / "archive", pack(rng.random((rows, bits)) < 0.5), read_model_folder(model)[1])
         say("starting the gateway and the empty service")
         where = "local" if local else "ray"
-        gateway = stack.enter_context(_started("gateway", root / "archive", model, str(shards), where))
+        gateway = stack.enter_context(started("gateway", root / "archive", model, str(shards), where)).address
         prepared = root / "answer.pb"
         prepared.write_bytes(asyncio.run(_one_answer(gateway, queries[0])))
-        floor = stack.enter_context(_started("floor", prepared))
+        floor = stack.enter_context(started("floor", prepared)).address
         addresses = {"gateway": gateway, "floor": floor}
         rates, lone, num_wrong = asyncio.run(_drive(addresses, queries, in_flight, ids, codes))
         raw = _raw_rate(codes, queries)
@@ -93,7 +94,7 @@ def bench_serve(rows: int, bits: int, shards: int, in_flight: int, requests: int
     return result
 
 
-def _write_archive(path: Path, codes: Codes, model_id: str) -> tuple[Ids, Codes]:
+def write_archive(path: Path, codes: Codes, model_id: str) -> tuple[Ids, Codes]:
     """An archive whose rows have all that a hit shows; its ids and codes."""
     from datetime import UTC, datetime, timedelta
 
@@ -116,9 +117,17 @@ def _write_archive(path: Path, codes: Codes, model_id: str) -> tuple[Ids, Codes]
     return archive.codes()
 
 
+@dataclass(frozen=True)
+class Child:
+    """A service in a process of its own."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
-def _started(*args: str | Path) -> Iterator[str]:
-    """A child of this process for as long as the block lasts; yields its address."""
+def started(*args: str | Path) -> Iterator[Child]:
+    """A child of this process for as long as the block lasts, once it is ready."""
     program = "from orbithash.cluster.bench_serve import child; child()"
     with TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
@@ -132,7 +141,7 @@ def _started(*args: str | Path) -> Iterator[str]:
                 start_new_session=True,
             )
         try:
-            yield _address_of(process, log)
+            yield Child(_address_of(process, log), process.pid)
         finally:
             assert process.stdin is not None, "it was asked for"
             process.stdin.close()
@@ -156,7 +165,7 @@ def _address_of(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def child() -> None:
-    """The entry point of the children; the arguments are those of `_started`."""
+    """The entry point of the children; the arguments are those of `started`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     kind, *args = sys.argv[1:]
     if kind == "floor":

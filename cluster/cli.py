@@ -528,3 +528,20 @@ def bench_serve(
     from orbithash.cluster.bench_serve import bench_serve as run_bench
 
     show(run_bench(rows, bits, shards, in_flight, requests, local), as_json)
+
+
+@bench_app.command("soak", epilog="Example: orbithash bench soak --minutes 15")
+def bench_soak(
+    rows: Annotated[int, typer.Option("--rows", help="Random codes.")] = 100_000,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a code.")] = 64,
+    shards: Annotated[int, typer.Option("--shards", help="Parts of the index.")] = 2,
+    in_flight: Annotated[int, typer.Option("--in-flight", help="Searches at a time.")] = 16,
+    minutes: Annotated[float, typer.Option("--minutes", help="How long.")] = 15.0,
+    local: Annotated[bool, typer.Option("--local", help="All shards in the gateway's process, without Ray.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A gateway under the highest load while rows come and go: errors, and the slope of its memory."""
+    from orbithash.cluster.bench import show
+    from orbithash.cluster.bench_soak import bench_soak as run_bench
+
+    show(run_bench(rows, bits, shards, in_flight, minutes, local), as_json)

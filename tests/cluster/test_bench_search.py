@@ -202,3 +202,16 @@ def command_of(pid):
 
 def is_running(pid):
     return bool(command_of(pid))
+
+
+@pytest.mark.slow
+def test_a_gateway_under_load_with_changes():
+    from orbithash.cluster.bench_soak import bench_soak
+
+    result = bench_soak(2000, 32, 2, 4, 0.1, local=True)
+    assert (result["errors"], result["shed"]) == ("none", 0)
+    assert result["searches"] > 20
+    assert result["rows_written_or_removed"] >= 40
+    assert result["memory_mb_end"] > 50
+    with pytest.raises(InputError, match="--minutes is 0"):
+        bench_soak(2000, 32, 2, 4, 0, local=True)

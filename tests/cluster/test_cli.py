@@ -43,6 +43,7 @@ SURFACE = {
     "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
     "duplicates": ["ARCHIVE", "--filter", "--json", "--radius"],
     "bench encode": ["--count", "--data", "--json", "--model"],
+    "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [
         *("--archive", "--bits", "--distinct", "--engine", "--json", "--k", "--out", "--queries", "--radius"),

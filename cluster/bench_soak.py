@@ -1,0 +1,150 @@
+"""A gateway under load for many minutes while rows come and go: what fails, and whether memory grows."""
+
+import asyncio
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from orbithash.cluster.bench_serve import K, started, write_archive
+from orbithash.cluster.progress import track
+from orbithash.encoders.codes import check_bits, pack
+from orbithash.encoders.errors import InputError
+from orbithash.search.client import AsyncClient
+from orbithash.search.queries import Query
+from orbithash.search.rows import Row
+
+__all__ = ["bench_soak"]
+
+_SAMPLE_S = 1.0
+_ROWS_A_CHANGE = 20
+# Rows that were written are removed when there are so many of them, so that the archive stays of one size.
+_MAX_EXTRA_ROWS = 2000
+
+_FILTERS = ("", "", "", "label = 'harbor'", "lon > 0 AND label IN ('beach', 'river')", "key LIKE 'soak/%'")
+
+
+def bench_soak(rows: int, bits: int, shards: int, in_flight: int, minutes: float, local: bool) -> dict[str, Any]:
+    """Errors by kind, rates, and the slope of the resident memory of all the gateway's processes.
+
+    The load is as high as the gateway answers: `in_flight` searches at a time, some of them filtered, and one stream of
+    changes after the other. The slope is that of a straight line through the samples of the second half, MiB an hour.
+    """
+    from orbithash.cluster.bench import circumstances, write_random_model
+    from orbithash.encoders.card import read_model_folder
+
+    check_bits(bits)
+    if not 0.05 <= minutes <= 24 * 60:
+        raise InputError(f"--minutes is {minutes:g}; from 0.05 to {24 * 60} are allowed")
+    rng = np.random.default_rng(0)
+    with TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        model = write_random_model(root / "model", bits)
+        write_archive(root / "archive", pack(rng.random((rows, bits)) < 0.5), read_model_folder(model)[1])
+        where = "local" if local else "ray"
+        with started("gateway", root / "archive", model, str(shards), where) as child:
+            load = _Load(child.address, bits, child.pid)
+            asyncio.run(load.run(in_flight, 60 * minutes))
+    samples = np.array(load.samples)
+    half = samples[len(samples) // 2 :]
+    slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 3600 if len(half) > 1 else float("nan")
+    return {
+        **circumstances("soak", "orbithash", "grpcio", "ray"),
+        "rows": rows,
+        "shards": f"{shards} {'in one process' if local else 'Ray actors'}",
+        "minutes": minutes,
+        "searches": load.num_searches,
+        "searches_per_s": load.num_searches / (60 * minutes),
+        "rows_written_or_removed": load.num_changed,
+        "shed": load.outcomes.pop("Overloaded", 0),
+        "errors": dict(load.outcomes) or "none",
+        "memory_mb_begin": float(samples[0, 1]),
+        "memory_mb_half": float(half[0, 1]),
+        "memory_mb_end": float(samples[-1, 1]),
+        "memory_slope_mb_per_hour": slope,
+    }
+
+
+class _Load:
+    """Everything that is asked of one gateway, and what came of it."""
+
+    def __init__(self, address: str, bits: int, pid: int) -> None:
+        self.num_searches = self.num_changed = 0
+        self.outcomes: Counter[str] = Counter()
+        # Seconds since the begin, MiB.
+        self.samples: list[tuple[float, float]] = []
+        self._address = address
+        self._bits = bits
+        self._pid = pid
+        self._end = 0.0
+
+    async def run(self, in_flight: int, seconds: float) -> None:
+        """Asks and changes for so long."""
+        begun = time.monotonic()
+        self._end = begun + seconds
+        async with AsyncClient(self._address, 60.0) as client:
+            asking = [asyncio.create_task(self._ask(client, number)) for number in range(in_flight)]
+            changing = asyncio.create_task(self._change(client))
+            with track("load", int(seconds), "s") as advance_to:
+                while (now := time.monotonic()) < self._end:
+                    self.samples.append((now - begun, _resident_mb(self._pid)))
+                    advance_to(int(now - begun), f"{self.num_searches} searches, {self.samples[-1][1]:.0f} MiB")
+                    await asyncio.sleep(_SAMPLE_S)
+            await asyncio.gather(*asking, changing)
+
+    async def _ask(self, client: AsyncClient, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while time.monotonic() < self._end:
+            code = pack(rng.random((1, self._bits)) < 0.5)[0].tobytes()
+            query = Query(code=code, k=K, filter=_FILTERS[rng.integers(len(_FILTERS))])
+            try:
+                await client.search(query)
+                self.num_searches += 1
+            except Exception as error:
+                self.outcomes[type(error).__name__] += 1
+
+    async def _change(self, client: AsyncClient) -> None:
+        rng = np.random.default_rng(0)
+        keys: list[str] = []
+        number = 0
+        while time.monotonic() < self._end:
+            codes = pack(rng.random((_ROWS_A_CHANGE, self._bits)) < 0.5)
+            new = [f"soak/{number}/{row}" for row in range(_ROWS_A_CHANGE)]
+            number += 1
+            try:
+                await client.upsert([Row(key=key, code=code.tobytes()) for key, code in zip(new, codes, strict=True)])
+                keys += new
+                if len(keys) > _MAX_EXTRA_ROWS:
+                    await client.delete(keys[:_ROWS_A_CHANGE])
+                    keys = keys[_ROWS_A_CHANGE:]
+                    self.num_changed += _ROWS_A_CHANGE
+                self.num_changed += _ROWS_A_CHANGE
+            except Exception as error:
+                self.outcomes[type(error).__name__] += 1
+
+
+def _resident_mb(pid: int) -> float:
+    """MiB of a process and all below it; shared pages count once a process."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found = re.search(r"\nPPid:\t(\d+)", (entry / "status").read_text())
+            children.setdefault(int(found[1]) if found else 0, []).append(int(entry.name))
+    return sum(_own_mb(each) for each in _family(pid, children))
+
+
+def _family(pid: int, children: dict[int, list[int]]) -> Sequence[int]:
+    return [pid, *(each for child in children.get(pid, []) for each in _family(child, children))]
+
+
+def _own_mb(pid: int) -> float:
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return 0.0
