@@ -93,6 +93,7 @@ def test_three_bands_train_as_they_did(data):
         "crop": 32,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "orientations": 1,
     }
 
 

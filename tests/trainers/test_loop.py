@@ -138,7 +138,7 @@ def test_a_run_without_its_last_checkpoint_is_refused(data, tmp_path):
 
 
 def test_steps_and_history(data):
-    run = make_run(data, epochs=5, validate_every=2, warm_up_epochs=1, lr=0.01, lr_decay=0.5, lr_decay_epochs=2)
+    run = make_run(data, epochs=5, validate_every=2, warm_up_epochs=1, lr=0.01, schedule="step", lr_decay_epochs=2)
     recorder = trained(run)
     assert recorder.steps == [(epoch, step, 3) for epoch in range(1, 6) for step in range(1, 4)]
     assert [record["epoch"] for record in recorder.history] == [1, 2, 3, 4, 5]
