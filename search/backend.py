@@ -86,7 +86,14 @@ class LocalShardClient:
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`. A scan cannot be stopped half-way: whoever gives up does not hear its end."""
-        asked = (self._version, queries, k, scope.radius, scope.after, scope.rows)
-        if len(queries) * self.num_rows <= _SHORT_SCAN and len(queries) * k <= _FEW_HITS and scope.rows is None:
-            return self._host.search(*asked)
-        return await asyncio.to_thread(self._host.search, *asked)
+        return await asyncio.to_thread(
+            self._host.search, self._version, queries, k, scope.radius, scope.after, scope.rows
+        )
+
+    def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
+        """See `QuickShardClient`."""
+        is_plain = scope.radius is None and scope.after is None and scope.rows is None
+        is_short = len(queries) * self.num_rows <= _SHORT_SCAN and len(queries) * k <= _FEW_HITS
+        if not (is_plain and is_short and self._host.holds(self._version)):
+            return None
+        return self._host.search(self._version, queries, k)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from orbithash.search.batching import Batcher
 from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, SearchError, Unavailable
 from orbithash.search.hits import HitRows, Known
 from orbithash.search.host import Change, Rows
-from orbithash.search.merge import cut, merge
+from orbithash.search.merge import Merged, merge
 from orbithash.search.observer import Observer
 from orbithash.search.queries import Answer, Coverage, Cursor, Example, Hit, Query
 from orbithash.search.selections import Selections
-from orbithash.search.shard import NO_HIT, Ids, ShardAnswer
+from orbithash.search.shard import Ids, ShardAnswer
 
 __all__ = ["ArchiveReader", "Engine", "QueryEncoder", "Scope", "ShardClient", "Snapshot"]
 
@@ -71,6 +71,13 @@ class ShardClient(Protocol):
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """As `ShardHost.search`. The caller turns to other things after `timeout_s`; an exception is a failed shard."""
+
+
+class QuickShardClient(Protocol):
+    """A shard that may answer without being waited for."""
+
+    def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
+        """As `search`, where that takes a moment only; None where it would keep the event loop."""
 
 
 class ArchiveReader(Protocol):
@@ -130,6 +137,8 @@ class Snapshot:
     encoder: QueryEncoder
     selections: Selections
     rows: HitRows
+    # The same shards, where all of them are of this kind.
+    quick_shards: Sequence[QuickShardClient]
 
     @classmethod
     def of(cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder) -> "Snapshot":
@@ -137,7 +146,9 @@ class Snapshot:
         assert shards, "an archive has a shard"
         held = sum(shard.num_rows for shard in shards)
         assert held == archive.num_rows, "the shards hold another version of the archive"
-        return cls(archive, shards, encoder, Selections(archive), HitRows(archive))
+        are_quick = all(hasattr(shard, "search_now") for shard in shards)
+        quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
+        return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick)
 
     def after(self, before: "Snapshot", change: Change) -> "Snapshot":
         """Itself, with the rows that `before` knows, where the change leads from there to here."""
@@ -232,6 +243,8 @@ class Engine:
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the search began")
         snapshot = self._snapshot
+        if (answer := self._answer_now(snapshot, query)) is not None:
+            return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline) as scope:
@@ -247,6 +260,33 @@ class Engine:
         code = await self._code(snapshot, query)
         scope = Scope(query.radius, query.after, rows, query.include)
         found = await self._batcher.submit(code, query.k, _Group(snapshot, scope), deadline)
+        return self._checked(snapshot, query, found, rows)
+
+    def _answer_now(self, snapshot: Snapshot, query: Query) -> Answer | None:
+        """The answer, where it takes a moment only: a code and short scans. None for all else.
+
+        What waits for others, even for a moment, costs the event loop more than such a scan.
+        """
+        if query.code is None or query.filter or query.include or not snapshot.quick_shards:
+            return None
+        if 2 * snapshot.rows.num_known < snapshot.num_rows:
+            # The scan would often be in vain: rows must be read, which takes its time.
+            return None
+        code = _checked_code(query.code, snapshot.archive.bits)
+        given = self._answers_now(snapshot.quick_shards, code[None], [query.k], Scope(query.radius, query.after))
+        if not given:
+            return None
+        with self.observer.stage("merge"):
+            merged = merge(given, [query.k])
+            known = snapshot.rows.known(_ids(merged))
+        if known is None:
+            return None
+        self.observer.batch(1, 0.0)
+        coverage = Coverage(snapshot.num_rows, snapshot.num_rows, len(given), len(given))
+        return self._checked(snapshot, query, _hits(merged, known, {}, coverage)[0], None)
+
+    def _checked(self, snapshot: Snapshot, query: Query, found: _Found, rows: Rows | None) -> Answer:
+        """The answer that was found, where it covers enough."""
         if found.coverage.fraction < query.min_coverage:
             raise Unavailable(
                 f"{found.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
@@ -297,20 +337,37 @@ class Engine:
     async def _search_batch(self, codes: Codes, ks: Sequence[int], group: _Group, timeout_s: float) -> Sequence[_Found]:
         shards = group.snapshot.shards
         with self.observer.stage("fan_out"):
-            answers = await self._ask_shards(
-                shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
+            # A turn of the event loop for each shard would cost more than short scans do.
+            answers: Sequence[ShardAnswer | None] = self._answers_now(
+                group.snapshot.quick_shards, codes, ks, group.scope
             )
+            if not answers:
+                answers = await self._ask_shards(
+                    shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
+                )
         searched = [shard.num_rows for shard, answer in zip(shards, answers, strict=True) if answer is not None]
         coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
         given = [answer for answer in answers if answer is not None]
         with self.observer.stage("merge"):
             if len(ks) * max(ks) > _FEW_HITS:
-                return await asyncio.to_thread(_found, group, given, ks, coverage)
-            merged = _merged(given, ks)
-            every = [id_ for answer in merged for id_ in answer.ids[0].tolist()]
-            if group.scope.include or group.snapshot.rows.lacking(every):
+                return await asyncio.to_thread(lambda: _with_rows(group, merge(given, ks), coverage))
+            merged = merge(given, ks)
+            known = None if group.scope.include else group.snapshot.rows.known(_ids(merged))
+            if known is None:
                 return await asyncio.to_thread(_with_rows, group, merged, coverage)
-            return _with_rows(group, merged, coverage)
+            return _hits(merged, known, {}, coverage)
+
+    def _answers_now(
+        self, shards: Sequence[QuickShardClient], codes: Codes, ks: Sequence[int], scope: Scope
+    ) -> list[ShardAnswer]:
+        """Each shard's answer, nothing where one of them would take its time."""
+        answers = []
+        for shard in shards:
+            answer = shard.search_now(codes, max(ks), scope)
+            if answer is None:
+                return []
+            answers.append(answer)
+        return answers
 
     async def _ask_shards(
         self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
@@ -352,39 +409,41 @@ async def _encode(snapshot: Snapshot, kind: str, values: list[Any]) -> Codes:
         return await snapshot.encoder.encode_texts(values)
     if kind == "key":
         return await asyncio.to_thread(_codes_of_keys, snapshot.archive, values)
-    return np.stack([check_codes(np.frombuffer(code, np.uint8), snapshot.archive.bits) for code in values])
+    return np.stack([_checked_code(code, snapshot.archive.bits) for code in values])
 
 
-def _found(group: _Group, answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage) -> list[_Found]:
-    return _with_rows(group, _merged(answers, ks), coverage)
+def _checked_code(code: bytes, bits: int) -> Codes:
+    """As uint8 [B]; `InvalidQuery` for a code of another length."""
+    try:
+        return check_codes(np.frombuffer(code, np.uint8), bits)
+    except InputError as error:
+        raise InvalidQuery(("code", str(error))) from error
 
 
-def _merged(answers: Sequence[ShardAnswer], ks: Sequence[int]) -> list[ShardAnswer]:
-    """The answer to each query over all shards, without places that hold no hit."""
-    merged = merge(answers, max(ks)) if len(answers) > 1 else answers[0]
-    num_hits = (merged.distances != NO_HIT).sum(axis=1).tolist()
-    each = []
-    for i, (k, num) in enumerate(zip(ks, num_hits, strict=True)):
-        own = ShardAnswer(merged.distances[i : i + 1, :num], merged.ids[i : i + 1, :num], merged.ties[i : i + 1])
-        each.append(cut(own, k))
-    return each
+def _ids(answers: Sequence[Merged]) -> list[int]:
+    return [id_ for answer in answers for id_ in answer.ids.tolist()]
 
 
-def _with_rows(group: _Group, answers: Sequence[ShardAnswer], coverage: Coverage) -> list[_Found]:
+def _with_rows(group: _Group, answers: Sequence[Merged], coverage: Coverage) -> list[_Found]:
     """Each answer with what the archive knows of its rows."""
-    pairs = [(answer.ids[0].tolist(), answer.distances[0].tolist()) for answer in answers]
-    every = [id_ for ids, _ in pairs for id_ in ids]
-    rows: Known = group.snapshot.rows.read(every)
-    extras = group.snapshot.rows.extras(every, group.scope.include)
+    rows, ids = group.snapshot.rows, _ids(answers)
+    return _hits(answers, rows.read(ids), rows.extras(ids, group.scope.include), coverage)
+
+
+def _hits(
+    answers: Sequence[Merged], rows: Known, extras: dict[int, dict[str, Any]], coverage: Coverage
+) -> list[_Found]:
     nothing: dict[str, Any] = {}
     return [
         _Found(
             tuple(
                 Hit._make((rank, distance, id_, *rows[id_], extras.get(id_, nothing)))
-                for rank, (id_, distance) in enumerate(zip(*pair, strict=True), 1)
+                for rank, (id_, distance) in enumerate(
+                    zip(answer.ids.tolist(), answer.distances.tolist(), strict=True), 1
+                )
             ),
-            int(answer.ties[0]),
+            answer.ties,
             coverage,
         )
-        for pair, answer in zip(pairs, answers, strict=True)
+        for answer in answers
     ]

@@ -22,7 +22,7 @@ from orbithash.search import convert
 from orbithash.search.address import is_loopback, parse_address
 from orbithash.search.errors import DeadlineExceeded, GatewayError, InvalidQuery, SearchError
 from orbithash.search.logs import set_requests
-from orbithash.search.malformed import LenientReading, readable
+from orbithash.search.malformed import Lenient, readable
 from orbithash.search.observer import Observer
 from orbithash.search.protection import Protection, audited
 from orbithash.search.rows import MAX_ROWS
@@ -94,7 +94,6 @@ async def start_gateway(
         protection.check_open(host)
     credentials = None if protection.tls is None else protection.tls.credentials()
     server = grpc.aio.server(
-        interceptors=[LenientReading()],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         # Without the first, a second gateway on a taken port starts without a word and gets half of the calls.
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", limits.max_receive_bytes)],
@@ -102,8 +101,8 @@ async def start_gateway(
     checks = health.aio.HealthServicer()
     await _set_health(checks, False)
     calls = _Calls(limits.max_timeout_s, service.observer, protection)
-    search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(service, calls), server)
-    search_pb2_grpc.add_ArchiveServiceServicer_to_server(_ArchiveServicer(service, calls), server)
+    search_pb2_grpc.add_SearchServiceServicer_to_server(_SearchServicer(service, calls), Lenient(server))
+    search_pb2_grpc.add_ArchiveServiceServicer_to_server(_ArchiveServicer(service, calls), Lenient(server))
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     if protection.reflection:
         reflection.enable_server_reflection((*_SERVICES[1:], reflection.SERVICE_NAME), server)
@@ -175,10 +174,11 @@ class _Calls:
         """The block ends the call: a `SearchError` with its status, any other error as a fault of the server."""
         started = time.perf_counter()
         self._observer.call_began(name)
-        request_id = _request_id(context)
+        request_id, is_new = _request_id(context)
         set_requests([request_id])
         outcome = "CANCELLED"
-        context.set_trailing_metadata(((convert.REQUEST_ID, request_id),))
+        if is_new:
+            context.set_trailing_metadata(((convert.REQUEST_ID, request_id),))
         remaining_s = context.time_remaining()
         timeout_s = self._max_timeout_s if remaining_s is None else min(remaining_s, self._max_timeout_s)
         try:
@@ -193,22 +193,23 @@ class _Calls:
             status = convert.error_to_pb(GatewayError(f"internal error, request id {request_id}"))
             outcome = _OUTCOMES[status.code]
         finally:
-            self._ended(name, outcome, time.perf_counter() - started, context.peer())
+            self._ended(name, outcome, time.perf_counter() - started, context)
         await _abort(context, status, request_id)
 
-    def _ended(self, rpc: str, outcome: str, seconds: float, peer: str) -> None:
+    def _ended(self, rpc: str, outcome: str, seconds: float, context: Any) -> None:
         self._observer.call_ended(rpc, outcome, seconds)
         if outcome != "OK" or seconds > _SLOW_S:
+            peer = context.peer()
             fields = {"rpc": rpc, "outcome": outcome, "ms": round(1e3 * seconds, 3), "peer": peer}
             logger.info("%s of %s ended after %.0f ms: %s", rpc, peer, 1e3 * seconds, outcome, extra=fields)
 
 
-def _request_id(context: Any) -> str:
-    """The caller's own id where it is one, else a new one."""
+def _request_id(context: Any) -> tuple[str, bool]:
+    """The caller's own id where it is one, else a new one; and whether it is new."""
     for name, value in context.invocation_metadata() or ():
         if name == convert.REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
-            return str(value)
-    return uuid.uuid4().hex
+            return str(value), False
+    return uuid.uuid4().hex, True
 
 
 async def _abort(context: Any, status: status_pb2.Status, request_id: str) -> None:

@@ -47,24 +47,34 @@ class HitRows:
         columns = [table.column(name).to_pylist() for name in _COLUMNS]
         self._known = dict(zip(ids.tolist(), zip(*columns, strict=True), strict=True))
 
-    def lacking(self, ids: Iterable[int]) -> list[int]:
-        """Which of these rows must be read first, ascending."""
-        known = self._known
-        return sorted({id_ for id_ in ids if id_ not in known})
+    @property
+    def num_known(self) -> int:
+        """Rows that need not be read."""
+        return len(self._known)
 
-    def read(self, ids: Sequence[int]) -> Known:
-        """The values of key, label, lon, lat and datetime, of rows that are read or known already."""
-        lacking = self.lacking(ids)
+    def known(self, ids: Iterable[int]) -> Known | None:
+        """The values of key, label, lon, lat and datetime, where all these rows are known."""
+        known = self._known
+        try:
+            return {id_: known[id_] for id_ in ids}
+        except KeyError:
+            return None
+
+    def read(self, ids: Iterable[int]) -> Known:
+        """The same values, of rows that are known or in the archive."""
+        known = self._known
+        lacking = sorted({id_ for id_ in ids if id_ not in known})
         read: Known = {}
         if lacking:
             table = self._archive.take(np.array(lacking, np.uint64), _COLUMNS)
             columns = [table.column(name).to_pylist() for name in _COLUMNS]
             read = dict(zip(lacking, zip(*columns, strict=True), strict=True))
-        values = {id_: read[id_] if id_ in read else self._known[id_] for id_ in ids}
-        if len(self._known) + len(read) > _MAX_KNOWN:
+        values = {id_: read[id_] if id_ in read else known[id_] for id_ in ids}
+        if len(known) + len(read) > _MAX_KNOWN:
             # Another dict, for others may be reading this one.
-            self._known = {}
-        self._known.update(read)
+            self._known = read
+        else:
+            known.update(read)
         return values
 
     def extras(self, ids: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:

@@ -55,6 +55,10 @@ class ShardHost:
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._filtered: OrderedDict[tuple[int, str], Shard] = OrderedDict()
 
+    def holds(self, version: int) -> bool:
+        """Whether this version is here already."""
+        return version in self._shards
+
     def num_rows(self, version: int) -> int:
         """Rows of this part of a version, which is loaded where it is not here yet."""
         return self._shard(version).num_rows

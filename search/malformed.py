@@ -1,6 +1,6 @@
 """Bytes that are no message: gRPC itself would answer with an error of Python's, and write its stack into the log."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -8,34 +8,42 @@ from google.protobuf.message import DecodeError
 
 from orbithash.search.errors import InvalidQuery
 
-__all__ = ["LenientReading", "readable"]
+__all__ = ["Lenient", "readable"]
 
 Message = TypeVar("Message")
-
-_OURS = "/orbithash."
 
 
 class _Malformed:
     """Stands where a message would."""
 
 
-class LenientReading(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets our own calls be made also with bytes that are no message; `readable` refuses those."""
+class Lenient:
+    """A server to register servicers with, whose calls are made also with bytes that are no message: see `readable`."""
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        """See gRPC."""
-        handler = await continuation(details)
-        if handler is None or not details.method.startswith(_OURS):
-            return handler
-        read = handler.request_deserializer
+    def __init__(self, server: Any) -> None:
+        self._server = server
 
-        def read_or_mark(data: bytes) -> Any:
-            try:
-                return read(data)
-            except DecodeError:
-                return _Malformed()
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """They come again by the next method, with their names."""
 
-        return handler._replace(request_deserializer=read_or_mark)
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """See `grpc.aio.Server`."""
+        lenient = {
+            name: handler._replace(request_deserializer=_or_marked(handler.request_deserializer))
+            for name, handler in handlers.items()
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, lenient),))
+        self._server.add_registered_method_handlers(service, lenient)
+
+
+def _or_marked(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read_or_mark(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return _Malformed()
+
+    return read_or_mark
 
 
 def readable(request: Message) -> Message:

@@ -110,12 +110,18 @@ class Protection:
             )
 
     def admit(self, context: Any, call: str, request_id: str) -> str:
-        """Who calls, for lines of the log; raises `Unauthenticated` or `PermissionDenied` for a caller that may not."""
+        """Who changes something, for lines of the log, "" for other calls.
+
+        Raises `Unauthenticated` or `PermissionDenied` for a caller that may not call this.
+        """
+        if call not in _WRITES:
+            if self.tokens is not None:
+                self._name(context, call)
+            return ""
         try:
             return f"{self._name(context, call)} at {context.peer()}"
         except SearchError as error:
-            if call in _WRITES:
-                audit.info("%s: %s refused: %s, request %s", context.peer(), call, error, request_id)
+            audit.info("%s: %s refused: %s, request %s", context.peer(), call, error, request_id)
             raise
 
     def _name(self, context: Any, call: str) -> str:

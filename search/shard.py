@@ -47,12 +47,6 @@ class ShardAnswer:
     ids: Ids
     ties: Counts
 
-    @property
-    def cutoffs(self) -> Distances:
-        """int32 [Q]: the distance of each query's last hit, -1 without hits."""
-        cutoffs: Distances = np.where(self.distances == NO_HIT, -1, self.distances).max(axis=1, initial=-1)
-        return cutoffs
-
 
 class _Found(NamedTuple):
     """Distinct codes found for a query, nearest first: distances int32 [N], numbers int64 [N]."""

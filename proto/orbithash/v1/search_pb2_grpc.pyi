@@ -5,8 +5,8 @@ The interface of orbithash's gateway. Fields are only ever added; a change that 
 package (orbithash.v2).
 
 Every call has a deadline: one without gets the server's (30 s), a later one is cut to it. Every call has a request
-id, which the server sends in the trailing metadata "orbithash-request-id" and writes into its log; the id of a
-request's metadata "orbithash-request-id" is taken where there is one.
+id, which the server writes into its log: that of the request's metadata "orbithash-request-id", else a new one. The
+server sends a new one, and that of a call that failed, in the trailing metadata of the same name.
 
 Where the server asks for tokens, a call carries the metadata "authorization: Bearer TOKEN". Searches need the role
 "read", changes of the archive "write".
