@@ -12,7 +12,7 @@ from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.errors import InvalidQuery, SearchError
 from orbithash.search.host import Change
 from orbithash.search.observer import Observer
-from orbithash.search.queries import Answer, Query
+from orbithash.search.queries import MAX_K, Answer, Query
 from orbithash.search.rows import Row
 from orbithash.search.writer import Committed, Writer
 
@@ -21,6 +21,8 @@ __all__ = ["MAX_QUERIES", "Service", "check_num_queries", "open_service"]
 logger = logging.getLogger(__name__)
 
 MAX_QUERIES = 256
+# Of all queries of a batch together.
+MAX_BATCH_HITS = 100_000
 
 # How long the searches have that began before another archive took its place.
 _LAST_SEARCHES_S = 60.0
@@ -52,6 +54,10 @@ class Service:
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
         """An answer or what went wrong for each of at most `MAX_QUERIES` queries."""
         check_num_queries(len(queries))
+        if (num_hits := sum(query.k for query in queries if 0 < query.k <= MAX_K)) > MAX_BATCH_HITS:
+            raise InvalidQuery(
+                ("requests", f"at most {MAX_BATCH_HITS:,} hits of all queries together, got {num_hits:,}")
+            )
         found = await asyncio.gather(
             *(self._engine.search(query, timeout_s) for query in queries), return_exceptions=True
         )

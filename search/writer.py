@@ -188,13 +188,15 @@ class Writer:
             codes = np.array([code for _, code, _ in rows], np.uint8).reshape(-1, num_bytes(self._archive.bits))
             ids = self._archive.upsert(_table(self._archive.bits, rows, codes)) if rows else np.empty(0, np.uint64)
             after = self._archive.version
+            # Each of the two is one version; in an object store, where nothing is locked, others may lie between.
+            is_alone = after == before + bool(len(removed)) + bool(rows)
             self._num_commits += 1
             if self._num_commits % _OPTIMIZE_EVERY == 0:
                 self._archive.optimize()
                 after = self._archive.version
         self._observer.count("rows_upserted", len(rows))
         self._observer.count("rows_deleted", len(found))
-        if before != self._seen:
+        if before != self._seen or not is_alone:
             # Another program has written meanwhile: what it changed is not known here.
             before = UNKNOWN
         return Change(before, after, removed, ids, codes), found

@@ -74,8 +74,8 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchMany(self, request, context):
-        """SearchMany answers up to 256 queries, each with an answer or a status of its own; OK when it got that far. Its
-        queries share passes over the codes, which is quicker than as many calls of Search.
+        """SearchMany answers up to 256 queries of at most 100,000 hits together, each with an answer or a status of its own;
+        OK when it got that far. It spares the caller and the server a call for each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,8 +81,8 @@ class SearchServiceStub:
     then holds every row that counts.
     """
     SearchMany: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchManyRequest, _search_pb2.SearchManyResponse]
-    """SearchMany answers up to 256 queries, each with an answer or a status of its own; OK when it got that far. Its
-    queries share passes over the codes, which is quicker than as many calls of Search.
+    """SearchMany answers up to 256 queries of at most 100,000 hits together, each with an answer or a status of its own;
+    OK when it got that far. It spares the caller and the server a call for each.
     """
 
 @_typing.type_check_only
@@ -103,8 +103,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
     then holds every row that counts.
     """
     SearchMany: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchManyRequest, _search_pb2.SearchManyResponse]  # type: ignore[assignment]
-    """SearchMany answers up to 256 queries, each with an answer or a status of its own; OK when it got that far. Its
-    queries share passes over the codes, which is quicker than as many calls of Search.
+    """SearchMany answers up to 256 queries of at most 100,000 hits together, each with an answer or a status of its own;
+    OK when it got that far. It spares the caller and the server a call for each.
     """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -134,8 +134,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SearchManyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SearchManyResponse, _abc.Awaitable[_search_pb2.SearchManyResponse]]:
-        """SearchMany answers up to 256 queries, each with an answer or a status of its own; OK when it got that far. Its
-        queries share passes over the codes, which is quicker than as many calls of Search.
+        """SearchMany answers up to 256 queries of at most 100,000 hits together, each with an answer or a status of its own;
+        OK when it got that far. It spares the caller and the server a call for each.
         """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
