@@ -177,9 +177,14 @@ def _summary(
 ) -> dict[str, Any]:
     if not history or not asked:
         raise InputError("the demo has nothing to sum up: no epoch ended or no query was asked")
-    whole = metrics
-    # Of a model with a text side, what images find among images; what crosses is beside it.
-    metrics = metrics.get("image->image", metrics)
+    directions: dict[str, float] = {}
+    if "image->image" in metrics["metrics"]:
+        # Of a model with a text side, what images find among images; what crosses is beside it.
+        directions = {name: of_one[HEADLINE]["expected"] for name, of_one in metrics["metrics"].items()}
+        metrics = {
+            name: value["image->image"] if isinstance(value, dict) and "image->image" in value else value
+            for name, value in metrics.items()
+        }
     times = {
         kind: [one.took_ms for one in asked if (one.sentence is None) == (kind == "image")]
         for kind in ("image", "sentence")
@@ -203,7 +208,7 @@ def _summary(
         "encode": encoded,
         "query": {"shards": NUM_SHARDS, **_percentiles(times["image"])},
         **({"query_by_sentence": _percentiles(times["sentence"])} if times["sentence"] else {}),
-        **({"directions": _headlines(whole)} if metrics is not whole else {}),
+        **({"directions": directions} if directions else {}),
         "seconds": dict(seconds),
     }
 
@@ -211,7 +216,3 @@ def _summary(
 def _percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
     p50, p95 = (float(np.percentile(times_ms, share)) for share in (50, 95))
     return {"count": len(times_ms), "p50_ms": p50, "p95_ms": p95}
-
-
-def _headlines(metrics: dict[str, Any]) -> dict[str, float]:
-    return {direction: of_one["metrics"][HEADLINE]["expected"] for direction, of_one in metrics.items()}
