@@ -363,7 +363,8 @@ class Engine:
         """Each shard's answer, nothing where one of them would take its time."""
         answers = []
         for shard in shards:
-            answer = shard.search_now(codes, max(ks), scope)
+            with self.observer.stage("scan"):
+                answer = shard.search_now(codes, max(ks), scope)
             if answer is None:
                 return []
             answers.append(answer)
