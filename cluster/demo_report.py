@@ -138,7 +138,7 @@ def _galleries(run: Run, model: HashModel, asked: list[Asked]) -> list[Gallery]:
     by_image, by_sentence = ([one for one in asked if (one.sentence is None) == is_image] for is_image in (True, False))
     galleries = [
         _gallery(run, model, by_image, "Ask by image", "Left, an image the model has never seen"),
-        _gallery(run, model, by_sentence, "Ask by sentence", "Left, a sentence about an image that is not there"),
+        _gallery(run, model, by_sentence, "Ask by sentence", "Left, a sentence about an image the archive lacks"),
     ]
     return galleries if by_sentence else galleries[:1]
 
