@@ -36,6 +36,8 @@ def connected(min_cpus: int = 1) -> Iterator[None]:
         _set_token()
         # By its name meant for other systems; here it is what makes every process of Ray listen on loopback only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # A record of each search would fill the memory of Ray's control service, for a dashboard that is not there.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
     if ray.is_initialized():
