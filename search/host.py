@@ -13,8 +13,8 @@ __all__ = ["UNKNOWN", "Change", "Rows", "ShardHost"]
 # A version that no shard holds.
 UNKNOWN = -1
 
-# A search that began before a change ends on the version it began with.
-_VERSIONS = 2
+# A search that began before a change ends on the version it began with; one that is gone must be loaded anew.
+_VERSIONS = 4
 _FILTERED = 16
 
 
