@@ -146,7 +146,7 @@ def _condition(node: Any, used: dict[str, None]) -> _Test:
         return _spatial(name, args, used)
     if name in _TEMPORAL and len(args) == 2:
         return _temporal(name, args, used)
-    raise _wrong(f"{name.upper()} with {len(args)} arguments is not known; see the README for what is")
+    raise _wrong(f"{name.upper()} with {len(args)} arguments is not known; see docs/search.md for what is")
 
 
 def _comparison(name: str, args: list[Any], used: dict[str, None]) -> _Test:

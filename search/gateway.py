@@ -239,7 +239,6 @@ class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
         raise AssertionError("abort raises")
 
 
-Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
