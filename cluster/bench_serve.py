@@ -123,6 +123,7 @@ class Child:
 
     address: str
     pid: int
+    log: Path
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def started(*args: str | Path) -> Iterator[Child]:
                 start_new_session=True,
             )
         try:
-            yield Child(_address_of(process, log), process.pid)
+            yield Child(_address_of(process, log), process.pid, log)
         finally:
             assert process.stdin is not None, "it was asked for"
             process.stdin.close()

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.cluster.bench_serve import K, started, write_archive
-from orbithash.cluster.progress import track
+from orbithash.cluster.progress import say, track
 from orbithash.encoders.codes import check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search.client import AsyncClient
@@ -27,6 +27,8 @@ _SAMPLE_S = 1.0
 _ROWS_A_CHANGE = 20
 # Rows that were written are removed when there are so many of them, so that the archive stays of one size.
 _MAX_EXTRA_ROWS = 2000
+# Errors of the gateway's log that are printed.
+_SHOWN = 5
 
 _FILTERS = ("", "", "", "label = 'harbor'", "lon > 0 AND label IN ('beach', 'river')", "key LIKE 'soak/%'")
 
@@ -52,9 +54,11 @@ def bench_soak(rows: int, bits: int, shards: int, in_flight: int, minutes: float
         with started("gateway", root / "archive", model, str(shards), where) as child:
             load = _Load(child.address, bits, child.pid)
             asyncio.run(load.run(in_flight, 60 * minutes))
-    samples = np.array(load.samples)
-    half = samples[len(samples) // 2 :]
-    slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 3600 if len(half) > 1 else float("nan")
+            failures = _failures(child.log)
+    for failure in failures[:_SHOWN]:
+        say(failure)
+    memory = [sum(by_process.values()) for _, by_process in load.samples]
+    slopes = _slopes(load.samples[len(load.samples) // 2 :])
     return {
         **circumstances("soak", "orbithash", "grpcio", "ray"),
         "rows": rows,
@@ -63,12 +67,14 @@ def bench_soak(rows: int, bits: int, shards: int, in_flight: int, minutes: float
         "searches": load.num_searches,
         "searches_per_s": load.num_searches / (60 * minutes),
         "rows_written_or_removed": load.num_changed,
-        "shed": load.outcomes.pop("Overloaded", 0),
+        "shed": sum(load.outcomes.pop(f"{what}: Overloaded", 0) for what in ("search", "change")),
         "errors": dict(load.outcomes) or "none",
-        "memory_mb_begin": float(samples[0, 1]),
-        "memory_mb_half": float(half[0, 1]),
-        "memory_mb_end": float(samples[-1, 1]),
-        "memory_slope_mb_per_hour": slope,
+        "errors_in_log": len(failures),
+        "memory_mb_begin": memory[0],
+        "memory_mb_half": memory[len(memory) // 2],
+        "memory_mb_end": memory[-1],
+        "memory_slope_mb_per_hour": sum(slopes.values()),
+        **{f"memory_slope_mb_per_hour_{name}": slope for name, slope in slopes.items()},
     }
 
 
@@ -78,8 +84,8 @@ class _Load:
     def __init__(self, address: str, bits: int, pid: int) -> None:
         self.num_searches = self.num_changed = 0
         self.outcomes: Counter[str] = Counter()
-        # Seconds since the begin, MiB.
-        self.samples: list[tuple[float, float]] = []
+        # Seconds since the begin, MiB by kind of process.
+        self.samples: list[tuple[float, dict[str, float]]] = []
         self._address = address
         self._bits = bits
         self._pid = pid
@@ -95,7 +101,8 @@ class _Load:
             with track("load", int(seconds), "s") as advance_to:
                 while (now := time.monotonic()) < self._end:
                     self.samples.append((now - begun, _resident_mb(self._pid)))
-                    advance_to(int(now - begun), f"{self.num_searches} searches, {self.samples[-1][1]:.0f} MiB")
+                    total = sum(self.samples[-1][1].values())
+                    advance_to(int(now - begun), f"{self.num_searches} searches, {total:.0f} MiB")
                     await asyncio.sleep(_SAMPLE_S)
             await asyncio.gather(*asking, changing)
 
@@ -108,7 +115,7 @@ class _Load:
                 await client.search(query)
                 self.num_searches += 1
             except Exception as error:
-                self.outcomes[type(error).__name__] += 1
+                self.outcomes[f"search: {type(error).__name__}"] += 1
 
     async def _change(self, client: AsyncClient) -> None:
         rng = np.random.default_rng(0)
@@ -127,21 +134,51 @@ class _Load:
                     self.num_changed += _ROWS_A_CHANGE
                 self.num_changed += _ROWS_A_CHANGE
             except Exception as error:
-                self.outcomes[type(error).__name__] += 1
+                self.outcomes[f"change: {type(error).__name__}"] += 1
 
 
-def _resident_mb(pid: int) -> float:
-    """MiB of a process and all below it; shared pages count once a process."""
+def _failures(log: Path) -> list[str]:
+    """What the gateway logged as errors, and what native code said on its way down."""
+    records = re.split(r"\n(?=\d{4}-\d\d-\d\dT)", log.read_text(errors="replace"))
+    return [record.strip() for record in records if re.search(r"^\S+ ERROR |panicked at", record, re.MULTILINE)]
+
+
+def _slopes(samples: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """MiB an hour by kind of process, where there are samples enough for a line."""
+    if len(samples) < 2:
+        return {}
+    seconds = [second for second, _ in samples]
+    names = sorted({name for _, by_process in samples for name in by_process})
+    return {
+        name: 3600 * float(np.polyfit(seconds, [by_process.get(name, 0.0) for _, by_process in samples], 1)[0])
+        for name in names
+    }
+
+
+def _resident_mb(pid: int) -> dict[str, float]:
+    """MiB of a process and all below it, by their kinds; shared pages count once a process."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             found = re.search(r"\nPPid:\t(\d+)", (entry / "status").read_text())
             children.setdefault(int(found[1]) if found else 0, []).append(int(entry.name))
-    return sum(_own_mb(each) for each in _family(pid, children))
+    sizes: defaultdict[str, float] = defaultdict(float)
+    for each in _family(pid, children):
+        sizes["gateway" if each == pid else _kind(each)] += _own_mb(each)
+    return dict(sizes)
 
 
 def _family(pid: int, children: dict[int, list[int]]) -> Sequence[int]:
     return [pid, *(each for child in children.get(pid, []) for each in _family(child, children))]
+
+
+def _kind(pid: int) -> str:
+    """Ray's actors by their class, what else Ray starts together."""
+    with suppress(OSError):
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+        if actor := re.match(r"ray::_?(\w+)", title):
+            return actor[1].lower()
+    return "ray"
 
 
 def _own_mb(pid: int) -> float:

@@ -136,6 +136,7 @@ def encode(
             first, num_encoded, num_refused = _run(todo, model.absolute(), card.preprocessing, target, workers)
             ended = time.time()
         target.optimize()
+        target.clean_up()
         return EncodeSummary(
             num_listed=len(items),
             num_done_before=len(items) - len(todo),

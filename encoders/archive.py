@@ -7,6 +7,7 @@ dataset inside the folder, so that they are neither lost silently nor searched.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ from orbithash.encoders.storage import (
 
 __all__ = ["Archive"]
 
+# Versions that `clean_up` leaves, and those that are younger.
+_KEPT_VERSIONS, _KEPT_FOR = 1000, timedelta(minutes=10)
+
 _REFUSED = "_refused.lance"
 _REFUSED_SCHEMA = pa.schema([pa.field("key", pa.string(), False), pa.field("reason", pa.string(), False)])
 
 
 class Archive:
     """One version of an archive; `refresh` and the changes made through it move it to the newest one.
+
+    Reading is safe for concurrent calls; nothing may be read while a change is made through the same object.
 
     Attributes:
         path: the absolute folder, or the URI of an object store.
@@ -111,9 +117,9 @@ class Archive:
             return int(self._dataset.count_rows())
 
     def newest_version(self) -> int:
-        """Number of the newest version, which may not be the one that is read."""
-        with reading(self.path):
-            return int(self._dataset.latest_version)
+        """Number of the newest version, which may not be the one that is read. Safe while a change is made."""
+        # A dataset that is being written to refuses to be asked at the same time, and the other way round.
+        return int(load(self.path, None).version)
 
     def refresh(self) -> None:
         """Moves to the newest version.
@@ -166,10 +172,15 @@ class Archive:
             raise InputError(f"no row with id {missing[0]} in version {self.version} of {self.path}")
         return found.select(list(columns)).take([place[row] for row in wanted])
 
-    def scan(self, columns: Sequence[str]) -> tuple[npt.NDArray[np.uint64], pa.Table]:
-        """The ids uint64 [N] of all rows, in any order, and `columns` of them."""
+    def scan(
+        self, columns: Sequence[str], among: npt.NDArray[np.uint64] | None = None
+    ) -> tuple[npt.NDArray[np.uint64], pa.Table]:
+        """The ids uint64 [N] of all rows, or of those there are `among` some ids, in any order; `columns` of them."""
+        if among is not None and not len(among):
+            return np.empty(0, np.uint64), pa.schema([self.schema.field(name) for name in columns]).empty_table()
+        wanted = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
         with reading(self.path):
-            table = self._dataset.to_table(columns=list(columns), with_row_id=True)
+            table = self._dataset.to_table(columns=list(columns), filter=wanted, with_row_id=True)
         return table["_rowid"].to_numpy(), table.select(list(columns))
 
     def find(self, keys: Sequence[str]) -> dict[str, int]:
@@ -280,6 +291,11 @@ class Archive:
         else:
             self._dataset.create_scalar_index("key", "BTREE")
         self.refresh()
+
+    def clean_up(self) -> None:
+        """Removes versions, and the files only they need, that nobody can still be reading."""
+        # Both have to hold. Age alone would take a version that was the newest until a moment ago.
+        self._dataset.cleanup_old_versions(older_than=_KEPT_FOR, retain_versions=_KEPT_VERSIONS)
 
     def refuse(self, rows: Sequence[tuple[str, str]]) -> None:
         """Notes (key, reason) of images that could not be read."""

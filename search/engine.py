@@ -105,8 +105,8 @@ class ArchiveReader(Protocol):
     def take(self, ids: Ids, columns: list[str]) -> Any:
         """A `pyarrow.Table` of the rows with these ids, in their order."""
 
-    def scan(self, columns: list[str]) -> tuple[Ids, Any]:
-        """The ids of all rows, and a `pyarrow.Table` of them in the same order."""
+    def scan(self, columns: list[str], among: Ids | None = None) -> tuple[Ids, Any]:
+        """The ids of all rows, or of those there are among some ids, and a `pyarrow.Table` of them in that order."""
 
 
 class QueryEncoder(Protocol):
@@ -151,10 +151,15 @@ class Snapshot:
         return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick)
 
     def after(self, before: "Snapshot", change: Change) -> "Snapshot":
-        """Itself, with the rows that `before` knows, where the change leads from there to here."""
+        """Itself, with what `before` knows of rows and filters, where the change leads from there to here."""
         if before.archive.version != change.before:
             return self
-        return replace(self, rows=HitRows(self.archive, before.rows.known_but(change.removed, change.ids)))
+        touched = np.union1d(change.removed, change.ids)
+        return replace(
+            self,
+            rows=HitRows(self.archive, before.rows.known_but(touched)),
+            selections=before.selections.after(self.archive, touched),
+        )
 
     @property
     def num_rows(self) -> int:

@@ -88,10 +88,9 @@ class HitRows:
             values["code"] = [bytes(code) for code in values["code"]]
         return {id_: {name: values[name][place] for name in columns} for place, id_ in enumerate(rows)}
 
-    def known_but(self, *changed: Ids) -> Known:
-        """What is known and still true in a version in which these rows are other ones."""
+    def known_but(self, touched: Ids) -> Known:
+        """What is known and still true in a version in which these rows are gone, new or other ones."""
         known = self._known.copy()
-        for ids in changed:
-            for id_ in ids.tolist():
-                known.pop(id_, None)
+        for id_ in touched.tolist():
+            known.pop(id_, None)
         return known

@@ -19,7 +19,7 @@ from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.indexes import build_index
 
-__all__ = ["NO_HIT", "Counts", "Distances", "Ids", "Shard", "ShardAnswer", "part_of"]
+__all__ = ["NO_HIT", "Counts", "Distances", "Ids", "Shard", "ShardAnswer", "are_among", "part_of"]
 
 Ids = npt.NDArray[np.uint64]
 Distances = npt.NDArray[np.int32]
@@ -140,12 +140,12 @@ class Shard:
 
     def where(self, ids: Ids) -> "Shard":
         """The shard of those of its rows whose ids are among `ids`, which ascend."""
-        return self._of(self._rows.kept(_are_among(self._rows.ids, ids)))
+        return self._of(self._rows.kept(are_among(self._rows.ids, ids)))
 
     def changed(self, removed: Ids, ids: Ids, codes: Codes) -> "Shard":
         """The shard without the rows `removed`, and with rows `ids`, in place of any that it had of these ids."""
         check_codes(codes, self.bits)
-        is_gone = _are_among(self._rows.ids, np.union1d(removed, ids))
+        is_gone = are_among(self._rows.ids, np.union1d(removed, ids))
         return self._of(self._rows.kept(~is_gone).joined(ids, codes))
 
     def search(
@@ -273,7 +273,7 @@ def _sortable(codes: Codes) -> npt.NDArray[Any]:
     return words.view(">u8").reshape(-1).astype(np.uint64)
 
 
-def _are_among(ids: Ids, others: Ids) -> npt.NDArray[np.bool_]:
+def are_among(ids: Ids, others: Ids) -> npt.NDArray[np.bool_]:
     """Which ids, each of them once, are among others, which ascend."""
     if not 0 < len(others) < len(ids) // 100:
         return np.isin(ids, others, assume_unique=True)

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 # Rows of one commit, and rows that may wait for one.
 _MAX_COMMIT, _MAX_WAITING = 20_000, 100_000
 
-# Commits after which small pieces of the archive are joined.
-_OPTIMIZE_EVERY = 200
+# Commits after which small pieces of the archive are joined, and after which old versions are removed.
+_OPTIMIZE_EVERY, _CLEAN_UP_EVERY = 200, 1000
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,14 @@ class Writer:
                 with self._observer.stage("show"):
                     await self._show(change)
                 self._seen = change.after
-            except Exception as error:
+            except BaseException as error:
+                # A panic in native code is no `Exception`; whoever waits has to hear of it all the same.
                 logger.exception("a commit of %d changes failed", len(group))
                 for wanted in group:
                     if not wanted.done.done():
                         wanted.done.set_exception(_told(error))
+                if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                    raise
                 continue
             for wanted in group:
                 removed = sum(row is None and key in found for key, row in wanted.rows.items())
@@ -194,6 +197,8 @@ class Writer:
             if self._num_commits % _OPTIMIZE_EVERY == 0:
                 self._archive.optimize()
                 after = self._archive.version
+            if self._num_commits % _CLEAN_UP_EVERY == 0:
+                self._archive.clean_up()
         self._observer.count("rows_upserted", len(rows))
         self._observer.count("rows_deleted", len(found))
         if before != self._seen or not is_alone:
@@ -215,9 +220,9 @@ def _table(bits: int, rows: Sequence[tuple[Row, Codes, bytes | None]], codes: Co
     )
 
 
-def _told(error: Exception) -> Exception:
+def _told(error: BaseException) -> Exception:
     """What whoever waits is told."""
-    if isinstance(error, InputError) and not isinstance(error, SearchError):
+    if not isinstance(error, Exception) or (isinstance(error, InputError) and not isinstance(error, SearchError)):
         # Where the archive lies is not for everyone; the log has it.
         return Unavailable("the archive cannot be written now, maybe another program writes; try again later")
     return error

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,59 @@ def test_optimize_joins_fragments_and_indexes_the_key(archive):
     assert archive.find(["later", "never"]) == {"later": 6}
 
 
+def test_clean_up_leaves_what_may_still_be_read(archive, monkeypatch):
+    from orbithash.encoders import archive as archive_module
+
+    for number in range(6):
+        add(archive, [f"{number}"], number)
+    early, before = Archive.open(archive.path, 2), archive.codes()
+    archive.clean_up()
+    assert early.num_rows == 1, "it is young"
+    monkeypatch.setattr(archive_module, "_KEPT_FOR", dt.timedelta())
+    archive.clean_up()
+    assert early.num_rows == 1, "it is one of the last thousand"
+    monkeypatch.setattr(archive_module, "_KEPT_VERSIONS", 3)
+    archive.clean_up()
+    with pytest.raises(InputError, match="cannot be read"):
+        Archive.open(archive.path, 2)
+    assert Archive.open(archive.path, archive.version - 2).num_rows == 4
+    np.testing.assert_array_equal(archive.codes()[0], before[0])
+
+
+def test_scan_among_ids(archive):
+    add(archive, "abcd")
+    ids, table = archive.scan(["key"], np.array([3, 1, 99], np.uint64))
+    assert dict(zip(ids.tolist(), table["key"].to_pylist(), strict=True)) == {1: "b", 3: "d"}
+    ids, table = archive.scan(["key", "lon"], np.empty(0, np.uint64))
+    assert (len(ids), table.column_names, table.num_rows) == (0, ["key", "lon"], 0)
+    assert archive.scan(["key"], np.array([2**64 - 1], np.uint64))[1].num_rows == 0
+
+
+def test_the_newest_version_can_be_asked_for_while_a_change_is_made(archive):
+    """Lance lets nobody ask a dataset for anything while a change is made through it, and panics."""
+    done = threading.Event()
+    seen, failed = [], []
+
+    def ask():
+        while not done.is_set():
+            try:
+                seen.append(archive.newest_version())
+            except BaseException as error:
+                failed.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(60):
+            add(archive, [f"{number}"], number)
+            archive.delete([f"{number}"])
+    finally:
+        done.set()
+        asking.join()
+    assert not failed
+    assert seen == sorted(seen)
+
+
 def test_take_keeps_order_and_repeats(archive):
     add(archive, "abc")
     assert archive.take([2, 0, 2], ["key"])["key"].to_pylist() == ["c", "a", "c"]
@@ -277,6 +331,7 @@ def test_commits_of_two_processes_both_land(archive):
 
 CHILD = """
 import sys
+import threading
 import numpy as np
 from orbithash.encoders.archive import Archive
 archive = Archive.open(sys.argv[1])

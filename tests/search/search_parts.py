@@ -125,8 +125,9 @@ class MemoryArchive:
         rows = [self._rows[row] for row in ids.tolist()]
         return pa.table({name: [row[name] for row in rows] for name in columns})
 
-    def scan(self, columns):
-        ids = np.array(list(self._rows), np.uint64)
+    def scan(self, columns, among=None):
+        wanted = self._rows if among is None else self._rows.keys() & set(among.tolist())
+        ids = np.array(list(wanted), np.uint64)
         return ids, self.take(ids, columns).cast(pa.schema([ARCHIVE_SCHEMA.field(name) for name in columns]))
 
 

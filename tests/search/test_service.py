@@ -1,6 +1,7 @@
 """Changes of an archive while it is searched, on real Lance datasets."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 
 import numpy as np
@@ -281,6 +282,93 @@ def test_a_failed_commit_is_told_and_the_next_one_works(tmp_path, monkeypatch):
             await service.upsert([Row(key="a", code=code(1))])
         await service.upsert([Row(key="b", code=code(1))])
         assert set(await held(service)) == {"b"}
+
+    run(tmp_path / "a", scenario)
+
+
+class Panic(BaseException):
+    """As native code raises it: no `Exception`."""
+
+
+def test_a_panic_of_native_code_is_told_too(tmp_path, monkeypatch):
+    original = Archive.upsert
+    failures = iter([Panic("already borrowed")])
+
+    def fail(self, table):
+        for failure in failures:
+            raise failure
+        return original(self, table)
+
+    monkeypatch.setattr(Archive, "upsert", fail)
+
+    async def scenario(service):
+        with pytest.raises(Unavailable, match="cannot be written now"):
+            await service.upsert([Row(key="a", code=code(1))])
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"b"}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_filters_hold_through_changes(tmp_path, monkeypatch):
+    """Random histories against a dict; whatever was found for a filter before, each answer is of the newest version."""
+    scanned = []
+    original = Archive.scan
+
+    def scan(self, columns, among=None):
+        scanned.append(None if among is None else len(among))
+        return original(self, columns, among)
+
+    monkeypatch.setattr(Archive, "scan", scan)
+    rng = np.random.default_rng(3)
+    labels = ("beach", "forest", "river")
+    filters = [f"label = '{label}'" for label in labels] + ["label IN ('beach', 'river')", "key LIKE 'k1%'"]
+    passes = [lambda key, label, wanted=wanted: label == wanted for wanted in labels]
+    passes += [lambda key, label: label in ("beach", "river"), lambda key, label: key.startswith("k1")]
+
+    async def scenario(service):
+        rows = {}
+        for _ in range(40):
+            keys = [f"k{number}" for number in rng.choice(30, rng.integers(1, 6), replace=False)]
+            if rng.random() < 0.3:
+                await service.delete(keys)
+                rows = {key: label for key, label in rows.items() if key not in keys}
+            else:
+                new = {key: str(rng.choice(labels)) for key in keys}
+                await service.upsert([Row(key=key, code=code(1), label=label) for key, label in new.items()])
+                rows |= new
+            for number in rng.choice(len(filters), 2, replace=False):
+                wanted = {key for key, label in rows.items() if passes[number](key, label)}
+                assert set(await held(service, filter=filters[number])) == wanted
+        whole = scanned.count(None)
+        # One to warm the rows, one for each filter: the rest looked at rows that were touched.
+        assert whole <= 1 + len(filters)
+        assert len(scanned) - whole > 20
+
+    run(tmp_path / "a", scenario)
+
+
+def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
+    """What is still being found for one version serves the next ones."""
+    original = Archive.scan
+    may_go_on = threading.Event()
+
+    def scan(self, columns, among=None):
+        if among is None and columns == ["label"]:
+            may_go_on.wait(60)
+        return original(self, columns, among)
+
+    async def scenario(service):
+        await service.upsert([Row(key=f"n{i}", code=code(i), label="river") for i in range(3)])
+        monkeypatch.setattr(Archive, "scan", scan)
+        asking = [asyncio.create_task(held(service, filter="label = 'river'"))]
+        for number in range(3):
+            await asyncio.sleep(0)
+            await service.upsert([Row(key=f"n{number}", code=code(0), label="beach")])
+            asking.append(asyncio.create_task(held(service, filter="label = 'river'")))
+        may_go_on.set()
+        found = [set(keys) for keys in await asyncio.gather(*asking)]
+        assert found == [{"n0", "n1", "n2"}, {"n1", "n2"}, {"n2"}, set()]
 
     run(tmp_path / "a", scenario)
 
