@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -139,6 +140,7 @@ class Snapshot:
     rows: HitRows
     # The same shards, where all of them are of this kind.
     quick_shards: Sequence[QuickShardClient]
+    uses: "Uses"
 
     @classmethod
     def of(cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder) -> "Snapshot":
@@ -148,7 +150,7 @@ class Snapshot:
         assert held == archive.num_rows, "the shards hold another version of the archive"
         are_quick = all(hasattr(shard, "search_now") for shard in shards)
         quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
-        return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick)
+        return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick, Uses())
 
     def after(self, before: "Snapshot", change: Change) -> "Snapshot":
         """Itself, with what `before` knows of rows and filters, where the change leads from there to here."""
@@ -165,6 +167,30 @@ class Snapshot:
     def num_rows(self) -> int:
         """Rows of the archive."""
         return sum(shard.num_rows for shard in self.shards)
+
+
+class Uses:
+    """How many searches are under way: `with uses: …`."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._number += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._number -= 1
+        if not self._number:
+            self._none.set()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Returns when there is none, and after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._none.wait()
 
 
 class _Group:
@@ -252,8 +278,9 @@ class Engine:
             return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout_at(deadline) as scope:
-                answer = await self._answer(snapshot, query, deadline)
+            with snapshot.uses:
+                async with asyncio.timeout_at(deadline) as scope:
+                    answer = await self._answer(snapshot, query, deadline)
         except TimeoutError:
             if not scope.expired():
                 raise

@@ -232,8 +232,9 @@ class _SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> search_pb2.SearchManyResponse:
         async with self._calls.call(context, "SearchMany") as call:
             # Before anything is made of them: a message has room for millions.
-            check_num_queries(len(readable(request).requests))
-            queries = [convert.query_from_pb(each) for each in request.requests]
+            requests = readable(request).requests
+            check_num_queries(len(requests))
+            queries = [convert.query_from_pb(each) for each in requests]
             found = await self._service.search_many(queries, call.timeout_s)
             return search_pb2.SearchManyResponse(results=map(convert.result_to_pb, found))
         raise AssertionError("abort raises")
@@ -259,8 +260,9 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         num_rows = 0
         async with self._calls.call(context, "Upsert") as call:
             async for request in request_iterator:
-                _check_size("rows", len(readable(request).rows))
-                rows = [convert.row_from_pb(row) for row in request.rows]
+                messages = readable(request).rows
+                _check_size("rows", len(messages))
+                rows = [convert.row_from_pb(row) for row in messages]
                 with audited(call.caller, "Upsert", f"{len(rows)} rows", call.request_id) as change:
                     done = await _within(call.timeout_s, self._service.upsert(rows))
                     change.version = done.version
@@ -273,11 +275,12 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         num_keys = num_removed = 0
         async with self._calls.call(context, "Delete") as call:
             async for request in request_iterator:
-                _check_size("keys", len(readable(request).keys))
-                with audited(call.caller, "Delete", f"{len(request.keys)} keys", call.request_id) as change:
-                    done = await _within(call.timeout_s, self._service.delete(list(request.keys)))
+                keys = list(readable(request).keys)
+                _check_size("keys", len(keys))
+                with audited(call.caller, "Delete", f"{len(keys)} keys", call.request_id) as change:
+                    done = await _within(call.timeout_s, self._service.delete(keys))
                     change.version = done.version
-                num_keys += len(request.keys)
+                num_keys += len(keys)
                 num_removed += done.removed
                 yield search_pb2.DeleteResponse(
                     committed_keys=num_keys, removed_rows=num_removed, archive_version=done.version
@@ -285,9 +288,10 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
 
     async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
         async with self._calls.call(context, "Refresh") as call:
-            what = f"archive {request.archive[:200]!a}" if readable(request).archive else "the archive"
+            wanted = readable(request)
+            what = f"archive {wanted.archive[:200]!a}" if wanted.archive else "the archive"
             with audited(call.caller, "Refresh", what, call.request_id) as change:
-                now = await self._service.refresh(request.archive, request.model)
+                now = await self._service.refresh(wanted.archive, wanted.model)
                 change.version = now.archive_version
             return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
         raise AssertionError("abort raises")

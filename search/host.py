@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from orbithash.encoders.codes import Codes
 from orbithash.search.shard import Ids, Shard, ShardAnswer, part_of
 
-__all__ = ["UNKNOWN", "Change", "Rows", "ShardHost"]
+__all__ = ["MAX_VERSIONS", "UNKNOWN", "Change", "Rows", "ShardHost"]
 
 # A version that no shard holds.
 UNKNOWN = -1
 
 # A search that began before a change ends on the version it began with; one that is gone must be loaded anew.
-_VERSIONS = 4
+MAX_VERSIONS = 4
 _FILTERED = 16
 
 
@@ -52,7 +52,7 @@ class ShardHost:
         self._number, self._num_shards = number, num_shards
         self._index = index
         self._lock, self._loading = threading.Lock(), threading.Lock()
-        self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._shards: dict[int, Shard] = {}
         self._filtered: OrderedDict[tuple[int, str], Shard] = OrderedDict()
 
     def holds(self, version: int) -> bool:
@@ -101,8 +101,10 @@ class ShardHost:
     def _keep(self, version: int, shard: Shard) -> Shard:
         with self._lock:
             self._shards[version] = shard
-            while len(self._shards) > _VERSIONS:
-                gone, _ = self._shards.popitem(last=False)
+            while len(self._shards) > MAX_VERSIONS:
+                # Never the newest, from which the next change leads on, for the sake of an old one.
+                gone = min(self._shards.keys() - {version})
+                del self._shards[gone]
                 self._filtered = OrderedDict(item for item in self._filtered.items() if item[0][0] != gone)
         return shard
 

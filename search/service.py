@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 
@@ -10,7 +11,7 @@ from orbithash.search.backend import Backend
 from orbithash.search.description import Description, ShardStatus
 from orbithash.search.engine import Engine, Snapshot
 from orbithash.search.errors import InvalidQuery, SearchError
-from orbithash.search.host import Change
+from orbithash.search.host import MAX_VERSIONS, Change
 from orbithash.search.observer import Observer
 from orbithash.search.queries import MAX_K, Answer, Query
 from orbithash.search.rows import Row
@@ -26,6 +27,9 @@ MAX_BATCH_HITS = 100_000
 
 # How long the searches have that began before another archive took its place.
 _LAST_SEARCHES_S = 60.0
+
+# How long a change waits for the searches of the version whose place it takes.
+_CHANGE_WAITS_S = 1.0
 
 # How soon searches see what other programs write.
 _FOLLOW_EVERY_S = 1.0
@@ -147,10 +151,17 @@ class Service:
         task.add_done_callback(self._ending.discard)
 
     def _new_writer(self, backend: Backend) -> Writer:
+        # Of the versions that shards hold. One more takes the oldest one's place: who still searches that one is waited
+        # for, or changes that come faster than searches end would make shards load what they have just let go of.
+        held = deque([self._engine.snapshot], maxlen=MAX_VERSIONS)
+
         async def show(change: Change) -> None:
-            snapshot = await backend.change(change)
+            if len(held) == MAX_VERSIONS:
+                await held[0].uses.ended(_CHANGE_WAITS_S)
+            snapshot = (await backend.change(change)).after(held[-1], change)
+            held.append(snapshot)
             if self._backend is backend:
-                self._engine.swap(snapshot.after(self._engine.snapshot, change))
+                self._engine.swap(snapshot)
 
         return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 

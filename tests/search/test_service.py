@@ -10,10 +10,12 @@ from search_parts import StubEncoder, random_codes
 
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.errors import ImageError, InputError
+from orbithash.search import backend as backend_module
 from orbithash.search import service as service_module
 from orbithash.search import writer as writer_module
 from orbithash.search.backend import LocalBackend
 from orbithash.search.errors import InvalidQuery, Overloaded, Unavailable
+from orbithash.search.host import MAX_VERSIONS
 from orbithash.search.queries import Answer, Query
 from orbithash.search.rows import Row
 from orbithash.search.service import Service, open_service
@@ -371,6 +373,51 @@ def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
         assert found == [{"n0", "n1", "n2"}, {"n1", "n2"}, {"n2"}, set()]
 
     run(tmp_path / "a", scenario)
+
+
+@pytest.mark.parametrize("patience_s", [60, 0])
+def test_changes_that_come_faster_than_a_search_ends(tmp_path, monkeypatch, patience_s):
+    """They wait for it; and where it takes too long, its version alone is loaded anew."""
+    loaded = []
+    original = backend_module.codes_of
+
+    def codes_of(path, version):
+        loaded.append(version)
+        return original(path, version)
+
+    async def encode(images):
+        await may_go_on.wait()
+        return np.zeros((len(images), 2), np.uint8)
+
+    may_go_on = asyncio.Event()
+    monkeypatch.setattr(backend_module, "codes_of", codes_of)
+    monkeypatch.setattr(service_module, "_CHANGE_WAITS_S", patience_s)
+
+    async def scenario(service):
+        first = service.describe().archive_version
+        searching = asyncio.create_task(service.search(Query(image=b"slow"), 60.0))
+        await asyncio.sleep(0)
+        for number in range(MAX_VERSIONS - 1):
+            await service.upsert([Row(key=f"n{number}", code=code(0))])
+        changing = asyncio.create_task(service.upsert([Row(key="last", code=code(0))]))
+        if patience_s:
+            # Longer than a commit takes.
+            await service.search(Query(key="k0", include=("caption",)), 60.0)
+            while (
+                service.num_rows_waiting or Archive.open(tmp_path / "a").version == service.describe().archive_version
+            ):
+                await asyncio.sleep(0.01)
+            assert not changing.done()
+        else:
+            await changing
+        may_go_on.set()
+        assert {hit.key for hit in (await searching).hits} == {"k0", "k1"}
+        await changing
+        await service.upsert([Row(key="one more", code=code(0))])
+        assert set(await held(service)) == {"k0", "k1", "n0", "n1", "n2", "last", "one more"}
+        assert loaded == [first] * (3 if patience_s else 6)
+
+    run(tmp_path / "a", scenario, StubEncoder(encode), num_rows=2)
 
 
 def test_a_caller_that_leaves_does_not_take_back_its_rows(tmp_path):

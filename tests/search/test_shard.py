@@ -5,6 +5,7 @@ import pytest
 from search_parts import oracle, random_case, random_codes, rows_of
 
 from orbithash.encoders.errors import InputError
+from orbithash.search.host import MAX_VERSIONS, Change, ShardHost
 from orbithash.search.shard import Shard, part_of
 
 
@@ -217,3 +218,20 @@ def test_approximate_indexes_tell_true_distances_in_order(index, num_rows):
 def test_an_unknown_index_is_refused():
     with pytest.raises(InputError, match="unknown index 'flatt'; there are flat, multi-hash"):
         Shard(np.arange(4, dtype=np.uint64), np.zeros((4, 1), np.uint8), 8, "flatt")
+
+
+def test_versions_that_are_loaded_again_do_not_take_the_newest_ones_place():
+    loaded = []
+
+    def load(version):
+        loaded.append(version)
+        return np.arange(version, dtype=np.uint64), np.zeros((version, 1), np.uint8)
+
+    host = ShardHost(load, 8, 0, 1)
+    for version in (20, *range(1, 9)):
+        assert host.num_rows(version) == version
+    assert host.holds(20)
+    assert sum(host.holds(version) for version in range(30)) == MAX_VERSIONS
+    host.change(Change(20, 21, np.array([3], np.uint64), np.empty(0, np.uint64), np.empty((0, 1), np.uint8)))
+    assert host.num_rows(21) == 19
+    assert 21 not in loaded

@@ -1,0 +1,179 @@
+"""Verbs around data and models."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orbithash.cluster.cli_options import DataOption, JsonOption, SetOption, WeightsOption, print_json
+
+__all__ = ["verbs"]
+
+verbs = typer.Typer()
+
+
+@verbs.command(epilog="Example: orbithash demo --data UCMerced_LandUse --weights IMAGENET1K_V2 --out runs/ucmd")
+def demo(
+    data: Annotated[Path | None, typer.Option("--data", help="Labelled images; without: generated scenes.")] = None,
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    captions: Annotated[Path | None, typer.Option("--captions", help="Sentences about --data, as JSON.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Runs the whole chain on this machine: train, evaluate, encode, serve, query; writes a report."""
+    from orbithash.cluster.demo import run_demo
+
+    run_demo(out, data, weights, settings or [], captions)
+
+
+@verbs.command(epilog="Example: orbithash scenes data/scenes --count 600")
+def scenes(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    count: Annotated[int, typer.Option("--count", help="Scenes to draw.")] = 600,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels a side.")] = 128,
+) -> None:
+    """Draws georeferenced land-use scenes with a second source, labels and captions."""
+    from orbithash.cluster.progress import track
+    from orbithash.trainers.scenes import write_scenes
+
+    with track("drawing", count, "scenes") as advance_to:
+        write_scenes(directory, count, seed, size, on_progress=lambda done: advance_to(done, ""))
+
+
+@verbs.command(epilog="Example: orbithash wald UCMerced_LandUse data/ucmd_pairs --factor 4")
+def wald(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of RGB images, with a folder for each class or none.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    factor: Annotated[int, typer.Option("--factor", help="How much coarser the first source is.")] = 4,
+) -> None:
+    """Makes pairs of sources of RGB images: coarse colour and fine grey of the same ground (Wald's protocol)."""
+    from orbithash.cluster.progress import say, track
+    from orbithash.trainers.datasets.layouts import cut
+    from orbithash.trainers.datasets.wald import count_images, write_wald_pairs
+
+    with track("degrading", count_images(source), "images") as advance_to:
+        pairs = write_wald_pairs(source, out, factor, on_progress=lambda done: advance_to(done, ""))
+    for problem in cut(pairs.refused):
+        say(f"left out: {problem}")
+    say(f"{pairs.count} pairs are in {out}; {len(pairs.refused)} images were left out")
+
+
+@verbs.command(epilog="Example: orbithash train dhcl --data UCMerced_LandUse --bits 64 --workers 2 --out runs/ucmd")
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of the method, such as dhcl.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an interrupted run in it goes on.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Its name, such as ucmd; else recognised.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="How to split; else the dataset's own.")] = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", help="Chooses the split.")] = 0,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the training images held back to choose the epoch; 0: none.")
+    ] = 0.1,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="JSON file of sentences about the images, Karpathy style.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits of a code.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
+    weights: WeightsOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Trains a method and leaves a run folder with the model of its best validation epoch."""
+    from orbithash.cluster.progress import say
+    from orbithash.cluster.train import prepare_run, train_on_ray
+
+    run = prepare_run(
+        method,
+        data,
+        dataset,
+        protocol,
+        config,
+        settings or [],
+        split_seed=split_seed,
+        validation=validation,
+        captions=captions,
+        bits=bits,
+        weights=weights,
+    )
+    if run.config.weights is None and config is None:
+        say(
+            "no --weights: the network starts from random ones, for which the default settings are not meant; "
+            "trainers/recipes/from_scratch.yaml (--config) has some that are"
+        )
+    train_on_ray(run, out, workers, gpus_per_worker)
+
+
+@verbs.command(epilog="Example: orbithash evaluate runs/ucmd --data UCMerced_LandUse")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    data: DataOption,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="Another split than the run's own.")] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="One of the lengths of a run with nested_bits.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Simple methods on the pretrained features, too.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluates a run's model on its test part: metrics, plots, a page."""
+    from orbithash.cluster.evaluate import evaluate_run
+
+    metrics, page = evaluate_run(run, data, protocol, baselines, bits=bits)
+    if as_json:
+        print_json(metrics)
+    else:
+        for name, value in metrics["metrics"].items():
+            if "->" in name:
+                print(name)
+            for metric, figures in value.items() if "->" in name else [(name, value)]:
+                print(f"{metric:<20} {figures['expected']:.4f}")
+        print(f"report: {page}")
+
+
+@verbs.command(
+    epilog="Example: orbithash reproduce mhcln dhcl --data UCMerced_LandUse --weights IMAGENET1K_V2 --seeds 5"
+)
+def reproduce(
+    data: DataOption,
+    methods: Annotated[
+        list[str] | None, typer.Argument(metavar="[METHOD]...", help="Names; without: all that the data allow.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and the table; goes on where it stopped.")] = (
+        Path("runs/reproduce")
+    ),
+    bits: Annotated[list[int] | None, typer.Option("--bits", help="Bits of a code; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Splits and trainings of each.")] = 1,
+    captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of sentences, for DUCH.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
+    weights: WeightsOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for all that have it, or method.key=value.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trains and evaluates methods by their papers' own protocols, beside the published figures."""
+    from orbithash.cluster.reproduce import reproduce as run_reproduce
+    from orbithash.cluster.reproduction_table import show
+
+    rows = run_reproduce(
+        methods or [],
+        data,
+        out,
+        bits=bits or [64],
+        num_seeds=seeds,
+        weights=weights,
+        captions=captions,
+        settings=settings or [],
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+    )
+    if as_json:
+        print_json([dataclasses.asdict(row) for row in rows])
+    else:
+        show(rows)
+        print(f"table: {out / 'results.md'}, report: {out / 'report.html'}")
