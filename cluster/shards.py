@@ -1,12 +1,11 @@
 """The shards of an archive as Ray actors, each in as many copies as asked for."""
 
 import asyncio
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
-
-import numpy as np
 
 from orbithash.cluster.runtime import check_resources
 from orbithash.encoders.archive import Archive
@@ -17,7 +16,7 @@ from orbithash.search.engine import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.host import Change, Rows, ShardHost
 from orbithash.search.observer import Observer
 from orbithash.search.replicas import Copy, Latencies, Replicas
-from orbithash.search.shard import ShardAnswer, part_of
+from orbithash.search.shard import Ids, ShardAnswer, part_of
 
 __all__ = ["RayBackend"]
 
@@ -37,6 +36,8 @@ HEALTH_EVERY_S = 0.5
 
 _KEPT_SELECTIONS = 32
 
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
+
 
 class _ShardActor:
     """Shard `number` of `num_shards` of an archive, in the versions that are asked for."""
@@ -50,18 +51,10 @@ class _ShardActor:
     def change(self, change: Change) -> int:
         return self._host.change(change)
 
-    def search(
-        self,
-        version: int,
-        queries: Codes,
-        k: int,
-        radius: int | None,
-        after: tuple[int, int] | None,
-        token: str,
-        ids: np.ndarray | None,
-    ) -> ShardAnswer:
+    def search(self, asked: bytes, ids: Ids | None = None) -> bytes:
+        version, queries, k, radius, after, token = pickle.loads(asked)
         rows = None if ids is None else Rows(token, ids)
-        return self._host.search(version, queries, k, radius, after, rows)
+        return pickle.dumps(self._host.search(version, queries, k, radius, after, rows), _PROTOCOL)
 
 
 class _RayShardClient:
@@ -77,11 +70,11 @@ class _RayShardClient:
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
-        ids = self._backend.reference(self._version, scope.rows)
         token = "" if scope.rows is None else scope.rows.token
-        answer: ShardAnswer = await self._search.remote(
-            self._version, queries, k, scope.radius, scope.after, token, ids
-        )
+        # As bytes: what Ray makes of arrays takes longer than a search (docs/results.md). Nobody outside sends these.
+        asked = pickle.dumps((self._version, queries, k, scope.radius, scope.after, token), _PROTOCOL)
+        ids = () if scope.rows is None else (self._backend.reference(self._version, scope.rows),)
+        answer: ShardAnswer = pickle.loads(await self._search.remote(asked, *ids))
         return answer
 
 
@@ -178,10 +171,8 @@ class RayBackend:
         for actor in [*(actor for of_shard in self._actors for actor in of_shard), self._encoder_actor]:
             ray.kill(actor)
 
-    def reference(self, version: int, rows: Rows | None) -> Any:
+    def reference(self, version: int, rows: Rows) -> Any:
         """The ids of the rows in Ray's object store, put there once for all shards and searches."""
-        if rows is None:
-            return None
         import ray
 
         place = (version, rows.token)

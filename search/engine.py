@@ -159,7 +159,7 @@ class Snapshot:
         touched = np.union1d(change.removed, change.ids)
         return replace(
             self,
-            rows=HitRows(self.archive, before.rows.known_but(touched)),
+            rows=before.rows.after(self.archive, touched),
             selections=before.selections.after(self.archive, touched),
         )
 
