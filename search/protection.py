@@ -17,6 +17,7 @@ from orbithash.search.tokens import Role, Tokens
 
 __all__ = ["Change", "Protection", "ServerTls", "audited"]
 
+logger = logging.getLogger(__name__)
 audit = logging.getLogger("orbithash.audit")
 
 # Every other call needs the role "read".
@@ -25,7 +26,7 @@ _WRITES = ("Upsert", "Delete", "Refresh")
 
 @dataclass(frozen=True)
 class ServerTls:
-    """What a gateway proves itself with; files in PEM.
+    """What a gateway proves itself with; files in PEM, which may be replaced by newer ones while it runs.
 
     Attributes:
         certificate, key: its own; the certificate with those that lead to the root.
@@ -37,10 +38,35 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """`InputError` for files that cannot be read or do not belong together."""
+        """`InputError` for files that cannot be read or do not belong together.
+
+        A connection that begins later is by the files as they are then, or by the last good ones.
+        """
+        seen = self._contents()
+        first = self._configuration(seen)
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal seen
+            try:
+                now = self._contents()
+                if now == seen:
+                    return None
+                seen = now
+                return self._configuration(now)
+            except InputError as error:
+                # Also while the one is new and the other not yet.
+                logger.warning("the certificate was not renewed: %s", error)
+                return None
+
+        return grpc.dynamic_ssl_server_credentials(first, renewed, self.client_ca is not None)
+
+    def _contents(self) -> tuple[bytes, bytes, bytes | None]:
+        return _read(self.certificate), _read(self.key), None if self.client_ca is None else _read(self.client_ca)
+
+    def _configuration(self, contents: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertificateConfiguration:
         # gRPC would only say that it cannot listen.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate, key = _read(self.certificate), _read(self.key)
+        certificate, key, authorities = contents
         try:
             # Without the password OpenSSL would ask the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
@@ -48,13 +74,12 @@ class ServerTls:
             raise InputError(
                 f"{self.certificate} and {self.key} are no certificate in PEM with its key, unencrypted; give the two"
             ) from error
-        authorities = None if self.client_ca is None else _read(self.client_ca)
         if authorities is not None:
             try:
                 context.load_verify_locations(cadata=authorities.decode("ascii"))
             except (ssl.SSLError, ValueError) as error:
                 raise InputError(f"{self.client_ca}: no certificates in PEM") from error
-        return grpc.ssl_server_credentials([(key, certificate)], authorities, authorities is not None)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
 
 def _read(path: Path) -> bytes:

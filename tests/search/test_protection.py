@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import shutil
 
 import grpc
 import numpy as np
@@ -81,6 +82,33 @@ def test_mutual_tls(ours, theirs):
         for tls in (Tls(ours.path), Tls(ours.path, *theirs.issue("stranger"))):
             for error in both_clients(gateway.address, tls=tls):
                 assert isinstance(error, GatewayUnreachable), tls
+
+
+@pytest.mark.parametrize("is_mutual", [False, True])
+def test_certificates_are_renewed_without_a_restart(ours, theirs, tmp_path, caplog, is_mutual):
+    old, new = ours.issue("gateway"), theirs.issue("gateway")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    authorities = tmp_path / "ca.pem"
+    for source, target in zip((*old, ours.path), (*files, authorities), strict=True):
+        shutil.copy(source, target)
+    protection = Protection(tls=ServerTls(*files, client_ca=authorities if is_mutual else None))
+
+    def tls(authority):
+        return Tls(authority.path, *(authority.issue("client") if is_mutual else ()))
+
+    with serving(local_engine(small_case()), protection=protection) as gateway:
+        assert both_clients(gateway.address, tls=tls(ours)) == [3, 3]
+        shutil.copy(new[0], files[0])
+        # The certificate is new and its key not yet: the old pair goes on.
+        assert both_clients(gateway.address, tls=tls(ours)) == [3, 3]
+        assert "the certificate was not renewed" in caplog.text
+        shutil.copy(theirs.path, authorities)
+        shutil.copy(new[1], files[1])
+        assert both_clients(gateway.address, tls=tls(theirs)) == [3, 3]
+        for error in both_clients(gateway.address, tls=tls(ours)):
+            assert isinstance(error, GatewayUnreachable)
+        files[0].unlink()
+        assert both_clients(gateway.address, tls=tls(theirs)) == [3, 3]
 
 
 def test_files_that_are_no_certificates(ours, theirs, tmp_path):
