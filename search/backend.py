@@ -13,7 +13,7 @@ from orbithash.search.shard import Ids, ShardAnswer
 __all__ = ["Backend", "LocalBackend", "LocalShardClient", "codes_of"]
 
 # Comparisons and hits of about a millisecond: less than what it costs to hand work to a thread and back under load.
-_SHORT_SCAN, _FEW_HITS = 2**20, 2**12
+_SHORT_SCAN, _FEW_HITS = 2**18, 2**12
 
 
 class Backend(Protocol):
