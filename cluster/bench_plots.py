@@ -1,6 +1,6 @@
-"""The plots of `bench search`, as PNG files."""
+"""The plots of `bench search` and `bench fanout`, as PNG files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orbithash.trainers.look import BLUE, GREEN, GRID, INK, MUTED, ORANGE
+from orbithash.trainers.look import BLUE, GREEN, GRID, INK, MUTED, ORANGE, SERIES
 
-__all__ = ["latency_bars", "recall_over_rate"]
+__all__ = ["latency_bars", "latency_curves", "recall_over_rate"]
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -65,6 +65,19 @@ def latency_bars(engines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.set(yscale="log", ylabel="ms of a lone query, one core")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="best", ncols=3)
+        figure.savefig(path, dpi=_DPI)
+
+
+def latency_curves(curves: Mapping[str, Sequence[float]], num_queries: int, path: Path) -> None:
+    """The share of the queries that were answered, or given up, within so many ms: a curve for each scenario."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes()
+        for number, (name, values) in enumerate(curves.items()):
+            style = ("-", "--", ":")[number // len(SERIES) % 3]
+            shares = np.arange(1, len(values) + 1) / num_queries
+            axes.step(sorted(values), shares, style, color=SERIES[number % len(SERIES)], label=name, where="post")
+        axes.set(xscale="log", xlabel="ms, by the drawn delays alone", ylabel="share of queries", ylim=(0, 1.02))
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
         figure.savefig(path, dpi=_DPI)
 
 

@@ -75,3 +75,8 @@ def _first_lines(err: Exception) -> str:
     """All of what we say to a user; of what libraries say, the first line."""
     text = str(err)
     return text if isinstance(err, InputError) else text.splitlines()[0] if text else "no message"
+
+
+if __name__ == "__main__":
+    # As a job, where the script may not be on the path.
+    main()

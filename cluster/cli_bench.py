@@ -100,3 +100,29 @@ def bench_soak(
     from orbithash.cluster.bench_soak import bench_soak as run_bench
 
     show(run_bench(rows, bits, shards, in_flight, minutes, local), as_json)
+
+
+@verbs.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")
+def bench_fanout(
+    shards: Annotated[int, typer.Option("--shards", help="Simulated shards.")] = 1000,
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a random code.")] = 64,
+    k: Annotated[int, typer.Option("-k", help="Hits of a query.")] = 10,
+    queries: Annotated[int, typer.Option("--queries", help="Of each scenario, one after the other.")] = 100,
+    delay_ms: Annotated[float, typer.Option("--delay-ms", help="Median delay of a shard's answer.")] = 5.0,
+    stragglers: Annotated[float, typer.Option("--stragglers", help="Share of calls that are slow.")] = 0.001,
+    slow: Annotated[float, typer.Option("--slow", help="How many times as long they take.")] = 20.0,
+    down: Annotated[
+        float, typer.Option("--down", help="Share of copies that hang or refuse in some scenarios.")
+    ] = 0.002,
+    timeout_ms: Annotated[float, typer.Option("--timeout-ms", help="The short timeout of a shard in some.")] = 50.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.")] = 0,
+    actors: Annotated[int, typer.Option("--actors", help="Measure calls of so many real Ray actors, too.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of results.json and a plot.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The real fan-out and merge over very many simulated shards: latency and coverage with stragglers and failures."""
+    from orbithash.cluster.bench_fanout import FanoutBench, show_fanout
+    from orbithash.cluster.bench_fanout import bench_fanout as run_bench
+
+    asked = FanoutBench(shards, bits, k, queries, delay_ms, stragglers, slow, down, timeout_ms, seed, actors)
+    show_fanout(run_bench(asked, out), as_json)

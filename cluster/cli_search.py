@@ -210,3 +210,32 @@ def duplicates(
     for keys in groups:
         print(*keys, sep="\t")
     print(f"{len(groups)} groups, {sum(map(len, groups))} rows", file=sys.stderr)
+
+
+@verbs.command(epilog="Example: orbithash plan --rows 1e9 --bits 64 --qps 500")
+def plan(
+    rows: Annotated[float, typer.Option("--rows", help="Rows of the archive, such as 1e9.")],
+    bits: Annotated[int, typer.Option("--bits", help="Bits of a code.")] = 64,
+    qps: Annotated[float, typer.Option("--qps", help="Queries a second.")] = 100.0,
+    k: Annotated[int, typer.Option("-k", help="Hits of a query.")] = 10,
+    distinct: Annotated[float, typer.Option("--distinct", help="Share of codes that are distinct, such as 0.1.")] = 1.0,
+    replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard.")] = 2,
+    cores: Annotated[int, typer.Option("--cores", help="Cores of a node.")] = 16,
+    memory: Annotated[float, typer.Option("--memory", help="Memory of a node, GB (10^9 bytes).")] = 64.0,
+    headroom: Annotated[float, typer.Option("--headroom", help="Share of cores and memory that stays free.")] = 0.3,
+    p99: Annotated[float, typer.Option("--p99", help="Ms within which 99 of 100 queries are answered.")] = 100.0,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Nothing is written while it serves.")] = False,
+    bench: Annotated[
+        list[Path] | None, typer.Option("--bench", help="results.json of `bench search` to fit to; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Says what an archive of some size needs to be served, what decides that, and what would change it."""
+    from orbithash.cluster.plan import MEASURED, Wanted, as_fields, as_table, fitted, make_plan
+
+    wanted = Wanted(rows, bits, qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only)
+    made = make_plan(wanted, fitted(bench) if bench else MEASURED)
+    if as_json:
+        print_json(as_fields(made))
+    else:
+        as_table(made)

@@ -108,6 +108,67 @@ def train(
     train_on_ray(run, out, workers, gpus_per_worker)
 
 
+@verbs.command(epilog="Example: orbithash tune mhcln --data UCMerced_LandUse --weights IMAGENET1K_V2 --trials 16")
+def tune(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Name of the method, such as dhcl.")],
+    data: DataOption,
+    trials: Annotated[int, typer.Option("--trials", help="Settings to try, the given ones among them.")] = 16,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the search; an interrupted one in it goes on.")] = (
+        Path("runs/tune")
+    ),
+    search: Annotated[
+        list[str] | None,
+        typer.Option("--search", help="KEY, KEY=LOW:HIGH[:log] or KEY=A,B,C; without: all that the method declares."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Of the validation part; else the method's.")] = None,
+    cpus: Annotated[float, typer.Option("--cpus-per-trial", help="CPUs of a trial.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus-per-trial", help="GPUs of a trial, such as 0.25.")] = 0,
+    concurrent: Annotated[int, typer.Option("--concurrent", help="Trials at a time; 0: as many as there is room.")] = 0,
+    grace: Annotated[int | None, typer.Option("--grace", help="Epochs before trials are compared.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Chooses what is tried.")] = 0,
+    best: Annotated[Path | None, typer.Option("--best", help="File for the best settings, besides OUT/best.yaml.")] = (
+        None
+    ),
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Its name, such as ucmd; else recognised.")] = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="How to split; else the dataset's own.")] = None,
+    split_seed: Annotated[int, typer.Option("--split-seed", help="Chooses the split.")] = 0,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the training images that trials are compared on.")
+    ] = 0.1,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="JSON file of sentences about the images, Karpathy style.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits of a code.")] = None,
+    weights: WeightsOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Looks for better settings of a method, by the validation part; settings that are given stay as they are."""
+    from orbithash.cluster.train import prepare_run
+    from orbithash.cluster.tune import Tuning, asked_space
+    from orbithash.cluster.tune import tune as run_tune
+    from orbithash.cluster.tuning_report import finish
+
+    run = prepare_run(
+        method,
+        data,
+        dataset,
+        protocol,
+        config,
+        settings or [],
+        split_seed=split_seed,
+        validation=validation,
+        captions=captions,
+        bits=bits,
+        weights=weights,
+    )
+    space = asked_space(run.config, search)
+    tuning = Tuning.of(run, space, trials, metric, grace, cpus=cpus, gpus=gpus, max_concurrent=concurrent, seed=seed)
+    found = run_tune(run, tuning, out)
+    finish(run, tuning, found, out, best, as_json)
+
+
 @verbs.command(epilog="Example: orbithash evaluate runs/ucmd --data UCMerced_LandUse")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
@@ -177,3 +238,39 @@ def reproduce(
     else:
         show(rows)
         print(f"table: {out / 'results.md'}, report: {out / 'report.html'}")
+
+
+@verbs.command(epilog="Example: orbithash submit --id first -- train dhcl --data /data/tiles --out /data/runs/first")
+def submit(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[VERB]...", help="The command, after two dashes.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="http://HOST:PORT of Ray's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with the cluster's token.")] = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="Name of the job; a second command of this name only follows it.")
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option("--wheel", help="orbithash itself, where the nodes have another version or none.")
+    ] = None,
+    python: Annotated[str, typer.Option("--python", help="The cluster's Python.")] = "python",
+    detach: Annotated[bool, typer.Option("--detach", help="Send it and leave.")] = False,
+    stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="End this job.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs a verb as a job of a Ray cluster and follows what it prints; Ctrl-C leaves the job running."""
+    from orbithash.cluster.cli import app
+    from orbithash.cluster.submit import Cluster, check_words, run_job, stop_job
+
+    cluster = Cluster(address, token_file)
+    if stop is None:
+        check_words(typer.main.get_command(app), words or [])
+        job = run_job(cluster, words or [], job_id, python, wheel, detach)
+    else:
+        job = stop_job(cluster, stop)
+    if as_json:
+        print_json(dataclasses.asdict(job))
+    if stop is None:
+        raise typer.Exit(job.code)

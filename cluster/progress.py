@@ -61,8 +61,10 @@ def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
         if finished or (completed < total and now - shown < LINE_INTERVAL_S):
             return
         shown, finished = now, completed >= total
-        left = (now - begun) / completed * (total - completed) if completed else 0.0
-        tail = f", {left:.0f} s left" if completed < total else f" in {now - begun:.0f} s"
+        tail = f" in {now - begun:.0f} s"
+        if completed < total:
+            # Of what has not begun nobody knows the end.
+            tail = f", {(now - begun) / completed * (total - completed):.0f} s left" if completed else ""
         print(f"{what}: {completed}/{total} {unit}{_rate(completed, begun)}{tail} {note}".rstrip(), file=sys.stderr)
 
     return advance_to

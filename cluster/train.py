@@ -30,7 +30,7 @@ from orbithash.trainers.loop import best_epoch, export_models, train
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.run import Run, check_run
 
-__all__ = ["check_training", "open_run", "prepare_run", "read_history", "train_on_ray"]
+__all__ = ["check_training", "claim_folder", "open_run", "prepare_run", "read_history", "train_on_ray"]
 
 # A worker that dies is replaced this often, from the last checkpoint.
 MAX_FAILURES = 2
@@ -88,7 +88,7 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     if (folder / "model").is_dir():
         say(f"{folder} is complete already; nothing to train")
         return read_history(folder)
-    is_new = _claim(run, folder)
+    is_new = claim_folder(run, folder)
     try:
         with connected():
             import ray
@@ -134,7 +134,7 @@ def check_training(run: Run, folder: Path, num_workers: int = 1) -> None:
         check_run(run, num_workers)
 
 
-def _claim(run: Run, folder: Path) -> bool:
+def claim_folder(run: Run, folder: Path) -> bool:
     """Makes the run folder; returns whether there was none."""
     if (folder / "config.yaml").exists():
         return False

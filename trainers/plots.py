@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -22,6 +23,7 @@ from orbithash.trainers.look import BLUE, GRID, INK, MUTED, ORANGE, SERIES, prin
 from orbithash.trainers.metrics import RadiusCurve
 
 __all__ = [
+    "Coordinate",
     "bars",
     "bit_balance",
     "class_confusion",
@@ -29,6 +31,7 @@ __all__ = [
     "cutoff_curve",
     "distance_histogram",
     "learning_curves",
+    "parallel_coordinates",
     "precision_recall",
 ]
 
@@ -232,6 +235,58 @@ def code_map(points: npt.NDArray[np.floating], labels: Sequence[str]) -> str:
                 fontsize=8,
                 markerscale=1.6,
             )
+        return _svg(figure)
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """An axis of `parallel_coordinates`: a value of each line, numbers or names, and whether numbers go by their order
+    of magnitude.
+    """
+
+    name: str
+    values: Sequence[Any]
+    is_logarithmic: bool
+
+    def heights(self) -> tuple[list[float], list[tuple[float, str]]]:
+        """Where each value stands between 0 and 1, and what is written at which height."""
+        is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+        if is_numeric and len(set(self.values)) > 1:
+            numbers = np.array(self.values, np.float64)
+            by = np.log(numbers) if self.is_logarithmic and (numbers > 0).all() else numbers
+            heights = (by - by.min()) / np.ptp(by)
+            return heights.tolist(), [(0.0, f"{numbers.min():.3g}"), (1.0, f"{numbers.max():.3g}")]
+        names = [_name(str(value)) for value in self.values]
+        places = {name: place for place, name in enumerate(sorted(set(names)))}
+        step = 1 / max(1, len(places) - 1)
+        return [places[name] * step for name in names], [(place * step, name) for name, place in places.items()]
+
+
+def parallel_coordinates(axes: Sequence[Coordinate], score: Coordinate, marked: int | None) -> str:
+    """A line for each trial through its settings to its score; higher scores in stronger colour, `marked` dashed."""
+    with mpl.rc_context(_STYLE):
+        figure, plot = _axes(max(WIDTH_IN, 1.1 * (len(axes) + 1)), HEIGHT_IN)
+        every = [*axes, score]
+        placed = [axis.heights() for axis in every]
+        good, _ = placed[-1]
+        colours = LinearSegmentedColormap.from_list("scores", [GRID, BLUE])
+        for line in np.argsort(good, kind="stable").tolist():
+            plot.plot(
+                range(len(every)),
+                [heights[line] for heights, _ in placed],
+                color=ORANGE if line == marked else colours(good[line]),
+                linestyle="--" if line == marked else "-",
+                linewidth=2.2 if line == marked or good[line] == 1 else 1.3,
+                solid_joinstyle="round",
+                zorder=3 if line == marked else 2,
+            )
+        for place, (_, labels) in enumerate(placed):
+            plot.axvline(place, color=MUTED, linewidth=0.8, zorder=1)
+            for height, text in labels:
+                plot.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=9, va="center")
+        plot.set(yticks=[], xlim=(-0.1, len(every) - 0.4), ylim=(-0.06, 1.06))
+        plot.set_xticks(range(len(every)), [_name(axis.name) for axis in every], rotation=25, ha="right", fontsize=9)
+        plot.grid(visible=False)
         return _svg(figure)
 
 

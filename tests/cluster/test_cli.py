@@ -28,6 +28,14 @@ SURFACE = {
         *("[METHOD]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),
         *("--weights", "--workers"),
     ],
+    "tune": [
+        *("METHOD", "--best", "--bits", "--captions", "--concurrent", "--config", "--cpus-per-trial", "--data"),
+        *("--dataset", "--gpus-per-trial", "--grace", "--json", "--metric", "--out", "--protocol", "--search"),
+        *("--seed", "--set", "--split-seed", "--trials", "--validation", "--weights"),
+    ],
+    "submit": [
+        *("[VERB]...", "--address", "--detach", "--id", "--json", "--python", "--stop", "--token-file", "--wheel"),
+    ],
     "encode": ["SOURCE", "--archive", "--json", "--model", "--tile", "--workers"],
     "serve": [
         *("ARCHIVE", "--address", "--client-ca", "--index", "--insecure-listen", "--local", "--log-format"),
@@ -42,12 +50,20 @@ SURFACE = {
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
     "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
     "duplicates": ["ARCHIVE", "--filter", "--json", "--radius"],
+    "plan": [
+        *("--bench", "--bits", "--cores", "--distinct", "--headroom", "--json", "--memory", "--p99", "--qps"),
+        *("--read-only", "--replicas", "--rows", "-k"),
+    ],
     "bench encode": ["--count", "--data", "--json", "--model"],
     "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [
         *("--archive", "--bits", "--distinct", "--engine", "--json", "--k", "--out", "--queries", "--radius"),
         *("--rows", "-k"),
+    ],
+    "bench fanout": [
+        *("--actors", "--bits", "--delay-ms", "--down", "--json", "--out", "--queries", "--seed", "--shards", "--slow"),
+        *("--stragglers", "--timeout-ms", "-k"),
     ],
     "bench serve": ["--bits", "--in-flight", "--json", "--local", "--requests", "--rows", "--shards"],
 }

@@ -127,7 +127,7 @@ def test_out_that_is_taken(refused, tmp_path, labelled):
 
 def test_out_of_another_run(refused, tmp_path, labelled):
     run = training.prepare_run("dhcl", labelled, bits=16)
-    training._claim(run, tmp_path / "run")
+    training.claim_folder(run, tmp_path / "run")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--bits", "24", "--set", "seed=1"),
         words=["holds another run", "bits was 16, is 24", "seed was 0, is 1", "give another --out"],
@@ -151,7 +151,7 @@ def run_folder(tmp_path, labelled):
     """A run folder as training leaves it, but that nothing was learnt."""
     settings = ["backbone=mobilenet_v3_small", "image_size=32"]
     run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
-    training._claim(run, tmp_path / "run")
+    training.claim_folder(run, tmp_path / "run")
     method = run.build()
     HashModel(make_card(run, method, {}), method.network).save(tmp_path / "run" / "model")
     return tmp_path / "run"

@@ -49,6 +49,9 @@ class Method(nn.Module):
     # The metric of `validate` whose best epoch becomes the model; None: the last epoch does.
     selection_metric: ClassVar[str | None] = "ap_min@20"
 
+    # The metric of `validate` by which settings are compared.
+    tuning_metric: ClassVar[str] = "ap_min@20"
+
     # Whether training needs the class of every image, one each.
     needs_labels: ClassVar[bool] = True
 

@@ -25,7 +25,7 @@ Deviations from the authors' code:
 """
 
 import copy
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 from orbithash.trainers.methods.memory import NORM_FLOOR, Memory
+from orbithash.trainers.search_space import Linear, Log
 
 __all__ = ["Cdne", "CdneConfig", "Embedded", "neighbour_log_sums", "snca_loss"]
 
@@ -59,11 +60,19 @@ class CdneConfig(FineTuningConfig):
     """Settings of CDNE. "Code" is the value of the authors' released code where it differs from the default here."""
 
     variant: Literal["memory-bank", "momentum", "in-batch"] = Field("memory-bank", description="where neighbours are")
-    temperature: float = Field(0.05, ge=0.005, le=1, description="T, of the softmax over cosines")
-    margin: float = Field(0.0, ge=0, le=1, description="d, taken from the cosines with the own class")
-    snca_weight: float = Field(1.0, ge=0, le=1000, description="lambda")
-    classification_weight: float = Field(1.0, ge=0, le=1000, description="of the cross-entropy")
-    quantisation_weight: float = Field(1.0, ge=0, le=1000, description="of the mean of (|f| - 1)^2")
+    temperature: Annotated[float, Log(0.02, 0.2)] = Field(
+        0.05, ge=0.005, le=1, description="T, of the softmax over cosines"
+    )
+    margin: Annotated[float, Linear(0, 0.3)] = Field(
+        0.0, ge=0, le=1, description="d, taken from the cosines with the own class"
+    )
+    snca_weight: Annotated[float, Log(0.1, 10)] = Field(1.0, ge=0, le=1000, description="lambda")
+    classification_weight: Annotated[float, Log(0.1, 10)] = Field(
+        1.0, ge=0, le=1000, description="of the cross-entropy"
+    )
+    quantisation_weight: Annotated[float, Log(1e-2, 10)] = Field(
+        1.0, ge=0, le=1000, description="of the mean of (|f| - 1)^2"
+    )
     memory_momentum: float | None = Field(
         None, ge=0, lt=1, description="mu of the memory bank; none: 0.5, then 0.8 and 0.9 in the last 5/13 and 1/13"
     )

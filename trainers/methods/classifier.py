@@ -1,5 +1,7 @@
 """The simplest supervised baseline: a classifier on tanh hashes whose signs are the codes."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -9,6 +11,7 @@ from orbithash.encoders.networks import HashNetwork
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.search_space import Log
 
 __all__ = ["Classifier", "ClassifierConfig"]
 
@@ -16,7 +19,9 @@ __all__ = ["Classifier", "ClassifierConfig"]
 class ClassifierConfig(FineTuningConfig):
     """Settings of the classifier baseline."""
 
-    quantisation_weight: float = Field(0.1, ge=0, le=1000, description="of the mean squared distance to the sign")
+    quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
+        0.1, ge=0, le=1000, description="of the mean squared distance to the sign"
+    )
 
 
 class Classifier(FineTuned):

@@ -21,7 +21,7 @@ Beyond the paper: with `nested_bits` the losses are averaged over prefixes of th
 (Matryoshka) representations, so that one training gives codes of several lengths.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from orbithash.encoders.networks import HashNetwork
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
 
@@ -44,14 +45,24 @@ __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quan
 class DhclConfig(FineTuningConfig):
     """Settings of DHCL. "Code" is the value of the authors' released code where it differs from the default here."""
 
-    pooling: Literal["avg", "max", "avg+max"] = Field("avg+max", description="of the last feature map")
-    proxy_loss: Literal["circle", "proxy-anchor"] = Field("circle", description="form of the proxy loss")
-    margin: float = Field(0.25, gt=0, lt=1, description="m of the circle form; the anchor form's delta is 0.1")
-    scale: float = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
-    classification_weight: float = Field(1.0, ge=0, description="of the cross-entropy")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy; code: 0")
-    quantisation_weight: float = Field(1.0, ge=0, description="of the mean squared distance to the nearest sign")
-    proxy_lr_factor: float = Field(50.0, gt=0, le=1000, description="on lr, for the proxies")
+    pooling: Annotated[Literal["avg", "max", "avg+max"], Choice(("avg", "max", "avg+max"))] = Field(
+        "avg+max", description="of the last feature map"
+    )
+    proxy_loss: Annotated[Literal["circle", "proxy-anchor"], Choice(("circle", "proxy-anchor"))] = Field(
+        "circle", description="form of the proxy loss"
+    )
+    margin: Annotated[float, Linear(0.1, 0.4)] = Field(
+        0.25, gt=0, lt=1, description="m of the circle form; the anchor form's delta is 0.1"
+    )
+    scale: Annotated[float, Log(8, 64)] = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
+    classification_weight: Annotated[float, Log(0.1, 10)] = Field(1.0, ge=0, description="of the cross-entropy")
+    label_smoothing: Annotated[float, Linear(0, 0.2)] = Field(
+        0.1, ge=0, lt=1, description="of the cross-entropy; code: 0"
+    )
+    quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
+        1.0, ge=0, description="of the mean squared distance to the nearest sign"
+    )
+    proxy_lr_factor: Annotated[float, Log(1, 1000)] = Field(50.0, gt=0, le=1000, description="on lr, for the proxies")
     nested_bits: tuple[int, ...] = Field((), description="lengths below `bits` that a prefix of the code serves, too")
     label_code: Literal["none", "binary", "gray", "one-hot", "error-correcting"] = Field(
         "none", description="label bits after the hash bits; code: binary"

@@ -34,7 +34,7 @@ with the same split; one split and one seed each).
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.contrastive import NearAs, nt_xent, wide
 from orbithash.trainers.metrics import rank_histograms
 from orbithash.trainers.retrieval import Retrieval, labelled
+from orbithash.trainers.search_space import Choice, Linear, Log
 from orbithash.trainers.views import CROP_SHARE, view_rng
 
 __all__ = [
@@ -85,7 +86,9 @@ class DuchConfig(TrainConfig):
 
     image_size: int = Field(224, ge=32, le=1024, description="side of the network's input, pixels")
     epochs: int = Field(100, ge=1, le=10_000, description="passes over the training part")
-    batch_size: int = Field(256, ge=2, le=65_536, description="pairs per step over all workers together")
+    batch_size: Annotated[int, Choice((64, 128, 256, 512))] = Field(
+        256, ge=2, le=65_536, description="pairs per step over all workers together"
+    )
     validate_every: int = Field(10, ge=1, description="epochs between two evaluations on the validation part")
 
     text_encoder: PathOrName | None = Field(None, description="a Hugging Face text model by name or folder; needed")
@@ -93,7 +96,9 @@ class DuchConfig(TrainConfig):
         "mean", description="of the text model's outputs; code: last4-padded"
     )
     text_normalise: bool = Field(False, description="captions in lower case, without . , ! and ?; code: yes")
-    hidden: int = Field(4096, ge=1, le=65_536, description="width of each head's hidden layer")
+    hidden: Annotated[int, Choice((512, 1024, 2048, 4096, 8192))] = Field(
+        4096, ge=1, le=65_536, description="width of each head's hidden layer"
+    )
     standardisation: Literal["per-dimension", "scalar"] = Field(
         "per-dimension", description="of the features, by the training part's moments; code: scalar"
     )
@@ -125,31 +130,41 @@ class DuchConfig(TrainConfig):
         description="one caption an image in all, one an epoch, or each as a positive in its turn; code: fixed",
     )
 
-    temperature: float = Field(
+    temperature: Annotated[float, Log(0.05, 1)] = Field(
         0.3, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the contrastive losses; code: 1"
     )
     learn_temperature: bool = Field(False, description="whether training changes the temperature")
     temperature_lr: float = Field(1e-2, gt=0, le=1, description="Adam's learning rate of the temperature's logarithm")
-    contrast: Literal["full", "cross-only"] = Field(
+    contrast: Annotated[Literal["full", "cross-only"], Choice(("full", "cross-only"))] = Field(
         "full", description="negatives of a row: both views' rows, or the other view's only"
     )
-    inter_weight: float = Field(1.0, ge=0, description="of the contrast between images and captions")
-    image_weight: float = Field(1.0, ge=0, description="of the contrast between the two image views")
-    text_weight: float = Field(1.0, ge=0, description="of the contrast between the two text views")
+    inter_weight: Annotated[float, Linear(0.3, 3)] = Field(
+        1.0, ge=0, description="of the contrast between images and captions"
+    )
+    image_weight: Annotated[float, Linear(0, 3)] = Field(
+        1.0, ge=0, description="of the contrast between the two image views"
+    )
+    text_weight: Annotated[float, Linear(0, 3)] = Field(
+        1.0, ge=0, description="of the contrast between the two text views"
+    )
     near_as: NearAs = Field("negatives", description="what pairs with nearly the same captions are to each other")
     near_cosine: float = Field(
         0.7, gt=0, le=1, description="least cosine of two images' mean standardised caption features to be near"
     )
 
-    adversarial_weight: float = Field(0.01, ge=0, description="of the adversarial loss; 0: no discriminator")
-    quantisation_weight: float = Field(0.001, ge=0, description="of the distance to the pairs' common codes")
-    balance_weight: float = Field(0.01, ge=0, description="of the bit balance")
+    adversarial_weight: Annotated[float, Log(1e-4, 1)] = Field(
+        0.01, ge=0, description="of the adversarial loss; 0: no discriminator"
+    )
+    quantisation_weight: Annotated[float, Log(1e-5, 0.1)] = Field(
+        0.001, ge=0, description="of the distance to the pairs' common codes"
+    )
+    balance_weight: Annotated[float, Log(1e-5, 0.1)] = Field(0.01, ge=0, description="of the bit balance")
     bb_axis: Literal["column", "row"] = Field(
         "column", description="balance each bit over the batch, or the bits of each code; code: row"
     )
 
-    lr: float = Field(1e-4, gt=0, le=1, description="Adam's learning rate of both heads")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="of both heads")
+    lr: Annotated[float, Log(1e-5, 1e-3)] = Field(1e-4, gt=0, le=1, description="Adam's learning rate of both heads")
+    weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(5e-4, ge=0, le=1, description="of both heads")
     lr_decay: float = Field(0.8, gt=0, le=1, description="on every rate, each lr_decay_epochs")
     lr_decay_epochs: int = Field(50, ge=1, description="epochs between two decays; code: also after the first epoch")
     critic_lr: float = Field(1e-4, gt=0, le=1, description="Adam's learning rate of the discriminator")
@@ -250,6 +265,7 @@ class Duch(Method):
     Config = DuchConfig
     # As published. Validation figures need labels, which the method has no other use for.
     selection_metric: ClassVar[str | None] = None
+    tuning_metric = "t2i_ap_first_k@20"
     needs_labels = False
 
     text_head: HashHead

@@ -1,7 +1,7 @@
 """What methods share that train a pretrained backbone together with a new head: sampling, optimizer, rates, warm-up."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Method, balanced
 from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.search_space import Choice, Log
 
 __all__ = ["FineTuned", "FineTuningConfig"]
 
@@ -20,13 +21,19 @@ class FineTuningConfig(TrainConfig):
     """How the network trains. The defaults are for pretrained weights, some thousand images and 15 to 20 epochs."""
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
-    lr: float = Field(2e-4, gt=0, le=1, description="learning rate of the backbone; for sgd try 0.01")
-    head_lr_factor: float = Field(10.0, gt=0, le=1000, description="on lr, for hash layer and classifier")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="of the optimizer")
+    lr: Annotated[float, Log(2e-5, 1e-3)] = Field(
+        2e-4, gt=0, le=1, description="learning rate of the backbone; for sgd try 0.01"
+    )
+    head_lr_factor: Annotated[float, Log(1, 100)] = Field(
+        10.0, gt=0, le=1000, description="on lr, for hash layer and classifier"
+    )
+    weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(1e-4, ge=0, le=1, description="of the optimizer")
     schedule: Literal["cosine", "step"] = Field("cosine", description="of the rates; cosine: to almost 0 at the end")
     lr_decay: float = Field(0.5, gt=0, le=1, description="of schedule=step, each lr_decay_epochs")
     lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays of schedule=step")
-    warm_up_epochs: int = Field(1, ge=0, description="first epochs, in which the backbone does not train")
+    warm_up_epochs: Annotated[int, Choice((0, 1, 2, 3))] = Field(
+        1, ge=0, description="first epochs, in which the backbone does not train"
+    )
     images_per_class: int = Field(0, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
 
 

@@ -13,7 +13,7 @@ Deviations from the authors' code:
 - hidden layers start as torch's linear layers do, not with the code's uniform weights of variance 4 / (in + out).
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from orbithash.trainers.features import Table
 from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Mhcln", "MhclnConfig", "balance_loss", "bit_balance_loss", "class_pairs", "push_loss", "triplet_loss"]
 
@@ -41,21 +42,25 @@ class MhclnConfig(TrainConfig):
     bits: int = Field(32, ge=8, le=512, description="length of a code")
     epochs: int = Field(20, ge=1, le=10_000, description="rounds of steps_per_epoch batches; code: 10,000 steps in all")
     steps_per_epoch: int = Field(500, ge=1, description="batches in an epoch")
-    batch_size: int = Field(
+    batch_size: Annotated[int, Choice((90, 180, 360))] = Field(
         90, ge=6, le=65_536, description="rows of a step over all workers, in thirds: anchors, positives, negatives"
     )
-    class_pairs: int = Field(
+    class_pairs: Annotated[int, Choice((1, 2, 3))] = Field(
         1, ge=1, le=1024, description="pairs of classes in a step; W, with batch_size=90*W: one for each of W workers"
     )
-    hidden: tuple[int, ...] = Field((1024, 512), description="widths of the hidden layers")
+    hidden: Annotated[tuple[int, ...], Choice(((1024, 512), (512, 256), (2048, 1024)))] = Field(
+        (1024, 512), description="widths of the hidden layers"
+    )
     standardise: bool = Field(True, description="whether features are standardised; code: no")
-    margin: float = Field(0.2, gt=0, le=2, description="alpha of the triplet loss, on squared distances in [0, 2]")
-    push_weight: float = Field(0.001, ge=0, le=10, description="beta")
-    balance_weight: float = Field(1.0, ge=0, le=100, description="gamma")
-    bit_balance_weight: float = Field(
+    margin: Annotated[float, Linear(0.05, 1)] = Field(
+        0.2, gt=0, le=2, description="alpha of the triplet loss, on squared distances in [0, 2]"
+    )
+    push_weight: Annotated[float, Log(1e-5, 0.1)] = Field(0.001, ge=0, le=10, description="beta")
+    balance_weight: Annotated[float, Log(1e-3, 10)] = Field(1.0, ge=0, le=100, description="gamma")
+    bit_balance_weight: Annotated[float, Linear(0, 1)] = Field(
         0.0, ge=0, le=100, description="of the balance of each bit over the batch; code: 0"
     )
-    lr: float = Field(1e-4, gt=0, le=1, description="Adam's learning rate")
+    lr: Annotated[float, Log(1e-5, 1e-3)] = Field(1e-4, gt=0, le=1, description="Adam's learning rate")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay")
 
     @model_validator(mode="after")

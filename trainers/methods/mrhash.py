@@ -15,7 +15,7 @@ Deviations from the authors' code, beside the settings below:
 """
 
 import math
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ from orbithash.trainers.methods.autoencoder import (
 from orbithash.trainers.methods.base import Batch, Method, encode_part
 from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.retrieval import labelled
+from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
 
@@ -62,7 +63,7 @@ class MrHashConfig(TrainConfig):
     epochs: int = Field(51, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(128, ge=2, le=65_536, description="images per step over all workers together")
     hidden: tuple[int, ...] = Field((1024,), description="widths of the head's hidden layers; code: 4096, 4096")
-    dropout: float = Field(
+    dropout: Annotated[float, Linear(0, 0.7)] = Field(
         0.5, ge=0, lt=1, description="share of features that the head trains without; code: within its layers"
     )
     fine_tune: bool = Field(False, description="train the backbone, too, on augmented images; code: yes")
@@ -76,32 +77,42 @@ class MrHashConfig(TrainConfig):
         None, description="its weights: torchvision's by name, or a safetensors file; none: random"
     )
     standardise: bool = Field(True, description="whether the autoencoder's features are standardised; code: no")
-    num_latents: int = Field(64, ge=2, le=1024, description="width of the autoencoder's latents")
-    num_clusters: int = Field(16, ge=2, le=4096, description="M, the centres")
-    alpha: float = Field(1.0, gt=0, le=100, description="degrees of freedom of the Student-t assignment")
+    num_latents: Annotated[int, Choice((16, 32, 64, 128))] = Field(
+        64, ge=2, le=1024, description="width of the autoencoder's latents"
+    )
+    num_clusters: Annotated[int, Choice((8, 16, 32, 64))] = Field(16, ge=2, le=4096, description="M, the centres")
+    alpha: Annotated[float, Log(0.5, 5)] = Field(
+        1.0, gt=0, le=100, description="degrees of freedom of the Student-t assignment"
+    )
     autoencoder_epochs: int = Field(200, ge=1, le=10_000, description="of the autoencoder's own training")
     autoencoder_lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate there")
     autoencoder_halve_epochs: int = Field(40, ge=1, description="epochs between two halvings of that rate")
     autoencoder_batch_size: int = Field(512, ge=1, le=65_536, description="rows per step there")
     autoencoder_held_out: float = Field(0.1, gt=0, le=0.5, description="share of rows that choose the epoch there")
-    first_source_weight: float = Field(0.1, gt=0, le=100, description="l1, on the first source's error there")
+    first_source_weight: Annotated[float, Log(0.01, 1)] = Field(
+        0.1, gt=0, le=100, description="l1, on the first source's error there"
+    )
     kl_reduction: Literal["mean", "batchmean"] = Field(
         "mean", description="of divergences: over rows and clusters, or rows alone, which is M times as much"
     )
-    reconstruction_weight: float = Field(
+    reconstruction_weight: Annotated[float, Log(0.1, 200)] = Field(
         5.0, ge=0, le=10_000, description="l0, in the unit of kl_reduction: 5 with mean and M = 16 is 80 with batchmean"
     )
     latent_divergence: bool = Field(True, description="whether the target also teaches autoencoder and centres")
     hard_targets: bool = Field(False, description="whether each image belongs to its nearest centre alone")
     target_epochs: int = Field(1, ge=0, description="epochs from one target to the next; 0: the first one stays")
-    code_reconstruction_weight: float = Field(
+    code_reconstruction_weight: Annotated[float, Log(0.1, 50)] = Field(
         5.0, ge=0, le=10_000, description="of the error of the sources told from the hashes; code: 0"
     )
-    quantisation_weight: float = Field(0.0, ge=0, le=100, description="of the squared distance to the nearest sign")
-    bit_balance_weight: float = Field(
+    quantisation_weight: Annotated[float, Linear(0, 1)] = Field(
+        0.0, ge=0, le=100, description="of the squared distance to the nearest sign"
+    )
+    bit_balance_weight: Annotated[float, Linear(0, 1)] = Field(
         0.0, ge=0, le=100, description="of each bit's squared mean over the batch; code: 0"
     )
-    lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate of all but the backbone")
+    lr: Annotated[float, Log(1e-4, 3e-3)] = Field(
+        1e-3, gt=0, le=1, description="Adam's learning rate of all but the backbone"
+    )
     backbone_lr_factor: float = Field(0.01, ge=0, le=1, description="on lr, for the backbone where it is fine-tuned")
     lr_decay: float = Field(0.7, gt=0, le=1, description="on every rate, each lr_decay_epochs")
     lr_decay_epochs: int = Field(10, ge=1, description="epochs between two decays")
@@ -165,6 +176,8 @@ class MrHash(Method):
     Config = MrHashConfig
     # As published. What could choose without labels, the error of reconstruction, hardly moves after the beginning.
     selection_metric = None
+    # Without labels, as all of the method.
+    tuning_metric = "code_reconstructed_variance"
     needs_labels = False
 
     target: Tensor

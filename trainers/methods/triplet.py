@@ -5,7 +5,7 @@ image of a step, one positive and one negative are drawn from all ranks' images:
 ("batch hard", Hermans et al. 2017).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Triplet", "TripletConfig", "draw_triplets", "triplet_loss"]
 
@@ -24,9 +25,15 @@ __all__ = ["Triplet", "TripletConfig", "draw_triplets", "triplet_loss"]
 class TripletConfig(FineTuningConfig):
     """Settings of the triplet baseline."""
 
-    mining: Literal["hard", "random"] = Field("hard", description="which positives and negatives")
-    margin: float = Field(0.25, gt=0, le=1, description="share of bits by which negatives shall be farther")
-    quantisation_weight: float = Field(0.1, ge=0, le=1000, description="of the mean squared distance to the sign")
+    mining: Annotated[Literal["hard", "random"], Choice(("hard", "random"))] = Field(
+        "hard", description="which positives and negatives"
+    )
+    margin: Annotated[float, Linear(0.05, 0.6)] = Field(
+        0.25, gt=0, le=1, description="share of bits by which negatives shall be farther"
+    )
+    quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
+        0.1, ge=0, le=1000, description="of the mean squared distance to the sign"
+    )
     images_per_class: int = Field(4, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
 
 

@@ -1,0 +1,626 @@
+"""What an archive of some size needs to be served, by a model whose constants were measured.
+
+Everything here is arithmetic over two records: what is wanted, and what things cost. `MEASURED` is what they cost on
+the machine of docs/results.md; `fitted` puts in what `orbithash bench search` left on another one. It is no promise:
+nobody has built what it says of many nodes.
+
+One gateway has copies of all shards for itself, as `orbithash serve` starts them, and asks each shard with one call a
+batch of queries, with as many batches under way as there are copies of a shard. One more shard makes scans shorter and
+calls more. So for each number of shards the least number of gateways is looked for that keeps up, and of all such pairs
+the one with the fewest nodes.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orbithash.cluster.shards import SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
+from orbithash.encoders.codes import check_bits, num_bytes
+from orbithash.encoders.errors import InputError
+from orbithash.search.host import MAX_VERSIONS
+
+__all__ = [
+    "MEASURED",
+    "Costs",
+    "Plan",
+    "Wanted",
+    "as_fields",
+    "as_table",
+    "distinct_of_shard",
+    "fitted",
+    "hit_row_bytes",
+    "make_plan",
+    "shard_bytes",
+]
+
+# Bounds of `search.hits`, `search.selections` and `search.batching`; a test compares them.
+ROWS_IN_MEMORY, READY_ROWS, SELECTED_IDS, MAX_BATCH = 2**24, 2**16, 2**25, 64
+_READY_ROW_BYTES = 400
+
+_MOST_SHARDS, _MOST_GATEWAYS = 100_000, 4096
+# Between a number of shards and the next one that is tried.
+_STEP = 1.1
+# How much larger than the smallest copy another one may be that fits on no node either.
+_NEARLY = 1.1
+_GB, _MS = 1e9, 1e-3
+# What a node's memory gives a second without being asked about: about what two cores can read.
+_MUCH_GB = 30
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things cost, in seconds of a core and bytes.
+
+    Attributes:
+        source: where the figures are from.
+        scan_s: of one query in one shard, whatever its size.
+        code_s, byte_s: of comparing it with one distinct code, and of each of the code's bytes.
+        scan_tail: how many times as long as the median scan the 99th of 100 takes.
+        call_s: of the gateway for one call of one shard, whatever is asked.
+        hop_s: passing until a call is there and its answer back, while nobody works.
+        query_s: of the gateway for one query, whatever the shards.
+        merge_s, merge_hit_s: of merging the answer of one shard to one query, and of each of its hits.
+        take_s, take_hit_s: of reading the rows of hits that are not in memory, for a batch and for each hit.
+        load_s, load_bytes: of a copy of a shard while it reads its rows, for each row that it reads.
+        build_s: of making a shard, for each of its rows.
+        change_s: of a commit, for each row of each shard, whatever the number of rows that change.
+        copy_bytes, gateway_bytes: of the process of a copy of a shard and of a gateway, without rows.
+        key_chars: of a row's key.
+        column_bytes, index_bytes, thumbnail_bytes: on disk of a row's columns but code and thumbnail, of its place in
+            the index of keys, and of its thumbnail.
+        is_own: shards read their own rows only. They read all and keep their own.
+        is_by_code: equal codes are in one shard. Rows are dealt by their ids.
+        is_shared: gateways share copies of shards. Each has its own.
+    """
+
+    source: str
+    scan_s: float
+    code_s: float
+    byte_s: float
+    scan_tail: float
+    call_s: float
+    hop_s: float
+    query_s: float
+    merge_s: float
+    merge_hit_s: float
+    take_s: float
+    take_hit_s: float
+    load_s: float
+    load_bytes: float
+    build_s: float
+    change_s: float
+    copy_bytes: float
+    gateway_bytes: float
+    key_chars: float
+    column_bytes: float
+    index_bytes: float
+    thumbnail_bytes: float
+    is_own: bool = False
+    is_by_code: bool = False
+    is_shared: bool = False
+
+    def compare_s(self, bits: int) -> float:
+        """Seconds of comparing a query with one distinct code."""
+        return self.code_s + self.byte_s * num_bytes(bits)
+
+
+# All on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the figures themselves.
+MEASURED = Costs(
+    source="2 cores (AMD EPYC), 2026-11-22",
+    # orbithash bench search --rows R --bits B --queries 256 --engine flat --engine faiss-flat: medians of a lone query
+    # over 10^5 to 10^7 random codes of 64 bits, 10^6 and 10^7 of 256 and 512, 10^6 of 128.
+    scan_s=47e-6,
+    code_s=0.355e-9,
+    byte_s=0.0272e-9,
+    scan_tail=2.5,
+    # orbithash bench fanout --actors 16: CPU time of the process that asks, and what a lone query takes beyond it.
+    call_s=620e-6,
+    hop_s=500e-6,
+    # orbithash bench serve --local (docs/results.md), without the scan.
+    query_s=500e-6,
+    # merge_ms of orbithash bench fanout, by the numbers of shards and hits.
+    merge_s=1.5e-6,
+    merge_hit_s=0.1e-6,
+    # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): HitRows.read, ShardHost.num_rows, Shard.changed.
+    take_s=3e-3,
+    take_hit_s=75e-6,
+    load_s=130e-9,
+    load_bytes=60,
+    build_s=1.4e-6,
+    change_s=110e-9,
+    # Resident memory of the actors and of the gateway under orbithash bench soak, without the rows.
+    copy_bytes=290e6,
+    gateway_bytes=450e6,
+    # The archives of orbithash bench serve, and thumbnails of UC Merced.
+    key_chars=25.5,
+    column_bytes=47,
+    index_bytes=16,
+    thumbnail_bytes=4700,
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be served, and on what.
+
+    Attributes:
+        rows, bits: of the archive.
+        qps: queries a second.
+        k: hits of a query.
+        distinct: share of the rows that have a code of their own; there are never more than 2^bits codes.
+        replicas: copies of each shard.
+        cores, memory_gb: of one node; 10^9 bytes.
+        headroom: share of both that stays free.
+        p99_ms: within which 99 of 100 queries are to be answered.
+        has_changes: whether rows come and go while it serves, so that versions are kept.
+    """
+
+    rows: float
+    bits: int = 64
+    qps: float = 100.0
+    k: int = 10
+    distinct: float = 1.0
+    replicas: int = 2
+    cores: int = 16
+    memory_gb: float = 64.0
+    headroom: float = 0.3
+    p99_ms: float = 100.0
+    has_changes: bool = True
+
+    def check(self) -> None:
+        """`InputError` for what cannot be planned."""
+        check_bits(self.bits)
+        for name, value, least, most in (
+            ("--rows", self.rows, 1, 1e13),
+            ("--qps", self.qps, 1e-3, 1e7),
+            ("-k", self.k, 1, 10_000),
+            ("--replicas", self.replicas, 1, 16),
+            ("--cores", self.cores, 1, 1024),
+            ("--memory", self.memory_gb, 1, 1e5),
+            ("--headroom", self.headroom, 0, 0.9),
+            ("--p99", self.p99_ms, 1, 1e6),
+        ):
+            # Also false for what is no number.
+            if not least <= value <= most:
+                raise InputError(f"{name} is {value:g}; from {least:g} to {most:g} are allowed")
+        if self.rows != int(self.rows):
+            raise InputError(f"--rows is {self.rows:g}; a whole number, such as 1e9, is needed")
+        if not 0 < self.distinct <= 1:
+            raise InputError(f"--distinct is {self.distinct:g}; a share above 0 and up to 1 is needed")
+
+    @property
+    def num_distinct(self) -> float:
+        """Distinct codes."""
+        return max(1.0, min(self.rows * self.distinct, 2.0**self.bits))
+
+    @property
+    def used_share(self) -> float:
+        """Of a node, what may be used."""
+        return 1 - self.headroom
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another plan in short."""
+
+    text: str
+    nodes: int
+    shards: int
+    gateways: int
+    p99_ms: float
+    decided_by: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is needed.
+
+    Attributes:
+        shards, gateways, copies, nodes: how many; `copies` are those of all shards for all gateways.
+        rows_per_shard, distinct_per_shard, copy_gb: rows and distinct codes of one shard, memory of one copy.
+        decided_by: what of the nodes is used up first.
+        nodes_by: how many nodes each of these would need alone.
+        problem: why what is wanted cannot be had; the rest is then what comes nearest. "" where it can.
+        cores: cores that are busy, by what they do.
+        memory_gb: memory of all nodes by what is in it.
+        archive_gb: on disk, by part.
+        p99_ms: of the 99th of 100 queries by what it spends it on, and "all" of it.
+        batch: queries that share the calls of shards.
+        limits: what else stands against it, a sentence each.
+        what_if: what changes would make of it.
+    """
+
+    wanted: Wanted
+    costs: str
+    shards: int
+    gateways: int
+    copies: int
+    nodes: int
+    rows_per_shard: float
+    distinct_per_shard: float
+    copy_gb: float
+    decided_by: str
+    nodes_by: dict[str, int]
+    problem: str
+    cores: dict[str, float]
+    memory_gb: dict[str, float]
+    archive_gb: dict[str, float]
+    p99_ms: dict[str, float]
+    batch: float
+    limits: tuple[str, ...]
+    what_if: tuple[Change, ...] = ()
+
+
+def shard_bytes(rows: float, distinct: float, bits: int) -> dict[str, float]:
+    """Memory of one version of a shard (`search.shard.Shard`) by part."""
+    codes = distinct * num_bytes(bits)
+    return {"codes in FAISS": codes, "codes beside it": codes, "ids": 8 * rows, "counts, starts": 16 * distinct}
+
+
+def hit_row_bytes(rows: float, key_chars: float) -> float:
+    """Memory of what hits hold of these rows (`search.hits.HitRows`), where they are few enough to be kept."""
+    # An id, an offset, a label's number, lon, lat, a time, whether a change touched the row, and the key.
+    return rows * (8 + 8 + 4 + 8 + 8 + 8 + 1 + key_chars)
+
+
+def distinct_of_shard(rows: float, distinct: float, shards: int) -> float:
+    """Distinct codes of a shard where rows are dealt by their ids and each code has as many rows.
+
+    Where some codes have more rows than others there are fewer.
+    """
+    return distinct * -math.expm1(rows / distinct * math.log1p(-1 / shards)) if shards > 1 else distinct
+
+
+def fitted(files: Sequence[Path]) -> Costs:
+    """`MEASURED` with the scan as `orbithash bench search` found it, one file for each size.
+
+    Least squares of relative errors over seconds = a + b x codes x seconds a code, the last being what a code of that
+    width costs in `MEASURED`. From one size b alone is found.
+    """
+    found = [_measured(path) for path in files]
+    seconds, codes, bits, tails = (np.array(column) for column in zip(*found, strict=True))
+    work = codes * np.array([MEASURED.compare_s(int(width)) for width in bits])
+    fixed_s = MEASURED.scan_s
+    if len(set(work.tolist())) > 1:
+        terms = np.stack([1 / seconds, work / seconds], axis=1)
+        fixed_s = float(np.linalg.lstsq(terms, np.ones(len(work)), rcond=None)[0][0])
+    # A scan takes no less than nothing, and the codes have a part in it.
+    fixed_s = min(max(0.0, fixed_s), 0.9 * float(seconds.min()))
+    share = work / seconds
+    factor = float(share @ (1 - fixed_s / seconds) / (share @ share))
+    return replace(
+        MEASURED,
+        source=f"scans: {', '.join(map(str, files))}; all else: {MEASURED.source}",
+        scan_s=fixed_s,
+        code_s=factor * MEASURED.code_s,
+        byte_s=factor * MEASURED.byte_s,
+        scan_tail=max(1.0, float(tails[work.argmax()])),
+    )
+
+
+def _measured(path: Path) -> tuple[float, float, int, float]:
+    """Median seconds of a scan, distinct codes, bits, and how many times the median the 99th of 100 is."""
+    what = f"--bench {path}"
+    try:
+        result = json.loads(path.read_text())
+        flat, radius = result["engines"]["flat"], result["radius"]
+        found = flat["p50_ms"] * _MS, result["rows"] * result["distinct_share"], result["bits"], flat["p99_ms"] * _MS
+        is_good = radius is None and all(math.isfinite(value) and value > 0 for value in found)
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        is_good = False
+    if not is_good:
+        raise InputError(f"{what} is no results.json of `orbithash bench search --out`, without --radius, of flat")
+    median_s, codes, bits, late_s = found
+    return median_s, codes, bits, late_s / median_s
+
+
+def make_plan(wanted: Wanted, costs: Costs = MEASURED) -> Plan:
+    """The plan with the fewest nodes, and what would change it; `InputError` for what cannot be planned."""
+    wanted.check()
+    plan = _best(wanted, costs)
+    if plan is None:
+        raise InputError(
+            f"--qps is {wanted.qps:g}: {_MOST_GATEWAYS:,} gateways do not keep up with so many queries of "
+            f"{wanted.rows:,.0f} rows; ask for fewer, or for more --replicas"
+        )
+    return replace(plan, what_if=tuple(_short_of(*given) for given in _changes(wanted, costs)))
+
+
+def _short_of(text: str, wanted: Wanted, costs: Costs) -> Change:
+    plan = _best(wanted, costs)
+    if plan is None:
+        return Change(text, 0, 0, 0, math.inf, "gateways", "gateways do not keep up")
+    return Change(text, plan.nodes, plan.shards, plan.gateways, plan.p99_ms["all"], plan.decided_by, plan.problem)
+
+
+def _changes(wanted: Wanted, costs: Costs) -> Iterator[tuple[str, Wanted, Costs]]:
+    if wanted.distinct > 0.1:
+        yield "a tenth as many distinct codes", replace(wanted, distinct=wanted.distinct / 10), costs
+    if wanted.replicas > 1:
+        yield "one copy of each shard", replace(wanted, replicas=1), costs
+    if wanted.has_changes:
+        yield "no changes while it serves", replace(wanted, has_changes=False), costs
+    yield "nodes of twice the memory", replace(wanted, memory_gb=2 * wanted.memory_gb), costs
+    yield "nodes of twice the cores", replace(wanted, cores=2 * wanted.cores), costs
+    yield "five times as long for an answer", replace(wanted, p99_ms=5 * wanted.p99_ms), costs
+    # What follows is not written.
+    yield "scans in a quarter of the time", wanted, replace(costs, code_s=costs.code_s / 4, byte_s=costs.byte_s / 4)
+    yield "calls of shards at a tenth", wanted, replace(costs, call_s=costs.call_s / 10)
+    costs = replace(costs, is_own=True)
+    yield "shards that read their own rows only", wanted, costs
+    if wanted.num_distinct < wanted.rows:
+        costs = replace(costs, is_by_code=True)
+        yield "that, and equal codes in one shard", wanted, costs
+    yield "that, and gateways that share shards", wanted, replace(costs, is_shared=True)
+
+
+def _best(wanted: Wanted, costs: Costs) -> Plan | None:
+    """The plan with the fewest nodes. Where there is none, what comes nearest, with the problem; None for nothing."""
+    counts = _shard_counts(wanted)
+    problem = ""
+    for times in (1, 2, 8, 64, 1e6):
+        allowed = replace(wanted, p99_ms=times * wanted.p99_ms)
+        if plans := [plan for shards in counts if (plan := _plan_of(allowed, costs, shards))]:
+            plan = _cheapest(plans)
+            return replace(plan, wanted=wanted, problem=f"{problem}{plan.problem}".strip())
+        # What a lone query takes, where all gateways are idle.
+        lone_s = [(sum(found[1].values()), shards) for shards in counts if (found := _p99(wanted, costs, shards, 0))]
+        least_s, shards = min(lone_s)
+        problem = f"not within {wanted.p99_ms:g} ms: {least_s / _MS:,.0f} ms are the least, with {shards:,} shards. "
+    return None
+
+
+def _cheapest(plans: Sequence[Plan]) -> Plan:
+    """The one with the fewest nodes, of those without a problem; else of those that come nearest to fitting on one."""
+    good = [plan for plan in plans if not plan.problem]
+    if not good:
+        smallest_gb = min(plan.copy_gb for plan in plans)
+        good = [plan for plan in plans if plan.copy_gb <= _NEARLY * smallest_gb]
+    return min(good, key=lambda plan: (plan.nodes, plan.gateways, plan.shards))
+
+
+def _shard_counts(wanted: Wanted) -> list[int]:
+    most = int(min(_MOST_SHARDS, wanted.rows))
+    steps = range(math.ceil(math.log(most, _STEP)) + 1)
+    return sorted({min(most, round(_STEP**step)) for step in steps})
+
+
+def _plan_of(wanted: Wanted, costs: Costs, shards: int) -> Plan | None:
+    """The plan with so many shards and the fewest gateways that keep up; None where none do."""
+    if (
+        costs.is_shared
+        and wanted.qps * _scan_s(wanted, costs, shards) > SHARD_THREADS * wanted.used_share * wanted.replicas
+    ):
+        return None
+
+    def times(gateways: int) -> tuple[float, dict[str, float]] | None:
+        found = _p99(wanted, costs, shards, wanted.qps / gateways)
+        return found if found and sum(found[1].values()) <= wanted.p99_ms * _MS else None
+
+    gateways = 1
+    while times(gateways) is None:
+        gateways *= 2
+        if gateways > _MOST_GATEWAYS:
+            return None
+    low = gateways // 2 + 1
+    while low < gateways:
+        middle = (low + gateways) // 2
+        low, gateways = (low, middle) if times(middle) else (middle + 1, gateways)
+    found = times(gateways)
+    assert found is not None, "it was found just now"
+    return _sized(wanted, costs, shards, gateways, *found)
+
+
+def _p99(wanted: Wanted, costs: Costs, shards: int, qps: float) -> tuple[float, dict[str, float]] | None:
+    """Queries of a batch at so many queries a second of one gateway, and the seconds of the 99th of 100 by part.
+
+    None where it does not keep up. A query waits for the batch that is under way and then has its own. The loop of the
+    gateway does one thing at a time; while shards scan for one batch it may do the work of another.
+    """
+    fan_outs = wanted.replicas
+    scan_s = _scan_s(wanted, costs, shards)
+    calls_s = shards * costs.call_s
+    loop_s = costs.query_s + shards * (costs.merge_s + wanted.k * costs.merge_hit_s)
+    is_read = wanted.rows > ROWS_IN_MEMORY
+    take_s, take_query_s = is_read * costs.take_s, is_read * wanted.k * costs.take_hit_s
+    # Of a second of the loop, and of the batches under way: what the work leaves that grows with the queries.
+    of_loop = 1 - qps * loop_s
+    of_batches = fan_outs - qps * (loop_s + scan_s + take_query_s)
+    if min(of_loop, of_batches) <= 0 or qps * scan_s > wanted.used_share * fan_outs:
+        return None
+    batch = max(1.0, qps * calls_s / of_loop, qps * (calls_s + costs.hop_s + take_s) / of_batches)
+    if batch > MAX_BATCH * wanted.used_share:
+        return None
+    parts = {
+        "calls of shards": calls_s + costs.hop_s,
+        "gateway and merge": batch * loop_s,
+        "scans": batch * scan_s * costs.scan_tail,
+        "rows of hits": take_s + batch * take_query_s,
+    }
+    period = sum(parts.values())
+    busy = min(1.0, qps * period / (fan_outs * batch))
+    return batch, {"waiting": busy * period / fan_outs, **parts}
+
+
+def _distinct(wanted: Wanted, costs: Costs, shards: int) -> float:
+    """Distinct codes of a shard."""
+    if costs.is_by_code:
+        return wanted.num_distinct / shards
+    return distinct_of_shard(wanted.rows, wanted.num_distinct, shards)
+
+
+def _scan_s(wanted: Wanted, costs: Costs, shards: int) -> float:
+    """Seconds of one query in one shard."""
+    return costs.scan_s + _distinct(wanted, costs, shards) * costs.compare_s(wanted.bits)
+
+
+def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: float, seconds: dict[str, float]) -> Plan:
+    copies = shards * wanted.replicas * (1 if costs.is_shared else gateways)
+    rows, distinct = wanted.rows / shards, _distinct(wanted, costs, shards)
+    one_version = shard_bytes(rows, distinct, wanted.bits)
+    shard = sum(one_version.values())
+    read = wanted.rows if not costs.is_own else rows
+    # Beside the version that is searched the earlier ones, and the one in the making.
+    num_more = MAX_VERSIONS if wanted.has_changes else 0
+    of_copy = {
+        **one_version,
+        "versions beside it": num_more * shard,
+        "filters": shard,
+        "reading the archive": read * costs.load_bytes,
+        "processes of shards": costs.copy_bytes,
+    }
+    of_gateway = {
+        "rows of hits": hit_row_bytes(wanted.rows, costs.key_chars) if wanted.rows <= ROWS_IN_MEMORY else 0.0,
+        "processes of gateways": costs.gateway_bytes + READY_ROWS * _READY_ROW_BYTES,
+        "rows of filters": 8 * min(SELECTED_IDS, wanted.rows),
+    }
+    memory = {name: copies * value for name, value in of_copy.items()}
+    memory |= {name: gateways * value for name, value in of_gateway.items()}
+    scan_s = _scan_s(wanted, costs, shards)
+    is_read = wanted.rows > ROWS_IN_MEMORY
+    cores = {
+        "scans": wanted.qps * shards * scan_s,
+        "gateways": float(gateways),
+        "rows of hits": is_read * wanted.qps * (costs.take_s / batch + wanted.k * costs.take_hit_s),
+    }
+    room = wanted.memory_gb * _GB * wanted.used_share
+    copy_bytes = sum(of_copy.values())
+    # A copy is in one piece; one that fits no node counts by its bytes, and is a problem.
+    nodes_by = {
+        # First: of equals it is the plainest.
+        "replicas": wanted.replicas,
+        "memory": max(math.ceil(sum(memory.values()) / room), math.ceil(copies / max(1, room // copy_bytes))),
+        "cores": math.ceil(sum(cores.values()) / (wanted.cores * wanted.used_share)),
+        "actor slots": math.ceil(copies * SHARD_CPUS / wanted.cores),
+    }
+    nodes = max(nodes_by.values())
+    problem = ""
+    if copy_bytes > room:
+        most = max(of_copy, key=lambda name: of_copy[name])
+        problem = (
+            f"a copy of a shard needs {copy_bytes / _GB:,.1f} GB ({most}: {of_copy[most] / _GB:,.1f}), a node has "
+            f"{room / _GB:,.1f} to use"
+        )
+    start_s = (read * costs.load_s + rows * costs.build_s) * max(1.0, copies / nodes / wanted.cores)
+    read_gb = wanted.qps * shards * distinct * num_bytes(wanted.bits) / nodes / _GB
+    return Plan(
+        wanted=wanted,
+        costs=costs.source,
+        shards=shards,
+        gateways=gateways,
+        copies=copies,
+        nodes=nodes,
+        rows_per_shard=rows,
+        copy_gb=copy_bytes / _GB,
+        distinct_per_shard=distinct,
+        decided_by=max(nodes_by, key=lambda name: nodes_by[name]),
+        nodes_by=nodes_by,
+        problem=problem,
+        cores=cores,
+        memory_gb={name: value / _GB for name, value in memory.items()},
+        archive_gb={
+            "codes": wanted.rows * num_bytes(wanted.bits) / _GB,
+            "other columns": wanted.rows * costs.column_bytes / _GB,
+            "index of keys": wanted.rows * costs.index_bytes / _GB,
+            "thumbnails": wanted.rows * costs.thumbnail_bytes / _GB,
+        },
+        p99_ms={**{name: value / _MS for name, value in seconds.items()}, "all": sum(seconds.values()) / _MS},
+        batch=batch,
+        limits=tuple(_limits(wanted, costs, gateways, shards, start_s, read_gb)),
+    )
+
+
+def _limits(wanted: Wanted, costs: Costs, gateways: int, shards: int, start_s: float, read_gb: float) -> Iterator[str]:
+    """What is not in the number of nodes."""
+    if start_s > START_TIMEOUT_S:
+        yield f"shards take {start_s:,.0f} s to read their rows; a gateway gives them up after {START_TIMEOUT_S:.0f} s"
+    if gateways > 1 and not costs.is_shared:
+        yield f"{gateways} gateways are as many calls of `orbithash serve`, each with its own shards; one writes"
+    if wanted.rows > ROWS_IN_MEMORY:
+        yield f"above {ROWS_IN_MEMORY:,} rows a gateway keeps none of them: hits are read from the archive"
+    if wanted.has_changes and (change_s := wanted.rows / shards * costs.change_s) > 1:
+        yield f"a commit takes {change_s:,.1f} s, for each shard is copied as a whole"
+    if wanted.rows > SELECTED_IDS:
+        yield f"a filter that more than {SELECTED_IDS:,} rows pass pushes all others out of the gateway's memory"
+    if read_gb > _MUCH_GB:
+        yield f"scans read {read_gb:,.0f} GB of memory a second on each node; the model takes it for granted"
+    if shards > 1:
+        yield f"a query waits for the slowest of {shards:,} shards (`orbithash bench fanout --shards {shards}`)"
+
+
+def as_fields(plan: Plan) -> dict[str, Any]:
+    """The fields of `--json`."""
+    return asdict(plan)
+
+
+def as_table(plan: Plan) -> None:
+    """Prints a plan for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+    wanted = plan.wanted
+    about = Table(box=None, pad_edge=False, show_header=False)
+    about.add_column(style="bold")
+    about.add_column(overflow="fold")
+    by = ", ".join(f"{name} {count:,}" for name, count in plan.nodes_by.items())
+    for name, value in (
+        ("rows", f"{wanted.rows:,.0f} of {wanted.bits} bits, {wanted.num_distinct:,.0f} distinct codes"),
+        ("queries", f"{wanted.qps:g} a second, {wanted.k} hits each, 99 of 100 within {wanted.p99_ms:g} ms"),
+        ("a node", f"{wanted.cores} cores, {wanted.memory_gb:g} GB; {wanted.headroom:.0%} of both stays free"),
+        ("constants", plan.costs),
+        ("problem", plan.problem),
+        (
+            "nodes",
+            f"{'not possible with these' if plan.problem else f'{plan.nodes:,}'}; {plan.decided_by} decides ({by})",
+        ),
+        (
+            "shards",
+            f"{plan.shards:,} of {plan.rows_per_shard:,.0f} rows and {plan.distinct_per_shard:,.0f} distinct codes",
+        ),
+        ("gateways", f"{plan.gateways:,}"),
+        ("copies", f"{plan.copies:,} of {_short(plan.copy_gb)} GB: {wanted.replicas} of each shard for each gateway"),
+        ("batches", f"of {plan.batch:.1f} queries"),
+    ):
+        if value:
+            about.add_row(name, value)
+    console.print(about)
+    parts = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("memory, GB", "", "cores, busy", "", "99th of 100, ms", "", "archive on disk, GB", ""):
+        parts.add_column(name, justify="left" if name else "right")
+    columns = [
+        [(name, _short(value)) for name, value in _with_sum(part)]
+        for part in (plan.memory_gb, plan.cores, plan.p99_ms, plan.archive_gb)
+    ]
+    for number in range(max(map(len, columns))):
+        parts.add_row(*(cell for column in columns for cell in (column[number] if number < len(column) else ("", ""))))
+    console.print()
+    console.print(parts)
+    changes = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("what would change it", "nodes", "shards", "gateways", "p99 ms", "what decides"):
+        changes.add_column(name, justify="left" if name in ("what would change it", "what decides") else "right")
+    for each in plan.what_if:
+        nodes = "-" if each.problem else f"{each.nodes:,}"
+        decided = f"not possible: {each.decided_by}" if each.problem else each.decided_by
+        changes.add_row(each.text, nodes, f"{each.shards:,}", f"{each.gateways:,}", f"{each.p99_ms:,.0f}", decided)
+    console.print()
+    console.print(changes)
+    for limit in plan.limits:
+        console.print(f"note: {limit}")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _with_sum(part: dict[str, float]) -> list[tuple[str, float]]:
+    return list((part if "all" in part else {**part, "all": sum(part.values())}).items())

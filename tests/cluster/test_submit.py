@@ -1,0 +1,143 @@
+"""Verbs as jobs of a real cluster with a token: sent once, followed, stopped, refused."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orbithash.cluster.cli import app
+from orbithash.cluster.submit import check_words
+from orbithash.encoders.errors import InputError
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The address of a cluster that asks for TOKEN."""
+    ray, ports = Path(sys.executable).with_name("ray"), [free_port() for _ in range(3)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(tmp_path_factory.mktemp("home"))}
+    options = ["--head", "--num-cpus=2", f"--port={ports[0]}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    options += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}", "--block"]
+    options += [f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={tmp_path_factory.mktemp('ray')}"]
+    process = subprocess.Popen([ray, "start", *options], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    from cluster_parts import family, kill, wait_for
+
+    def answers():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", ports[1])) == 0
+
+    wait_for(answers, process, 60)
+    yield f"http://127.0.0.1:{ports[1]}"
+    kill(process, *family(process.pid))
+
+
+@pytest.fixture
+def submit(cluster, tmp_path):
+    """`orbithash submit` in a process of its own."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+
+    def call(*words, token_file=token):
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"HOME": str(tmp_path)}
+        token_options = () if token_file is None else ("--token-file", token_file)
+        options = ("--address", cluster, "--python", sys.executable, *token_options)
+        words = [sys.executable, "-m", "orbithash.cluster.cli", "submit", *map(str, (*options, *words))]
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
+    scenes = ("--id", "first", "--", "scenes", tmp_path / "scenes", "--count", "4")
+    ended = submit(*scenes)
+    assert ended.returncode == 0, ended.stderr
+    assert "drawing: 4/4 scenes" in ended.stdout
+    assert len(list((tmp_path / "scenes").rglob("*.tif"))) >= 4
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*")}
+    again = submit("--json", *scenes)
+    assert again.returncode == 0
+    assert "is there already (succeeded); it is not sent again" in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*")} == made
+    other = submit("--id", "first", "--", "scenes", tmp_path / "others")
+    assert other.returncode == 2
+    assert "the cluster has another job first" in other.stderr
+
+    # What the job says of wrong input is the answer, and so is its exit code.
+    failed = submit("--", "scenes", tmp_path / "scenes", "--count", "2")
+    assert failed.returncode == 2, failed.stderr
+    assert "holds 4 scenes, more than 2" in failed.stdout
+
+    sent = submit("--detach", "--id", "long", "--", "scenes", tmp_path / "many", "--count", "100000")
+    assert sent.returncode == 0
+    stopped = submit("--stop", "long")
+    assert stopped.returncode == 0
+    assert "job long stopped" in stopped.stderr
+    assert submit("--stop", "nobody").returncode == 2
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_sent(submit, tmp_path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("f" * 64)
+    for token_file in (None, wrong):
+        ended = submit("--", "scenes", tmp_path / "scenes", token_file=token_file)
+        assert ended.returncode == 2
+        assert "refuses this token, or the lack of one" in ended.stderr
+    ended = submit("--", "scenes", tmp_path / "scenes", token_file=tmp_path / "nowhere")
+    assert ended.returncode == 2
+    assert "no such file" in ended.stderr
+    assert not (tmp_path / "scenes").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "there is nothing to run"),
+        (["--debug", "train"], "there is nothing to run"),
+        (["scenes", "here"], "directory is 'here': give an absolute path"),
+        (["encode", "tiles", "--model", "/m", "--archive", "/a"], "source is 'tiles'"),
+        (["encode", "s3://tiles", "--model", "m", "--archive", "a"], "found 2 problems"),
+        (["tune", "mhcln", "--data", "/data"], "out is 'runs/tune'"),
+    ],
+)
+def test_words_that_another_machine_could_not_follow(words, problem):
+    import typer
+
+    with pytest.raises(InputError) as error:
+        check_words(typer.main.get_command(app), words)
+    assert problem in str(error.value)
+
+
+def test_words_that_it_can():
+    import typer
+
+    for words in (["scenes", "/here"], ["encode", "s3://b/tiles", "--model", "/m", "--archive", "gs://b/a"]):
+        check_words(typer.main.get_command(app), words)
+    with pytest.raises(Exception, match="--rowz"):
+        check_words(typer.main.get_command(app), ["bench", "serve", "--rowz", "3"])
+
+
+def test_an_address_where_nothing_is(refused):
+    refused(
+        *("submit", "--address", f"http://127.0.0.1:{free_port()}", "--", "scenes", "/here"),
+        words=["no cluster answers at", "--address is that of its dashboard"],
+    )
+    refused(
+        *("submit", "--address", "ftp://x", "--", "scenes", "/here"),
+        words=["http://HOST:PORT of the cluster's dashboard is needed"],
+    )

@@ -1,0 +1,128 @@
+"""Where good settings are looked for: what each field of a method's config says of it, and what a user says instead."""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+
+from orbithash.encoders.errors import listed
+
+__all__ = [
+    "Choice",
+    "Dimension",
+    "Linear",
+    "Log",
+    "Space",
+    "declared_space",
+    "parse_space",
+    "plain_space",
+]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """All values from `low` to `high`, inclusive, alike; whole numbers for a field of whole numbers."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Log:
+    """As `Linear`, but all orders of magnitude alike."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these."""
+
+    values: tuple[Any, ...]
+
+
+Dimension = Linear | Log | Choice
+
+# By the name of the setting.
+Space = Mapping[str, Dimension]
+
+
+def declared_space(config: type[Any]) -> dict[str, Dimension]:
+    """What the fields of a config declare: `lr: Annotated[float, Log(1e-5, 1e-3)]`."""
+    found = {}
+    for name, field in config.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, Linear | Log | Choice):
+                found[name] = mark
+    return found
+
+
+def is_whole(config: type[Any], name: str) -> bool:
+    """Whether a setting is a whole number."""
+    return config.model_fields[name].annotation is int
+
+
+def parse_space(config: type[Any], texts: Sequence[str]) -> dict[str, Dimension]:
+    """The space of `KEY`, as declared, `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log` and `KEY=A,B,C`.
+
+    Raises:
+        InputError: all that is wrong with them.
+    """
+    declared = declared_space(config)
+    space: dict[str, Dimension] = {}
+    problems: list[str] = []
+    for text in texts:
+        name, equals, wanted = text.partition("=")
+        if name not in config.model_fields:
+            problems.append(f"{name!r} is no setting; there are {', '.join(config.model_fields)}")
+        elif not equals and name not in declared:
+            problems.append(f"{name} declares no range; give one, such as {name}=LOW:HIGH; {', '.join(declared)} do")
+        elif not equals:
+            space[name] = declared[name]
+        else:
+            try:
+                space[name] = _dimension(wanted, _is_number(config, name))
+            except ValueError as error:
+                problems.append(f"{name}: {wanted!r} is {error}; give LOW:HIGH, LOW:HIGH:log or A,B,C")
+    if problems:
+        raise listed(problems, "--search")
+    return space
+
+
+def _dimension(text: str, is_number: bool) -> Dimension:
+    bounds = text.split(":")
+    if is_number and len(bounds) in (2, 3):
+        try:
+            low, high = float(bounds[0]), float(bounds[1])
+        except ValueError:
+            raise ValueError("no range of numbers") from None
+        if not low < high or (len(bounds) == 3 and (bounds[2] != "log" or low <= 0)):
+            raise ValueError("no range (LOW is less than HIGH, and above 0 for a logarithmic one)")
+        return Log(low, high) if len(bounds) == 3 else Linear(low, high)
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        raise ValueError("no list of values") from None
+    if len(values) < 2:
+        raise ValueError("one value, which needs no search (--set sets it)")
+    return Choice(tuple(tuple(value) if isinstance(value, list) else value for value in values))
+
+
+def _is_number(config: type[Any], name: str) -> bool:
+    annotation = config.model_fields[name].annotation
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return any(kind in (int, float) for kind in kinds)
+
+
+def plain_space(space: Space) -> dict[str, dict[str, Any]]:
+    """For a file of YAML or JSON."""
+
+    def plain(dimension: Dimension) -> dict[str, Any]:
+        if isinstance(dimension, Choice):
+            return {"choice": [list(value) if isinstance(value, tuple) else value for value in dimension.values]}
+        return {"log" if isinstance(dimension, Log) else "linear": [dimension.low, dimension.high]}
+
+    return {name: plain(dimension) for name, dimension in space.items()}
