@@ -88,9 +88,12 @@ class RayBackend:
         index: str,
         actors: Sequence[Sequence[Any]],
         encoder_actor: Any,
+        group: Any,
         observer: Observer,
     ) -> None:
+        """`group`: the placement group that the actors lie in, and end with."""
         self._observer = observer
+        self._group = group
         self.archive = archive
         self.encoder = encoder
         self.index = index
@@ -116,16 +119,30 @@ class RayBackend:
     ) -> "RayBackend":
         """Starts the actors; they load their rows when a version is asked for."""
         import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        check_resources(f"serving {num_shards * num_replicas} shards", num_shards * num_replicas * SHARD_CPUS)
+        num_actors = num_shards * num_replicas
+        check_resources(f"serving {num_actors} shards", num_actors * SHARD_CPUS)
+        # Over the nodes by turns, so that the copies of a shard, which follow each other, are on different ones.
+        group = placement_group([{"CPU": SHARD_CPUS}] * num_actors, strategy="SPREAD")
+        if not await asyncio.to_thread(group.wait, START_TIMEOUT_S):
+            remove_placement_group(group)
+            raise InputError(
+                f"the cluster found no place for {num_actors} shards within {START_TIMEOUT_S:.0f} s; has it room?"
+            )
         actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_concurrency=SHARD_THREADS)(
             _ShardActor
         )
-        actors = [
-            [actor_class.remote(archive.path, archive.bits, number, num_shards, index) for _ in range(num_replicas)]
-            for number in range(num_shards)
-        ]
-        return cls(archive, encoder, index, actors, encoder_actor, observer)
+
+        def started(number: int, copy: int) -> Any:
+            place = PlacementGroupSchedulingStrategy(group, number * num_replicas + copy)
+            return actor_class.options(scheduling_strategy=place).remote(
+                archive.path, archive.bits, number, num_shards, index
+            )
+
+        actors = [[started(number, copy) for copy in range(num_replicas)] for number in range(num_shards)]
+        return cls(archive, encoder, index, actors, encoder_actor, group, observer)
 
     async def at(self, version: int) -> Snapshot:
         """See `Backend`. Every copy is ready when it returns."""
@@ -166,10 +183,12 @@ class RayBackend:
     async def close(self) -> None:
         """See `Backend`."""
         import ray
+        from ray.util.placement_group import remove_placement_group
 
         self._watch.cancel()
         for actor in [*(actor for of_shard in self._actors for actor in of_shard), self._encoder_actor]:
             ray.kill(actor)
+        remove_placement_group(self._group)
 
     def reference(self, version: int, rows: Rows) -> Any:
         """The ids of the rows in Ray's object store, put there once for all shards and searches."""
@@ -227,4 +246,4 @@ class RayBackend:
                 with suppress(Exception):
                     async with asyncio.timeout(START_TIMEOUT_S):
                         await actor.num_rows.remote(self._version)
-                    copy.is_healthy = True
+                    copy.answered()

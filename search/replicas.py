@@ -20,6 +20,10 @@ _ATTEMPTS = 2
 _WINDOW, _ENOUGH = 256, 20
 _MIN_HEDGE_S = 0.005
 
+# A copy that the second one outran so often in a row counts as failed: while it starts again it may fall silent
+# without an error.
+_MAX_OUTRUN = 3
+
 
 class Copy:
     """How one copy of a shard fares, over all versions of the archive."""
@@ -27,6 +31,17 @@ class Copy:
     def __init__(self) -> None:
         self.num_in_flight = 0
         self.is_healthy = True
+        self._num_outrun = 0
+
+    def answered(self) -> None:
+        """It gave an answer."""
+        self.is_healthy, self._num_outrun = True, 0
+
+    def outrun(self) -> None:
+        """Another copy, asked later, answered before."""
+        self._num_outrun += 1
+        if self._num_outrun >= _MAX_OUTRUN:
+            self.is_healthy = False
 
     def end_one(self, task: object) -> None:
         """A search of it has ended."""
@@ -80,6 +95,7 @@ class Replicas:
         order = sorted(self._clients, key=lambda each: (not each[1].is_healthy, each[1].num_in_flight))[:_ATTEMPTS]
         waiting = iter(order)
         tasks: set[asyncio.Task[ShardAnswer]] = set()
+        first: asyncio.Task[ShardAnswer] | None = None
         failure: BaseException | None = None
         num_started = 0
         try:
@@ -94,6 +110,7 @@ class Replicas:
                     task = asyncio.create_task(self._ask(client, copy, queries, k, scope, timeout_s))
                     task.add_done_callback(copy.end_one)
                     tasks.add(task)
+                    first = first or task
                 if not tasks:
                     assert failure is not None, "an attempt ends in an answer or an error"
                     raise failure
@@ -101,6 +118,8 @@ class Replicas:
                 done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if task.exception() is None:
+                        if first in tasks:
+                            order[0][1].outrun()
                         return task.result()
                     failure = task.exception()
         finally:
@@ -117,6 +136,6 @@ class Replicas:
         except Exception:
             copy.is_healthy = False
             raise
-        copy.is_healthy = True
+        copy.answered()
         self._latencies.add(loop.time() - started)
         return answer

@@ -159,3 +159,21 @@ def test_what_is_slow_is_the_95th_percentile():
     for milliseconds in range(1, 101):
         latencies.add(milliseconds / 1000)
     assert latencies.hedge_s == pytest.approx(0.095)
+
+
+def test_a_copy_that_falls_silent_is_asked_last_in_the_end():
+    async def scenario():
+        group, stubs, copies = replicas(never, nothing, latencies=known_latencies())
+        for number in range(1, 6):
+            answer = await search(group)
+            assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+            while copies[0].num_in_flight:
+                await asyncio.sleep(0)
+            assert group.num_healthy == (2 if number < 3 else 1)
+        assert num_calls(stubs) == [3, 5]
+        copies[0].answered()
+        assert group.num_healthy == 2
+        await search(group)
+        assert group.num_healthy == 2, "once is not three times in a row"
+
+    asyncio.run(scenario())

@@ -1,0 +1,275 @@
+"""The image: what it is made of, as far as that can be read, and the two programs that only it has."""
+
+import asyncio
+import fnmatch
+import re
+import runpy
+import sys
+import threading
+import time
+import tomllib
+import types
+from importlib import metadata
+from pathlib import PurePosixPath
+
+import numpy as np
+import pytest
+from certificates import Authority
+from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
+
+from orbithash.cluster.cli_options import DEFAULT_ADDRESS
+from orbithash.encoders.archive import Archive
+from orbithash.search.address import parse_address
+from orbithash.search.gateway import start_gateway
+from orbithash.search.observer import Observer
+from orbithash.search.protection import Protection
+
+IMAGES = DEPLOY / "images"
+DOCKERFILE = (IMAGES / "Dockerfile").read_text()
+TOKEN = "a-token-of-some-length"
+
+
+def instructions(text=DOCKERFILE):
+    """(word, rest) of each instruction, comments and line ends removed."""
+    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", lines)
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def is_sent(path):
+    """Whether .dockerignore lets the builder have it: the last rule for it, or for a folder that it is in, decides."""
+    places = [PurePosixPath(path), *PurePosixPath(path).parents][:-1]
+    sent = True
+    for rule in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = rule.removeprefix("!")
+        if pattern.startswith("**/"):
+            fits = any(fnmatch.fnmatchcase(place.name, pattern.removeprefix("**/")) for place in places)
+        else:
+            parts = PurePosixPath(pattern).parts
+            fits = any(len(place.parts) == len(parts) and fnmatch.fnmatchcase(str(place), pattern) for place in places)
+        if fits and not rule.startswith("#"):
+            sent = rule.startswith("!")
+    return sent
+
+
+def test_the_base_is_pinned_and_the_user_is_not_root():
+    assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+    bases = [rest for word, rest in instructions() if word == "FROM"]
+    assert bases == ["python:${PYTHON} AS wheel", "python:${PYTHON}"]
+    last = bases[-1]
+    after = [word for word, _ in instructions()][[rest for _, rest in instructions()].index(last) :]
+    assert after.index("USER") > max(place for place, word in enumerate(after) if word in ("RUN", "COPY"))
+    assert ("USER", "1000:1000") in instructions()
+
+
+def test_no_other_registry_is_named():
+    for path in IMAGES.iterdir():
+        assert not re.search(r"https?://", path.read_text()), path
+
+
+def test_what_it_copies_is_sent_to_the_builder():
+    wanted = [word for word, rest in instructions() if word == "COPY" for word in rest.split()[:-1] if word[0] != "-"]
+    wanted += re.findall(r"--mount=type=bind,source=([\w./-]+)", DOCKERFILE)
+    assert "deploy/images/requirements.py" in wanted
+    for path in wanted:
+        if path != ".":
+            assert (ROOT / path).is_file(), path
+            assert is_sent(path), path
+
+
+def test_what_the_wheel_is_made_of_is_sent_and_little_else():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for folder in settings["package-dir"].values():
+        assert any((ROOT / folder).glob("*.py"))
+        assert is_sent(f"{folder}/__init__.py"), folder
+    for path in ("README.md", "trainers/recipes/from_scratch.yaml", "proto/orbithash/v1/search.proto"):
+        assert is_sent(path), path
+    for path in (
+        ".git/config",
+        ".venv/bin/python",
+        "tests/conftest.py",
+        "runs/demo/x",
+        "cluster/__pycache__/serve.pyc",
+    ):
+        assert not is_sent(path), path
+
+
+@pytest.mark.parametrize(("device", "faiss"), [("cpu", "faiss-cpu"), ("cuda", "faiss-gpu")])
+def test_requirements_are_those_of_the_project(device, faiss):
+    requirements = runpy.run_path(str(IMAGES / "requirements.py"))["requirements"]
+    found = requirements(ROOT / "pyproject.toml", device)
+    assert [each for each in found if each.startswith("faiss")] == PROJECT["optional-dependencies"][
+        {"cpu": "cpu", "cuda": "gpu"}[device]
+    ]
+    assert found[-1].startswith(faiss)
+    installed = {re.split(r"[\[>;]", each)[0].strip().lower() for each in metadata.requires("orbithash")}
+    assert {re.split(r"[\[>]", each)[0].lower() for each in found} - {"faiss-gpu"} <= installed
+
+
+def test_ports_are_the_programs():
+    ports = [int(port) for word, rest in instructions() if word == "EXPOSE" for port in rest.split()]
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    options = parsed(compose["services"]["gateway"]["command"])
+    assert ports == [parse_address(DEFAULT_ADDRESS)[1], parse_address(options["metrics"])[1]]
+
+
+def test_its_programs_have_their_names():
+    copies = dict(reversed(rest.split()[-2:]) for word, rest in instructions() if word == "COPY" and "deploy" in rest)
+    assert copies == {
+        "/usr/local/bin/orbithash-healthy": "deploy/images/healthy.py",
+        "/usr/local/bin/orbithash-copy": "deploy/images/copy_archive.py",
+    }
+    for path in copies.values():
+        assert (ROOT / path).read_text().startswith("#!/usr/bin/env python3\n")
+    assert f"orbithash:{VERSION} " in DOCKERFILE
+
+
+# The probe, against a gateway with certificates and tokens.
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    certificate, key = ours.issue("gateway")
+    tokens = tmp_path / "tokens"
+    tokens.touch(0o600)
+    tokens.write_text(f"read {TOKEN} probe\n")
+    return types.SimpleNamespace(
+        protection=Protection.from_files(certificate, key, None, tokens), ca=ours.path, wrong=others.path
+    )
+
+
+async def probe(*words):
+    """Exit code and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(IMAGES / "healthy.py"), *map(str, words), stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, err.decode()
+
+
+def test_the_probe_follows_the_health_of_a_gateway(secrets):
+    async def scenario():
+        service = types.SimpleNamespace(observer=Observer(), can_answer=True)
+        gateway = await start_gateway(service, "127.0.0.1:0", protection=secrets.protection)
+        address = f"localhost:{gateway.port}"
+        try:
+            assert await probe(address, "--ca", secrets.ca) == (0, "")
+            assert await probe(address, f"--ca={secrets.ca}", "--alive") == (0, "")
+            for words in ((address, "--ca", secrets.wrong), (address,)):
+                code, said = await probe(*words, "--timeout", "1")
+                assert code == 1
+                # gRPC says something, too.
+                assert said.splitlines()[-1].startswith(f"{address}: UNAVAILABLE")
+            service.can_answer = False
+            # Health looks twice a second.
+            await asyncio.sleep(1.2)
+            assert await probe(address, "--ca", secrets.ca) == (1, f"{address}: NOT_SERVING\n")
+            assert await probe(address, "--ca", secrets.ca, "--alive") == (0, "")
+        finally:
+            await gateway.stop(0)
+        for words in ((), ("--alive",)):
+            assert (await probe(address, "--ca", secrets.ca, "--timeout", "1", *words))[0] == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_probe_without_encryption():
+    async def scenario():
+        service = types.SimpleNamespace(observer=Observer(), can_answer=True)
+        gateway = await start_gateway(service, "127.0.0.1:0")
+        try:
+            assert await probe(gateway.address) == (0, "")
+        finally:
+            await gateway.stop(0)
+
+    asyncio.run(scenario())
+
+
+# Copies of an archive.
+
+BITS = 32
+
+
+def rows(rng, keys):
+    codes = rng.integers(0, 256, (len(keys), BITS // 8), dtype=np.uint8)
+    return Archive.table(codes, BITS, key=keys, uri=keys)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    rng = np.random.default_rng(0)
+    made = Archive.create(tmp_path / "archive", BITS, "a" * 32)
+    made.commit(Archive.write_fragments(made.path, rows(rng, [f"row {i}" for i in range(500)])))
+    made.optimize()
+    made.refuse([("bad.tif", "no image")])
+    return made
+
+
+def copy_archive(source, target):
+    return runpy.run_path(str(IMAGES / "copy_archive.py"))["copy"](source, target)
+
+
+def test_a_copy_is_one_version_whole_while_rows_change(archive, tmp_path):
+    rng = np.random.default_rng(1)
+    versions, ended, failures = {archive.version: archive.codes()}, threading.Event(), []
+
+    def write():
+        try:
+            while not ended.is_set():
+                keys = [f"row {i}" for i in rng.choice(600, 20, replace=False)]
+                with archive.writing():
+                    archive.upsert(rows(rng, keys))
+                    versions[archive.version] = archive.codes()
+                    archive.delete(keys[:2])
+                    versions[archive.version] = archive.codes()
+        except BaseException as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    copies = []
+    try:
+        for number in range(4):
+            before = len(versions)
+            copies.append(copy_archive(tmp_path / "archive", tmp_path / "copies" / str(number)))
+            # It goes on being written, however slow the machine is.
+            while len(versions) == before and writer.is_alive():
+                time.sleep(0.01)
+    finally:
+        ended.set()
+        writer.join()
+    assert not failures
+    for made in copies:
+        ids, codes = made.codes()
+        expected_ids, expected_codes = versions[made.version]
+        assert np.array_equal(ids, expected_ids)
+        assert np.array_equal(codes, expected_codes)
+        assert made.refused() == {"bad.tif": "no image"}
+        assert (made.bits, made.model_id) == (BITS, "a" * 32)
+
+
+def test_a_copy_lives_on(archive, tmp_path):
+    """Where it is restored to it is written as the first was, and its rows keep their ids."""
+    copy_archive(tmp_path / "archive", tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "restored")
+    archive_files = sorted((tmp_path / "archive").rglob("*"))
+    restored = Archive.open(tmp_path / "restored")
+    before = restored.find(["row 1", "row 2"])
+    assert before == archive.find(["row 1", "row 2"])
+    with restored.writing():
+        restored.upsert(rows(np.random.default_rng(2), ["row 1", "new"]))
+        restored.optimize()
+    assert restored.find(["row 1", "row 2"]) == before
+    assert restored.num_rows == archive.num_rows + 1
+    assert sorted((tmp_path / "archive").rglob("*")) == archive_files
+
+
+def test_a_copy_takes_no_place_that_is_taken(archive, tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(sys, "argv", ["orbithash-copy", str(tmp_path / "archive"), str(tmp_path / "there")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(IMAGES / "copy_archive.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'there'} exists; choose a new folder\n"
+    assert not any((tmp_path / "there").iterdir())

@@ -1,0 +1,214 @@
+"""One machine with Docker, machines with Ray's launcher, and what the guide tells to type."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
+from deploy_schemas import COMPOSE
+
+from orbithash.search.address import is_loopback, parse_address
+
+GUIDE = (ROOT / "docs" / "deploy.md").read_text()
+
+
+@pytest.fixture
+def services():
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    return compose["services"]
+
+
+@pytest.fixture
+def launcher():
+    (config,) = documents(DEPLOY / "ray-cluster.yaml")
+    return config
+
+
+# Docker.
+
+
+def test_compose_fits_its_schema():
+    jsonschema.validate(documents(DEPLOY / "compose.yaml")[0], COMPOSE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda gateway: gateway.update(port=["127.0.0.1:50051:50051"]),
+        lambda gateway: gateway.update(ports=["50051"]),
+        lambda gateway: gateway.update(volumes=["data"]),
+        lambda gateway: gateway.pop("image"),
+    ],
+)
+def test_its_schema_finds_what_is_wrong(change):
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    change(compose["services"]["gateway"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(compose, COMPOSE)
+
+
+def test_everything_is_published_to_this_machine_only(services):
+    published = {name: [port.rsplit(":", 2) for port in service["ports"]] for name, service in services.items()}
+    assert all(is_loopback(host) for ports in published.values() for host, _, _ in ports)
+    options = parsed(services["gateway"]["command"])
+    assert published["gateway"] == [["127.0.0.1", *[str(parse_address(options["address"])[1])] * 2]]
+    assert options["local"]
+    assert options["insecure_listen"], "in the container it listens for the machine's side"
+
+
+def test_the_gateway_of_compose_is_ours(services):
+    gateway = services["gateway"]
+    assert gateway["image"] == f"orbithash:{VERSION}"
+    build = gateway["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "images" / "Dockerfile"
+    options = parsed(gateway["command"])
+    (volume,) = gateway["volumes"]
+    for path in (options["archive"], options["model"]):
+        assert str(path).startswith(volume.rpartition(":")[2] + "/")
+    port = parse_address(options["address"])[1]
+    assert gateway["healthcheck"]["test"] == ["CMD", "orbithash-healthy", f"127.0.0.1:{port}"]
+
+
+def test_prometheus_and_grafana_find_what_they_need(services):
+    for name in ("prometheus", "grafana"):
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", services[name]["image"])
+        for volume in services[name]["volumes"]:
+            source, _, _ = volume.partition(":")
+            assert not source.startswith(".") or (DEPLOY / source).exists(), volume
+    options = parsed(services["gateway"]["command"])
+    (scraped,) = documents(DEPLOY / "prometheus" / "compose.yml")
+    (alone,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
+    target = f"gateway:{parse_address(options['metrics'])[1]}"
+    assert [job["static_configs"] for job in scraped["scrape_configs"]] == [[{"targets": [target]}]]
+    # Elsewhere it is what a gateway beside Prometheus has.
+    assert {**scraped, "scrape_configs": []} == {**alone, "scrape_configs": []}
+    assert [job["job_name"] for job in scraped["scrape_configs"]] == ["orbithash"]
+    mounted = dict(reversed(volume.split(":")[:2]) for volume in services["prometheus"]["volumes"])
+    for name in scraped["rule_files"]:
+        assert f"/etc/prometheus/{name}" in mounted
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    ((source,),) = [each["datasources"] for each in documents(provisioning / "datasources" / "prometheus.yml")]
+    assert source["url"] == f"http://prometheus:{services['prometheus']['ports'][0].rpartition(':')[2]}"
+    board = json.loads((DEPLOY / "grafana" / "orbithash.json").read_text())
+    (variable,) = [each for each in board["templating"]["list"] if each["name"] == "datasource"]
+    assert variable["query"] == source["type"]
+    assert source["isDefault"] is True
+    ((provider,),) = [each["providers"] for each in documents(provisioning / "dashboards" / "orbithash.yml")]
+    mounted = dict(reversed(volume.split(":")[:2]) for volume in services["grafana"]["volumes"])
+    assert mounted[f"{provider['options']['path']}/orbithash.json"] == "./grafana/orbithash.json"
+
+
+# Ray's launcher.
+
+
+def test_the_launchers_file_fits_rays_schema(launcher):
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(launcher, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**launcher, "head_start_ray_command": []}, schema)
+
+
+def test_the_launcher_takes_it(launcher):
+    """As `ray up` reads it: a machine for each address."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(launcher)
+    validate_config(prepared)
+    (node,) = prepared["available_node_types"].values()
+    assert node["min_workers"] == node["max_workers"] == len(launcher["provider"]["worker_ips"])
+
+
+def test_the_launchers_commands_are_rays_and_ours(launcher):
+    import ray.scripts.scripts
+
+    known = {name for option in ray.scripts.scripts.start.params for name in option.opts}
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        stop, start = launcher[name]
+        assert stop == "~/orbithash/bin/ray stop"
+        words = shlex.split(start)
+        assert "RAY_AUTH_MODE=token" in words
+        assert "RAY_task_events_report_interval_ms=0" in words
+        program = words.index("~/orbithash/bin/ray")
+        assert words[program + 1] == "start"
+        assert {word.partition("=")[0] for word in words[program + 2 :]} <= known
+    assert "--num-cpus=0" in shlex.split(launcher["head_start_ray_commands"][1])
+    (install,) = [each for each in launcher["setup_commands"] if "pip install" in each]
+    assert f"/{PROJECT['name']}-{VERSION}-*.whl" in install
+    extra = re.search(r"orbithash\[(\w+)\]", install)[1]
+    assert extra in PROJECT["optional-dependencies"]
+    folder = re.search(r"--constraint (\S+)/constraints.txt", install)[1]
+    assert launcher["file_mounts"][folder] == "dist"
+    assert launcher["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+# The guide.
+
+
+def typed():
+    """Command lines of the guide's blocks, those of a here document left out."""
+    for block in re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL):
+        block = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block, flags=re.DOTALL).replace("\\\n", " ")
+        for line in block.splitlines():
+            for command in re.split(r" && | \| ", line.split("  #")[0]):
+                yield command.strip()
+
+
+def test_our_commands_in_the_guide_are_ours():
+    found = []
+    for command in typed():
+        words = shlex.split(command)
+        words = words[words.index("--") + 1 :] if "--" in words else words
+        if words and words[0] == "orbithash":
+            found.append(words)
+    assert {words[1] for words in found} == {"scenes", "status", "query", "encode"}
+    for words in found:
+        parsed(words)
+
+
+def test_files_that_the_guide_names_are_there():
+    named = set(re.findall(r"\bdeploy/[\w./-]*[\w]", GUIDE))
+    assert len(named) > 8
+    for name in named:
+        assert (ROOT / name).exists(), name
+    in_table = re.findall(r"^\| `([\w./-]+)`(?:, `(\w+)`)? \|", GUIDE, re.MULTILINE)
+    assert len(in_table) > 6
+    for name, beside in in_table:
+        assert (DEPLOY / name).exists(), name
+        assert not beside or (DEPLOY / name).with_name(beside).exists(), beside
+
+
+def test_versions_in_the_guide():
+    assert set(re.findall(r"orbithash:([\d.]+\w)", GUIDE)) == {VERSION}
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert "ray==2.60" in constraints
+
+
+def test_python_in_the_guide_calls_what_there_is():
+    from orbithash.search.client import Client, Tls
+
+    (program,) = re.findall(r"<<'END'\n(.*?)\nEND\n", GUIDE, re.DOTALL)
+    calls = []
+
+    class Stub(Client):
+        def refresh(self, *words):
+            calls.append(words)
+
+    program = program.replace("from orbithash.search.client import Client, Tls\n", "")
+    environment = {"ORBITHASH_ADDRESS": "localhost:1", "ORBITHASH_TOKEN": "a-token"}
+    module = type("os", (), {"environ": environment})
+    names = {"Client": Stub, "Tls": lambda ca: Tls(None), "os": module}
+    exec(program.replace("import os\n", ""), names)
+    assert calls == [("/data/archives/second", "/data/runs/second/model")]
+    (env,) = [each["env"] for each in documents(DEPLOY / "kubernetes/tools/pod.yaml")[0]["spec"]["containers"]]
+    assert environment.keys() == {each["name"] for each in env}
+
+
+def test_yaml_of_grafana_and_prometheus_is_yaml():
+    for path in DEPLOY.rglob("*.y*ml"):
+        assert list(yaml.safe_load_all(path.read_text())), path
