@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from orbithash.cluster.shards import SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
+from orbithash.cluster.shards import CHANGE_TIMEOUT_S, SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.host import MAX_VERSIONS
@@ -371,11 +371,11 @@ def _best(wanted: Wanted, costs: Costs) -> Plan | None:
         allowed = replace(wanted, p99_ms=times * wanted.p99_ms)
         if plans := [plan for shards in counts if (plan := _plan_of(allowed, costs, shards))]:
             plan = _cheapest(plans)
-            return replace(plan, wanted=wanted, problem=f"{problem}{plan.problem}".strip())
+            return replace(plan, wanted=wanted, problem=f"{problem}{plan.problem}".removesuffix("; "))
         # What a lone query takes, where all gateways are idle.
         lone_s = [(sum(found[1].values()), shards) for shards in counts if (found := _p99(wanted, costs, shards, 0))]
         least_s, shards = min(lone_s)
-        problem = f"not within {wanted.p99_ms:g} ms: {least_s / _MS:,.0f} ms are the least, with {shards:,} shards. "
+        problem = f"not within {wanted.p99_ms:g} ms: {least_s / _MS:,.0f} ms are the least, with {shards:,} shards; "
     return None
 
 
@@ -503,14 +503,19 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
         "actor slots": math.ceil(copies * SHARD_CPUS / wanted.cores),
     }
     nodes = max(nodes_by.values())
-    problem = ""
+    start_s = (read * costs.load_s + rows * costs.build_s) * max(1.0, copies / nodes / wanted.cores)
+    change_s = wanted.has_changes * rows * costs.change_s
+    problems = []
     if copy_bytes > room:
         most = max(of_copy, key=lambda name: of_copy[name])
-        problem = (
+        problems.append(
             f"a copy of a shard needs {copy_bytes / _GB:,.1f} GB ({most}: {of_copy[most] / _GB:,.1f}), a node has "
             f"{room / _GB:,.1f} to use"
         )
-    start_s = (read * costs.load_s + rows * costs.build_s) * max(1.0, copies / nodes / wanted.cores)
+    if start_s > START_TIMEOUT_S:
+        problems.append(f"a copy takes {start_s:,.0f} s to read its rows and is given up after {START_TIMEOUT_S:.0f}")
+    if change_s > CHANGE_TIMEOUT_S:
+        problems.append(f"a copy takes {change_s:,.0f} s for a commit and is given up after {CHANGE_TIMEOUT_S:.0f}")
     read_gb = wanted.qps * shards * distinct * num_bytes(wanted.bits) / nodes / _GB
     return Plan(
         wanted=wanted,
@@ -524,7 +529,7 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
         distinct_per_shard=distinct,
         decided_by=max(nodes_by, key=lambda name: nodes_by[name]),
         nodes_by=nodes_by,
-        problem=problem,
+        problem="; ".join(problems),
         cores=cores,
         memory_gb={name: value / _GB for name, value in memory.items()},
         archive_gb={
@@ -535,19 +540,17 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
         },
         p99_ms={**{name: value / _MS for name, value in seconds.items()}, "all": sum(seconds.values()) / _MS},
         batch=batch,
-        limits=tuple(_limits(wanted, costs, gateways, shards, start_s, read_gb)),
+        limits=tuple(_limits(wanted, costs, gateways, shards, change_s, read_gb)),
     )
 
 
-def _limits(wanted: Wanted, costs: Costs, gateways: int, shards: int, start_s: float, read_gb: float) -> Iterator[str]:
+def _limits(wanted: Wanted, costs: Costs, gateways: int, shards: int, change_s: float, read_gb: float) -> Iterator[str]:
     """What is not in the number of nodes."""
-    if start_s > START_TIMEOUT_S:
-        yield f"shards take {start_s:,.0f} s to read their rows; a gateway gives them up after {START_TIMEOUT_S:.0f} s"
     if gateways > 1 and not costs.is_shared:
         yield f"{gateways} gateways are as many calls of `orbithash serve`, each with its own shards; one writes"
     if wanted.rows > ROWS_IN_MEMORY:
         yield f"above {ROWS_IN_MEMORY:,} rows a gateway keeps none of them: hits are read from the archive"
-    if wanted.has_changes and (change_s := wanted.rows / shards * costs.change_s) > 1:
+    if change_s > 1:
         yield f"a commit takes {change_s:,.1f} s, for each shard is copied as a whole"
     if wanted.rows > SELECTED_IDS:
         yield f"a filter that more than {SELECTED_IDS:,} rows pass pushes all others out of the gateway's memory"

@@ -170,11 +170,11 @@ def test_what_cannot_be_simulated(wrong, said):
 
 
 @pytest.mark.slow
-def test_calls_of_real_actors(monkeypatch):
-    from orbithash.cluster.bench_fanout_actors import actor_calls
-
-    figures = actor_calls(3, 64, 5)
-    assert figures["actors_3_lone_cpu_ms"] > figures["actors_1_lone_cpu_ms"] > 0
-    assert figures["call_ms_lone"] == pytest.approx(
-        (figures["actors_3_lone_cpu_ms"] - figures["actors_1_lone_cpu_ms"]) / 2
-    )
+def test_calls_of_real_actors(start):
+    process = start("bench", "fanout", "--shards", "2", "--queries", "1", "--actors", "3", "-k", "5", "--json")
+    assert process.wait(240) == 0, process.err.read_text()
+    figures = json.loads(process.out.read_text())["actors"]
+    one, three = (figures[f"actors_{count}_lone_cpu_ms"] for count in (1, 3))
+    assert three > one > 0
+    assert figures["call_ms_lone"] == pytest.approx((three - one) / 2)
+    assert figures["actors_3_batched_queries_per_s"] > 0
