@@ -54,7 +54,8 @@ def connected(min_cpus: int = 1) -> Iterator[None]:
     else:
         num_cpus = min_cpus if len(os.sched_getaffinity(0)) < min_cpus else None
         with _without_stderr():
-            ray.init(include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
+            # By name: another cluster on this machine, or what is left of one, is not ours.
+            ray.init("local", include_dashboard=False, num_cpus=num_cpus, _node_ip_address="127.0.0.1", **quiet)
     try:
         yield
     finally:

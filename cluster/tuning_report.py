@@ -52,7 +52,7 @@ def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) ->
         "Result",
         [
             Fact(tuning.metric, _score(best), f"of the best trial, number {best.number}, in its epoch {best.epoch}"),
-            Fact("as it was", _score(as_is), "of trial 0, the settings that were not searched for"),
+            Fact("as it was", _score(as_is), "of trial 0, which has the settings as they were given"),
             Fact("trials", str(len(trials)), f"of which {len(scored)} came to a first score"),
         ],
         "All figures are of the validation part; the test part was not looked at. The best of many is better than it "
@@ -75,11 +75,14 @@ def show(tuning: Tuning, trials: Sequence[Trial]) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    # All settings in one column: in one each they would not fit.
     table = RichTable(box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in columns(tuning):
-        table.add_column(column, overflow="fold")
+    for column in ("trial", tuning.metric, "epochs", "settings"):
+        table.add_column(column, no_wrap=column != "settings")
     for trial in trials[:_MAX_SHOWN]:
-        table.add_row(*cells(tuning, trial))
+        settings = ", ".join(f"{name}={_value(trial.settings.get(name))}" for name in tuning.space)
+        told = f"{settings}: {trial.problem}" if trial.problem else settings
+        table.add_row(str(trial.number), _score(trial), str(trial.epochs), told)
     Console().print(table)
     if len(trials) > _MAX_SHOWN:
         print(f"… and {len(trials) - _MAX_SHOWN} more")

@@ -40,7 +40,13 @@ def ray_cluster() -> Iterator[None]:
 
     # Four logical CPUs: with two, an actor pool and the tasks that feed it can starve each other.
     ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=300 * 2**20, log_to_driver=False, namespace="test"
+        # Whatever another test, or a killed one, has left on this machine.
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        namespace="test",
     )
     yield
     ray.shutdown()

@@ -283,7 +283,9 @@ def parallel_coordinates(axes: Sequence[Coordinate], score: Coordinate, marked: 
         for place, (_, labels) in enumerate(placed):
             plot.axvline(place, color=MUTED, linewidth=0.8, zorder=1)
             for height, text in labels:
-                plot.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=9, va="center")
+                # Beside where the lines meet the axis.
+                above = -8 if height == 0 else 8
+                plot.annotate(text, (place, height), (4, above), textcoords="offset points", fontsize=9, va="center")
         plot.set(yticks=[], xlim=(-0.1, len(every) - 0.4), ylim=(-0.06, 1.06))
         plot.set_xticks(range(len(every)), [_name(axis.name) for axis in every], rotation=25, ha="right", fontsize=9)
         plot.grid(visible=False)
