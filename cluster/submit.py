@@ -223,6 +223,7 @@ def _client(cluster: Cluster) -> Iterator[Any]:
             f"no cluster answers at {cluster.address} ({error.strerror or error}); --address is that of its dashboard"
         ) from error
     _set_token(cluster.token_file)
+    from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -234,7 +235,7 @@ def _client(cluster: Cluster) -> Iterator[Any]:
         raise InputError(
             f"{cluster.address} refuses this token, or the lack of one: give --token-file, or set RAY_AUTH_TOKEN"
         ) from error
-    except (RuntimeError, ConnectionError, OSError) as error:
+    except (RuntimeError, OSError, ClientError) as error:
         raise _Lost(f"{cluster.address}: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -179,18 +179,18 @@ def check_num_queries(count: int) -> None:
 
 
 async def _snapshot(backend: Backend) -> Snapshot:
-    """The version that a backend was opened with."""
-    snapshot = await backend.at(backend.archive.version)
-    await asyncio.to_thread(snapshot.rows.warm)
+    """The version that a backend was opened with; a backend that cannot give it is closed."""
+    try:
+        snapshot = await backend.at(backend.archive.version)
+        await asyncio.to_thread(snapshot.rows.warm)
+    except BaseException:
+        await backend.close()
+        raise
     return snapshot
 
 
 async def open_service(open_backend: OpenBackend, observer: Observer | None = None, **options: float) -> Service:
     """A service over what `open_backend("", "")` opens; `options` are those of `Engine`."""
     backend = await open_backend("", "")
-    try:
-        snapshot = await _snapshot(backend)
-    except BaseException:
-        await backend.close()
-        raise
+    snapshot = await _snapshot(backend)
     return Service(backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]
