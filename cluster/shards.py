@@ -29,7 +29,7 @@ SHARD_THREADS = 4
 # A shard that dies starts again and reads its rows from the archive version that is asked for.
 MAX_RESTARTS = -1
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
 # Of a copy that does not take a change for so long, the change goes on without it: it reads the version when asked.
 CHANGE_TIMEOUT_S = 10.0
 HEALTH_EVERY_S = 0.5

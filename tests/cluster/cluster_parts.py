@@ -51,13 +51,14 @@ def kill(process, *others):
     process.wait()
 
 
-def wait_for(condition, process=None, timeout_s=120.0):
+def wait_for(condition, process=None, timeout_s=300.0):
     """Returns the first true value of `condition()`; fails when the process ends before, or it takes too long."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
+        said = "" if process is None else process.err.read_text()
         if process is not None:
-            assert process.poll() is None, f"it ended with {process.returncode}: {process.err.read_text()}"
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+            assert process.poll() is None, f"it ended with {process.returncode}: {said}"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s; it said: {said}"
         time.sleep(0.02)
     return value
 
