@@ -67,14 +67,13 @@ class Costs:
         query_s: of the gateway for one query, whatever the shards.
         merge_s, merge_hit_s: of merging the answer of one shard to one query, and of each of its hits.
         take_s, take_hit_s: of reading the rows of hits that are not in memory, for a batch and for each hit.
-        load_s, load_bytes: of a copy of a shard while it reads its rows, for each row that it reads.
+        load_s: of a copy of a shard while it reads the archive, for each row of it: it reads all and keeps its own.
         build_s: of making a shard, for each of its rows.
         change_s: of a commit, for each row of each shard, whatever the number of rows that change.
         copy_bytes, gateway_bytes: of the process of a copy of a shard and of a gateway, without rows.
         key_chars: of a row's key.
         column_bytes, index_bytes, thumbnail_bytes: on disk of a row's columns but code and thumbnail, of its place in
             the index of keys, and of its thumbnail.
-        is_own: shards read their own rows only. They read all and keep their own.
         is_by_code: equal codes are in one shard. Rows are dealt by their ids.
         is_shared: gateways share copies of shards. Each has its own.
     """
@@ -92,7 +91,6 @@ class Costs:
     take_s: float
     take_hit_s: float
     load_s: float
-    load_bytes: float
     build_s: float
     change_s: float
     copy_bytes: float
@@ -101,7 +99,6 @@ class Costs:
     column_bytes: float
     index_bytes: float
     thumbnail_bytes: float
-    is_own: bool = False
     is_by_code: bool = False
     is_shared: bool = False
 
@@ -130,12 +127,12 @@ MEASURED = Costs(
     # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): HitRows.read, ShardHost.num_rows, Shard.changed.
     take_s=3e-3,
     take_hit_s=75e-6,
-    load_s=130e-9,
-    load_bytes=60,
+    load_s=30e-9,
     build_s=1.4e-6,
     change_s=110e-9,
-    # Resident memory of the actors and of the gateway under orbithash bench soak, without the rows.
-    copy_bytes=290e6,
+    # Resident memory of the actors and of the gateway under orbithash bench soak, without the rows; 50 MB of a copy are
+    # what it reads ahead.
+    copy_bytes=340e6,
     gateway_bytes=450e6,
     # The archives of orbithash bench serve, and thumbnails of UC Merced.
     key_chars=25.5,
@@ -355,12 +352,9 @@ def _changes(wanted: Wanted, costs: Costs) -> Iterator[tuple[str, Wanted, Costs]
     # What follows is not written.
     yield "scans in a quarter of the time", wanted, replace(costs, code_s=costs.code_s / 4, byte_s=costs.byte_s / 4)
     yield "calls of shards at a tenth", wanted, replace(costs, call_s=costs.call_s / 10)
-    costs = replace(costs, is_own=True)
-    yield "shards that read their own rows only", wanted, costs
+    yield "gateways that share shards", wanted, replace(costs, is_shared=True)
     if wanted.num_distinct < wanted.rows:
-        costs = replace(costs, is_by_code=True)
-        yield "that, and equal codes in one shard", wanted, costs
-    yield "that, and gateways that share shards", wanted, replace(costs, is_shared=True)
+        yield "that, and equal codes in one shard", wanted, replace(costs, is_shared=True, is_by_code=True)
 
 
 def _best(wanted: Wanted, costs: Costs) -> Plan | None:
@@ -468,14 +462,12 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
     rows, distinct = wanted.rows / shards, _distinct(wanted, costs, shards)
     one_version = shard_bytes(rows, distinct, wanted.bits)
     shard = sum(one_version.values())
-    read = wanted.rows if not costs.is_own else rows
     # Beside the version that is searched the earlier ones, and the one in the making.
     num_more = MAX_VERSIONS if wanted.has_changes else 0
     of_copy = {
         **one_version,
         "versions beside it": num_more * shard,
         "filters": shard,
-        "reading the archive": read * costs.load_bytes,
         "processes of shards": costs.copy_bytes,
     }
     of_gateway = {
@@ -503,7 +495,7 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
         "actor slots": math.ceil(copies * SHARD_CPUS / wanted.cores),
     }
     nodes = max(nodes_by.values())
-    start_s = (read * costs.load_s + rows * costs.build_s) * max(1.0, copies / nodes / wanted.cores)
+    start_s = (wanted.rows * costs.load_s + rows * costs.build_s) * max(1.0, copies / nodes / wanted.cores)
     change_s = wanted.has_changes * rows * costs.change_s
     problems = []
     if copy_bytes > room:

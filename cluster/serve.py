@@ -1,6 +1,7 @@
 """Serving: shards and the query encoder as actors or in this process, the gateway in this process."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -206,6 +207,9 @@ async def _until_signal(
         loop.add_signal_handler(number, stop.set)
     with page as metrics:
         async with start(metrics=metrics) as gateway:
+            # What is there stays until the end. The collector looking at all of it again would stop every query.
+            gc.collect()
+            gc.freeze()
             _tell(f"ready at {gateway.address}; stop with Ctrl-C")
             await stop.wait()
             _tell("stopping: queries in flight are answered, new ones refused")

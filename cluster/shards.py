@@ -175,8 +175,7 @@ class RayBackend:
         )
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
-                ids, _ = await asyncio.to_thread(codes_of, self.archive.path, change.after)
-                outcome = int(part_of(ids, number, len(self._actors)).sum())
+                outcome = await asyncio.to_thread(self._num_rows_of, number, change.after)
             counts.append(outcome)
         return await self._snapshot(change.after, counts)
 
@@ -200,6 +199,10 @@ class RayBackend:
             while len(self._references) > _KEPT_SELECTIONS:
                 self._references.popitem(last=False)
         return self._references[place]
+
+    def _num_rows_of(self, number: int, version: int) -> int:
+        batches = codes_of(self.archive.path, version)
+        return sum(int(part_of(ids, number, len(self._actors)).sum()) for ids, _ in batches)
 
     async def _change_shard(self, number: int, reference: Any) -> int:
         """Rows of the shard after the change, by whichever copy; waits for all of them."""

@@ -35,6 +35,9 @@ __all__ = ["Archive"]
 # Versions that `clean_up` leaves, and those that are younger.
 _KEPT_VERSIONS, _KEPT_FOR = 1000, timedelta(minutes=10)
 
+# Rows without an entry in the index, which a look-up reads one by one.
+_MAX_UNINDEXED = 2**16
+
 _REFUSED = "_refused.lance"
 _REFUSED_SCHEMA = pa.schema([pa.field("key", pa.string(), False), pa.field("reason", pa.string(), False)])
 
@@ -139,15 +142,19 @@ class Archive:
 
     def codes(self) -> tuple[npt.NDArray[np.uint64], Codes]:
         """The ids uint64 [N], ascending, and the codes uint8 [N, ceil(bits/8)] of all rows."""
-        with reading(self.path):
-            table = self._dataset.to_table(columns=["code"], with_row_id=True)
-        ids = table["_rowid"].to_numpy()
-        # Chunk by chunk, for one Arrow array of all bytes could pass its 2^31 limit; flatten() honours slices.
-        parts = [chunk.flatten().to_numpy() for chunk in table["code"].chunks]
-        flat = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-        codes = flat.reshape(-1, num_bytes(self.bits))
+        parts = [(np.empty(0, np.uint64), np.empty((0, num_bytes(self.bits)), np.uint8)), *self.code_batches()]
+        ids, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(ids, kind="stable")
         return ids[order], codes[order]
+
+    def code_batches(self) -> Iterator[tuple[npt.NDArray[np.uint64], Codes]]:
+        """As `codes`, a batch of rows at a time in any order, for those who keep a part of them."""
+        with reading(self.path):
+            # One fragment ahead: what is read before it is asked for is all the memory that this takes.
+            for batch in self._dataset.to_batches(columns=["code"], with_row_id=True, fragment_readahead=1):
+                # flatten() honours slices.
+                codes = batch["code"].flatten().to_numpy().reshape(-1, num_bytes(self.bits))
+                yield batch["_rowid"].to_numpy(), codes
 
     def take(self, ids: Sequence[int] | npt.NDArray[np.uint64], columns: Sequence[str]) -> pa.Table:
         """`columns` of the rows `ids`, in the order of `ids`, which may repeat.
@@ -191,6 +198,18 @@ class Archive:
         with reading(self.path):
             found = self._dataset.to_table(columns=["key"], filter=f"key IN ({wanted})", with_row_id=True)
         return dict(zip(found["key"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that have a row, or a reason why they have none."""
+        import lance
+
+        found, location = set(self.find(keys)), f"{self.path}/{_REFUSED}"
+        if keys and holds_dataset(location):
+            wanted = ", ".join(map(quoted, keys))
+            with reading(location):
+                refused = lance.dataset(location).to_table(columns=["key"], filter=f"key IN ({wanted})")
+            found |= set(refused["key"].to_pylist())
+        return found
 
     @staticmethod
     def table(
@@ -291,6 +310,13 @@ class Archive:
         else:
             self._dataset.create_scalar_index("key", "BTREE")
         self.refresh()
+
+    def index_keys(self) -> None:
+        """Makes `find` quick where many rows are not in the index on `key` yet, as after a job that was killed."""
+        names = [index.name for index in self._dataset.describe_indices() if index.field_names == ["key"]]
+        stats = self._dataset.stats.index_stats(names[0]) if names else {"num_unindexed_rows": self.num_rows}
+        if stats["num_unindexed_rows"] > _MAX_UNINDEXED:
+            self.optimize()
 
     def clean_up(self) -> None:
         """Removes versions, and the files only they need, that nobody can still be reading."""

@@ -1,7 +1,7 @@
 """An archive that is opened with its model: what snapshots are made of. Here in this process; `cluster` has actors."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from orbithash.encoders.archive import Archive
@@ -36,9 +36,9 @@ class Backend(Protocol):
         """Lets go of everything, once no search needs it any more."""
 
 
-def codes_of(path: str, version: int) -> tuple[Ids, Codes]:
-    """The ids and codes of a version of the archive at `path`."""
-    return Archive.open(path, version).codes()
+def codes_of(path: str, version: int) -> Iterator[tuple[Ids, Codes]]:
+    """The ids and codes of a version of the archive at `path`, some rows at a time."""
+    return Archive.open(path, version).code_batches()
 
 
 class LocalBackend:
@@ -49,7 +49,7 @@ class LocalBackend:
         self.encoder = encoder
         self.index = index
 
-        def load(version: int) -> tuple[Ids, Codes]:
+        def load(version: int) -> Iterator[tuple[Ids, Codes]]:
             return codes_of(archive.path, version)
 
         self._hosts = [ShardHost(load, archive.bits, number, num_shards, index) for number in range(num_shards)]

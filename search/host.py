@@ -2,10 +2,12 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from orbithash.encoders.codes import Codes
+import numpy as np
+
+from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.search.shard import Ids, Shard, ShardAnswer, part_of
 
 __all__ = ["MAX_VERSIONS", "UNKNOWN", "Change", "Rows", "ShardHost"]
@@ -44,9 +46,14 @@ class ShardHost:
     """Shard `number` of `num_shards`. Safe for concurrent calls."""
 
     def __init__(
-        self, load: Callable[[int], tuple[Ids, Codes]], bits: int, number: int, num_shards: int, index: str = "flat"
+        self,
+        load: Callable[[int], Iterable[tuple[Ids, Codes]]],
+        bits: int,
+        number: int,
+        num_shards: int,
+        index: str = "flat",
     ) -> None:
-        """`load`: the ids and codes of all rows of a version."""
+        """`load`: the ids and codes of all rows of a version, some at a time: only those of this part are kept."""
         self._load = load
         self._bits = bits
         self._number, self._num_shards = number, num_shards
@@ -93,10 +100,16 @@ class ShardHost:
         with self._loading:
             shard = self._shards.get(version)
             if shard is None:
-                ids, codes = self._load(version)
-                mine = part_of(ids, self._number, self._num_shards)
-                shard = self._keep(version, Shard(ids[mine], codes[mine], self._bits, self._index))
+                shard = self._keep(version, Shard(*self._part(version), self._bits, self._index))
         return shard
+
+    def _part(self, version: int) -> tuple[Ids, Codes]:
+        parts = [(np.empty(0, np.uint64), np.empty((0, num_bytes(self._bits)), np.uint8))]
+        for ids, codes in self._load(version):
+            mine = part_of(ids, self._number, self._num_shards)
+            parts.append((ids[mine], codes[mine]))
+        ids, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return ids, codes
 
     def _keep(self, version: int, shard: Shard) -> Shard:
         with self._lock:

@@ -18,7 +18,8 @@ _ATTEMPTS = 2
 
 # The 95th percentile of so many searches says what is slow, once there are enough of them.
 _WINDOW, _ENOUGH = 256, 20
-_MIN_HEDGE_S = 0.005
+# Before that this is: a copy may be silent from its first search on.
+_FIRST_HEDGE_S, _MIN_HEDGE_S = 0.5, 0.005
 
 # A copy that the second one outran so often in a row counts as failed: while it starts again it may fall silent
 # without an error.
@@ -59,10 +60,10 @@ class Latencies:
         self._seconds.append(seconds)
 
     @property
-    def hedge_s(self) -> float | None:
-        """After how long a search is slower than nearly all; None while that is not known."""
+    def hedge_s(self) -> float:
+        """After how long a search is slower than nearly all."""
         if len(self._seconds) < _ENOUGH:
-            return None
+            return _FIRST_HEDGE_S
         return max(_MIN_HEDGE_S, sorted(self._seconds)[math.ceil(0.95 * len(self._seconds)) - 1])
 
 
@@ -116,12 +117,13 @@ class Replicas:
                     raise failure
                 patience = self._latencies.hedge_s if num_started < len(order) else None
                 done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None:
+                # Of all of them, or asyncio complains of an error that nobody looked at.
+                failures = [task.exception() for task in done]
+                for task, failure in zip(done, failures, strict=True):
+                    if failure is None:
                         if first in tasks:
                             order[0][1].outrun()
                         return task.result()
-                    failure = task.exception()
         finally:
             for task in tasks:
                 task.cancel()

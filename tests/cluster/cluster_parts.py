@@ -87,3 +87,20 @@ def save_random_model(folder, seed):
 def write_image(path, rng, colour=(128, 128, 128), side=40):
     noise = rng.integers(-30, 30, (side, side, 3)) + colour
     Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def user_environment():
+    """The environment without what the tests, and commands that ran in their process, tell Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def kill_a_node(nodes):
+    """SIGKILL to all of one node of the fixture `nodes`."""
+    nodes.stdin.write("\n")
+    nodes.stdin.flush()
+    assert nodes.stdout.readline() == "killed\n"
+
+
+def joining(nodes):
+    """What a process runs first, to be of the cluster `nodes`."""
+    return f"import os; os.environ.update(RAY_ADDRESS={nodes.address!r}, RAY_AUTH_MODE='disabled')"

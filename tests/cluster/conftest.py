@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cluster_parts import BITS, family, kill, save_random_model, write_image
+from cluster_parts import BITS, family, kill, save_random_model, user_environment, write_image
 from PIL import Image
 
 from orbithash.cluster import cli as command_line
@@ -19,6 +19,21 @@ from orbithash.encoders.sources import list_source
 from orbithash.trainers.scenes import write_scenes
 
 NUM_SCENES = 40
+
+# Three nodes, the first with the control service; a line on stdin kills the last one that is left.
+NODES = """
+import os, sys
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False,
+                  "object_store_memory": 200 * 2**20})
+nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20) for _ in range(2)]
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    print("killed", flush=True)
+"""
 
 
 class Ended(NamedTuple):
@@ -68,8 +83,7 @@ def start(tmp_path):
 
     `before` is Python that runs in it first. What it writes goes to the files `.out` and `.err` of what is returned.
     """
-    # A user's environment: without what the tests tell Ray.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = user_environment()
     started = []
 
     def call(*args, before=""):
@@ -91,6 +105,23 @@ def start(tmp_path):
     for process in started:
         # Ray's processes lead groups of their own, and lose their parent when it is killed.
         kill(process, *family(process.pid))
+
+
+@pytest.fixture
+def nodes():
+    """The process that holds a cluster of three nodes, with its `address`; see `joining` and `kill_a_node`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=user_environment(),
+        text=True,
+    )
+    process.address = process.stdout.readline().strip()
+    assert process.address, "the cluster did not start"
+    yield process
+    kill(process, *family(process.pid))
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_memory_of_a_shard(bits, num_distinct):
 def test_memory_of_the_versions_and_filters_of_a_shard():
     rng = np.random.default_rng(0)
     codes, ids = some_codes(rng, 3000, 3000, 64), np.arange(3000, dtype=np.uint64)
-    host = ShardHost(lambda version: (ids, codes), 64, 0, 1)
+    host = ShardHost(lambda version: [(ids, codes)], 64, 0, 1)
     assert host.num_rows(0) == 3000
     for version in range(MAX_VERSIONS + 3):
         # A row takes another's code: as many rows and codes as before.
@@ -224,8 +224,9 @@ def test_what_cannot_be_had():
     plan = make_plan(Wanted(1e9, p99_ms=5))
     assert "not within 5 ms" in plan.problem
     plan = make_plan(Wanted(1e11, p99_ms=1e5, qps=0.01))
+    assert "to read its rows and is given up" in plan.problem
+    plan = make_plan(Wanted(1e9, memory_gb=1))
     assert "a copy of a shard needs" in plan.problem
-    assert "reading the archive" in plan.problem
     with pytest.raises(InputError, match="gateways do not keep up"):
         make_plan(Wanted(1e6, qps=1e7))
 

@@ -155,7 +155,7 @@ def local_shards(case: Case, num_shards=None, index="flat"):
     """Clients of shards over a case, in this process."""
     num_shards = num_shards or case.num_shards
     hosts = [
-        ShardHost(lambda version: (case.ids, case.codes), case.bits, number, num_shards, index)
+        ShardHost(lambda version: [(case.ids, case.codes)], case.bits, number, num_shards, index)
         for number in range(num_shards)
     ]
     return [LocalShardClient(host, MemoryArchive.version) for host in hosts]

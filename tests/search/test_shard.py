@@ -225,7 +225,7 @@ def test_versions_that_are_loaded_again_do_not_take_the_newest_ones_place():
 
     def load(version):
         loaded.append(version)
-        return np.arange(version, dtype=np.uint64), np.zeros((version, 1), np.uint8)
+        return [(np.arange(version, dtype=np.uint64), np.zeros((version, 1), np.uint8))]
 
     host = ShardHost(load, 8, 0, 1)
     for version in (20, *range(1, 9)):
