@@ -29,13 +29,14 @@ from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search import engine as engine_module
 from orbithash.search import observer as observing
-from orbithash.search.engine import Engine, Scope, ShardClient, Snapshot
+from orbithash.search.engine import Engine
 from orbithash.search.errors import SearchError
 from orbithash.search.merge import Merged, merge
 from orbithash.search.observer import Observer
 from orbithash.search.queries import Answer, Query
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.shard import Ids, Shard, ShardAnswer
+from orbithash.search.snapshot import Scope, ShardClient, Snapshot
 
 __all__ = ["FanoutBench", "bench_fanout", "show_fanout"]
 

@@ -52,16 +52,13 @@ def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:
 
 
 async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) -> dict[str, float]:
-    import ray
-
     from orbithash.cluster.shards import RayBackend
     from orbithash.search.engine import Engine
     from orbithash.search.observer import Observer
     from orbithash.search.queries import Query
 
     encoder: Any = _NoModel()
-    actor = ray.remote(num_cpus=0)(_NoModel).remote()
-    backend = await RayBackend.start(archive, encoder, actor, num_shards, 1, "flat", Observer())
+    backend = await RayBackend.start(archive, encoder, lambda: None, num_shards, 1, "flat", Observer())
     try:
         snapshot = await backend.at(archive.version)
         snapshot.rows.warm()

@@ -176,7 +176,7 @@ def child() -> None:
 
     archive, model, shards, where = args
     # The model is there because serving takes one; queries by code do not ask it.
-    serve(Path(archive), Path(model), int(shards), "127.0.0.1:0", where == "local")
+    serve(archive, Path(model), int(shards), "127.0.0.1:0", where == "local")
 
 
 def _end_with_parent() -> None:

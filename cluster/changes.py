@@ -8,6 +8,8 @@ from pathlib import Path
 from orbithash.cluster.progress import track
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.georeference import read_georeference
+from orbithash.encoders.images import Limits
+from orbithash.encoders.remote import is_remote, read_object
 from orbithash.encoders.sources import Item, list_source
 from orbithash.search.client import Client
 from orbithash.search.errors import InvalidQuery
@@ -62,14 +64,13 @@ def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
 
 
 def _row(item: Item) -> Row:
-    path = Path(item.path)
     try:
-        image = path.read_bytes()
+        image = read_object(item.path, Limits()) if is_remote(item.path) else Path(item.path).read_bytes()
     except OSError as err:
         raise ImageError(f"cannot be read ({err.strerror})") from err
     if not 0 < len(image) <= MAX_IMAGE_BYTES:
         raise ImageError(f"has {len(image):,} bytes; 1 to {MAX_IMAGE_BYTES:,} can be sent, `encode` takes larger ones")
-    place = read_georeference(path)
+    place = read_georeference(image if is_remote(item.path) else Path(item.path))
     return Row(
         key=item.key,
         image=image,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from orbithash.cluster.connection import (
 )
 from orbithash.search.logs import Format
 
+if TYPE_CHECKING:
+    from orbithash.search.client import Client
+
 __all__ = ["verbs"]
 
 verbs = typer.Typer()
@@ -29,13 +32,21 @@ def encode(
     archive: Annotated[str, typer.Option("--archive", help="Archive to make or to continue.")],
     workers: Annotated[str | None, typer.Option("--workers", help="Encoding actors, MIN:MAX or a number.")] = None,
     tile: Annotated[int | None, typer.Option("--tile", help="Cut GeoTIFF scenes into tiles of so many pixels.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option("--gpus-per-worker", help="GPUs of an actor, such as 0.25; without: 1 if there are.")
+    ] = None,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Go on with what arrives in SOURCE, until Ctrl-C or SIGTERM.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encodes images into an archive; goes on where it stopped. Refused images go to the archive's side table."""
+    from orbithash.cluster.encode import Workers
     from orbithash.cluster.encode import encode as run_encode
-    from orbithash.cluster.encode import parse_workers
+    from orbithash.cluster.watch import watch
 
-    summary = run_encode(source, model, archive, parse_workers(workers), tile)
+    run = watch if watching else run_encode
+    summary = run(source, model, archive, Workers.parse(workers, gpus), tile)
     if as_json:
         print_json(summary.to_json())
     else:
@@ -44,10 +55,13 @@ def encode(
 
 @verbs.command(epilog="Example: orbithash serve archive --model runs/ucmd/model --shards 2")
 def serve(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of codes.")],
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes, a folder or a URI.")],
     model: ModelOption,
     shards: Annotated[int, typer.Option("--shards", help="Parts of the index, each in an actor.")] = 2,
     replicas: Annotated[int, typer.Option("--replicas", help="Copies of each part, which stand in for another.")] = 1,
+    encoders: Annotated[
+        str, typer.Option("--encoders", help="Networks that encode queries, MIN:MAX or a number.")
+    ] = "1",
     index: Annotated[str, typer.Option("--index", help="flat, multi-hash, ivf, hnsw or gpu-flat.")] = "flat",
     address: Annotated[str, typer.Option("--address", help="HOST:PORT of the gateway.")] = DEFAULT_ADDRESS,
     local: Annotated[bool, typer.Option("--local", help="All in this process, without Ray.")] = False,
@@ -64,14 +78,31 @@ def serve(
     ] = False,
     reflection: Annotated[bool, typer.Option("--reflection", help="Tell tools such as grpcurl the calls.")] = False,
     metrics: Annotated[str | None, typer.Option("--metrics", help="HOST:PORT of figures for Prometheus.")] = None,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Show figures beyond this machine: nothing protects them.")
+    ] = False,
     log_format: Annotated[Format, typer.Option("--log-format", help="Lines of the log, on stderr.")] = Format.TEXT,
 ) -> None:
     """Serves an archive over gRPC until it is told to stop (SIGTERM or Ctrl-C)."""
+    from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.serve import serve as run_serve
     from orbithash.search.protection import Protection
 
     protection = Protection.from_files(tls_cert, tls_key, client_ca, tokens, insecure_listen, reflection)
-    run_serve(archive, model, shards, address, local, replicas, index, protection, metrics, log_format)
+    run_serve(
+        archive,
+        model,
+        shards,
+        address,
+        local,
+        num_replicas=replicas,
+        num_encoders=parse_workers(encoders, "--encoders") or (1, 1),
+        index=index,
+        protection=protection,
+        metrics_address=metrics,
+        open_metrics=open_metrics,
+        log_format=log_format,
+    )
 
 
 @verbs.command(epilog="Example: orbithash query --image tile.png -k 5 --filter \"label = 'harbor'\"")
@@ -170,6 +201,28 @@ def delete(
         print(f"removed {removed} rows")
 
 
+@verbs.command(epilog="Example: orbithash refresh --shards 8")
+def refresh(
+    archive: Annotated[str, typer.Argument(metavar="[ARCHIVE]", help="Another archive, beside the one served.")] = "",
+    model: Annotated[str, typer.Option("--model", help="The model of its codes, where it is another one.")] = "",
+    shards: Annotated[int, typer.Option("--shards", help="Parts of the index; 0: as many as now.")] = 0,
+    address: GatewayOption = DEFAULT_ADDRESS,
+    timeout: TimeoutOption = 600.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Moves a running gateway to the newest version of its archive, to another archive, or to other shards.
+
+    Paths are those of the gateway's machine. No query fails on the way.
+    """
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        client.refresh(archive, model, shards)
+        _print_status(client, as_json)
+
+
 @verbs.command(epilog="Example: orbithash status --json")
 def status(
     address: GatewayOption = DEFAULT_ADDRESS,
@@ -181,16 +234,21 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Says what a gateway serves; exit code 1 when a part of the archive cannot be searched."""
+    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+        if not _print_status(client, as_json):
+            raise typer.Exit(1)
+
+
+def _print_status(client: "Client", as_json: bool) -> bool:
+    """Whether all of the archive can be searched."""
     from orbithash.cluster.status import as_fields, as_table, read_status
 
-    with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
-        found = read_status(client)
+    found = read_status(client)
     if as_json:
         print_json(as_fields(found))
     else:
         as_table(found)
-    if not found.is_whole:
-        raise typer.Exit(1)
+    return found.is_whole
 
 
 @verbs.command(epilog="Example: orbithash duplicates archive --radius 2 --filter \"label = 'harbor'\"")
@@ -231,7 +289,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Says what an archive of some size needs to be served, what decides that, and what would change it."""
-    from orbithash.cluster.plan import MEASURED, Wanted, as_fields, as_table, fitted, make_plan
+    from orbithash.cluster.plan import Wanted, make_plan
+    from orbithash.cluster.plan_costs import MEASURED, fitted
+    from orbithash.cluster.plan_table import as_fields, as_table
 
     wanted = Wanted(rows, bits, qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only)
     made = make_plan(wanted, fitted(bench) if bench else MEASURED)

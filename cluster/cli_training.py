@@ -1,6 +1,7 @@
 """Verbs around data and models."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,16 +78,30 @@ def train(
         Path | None, typer.Option("--captions", help="JSON file of sentences about the images, Karpathy style.")
     ] = None,
     bits: Annotated[int | None, typer.Option("--bits", help="Bits of a code.")] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Ray Train workers.")] = 1,
+    workers: Annotated[
+        str, typer.Option("--workers", help="Ray Train workers; MIN:MAX: as many as there is room for at the time.")
+    ] = "1",
     gpus_per_worker: Annotated[float, typer.Option("--gpus-per-worker", help="GPUs for each worker.")] = 0,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", help="mlflow or wandb, beside TensorBoard; may be repeated.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="Path or URI (s3://, gs://) for the checkpoints; else RUN.")
+    ] = None,
+    loading: Annotated[
+        str, typer.Option("--loading", help="Images: memory, stream (decoded as needed) or auto, whichever fits.")
+    ] = "auto",
+    keep: Annotated[int, typer.Option("--keep", help="Best checkpoints to keep, beside the last one.")] = 1,
     weights: WeightsOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     settings: SetOption = None,
 ) -> None:
     """Trains a method and leaves a run folder with the model of its best validation epoch."""
     from orbithash.cluster.progress import say
+    from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.train import prepare_run, train_on_ray
 
+    num_workers = parse_workers(workers) or 1
     run = prepare_run(
         method,
         data,
@@ -105,7 +120,7 @@ def train(
             "no --weights: the network starts from random ones, for which the default settings are not meant; "
             "trainers/recipes/from_scratch.yaml (--config) has some that are"
         )
-    train_on_ray(run, out, workers, gpus_per_worker)
+    train_on_ray(run, out, num_workers, gpus_per_worker, track=track or [], storage=storage, keep=keep, loading=loading)
 
 
 @verbs.command(epilog="Example: orbithash tune mhcln --data UCMerced_LandUse --weights IMAGENET1K_V2 --trials 16")
@@ -267,7 +282,8 @@ def submit(
     cluster = Cluster(address, token_file)
     if stop is None:
         check_words(typer.main.get_command(app), words or [])
-        job = run_job(cluster, words or [], job_id, python, wheel, detach)
+        # What a program reads is JSON alone.
+        job = run_job(cluster, words or [], job_id, python, wheel, detach, sys.stderr if as_json else sys.stdout)
     else:
         job = stop_job(cluster, stop)
     if as_json:

@@ -163,7 +163,7 @@ async def _ask(run: Run, out: Path) -> list[Asked]:
                 advance_to(number, "")
         return asked
 
-    async with serving(out / "archive", out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
+    async with serving(str(out / "archive"), out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
         return await asyncio.to_thread(ask_all, gateway.address)
 
 

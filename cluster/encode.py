@@ -2,39 +2,47 @@
 
     list (driver) -> decode -> encode (actor pool) -> write fragments (tasks) -> commit (driver)
 
-Where decoding and encoding ask for equal resources, Ray Data fuses them into one actor, and no pixels are copied. What
-a refused image leaves is a row of the archive's side table. Nothing is visible before the driver's commit, and every
-commit is atomic: a job that dies at any moment goes on, when it is run again, with the images that are in neither
-table.
+The driver works in portions: it lists until so many images are found that the archive does not have, runs the stages
+(`encode_stages`) over them, and forgets them. Where decoding and encoding ask for equal resources, Ray Data fuses them
+into one actor, and no pixels are copied. What a refused image leaves is a row of the archive's side table. Nothing is
+visible before the driver's commit, and every commit is atomic: a job that dies at any moment goes on, when it is run
+again, with the images that are in neither table. A node that dies takes its work with it, which Ray does again.
 """
 
 import dataclasses
+import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
+from orbithash.cluster.commits import Commits
+from orbithash.cluster.encode_stages import STAGES, Encoder, decode, item_table, rows_within, write
 from orbithash.cluster.progress import say, track
-from orbithash.cluster.runtime import check_resources, connected, worker_error
+from orbithash.cluster.runtime import check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.card import read_model_folder
-from orbithash.encoders.codes import num_bytes
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.preprocessing import Preprocessing
-from orbithash.encoders.sources import Item, list_source
+from orbithash.encoders.sources import Item, count_source, iter_source
 
-__all__ = ["EncodeSummary", "encode", "parse_workers"]
+__all__ = ["EncodeSummary", "Job", "Tally", "Workers", "encode", "new_items", "run_portion", "writing"]
 
-# Images in a block of the list, and in a batch of the stages that touch pixels.
+# New images that one run of the stages takes: a start of Ray Data's actors is some seconds, an image in the driver some
+# hundred bytes.
+PORTION = 2**20
+
+# Keys that are looked up in the archive together.
+LOOK_UP = 10_000
+
+# Images in a batch of the stages that touch pixels, and in a block of the list unless there would be too many blocks.
 BATCH_SIZE = 64
+MAX_BLOCKS = 4096
 
-# Rows in a fragment, and so in a commit: what a killed job repeats at most, times the number of writers.
+# Rows in a fragment: what a killed job repeats at most, times the number of writers, besides what waits for a commit.
 ROWS_PER_COMMIT = 1024
 
 # Decoding and encoding get half a core each of what the other leaves; the kernel balances them, whichever is heavier.
@@ -51,22 +59,37 @@ NUM_TOLD = 10
 # No stage takes this long for a batch; a stall is an error and not a silence.
 NO_PROGRESS_TIMEOUT_S = 600
 
-_ITEMS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("caption", pa.string()),
-        ("datetime", pa.timestamp("us", "UTC")),
-        ("lon", pa.float64()),
-        ("lat", pa.float64()),
-        ("footprint", pa.binary()),
-        ("window", pa.list_(pa.int64())),
-    ]
-)
 
-# Columns of a decoded or encoded batch that go into the archive as they are.
-_ROW = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """How many actors encode: between `low` and `high`, which is the number of CPUs (or GPUs) where None.
+
+    Each has `gpus`, which may be a part of one; None is 1 where the cluster has any, else 0.
+    """
+
+    low: int = 1
+    high: int | None = None
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and not (0 <= self.gpus <= 1 or (self.gpus > 1 and float(self.gpus).is_integer())):
+            raise InputError(
+                f"--gpus-per-worker is {self.gpus:g}; a part of a GPU such as 0.25, a whole number, or 0 for none"
+            )
+
+    @classmethod
+    def parse(cls, text: str | None, gpus: float | None = None) -> "Workers":
+        """`MIN:MAX`, or one number for both."""
+        asked = parse_workers(text)
+        return cls(gpus=gpus) if asked is None else cls(*asked, gpus)
+
+    def on(self, cluster: dict[str, float]) -> tuple[int, int, float]:
+        """Fewest and most actors, and GPUs of each, on a cluster of these resources; `InputError` if they are few."""
+        have = cluster.get("GPU", 0)
+        gpus = (1 if have else 0) if self.gpus is None else self.gpus
+        check_resources(f"encoding with {self.low} workers", self.low * ENCODE_CPUS + DECODE_CPUS, self.low * gpus)
+        high = self.high or max(1, int(have / gpus if gpus else cluster["CPU"]))
+        return self.low, max(self.low, high), gpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +97,9 @@ class EncodeSummary:
     """What one run of `encode` did.
 
     `num_listed` images in the source, of which `num_done_before` were in the archive already; `num_encoded` and
-    `num_refused` now. `start_s` passed until the first batch reached a network, `encode_s`
-    from then to the last commit.
+    `num_refused` now. `start_s` passed until the first batch reached a network, `encode_s` from then to the last
+    commit. `worker_s` has the seconds that all workers together were busy in each stage, and `worker_images_per_s` the
+    images that one worker, busy with that stage alone, does a second: images by `worker_s`.
     """
 
     num_listed: int
@@ -85,6 +109,8 @@ class EncodeSummary:
     start_s: float
     encode_s: float
     rows_per_s: float
+    worker_s: dict[str, float]
+    worker_images_per_s: dict[str, float]
     rows_in_archive: int
 
     def to_json(self) -> dict[str, Any]:
@@ -96,126 +122,179 @@ class EncodeSummary:
         refused = f", refused {self.num_refused} (see the archive's side table)" if self.num_refused else ""
         before = f", {self.num_done_before} were done before" if self.num_done_before else ""
         rate = f" at {self.rows_per_s:.0f}/s after {self.start_s:.1f} s of start-up" if self.num_encoded else ""
-        return (
+        text = (
             f"encoded {self.num_encoded} of {self.num_listed} images{rate}{before}{refused}; the archive has "
             f"{self.rows_in_archive} rows"
         )
+        if self.worker_images_per_s:
+            stages = ", ".join(
+                f"{name} {self.worker_s[name]:.1f} s ({rate:.0f}/s)" for name, rate in self.worker_images_per_s.items()
+            )
+            text += f"\nworkers were busy for (and one of them, with that alone, would do): {stages}"
+        return text
 
 
-def parse_workers(text: str | None) -> tuple[int, int] | None:
-    """`MIN:MAX`, or one number for both."""
-    if text is None:
-        return None
-    try:
-        low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
-    except ValueError:
-        low = high = 0
-    if not 1 <= low <= high:
-        raise InputError(f"--workers is {text!r}; MIN:MAX with 1 <= MIN <= MAX, such as 1:8, or one number is needed")
-    return low, high
+@dataclasses.dataclass
+class Tally:
+    """What a run has done so far."""
 
+    num_done_before: int = 0
+    num_encoded: int = 0
+    num_refused: int = 0
+    start_s: float = 0.0
+    encode_s: float = 0.0
+    worker_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-def encode(
-    source: str, model: Path, archive: str, workers: tuple[int, int] | None = None, tile_px: int | None = None
-) -> EncodeSummary:
-    """Encodes what of `source` the archive does not hold yet, on between `workers[0]` and `workers[1]` actors.
+    def add(self, result: dict[str, Any]) -> list[tuple[str, str]]:
+        """Counts what `write` tells, and says the first reasons; returns (key, reason) of what was refused."""
+        refused = list(zip(result["refused"], result["reasons"], strict=True))
+        for key, reason in refused[: max(0, NUM_TOLD - self.num_refused)]:
+            say(f"refused {key}: {reason}")
+        self.num_encoded += result["num_rows"]
+        self.num_refused += len(refused)
+        for stage in STAGES:
+            self.worker_s[stage] += result[f"{stage}_s"]
+        return refused
 
-    `workers` is one for each CPU (or GPU) where None. Raises `InputError` for a source, model or archive that does not
-    fit; an image that cannot be read is no error but a row of the side table.
-    """
-    items = list_source(source, tile_px)
-    card, model_id, _ = read_model_folder(model)
-    with _opened(archive, card.bits, model_id) as target:
-        done = target.keys() | target.refused().keys()
-        todo = [item for item in items if item.key not in done]
-        say(f"{len(items)} images in {source}, {len(items) - len(todo)} of them done before")
-        if not todo:
-            return EncodeSummary(len(items), len(items), 0, 0, 0.0, 0.0, 0.0, target.num_rows)
-        with connected():
-            begun = time.time()
-            first, num_encoded, num_refused = _run(todo, model.absolute(), card.preprocessing, target, workers)
-            ended = time.time()
-        target.optimize()
-        target.clean_up()
+    def summary(self, num_listed: int, rows_in_archive: int) -> EncodeSummary:
+        """The summary of a run that ends now."""
+        num = self.num_encoded + self.num_refused
         return EncodeSummary(
-            num_listed=len(items),
-            num_done_before=len(items) - len(todo),
-            num_encoded=num_encoded,
-            num_refused=num_refused,
-            start_s=first - begun,
-            encode_s=ended - first,
-            rows_per_s=(num_encoded + num_refused) / max(ended - first, 1e-9),
-            rows_in_archive=target.num_rows,
+            num_listed=num_listed,
+            num_done_before=self.num_done_before,
+            num_encoded=self.num_encoded,
+            num_refused=self.num_refused,
+            start_s=self.start_s,
+            encode_s=self.encode_s,
+            rows_per_s=num / self.encode_s if self.encode_s else 0.0,
+            worker_s=self.worker_s,
+            worker_images_per_s={stage: num / seconds for stage, seconds in self.worker_s.items() if seconds},
+            rows_in_archive=rows_in_archive,
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is encoded, with what, into what."""
+
+    source: str
+    tile_px: int | None
+    model: Path
+    preprocessing: Preprocessing
+    bits: int
+    model_id: str
+    archive: str
+    workers: Workers
+
+    @classmethod
+    def of(cls, source: str, model: Path, archive: str, workers: Workers, tile_px: int | None) -> "Job":
+        """Raises `InputError` for a model folder that is none."""
+        card, model_id, _ = read_model_folder(model)
+        return cls(source, tile_px, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers)
+
+
+def encode(
+    source: str, model: Path, archive: str, workers: Workers | None = None, tile_px: int | None = None
+) -> EncodeSummary:
+    """Encodes what of `source` the archive does not hold yet.
+
+    Raises `InputError` for a source, model or archive that does not fit; an image that cannot be read is no error but
+    a row of the side table.
+    """
+    job = Job.of(source, model, archive, workers or Workers(), tile_px)
+    num_listed = count_source(source, tile_px)
+    target = Archive.open_or_create(archive, job.bits, job.model_id)
+    tally, num_seen = Tally(), 0
+    with ExitStack() as stack:
+        stack.enter_context(writing(target))
+        target.index_keys()
+        for todo, num_done in new_items(iter_source(source, tile_px), target):
+            tally.num_done_before += num_done
+            num_seen += len(todo) + num_done
+            seen = "" if num_seen == num_listed else f"looked through {num_seen} of "
+            say(f"{seen}{num_listed} images in {source}, {tally.num_done_before} of them done before")
+            if todo:
+                stack.enter_context(connected())
+                run_portion(job, todo, target, tally)
+        return tally.summary(num_listed, target.num_rows)
+
+
 @contextmanager
-def _opened(path: str, bits: int, model_id: str) -> Iterator[Archive]:
+def writing(target: Archive) -> Iterator[None]:
     """The archive, for this process alone to write. A new one is gone again when the block fails without a row."""
-    target = Archive.open_or_create(path, bits, model_id)
     with target.writing():
         try:
-            yield target
+            yield
         except BaseException:
             if target.version == FIRST_VERSION and not target.refused() and Path(target.path).is_dir():
                 shutil.rmtree(target.path)
             raise
 
 
-def _run(
-    todo: list[Item], model: Path, preprocessing: Preprocessing, target: Archive, workers: tuple[int, int] | None
-) -> tuple[float, int, int]:
-    """Runs the pipeline; returns when the first batch reached a network, and how many were encoded and refused."""
+def new_items(items: Iterable[Item], target: Archive) -> Iterator[tuple[list[Item], int]]:
+    """Portions of the items that the archive does not know, and how many it knew of those that were looked at."""
+    items, todo, num_done = iter(items), [], 0
+    while chunk := list(itertools.islice(items, LOOK_UP)):
+        known = target.known([item.key for item in chunk])
+        num_done += len(known)
+        todo += [item for item in chunk if item.key not in known]
+        if len(todo) >= PORTION:
+            yield todo, num_done
+            todo, num_done = [], 0
+    if todo or num_done:
+        yield todo, num_done
+
+
+def run_portion(job: Job, todo: list[Item], target: Archive, tally: Tally) -> None:
+    """Encodes the items on Ray Data, commits as they come, and joins what was committed; this process is the writer."""
     import ray
     import ray.data
 
-    gpus = ray.cluster_resources().get("GPU", 0)
-    low, high = workers or (1, max(1, int(gpus or ray.cluster_resources()["CPU"])))
-    check_resources(f"encoding with {low} workers", low * ENCODE_CPUS + DECODE_CPUS, low if gpus else 0)
-    blocks = [
-        pa.Table.from_pylist([dataclasses.asdict(item) for item in todo[start : start + BATCH_SIZE]], schema=_ITEMS)
-        for start in range(0, len(todo), BATCH_SIZE)
-    ]
-    first, num_encoded, num_refused = time.time(), 0, 0
-    with _quiet_data(), track("encoding", len(todo), "images") as advance_to:
+    low, high, gpus = job.workers.on(ray.cluster_resources())
+    begun = first = time.time()
+    size = rows_within(BATCH_SIZE, job.preprocessing)
+    per_block = max(size, -(-len(todo) // MAX_BLOCKS))
+    before = tally.num_encoded + tally.num_refused
+    with _quiet_data(), track("encoding", len(todo), "images") as advance_to, Commits(target) as commits:
         results = (
-            ray.data.from_arrow(blocks)
+            ray.data.from_arrow(
+                [item_table(todo[start : start + per_block]) for start in range(0, len(todo), per_block)]
+            )
             .map_batches(
-                _decode,
-                fn_kwargs={"preprocessing": preprocessing},
-                batch_size=BATCH_SIZE,
+                decode,
+                fn_kwargs={"preprocessing": job.preprocessing},
+                batch_size=size,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,
             )
             .map_batches(
-                _Encoder,
-                fn_constructor_kwargs={"model": model, "device": "cuda" if gpus else "cpu"},
-                compute=ray.data.ActorPoolStrategy(min_size=low, max_size=max(low, high)),
-                batch_size=BATCH_SIZE,
+                Encoder,
+                fn_constructor_kwargs={"model": job.model, "device": "cuda" if gpus else "cpu"},
+                compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high),
+                batch_size=size,
                 batch_format="pyarrow",
                 num_cpus=ENCODE_CPUS,
-                num_gpus=1 if gpus else 0,
+                num_gpus=gpus,
             )
             .map_batches(
-                _write,
+                write,
                 fn_kwargs={"archive": target.path},
                 batch_size=ROWS_PER_COMMIT,
                 batch_format="pyarrow",
                 num_cpus=WRITE_CPUS,
             )
         )
-        for result in _rows(results):
-            refused = list(zip(result["refused"], result["reasons"], strict=True))
-            # The side table first: a kill between the two commits then repeats work instead of losing a reason.
-            target.refuse(refused)
-            target.commit(list(result["fragments"]))
-            first = min(first, result["began"]) if num_encoded + num_refused else result["began"]
-            num_encoded += result["num_rows"]
-            for key, reason in refused[: max(0, NUM_TOLD - num_refused)]:
-                say(f"refused {key}: {reason}")
-            num_refused += len(refused)
-            advance_to(num_encoded + num_refused, f"{num_refused} refused" if num_refused else "")
-    return first, num_encoded, num_refused
+        for number, result in enumerate(_rows(results)):
+            commits.add(result["fragments"], tally.add(result))
+            first = min(first, result["began"]) if number else result["began"]
+            advance_to(
+                tally.num_encoded + tally.num_refused - before,
+                f"{tally.num_refused} refused" if tally.num_refused else "",
+            )
+    tally.start_s += first - begun
+    tally.encode_s += time.time() - first
+    target.optimize()
+    target.clean_up()
 
 
 def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -225,80 +304,6 @@ def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
         yield from dataset.iter_rows()
     except RayError as err:
         raise worker_error(err) from err
-
-
-def _decode(items: pa.Table, preprocessing: Preprocessing) -> pa.Table:
-    """Images read and prepared; a refused one has a reason and no pixels."""
-    from orbithash.encoders.records import read_record
-
-    rows: list[dict[str, Any]] = []
-    for fields in items.to_pylist():
-        window = fields.pop("window")
-        item = Item(**fields, window=None if window is None else tuple(window))
-        row = {name: fields.get(name) for name in _ROW} | {"uri": item.path, "pixels": None, "reason": None}
-        try:
-            record = read_record(item, preprocessing)
-        except ImageError as err:
-            row["reason"] = str(err)
-        else:
-            row |= {name: getattr(record, name) for name in ("uri", "datetime", "lon", "lat", "footprint", "thumbnail")}
-            row["pixels"] = record.pixels.tobytes()
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=_decoded_schema())
-
-
-def _decoded_schema() -> pa.Schema:
-    known = {field.name: field.type for field in _ITEMS}
-    extra = {"uri": pa.string(), "thumbnail": pa.binary(), "pixels": pa.binary(), "reason": pa.string()}
-    types = known | extra
-    return pa.schema([(name, types[name]) for name in (*_ROW, "pixels", "reason")])
-
-
-class _Encoder:
-    """An actor that holds the network."""
-
-    def __init__(self, model: Path, device: str) -> None:
-        from orbithash.encoders.model import HashModel
-
-        self._model = HashModel.load(model, device)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        began = time.time()
-        side = self._model.preprocessing.crop
-        pixels = [np.frombuffer(p, np.uint8) for p in batch["pixels"].to_pylist() if p is not None]
-        images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
-        images = images.reshape(-1, side, side, self._model.preprocessing.channels)
-        codes = iter(self._model.encode_prepared(images))
-        column = [None if reason is not None else next(codes).tobytes() for reason in batch["reason"].to_pylist()]
-        return (
-            batch.drop_columns("pixels")
-            .append_column("code", pa.array(column, pa.binary()))
-            .append_column("began", pa.array([began] * len(batch), pa.float64()))
-        )
-
-
-def _write(batch: pa.Table, archive: str) -> pa.Table:
-    """Writes the encoded rows as fragments that nobody sees yet; one row that tells the driver of them."""
-    import pyarrow.compute as pc
-
-    good = batch.filter(pc.is_null(batch["reason"]))
-    bad = batch.filter(pc.is_valid(batch["reason"]))
-    fragments = []
-    if len(good):
-        bits = Archive.open(archive).bits
-        codes = np.frombuffer(b"".join(good["code"].to_pylist()), np.uint8).reshape(len(good), num_bytes(bits))
-        columns = {name: good[name].to_pylist() for name in _ROW}
-        fragments = Archive.write_fragments(archive, Archive.table(codes, bits, **columns))
-    row = {
-        "fragments": fragments,
-        "num_rows": len(good),
-        "refused": bad["key"].to_pylist(),
-        "reasons": bad["reason"].to_pylist(),
-        "began": pc.min(batch["began"]).as_py(),
-    }
-    strings = pa.list_(pa.string())
-    schema = [("fragments", strings), ("num_rows", pa.int64()), ("refused", strings), ("reasons", strings)]
-    return pa.Table.from_pylist([row], schema=pa.schema([*schema, ("began", pa.float64())]))
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """What an archive of some size needs to be served, by a model whose constants were measured.
 
-Everything here is arithmetic over two records: what is wanted, and what things cost. `MEASURED` is what they cost on
-the machine of docs/results.md; `fitted` puts in what `orbithash bench search` left on another one. It is no promise:
-nobody has built what it says of many nodes.
+Everything here is arithmetic over two records: what is wanted, and what things cost (`plan_costs.py`). It is no
+promise: nobody has built what it says of many nodes.
 
 One gateway has copies of all shards for itself, as `orbithash serve` starts them, and asks each shard with one call a
 batch of queries, with as many batches under way as there are copies of a shard. One more shard makes scans shorter and
@@ -10,34 +9,17 @@ calls more. So for each number of shards the least number of gateways is looked 
 the one with the fewest nodes.
 """
 
-import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
-
+from orbithash.cluster.plan_costs import MEASURED, Costs
 from orbithash.cluster.shards import CHANGE_TIMEOUT_S, SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.host import MAX_VERSIONS
 
-__all__ = [
-    "MEASURED",
-    "Costs",
-    "Plan",
-    "Wanted",
-    "as_fields",
-    "as_table",
-    "distinct_of_shard",
-    "fitted",
-    "hit_row_bytes",
-    "make_plan",
-    "shard_bytes",
-]
+__all__ = ["Plan", "Wanted", "distinct_of_shard", "hit_row_bytes", "make_plan", "shard_bytes"]
 
 # Bounds of `search.hits`, `search.selections` and `search.batching`; a test compares them.
 ROWS_IN_MEMORY, READY_ROWS, SELECTED_IDS, MAX_BATCH = 2**24, 2**16, 2**25, 64
@@ -51,95 +33,6 @@ _NEARLY = 1.1
 _GB, _MS = 1e9, 1e-3
 # What a node's memory gives a second without being asked about: about what two cores can read.
 _MUCH_GB = 30
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What things cost, in seconds of a core and bytes.
-
-    Attributes:
-        source: where the figures are from.
-        scan_s: of one query in one shard, whatever its size.
-        code_s, byte_s: of comparing it with one distinct code, and of each of the code's bytes.
-        scan_tail: how many times as long as the median scan the 99th of 100 takes.
-        call_s: of the gateway for one call of one shard, whatever is asked.
-        hop_s: passing until a call is there and its answer back, while nobody works.
-        query_s: of the gateway for one query, whatever the shards.
-        merge_s, merge_hit_s: of merging the answer of one shard to one query, and of each of its hits.
-        take_s, take_hit_s: of reading the rows of hits that are not in memory, for a batch and for each hit.
-        load_s: of a copy of a shard while it reads the archive, for each row of it: it reads all and keeps its own.
-        build_s: of making a shard, for each of its rows.
-        change_s: of a commit, for each row of each shard, whatever the number of rows that change.
-        copy_bytes, gateway_bytes: of the process of a copy of a shard and of a gateway, without rows.
-        key_chars: of a row's key.
-        column_bytes, index_bytes, thumbnail_bytes: on disk of a row's columns but code and thumbnail, of its place in
-            the index of keys, and of its thumbnail.
-        is_by_code: equal codes are in one shard. Rows are dealt by their ids.
-        is_shared: gateways share copies of shards. Each has its own.
-    """
-
-    source: str
-    scan_s: float
-    code_s: float
-    byte_s: float
-    scan_tail: float
-    call_s: float
-    hop_s: float
-    query_s: float
-    merge_s: float
-    merge_hit_s: float
-    take_s: float
-    take_hit_s: float
-    load_s: float
-    build_s: float
-    change_s: float
-    copy_bytes: float
-    gateway_bytes: float
-    key_chars: float
-    column_bytes: float
-    index_bytes: float
-    thumbnail_bytes: float
-    is_by_code: bool = False
-    is_shared: bool = False
-
-    def compare_s(self, bits: int) -> float:
-        """Seconds of comparing a query with one distinct code."""
-        return self.code_s + self.byte_s * num_bytes(bits)
-
-
-# All on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the figures themselves.
-MEASURED = Costs(
-    source="2 cores (AMD EPYC), 2026-11-22",
-    # orbithash bench search --rows R --bits B --queries 256 --engine flat --engine faiss-flat: medians of a lone query
-    # over 10^5 to 10^7 random codes of 64 bits, 10^6 and 10^7 of 256 and 512, 10^6 of 128.
-    scan_s=47e-6,
-    code_s=0.355e-9,
-    byte_s=0.0272e-9,
-    scan_tail=2.5,
-    # orbithash bench fanout --actors 16: CPU time of the process that asks, and what a lone query takes beyond it.
-    call_s=620e-6,
-    hop_s=500e-6,
-    # orbithash bench serve --local (docs/results.md), without the scan.
-    query_s=500e-6,
-    # merge_ms of orbithash bench fanout, by the numbers of shards and hits.
-    merge_s=1.5e-6,
-    merge_hit_s=0.1e-6,
-    # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): HitRows.read, ShardHost.num_rows, Shard.changed.
-    take_s=3e-3,
-    take_hit_s=75e-6,
-    load_s=30e-9,
-    build_s=1.4e-6,
-    change_s=110e-9,
-    # Resident memory of the actors and of the gateway under orbithash bench soak, without the rows; 50 MB of a copy are
-    # what it reads ahead.
-    copy_bytes=340e6,
-    gateway_bytes=450e6,
-    # The archives of orbithash bench serve, and thumbnails of UC Merced.
-    key_chars=25.5,
-    column_bytes=47,
-    index_bytes=16,
-    thumbnail_bytes=4700,
-)
 
 
 @dataclass(frozen=True)
@@ -273,51 +166,6 @@ def distinct_of_shard(rows: float, distinct: float, shards: int) -> float:
     Where some codes have more rows than others there are fewer.
     """
     return distinct * -math.expm1(rows / distinct * math.log1p(-1 / shards)) if shards > 1 else distinct
-
-
-def fitted(files: Sequence[Path]) -> Costs:
-    """`MEASURED` with the scan as `orbithash bench search` found it, one file for each size.
-
-    Least squares of relative errors over seconds = a + b x codes x seconds a code, the last being what a code of that
-    width costs in `MEASURED`. From one size b alone is found.
-    """
-    found = [_measured(path) for path in files]
-    seconds, codes, bits, tails = (np.array(column) for column in zip(*found, strict=True))
-    work = codes * np.array([MEASURED.compare_s(int(width)) for width in bits])
-    fixed_s = MEASURED.scan_s
-    if len(set(work.tolist())) > 1:
-        terms = np.stack([1 / seconds, work / seconds], axis=1)
-        fixed_s = float(np.linalg.lstsq(terms, np.ones(len(work)), rcond=None)[0][0])
-    # A scan takes no less than nothing, and the codes have a part in it.
-    fixed_s = min(max(0.0, fixed_s), 0.9 * float(seconds.min()))
-    share = work / seconds
-    factor = float(share @ (1 - fixed_s / seconds) / (share @ share))
-    return replace(
-        MEASURED,
-        source=f"scans: {', '.join(map(str, files))}; all else: {MEASURED.source}",
-        scan_s=fixed_s,
-        code_s=factor * MEASURED.code_s,
-        byte_s=factor * MEASURED.byte_s,
-        scan_tail=max(1.0, float(tails[work.argmax()])),
-    )
-
-
-def _measured(path: Path) -> tuple[float, float, int, float]:
-    """Median seconds of a scan, distinct codes, bits, and how many times the median the 99th of 100 is."""
-    what = f"--bench {path}"
-    try:
-        result = json.loads(path.read_text())
-        flat, radius = result["engines"]["flat"], result["radius"]
-        found = flat["p50_ms"] * _MS, result["rows"] * result["distinct_share"], result["bits"], flat["p99_ms"] * _MS
-        is_good = radius is None and all(math.isfinite(value) and value > 0 for value in found)
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError):
-        is_good = False
-    if not is_good:
-        raise InputError(f"{what} is no results.json of `orbithash bench search --out`, without --radius, of flat")
-    median_s, codes, bits, late_s = found
-    return median_s, codes, bits, late_s / median_s
 
 
 def make_plan(wanted: Wanted, costs: Costs = MEASURED) -> Plan:
@@ -550,72 +398,3 @@ def _limits(wanted: Wanted, costs: Costs, gateways: int, shards: int, change_s: 
         yield f"scans read {read_gb:,.0f} GB of memory a second on each node; the model takes it for granted"
     if shards > 1:
         yield f"a query waits for the slowest of {shards:,} shards (`orbithash bench fanout --shards {shards}`)"
-
-
-def as_fields(plan: Plan) -> dict[str, Any]:
-    """The fields of `--json`."""
-    return asdict(plan)
-
-
-def as_table(plan: Plan) -> None:
-    """Prints a plan for a person."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-    wanted = plan.wanted
-    about = Table(box=None, pad_edge=False, show_header=False)
-    about.add_column(style="bold")
-    about.add_column(overflow="fold")
-    by = ", ".join(f"{name} {count:,}" for name, count in plan.nodes_by.items())
-    for name, value in (
-        ("rows", f"{wanted.rows:,.0f} of {wanted.bits} bits, {wanted.num_distinct:,.0f} distinct codes"),
-        ("queries", f"{wanted.qps:g} a second, {wanted.k} hits each, 99 of 100 within {wanted.p99_ms:g} ms"),
-        ("a node", f"{wanted.cores} cores, {wanted.memory_gb:g} GB; {wanted.headroom:.0%} of both stays free"),
-        ("constants", plan.costs),
-        ("problem", plan.problem),
-        (
-            "nodes",
-            f"{'not possible with these' if plan.problem else f'{plan.nodes:,}'}; {plan.decided_by} decides ({by})",
-        ),
-        (
-            "shards",
-            f"{plan.shards:,} of {plan.rows_per_shard:,.0f} rows and {plan.distinct_per_shard:,.0f} distinct codes",
-        ),
-        ("gateways", f"{plan.gateways:,}"),
-        ("copies", f"{plan.copies:,} of {_short(plan.copy_gb)} GB: {wanted.replicas} of each shard for each gateway"),
-        ("batches", f"of {plan.batch:.1f} queries"),
-    ):
-        if value:
-            about.add_row(name, value)
-    console.print(about)
-    parts = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("memory, GB", "", "cores, busy", "", "99th of 100, ms", "", "archive on disk, GB", ""):
-        parts.add_column(name, justify="left" if name else "right")
-    columns = [
-        [(name, _short(value)) for name, value in _with_sum(part)]
-        for part in (plan.memory_gb, plan.cores, plan.p99_ms, plan.archive_gb)
-    ]
-    for number in range(max(map(len, columns))):
-        parts.add_row(*(cell for column in columns for cell in (column[number] if number < len(column) else ("", ""))))
-    console.print()
-    console.print(parts)
-    changes = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("what would change it", "nodes", "shards", "gateways", "p99 ms", "what decides"):
-        changes.add_column(name, justify="left" if name in ("what would change it", "what decides") else "right")
-    for each in plan.what_if:
-        nodes = "-" if each.problem else f"{each.nodes:,}"
-        decided = f"not possible: {each.decided_by}" if each.problem else each.decided_by
-        changes.add_row(each.text, nodes, f"{each.shards:,}", f"{each.gateways:,}", f"{each.p99_ms:,.0f}", decided)
-    console.print()
-    console.print(changes)
-    for limit in plan.limits:
-        console.print(f"note: {limit}")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
-
-
-def _with_sum(part: dict[str, float]) -> list[tuple[str, float]]:
-    return list((part if "all" in part else {**part, "all": sum(part.values())}).items())

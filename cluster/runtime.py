@@ -1,5 +1,6 @@
 """How a process joins Ray."""
 
+import math
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["check_resources", "connected", "keeping_memory", "worker_error"]
+__all__ = ["check_resources", "connected", "cpus_per_worker", "keeping_memory", "parse_workers", "worker_error"]
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -101,6 +102,40 @@ def check_resources(what: str, num_cpus: float, num_gpus: float = 0) -> None:
             raise InputError(
                 f"{what} needs {wanted:g} {name}s, the cluster has {have.get(name, 0):g}; ask for fewer workers"
             )
+
+
+def cpus_per_worker(num_workers: int, num_gpus: float = 0) -> int:
+    """The most CPUs that each of so many workers can have, with GPUs beside them, on the nodes as they are now.
+
+    At least 1. Workers for which there is no room yet do not make the share of the others smaller.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def room(num_cpus: int) -> int:
+        """Workers that fit; none lies on two nodes."""
+        return sum(
+            int(min(node.get("CPU", 0) // num_cpus, node.get("GPU", 0) // num_gpus if num_gpus else math.inf))
+            for node in nodes
+        )
+
+    wanted = min(num_workers, room(1))
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    return next((num_cpus for num_cpus in range(largest, 1, -1) if room(num_cpus) >= wanted), 1)
+
+
+def parse_workers(text: str | None, option: str = "--workers") -> tuple[int, int] | None:
+    """`MIN:MAX`, or one number for both, as it was given with `option`."""
+    if text is None:
+        return None
+    try:
+        low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
+    except ValueError:
+        low = high = 0
+    if not 1 <= low <= high:
+        raise InputError(f"{option} is {text!r}; MIN:MAX with 1 <= MIN <= MAX, such as 1:8, or one number is needed")
+    return low, high
 
 
 def worker_error(err: Exception) -> Exception:

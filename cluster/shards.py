@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,11 +12,11 @@ from orbithash.encoders.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.backend import codes_of
-from orbithash.search.engine import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.host import Change, Rows, ShardHost
 from orbithash.search.observer import Observer
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.shard import Ids, ShardAnswer, part_of
+from orbithash.search.snapshot import QueryEncoder, Scope, ShardClient, Snapshot
 
 __all__ = ["RayBackend"]
 
@@ -87,7 +87,7 @@ class RayBackend:
         encoder: QueryEncoder,
         index: str,
         actors: Sequence[Sequence[Any]],
-        encoder_actor: Any,
+        close_encoder: Callable[[], None],
         group: Any,
         observer: Observer,
     ) -> None:
@@ -99,7 +99,7 @@ class RayBackend:
         self.index = index
         # By shard, then by copy.
         self._actors = actors
-        self._encoder_actor = encoder_actor
+        self._close_encoder = close_encoder
         self._copies = [[Copy() for _ in of_shard] for of_shard in actors]
         self._latencies = [Latencies() for _ in actors]
         self._version = archive.version
@@ -111,13 +111,13 @@ class RayBackend:
         cls,
         archive: Archive,
         encoder: QueryEncoder,
-        encoder_actor: Any,
+        close_encoder: Callable[[], None],
         num_shards: int,
         num_replicas: int,
         index: str,
         observer: Observer,
     ) -> "RayBackend":
-        """Starts the actors; they load their rows when a version is asked for."""
+        """Starts the actors; they load their rows when a version is asked for. `close_encoder`: what `close` calls."""
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -142,7 +142,7 @@ class RayBackend:
             )
 
         actors = [[started(number, copy) for copy in range(num_replicas)] for number in range(num_shards)]
-        return cls(archive, encoder, index, actors, encoder_actor, group, observer)
+        return cls(archive, encoder, index, actors, close_encoder, group, observer)
 
     async def at(self, version: int) -> Snapshot:
         """See `Backend`. Every copy is ready when it returns."""
@@ -185,8 +185,10 @@ class RayBackend:
         from ray.util.placement_group import remove_placement_group
 
         self._watch.cancel()
-        for actor in [*(actor for of_shard in self._actors for actor in of_shard), self._encoder_actor]:
-            ray.kill(actor)
+        self._close_encoder()
+        for of_shard in self._actors:
+            for actor in of_shard:
+                ray.kill(actor)
         remove_placement_group(self._group)
 
     def reference(self, version: int, rows: Rows) -> Any:

@@ -10,12 +10,14 @@ import os
 import secrets
 import shlex
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from orbithash.cluster.progress import say
@@ -97,13 +99,23 @@ def _exists(text: str) -> bool:
 
 
 def run_job(
-    cluster: Cluster, words: Sequence[str], job_id: str | None, python: str, wheel: Path | None, detach: bool
+    cluster: Cluster,
+    words: Sequence[str],
+    job_id: str | None,
+    python: str,
+    wheel: Path | None,
+    detach: bool,
+    output: TextIO = sys.stdout,
 ) -> Job:
-    """Sends a job, follows it to its end, and hands on what it prints; with `detach` it is only sent."""
+    """Sends a job, follows it to its end, and hands on to `output` what it prints; with `detach` it is only sent."""
     job_id = send(cluster, words, job_id, python, wheel)
     say(f"job {job_id} on {cluster.address}")
     try:
-        job = Job(job_id, "PENDING", "", None) if detach else follow(cluster, job_id, _print)
+        job = (
+            Job(job_id, "PENDING", "", None)
+            if detach
+            else follow(cluster, job_id, partial(print, end="", flush=True, file=output))
+        )
     except KeyboardInterrupt:
         say(f"the job goes on; submit --stop {job_id} ends it, the same command with --id {job_id} follows it again")
         raise
@@ -118,10 +130,6 @@ def stop_job(cluster: Cluster, job_id: str) -> Job:
     job = stop(cluster, job_id)
     say(f"job {job_id} {job.status.lower()}")
     return job
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def send(cluster: Cluster, words: Sequence[str], job_id: str | None, python: str, wheel: Path | None) -> str:

@@ -5,37 +5,46 @@ RUN/manifest.jsonl   which image is in which part
 RUN/metrics.jsonl    one line an epoch
 RUN/model/           the model folder of the best validation epoch; its presence says the run is complete
 RUN/model-16/        models of a prefix of the code, where nested lengths were trained
-RUN/ray/             Ray Train's storage: the last checkpoint and the best one
+RUN/ray/             Ray Train's storage: the last checkpoint and the best ones; elsewhere with --storage
+RUN/tensorboard/     the same figures for TensorBoard
+RUN/tracking.json    what TensorBoard, MLflow and W&B were told
 """
 
 import json
+import os
 import shutil
 import signal
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orbithash.cluster.progress import say, track
-from orbithash.cluster.runtime import check_resources, connected, keeping_memory, worker_error
+from orbithash.cluster.checkpoints import NAME, Storage
+from orbithash.cluster.progress import say
+from orbithash.cluster.progress import track as track_progress
+from orbithash.cluster.runtime import check_resources, connected, cpus_per_worker, keeping_memory, worker_error
+from orbithash.cluster.tracking import Tracking, check_trackers
+from orbithash.cluster.train_worker import PROGRESS_INTERVAL_S, Board, work
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.loop import best_epoch, export_models, train
+from orbithash.trainers.loading import LOADINGS
+from orbithash.trainers.loop import best_epoch, export_models
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.run import Run, check_run
 
 __all__ = ["check_training", "claim_folder", "open_run", "prepare_run", "read_history", "train_on_ray"]
 
-# A worker that dies is replaced this often, from the last checkpoint.
-MAX_FAILURES = 2
+# So often workers that died are replaced, all of them, from the last checkpoint. A rank whose peer is gone does not
+# wait for it: Ray Train ends the whole group as soon as one of its actors is dead.
+MAX_FAILURES = 5
 
-PROGRESS_INTERVAL_S = 0.5
+# So long, and so often, Ray Train waits for room for the workers when others hold it. It begins anew after each wait,
+# with fewer workers where that is allowed: for some seconds after a node is lost, it counts on it still.
+START_TIMEOUT_S = 15
+MAX_WAITS = 40
 
 
 def prepare_run(
@@ -62,6 +71,8 @@ def open_run(folder: Path) -> Run:
     try:
         fields = yaml.safe_load((folder / "config.yaml").read_text())
         method, root = fields.pop("method"), Path(fields.pop("data"))
+        # Where its checkpoints are changes nothing of the run.
+        fields.pop("storage", None)
     except OSError as err:
         raise InputError(f"{folder}: not a run folder (config.yaml: {err.strerror}); training makes one") from err
     except (yaml.YAMLError, KeyError, AttributeError) as err:
@@ -76,37 +87,67 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: float = 0) -> list[dict[str, Any]]:
+def train_on_ray(
+    run: Run,
+    folder: Path,
+    num_workers: int | tuple[int, int] = 1,
+    gpus_per_worker: float = 0,
+    *,
+    track: Sequence[str] = (),
+    storage: str | None = None,
+    keep: int = 1,
+    loading: str = "auto",
+) -> list[dict[str, Any]]:
     """Trains `run` on Ray Train workers, goes on where an interrupted run of the same settings stopped.
+
+    Of a least and a most number of workers, as many train as the cluster has room for: when a node is lost the others
+    go on from the last checkpoint, and when there is room again they start once more with as many as it allows.
+    Followed on TensorBoard, and where `track` says. Of the checkpoints the last and the `keep` best stay, in the run
+    folder or in `storage`, which a run that goes on need not be told again. `loading`: see `trainers.loop.train`.
 
     Returns the history; leaves the run folder described above. A complete run is left as it is.
     """
     folder = folder.absolute()
-    if num_workers < 1 or not gpus_per_worker >= 0:
-        raise InputError(f"{num_workers} workers with {gpus_per_worker:g} GPUs each; at least 1 with 0 is needed")
-    check_training(run, folder, num_workers)
+    least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    if least < 1 or not gpus_per_worker >= 0:
+        raise InputError(f"{least} workers with {gpus_per_worker:g} GPUs each; at least 1 with 0 is needed")
+    if keep < 1:
+        raise InputError(f"--keep is {keep}; at least 1 checkpoint is kept")
+    if loading not in LOADINGS:
+        raise InputError(f"--loading is {loading!r}; there are {', '.join(LOADINGS)}")
+    check_trackers(track)
+    check_training(run, folder, (least, most))
     if (folder / "model").is_dir():
         say(f"{folder} is complete already; nothing to train")
         return read_history(folder)
-    is_new = claim_folder(run, folder)
+    place = _storage_of(folder, storage)
+    if place.uri != str(folder):
+        place.check(is_new=not (folder / "config.yaml").exists())
+    is_new = claim_folder(run, folder, None if storage is None else place.uri)
+    tracking = None
+    best: dict[str, Any] | None = None
     try:
+        tracking = Tracking(run, folder, track)
         with connected():
-            import ray
-
-            num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
-            check_resources(f"training with {num_workers} workers", num_workers, num_workers * gpus_per_worker)
-            checkpoint = _fit(run, folder, num_workers, {"CPU": num_cpus, "GPU": gpus_per_worker})
+            check_resources(f"training with {least} workers", least, least * gpus_per_worker)
+            num_cpus = cpus_per_worker(most, gpus_per_worker)
+            resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
+            checkpoint = _fit(run, folder, (least, most), resources, place, keep, loading, tracking)
+        history = read_history(folder)
+        with checkpoint.as_directory() as state:
+            model, shorter = export_models(run, Path(state))
+        best = best_epoch(history)
     except InputError:
         if is_new and not (folder / "metrics.jsonl").exists():
             # Nothing is lost, and the same --out is free for the command with the fault mended.
             shutil.rmtree(folder)
         raise
-    history = read_history(folder)
-    model, shorter = export_models(run, checkpoint)
+    finally:
+        if tracking is not None:
+            tracking.close(best)
     for short in shorter:
         short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
-    best = model.card.metrics
     metric = get_method(run.method).selection_metric
     if f"validation/{metric}" in best:
         why = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
@@ -116,7 +157,7 @@ def train_on_ray(run: Run, folder: Path, num_workers: int = 1, gpus_per_worker: 
     return history
 
 
-def check_training(run: Run, folder: Path, num_workers: int = 1) -> None:
+def check_training(run: Run, folder: Path, num_workers: int | tuple[int, int] = 1) -> None:
     """`InputError` when the folder holds something else, or with all that the workers would find after a long start."""
     if (folder / "config.yaml").exists():
         there = open_run(folder)
@@ -134,8 +175,19 @@ def check_training(run: Run, folder: Path, num_workers: int = 1) -> None:
         check_run(run, num_workers)
 
 
-def claim_folder(run: Run, folder: Path) -> bool:
-    """Makes the run folder; returns whether there was none."""
+def _storage_of(folder: Path, asked: str | None) -> Storage:
+    """Where the checkpoints of a run are: as asked for, else where they are by now, else in its folder."""
+    file = folder / "config.yaml"
+    there = yaml.safe_load(file.read_text()).get("storage") or str(folder) if file.exists() else None
+    if asked is None:
+        return Storage(there or str(folder))
+    if there not in (None, Storage.of(asked).uri):
+        raise InputError(f"--storage is {asked}; the checkpoints of {folder} are in {there}")
+    return Storage.of(asked)
+
+
+def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
+    """Makes the run folder; returns whether there was none. `storage`: where its checkpoints are, if not in it."""
     if (folder / "config.yaml").exists():
         return False
     try:
@@ -144,6 +196,8 @@ def claim_folder(run: Run, folder: Path) -> bool:
         raise InputError(f"{folder}: no folder can be made there ({err.strerror}); give another --out") from err
     run.manifest.write(folder / "manifest.jsonl")
     fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
+    if storage is not None:
+        fields["storage"] = storage
     part = folder / ".config.yaml.part"
     part.write_text(yaml.safe_dump(fields, sort_keys=False))
     # Last: a folder with a config is a whole run folder.
@@ -151,39 +205,61 @@ def claim_folder(run: Run, folder: Path) -> bool:
     return True
 
 
-def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) -> Path:
-    """Runs the workers to the end and returns the best checkpoint's folder."""
+def _fit(
+    run: Run,
+    folder: Path,
+    workers: tuple[int, int],
+    resources: dict[str, float],
+    place: Storage,
+    keep: int,
+    loading: str,
+    tracking: Tracking,
+) -> Any:
+    """Runs the workers to the end and returns Ray Train's best checkpoint."""
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    # On the driver's node, as Ray Train's own controller is: any other may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    least, most = workers
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"folder": str(folder), "root": str(run.root.absolute()), "board": board},
+        work,
+        train_loop_config={"folder": str(folder), "board": board, "is_remote": place.is_remote, "loading": loading},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=resources["GPU"] > 0, resources_per_worker=resources
+            num_workers=most if least == most else workers,
+            use_gpu=resources["GPU"] > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder),
+            name=NAME,
+            storage_path=place.uri,
             worker_runtime_env={"env_vars": {} if resources["GPU"] else keeping_memory()},
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            # The best one, and always the last one too.
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
+            # The best ones, and always the last one too.
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="max"
+                num_to_keep=keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
         ),
     )
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, run, done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, run, folder, tracking, done), daemon=True)
     watcher.start()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as err:
-        blame = ray.get(board.blame.remote())
-        raise InputError(blame) if blame else worker_error(err) from err
+        if blame := ray.get(board.blame.remote()):
+            raise InputError(blame) from err
+        if isinstance(err, ray.train.ControllerError) and "startup timed out" in str(err):
+            raise RuntimeError(
+                f"the cluster has had no room for {least} workers with {resources['CPU']:g} CPUs and "
+                f"{resources['GPU']:g} GPUs each; the same command goes on after the last whole epoch"
+            ) from err
+        raise worker_error(err) from err
     except SystemExit:
         # What Ray Train makes of Ctrl-C when it has stopped its workers.
         say("interrupted; the same command goes on after the last whole epoch")
@@ -197,88 +273,13 @@ def _fit(run: Run, folder: Path, num_workers: int, resources: dict[str, float]) 
     if blame := ray.get(board.blame.remote()):
         raise InputError(blame)
     records = [record for _, record in result.best_checkpoints]
+    tracking.follow(read_history(folder))
     checkpoint, _ = result.best_checkpoints[records.index(best_epoch(records))]
-    return Path(checkpoint.path)
+    return checkpoint
 
 
-def _work(settings: dict[str, Any]) -> None:
-    """What each worker runs."""
-    import ray
-    import ray.train
-    import ray.train.torch
-
-    if ray.get(settings["board"].blame.remote()):
-        # Ray Train tries again whatever failed; what the user has to mend would only fail again.
-        return
-    folder = Path(settings["folder"])
-    run = open_run(folder)
-    context = ray.train.get_context()
-    observer = _Reporter(folder, settings["board"], context.get_world_rank())
-    checkpoint = ray.train.get_checkpoint()
-    try:
-        with checkpoint.as_directory() if checkpoint else nullcontext() as resume_from:
-            train(
-                run,
-                observer,
-                resume_from=Path(resume_from) if resume_from else None,
-                device=str(ray.train.torch.get_device()),
-            )
-    except InputError as err:
-        # The user's fault, which the driver is to say in one line.
-        ray.get(settings["board"].blame_user.remote(str(err)))
-        raise
-
-
-class _Reporter:
-    """The loop's observer in a worker: checkpoints and metrics to Ray Train, progress to the board."""
-
-    def __init__(self, folder: Path, board: Any, rank: int) -> None:
-        self._folder, self._board, self._rank = folder, board, rank
-        self._told = 0.0
-
-    def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        if self._rank == 0 and (step == num_steps or time.monotonic() - self._told > PROGRESS_INTERVAL_S):
-            self._told = time.monotonic()
-            self._board.update.remote(epoch, step, num_steps, images_per_s)
-
-    def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
-        import ray.train
-
-        record = history[-1]
-        with tempfile.TemporaryDirectory() as temporary:
-            checkpoint = None
-            if self._rank == 0:
-                write_checkpoint(Path(temporary))
-                checkpoint = ray.train.Checkpoint.from_directory(temporary)
-                part = self._folder / ".metrics.jsonl.part"
-                part.write_text("".join(json.dumps(line) + "\n" for line in history))
-                part.replace(self._folder / "metrics.jsonl")
-            # A barrier: every rank reports every epoch.
-            ray.train.report(record, checkpoint=checkpoint)
-
-
-class _Board:
-    """An actor on which the first worker notes how far it is, and any worker what the user has to mend."""
-
-    def __init__(self) -> None:
-        self._state: tuple[int, int, int, float] | None = None
-        self._blame = ""
-
-    def update(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        self._state = epoch, step, num_steps, images_per_s
-
-    def state(self) -> tuple[int, int, int, float] | None:
-        return self._state
-
-    def blame_user(self, message: str) -> None:
-        self._blame = message
-
-    def blame(self) -> str:
-        return self._blame
-
-
-def _watch(board: Any, run: Run, done: threading.Event) -> None:
-    """Shows what the board says until `done`."""
+def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threading.Event) -> None:
+    """Shows what the board says, and tells of each epoch where it is followed, until `done`."""
     import ray
 
     num_images = len(run.manifest.part("train"))
@@ -290,8 +291,12 @@ def _watch(board: Any, run: Run, done: threading.Event) -> None:
         return
     # Only the method knows how many steps an epoch has.
     _, _, num_steps, _ = state
-    with track("training", run.config.epochs * num_steps, "steps") as advance_to:
+    told = 0
+    with track_progress("training", run.config.epochs * num_steps, "steps") as advance_to:
         while not done.wait(PROGRESS_INTERVAL_S):
             epoch, step, _, images_per_s = ray.get(board.state.remote())
             note = f"epoch {epoch}/{run.config.epochs}, {images_per_s:.0f} images/s"
             advance_to((epoch - 1) * num_steps + step, note)
+            if epoch != told:
+                tracking.follow(read_history(folder))
+                told = epoch

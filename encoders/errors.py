@@ -5,7 +5,7 @@ The command line turns an `InputError` into one line and exit code 2; everything
 
 from collections.abc import Sequence
 
-__all__ = ["ImageError", "InputError", "listed"]
+__all__ = ["ArchiveBusy", "ImageError", "InputError", "listed"]
 
 
 class InputError(ValueError):
@@ -14,6 +14,10 @@ class InputError(ValueError):
 
 class ImageError(InputError):
     """One image is refused. In a job the message goes to the archive's side table and the job goes on."""
+
+
+class ArchiveBusy(InputError):
+    """Another process has the right to write the archive; it may be free a moment later."""
 
 
 def listed(problems: Sequence[str], where: str) -> InputError:

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +29,7 @@ class Item:
 
     Attributes:
         key: unique in its source: a path relative to it, with `#col,row,width,height` for a tile, or a STAC item id.
-        path: absolute path of the file.
+        path: absolute path of the file, or the URI of an object.
         label: class.
         caption: a sentence about the image.
         datetime: acquisition, UTC.
@@ -50,21 +50,27 @@ class Item:
     window: Window | None = None
 
 
-def list_paths(path: Path) -> list[Item]:
+def list_paths(path: Path) -> Iterator[Item]:
     """The images of a text file: one path a line, relative to the file's folder; `#` begins a comment line.
 
     Raises:
-        InputError: not UTF-8 text, or remote paths.
+        InputError: not UTF-8 text, or, at the end, remote paths.
     """
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable as UTF-8 text: {error}") from error
-    return _located([(line, Item(_key(line), "")) for line in lines if line and not line.startswith("#")], path)
+
+    def named() -> Iterator[tuple[str, Item]]:
+        try:
+            with path.open(encoding="utf-8-sig") as lines:
+                for line in map(str.strip, lines):
+                    if line and not line.startswith("#"):
+                        yield line, Item(_key(line), "")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not readable as UTF-8 text: {error}") from error
+
+    return _located(named(), path)
 
 
-def list_table(path: Path) -> list[Item]:
-    """The images of a Parquet file.
+def list_table(path: Path) -> Iterator[Item]:
+    """The images of a Parquet file, some thousand of whose rows are in memory at a time.
 
     Its column `path` (or `uri`) is relative to the file's folder; `key` (else the path), `label`, `caption`,
     `datetime` (UTC unless it says otherwise), `lon` and `lat` may be there.
@@ -78,39 +84,58 @@ def list_table(path: Path) -> list[Item]:
     wanted = {name: pa.string() for name in ("path", "uri", "key", "label", "caption")}
     wanted |= {"datetime": pa.timestamp("us", "UTC"), "lon": pa.float64(), "lat": pa.float64()}
     try:
-        present = [name for name in wanted if name in pq.read_schema(path).names]
-        table = pq.read_table(path, columns=present)
+        file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
+    present = [name for name in wanted if name in file.schema_arrow.names]
     place = next((name for name in ("path", "uri") if name in present), None)
     if place is None:
-        raise InputError(f"{path} has no column path or uri; it has {', '.join(pq.read_schema(path).names)}")
+        raise InputError(f"{path} has no column path or uri; it has {', '.join(file.schema_arrow.names)}")
+
+    def named() -> Iterator[tuple[str, Item]]:
+        number = 0
+        try:
+            for batch in file.iter_batches(columns=present):
+                yield from _rows(batch, wanted, place, number, path)
+                number += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+
+    return _located(named(), path)
+
+
+def _rows(batch: Any, wanted: Mapping[str, Any], place: str, first: int, path: Path) -> Iterator[tuple[str, Item]]:
+    """The rows of a batch of a table, the first of which has the number `first`."""
+    import pyarrow as pa
+
     problems, columns = [], {}
-    for name in present:
+    for name in batch.schema.names:
         try:
             # Unsafe drops nanoseconds; what is no number or time at all still fails.
-            columns[name] = table[name].cast(wanted[name], safe=False).to_pylist()
+            columns[name] = batch[name].cast(wanted[name], safe=False).to_pylist()
         except pa.ArrowException as error:
-            problems.append(f"column {name} of type {table.schema.field(name).type}: {str(error).splitlines()[0]}")
+            problems.append(f"column {name} of type {batch[name].type}: {str(error).splitlines()[0]}")
     if problems:
         raise report(problems, path)
-    empty = [None] * table.num_rows
+    empty = [None] * len(batch)
     rows = zip(*(columns.get(name, empty) for name in (place, "key", *list(wanted)[3:])), strict=True)
-    named = []
-    for number, (where, key, label, caption, taken, lon, lat) in enumerate(rows):
+    for number, (where, key, label, caption, taken, lon, lat) in enumerate(rows, first):
         if not where:
             problems.append(f"row {number} has no {place}")
         elif not _on_earth(lon, lat):
             problems.append(f"row {number} has lon {lon} and lat {lat}; degrees from -180 to 180 and -90 to 90")
         else:
             lon, lat = (None if number is None or number != number else number for number in (lon, lat))
-            named.append((where, Item(key or _key(where), "", label, caption, taken, lon, lat)))
+            yield where, Item(key or _key(where), "", label, caption, taken, lon, lat)
     if problems:
         raise report(problems, path)
-    return _located(named, path)
 
 
-def list_stac(path: Path) -> list[Item]:
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}")
+
+
+def list_stac(path: Path) -> Iterator[Item]:
     """The images of a STAC item collection (or one item): for each item, its first local image asset.
 
     An asset whose roles hold `data`, else `visual`, else `overview`, goes first. The key is the item's id.
@@ -167,19 +192,18 @@ def report(problems: Sequence[str], path: Path) -> InputError:
     return listed([*problems[:_TOLD], *more], str(path))
 
 
-def _located(named: Iterable[tuple[str, Item]], path: Path) -> list[Item]:
+def _located(named: Iterable[tuple[str, Item]], path: Path) -> Iterator[Item]:
     """The items with their paths filled in."""
-    items, problems = [], []
+    problems = []
     for text, item in named:
         try:
             where = str(local_path(text, path.parent))
         except InputError as error:
             problems.append(str(error))
         else:
-            items.append(replace(item, path=where))
+            yield replace(item, path=where)
     if problems:
         raise report(problems, path)
-    return items
 
 
 def _key(text: str) -> str:

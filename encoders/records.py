@@ -14,6 +14,7 @@ from orbithash.encoders.georeference import read_georeference
 from orbithash.encoders.images import Limits, Rendering, Stretch, read_image, stretch_limits
 from orbithash.encoders.listings import Item
 from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.remote import is_remote, read_object
 from orbithash.encoders.tiles import read_tile
 
 __all__ = ["MAX_THUMBNAIL_PX", "Record", "make_thumbnail", "read_record"]
@@ -37,16 +38,19 @@ class Record:
 def read_record(item: Item, preprocessing: Preprocessing) -> Record:
     """Reads the image, patch folder or tile of `item`; `ImageError` when it is refused.
 
+    `InputError` where an object store does not answer or lets nobody in, for which the image is not to blame.
+
     What the item itself says of place and time goes before what the file says.
     """
-    path, rendering = Path(item.path), preprocessing.rendering
+    rendering, path = preprocessing.rendering, Path(item.path)
+    source: Path | bytes = read_object(item.path, Limits()) if is_remote(item.path) else path
     if item.window is None:
-        image = read_image(path, rendering)
+        image = read_image(source, rendering)
         uri = item.path
     else:
         image = read_tile(path, item.window, rendering, Limits(), _scene_stretch(path, rendering))
         uri = f"{item.path}#{','.join(str(number) for number in item.window)}"
-    place = read_georeference(path, item.window)
+    place = read_georeference(source, item.window)
     return Record(
         pixels=preprocessing.prepare(image),
         uri=uri,

@@ -1,62 +1,129 @@
-"""What is to be encoded: folders, lists, tables and STAC items become one sorted list of images."""
+"""What is to be encoded: folders, lists, tables, STAC items and object stores become images, one after another."""
 
 import logging
 import os
 import re
+from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.listings import SUFFIXES, Item, list_paths, list_stac, list_table, local_path, read_json, report
+from orbithash.encoders.remote import is_remote, walk_objects
 from orbithash.encoders.tiles import check_tile, plan_tiles, tile_key
 
-__all__ = ["SUFFIXES", "Item", "find_class_folders", "list_source", "natural"]
+__all__ = [
+    "SUFFIXES",
+    "EmptySource",
+    "Item",
+    "count_source",
+    "cut",
+    "find_class_folders",
+    "iter_source",
+    "list_source",
+    "natural",
+]
 
 _SCENE_SUFFIXES = (".tif", ".tiff")
 
 _log = logging.getLogger(__name__)
 
 
+class EmptySource(InputError):
+    """A source without an image, of which there may be some later."""
+
+
 def list_source(source: str | Path, tile_px: int | None = None) -> list[Item]:
     """Every image of `source`, sorted by key in natural order (`a2` before `a10`).
+
+    For lists that fit into the memory; arguments and errors are those of `iter_source`.
+
+    Raises:
+        InputError: also where a key is there twice.
+    """
+    items = list(iter_source(source, tile_px))
+    _check_once((item.key for item in items), source)
+    return sorted(items, key=lambda item: natural(item.key))
+
+
+def count_source(source: str | Path, tile_px: int | None = None) -> int:
+    """How many images `iter_source` yields. What it would raise in the end is raised here, before anything is done.
+
+    Keeps 8 bytes an image.
+
+    Raises:
+        InputError: as `list_source`.
+    """
+    hashes = array("q", (hash(item.key) for item in iter_source(source, tile_px)))
+    values = np.sort(np.frombuffer(hashes, np.int64))
+    if twice := set(values[1:][values[1:] == values[:-1]].tolist()):
+        # Mostly keys that are there twice, and hardly ever two keys of one hash.
+        _check_once((item.key for item in iter_source(source, tile_px) if hash(item.key) in twice), source)
+    return len(hashes)
+
+
+def iter_source(source: str | Path, tile_px: int | None = None) -> Iterator[Item]:
+    """The images of `source` one after another: one folder of it is in memory at a time, a list as a whole.
 
     Files are taken by their name's ending and not opened: a broken one is listed like any other and refused when it
     is read. So is, with `tile_px`, a scene that cannot be cut.
 
     Args:
         source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table, or a `.json`
-            STAC item collection.
+            STAC item collection; or a folder of an object store (`orbithash.encoders.remote`).
         tile_px: side of the tiles that GeoTIFF scenes are cut into; None for whole images. Other formats are then
             left out.
 
     Raises:
-        InputError: no such source, of an unknown kind, without images, remote, or with a key twice.
+        InputError: no such source, of an unknown kind, remote, or without images (`EmptySource`); maybe at the end.
     """
-    path = local_path(str(source), Path.cwd())
+    items: Iterable[Item]
+    if is_remote(str(source)):
+        if tile_px is not None:
+            raise InputError(f"{source} is remote; only scenes in folders of this machine are cut: copy it first")
+        where, items = str(source), _iter_objects(str(source))
+    else:
+        where = str(local_path(str(source), Path.cwd()))
+        items = _iter_local(Path(where))
+    if tile_px is not None:
+        items = cut(items, check_tile(tile_px))
+    empty = True
+    for item in items:
+        empty = False
+        yield item
+    if empty:
+        raise EmptySource(f"{where} lists no image ({', '.join(SUFFIXES)})")
+
+
+def _iter_local(path: Path) -> Iterable[Item]:
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if path.is_dir():
-        items = _list_folder(path)
-    elif path.suffix.lower() in SUFFIXES:
-        items = [Item(path.name, str(path))]
-    elif path.suffix.lower() == ".txt":
-        items = list_paths(path)
-    elif path.suffix.lower() == ".parquet":
-        items = list_table(path)
-    elif path.suffix.lower() in (".json", ".geojson"):
-        items = list_stac(path)
-    else:
-        raise InputError(f"{path} is neither a folder nor an image, a .txt list, a .parquet table or a STAC .json")
-    if tile_px is not None:
-        items = _cut(items, check_tile(tile_px), path)
-    if not items:
-        raise InputError(f"{path} lists no image ({', '.join(SUFFIXES)})")
-    twice = sorted((key for key, count in Counter(item.key for item in items).items() if count > 1), key=natural)
-    if twice:
-        raise report([f"the key {key!r} is there more than once" for key in twice], path)
-    return sorted(items, key=lambda item: natural(item.key))
+        return _iter_folder(path.resolve())
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return [Item(path.name, str(path))]
+    if suffix == ".txt":
+        return list_paths(path)
+    if suffix == ".parquet":
+        return list_table(path)
+    if suffix in (".json", ".geojson"):
+        return list_stac(path)
+    raise InputError(f"{path} is neither a folder nor an image, a .txt list, a .parquet table or a STAC .json")
+
+
+def _iter_objects(uri: str) -> Iterator[Item]:
+    """The images of a folder of an object store; those in CLASS/, images/CLASS/ or Images/CLASS/ have a label."""
+    for key, address in walk_objects(uri):
+        if key.lower().endswith(SUFFIXES):
+            within = key.split("/")[:-1]
+            within = within[1:] if within[:1] in (["images"], ["Images"]) else within
+            yield Item(key, address, within[0] if len(within) == 1 else None)
 
 
 def find_class_folders(root: Path) -> dict[str, list[Path]]:
@@ -88,50 +155,77 @@ def natural(key: str) -> tuple[list[tuple[int, str]], str]:
     return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)], key
 
 
-def _list_folder(root: Path) -> list[Item]:
-    root = root.resolve()
+def _iter_folder(root: Path) -> Iterator[Item]:
     # Generated scenes keep a second image of each place beside the first.
-    files = _find_images(root / "images" if (root / "scenes.json").is_file() else root)
-    labels = {file: label for label, members in _classes(root, files).items() for file in members}
+    start = root / "images" if (root / "scenes.json").is_file() else root
+    bases = (root / "images", root / "Images", root)
+    base = next((base for base in bases[:2] if base.is_dir() and _has_classes(base, root)), root)
     captions = _captions(root / "captions.json")
-    items = []
-    for file in files:
-        key = file.relative_to(root).as_posix()
-        items.append(Item(key, str(file), labels.get(file), captions.get(key)))
-    return items
+    for folder, names in _walk(start):
+        path = Path(folder)
+        within = "" if path == root else f"{path.relative_to(root).as_posix()}/"
+        label = path.name if path.parent == base and path not in bases else None
+        for name in names:
+            yield Item(within + name, f"{folder}/{name}", label, captions.get(within + name))
+
+
+def _has_classes(base: Path, root: Path) -> bool:
+    """Whether a folder in `base` has an image."""
+    return any(_scan(folder, root)[1] for folder in _scan(str(base), root)[0])
 
 
 def _find_images(root: Path) -> list[Path]:
-    """Absolute paths of the images in a folder and the folders in it, in natural order.
+    """Absolute paths of the images in a folder and the folders in it, in natural order."""
+    found = [Path(folder, name) for folder, names in _walk(root) for name in names]
+    return sorted(found, key=lambda path: natural(path.relative_to(root).as_posix()))
 
-    Hidden ones and links that lead out of the folder are left out.
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with images in it, and their names in natural order.
+
+    Hidden ones and links that lead out of the root are left out; of the links it is told at the end.
     """
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-    root = root.resolve()
-    found, num_links, undecodable = [], 0, []
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in [*folders, *names]:
-            path = Path(folder, name)
-            if name.startswith(".") or (path.is_symlink() and not path.resolve().is_relative_to(root)):
-                num_links += not name.startswith(".")
-            elif name.lower().endswith(SUFFIXES) and not path.is_dir():
-                found.append(path)
-                if not _is_text(str(path)):
-                    undecodable.append(f"the name {str(path)!r} is not UTF-8; rename it")
+    num_images, num_links, undecodable, waiting = 0, 0, [], [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        folders, names, links = _scan(folder, root)
+        waiting += reversed(folders)
+        num_links += links
+        undecodable += [
+            f"the name {f'{folder}/{name}'!r} is not UTF-8; rename it" for name in names if not _is_text(name)
+        ]
+        if names and not undecodable:
+            num_images += len(names)
+            yield folder, names
     if undecodable:
         raise report(undecodable, root)
     if num_links:
         _log.warning("%s: left out %d links that lead out of the folder", root, num_links)
-    if not found:
-        links = f", and {num_links} links that lead out of it are not followed" if num_links else ""
-        raise InputError(
-            f"{root} holds no image ({', '.join(SUFFIXES)}){links}; folders of one TIFF a band are given as a .txt list"
+    if not num_images:
+        links_out = f", and {num_links} links that lead out of it are not followed" if num_links else ""
+        raise EmptySource(
+            f"{root} holds no image ({', '.join(SUFFIXES)}){links_out}; folders of one TIFF a band are given as a "
+            ".txt list"
         )
-    return sorted(found, key=lambda path: natural(path.relative_to(root).as_posix()))
+
+
+def _scan(folder: str, root: Path) -> tuple[list[str], list[str], int]:
+    """Paths of the folders in a folder and names of its images, in natural order; how many links lead out."""
+    folders, names, num_links = [], [], 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+                    num_links += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+                    names.append(entry.name)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be listed: {error.strerror}") from error
+    return sorted(folders, key=natural), sorted(names, key=natural), num_links
 
 
 def _is_text(name: str) -> bool:
@@ -164,9 +258,9 @@ def _captions(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _cut(items: list[Item], tile_px: int, source: Path) -> list[Item]:
+def cut(items: Iterable[Item], tile_px: int) -> Iterator[Item]:
     """The tiles of all scenes among the items."""
-    tiles, num_others = [], 0
+    num_others = 0
     for item in items:
         if not item.path.lower().endswith(_SCENE_SUFFIXES):
             num_others += 1
@@ -178,7 +272,13 @@ def _cut(items: list[Item], tile_px: int, source: Path) -> list[Item]:
             windows = [(0, 0, tile_px, tile_px)]
         # Place and outline of the scene are not the tile's.
         scene = replace(item, lon=None, lat=None, footprint=None)
-        tiles += [replace(scene, key=tile_key(item.key, window), window=window) for window in windows]
+        for window in windows:
+            yield replace(scene, key=tile_key(item.key, window), window=window)
     if num_others:
-        _log.warning("%s: left out %d images that are not TIFF scenes", source, num_others)
-    return tiles
+        _log.warning("left out %d images that are not TIFF scenes", num_others)
+
+
+def _check_once(keys: Iterable[str], source: str | Path) -> None:
+    twice = sorted((key for key, count in Counter(keys).items() if count > 1), key=natural)
+    if twice:
+        raise report([f"the key {key!r} is there more than once" for key in twice], Path(source))

@@ -1,15 +1,17 @@
 """The ground the archive stands on: its columns, where it lies, how Lance opens it and who may write."""
 
+import os
 import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from orbithash.encoders.codes import check_bits, num_bytes
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ArchiveBusy, InputError
 
 __all__ = [
     "FORMAT_VERSION",
@@ -144,16 +146,28 @@ def write_lock(location: str) -> Iterator[None]:
     """Holds the only right to write; the kernel gives it back when its holder dies. Without effect in an object store.
 
     Raises:
-        InputError: another process holds it.
+        ArchiveBusy: another process holds it.
+        InputError: nothing can be written there.
     """
     if is_remote(location):
         yield
         return
     import fcntl
 
-    with Path(location, _LOCK).open("a") as lock:
+    try:
+        lock = Path(location, _LOCK).open("a+")  # noqa: SIM115 (only its own failure is ours to tell)
+    except OSError as error:
+        raise InputError(f"{location} cannot be written: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{location} is being written by another process; wait until it ends") from error
+            lock.seek(0)
+            holder = lock.read(200).strip() or "another process"
+            raise ArchiveBusy(f"{location} is being written by {holder}; wait until it ends") from error
+        # For people. Of a holder that died it says what was.
+        with suppress(OSError):
+            lock.truncate(0)
+            lock.write(f"another process ({os.getpid()} on {socket.gethostname()})")
+            lock.flush()
         yield

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.codes import Codes
-from orbithash.search.engine import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.host import Change, ShardHost
 from orbithash.search.shard import Ids, ShardAnswer
+from orbithash.search.snapshot import QueryEncoder, Scope, ShardClient, Snapshot
 
 __all__ = ["Backend", "LocalBackend", "LocalShardClient", "codes_of"]
 

@@ -24,7 +24,7 @@ from orbithash.search.errors import (
     Overloaded,
     SearchError,
 )
-from orbithash.search.queries import Answer, Query
+from orbithash.search.queries import Answer, Query, check_num_shards
 from orbithash.search.rows import MAX_ROWS, Row, check_keys
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
@@ -227,9 +227,10 @@ class Client(_Calls):
                 removed += response.removed_rows
         return removed
 
-    def refresh(self, archive: str = "", model: str = "") -> None:
-        """Moves the gateway to the newest version of its archive, or to another archive on its machine."""
-        self._call(self._archive.Refresh, search_pb2.RefreshRequest(archive=archive, model=model))
+    def refresh(self, archive: str = "", model: str = "", shards: int = 0) -> None:
+        """Moves the gateway to the newest version of its archive, another archive beside it, or other shards."""
+        check_num_shards(shards)
+        self._call(self._archive.Refresh, search_pb2.RefreshRequest(archive=archive, model=model, shards=shards))
 
     def close(self) -> None:
         """Ends the connection."""
@@ -325,9 +326,10 @@ class AsyncClient(_Calls):
                 removed += response.removed_rows
         return removed
 
-    async def refresh(self, archive: str = "", model: str = "") -> None:
+    async def refresh(self, archive: str = "", model: str = "", shards: int = 0) -> None:
         """See `Client.refresh`."""
-        await self._call(self._archive.Refresh, search_pb2.RefreshRequest(archive=archive, model=model))
+        check_num_shards(shards)
+        await self._call(self._archive.Refresh, search_pb2.RefreshRequest(archive=archive, model=model, shards=shards))
 
     async def close(self) -> None:
         """Ends the connection."""

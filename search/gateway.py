@@ -290,8 +290,9 @@ class _ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         async with self._calls.call(context, "Refresh") as call:
             wanted = readable(request)
             what = f"archive {wanted.archive[:200]!a}" if wanted.archive else "the archive"
+            what += f" in {wanted.shards} shards" if wanted.shards else ""
             with audited(call.caller, "Refresh", what, call.request_id) as change:
-                now = await self._service.refresh(wanted.archive, wanted.model)
+                now = await self._service.refresh(wanted.archive, wanted.model, wanted.shards)
                 change.version = now.archive_version
             return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
         raise AssertionError("abort raises")

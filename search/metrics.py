@@ -121,7 +121,7 @@ def exposed(metrics: Metrics, address: str, allow_remote: bool = False) -> Itera
     if not (allow_remote or is_loopback(host)):
         raise InputError(
             f"the metrics have no access control, so they are served at loopback addresses only (127.0.0.1, ::1, "
-            f"localhost) without --insecure-listen; got {host!r}"
+            f"localhost) without --open-metrics; got {host!r}"
         )
     try:
         server, thread = start_http_server(port, host, metrics.registry)

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_K",
     "MAX_KEY_CHARS",
+    "MAX_SHARDS",
     "MAX_TEXT_CHARS",
     "Answer",
     "Coverage",
@@ -20,6 +21,7 @@ __all__ = [
     "Example",
     "Hit",
     "Query",
+    "check_num_shards",
 ]
 
 MAX_K = 10_000
@@ -28,9 +30,16 @@ MAX_KEY_CHARS = 4096
 MAX_TEXT_CHARS = 2000
 MAX_FILTER_CHARS = 4096
 MAX_EXAMPLES = 64
+MAX_SHARDS = 1024
 
 # What of a row an answer holds only where it is asked for.
 INCLUDABLE = ("uri", "caption", "thumbnail", "footprint", "code")
+
+
+def check_num_shards(count: int) -> None:
+    """Raises `InvalidQuery` for a number of shards that cannot be asked for; 0 is as many as now."""
+    if not 0 <= count <= MAX_SHARDS:
+        raise InvalidQuery(("shards", f"from 1 to {MAX_SHARDS}, or 0 for as many as now; got {count}"))
 
 
 class Cursor(NamedTuple):

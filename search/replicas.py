@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.engine import Scope, ShardClient
 from orbithash.search.observer import Observer
 from orbithash.search.shard import ShardAnswer
+from orbithash.search.snapshot import Scope, ShardClient
 
 __all__ = ["Copy", "Latencies", "Replicas"]
 

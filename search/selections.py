@@ -14,7 +14,7 @@ from orbithash.search.host import Rows
 from orbithash.search.shard import Ids, are_among
 
 if TYPE_CHECKING:
-    from orbithash.search.engine import ArchiveReader
+    from orbithash.search.snapshot import ArchiveReader
 
 __all__ = ["Selections"]
 

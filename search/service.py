@@ -4,20 +4,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from orbithash.encoders.errors import InputError
 from orbithash.search.backend import Backend
 from orbithash.search.description import Description, ShardStatus
-from orbithash.search.engine import Engine, Snapshot
+from orbithash.search.engine import Engine
 from orbithash.search.errors import InvalidQuery, SearchError
 from orbithash.search.host import MAX_VERSIONS, Change
 from orbithash.search.observer import Observer
-from orbithash.search.queries import MAX_K, Answer, Query
+from orbithash.search.queries import MAX_K, Answer, Query, check_num_shards
 from orbithash.search.rows import Row
+from orbithash.search.snapshot import Snapshot
 from orbithash.search.writer import Committed, Writer
 
-__all__ = ["MAX_QUERIES", "Service", "check_num_queries", "open_service"]
+__all__ = ["MAX_QUERIES", "Service", "Target", "check_num_queries", "open_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +36,24 @@ _CHANGE_WAITS_S = 1.0
 # How soon searches see what other programs write.
 _FOLLOW_EVERY_S = 1.0
 
-# Archive and model folder to a backend; "" is the one that is served.
-OpenBackend = Callable[[str, str], Awaitable[Backend]]
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be served: an archive, the folder of its model, and into how many shards it is cut."""
+
+    archive: str
+    model: str
+    num_shards: int
+
+
+OpenBackend = Callable[[Target], Awaitable[Backend]]
 
 
 class Service:
     """Belongs to one event loop; made by `open_service`."""
 
-    def __init__(self, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
+    def __init__(self, target: Target, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
+        self._target = target
         self._backend = backend
         self._engine = engine
         self.observer = engine.observer
@@ -108,14 +120,20 @@ class Service:
         """See `Writer.delete`."""
         return await self._writer.delete(keys)
 
-    async def refresh(self, archive: str = "", model: str = "") -> Description:
-        """Moves to the newest version, or to another archive; `InvalidQuery` when it cannot be served."""
+    async def refresh(self, archive: str = "", model: str = "", num_shards: int = 0) -> Description:
+        """Moves to the newest version, to another archive, or to another number of shards; 0 and "" leave it as it is.
+
+        Raises `InvalidQuery` when it cannot be served.
+        """
+        check_num_shards(num_shards)
         async with self._moving:
+            now = self._target
+            target = Target(archive or now.archive, model or now.model, num_shards or now.num_shards)
             try:
-                if archive or model:
-                    await self._move(archive, model)
-                else:
+                if target == now:
                     await self._writer.refresh()
+                else:
+                    await self._move(target)
             except SearchError:
                 raise
             except InputError as error:
@@ -140,12 +158,17 @@ class Service:
             task.cancel()
         await self._backend.close()
 
-    async def _move(self, archive: str, model: str) -> None:
-        backend = await self._open_backend(archive, model)
+    async def _move(self, target: Target) -> None:
+        backend = await self._open_backend(target)
         snapshot = await _snapshot(backend)
         old, old_writer = self._backend, self._writer
-        self._engine.swap(snapshot)
-        self._backend, self._writer = backend, self._new_writer(backend)
+        async with old_writer.held:
+            if old.archive.path == backend.archive.path and old.archive.version > snapshot.archive.version:
+                # Written while the shards were loaded. What searches have seen they go on to see.
+                await asyncio.to_thread(backend.archive.refresh)
+                snapshot = await _snapshot(backend)
+            self._engine.swap(snapshot)
+            self._target, self._backend, self._writer = target, backend, self._new_writer(backend)
         task = asyncio.create_task(_end(old, old_writer))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -162,6 +185,9 @@ class Service:
             held.append(snapshot)
             if self._backend is backend:
                 self._engine.swap(snapshot)
+            elif self._backend.archive.path == backend.archive.path:
+                # Other shards have taken the place of these since it was asked for.
+                await self._writer.refresh()
 
         return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 
@@ -189,8 +215,10 @@ async def _snapshot(backend: Backend) -> Snapshot:
     return snapshot
 
 
-async def open_service(open_backend: OpenBackend, observer: Observer | None = None, **options: float) -> Service:
-    """A service over what `open_backend("", "")` opens; `options` are those of `Engine`."""
-    backend = await open_backend("", "")
+async def open_service(
+    open_backend: OpenBackend, target: Target, observer: Observer | None = None, **options: float
+) -> Service:
+    """A service over what `open_backend(target)` opens; `options` are those of `Engine`."""
+    backend = await open_backend(target)
     snapshot = await _snapshot(backend)
-    return Service(backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]
+    return Service(target, backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ import numpy as np
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine import QueryEncoder
 from orbithash.search.errors import InvalidQuery, Overloaded, SearchError, Unavailable
 from orbithash.search.host import UNKNOWN, Change
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.rows import Row, check_keys
+from orbithash.search.snapshot import QueryEncoder
 
 __all__ = ["Committed", "Writer"]
 
@@ -74,6 +74,8 @@ class Writer:
         self._num_waiting = 0
         self._task: asyncio.Task[None] | None = None
         self._num_commits = 0
+        # Whoever has it knows that nothing is written here meanwhile; what is asked for waits.
+        self.held = asyncio.Lock()
 
     @property
     def num_waiting(self) -> int:
@@ -151,10 +153,11 @@ class Writer:
             self._num_waiting -= sum(len(wanted.rows) for wanted in group)
             set_requests(wanted.request for wanted in group)
             try:
-                change, found = await asyncio.to_thread(self._write, group)
-                with self._observer.stage("show"):
-                    await self._show(change)
-                self._seen = change.after
+                async with self.held:
+                    change, found = await asyncio.to_thread(self._write, group)
+                    with self._observer.stage("show"):
+                        await self._show(change)
+                    self._seen = change.after
             except BaseException as error:
                 # A panic in native code is no `Exception`; whoever waits has to hear of it all the same.
                 logger.exception("a commit of %d changes failed", len(group))

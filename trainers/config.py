@@ -57,6 +57,16 @@ class TrainConfig(BaseModel):
     )
     epochs: int = Field(15, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step over all workers together")
+    accumulate: int = Field(
+        1, ge=1, le=1024, description="pieces in which a batch goes through the network; a loss sees one at a time"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the backbone's pass in training; weights, hashes, losses and codes are float32"
+    )
+    clip_value: float | None = Field(10.0, gt=0, description="no element of a gradient is beyond it; null: any may be")
+    clip_norm: float | None = Field(
+        None, gt=0, description="a longer gradient is shrunk to this length, after clip_value; null: none is"
+    )
     min_crop_area: float = Field(0.4, gt=0, le=1, description="least share of an image's area in a random crop")
     colour_jitter: float = Field(
         0.0, ge=0, le=1, description="strength of random brightness, contrast, saturation, hue"

@@ -1,10 +1,16 @@
-"""Images in memory, and the views drawn from them for each step.
+"""Images in memory or decoded as they are needed, and the views drawn from them for each step.
+
+What does not fit into memory is decoded anew each time, in the threads that make the views: the order of the rows is
+known before, so the next step's images are read while the last one's are used. Decoders let go of Python's lock. So
+nothing has to find a CPU that Ray gave to the workers, no pixels are copied from process to process, and a run sees the
+same batches to the last bit.
 
 Every random choice follows from (seed, epoch, row). A run that was killed and goes on therefore sees the very batches
 it would have seen, and so do two ranks that share the batches of one process.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,9 +25,26 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.images import Limits, read_image
 from orbithash.encoders.preprocessing import Preprocessing, resample
 from orbithash.trainers.datasets import Image as ManifestImage
+from orbithash.trainers.memory_use import available_memory_mb
 from orbithash.trainers.retrieval import Labels
 
-__all__ = ["Augmentation", "Part", "augment", "load_images", "views_of_steps"]
+__all__ = [
+    "LOADINGS",
+    "Augmentation",
+    "Images",
+    "Part",
+    "StreamedImages",
+    "augment",
+    "fits_in_memory",
+    "load_images",
+    "views_of_steps",
+]
+
+# auto: memory where the decoded images fit.
+LOADINGS = ("auto", "memory", "stream")
+
+# Of the memory that is free, what the images of all ranks on a machine may take.
+MEMORY_SHARE = 0.5
 
 # More threads wait for each other: between two calls of Pillow each holds Python's lock.
 MAX_THREADS = 8
@@ -30,16 +53,46 @@ Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
+class StreamedImages:
+    """What `load_images` gives, uint8 [N, crop, crop, C], but decoded whenever rows are taken, and never kept.
+
+    Takes a row, or a slice of them; `InputError` when one of these images is refused.
+    """
+
+    def __init__(self, root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> None:
+        self._root, self._images, self._preprocessing = root, images, preprocessing
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """That of the array it stands for."""
+        side = self._preprocessing.crop
+        return len(self._images), side, side, self._preprocessing.channels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: int | slice) -> Pixels:
+        if isinstance(rows, slice):
+            return load_images(self._root, self._images[rows], self._preprocessing)
+        try:
+            return _decode(self._root, self._images[rows], self._preprocessing)
+        except InputError as err:
+            raise InputError(f"{self._root}: an image that cannot be trained on: {err}") from err
+
+
+Images = Pixels | StreamedImages
+
+
 @dataclass(frozen=True)
 class Part:
-    """One part of a dataset in memory.
+    """One part of a dataset.
 
     `images` uint8 [N, S, S, C], None for a method that trains on features; `labels` integers [N], -1 where unknown, or
     bool [N, classes] where images have several (see `retrieval`); `ids` their N names; `features` float32 [N, ...] by
     table.
     """
 
-    images: Pixels | None
+    images: Images | None
     labels: Labels
     ids: list[str]
     features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -65,11 +118,10 @@ def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Prep
     pixels = np.empty((len(images), side, side, preprocessing.channels), np.uint8)
 
     def load(row: int) -> str | None:
-        path = images[row].path
         try:
-            pixels[row] = preprocessing.prepare(read_image(root / path, preprocessing.rendering, Limits()))
+            pixels[row] = _decode(root, images[row], preprocessing)
         except InputError as err:
-            return f"{path}: {err}"
+            return str(err)
         return None
 
     with ThreadPoolExecutor(_num_cores()) as pool:
@@ -77,6 +129,21 @@ def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Prep
     if problems:
         raise listed(problems, f"{root}: images that cannot be trained on")
     return pixels
+
+
+def _decode(root: Path, image: ManifestImage, preprocessing: Preprocessing) -> Pixels:
+    try:
+        return preprocessing.prepare(read_image(root / image.path, preprocessing.rendering, Limits()))
+    except InputError as err:
+        raise InputError(f"{image.path}: {err}") from err
+
+
+def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
+    """Whether so many prepared images of every rank of this machine take no more than their share of its memory."""
+    num_bytes = num_images * preprocessing.crop**2 * preprocessing.channels
+    # What torchrun, and Ray Train, tell each rank.
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return num_bytes * num_ranks <= MEMORY_SHARE * available_memory_mb() * 2**20
 
 
 def _num_cores() -> int:
@@ -120,7 +187,7 @@ def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmen
 
 
 def views_of_steps(
-    images: Pixels, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
+    images: Images, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
 ) -> Iterator[Pixels]:
     """Views uint8 [b, side, side, C] of the rows of each step, int64 [steps, b]: this rank's share.
 

@@ -1,9 +1,19 @@
-"""The one training loop: any method, in one process or in every rank of a DDP group."""
+"""The one training loop: any method, in one process or in every rank of a DDP group.
+
+With `accumulate`, a step's batch goes through the network in pieces, each shared by the ranks, and the optimizer steps
+with the mean of their gradients. A loss that is a mean over images is the same as without. One that compares the images
+of a batch compares those of a piece, and batch norm normalises by a piece. What a method does around a step (a second
+player, a memory, a momentum encoder) it does once, with the whole batch.
+
+With `precision=bfloat16`, the backbone runs in bfloat16 where torch's autocast finds that safe. All else stays float32:
+weights, optimizer, hashes, losses, and every pass that makes codes. It was tried on CPUs only.
+"""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,19 +26,27 @@ from torch.nn.parallel import DistributedDataParallel
 from orbithash.encoders.card import ModelCard, TextSpec
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.model import HashModel
+from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.datasets import Image
 from orbithash.trainers.distributed import broadcast_state, rank, sum_over_ranks, synchronise_batch_norm, world_size
-from orbithash.trainers.loading import Augmentation, Part, load_images, views_of_steps
+from orbithash.trainers.loading import (
+    Augmentation,
+    Images,
+    Part,
+    StreamedImages,
+    fits_in_memory,
+    load_images,
+    views_of_steps,
+)
 from orbithash.trainers.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
 from orbithash.trainers.methods import Batch, Method
 from orbithash.trainers.run import Run, check_batch, check_labels
 from orbithash.trainers.tables import load_tables
 
 __all__ = ["Observer", "best_epoch", "export_models", "load_training_part", "train"]
-
-# DHCL's value clipping, harmless to the rest: no gradient element beyond it.
-CLIP_VALUE = 10.0
 
 # Training images are kept this much larger than the network's input, so that a crop of them needs little upsampling.
 STORED_MARGIN = 1.2
@@ -44,15 +62,23 @@ class Observer(Protocol):
         """After each epoch: a record of every epoch so far, and what writes the run's whole state into a folder."""
 
 
-def train(run: Run, observer: Observer, resume_from: Path | None = None, device: str = "cpu") -> None:
-    """Trains `run` to its last epoch, from a checkpoint folder where one is given."""
+def train(
+    run: Run, observer: Observer, resume_from: Path | None = None, device: str = "cpu", loading: str = "auto"
+) -> None:
+    """Trains `run` to its last epoch, from a checkpoint folder where one is given.
+
+    `loading` is one of `LOADINGS`: images are kept in memory, decoded as they are needed, or either, whichever fits.
+    The result is the same.
+    """
     config = run.config
     check_batch(run, world_size())
     check_labels(run)
     method = run.build()
     synchronise_batch_norm(method)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training, reference, validation = _load(run, method, device)
+    if config.precision == "bfloat16":
+        _train_in_bfloat16(method)
+    training, reference, validation = _load(run, method, device, loading)
     optimizer = method.build_optimizer()
     base_rates = [group["lr"] for group in optimizer.param_groups]
     history: list[dict[str, Any]] = []
@@ -134,30 +160,35 @@ def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
     )
 
 
-def load_training_part(run: Run, method: Method, device: str = "cpu") -> Part:
-    """The training part as the method's batches are drawn from it."""
+def load_training_part(run: Run, method: Method, device: str = "cpu", loading: str = "auto") -> Part:
+    """The training part as the method's batches are drawn from it; `loading` as in `train`."""
     preprocessing = run.preprocessing()
     stored = round(preprocessing.crop * STORED_MARGIN)
     larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
     images, labels = run.manifest.part("train"), run.labels()["train"]
     return Part(
-        images=load_images(run.root, images, larger) if method.trains_on_images else None,
+        images=_images(run, images, larger, loading) if method.trains_on_images else None,
         labels=labels,
         ids=[image.id for image in images],
         features=load_tables(run.root, images, method, preprocessing, device),
     )
 
 
-def _load(run: Run, method: Method, device: str) -> tuple[Part, Part, Part]:
+def _images(run: Run, images: list[Image], preprocessing: Preprocessing, loading: str) -> Images:
+    fits = loading == "memory" or (loading == "auto" and fits_in_memory(len(images), preprocessing))
+    return (load_images if fits else StreamedImages)(run.root, images, preprocessing)
+
+
+def _load(run: Run, method: Method, device: str, loading: str) -> tuple[Part, Part, Part]:
     """The training part, and this rank's shares of it and of the validation part as they are encoded."""
     preprocessing = run.preprocessing()
-    training, labels = load_training_part(run, method, device), run.labels()
+    training, labels = load_training_part(run, method, device, loading), run.labels()
 
     def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
         mine = slice(rank(), None, world_size())
         images = run.manifest.part(split)[mine]
         return Part(
-            images=load_images(run.root, images, preprocessing) if method.trains_on_images else None,
+            images=_images(run, images, preprocessing, loading) if method.trains_on_images else None,
             labels=labels[split][mine],
             ids=[image.id for image in images],
             features={name: table[mine] for name, table in features.items()},
@@ -221,7 +252,7 @@ def _train_epoch(
         asked = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - asked
-        losses = _step(method, parallel, optimizer, batch)
+        losses = _step(run.config, method, parallel, optimizer, batch)
         if not math.isfinite(losses["loss"]):
             raise InputError(
                 f"the loss is {losses['loss']} in epoch {epoch + 1}, step {step}; a smaller lr or scale may help"
@@ -249,9 +280,9 @@ def _train_epoch(
 def _batches(
     config: TrainConfig, steps: npt.NDArray[np.int64], encoder: HashModel, training: Part, epoch: int
 ) -> Iterator[Batch]:
-    """This rank's share of each step: its r-th consecutive piece."""
-    share = steps.shape[1] // world_size()
-    mine = steps[:, rank() * share : (rank() + 1) * share]
+    """This rank's share of each step: of each of its consecutive pieces, the r-th part."""
+    shares = steps.reshape(len(steps), config.accumulate, world_size(), -1)
+    mine = shares[:, :, rank()].reshape(len(steps), -1)
     views: Iterator[npt.NDArray[np.uint8] | None] = iter([None] * len(mine))
     if training.images is not None:
         augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale)
@@ -270,12 +301,56 @@ def _batches(
         )
 
 
-def _step(method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
+def _pieces(batch: Batch, count: int) -> Iterator[Batch]:
+    """A batch cut into consecutive pieces of equal size; each but the first has a seed of its own."""
+    size = len(batch.rows) // count
+    for number in range(count):
+        mine = slice(number * size, (number + 1) * size)
+        yield Batch(
+            rows=batch.rows[mine],
+            labels=batch.labels[mine],
+            images=None if batch.images is None else batch.images[mine],
+            features={name: table[mine] for name, table in batch.features.items()},
+            seed=_seed(batch.seed, number) if number else batch.seed,
+        )
+
+
+def _step(
+    config: TrainConfig, method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+) -> dict[str, float]:
     losses = method.before_step(batch, optimizer)
-    losses |= parallel(batch)
     optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_value_(parallel.parameters(), CLIP_VALUE)
+    for number, piece in enumerate(_pieces(batch, config.accumulate), start=1):
+        is_last = number == config.accumulate
+        # Ranks exchange gradients once, when those of all pieces are summed.
+        with nullcontext() if is_last or parallel is method else parallel.no_sync():  # type: ignore[operator]
+            of_piece = {name: value / config.accumulate for name, value in parallel(piece).items()}
+            of_piece["loss"].backward()
+        for name, value in of_piece.items():
+            losses[name] = losses[name] + value.detach() if name in losses else value.detach()
+    if config.clip_value is not None:
+        torch.nn.utils.clip_grad_value_(parallel.parameters(), config.clip_value)
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_norm)
     optimizer.step()
     method.after_step(batch)
     return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def _train_in_bfloat16(method: Method) -> None:
+    """Makes every backbone compute in bfloat16 while it trains; what it returns is float32 as ever."""
+
+    def wrap(backbone: nn.Module) -> None:
+        forward = backbone.forward
+
+        def cast(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=backbone.training):
+                maps: Tensor = forward(images)
+            return maps.float()
+
+        # On the object, not around it: the names of the weights stay as they are.
+        backbone.forward = cast
+
+    for module in method.modules():
+        if isinstance(module, HashNetwork):
+            wrap(module.backbone)

@@ -4,6 +4,8 @@ The peak of a process can be set back on Linux only. Elsewhere, and where the ke
 the process began.
 """
 
+import math
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["memory_mb", "peak_memory_mb", "reset_peak_memory"]
+__all__ = ["available_memory_mb", "memory_mb", "peak_memory_mb", "reset_peak_memory"]
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -35,6 +37,21 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return _of_process("VmHWM")
+
+
+def available_memory_mb() -> float:
+    """What this process and others of its container may still take; all of the machine's where the system is silent."""
+    available = math.inf
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        # "max" where there is no limit.
+        limit = int((group / "memory.max").read_text())
+        available = (limit - int((group / "memory.current").read_text())) / 2**20
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(available, int(line.split()[1]) / 2**10)
+    return min(available, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
 def _of_process(name: str) -> float:

@@ -1,5 +1,6 @@
 """What is trained on what, and all that is checked of it before anything starts."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,11 @@ class Run:
         return dict(zip(splits, label_arrays(len(self.manifest.classes), *of_images), strict=True))
 
 
-def check_run(run: Run, num_workers: int) -> None:
-    """`InputError` with all that keeps `run` from training on so many workers, but for what is inside its images."""
+def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
+    """`InputError` with all that keeps `run` from training on so many workers, but for what is inside its images.
+
+    `num_workers` is one number, or the least and the most of one that changes while the run goes on.
+    """
     images = run.manifest.part("train", "validation")
     problems: list[str] = []
 
@@ -68,15 +72,24 @@ def check_run(run: Run, num_workers: int) -> None:
         raise listed(problems, f"{run.method} cannot train on {run.root}")
 
 
-def check_batch(run: Run, num_workers: int) -> None:
-    """`InputError` where the batch cannot be shared among the workers or is more than there is."""
+def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
+    """`InputError` where the batch cannot be shared among the workers or is more than there is; see `check_run`."""
     batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
-    group_size = get_method(run.method).group_size
-    if batch_size % (num_workers * group_size) or batch_size < 2 * num_workers:
-        times = "" if group_size == 1 else f"{group_size} times "
+    factor = get_method(run.method).group_size * run.config.accumulate
+    least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    # As many workers as come up share every batch alike: it is a multiple of each number that may.
+    divisor = math.lcm(*range(least, most + 1)) * factor
+    if batch_size % divisor or batch_size < 2 * most * run.config.accumulate:
+        times = "" if factor == 1 else f"{factor} times "
+        if least == most:
+            workers, rule = f"{most} workers", f"a multiple of {times}the number of workers"
+        else:
+            numbers = f"of {times}each number between them"
+            workers, rule = f"{least} to {most} workers", f"a multiple {numbers}, which is one of {divisor},"
+        pieces = "" if run.config.accumulate == 1 else f" in {run.config.accumulate} pieces"
+        each = "each" if not pieces else "each of a piece"
         raise InputError(
-            f"batch_size {batch_size} over {num_workers} workers; it must be a multiple of {times}the number of "
-            "workers and leave each at least 2 images"
+            f"batch_size {batch_size} over {workers}{pieces}; it must be {rule} and leave {each} at least 2 images"
         )
     if num_images < batch_size:
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import struct
 import time
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def kill(process, *others):
 def wait_for(condition, process=None, timeout_s=300.0):
     """Returns the first true value of `condition()`; fails when the process ends before, or it takes too long."""
     deadline = time.monotonic() + timeout_s
+    said = getattr(process, "err", Path(os.devnull))
     while not (value := condition()):
-        said = "" if process is None else process.err.read_text()
         if process is not None:
-            assert process.poll() is None, f"it ended with {process.returncode}: {said}"
-        assert time.monotonic() < deadline, f"not within {timeout_s} s; it said: {said}"
+            assert process.poll() is None, f"it ended with {process.returncode}: {said.read_text()}"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s; it said: {said.read_text()}"
         time.sleep(0.02)
     return value
 
@@ -104,3 +105,23 @@ def kill_a_node(nodes):
 def joining(nodes):
     """What a process runs first, to be of the cluster `nodes`."""
     return f"import os; os.environ.update(RAY_ADDRESS={nodes.address!r}, RAY_AUTH_MODE='disabled')"
+
+
+def scalars(folder):
+    """Every scalar of TensorBoard's event files, by name: (step, value) in the order they were written."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            # A record is its length, a checksum of that, its bytes, and a checksum of them.
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
+                else:
+                    found[value.tag] = b"".join(value.tensor.string_val).decode()
+    return found

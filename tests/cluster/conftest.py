@@ -1,6 +1,5 @@
 """Small real parts for the tests of the command line: scenes, models with random weights, an archive, processes."""
 
-import os
 import re
 import subprocess
 import sys

@@ -19,8 +19,9 @@ SURFACE = {
     "demo": ["--captions", "--data", "--out", "--set", "--weights"],
     "scenes": ["DIR", "--count", "--seed", "--size"],
     "train": [
-        *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker"),
-        *("--out", "--protocol", "--set", "--split-seed", "--validation", "--weights", "--workers"),
+        *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker", "--keep"),
+        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validation"),
+        *("--weights", "--workers"),
     ],
     "wald": ["SOURCE", "OUT", "--factor"],
     "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
@@ -36,11 +37,13 @@ SURFACE = {
     "submit": [
         *("[VERB]...", "--address", "--detach", "--id", "--json", "--python", "--stop", "--token-file", "--wheel"),
     ],
-    "encode": ["SOURCE", "--archive", "--json", "--model", "--tile", "--workers"],
+    "encode": ["SOURCE", "--archive", "--gpus-per-worker", "--json", "--model", "--tile", "--watch", "--workers"],
     "serve": [
-        *("ARCHIVE", "--address", "--client-ca", "--index", "--insecure-listen", "--local", "--log-format"),
-        *("--metrics", "--model", "--reflection", "--replicas", "--shards", "--tls-cert", "--tls-key", "--tokens"),
+        *("ARCHIVE", "--address", "--client-ca", "--encoders", "--index", "--insecure-listen", "--local"),
+        *("--log-format", "--metrics", "--model", "--open-metrics", "--reflection", "--replicas", "--shards"),
+        *("--tls-cert", "--tls-key", "--tokens"),
     ],
+    "refresh": ["[ARCHIVE]", *CONNECTION, "--json", "--model", "--shards", "--timeout", "--token-file"],
     "query": [
         *("--address", "--after", "--ca", "--cert", "--cert-key", "--code", "--filter", "--image", "--include"),
         *("--json", "--key", "--like", "--min-coverage", "--radius", "--text", "--timeout", "--token-file"),

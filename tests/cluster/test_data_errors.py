@@ -240,3 +240,7 @@ def test_a_batch_that_workers_cannot_share(refused_data, data):
         *("dhcl", data, "--workers", "3"),
         words=["batch_size 4 over 3 workers; it must be a multiple of the number of workers"],
     )
+    refused_data(
+        *("dhcl", data, "--workers", "1:3"),
+        words=["batch_size 4 over 1 to 3 workers; it must be a multiple of each number between them", "is one of 6,"],
+    )

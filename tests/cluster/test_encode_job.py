@@ -53,7 +53,7 @@ def test_every_image_is_a_row_or_has_a_reason(encode, cli, bad_images, model, tm
     shutil.copytree(bad_images, source)
     ended = cli("encode", source, "--model", model, "--archive", archive)
     assert ended.code == 0, ended.err
-    assert re.match("encoded 2 of 8 images .*, refused 6 .*; the archive has 2 rows\n$", ended.out)
+    assert re.match("encoded 2 of 8 images .*, refused 6 .*; the archive has 2 rows\n", ended.out)
     for name, words in REASONS.items():
         assert f"refused {name}: {words}" in ended.err
     good = {"good.jpg", "sixteen_bit.png"}
@@ -81,6 +81,10 @@ def test_codes_and_columns_of_scenes(encode, scenes, model, tmp_path):
     summary = encode(scenes, tmp_path / "archive", "--workers", "1:2")
     keys = {path.relative_to(scenes).as_posix() for path in (scenes / "images").rglob("*.tif")}
     assert summary["num_encoded"] == summary["rows_in_archive"] == len(keys) == 40
+    assert summary["worker_s"].keys() == summary["worker_images_per_s"].keys() == {"decode", "encode", "write"}
+    for stage, seconds in summary["worker_s"].items():
+        assert seconds > 0
+        assert summary["worker_images_per_s"][stage] == pytest.approx(40 / seconds)
     codes = stored(tmp_path / "archive")
     assert codes == encoded_alone(model, scenes, keys)
     assert len(set(codes.values())) > 10, "the test's model tells scenes apart"

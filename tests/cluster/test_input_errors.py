@@ -1,5 +1,6 @@
 """Whatever a user gets wrong is one clear line and exit code 2, and leaves nothing on disk."""
 
+import os
 import shutil
 import socket
 
@@ -95,7 +96,8 @@ def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words)
             ("--weights", "IMAGENET1K_V9"),
             ["'IMAGENET1K_V9'", "neither a file nor torchvision weights", "IMAGENET1K_V1"],
         ),
-        (("--workers", "0"), ["0 workers"]),
+        (("--workers", "0"), ["--workers is '0'; MIN:MAX with 1 <= MIN <= MAX"]),
+        (("--workers", "2:1"), ["--workers is '2:1'; MIN:MAX with 1 <= MIN <= MAX"]),
         (("--gpus-per-worker", "-1"), ["-1 GPUs"]),
     ],
 )
@@ -290,7 +292,7 @@ def test_an_archive_that_another_process_writes(refused, tmp_path, scenes, archi
     with Archive.open(mine).writing():
         refused(
             *("encode", scenes, "--model", model, "--archive", mine),
-            words=[mine, "is being written by another process; wait until it ends"],
+            words=[mine, f"is being written by another process ({os.getpid()} on ", "; wait until it ends"],
         )
 
 

@@ -9,15 +9,8 @@ import pytest
 
 from orbithash.cluster import plan as planning
 from orbithash.cluster.bench_serve import write_archive
-from orbithash.cluster.plan import (
-    MEASURED,
-    Wanted,
-    distinct_of_shard,
-    fitted,
-    hit_row_bytes,
-    make_plan,
-    shard_bytes,
-)
+from orbithash.cluster.plan import Wanted, distinct_of_shard, hit_row_bytes, make_plan, shard_bytes
+from orbithash.cluster.plan_costs import MEASURED, fitted
 from orbithash.encoders.errors import InputError
 from orbithash.search import batching, hits, selections
 from orbithash.search.host import MAX_VERSIONS, Change, Rows, ShardHost

@@ -207,6 +207,17 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
     assert ended.err == "error: give keys, or --keys FILE with one key a line\n"
 
 
+def check_other_shards(cli, address, oracle, scenes, model):
+    """More and fewer shards give the same answers; a number that cannot be is refused."""
+    for num_shards in (3, 1):
+        ended = cli("refresh", "--shards", num_shards, "--address", address, "--json")
+        assert ended.code == 0, ended.err
+        assert len(json.loads(ended.out)["shards"]) == num_shards
+        check_answers(address, oracle, scenes, model)
+    ended = cli("refresh", "--shards", 2000, "--address", address)
+    assert ended.err == "error: shards: from 1 to 1024, or 0 for as many as now; got 2000\n"
+
+
 def check_stop(process, address):
     assert not is_free(address)
     process.send_signal(signal.SIGTERM)
@@ -227,6 +238,7 @@ def test_in_one_process(start, cli, archive, scenes, model, bad_images, tmp_path
     check_answers(address, oracle, scenes, model)
     check_command_line(cli, address, oracle, scenes, bad_images)
     check_changes(cli, address, archive, scenes, bad_images, tmp_path)
+    check_other_shards(cli, address, oracle, scenes, model)
     check_answers(address, oracle, scenes, model)
     ended = cli("serve", archive, "--model", model, "--local", "--address", address)
     assert ended.code == 2
@@ -244,8 +256,9 @@ def shard_processes(process):
 
 
 @pytest.mark.ray
-def test_on_ray_with_a_shard_that_dies(start, archive, scenes, model):
-    process = start("serve", archive, "--model", model, "--shards", "2", "--address", "127.0.0.1:0")
+def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
+    options = ("--shards", "2", "--encoders", "1:2", "--address", "127.0.0.1:0")
+    process = start("serve", archive, "--model", model, *options)
     address = ready_at(process)
     assert is_healthy(address)
     oracle = Oracle(archive)
@@ -277,6 +290,7 @@ def test_on_ray_with_a_shard_that_dies(start, archive, scenes, model):
     wait_for(is_whole, process)
     assert is_healthy(address)
     check_answers(address, oracle, scenes, model)
+    check_other_shards(cli, address, oracle, scenes, model)
     others = family(process.pid)
     check_stop(process, address)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))

@@ -114,7 +114,7 @@ def test_a_gateway_that_is_not_there(cli):
     ("options", "words"),
     [
         (["--metrics", "9464"], ["HOST:PORT", "'9464'"]),
-        (["--metrics", "0.0.0.0:0"], ["loopback", "--insecure-listen"]),
+        (["--metrics", "0.0.0.0:0"], ["loopback", "--open-metrics"]),
         (["--log-format", "xml"], ["'xml' is not one of 'text', 'json'"]),
     ],
 )

@@ -1,10 +1,12 @@
 """Verbs as jobs of a real cluster with a token: sent once, followed, stopped, refused."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,87 @@ def cluster(tmp_path_factory):
     kill(process, *family(process.pid))
 
 
+class Line:
+    """A TCP proxy to the cluster that can be cut."""
+
+    def __init__(self, address):
+        self._target = ("127.0.0.1", int(address.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._open = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        """Nobody listens any more, and what was open is closed."""
+        # Not closed alone: a thread that waits in accept() keeps it alive.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._open = []
+
+    def mend(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        listener = self._listener
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(self._target)
+                self._open += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one, other):
+        with contextlib.suppress(OSError):
+            while piece := one.recv(65536):
+                other.sendall(piece)
+            other.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.slow
+def test_following_survives_a_lost_connection(cluster, tmp_path, monkeypatch, capsys):
+    """What was shown before is not shown again, and nothing is left out."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    line, shown, was_cut = Line(cluster), [], threading.Event()
+    go_on = tmp_path / "go_on"
+    program = (
+        "import pathlib, time\n"
+        "for number in range(200):\n"
+        "    print('line', number, flush=True)\n"
+        f"    while number == 99 and not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)\n"
+    )
+    (tmp_path / "job.py").write_text(program)
+
+    def show(text):
+        shown.append(text)
+        if "line 99\n" in "".join(shown) and not was_cut.is_set():
+            was_cut.set()
+            line.cut()
+            # The job goes on while nobody hears it.
+            go_on.touch()
+            threading.Timer(3, line.mend).start()
+
+    from ray.job_submission import JobSubmissionClient
+
+    from orbithash.cluster.submit import Cluster, follow
+
+    sent = JobSubmissionClient(cluster).submit_job(entrypoint=f"{sys.executable} {tmp_path / 'job.py'}")
+    job = follow(Cluster(line.address), sent, show)
+    line.cut()
+    assert (job.status, was_cut.is_set()) == ("SUCCEEDED", True)
+    said = [each for each in "".join(shown).splitlines() if each.startswith("line ")]
+    assert said == [f"line {number}" for number in range(200)]
+    assert "the cluster does not answer" in capsys.readouterr().err
+
+
 @pytest.fixture
 def submit(cluster, tmp_path):
     """`orbithash submit` in a process of its own."""
@@ -71,7 +154,8 @@ def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
     again = submit("--json", *scenes)
     assert again.returncode == 0
     assert "is there already (succeeded); it is not sent again" in again.stderr
-    assert json.loads(again.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
+    assert "drawing: 4/4 scenes" in again.stderr
+    assert json.loads(again.stdout)["status"] == "SUCCEEDED"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*")} == made
     other = submit("--id", "first", "--", "scenes", tmp_path / "others")
     assert other.returncode == 2

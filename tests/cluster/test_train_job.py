@@ -6,8 +6,9 @@ import signal
 
 import pytest
 import yaml
-from cluster_parts import family, kill, wait_for
+from cluster_parts import family, kill, scalars, wait_for
 
+from orbithash.cluster import train as training
 from orbithash.encoders.model import HashModel
 from orbithash.trainers.datasets import Manifest
 from orbithash.trainers.loop import best_epoch
@@ -47,8 +48,19 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     assert (model.bits, model.card.classes, model.card.metrics) == (16, ("beach", "forest", "river"), best)
     assert model.card.dataset["manifest_sha256"] == manifest.sha256
     assert f"epoch {best['epoch']} of 2 is the best" in ended.err
-    files = {"config.yaml", "manifest.jsonl", "metrics.jsonl", "model", "model-8", "ray"}
+    files = {
+        "config.yaml",
+        "manifest.jsonl",
+        "metrics.jsonl",
+        "model",
+        "model-8",
+        "ray",
+        "tensorboard",
+        "tracking.json",
+    }
     assert {path.name for path in run.iterdir()} == files
+    told = scalars(run / "tensorboard")["train/loss"]
+    assert told == [(record["epoch"], pytest.approx(record["train/loss"])) for record in history]
 
     # Again: there is nothing to do. With other settings: not in this folder.
     before = files_of(run)
@@ -139,3 +151,26 @@ def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
     assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
     assert after[0] == before[0]
     assert HashModel.load(run / "model").card.metrics == best_epoch(after)
+
+
+def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypatch):
+    """Others hold the CPUs: the wait ends, and what is done by then stays."""
+    import ray
+
+    # In here: workers cannot import the tests.
+    class Holder:
+        def holds(self):
+            return True
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(training, "MAX_WAITS", 1)
+    holder = ray.remote(num_cpus=4)(Holder).remote()
+    try:
+        assert ray.get(holder.holds.remote())
+        ended = cli(*command(labelled, tmp_path / "run", epochs=1))
+    finally:
+        ray.kill(holder)
+    assert ended.code == 1
+    assert "no room for 2 workers with 2 CPUs and 0 GPUs each; the same command goes on" in ended.err
+    assert "Traceback" not in ended.err
+    assert (tmp_path / "run" / "config.yaml").exists()

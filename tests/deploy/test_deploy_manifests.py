@@ -34,10 +34,9 @@ from deploy_manifests import (
 )
 from deploy_schemas import KUSTOMIZATION, OWN
 
-from orbithash.cluster import encode, runtime, serve, shards
+from orbithash.cluster import encode, encoder_pool, runtime, serve, shards
 from orbithash.cluster.cli_options import DEFAULT_ADDRESS
 from orbithash.search.address import is_loopback, parse_address
-from orbithash.search.protection import Protection
 
 # The first with sidecars, which start again whatever the pod's restartPolicy, and the newest there is.
 KUBERNETES_VERSIONS = ("1.29", kubernetes_validate.latest_version())
@@ -245,11 +244,11 @@ def test_the_gateway_is_protected(serving):
         assert not is_loopback(parse_address(place)[0])
     assert parse_address(options["address"])[1] == GATEWAY_PORT
     assert not options["local"]
-    # It is told to listen anyway, for the sake of its metrics, so nothing but this would miss them.
     assert options["tls_cert"]
     assert options["tls_key"]
     assert options["tokens"]
-    assert Protection().insecure_listen is False
+    assert options["open_metrics"]
+    assert not options["insecure_listen"], "it would not miss a certificate"
 
 
 def test_the_tokens_are_only_the_owners_to_read(serving):
@@ -330,7 +329,7 @@ def test_shards_find_room(serving):
     options = serve_options(serving["gateway"])
     group = serving["shards"].ray
     cpus = float(group["rayStartParams"]["num-cpus"])
-    needed = options["shards"] * options["replicas"] * shards.SHARD_CPUS + serve.ENCODER_CPUS
+    needed = options["shards"] * options["replicas"] * shards.SHARD_CPUS + encoder_pool.ENCODER_CPUS
     # serve does not wait for pods that the autoscaler could add.
     assert group["replicas"] == group["minReplicas"]
     assert needed <= cpus * group["minReplicas"]
@@ -391,14 +390,16 @@ def test_jobs_find_room(name):
     assert ("gpu" in name) == (gpus > 0)
     assert group["replicas"] == group["minReplicas"]
     if words[1] == "train":
+        low, workers = runtime.parse_workers(options["workers"])
+        assert low == workers
         # As cluster/train.py shares them out; a worker has to fit into a pod.
-        each = max(1, cpus * group["replicas"] // options["workers"])
-        assert (cpus // each) * group["replicas"] >= options["workers"]
-        assert options["gpus_per_worker"] * options["workers"] == gpus * group["replicas"]
+        each = max(1, cpus * group["replicas"] // workers)
+        assert (cpus // each) * group["replicas"] >= workers
+        assert options["gpus_per_worker"] * workers == gpus * group["replicas"]
         assert group["replicas"] == group["maxReplicas"]
         assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     else:
-        low, high = encode.parse_workers(options["workers"])
+        low, high = runtime.parse_workers(options["workers"])
         assert low * encode.ENCODE_CPUS + encode.DECODE_CPUS <= cpus * group["minReplicas"]
         assert high * (encode.ENCODE_CPUS + encode.DECODE_CPUS) <= cpus * group["maxReplicas"]
         if gpus:
@@ -412,9 +413,9 @@ def test_the_jobs_lead_from_one_to_the_next():
     assert encoding["model"] == train["out"] / "model"
     served = serve_options(by_group(build(KUBERNETES / "base"))["gateway"])
     # `current` is a link to one of the folders beside it; a gateway moves to no other (`serve._check_beside`).
-    assert served["archive"].parent == Path(encoding["archive"]).parent
+    assert Path(served["archive"]).parent == Path(encoding["archive"]).parent
     assert served["model"].parents[1] == encoding["model"].parents[1]
-    assert served["archive"].name == served["model"].parent.name == "current"
+    assert Path(served["archive"]).name == served["model"].parent.name == "current"
 
 
 # Security.

@@ -11,6 +11,7 @@ import yaml
 from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
 from deploy_schemas import COMPOSE
 
+from orbithash.cluster import connection
 from orbithash.search.address import is_loopback, parse_address
 
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
@@ -57,6 +58,7 @@ def test_everything_is_published_to_this_machine_only(services):
     options = parsed(services["gateway"]["command"])
     assert published["gateway"] == [["127.0.0.1", *[str(parse_address(options["address"])[1])] * 2]]
     assert options["local"]
+    assert options["open_metrics"]
     assert options["insecure_listen"], "in the container it listens for the machine's side"
 
 
@@ -166,7 +168,7 @@ def test_our_commands_in_the_guide_are_ours():
         words = words[words.index("--") + 1 :] if "--" in words else words
         if words and words[0] == "orbithash":
             found.append(words)
-    assert {words[1] for words in found} == {"scenes", "status", "query", "encode"}
+    assert {words[1] for words in found} == {"scenes", "status", "query", "encode", "refresh"}
     for words in found:
         parsed(words)
 
@@ -189,24 +191,9 @@ def test_versions_in_the_guide():
     assert "ray==2.60" in constraints
 
 
-def test_python_in_the_guide_calls_what_there_is():
-    from orbithash.search.client import Client, Tls
-
-    (program,) = re.findall(r"<<'END'\n(.*?)\nEND\n", GUIDE, re.DOTALL)
-    calls = []
-
-    class Stub(Client):
-        def refresh(self, *words):
-            calls.append(words)
-
-    program = program.replace("from orbithash.search.client import Client, Tls\n", "")
-    environment = {"ORBITHASH_ADDRESS": "localhost:1", "ORBITHASH_TOKEN": "a-token"}
-    module = type("os", (), {"environ": environment})
-    names = {"Client": Stub, "Tls": lambda ca: Tls(None), "os": module}
-    exec(program.replace("import os\n", ""), names)
-    assert calls == [("/data/archives/second", "/data/runs/second/model")]
+def test_verbs_in_the_tools_pod_find_the_gateway():
     (env,) = [each["env"] for each in documents(DEPLOY / "kubernetes/tools/pod.yaml")[0]["spec"]["containers"]]
-    assert environment.keys() == {each["name"] for each in env}
+    assert {each["name"] for each in env} == {"ORBITHASH_ADDRESS", connection.TOKEN_VARIABLE}
 
 
 def test_yaml_of_grafana_and_prometheus_is_yaml():

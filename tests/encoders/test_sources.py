@@ -187,7 +187,7 @@ def test_sources_that_hold_nothing_or_are_not_there(tmp_path):
         list_source(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("source", ["http://a.b/c.tif", "s3://bucket/folder", "HTTPS://a.b/c.json", "/vsis3://x"])
+@pytest.mark.parametrize("source", ["http://a.b/c.tif", "ftp://a.b/folder", "HTTPS://a.b/c.json", "/vsis3://x"])
 def test_remote_sources_are_refused(source):
     with pytest.raises(InputError, match=r"is remote; only local files are read for now|does not exist"):
         list_source(source)

@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from orbithash.encoders.storage import schema_of
 from orbithash.search.backend import LocalShardClient
-from orbithash.search.engine import Engine, Snapshot
+from orbithash.search.engine import Engine
 from orbithash.search.gateway import Gateway, GatewayLimits, start_gateway
 from orbithash.search.host import ShardHost
 from orbithash.search.protection import Protection
-from orbithash.search.service import Service
+from orbithash.search.service import Service, Target
 from orbithash.search.shard import NO_HIT, Shard, ShardAnswer, part_of
+from orbithash.search.snapshot import Snapshot
 
 ARCHIVE_SCHEMA = schema_of(8, "")
 
@@ -211,7 +212,7 @@ def serving(
     """A gateway on a free port, in the event loop of a thread of its own, for clients that block."""
 
     async def start():
-        service = Service(StubBackend(), engine, None)
+        service = Service(Target("", "", 2), StubBackend(), engine, None)
         return await start_gateway(service, "127.0.0.1:0", limits=limits, protection=protection)
 
     loop = asyncio.new_event_loop()

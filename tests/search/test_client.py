@@ -21,7 +21,7 @@ from search_parts import (
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.client import Client
-from orbithash.search.engine import Engine, Snapshot
+from orbithash.search.engine import Engine
 from orbithash.search.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -33,6 +33,7 @@ from orbithash.search.errors import (
 )
 from orbithash.search.gateway import GatewayLimits
 from orbithash.search.queries import MAX_IMAGE_BYTES
+from orbithash.search.snapshot import Snapshot
 
 
 @pytest.fixture

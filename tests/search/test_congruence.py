@@ -10,12 +10,12 @@ from search_parts import StubEncoder, random_codes
 from orbithash.encoders.archive import Archive
 from orbithash.search.backend import LocalBackend, LocalShardClient
 from orbithash.search.client import AsyncClient
-from orbithash.search.engine import Snapshot
 from orbithash.search.gateway import start_gateway
 from orbithash.search.queries import Cursor, Example, Query
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.rows import Row
-from orbithash.search.service import open_service
+from orbithash.search.service import Target, open_service
+from orbithash.search.snapshot import Snapshot
 
 NUM_CASES, CASES_A_TEST = 208, 8
 
@@ -159,10 +159,10 @@ async def scenario(seed, folder):
     num_shards, num_replicas = int(rng.integers(1, 9)), int(rng.integers(1, 4))
     index = str(rng.choice(["flat", "multi-hash"]))
 
-    async def open_backend(archive, model):
-        return CopiedBackend(num_replicas, Archive.open(folder), StubEncoder(), num_shards, index)
+    async def open_backend(target):
+        return CopiedBackend(num_replicas, Archive.open(target.archive), StubEncoder(), target.num_shards, index)
 
-    service = await open_service(open_backend)
+    service = await open_service(open_backend, Target(str(folder), "", num_shards))
     gateway = await start_gateway(service, "127.0.0.1:0")
     try:
         async with AsyncClient(gateway.address, 60.0) as client:

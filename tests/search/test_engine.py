@@ -21,9 +21,10 @@ from search_parts import (
 
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.errors import ImageError
-from orbithash.search.engine import Engine, Snapshot
+from orbithash.search.engine import Engine
 from orbithash.search.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.queries import MAX_IMAGE_BYTES, MAX_K, Coverage, Query
+from orbithash.search.snapshot import Snapshot
 
 
 async def nothing():

@@ -19,7 +19,7 @@ from orbithash.search.backend import LocalBackend
 from orbithash.search.decoding import Decoder
 from orbithash.search.gateway import GatewayLimits, start_gateway
 from orbithash.search.queries import MAX_FILTER_CHARS, MAX_K
-from orbithash.search.service import open_service
+from orbithash.search.service import Target, open_service
 from orbithash.v1 import search_pb2 as pb
 
 BITS, NUM_ROWS, SEED = 16, 300, 20_260_723
@@ -122,11 +122,11 @@ def fuzz(tmp_path):
             )
             decoder = Decoder(num_workers=2, timeout_s=5, max_memory_bytes=2**29)
 
-            async def open_backend(archive, model):
+            async def open_backend(target):
                 # As `serve` does, without its model.
-                return LocalBackend(Archive.open(archive or folder), PixelEncoder(decoder), 2)
+                return LocalBackend(Archive.open(target.archive), PixelEncoder(decoder), target.num_shards)
 
-            service = await open_service(open_backend)
+            service = await open_service(open_backend, Target(str(folder), "", 2))
             gateway = await start_gateway(service, "127.0.0.1:0", limits=GatewayLimits(max_timeout_s=20))
             options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
             try:

@@ -22,7 +22,7 @@ from search_parts import (
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine import Engine
 from orbithash.search.gateway import GatewayLimits, start_gateway
-from orbithash.search.service import Service
+from orbithash.search.service import Service, Target
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVICE = "orbithash.v1.SearchService"
@@ -32,7 +32,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 @contextlib.asynccontextmanager
 async def running(engine, limits=None):
     """A gateway on a free port and a channel to it."""
-    gateway = await start_gateway(Service(StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
+    gateway = await start_gateway(Service(Target("", "", 2), StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
     options = [("grpc.max_send_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=options) as channel:

@@ -24,7 +24,7 @@ from orbithash.encoders.archive import Archive
 from orbithash.search import writer
 from orbithash.search.backend import LocalBackend
 from orbithash.search.gateway import start_gateway
-from orbithash.search.service import open_service
+from orbithash.search.service import Target, open_service
 
 # Joining pieces is part of what can be interrupted.
 writer._OPTIMIZE_EVERY = 7
@@ -33,9 +33,10 @@ class NoModel:
     has_text = False
 
 async def main():
-    async def open_backend(archive, model):
-        return LocalBackend(Archive.open(sys.argv[1]), NoModel(), 2)
-    gateway = await start_gateway(await open_service(open_backend), "127.0.0.1:0")
+    async def open_backend(target):
+        return LocalBackend(Archive.open(target.archive), NoModel(), target.num_shards)
+    service = await open_service(open_backend, Target(sys.argv[1], "", 2))
+    gateway = await start_gateway(service, "127.0.0.1:0")
     print(gateway.address, flush=True)
     await asyncio.Event().wait()
 

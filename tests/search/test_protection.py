@@ -21,7 +21,7 @@ from orbithash.search.errors import GatewayUnreachable, InvalidQuery, Permission
 from orbithash.search.gateway import start_gateway
 from orbithash.search.protection import Protection, ServerTls
 from orbithash.search.rows import Row
-from orbithash.search.service import open_service
+from orbithash.search.service import Target, open_service
 from orbithash.search.tokens import Tokens
 from orbithash.v1 import search_pb2_grpc
 from orbithash.v1.search_pb2 import SearchRequest
@@ -183,10 +183,10 @@ def archive_served(tmp_path):
         async def main():
             Archive.open_or_create(folder, 16, "m" * 32)
 
-            async def open_backend(archive, model):
-                return LocalBackend(Archive.open(archive or folder), StubEncoder(), 2)
+            async def open_backend(target):
+                return LocalBackend(Archive.open(target.archive), StubEncoder(), target.num_shards)
 
-            service = await open_service(open_backend)
+            service = await open_service(open_backend, Target(str(folder), "", 2))
             gateway = await start_gateway(service, "127.0.0.1:0", protection=protection)
             try:
                 await asyncio.to_thread(ask, gateway.address)

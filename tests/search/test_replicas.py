@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from search_parts import StubShard, random_codes
 
-from orbithash.search.engine import Scope
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.shard import Shard
+from orbithash.search.snapshot import Scope
 
 SCOPE = Scope()
 CODES = random_codes(np.random.default_rng(0), 30, 16)

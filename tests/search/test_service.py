@@ -18,7 +18,7 @@ from orbithash.search.errors import InvalidQuery, Overloaded, Unavailable
 from orbithash.search.host import MAX_VERSIONS
 from orbithash.search.queries import Answer, Query
 from orbithash.search.rows import Row
-from orbithash.search.service import Service, open_service
+from orbithash.search.service import Service, Target, open_service
 
 BITS = 16
 
@@ -38,10 +38,10 @@ def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32):
                 Archive.table(np.arange(num_rows, dtype=">u2").view(np.uint8).reshape(-1, 2), BITS, keys, keys)
             )
 
-        async def open_backend(other, model):
-            return LocalBackend(Archive.open(other or folder), encoder or StubEncoder(), 3)
+        async def open_backend(target):
+            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards)
 
-        service = await open_service(open_backend)
+        service = await open_service(open_backend, Target(str(folder), "", 3))
         try:
             await scenario(service)
         finally:
@@ -262,6 +262,45 @@ def test_another_archive_takes_its_place_without_a_failed_query(tmp_path):
         with pytest.raises(InvalidQuery, match=r"archive: .*does not exist"):
             await service.refresh(str(tmp_path / "nowhere"), "")
         assert service.describe().rows == 51
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
+    """While rows are written and asked for: what was acknowledged is seen ever after."""
+
+    async def scenario(service):
+        acknowledged, done = [], asyncio.Event()
+
+        async def write():
+            number = 0
+            while not done.is_set():
+                await service.upsert([Row(key=f"new{number}", code=code(number % 7))])
+                acknowledged.append(f"new{number}")
+                number += 1
+
+        async def ask():
+            while not done.is_set():
+                key = acknowledged[-1] if acknowledged else "k0"
+                answer = await service.search(Query(key=key, k=1), 60.0)
+                assert (len(answer.hits), answer.coverage.fraction) == (1, 1)
+                await asyncio.sleep(0)
+
+        working = [asyncio.create_task(write()), *(asyncio.create_task(ask()) for _ in range(4))]
+        for num_shards in (5, 1, 8, 2):
+            now = await service.refresh(num_shards=num_shards)
+            assert len(now.shards) == num_shards
+            seen = len(acknowledged)
+            while len(acknowledged) < seen + 3:
+                await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*working)
+        now = service.describe()
+        assert now.rows == sum(shard.rows for shard in now.shards) == 4 + len(acknowledged)
+        assert len((await service.refresh()).shards) == 2, "as many as before"
+        for wrong in (-1, 1025):
+            with pytest.raises(InvalidQuery, match="shards: from 1 to 1024, or 0 for as many as now"):
+                await service.refresh(num_shards=wrong)
 
     run(tmp_path / "a", scenario, num_rows=4)
 

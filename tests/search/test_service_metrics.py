@@ -22,14 +22,15 @@ from orbithash.encoders.errors import InputError
 from orbithash.search import logs
 from orbithash.search.backend import LocalBackend
 from orbithash.search.client import AsyncClient
-from orbithash.search.engine import Engine, Scope
+from orbithash.search.engine import Engine
 from orbithash.search.errors import GatewayError, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.gateway import GatewayLimits, start_gateway
 from orbithash.search.metrics import Metrics, exposed
 from orbithash.search.queries import Query
 from orbithash.search.replicas import Copy, Latencies, Replicas
 from orbithash.search.rows import Row
-from orbithash.search.service import Service, open_service
+from orbithash.search.service import Service, Target, open_service
+from orbithash.search.snapshot import Scope
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -81,7 +82,8 @@ def stub_service(befores, metrics=None, encoder=None, **options):
     case = small_case()
     parts = build_shards(case.ids, case.codes, case.bits, len(befores))
     shards = [StubShard(part, before) for part, before in zip(parts, befores, strict=True)]
-    return Service(StubBackend(), Engine(snapshot_of(case, shards, encoder), observer=metrics, **options), None), shards
+    engine = Engine(snapshot_of(case, shards, encoder), observer=metrics, **options)
+    return Service(Target("", "", 2), StubBackend(), engine, None), shards
 
 
 def test_searches_in_figures():
@@ -196,7 +198,7 @@ def test_changes_in_figures(tmp_path):
         async def open_backend(*_):
             return LocalBackend(archive, StubEncoder(), 3)
 
-        service = await open_service(open_backend, metrics)
+        service = await open_service(open_backend, Target("", "", 3), metrics)
         try:
             async with running(service, metrics) as (_, client, figures):
                 empty = archive.version
@@ -226,7 +228,7 @@ def test_second_copies_in_figures():
         clients = [StubShard(part, fails), StubShard(part, nothing)]
         latencies = Latencies()
         shard = Replicas(clients, [Copy(), Copy()], latencies, metrics)
-        service = Service(StubBackend(), Engine(snapshot_of(case, [shard]), observer=metrics), None)
+        service = Service(Target("", "", 2), StubBackend(), Engine(snapshot_of(case, [shard]), observer=metrics), None)
         async with running(service, metrics) as (_, client, figures):
             assert (await client.search(code=b"ab")).coverage.fraction == 1
             after = await figures()

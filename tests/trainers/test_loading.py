@@ -14,7 +14,14 @@ from orbithash.encoders.images import Rendering
 from orbithash.encoders.preprocessing import Preprocessing
 from orbithash.trainers import loading
 from orbithash.trainers.datasets import Image as ManifestImage
-from orbithash.trainers.loading import Augmentation, augment, load_images, views_of_steps
+from orbithash.trainers.loading import (
+    Augmentation,
+    StreamedImages,
+    augment,
+    fits_in_memory,
+    load_images,
+    views_of_steps,
+)
 from orbithash.trainers.methods.base import shuffled
 
 SIDE = 24
@@ -212,3 +219,44 @@ def test_all_refused_images_are_listed(tmp_path):
     assert "found 3 problems" in message
     assert all(f"a/{i}.png: " in message for i in (1, 3, 4))
     assert "a/2.png" not in message
+
+
+# Decoded as needed.
+
+
+def test_streamed_images_are_those_in_memory(tmp_path):
+    images = write_images(tmp_path, [f"a/{i}.png" for i in range(7)])
+    preprocessing = Preprocessing(Rendering(), 32, 32)
+    kept, streamed = load_images(tmp_path, images, preprocessing), StreamedImages(tmp_path, images, preprocessing)
+    assert (streamed.shape, len(streamed)) == (kept.shape, len(kept))
+    assert all((streamed[row] == kept[row]).all() for row in range(7))
+    assert (streamed[2:5] == kept[2:5]).all()
+    steps = np.array([[0, 3, 6], [5, 1, 2]])
+    for one, other in zip(
+        views_of_steps(streamed, steps, SIDE, Augmentation(), 1, 0),
+        views_of_steps(kept, steps, SIDE, Augmentation(), 1, 0),
+        strict=True,
+    ):
+        assert (one == other).all()
+
+
+def test_a_refused_image_is_named_when_it_is_needed(tmp_path):
+    images = write_images(tmp_path, ["a/1.png", "a/2.png", "a/3.png"])
+    (tmp_path / "a/3.png").write_bytes(b"no image")
+    streamed = StreamedImages(tmp_path, images, Preprocessing(Rendering(), 32, 32))
+    views = views_of_steps(streamed, np.array([[0, 1], [1, 2]]), SIDE, Augmentation(), 1, 0)
+    next(views)
+    with pytest.raises(InputError, match=r"an image that cannot be trained on: a/3.png: "):
+        next(views)
+
+
+def test_images_of_all_ranks_of_a_machine_have_to_fit(monkeypatch):
+    preprocessing = Preprocessing(Rendering(), 1024, 1024)
+    # 300 MiB of pixels, where half of the free memory may be taken.
+    monkeypatch.setattr(loading, "available_memory_mb", lambda: 601)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert fits_in_memory(100, preprocessing)
+    assert not fits_in_memory(101, preprocessing)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert fits_in_memory(50, preprocessing)
+    assert not fits_in_memory(51, preprocessing)

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
+from orbithash.trainers import loop
 from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.loading import StreamedImages
 from orbithash.trainers.loop import best_epoch, export_models, train
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
@@ -73,13 +75,44 @@ def work(rank, root, folder):
         except InputError as err:
             refusals.append(str(err))
     torch.save(refusals, folder / f"refusals {rank}.pt")
+    train(shared(root), Recorder(folder if rank == 0 else None))
     dist.destroy_process_group()
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(data, tmp_path):
-    torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=WORLD_SIZE)
+def shared(root):
+    """A run that any number of ranks can train: no layer of it drops anything at random."""
+    return make_run(root, backbone="resnet18", batch_size=8, accumulate=2, epochs=3, warm_up_epochs=0, lr=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ranks(data, tmp_path_factory):
+    """The folder in which two ranks left their refusals, and the checkpoints of `shared`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (data, folder), nprocs=WORLD_SIZE)
+    return folder
+
+
+def test_one_rank_goes_on_where_two_stopped(data, ranks, tmp_path):
+    for folder in (tmp_path / "resumed", tmp_path / "whole"):
+        folder.mkdir()
+    resumed = trained(shared(data), tmp_path / "resumed", resume_from=ranks / "epoch1")
+    assert resumed.steps[0] == (2, 1, 1)
+    whole = trained(shared(data), tmp_path / "whole")
+    state = {
+        name: load_checkpoint(folder / "epoch3")["method"]
+        for name, folder in (("two", ranks), ("resumed", tmp_path / "resumed"), ("one", tmp_path / "whole"))
+    }
+    for name, value in state["one"].items():
+        assert torch.allclose(state["two"][name], value, rtol=1e-3, atol=2e-5), name
+        assert torch.allclose(state["resumed"][name], value, rtol=1e-3, atol=2e-5), name
+    assert timeless(resumed.history)[0] == timeless(load_checkpoint(ranks / "epoch1")["history"])[0]
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(ranks):
     for rank in range(WORLD_SIZE):
-        odd, small = torch.load(tmp_path / f"refusals {rank}.pt")
+        odd, small = torch.load(ranks / f"refusals {rank}.pt")
         assert "batch_size 5 over 2 workers; it must be a multiple" in odd
         assert "batch_size 2 over 2 workers" in small
         assert "at least 2 images" in small
@@ -359,3 +392,152 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
     assert 400 < needed[0] < 1100
     assert needed[2] < 300
     assert all(record["memory_mb"] > 50 for record in history)
+
+
+# Steps.
+
+
+def gradients_of(run, monkeypatch, clipped=False):
+    """The gradients that the first step of a run goes by, in one vector; before they are clipped unless told."""
+    found = []
+
+    class Noted(torch.optim.SGD):
+        def step(self):
+            found.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+            raise Stop
+
+    monkeypatch.setattr(get_method(run.method), "build_optimizer", lambda self: Noted(self.parameters(), lr=0.1))
+    with pytest.raises(Stop):
+        train(run, Recorder())
+    return found[0]
+
+
+def additive(root, **settings):
+    """A run whose loss is a mean over images."""
+    run = make_run(root)
+    given = {"backbone": "resnet18", "image_size": 32, "bits": 16, "batch_size": 12, "warm_up_epochs": 0, **settings}
+    return dataclasses.replace(run, method="classifier", config=load_config(get_method("classifier").Config, **given))
+
+
+def test_pieces_of_a_batch_give_the_gradient_of_the_whole(data, monkeypatch):
+    whole = gradients_of(additive(data), monkeypatch)
+    assert whole.abs().max() > 0
+    for accumulate in (2, 3):
+        pieces = gradients_of(additive(data, accumulate=accumulate), monkeypatch)
+        assert torch.allclose(pieces, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_what_is_done_around_a_step_is_done_once(data, monkeypatch):
+    seen = []
+    kind = get_method("classifier")
+    forward = kind.forward
+
+    def note(self, batch):
+        seen.append(("piece", batch.rows.tolist(), batch.seed))
+        return forward(self, batch)
+
+    monkeypatch.setattr(kind, "forward", note)
+    monkeypatch.setattr(kind, "before_step", lambda self, batch, _: seen.append(("before", batch.rows.tolist())) or {})
+    monkeypatch.setattr(kind, "after_step", lambda self, batch: seen.append(("after", batch.rows.tolist())))
+    recorder = trained(additive(data, accumulate=3, epochs=1))
+    assert recorder.steps == [(1, 1, 1)]
+    before, *pieces, after = seen
+    rows = [row for _, piece, _ in pieces for row in piece]
+    assert (before, after) == (("before", rows), ("after", rows))
+    assert [len(piece) for _, piece, _ in pieces] == [4, 4, 4]
+    assert len({seed for *_, seed in pieces}) == 3
+
+
+def test_a_memory_is_written_once_with_all_pieces(data, tmp_path):
+    """Nothing in a step reads what it writes, so the pieces leave the same memory."""
+    memories = []
+    for accumulate in (1, 2):
+        given = {"backbone": "resnet18", "image_size": 32, "bits": 16, "batch_size": 8, "epochs": 1, "lr": 1e-12}
+        config = load_config(get_method("cdne").Config, variant="memory-bank", accumulate=accumulate, **given)
+        folder = tmp_path / str(accumulate)
+        folder.mkdir()
+        trained(dataclasses.replace(make_run(data), method="cdne", config=config), folder)
+        memories.append(load_checkpoint(folder / "epoch1")["method"]["memory.whole"])
+    assert torch.allclose(*memories, atol=1e-5)
+
+
+def test_pieces_that_ranks_cannot_share_are_refused(data):
+    run = additive(data, accumulate=4)
+    check_run(run, 1)
+    with pytest.raises(
+        InputError, match=r"batch_size 12 over 2 workers in 4 pieces; .* multiple of 4 times the number"
+    ):
+        check_run(run, 2)
+    with pytest.raises(InputError, match=r"over 1 to 3 workers; .* one of 6,"):
+        check_run(additive(data, batch_size=9), (1, 3))
+    check_run(additive(data, batch_size=6), (1, 3))
+
+
+def test_gradients_are_clipped_by_value_then_by_length(data, monkeypatch):
+    plain = gradients_of(additive(data, clip_value=None), monkeypatch)
+    limit = float(plain.abs().max()) / 3
+    expected = plain.clamp(-limit, limit)
+    assert torch.equal(gradients_of(additive(data, clip_value=limit), monkeypatch), expected)
+    length = float(expected.norm()) / 2
+    both = gradients_of(additive(data, clip_value=limit, clip_norm=length), monkeypatch)
+    assert torch.allclose(both, expected / 2, rtol=1e-3, atol=1e-6)
+    # The default leaves ordinary gradients alone.
+    assert torch.equal(gradients_of(additive(data), monkeypatch), plain.clamp(-10, 10))
+
+
+def test_bfloat16_is_of_the_backbone_in_training_only(data, tmp_path):
+    seen = {}
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        run = additive(data, precision=precision, epochs=2, lr=1e-4)
+        history = trained(run, folder).history
+        state = load_checkpoint(folder / "epoch2")["method"]
+        assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+        seen[precision] = [record["train/loss"] for record in history]
+        # The model's codes are those of float32: what was validated is what is exported.
+        assert run.build().state_dict().keys() == state.keys()
+    assert seen["bfloat16"] == pytest.approx(seen["float32"], rel=0.03)
+    assert seen["bfloat16"] != seen["float32"]
+
+
+def test_bfloat16_reaches_the_convolutions_and_no_loss(data, monkeypatch):
+    dtypes = {"maps": set(), "hashes": set()}
+    method = additive(data).build()
+    loop._train_in_bfloat16(method)
+    method.network.backbone.register_forward_hook(lambda *call: dtypes["maps"].add(call[2].dtype))
+    inner = next(module for module in method.network.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    inner.register_forward_hook(lambda *call: dtypes.setdefault(method.training, set()).add(call[2].dtype))
+    method.network.head.register_forward_hook(lambda *call: dtypes["hashes"].add(call[2].dtype))
+    for training in (True, False):
+        method.train(training)
+        method.network(torch.zeros(2, 3, 32, 32))
+    assert dtypes == {
+        "maps": {torch.float32},
+        "hashes": {torch.float32},
+        True: {torch.bfloat16},
+        False: {torch.float32},
+    }
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("method", ["dhcl", "cdne"])
+def test_streamed_images_train_the_same_model(data, tmp_path, monkeypatch, method):
+    """To the last bit; and what has no room in memory is streamed without being told to."""
+    given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2}
+    variant = {"variant": "memory-bank"} if method == "cdne" else {}
+    config = load_config(get_method(method).Config, **given, **variant)
+    run = dataclasses.replace(make_run(data), method=method, config=config)
+    kept = {}
+    for loading, free_mb in (("memory", 1e6), ("stream", 1e6), ("auto", 0)):
+        streams = []
+        monkeypatch.setattr(loop, "fits_in_memory", lambda *_, free=free_mb: free > 0)
+        monkeypatch.setattr(loop, "StreamedImages", lambda *args, s=streams: s.append(1) or StreamedImages(*args))
+        (tmp_path / loading).mkdir()
+        kept[loading] = trained(run, tmp_path / loading, loading=loading).history
+        assert len(streams) == (0 if loading == "memory" else 3)
+    for loading in ("stream", "auto"):
+        same_state(tmp_path / "memory" / "epoch2", tmp_path / loading / "epoch2")
+        assert timeless(kept[loading]) == timeless(kept["memory"])

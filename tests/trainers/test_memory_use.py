@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from orbithash.trainers import memory_use
-from orbithash.trainers.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
+from orbithash.trainers.memory_use import available_memory_mb, memory_mb, peak_memory_mb, reset_peak_memory
 
 CPU = torch.device("cpu")
 
@@ -33,3 +33,7 @@ def test_where_the_system_does_not_tell_it_is_the_most_so_far(monkeypatch):
     monkeypatch.setattr(memory_use, "Path", lambda name: Path("/nowhere") / name.lstrip("/"))
     reset_peak_memory(CPU)
     assert memory_mb(CPU) == peak_memory_mb(CPU) > 50
+
+
+def test_memory_that_is_free():
+    assert 1 < available_memory_mb() < 2**24

@@ -21,8 +21,12 @@ from orbithash.trainers.retrieval import Labels
 __all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
 
 
+# Images that are decoded together where they are not in memory.
+BLOCK_SIZE = 256
+
+
 class Batch(NamedTuple):
-    """This rank's share of a step.
+    """This rank's share of a step, or of a piece of one.
 
     `rows` int64 [B] are places in the training part, `labels` those of `Part`: int64 [B] for a method that needs them;
     `images` float32 [B, C, S, S] are augmented and normalised, absent for a method that trains on features; `features`
@@ -149,8 +153,11 @@ class Method(nn.Module):
 
 def encode_part(encoder: HashModel, part: Part) -> npt.NDArray[np.uint8]:
     """Codes of a part's images, from their features where it holds no images."""
-    if part.images is not None:
-        return encoder.encode_prepared(part.images)
+    images = part.images
+    if images is not None:
+        # What is not in memory is decoded a block at a time.
+        starts = range(0, max(1, len(images)), BLOCK_SIZE)
+        return np.concatenate([encoder.encode_prepared(images[start : start + BLOCK_SIZE]) for start in starts])
     return encoder.encode_features(part.features["image"])
 
 

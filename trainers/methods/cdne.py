@@ -149,6 +149,7 @@ class Cdne(FineTuned):
         head = HeadSpec(config.bits, norm=config.head_norm, activation="none")
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
         self.network = HashNetwork(spec, config.weights)
+        self._embeddings: list[Tensor] = []
         self.memory: Memory | None = None
         if config.variant != "in-batch":
             self.memory = Memory(num_rows, config.bits, config.sharded_memory)
@@ -196,8 +197,8 @@ class Cdne(FineTuned):
         hashes, logits = self.network(batch.images)
         assert logits is not None
         embeddings = _embed(hashes)
-        # For the memory bank, which is written with what this step trains on.
-        self._embeddings = embeddings.detach()
+        # For the memory bank, which is written with what this step trains on, piece by piece.
+        self._embeddings.append(embeddings.detach())
         snca = snca_loss(self._log_sums(embeddings, batch))
         classification = F.cross_entropy(_wide(logits), batch.labels)
         quantisation = quantisation_loss(hashes)
@@ -225,11 +226,13 @@ class Cdne(FineTuned):
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
         """See `Method`. Writes the memory, then moves the average."""
+        trained_on, self._embeddings = self._embeddings, []
         if self.memory is None:
             return
         if self.average is None:
             assert self._mu is not None
-            self.memory.write(batch.rows, self._embeddings, keep=self._mu)
+            # The last ones are this step's, whoever asked for a loss before it.
+            self.memory.write(batch.rows, torch.cat(trained_on)[-len(batch.rows) :], keep=self._mu)
             return
         assert batch.images is not None
         embeddings = _embed(self.average(batch.images).hashes)

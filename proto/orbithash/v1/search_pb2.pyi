@@ -859,19 +859,23 @@ class RefreshRequest(_message.Message):
 
     ARCHIVE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     archive: _builtins.str
     """A folder on the server's machine; empty: the archive that is served."""
     model: _builtins.str
     """The model folder, given with an archive; empty: the model that is served."""
+    shards: _builtins.int
+    """Into how many shards the archive is cut, at most 1024; 0: as many as now."""
     def __init__(
         self,
         *,
         archive: _builtins.str = ...,
         model: _builtins.str = ...,
+        shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "model", b"model", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

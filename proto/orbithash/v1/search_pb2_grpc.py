@@ -229,8 +229,9 @@ class ArchiveServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Refresh(self, request, context):
-        """Refresh moves the server to the newest version of its archive, after another program has written to it, or to
-        another archive with its model, and returns when searches see it. Queries go on meanwhile, and none fails.
+        """Refresh moves the server to the newest version of its archive, after another program has written to it, to another
+        archive with its model, or to another number of shards, and returns when searches see it. Queries go on meanwhile, and
+        none fails; changes wait for a moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -158,8 +158,9 @@ class ArchiveServiceStub:
     Delete: _grpc.StreamStreamMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]
     """Delete removes the rows with the given keys, in the same way as Upsert. A key of which there is no row is no error."""
     Refresh: _grpc.UnaryUnaryMultiCallable[_search_pb2.RefreshRequest, _search_pb2.RefreshResponse]
-    """Refresh moves the server to the newest version of its archive, after another program has written to it, or to
-    another archive with its model, and returns when searches see it. Queries go on meanwhile, and none fails.
+    """Refresh moves the server to the newest version of its archive, after another program has written to it, to another
+    archive with its model, or to another number of shards, and returns when searches see it. Queries go on meanwhile, and
+    none fails; changes wait for a moment.
     """
 
 @_typing.type_check_only
@@ -178,8 +179,9 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     Delete: _aio.StreamStreamMultiCallable[_search_pb2.DeleteRequest, _search_pb2.DeleteResponse]  # type: ignore[assignment]
     """Delete removes the rows with the given keys, in the same way as Upsert. A key of which there is no row is no error."""
     Refresh: _aio.UnaryUnaryMultiCallable[_search_pb2.RefreshRequest, _search_pb2.RefreshResponse]  # type: ignore[assignment]
-    """Refresh moves the server to the newest version of its archive, after another program has written to it, or to
-    another archive with its model, and returns when searches see it. Queries go on meanwhile, and none fails.
+    """Refresh moves the server to the newest version of its archive, after another program has written to it, to another
+    archive with its model, or to another number of shards, and returns when searches see it. Queries go on meanwhile, and
+    none fails; changes wait for a moment.
     """
 
 class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -219,8 +221,9 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.RefreshRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.RefreshResponse, _abc.Awaitable[_search_pb2.RefreshResponse]]:
-        """Refresh moves the server to the newest version of its archive, after another program has written to it, or to
-        another archive with its model, and returns when searches see it. Queries go on meanwhile, and none fails.
+        """Refresh moves the server to the newest version of its archive, after another program has written to it, to another
+        archive with its model, or to another number of shards, and returns when searches see it. Queries go on meanwhile, and
+        none fails; changes wait for a moment.
         """
 
 def add_ArchiveServiceServicer_to_server(servicer: ArchiveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
