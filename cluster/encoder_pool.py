@@ -14,7 +14,7 @@ from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.decoding import Pixels
 
-__all__ = ["EncoderPool", "Network"]
+__all__ = ["EncoderPool", "EncoderPools", "Network"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class EncoderPool:
         self._growing: asyncio.Task[None] | None = None
         self._full_until = 0.0
         self._watch: asyncio.Task[None] | None = None
+        self._num_users = 1
 
     @classmethod
     async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
@@ -119,10 +120,23 @@ class EncoderPool:
                 member.num_calls -= 1
                 member.idle_since = asyncio.get_running_loop().time()
 
+    def share(self) -> "EncoderPool":
+        """Itself, for one more user."""
+        self._num_users += 1
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody uses it."""
+        return self._num_users > 0
+
     def close(self) -> None:
-        """Ends all actors."""
+        """Ends all actors when its last user calls it."""
         import ray
 
+        self._num_users -= 1
+        if self.is_open:
+            return
         for task in (self._watch, self._growing):
             if task is not None:
                 task.cancel()
@@ -182,3 +196,19 @@ class EncoderPool:
                     self._members.remove(member)
                     with suppress(Exception):
                         ray.kill(member.actor)
+
+
+class EncoderPools:
+    """Pools by model: shards that take the place of others go on with the networks that are there."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._pools: dict[str, EncoderPool] = {}
+
+    async def open(self, model_id: str, model: Path, low: int, high: int) -> EncoderPool:
+        """A pool for one more user, who closes it; `model` is the folder, in which another one may lie later."""
+        pool = self._pools.get(model_id)
+        if pool is not None and pool.is_open:
+            return pool.share()
+        self._pools[model_id] = await EncoderPool.start(model, low, high)
+        return self._pools[model_id]

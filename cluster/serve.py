@@ -17,7 +17,7 @@ from contextlib import (
 from functools import partial
 from pathlib import Path
 
-from orbithash.cluster.encoder_pool import EncoderPool, Network
+from orbithash.cluster.encoder_pool import EncoderPools, Network
 from orbithash.cluster.progress import say
 from orbithash.cluster.query_encoders import LocalEncoder, PooledEncoder
 from orbithash.cluster.runtime import connected
@@ -135,6 +135,7 @@ async def serving(
     observer = metrics or Observer()
 
     served = Target(str(archive), str(model), num_shards)
+    pools = EncoderPools()
 
     async def open_backend(target: Target) -> Backend:
         folder, num_shards = Path(target.model), target.num_shards
@@ -147,7 +148,7 @@ async def serving(
             network = await asyncio.to_thread(Network, folder)
             local_encoder = LocalEncoder(decoder, card.preprocessing, network, observer)
             return LocalBackend(opened, local_encoder, num_shards, index)
-        pool = await EncoderPool.start(folder.absolute(), *num_encoders)
+        pool = await pools.open(opened.model_id, folder.absolute(), *num_encoders)
         encoder = PooledEncoder(decoder, card.preprocessing, pool, observer)
         try:
             return await RayBackend.start(opened, encoder, pool.close, num_shards, num_replicas, index, observer)

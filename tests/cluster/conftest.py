@@ -117,10 +117,12 @@ def nodes():
         env=user_environment(),
         text=True,
     )
-    process.address = process.stdout.readline().strip()
-    assert process.address, "the cluster did not start"
-    yield process
-    kill(process, *family(process.pid))
+    try:
+        process.address = process.stdout.readline().strip()
+        assert process.address, "the cluster did not start"
+        yield process
+    finally:
+        kill(process, *family(process.pid))
 
 
 @pytest.fixture(scope="session")

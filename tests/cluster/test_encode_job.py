@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
-from cluster_parts import REASONS, family, kill, wait_for, write_image
-from PIL import Image
+from cluster_parts import REASONS, write_image
 from rasterio.warp import transform_bounds
 
 from orbithash.encoders.archive import Archive
@@ -155,36 +154,3 @@ def test_tiles_of_a_satellite_scene(encode, shared, tmp_path):
         assert south < row["lat"] < north
         assert row["footprint"]
     assert len({(row["lon"], row["lat"]) for row in rows}) == len(rows), "each tile has its own place"
-
-
-# Small commits, so that a job can be met between two of them.
-SMALL_COMMITS = "import orbithash.cluster.encode as job\njob.BATCH_SIZE, job.ROWS_PER_COMMIT = 4, 8"
-
-
-def test_a_killed_job_goes_on(encode, start, model, tmp_path):
-    source, archive = tmp_path / "images", tmp_path / "archive"
-    source.mkdir()
-    rng = np.random.default_rng(0)
-    num_images = 400
-    for i in range(num_images):
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(source / f"{i}.png", compress_level=0)
-    (source / "broken.png").write_bytes(b"broken")
-    process = start("encode", source, "--model", model, "--archive", archive, before=SMALL_COMMITS)
-
-    def num_rows():
-        has_commits = len(list((archive / "_versions").glob("*.manifest"))) > 1 if archive.exists() else False
-        return Archive.open(archive).num_rows if has_commits else 0
-
-    wait_for(num_rows, process)
-    kill(process, *family(process.pid))
-    done = stored(archive)
-    assert 0 < len(done) < num_images, "the kill met the job in the middle"
-
-    summary = encode(source, archive)
-    assert summary["num_done_before"] - len(done) in (0, 1), "rows, and the broken image where it was met before"
-    codes = stored(archive)
-    assert len(codes) == num_images
-    assert done.items() <= codes.items()
-    assert Archive.open(archive).refused().keys() == {"broken.png"}
-    some = {f"{i}.png" for i in range(0, num_images, 20)}
-    assert {key: codes[key] for key in some} == encoded_alone(model, source, some)

@@ -11,7 +11,7 @@ import pytest
 from cluster_parts import BITS, family
 
 from orbithash.cluster import encoder_pool
-from orbithash.cluster.encoder_pool import EncoderPool
+from orbithash.cluster.encoder_pool import EncoderPool, EncoderPools
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.model import HashModel
 
@@ -85,6 +85,23 @@ def test_one_that_dies_comes_back(ray_cluster, model):
         assert networks() - {pid}
 
     run(scenario, model, 1, 1)
+
+
+def test_one_pool_for_all_who_use_a_model(ray_cluster, model):
+    async def scenario():
+        pools = EncoderPools()
+        first = await pools.open("id", model, 1, 1)
+        second = await pools.open("id", model, 1, 1)
+        assert second is first
+        first.close()
+        assert len(await second.call("encode_prepared", IMAGES)) == len(IMAGES)
+        second.close()
+        await until(lambda: not networks())
+        third = await pools.open("id", model, 1, 1)
+        assert third is not first
+        third.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_more_than_the_cluster_has(ray_cluster, model, monkeypatch):

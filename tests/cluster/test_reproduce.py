@@ -40,6 +40,7 @@ def weights(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     out = tmp_path / "out"
     command = ("reproduce", "mhcln", "--data", labelled, "--out", out, "--bits", 16, "--seeds", 2, "--weights", weights)

@@ -207,9 +207,9 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
     assert ended.err == "error: give keys, or --keys FILE with one key a line\n"
 
 
-def check_other_shards(cli, address, oracle, scenes, model):
+def check_other_shards(cli, address, oracle, scenes, model, counts):
     """More and fewer shards give the same answers; a number that cannot be is refused."""
-    for num_shards in (3, 1):
+    for num_shards in counts:
         ended = cli("refresh", "--shards", num_shards, "--address", address, "--json")
         assert ended.code == 0, ended.err
         assert len(json.loads(ended.out)["shards"]) == num_shards
@@ -238,7 +238,7 @@ def test_in_one_process(start, cli, archive, scenes, model, bad_images, tmp_path
     check_answers(address, oracle, scenes, model)
     check_command_line(cli, address, oracle, scenes, bad_images)
     check_changes(cli, address, archive, scenes, bad_images, tmp_path)
-    check_other_shards(cli, address, oracle, scenes, model)
+    check_other_shards(cli, address, oracle, scenes, model, [4, 1])
     check_answers(address, oracle, scenes, model)
     ended = cli("serve", archive, "--model", model, "--local", "--address", address)
     assert ended.code == 2
@@ -290,7 +290,7 @@ def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
     wait_for(is_whole, process)
     assert is_healthy(address)
     check_answers(address, oracle, scenes, model)
-    check_other_shards(cli, address, oracle, scenes, model)
+    check_other_shards(cli, address, oracle, scenes, model, [3])
     others = family(process.pid)
     check_stop(process, address)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))

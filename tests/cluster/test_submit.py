@@ -40,9 +40,11 @@ def cluster(tmp_path_factory):
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", ports[1])) == 0
 
-    wait_for(answers, process, 60)
-    yield f"http://127.0.0.1:{ports[1]}"
-    kill(process, *family(process.pid))
+    try:
+        wait_for(answers, process)
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        kill(process, *family(process.pid))
 
 
 class Line:

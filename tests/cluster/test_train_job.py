@@ -96,6 +96,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     assert f"error: {run} has no model of 12 bits; there is 8 and 16" in ended.err
 
 
+@pytest.mark.slow
 def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, labelled, tmp_path):
     """No rate, no change: Ray keeps the last checkpoint of those with the best score."""
     run = tmp_path / "run"
@@ -153,6 +154,7 @@ def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
     assert HashModel.load(run / "model").card.metrics == best_epoch(after)
 
 
+@pytest.mark.slow
 def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypatch):
     """Others hold the CPUs: the wait ends, and what is done by then stays."""
     import ray
