@@ -107,6 +107,7 @@ def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, 
     assert "epoch 3 of 3 is the best" in ended.err
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(labelled, data)
