@@ -163,12 +163,15 @@ class Service:
         snapshot = await _snapshot(backend)
         old, old_writer = self._backend, self._writer
         async with old_writer.held:
-            if old.archive.path == backend.archive.path and old.archive.version > snapshot.archive.version:
+            is_same = old.archive.path == backend.archive.path
+            if is_same and old.archive.version > snapshot.archive.version:
                 # Written while the shards were loaded. What searches have seen they go on to see.
                 await asyncio.to_thread(backend.archive.refresh)
                 snapshot = await _snapshot(backend)
             self._engine.swap(snapshot)
             self._target, self._backend, self._writer = target, backend, self._new_writer(backend)
+            if is_same:
+                old_writer.hand_over(self._writer)
         task = asyncio.create_task(_end(old, old_writer))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -185,9 +188,6 @@ class Service:
             held.append(snapshot)
             if self._backend is backend:
                 self._engine.swap(snapshot)
-            elif self._backend.archive.path == backend.archive.path:
-                # Other shards have taken the place of these since it was asked for.
-                await self._writer.refresh()
 
         return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 

@@ -76,6 +76,7 @@ class Writer:
         self._num_commits = 0
         # Whoever has it knows that nothing is written here meanwhile; what is asked for waits.
         self.held = asyncio.Lock()
+        self._successor: Writer | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -129,48 +130,67 @@ class Writer:
                     raise InvalidQuery(("image", f"{error} (row {row.key[:80]!r})")) from error
             raise
 
+    def hand_over(self, successor: "Writer") -> None:
+        """Another writer of the same archive does what waits here, and whatever is asked for from now on.
+
+        Two would be in each other's way. For whoever has `held`.
+        """
+        self._successor = successor
+        successor._take(self._waiting)
+        self._waiting, self._num_waiting = [], 0
+
     async def close(self) -> None:
         """After the last commit that was asked for."""
         if self._task is not None:
             await self._task
 
     async def _commit(self, rows: dict[str, tuple[Row, Codes, bytes | None] | None]) -> Committed:
+        if self._successor is not None:
+            return await self._successor._commit(rows)
         if self._num_waiting + len(rows) > _MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} rows wait to be written; try again later", retry_after_s=1.0)
         wanted = _Wanted(rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(wanted)
-        self._num_waiting += len(rows)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        self._take([wanted])
         # A caller that goes away does not take back what it asked for.
         return await asyncio.shield(wanted.done)
 
+    def _take(self, waiting: Sequence[_Wanted]) -> None:
+        self._waiting += waiting
+        self._num_waiting += sum(len(wanted.rows) for wanted in waiting)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
     async def _run(self) -> None:
         while self._waiting:
-            group: list[_Wanted] = []
-            while self._waiting and (not group or sum(len(w.rows) for w in group) < _MAX_COMMIT):
-                group.append(self._waiting.pop(0))
-            self._num_waiting -= sum(len(wanted.rows) for wanted in group)
-            set_requests(wanted.request for wanted in group)
-            try:
-                async with self.held:
-                    change, found = await asyncio.to_thread(self._write, group)
-                    with self._observer.stage("show"):
-                        await self._show(change)
-                    self._seen = change.after
-            except BaseException as error:
-                # A panic in native code is no `Exception`; whoever waits has to hear of it all the same.
-                logger.exception("a commit of %d changes failed", len(group))
-                for wanted in group:
-                    if not wanted.done.done():
-                        wanted.done.set_exception(_told(error))
-                if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
-                    raise
-                continue
+            async with self.held:
+                # Not before: until then another writer may take them.
+                group: list[_Wanted] = []
+                while self._waiting and (not group or sum(len(w.rows) for w in group) < _MAX_COMMIT):
+                    group.append(self._waiting.pop(0))
+                if group:
+                    await self._do(group)
+
+    async def _do(self, group: Sequence[_Wanted]) -> None:
+        self._num_waiting -= sum(len(wanted.rows) for wanted in group)
+        set_requests(wanted.request for wanted in group)
+        try:
+            change, found = await asyncio.to_thread(self._write, group)
+            with self._observer.stage("show"):
+                await self._show(change)
+            self._seen = change.after
+        except BaseException as error:
+            # A panic in native code is no `Exception`; whoever waits has to hear of it all the same.
+            logger.exception("a commit of %d changes failed", len(group))
             for wanted in group:
-                removed = sum(row is None and key in found for key, row in wanted.rows.items())
                 if not wanted.done.done():
-                    wanted.done.set_result(Committed(change.after, removed))
+                    wanted.done.set_exception(_told(error))
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                raise
+            return
+        for wanted in group:
+            removed = sum(row is None and key in found for key, row in wanted.rows.items())
+            if not wanted.done.done():
+                wanted.done.set_result(Committed(change.after, removed))
 
     def _write(self, group: Sequence[_Wanted]) -> tuple[Change, set[str]]:
         """Commits a group, later wishes over earlier ones; what changed, and the keys of removals that were there."""

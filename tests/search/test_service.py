@@ -272,11 +272,11 @@ def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
     async def scenario(service):
         acknowledged, done = [], asyncio.Event()
 
-        async def write():
+        async def write(who):
             number = 0
             while not done.is_set():
-                await service.upsert([Row(key=f"new{number}", code=code(number % 7))])
-                acknowledged.append(f"new{number}")
+                await service.upsert([Row(key=f"{who}{number}", code=code(number % 7))])
+                acknowledged.append(f"{who}{number}")
                 number += 1
 
         async def ask():
@@ -286,12 +286,16 @@ def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
                 assert (len(answer.hits), answer.coverage.fraction) == (1, 1)
                 await asyncio.sleep(0)
 
-        working = [asyncio.create_task(write()), *(asyncio.create_task(ask()) for _ in range(4))]
+        working = [
+            *(asyncio.create_task(write(who)) for who in "abcd"),
+            *(asyncio.create_task(ask()) for _ in range(4)),
+        ]
         for num_shards in (5, 1, 8, 2):
             now = await service.refresh(num_shards=num_shards)
             assert len(now.shards) == num_shards
             seen = len(acknowledged)
-            while len(acknowledged) < seen + 3:
+            while len(acknowledged) < seen + 9:
+                assert not any(task.done() for task in working), "a write or a search failed"
                 await asyncio.sleep(0)
         done.set()
         await asyncio.gather(*working)
