@@ -96,7 +96,7 @@ def serve(
         address,
         local,
         num_replicas=replicas,
-        num_encoders=parse_workers(encoders, "--encoders") or (1, 1),
+        num_encoders=parse_workers(encoders, "--encoders"),
         index=index,
         protection=protection,
         metrics_address=metrics,

@@ -101,7 +101,7 @@ def train(
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.train import prepare_run, train_on_ray
 
-    num_workers = parse_workers(workers) or 1
+    num_workers = parse_workers(workers)
     run = prepare_run(
         method,
         data,

@@ -80,8 +80,7 @@ class Workers:
     @classmethod
     def parse(cls, text: str | None, gpus: float | None = None) -> "Workers":
         """`MIN:MAX`, or one number for both."""
-        asked = parse_workers(text)
-        return cls(gpus=gpus) if asked is None else cls(*asked, gpus)
+        return cls(gpus=gpus) if text is None else cls(*parse_workers(text), gpus)
 
     def on(self, cluster: dict[str, float]) -> tuple[int, int, float]:
         """Fewest and most actors, and GPUs of each, on a cluster of these resources; `InputError` if they are few."""

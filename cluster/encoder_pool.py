@@ -13,6 +13,7 @@ from orbithash.cluster.shards import START_TIMEOUT_S
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.decoding import Pixels
+from orbithash.search.errors import Unavailable
 
 __all__ = ["EncoderPool", "EncoderPools", "Network"]
 
@@ -101,7 +102,7 @@ class EncoderPool:
         """
         from ray.exceptions import RayActorError, RayTaskError
 
-        while True:
+        while self._members:
             member = min(self._members, key=lambda each: (each.is_restarting, each.num_calls))
             if member.num_calls >= _MAX_CALLS:
                 self._grow()
@@ -119,6 +120,7 @@ class EncoderPool:
             finally:
                 member.num_calls -= 1
                 member.idle_since = asyncio.get_running_loop().time()
+        raise Unavailable("the networks were let go of; send it again")
 
     def share(self) -> "EncoderPool":
         """Itself, for one more user."""

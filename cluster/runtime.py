@@ -125,10 +125,8 @@ def cpus_per_worker(num_workers: int, num_gpus: float = 0) -> int:
     return next((num_cpus for num_cpus in range(largest, 1, -1) if room(num_cpus) >= wanted), 1)
 
 
-def parse_workers(text: str | None, option: str = "--workers") -> tuple[int, int] | None:
+def parse_workers(text: str, option: str = "--workers") -> tuple[int, int]:
     """`MIN:MAX`, or one number for both, as it was given with `option`."""
-    if text is None:
-        return None
     try:
         low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
     except ValueError:
