@@ -121,8 +121,9 @@ def bench_fanout(
     as_json: JsonOption = False,
 ) -> None:
     """The real fan-out and merge over very many simulated shards: latency and coverage with stragglers and failures."""
-    from orbithash.cluster.bench_fanout import FanoutBench, show_fanout
     from orbithash.cluster.bench_fanout import bench_fanout as run_bench
+    from orbithash.cluster.bench_fanout import show_fanout
+    from orbithash.cluster.bench_fanout_world import FanoutBench
 
     asked = FanoutBench(shards, bits, k, queries, delay_ms, stragglers, slow, down, timeout_ms, seed, actors)
     show_fanout(run_bench(asked, out), as_json)

@@ -91,6 +91,10 @@ def train(
     loading: Annotated[
         str, typer.Option("--loading", help="Images: memory, stream (decoded as needed) or auto, whichever fits.")
     ] = "auto",
+    validate_beside: Annotated[
+        bool,
+        typer.Option("--validate-beside", help="Validate while the next epochs train; takes one more worker's room."),
+    ] = False,
     keep: Annotated[int, typer.Option("--keep", help="Best checkpoints to keep, beside the last one.")] = 1,
     weights: WeightsOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
@@ -120,7 +124,17 @@ def train(
             "no --weights: the network starts from random ones, for which the default settings are not meant; "
             "trainers/recipes/from_scratch.yaml (--config) has some that are"
         )
-    train_on_ray(run, out, num_workers, gpus_per_worker, track=track or [], storage=storage, keep=keep, loading=loading)
+    train_on_ray(
+        run,
+        out,
+        num_workers,
+        gpus_per_worker,
+        track=track or [],
+        storage=storage,
+        keep=keep,
+        loading=loading,
+        validate_beside=validate_beside,
+    )
 
 
 @verbs.command(epilog="Example: orbithash tune mhcln --data UCMerced_LandUse --weights IMAGENET1K_V2 --trials 16")
@@ -271,19 +285,29 @@ def submit(
         Path | None, typer.Option("--wheel", help="orbithash itself, where the nodes have another version or none.")
     ] = None,
     python: Annotated[str, typer.Option("--python", help="The cluster's Python.")] = "python",
+    variables: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME[=VALUE]",
+            help="Environment of the job, as here where no value is given; whoever may see the job can read it.",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Send it and leave.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="End this job.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Runs a verb as a job of a Ray cluster and follows what it prints; Ctrl-C leaves the job running."""
     from orbithash.cluster.cli import app
-    from orbithash.cluster.submit import Cluster, check_words, run_job, stop_job
+    from orbithash.cluster.submit import Cluster, Runtime, check_words, run_job, stop_job
 
     cluster = Cluster(address, token_file)
     if stop is None:
         check_words(typer.main.get_command(app), words or [])
         # What a program reads is JSON alone.
-        job = run_job(cluster, words or [], job_id, python, wheel, detach, sys.stderr if as_json else sys.stdout)
+        output = sys.stderr if as_json else sys.stdout
+        runtime = Runtime.of(python, wheel, variables or [])
+        job = run_job(cluster, words or [], job_id, runtime, detach, output)
     else:
         job = stop_job(cluster, stop)
     if as_json:

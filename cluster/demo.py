@@ -27,9 +27,10 @@ from orbithash.cluster.demo_report import Asked, write_demo_report
 from orbithash.cluster.encode import encode
 from orbithash.cluster.evaluate import evaluate_run
 from orbithash.cluster.progress import say, track
+from orbithash.cluster.run_folder import read_history
 from orbithash.cluster.runtime import connected
 from orbithash.cluster.serve import serving
-from orbithash.cluster.train import prepare_run, read_history, train_on_ray
+from orbithash.cluster.train import prepare_run, train_on_ray
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search.client import Client

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from orbithash.cluster.train import read_history
+from orbithash.cluster.run_folder import read_history
 from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel
 from orbithash.search.queries import Answer

@@ -82,12 +82,17 @@ class Workers:
         """`MIN:MAX`, or one number for both."""
         return cls(gpus=gpus) if text is None else cls(*parse_workers(text), gpus)
 
-    def on(self, cluster: dict[str, float]) -> tuple[int, int, float]:
-        """Fewest and most actors, and GPUs of each, on a cluster of these resources; `InputError` if they are few."""
-        have = cluster.get("GPU", 0)
-        gpus = (1 if have else 0) if self.gpus is None else self.gpus
-        check_resources(f"encoding with {self.low} workers", self.low * ENCODE_CPUS + DECODE_CPUS, self.low * gpus)
-        high = self.high or max(1, int(have / gpus if gpus else cluster["CPU"]))
+    def on_cluster(self) -> tuple[int, int, float]:
+        """Fewest and most actors, and GPUs of each, on the cluster as it is; `InputError` where it has too little."""
+        import ray
+
+        gpus = (1 if ray.cluster_resources().get("GPU") else 0) if self.gpus is None else self.gpus
+        check_resources(
+            f"encoding with {self.low} workers",
+            [{"CPU": DECODE_CPUS}, *[{"CPU": ENCODE_CPUS, "GPU": gpus}] * self.low],
+        )
+        have = ray.cluster_resources()
+        high = self.high or max(1, int(have["GPU"] / gpus if gpus else have["CPU"]))
         return self.low, max(self.low, high), gpus
 
 
@@ -249,7 +254,7 @@ def run_portion(job: Job, todo: list[Item], target: Archive, tally: Tally) -> No
     import ray
     import ray.data
 
-    low, high, gpus = job.workers.on(ray.cluster_resources())
+    low, high, gpus = job.workers.on_cluster()
     begun = first = time.time()
     size = rows_within(BATCH_SIZE, job.preprocessing)
     per_block = max(size, -(-len(todo) // MAX_BLOCKS))

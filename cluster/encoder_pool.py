@@ -85,7 +85,8 @@ class EncoderPool:
     @classmethod
     async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
         """The least number of actors, ready; `InputError` where there is no room for them."""
-        check_resources(f"encoding queries with {low} networks", low * ENCODER_CPUS)
+        what = f"encoding queries with {low} networks"
+        await asyncio.to_thread(check_resources, what, [{"CPU": ENCODER_CPUS}] * low)
         pool = cls(model, low, high)
         try:
             await asyncio.gather(*(pool._add() for _ in range(low)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orbithash.cluster.progress import say, track
-from orbithash.cluster.train import open_run, read_history
+from orbithash.cluster.run_folder import open_run, read_history
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.images import read_image
 from orbithash.encoders.model import HashModel

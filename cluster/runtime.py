@@ -6,15 +6,20 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orbithash.cluster.progress import say
 from orbithash.encoders.errors import InputError
 
 __all__ = ["check_resources", "connected", "cpus_per_worker", "keeping_memory", "parse_workers", "worker_error"]
 
 CONNECT_TIMEOUT_S = 10.0
+
+PATIENCE_VARIABLE = "ORBITHASH_WAIT_FOR_NODES_S"
+MAX_PATIENCE_S = 86400.0
 
 
 @contextmanager
@@ -92,16 +97,56 @@ def _set_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def check_resources(what: str, num_cpus: float, num_gpus: float = 0) -> None:
-    """`InputError` at once where the cluster cannot ever hold these, instead of a wait for them."""
+def check_resources(what: str, bundles: Sequence[Mapping[str, float]]) -> None:
+    """`InputError` at once where the cluster cannot ever hold these bundles, instead of a wait for them.
+
+    With `ORBITHASH_WAIT_FOR_NODES_S` in the environment the cluster's autoscaler is asked for nodes, and they are
+    waited for so many seconds.
+    """
     import ray
 
-    have = ray.cluster_resources()
-    for name, wanted in (("CPU", num_cpus), ("GPU", num_gpus)):
-        if wanted > have.get(name, 0):
-            raise InputError(
-                f"{what} needs {wanted:g} {name}s, the cluster has {have.get(name, 0):g}; ask for fewer workers"
-            )
+    wanted: Counter[str] = Counter()
+    for bundle in bundles:
+        wanted.update({name: amount for name, amount in bundle.items() if amount})
+
+    def lacking() -> tuple[str, float, float] | None:
+        have = ray.cluster_resources()
+        return next((each for name in wanted if (each := (name, wanted[name], have.get(name, 0)))[1] > each[2]), None)
+
+    patience_s = _patience_s()
+    if patience_s and lacking():
+        say(f"{what}: waiting up to {patience_s:g} s for the cluster to bring nodes")
+        _wait_for_room(bundles, patience_s)
+    if lack := lacking():
+        name, amount, there = lack
+        raise InputError(
+            f"{what} needs {amount:g} {name}s, the cluster has {there:g}"
+            + (f" after {patience_s:g} s" if patience_s else "")
+            + f"; ask for fewer, or set {PATIENCE_VARIABLE} where nodes come by themselves"
+        )
+
+
+def _patience_s() -> float:
+    """How long a command waits for nodes; 0 for not at all."""
+    text = os.environ.get(PATIENCE_VARIABLE) or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= MAX_PATIENCE_S:
+        raise InputError(f"{PATIENCE_VARIABLE} is {text!r}; seconds from 0 to {MAX_PATIENCE_S:.0f} are allowed")
+    return seconds
+
+
+def _wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> None:
+    """Reserves the bundles, which is what an autoscaler brings nodes for, and lets go of them."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{name: amount for name, amount in each.items() if amount} for each in bundles])
+    try:
+        group.wait(seconds)
+    finally:
+        remove_placement_group(group)
 
 
 def cpus_per_worker(num_workers: int, num_gpus: float = 0) -> int:

@@ -123,9 +123,10 @@ class RayBackend:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         num_actors = num_shards * num_replicas
-        check_resources(f"serving {num_actors} shards", num_actors * SHARD_CPUS)
+        places = [{"CPU": SHARD_CPUS}] * num_actors
+        await asyncio.to_thread(check_resources, f"serving {num_actors} shards", places)
         # Over the nodes by turns, so that the copies of a shard, which follow each other, are on different ones.
-        group = placement_group([{"CPU": SHARD_CPUS}] * num_actors, strategy="SPREAD")
+        group = placement_group(places, strategy="SPREAD")
         if not await asyncio.to_thread(group.wait, START_TIMEOUT_S):
             remove_placement_group(group)
             raise InputError(

@@ -12,7 +12,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from orbithash.cluster.progress import say
 from orbithash.encoders.errors import InputError, listed
 
-__all__ = ["Cluster", "Job", "check_words", "run_job", "stop_job"]
+__all__ = ["Cluster", "Job", "Runtime", "check_words", "run_job", "stop_job"]
 
 CONNECT_TIMEOUT_S = 10.0
 # Between two looks at a job, and two attempts to reach a cluster that was lost.
@@ -50,6 +50,43 @@ class Cluster:
 
     address: str
     token_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a job runs in.
+
+    Attributes:
+        python: the cluster's.
+        wheel: of orbithash itself, where the nodes have another version or none.
+        variables: of its environment.
+    """
+
+    python: str
+    wheel: Path | None
+    variables: Mapping[str, str]
+
+    @classmethod
+    def of(cls, python: str, wheel: Path | None, variables: Sequence[str]) -> "Runtime":
+        """Of variables as NAME=VALUE, or NAME for the value that it has here."""
+        if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
+            raise InputError(f"--wheel is {wheel}: not a wheel; `pip wheel --no-deps .` makes one")
+        environment = {}
+        for text in variables:
+            name, equals, value = text.partition("=")
+            if not (name.isascii() and name.isidentifier()):
+                raise InputError(
+                    f"--env is {text!r}; NAME=VALUE, or the NAME of a variable that is set here, is needed"
+                )
+            if not equals and name not in os.environ:
+                raise InputError(f"--env is {name}, which is not set here; set it, or give {name}=VALUE")
+            environment[name] = value if equals else os.environ[name]
+        return cls(python, wheel, environment)
+
+    def to_ray(self) -> dict[str, Any]:
+        """As Ray takes it."""
+        modules = {} if self.wheel is None else {"py_modules": [str(self.wheel.absolute())]}
+        return {"env_vars": {**self.variables}, **modules}
 
 
 @dataclass(frozen=True)
@@ -102,13 +139,12 @@ def run_job(
     cluster: Cluster,
     words: Sequence[str],
     job_id: str | None,
-    python: str,
-    wheel: Path | None,
+    runtime: Runtime,
     detach: bool,
     output: TextIO = sys.stdout,
 ) -> Job:
     """Sends a job, follows it to its end, and hands on to `output` what it prints; with `detach` it is only sent."""
-    job_id = send(cluster, words, job_id, python, wheel)
+    job_id = send(cluster, words, job_id, runtime)
     say(f"job {job_id} on {cluster.address}")
     try:
         job = (
@@ -132,14 +168,12 @@ def stop_job(cluster: Cluster, job_id: str) -> Job:
     return job
 
 
-def send(cluster: Cluster, words: Sequence[str], job_id: str | None, python: str, wheel: Path | None) -> str:
+def send(cluster: Cluster, words: Sequence[str], job_id: str | None, runtime: Runtime) -> str:
     """Starts `orbithash WORDS` on the cluster, unless a job of that id is there; returns the id."""
     if job_id is not None and not (job_id.isascii() and job_id.replace("-", "").replace("_", "").isalnum()):
         raise InputError(f"--id is {job_id!r}; letters, digits, - and _ are allowed")
-    if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
-        raise InputError(f"--wheel is {wheel}: not a wheel; `pip wheel --no-deps .` makes one")
     job_id = job_id or f"orbithash-{words[0]}-{secrets.token_hex(4)}"
-    entrypoint = shlex.join([python, "-m", "orbithash.cluster.cli", *words])
+    entrypoint = shlex.join([runtime.python, "-m", "orbithash.cluster.cli", *words])
     with _client(cluster) as client:
         if there := _find(client, job_id):
             if there.entrypoint != entrypoint:
@@ -149,11 +183,7 @@ def send(cluster: Cluster, words: Sequence[str], job_id: str | None, python: str
         deadline = time.monotonic() + START_S
         while True:
             try:
-                client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job_id,
-                    runtime_env={} if wheel is None else {"py_modules": [str(wheel.absolute())]},
-                )
+                client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime.to_ray())
                 break
             except RuntimeError as error:
                 # Of a cluster that has just started.

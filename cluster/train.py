@@ -1,16 +1,5 @@
-"""Training on Ray Train: the run folder, and the one training loop in each of its workers.
+"""Training on Ray Train: the one training loop in each of its workers, from the user's command to the model."""
 
-RUN/config.yaml      method and settings, as resolved
-RUN/manifest.jsonl   which image is in which part
-RUN/metrics.jsonl    one line an epoch
-RUN/model/           the model folder of the best validation epoch; its presence says the run is complete
-RUN/model-16/        models of a prefix of the code, where nested lengths were trained
-RUN/ray/             Ray Train's storage: the last checkpoint and the best ones; elsewhere with --storage
-RUN/tensorboard/     the same figures for TensorBoard
-RUN/tracking.json    what TensorBoard, MLflow and W&B were told
-"""
-
-import json
 import os
 import shutil
 import signal
@@ -24,18 +13,19 @@ import yaml
 from orbithash.cluster.checkpoints import NAME, Storage
 from orbithash.cluster.progress import say
 from orbithash.cluster.progress import track as track_progress
+from orbithash.cluster.run_folder import claim_folder, close_history, open_run, read_history, unvalidated
 from orbithash.cluster.runtime import check_resources, connected, cpus_per_worker, keeping_memory, worker_error
 from orbithash.cluster.tracking import Tracking, check_trackers
-from orbithash.cluster.train_worker import PROGRESS_INTERVAL_S, Board, work
+from orbithash.cluster.train_worker import PROGRESS_INTERVAL_S, Board, validate_checkpoint, work
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
-from orbithash.trainers.datasets import Manifest, make_manifest
+from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.loading import LOADINGS
 from orbithash.trainers.loop import best_epoch, export_models
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.run import Run, check_run
 
-__all__ = ["check_training", "claim_folder", "open_run", "prepare_run", "read_history", "train_on_ray"]
+__all__ = ["check_training", "prepare_run", "train_on_ray"]
 
 # So often workers that died are replaced, all of them, from the last checkpoint. A rank whose peer is gone does not
 # wait for it: Ray Train ends the whole group as soon as one of its actors is dead.
@@ -66,27 +56,6 @@ def prepare_run(
     return Run(method, resolved, manifest, data.absolute())
 
 
-def open_run(folder: Path) -> Run:
-    """The run that a folder holds; `root` is where its data lay. `InputError` when it is no run folder."""
-    try:
-        fields = yaml.safe_load((folder / "config.yaml").read_text())
-        method, root = fields.pop("method"), Path(fields.pop("data"))
-        # Where its checkpoints are changes nothing of the run.
-        fields.pop("storage", None)
-    except OSError as err:
-        raise InputError(f"{folder}: not a run folder (config.yaml: {err.strerror}); training makes one") from err
-    except (yaml.YAMLError, KeyError, AttributeError) as err:
-        raise InputError(f"{folder}/config.yaml: damaged ({' '.join(str(err).split())})") from err
-    config = load_config(get_method(method).Config, **fields)
-    return Run(method, config, Manifest.read(folder / "manifest.jsonl"), root)
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """One record for each epoch that has ended."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def train_on_ray(
     run: Run,
     folder: Path,
@@ -97,13 +66,15 @@ def train_on_ray(
     storage: str | None = None,
     keep: int = 1,
     loading: str = "auto",
+    validate_beside: bool = False,
 ) -> list[dict[str, Any]]:
     """Trains `run` on Ray Train workers, goes on where an interrupted run of the same settings stopped.
 
     Of a least and a most number of workers, as many train as the cluster has room for: when a node is lost the others
     go on from the last checkpoint, and when there is room again they start once more with as many as it allows.
     Followed on TensorBoard, and where `track` says. Of the checkpoints the last and the `keep` best stay, in the run
-    folder or in `storage`, which a run that goes on need not be told again. `loading`: see `trainers.loop.train`.
+    folder or in `storage`, which a run that goes on need not be told again. `loading`: see `trainers.loop.train`. With
+    `validate_beside`, epochs are validated by a task with the resources of one more worker, while the next ones train.
 
     Returns the history; leaves the run folder described above. A complete run is left as it is.
     """
@@ -115,6 +86,8 @@ def train_on_ray(
         raise InputError(f"--keep is {keep}; at least 1 checkpoint is kept")
     if loading not in LOADINGS:
         raise InputError(f"--loading is {loading!r}; there are {', '.join(LOADINGS)}")
+    if validate_beside and not run.manifest.part("validation"):
+        raise InputError("--validate-beside, but there is no validation part; leave --validation above 0")
     check_trackers(track)
     check_training(run, folder, (least, most))
     if (folder / "model").is_dir():
@@ -129,14 +102,19 @@ def train_on_ray(
     try:
         tracking = Tracking(run, folder, track)
         with connected():
-            check_resources(f"training with {least} workers", least, least * gpus_per_worker)
-            num_cpus = cpus_per_worker(most, gpus_per_worker)
+            what = f"training with {least} workers" + (" and validation beside it" if validate_beside else "")
+            check_resources(what, [{"CPU": 1, "GPU": gpus_per_worker}] * (least + validate_beside))
+            num_cpus = cpus_per_worker(most + validate_beside, gpus_per_worker)
             resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
-            checkpoint = _fit(run, folder, (least, most), resources, place, keep, loading, tracking)
+            settings = {"folder": str(folder), "loading": loading, "validates": not validate_beside}
+            checkpoint = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
         history = read_history(folder)
-        with checkpoint.as_directory() as state:
-            model, shorter = export_models(run, Path(state))
+        if missing := unvalidated(run, history):
+            say(f"not validated: epoch {', '.join(map(str, missing))}; the log of Ray Train's controller says why")
         best = best_epoch(history)
+        with checkpoint.as_directory() as state:
+            model, shorter = export_models(run, Path(state), best)
+        close_history(folder)
     except InputError:
         if is_new and not (folder / "metrics.jsonl").exists():
             # Nothing is lost, and the same --out is free for the command with the fault mended.
@@ -152,7 +130,7 @@ def train_on_ray(
     if f"validation/{metric}" in best:
         why = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
     else:
-        why = "the last one, as this method chooses" if metric is None else "the last one: there is no validation part"
+        why = "the last one, as this method chooses" if metric is None else "the last one: nothing was validated"
     say(f"epoch {best['epoch']} of {len(history)} is {why}; the model is in {folder / 'model'}")
     return history
 
@@ -186,25 +164,6 @@ def _storage_of(folder: Path, asked: str | None) -> Storage:
     return Storage.of(asked)
 
 
-def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
-    """Makes the run folder; returns whether there was none. `storage`: where its checkpoints are, if not in it."""
-    if (folder / "config.yaml").exists():
-        return False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise InputError(f"{folder}: no folder can be made there ({err.strerror}); give another --out") from err
-    run.manifest.write(folder / "manifest.jsonl")
-    fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
-    if storage is not None:
-        fields["storage"] = storage
-    part = folder / ".config.yaml.part"
-    part.write_text(yaml.safe_dump(fields, sort_keys=False))
-    # Last: a folder with a config is a whole run folder.
-    part.replace(folder / "config.yaml")
-    return True
-
-
 def _fit(
     run: Run,
     folder: Path,
@@ -212,7 +171,7 @@ def _fit(
     resources: dict[str, float],
     place: Storage,
     keep: int,
-    loading: str,
+    settings: dict[str, Any],
     tracking: Tracking,
 ) -> Any:
     """Runs the workers to the end and returns Ray Train's best checkpoint."""
@@ -226,9 +185,19 @@ def _fit(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     least, most = workers
+    environment = {"env_vars": {} if resources["GPU"] else keeping_memory()}
+    validation = None
+    if not settings["validates"]:
+        task = {"folder": str(folder), "loading": settings["loading"], "device": "cuda" if resources["GPU"] else "cpu"}
+        validation = ray.train.ValidationConfig(
+            validate_checkpoint,
+            ray.train.ValidationTaskConfig(task),
+            {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "runtime_env": environment},
+        )
     trainer = TorchTrainer(
         work,
-        train_loop_config={"folder": str(folder), "board": board, "is_remote": place.is_remote, "loading": loading},
+        validation_config=validation,
+        train_loop_config={**settings, "board": board, "is_remote": place.is_remote},
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else workers,
             use_gpu=resources["GPU"] > 0,
@@ -237,7 +206,7 @@ def _fit(
         run_config=ray.train.RunConfig(
             name=NAME,
             storage_path=place.uri,
-            worker_runtime_env={"env_vars": {} if resources["GPU"] else keeping_memory()},
+            worker_runtime_env=environment,
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
             # The best ones, and always the last one too.
             checkpoint_config=ray.train.CheckpointConfig(
@@ -298,5 +267,7 @@ def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threadi
             note = f"epoch {epoch}/{run.config.epochs}, {images_per_s:.0f} images/s"
             advance_to((epoch - 1) * num_steps + step, note)
             if epoch != told:
-                tracking.follow(read_history(folder))
+                history = read_history(folder)
+                # In order, for W&B takes no other.
+                tracking.follow(history[: min(unvalidated(run, history), default=len(history) + 1) - 1])
                 told = epoch

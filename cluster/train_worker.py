@@ -1,7 +1,6 @@
 """What runs in a Ray Train worker: the one training loop, and how it reports to Ray and to the driver."""
 
 import errno
-import json
 import shutil
 import tempfile
 import time
@@ -10,10 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from orbithash.cluster.run_folder import note_validation, open_run, write_history
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.loop import train
+from orbithash.trainers.loop import is_validated, train, validate
+from orbithash.trainers.run import Run
 
-__all__ = ["Board", "work"]
+__all__ = ["Board", "validate_checkpoint", "work"]
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -51,15 +52,13 @@ def work(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from orbithash.cluster.train import open_run
-
     if ray.get(settings["board"].blame.remote()):
         # Ray Train tries again whatever failed; what the user has to mend would only fail again.
         return
     folder = Path(settings["folder"])
     run = open_run(folder)
     context = ray.train.get_context()
-    observer = _Reporter(folder, settings["board"], context.get_world_rank(), settings["is_remote"])
+    observer = _Reporter(run, settings, context.get_world_rank())
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as resume_from:
@@ -69,6 +68,7 @@ def work(settings: dict[str, Any]) -> None:
                 resume_from=Path(resume_from) if resume_from else None,
                 device=str(ray.train.torch.get_device()),
                 loading=settings["loading"],
+                validates=settings["validates"],
             )
     except InputError as err:
         # The user's fault, which the driver is to say in one line.
@@ -80,11 +80,24 @@ def work(settings: dict[str, Any]) -> None:
         raise
 
 
+def validate_checkpoint(checkpoint: Any, folder: str, device: str, loading: str) -> dict[str, Any]:
+    """What a task of Ray Train's runs, while the next epochs train: metrics and score of one of the run's checkpoints.
+
+    Ray Train runs one at a time, and again where a run that was cut short goes on.
+    """
+    with checkpoint.as_directory() as state:
+        found = validate(open_run(Path(folder)), Path(state), device, loading)
+    note_validation(Path(folder), found)
+    return found
+
+
 class _Reporter:
     """The loop's observer in a worker: checkpoints and metrics to Ray Train, progress to the board."""
 
-    def __init__(self, folder: Path, board: Any, rank: int, is_remote: bool) -> None:
-        self._folder, self._board, self._rank, self._is_remote = folder, board, rank, is_remote
+    def __init__(self, run: Run, settings: dict[str, Any], rank: int) -> None:
+        self._run, self._rank = run, rank
+        self._folder, self._board = Path(settings["folder"]), settings["board"]
+        self._is_remote, self._validates = settings["is_remote"], settings["validates"]
         self._told = 0.0
 
     def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
@@ -105,9 +118,7 @@ class _Reporter:
                 shutil.rmtree(temporary)
                 raise
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
-            part = self._folder / ".metrics.jsonl.part"
-            part.write_text("".join(json.dumps(line) + "\n" for line in history))
-            part.replace(self._folder / "metrics.jsonl")
+            write_history(self._folder, history)
         if checkpoint is not None and self._is_remote:
             # One upload at a time: a slow store must not leave a kill more than an epoch, or fill this disk.
             ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
@@ -120,6 +131,7 @@ class _Reporter:
                 checkpoint=checkpoint,
                 checkpoint_upload_mode=mode,
                 delete_local_checkpoint_after_upload=True,
+                validation=checkpoint is not None and not self._validates and is_validated(self._run, len(history)),
             )
         except BaseException:
             if checkpoint is not None:

@@ -24,8 +24,9 @@ from typing import Any
 import yaml
 
 from orbithash.cluster.progress import say, track
+from orbithash.cluster.run_folder import claim_folder, open_run
 from orbithash.cluster.runtime import check_resources, connected
-from orbithash.cluster.train import check_training, claim_folder, open_run
+from orbithash.cluster.train import check_training
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.methods import get_method
@@ -136,7 +137,7 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
     with connected():
         import ray
 
-        check_resources("a trial", tuning.cpus, tuning.gpus)
+        check_resources("a trial", [{"CPU": tuning.cpus, "GPU": tuning.gpus}])
         claim_folder(run, folder / "base")
         write_atomically(folder / "search.yaml", yaml.safe_dump(tuning.to_plain(), sort_keys=False).encode())
         room = int(ray.cluster_resources()["CPU"] // tuning.cpus) if tuning.cpus else tuning.num_trials

@@ -127,11 +127,19 @@ def reading(location: str) -> Iterator[None]:
         # A panic in Lance's Rust arrives as a BaseException without an importable name.
         if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{location} cannot be read, it may be damaged: {reason(error)}") from error
+        guess = "" if _is_forbidden(error) else ", it may be damaged"
+        raise InputError(f"{location} cannot be read{guess}: {reason(error)}") from error
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Whether an object store refused this user, as its client says it."""
+    return any(words in str(error) for words in ("403 Forbidden", "401 Unauthorized"))
 
 
 def reason(error: BaseException) -> str:
     """Lance's message without the places in its source code."""
+    if _is_forbidden(error):
+        return "no permission; check the credentials"
     lines = re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", str(error)).splitlines()
     return lines[0] if lines else type(error).__name__
 

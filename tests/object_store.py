@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
@@ -36,3 +37,43 @@ def s3_server():
     finally:
         process.kill()
         process.wait()
+
+
+def s3_client(endpoint, *buckets):
+    """A client of the server, where these buckets are made."""
+    client = _client("s3", endpoint)
+    for bucket in buckets:
+        client.create_bucket(Bucket=bucket)
+    return client
+
+
+@contextmanager
+def no_permission(endpoint):
+    """In the block the server asks everybody for permission; the environment of a user who has none."""
+    iam = _client("iam", endpoint)
+    iam.create_user(UserName="nobody")
+    key = iam.create_access_key(UserName="nobody")["AccessKey"]
+    _ask_for_permission_after(endpoint, "0")
+    try:
+        yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    finally:
+        _ask_for_permission_after(endpoint, "inf")
+        iam.delete_access_key(UserName="nobody", AccessKeyId=key["AccessKeyId"])
+        iam.delete_user(UserName="nobody")
+
+
+def _ask_for_permission_after(endpoint, num_requests):
+    url, headers = f"http://{endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    urllib.request.urlopen(urllib.request.Request(url, num_requests.encode(), headers)).close()
+
+
+def _client(service, endpoint):
+    import boto3
+
+    return boto3.client(
+        service,
+        endpoint_url=f"http://{endpoint}",
+        aws_access_key_id=ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+        region_name=ENVIRONMENT["AWS_REGION"],
+    )

@@ -46,7 +46,7 @@ from orbithash.trainers.methods import Batch, Method
 from orbithash.trainers.run import Run, check_batch, check_labels
 from orbithash.trainers.tables import load_tables
 
-__all__ = ["Observer", "best_epoch", "export_models", "load_training_part", "train"]
+__all__ = ["Observer", "best_epoch", "export_models", "is_validated", "load_training_part", "train", "validate"]
 
 # Training images are kept this much larger than the network's input, so that a crop of them needs little upsampling.
 STORED_MARGIN = 1.2
@@ -63,12 +63,18 @@ class Observer(Protocol):
 
 
 def train(
-    run: Run, observer: Observer, resume_from: Path | None = None, device: str = "cpu", loading: str = "auto"
+    run: Run,
+    observer: Observer,
+    resume_from: Path | None = None,
+    device: str = "cpu",
+    loading: str = "auto",
+    validates: bool = True,
 ) -> None:
     """Trains `run` to its last epoch, from a checkpoint folder where one is given.
 
     `loading` is one of `LOADINGS`: images are kept in memory, decoded as they are needed, or either, whichever fits.
-    The result is the same.
+    The result is the same. Without `validates`, somebody else calls `validate` with the checkpoints of epochs that
+    `is_validated` names.
     """
     config = run.config
     check_batch(run, world_size())
@@ -78,7 +84,9 @@ def train(
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.precision == "bfloat16":
         _train_in_bfloat16(method)
-    training, reference, validation = _load(run, method, device, loading)
+    training = load_training_part(run, method, device, loading)
+    if validates:
+        reference, validation = _validation_parts(run, method, training.features, device, loading)
     optimizer = method.build_optimizer()
     base_rates = [group["lr"] for group in optimizer.param_groups]
     history: list[dict[str, Any]] = []
@@ -95,8 +103,7 @@ def train(
     def write_checkpoint(folder: Path) -> None:
         save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
 
-    encoder = HashModel(make_card(run, method, {}), method.network, device=device, text_head=method.text_head)
-    has_validation = bool(run.manifest.part("validation"))
+    encoder = _encoder(run, method, device)
     for epoch in range(len(history), config.epochs):
         # Whatever draws from torch's own generator draws the same after an interruption.
         torch.manual_seed(_seed(config.seed, epoch, rank()))
@@ -108,12 +115,29 @@ def train(
         record = _train_epoch(run, method, parallel, optimizer, encoder, training, epoch, observer)
         method.end_epoch()
         method.eval()
-        is_last = epoch + 1 == config.epochs
-        if has_validation and ((epoch + 1) % config.validate_every == 0 or is_last):
-            metrics = method.validate(encoder, reference, validation)
-            record |= {f"validation/{name}": value for name, value in metrics.items()}
-        history.append(record | {"score": _score(method, record, has_validation)})
+        if validates and is_validated(run, epoch + 1):
+            record |= _validated(method, encoder, reference, validation)
+        history.append(record | {"score": _score(run, method, record)})
         observer.on_epoch(history, write_checkpoint)
+
+
+def is_validated(run: Run, epoch: int) -> bool:
+    """Whether an epoch, counted from 1, is one that the validation part is asked about."""
+    due = epoch % run.config.validate_every == 0 or epoch == run.config.epochs
+    return due and bool(run.manifest.part("validation"))
+
+
+def validate(run: Run, checkpoint: Path, device: str = "cpu", loading: str = "auto") -> dict[str, Any]:
+    """What `train` would have noted after the epoch of a checkpoint, with one rank: its number, metrics and score."""
+    state = load_checkpoint(checkpoint)
+    method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.load_state_dict(state["method"])
+    method.eval()
+    encoder = _encoder(run, method, device)
+    features = load_tables(run.root, run.manifest.part("train"), method, run.preprocessing(), device)
+    found = _validated(method, encoder, *_validation_parts(run, method, features, device, loading))
+    record = state["history"][-1]
+    return {"epoch": record["epoch"], **found, "score": _score(run, method, record | found)}
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,14 +145,16 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
     return max(history, key=lambda record: (float(record["score"]), int(record["epoch"])))
 
 
-def export_models(run: Run, checkpoint: Path) -> tuple[HashModel, list[HashModel]]:
-    """The model of a checkpoint, with the metrics of its epoch, and those of its nested lengths."""
+def export_models(
+    run: Run, checkpoint: Path, metrics: dict[str, Any] | None = None
+) -> tuple[HashModel, list[HashModel]]:
+    """The model of a checkpoint and those of its nested lengths; without `metrics`, with those it was written with."""
     state = load_checkpoint(checkpoint)
     # The checkpoint has all weights; those that training began with may be gone by now.
     unweighted = dataclasses.replace(run, config=run.config.model_copy(update={"weights": None}))
     method = unweighted.build()
     method.load_state_dict(state["method"])
-    card = make_card(run, method, state["history"][-1])
+    card = make_card(run, method, state["history"][-1] if metrics is None else metrics)
     model = HashModel(card, method.network, text_head=method.text_head, text_encoder=method.text_encoder())
     return model, [model.shortened(bits) for bits in method.nested_bits]
 
@@ -179,10 +205,12 @@ def _images(run: Run, images: list[Image], preprocessing: Preprocessing, loading
     return (load_images if fits else StreamedImages)(run.root, images, preprocessing)
 
 
-def _load(run: Run, method: Method, device: str, loading: str) -> tuple[Part, Part, Part]:
-    """The training part, and this rank's shares of it and of the validation part as they are encoded."""
+def _validation_parts(
+    run: Run, method: Method, features: dict[str, npt.NDArray[np.float32]], device: str, loading: str
+) -> tuple[Part, Part]:
+    """This rank's shares of the training part, whose features are given, and of the validation part, as encoded."""
     preprocessing = run.preprocessing()
-    training, labels = load_training_part(run, method, device, loading), run.labels()
+    labels = run.labels()
 
     def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
         mine = slice(rank(), None, world_size())
@@ -197,9 +225,19 @@ def _load(run: Run, method: Method, device: str, loading: str) -> tuple[Part, Pa
     held_back = run.manifest.part("validation")
     if not held_back:
         nothing = Part(None, np.empty(0, np.int64), [])
-        return training, nothing, nothing
+        return nothing, nothing
     tables = load_tables(run.root, held_back, method, preprocessing, device, training=False)
-    return training, share("train", training.features), share("validation", tables)
+    return share("train", features), share("validation", tables)
+
+
+def _encoder(run: Run, method: Method, device: str) -> HashModel:
+    """The networks that are being trained, as an archive would be encoded by them."""
+    return HashModel(make_card(run, method, {}), method.network, device=device, text_head=method.text_head)
+
+
+def _validated(method: Method, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
+    metrics = method.validate(encoder, reference, validation)
+    return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 def _seed(seed: int, *more: int) -> int:
@@ -207,9 +245,9 @@ def _seed(seed: int, *more: int) -> int:
     return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
 
 
-def _score(method: Method, record: dict[str, Any], has_validation: bool) -> float:
+def _score(run: Run, method: Method, record: dict[str, Any]) -> float:
     """What the best epoch has most of: the metric that chooses, or the epoch's number where none does."""
-    if method.selection_metric is None or not has_validation:
+    if method.selection_metric is None or not run.manifest.part("validation"):
         return float(record["epoch"])
     # Metrics are at least 0, and the last epoch is always validated: one that was not is never the best.
     return float(record.get(f"validation/{method.selection_metric}", -1))

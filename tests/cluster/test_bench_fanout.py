@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from orbithash.cluster import bench_fanout as fanout
-from orbithash.cluster.bench_fanout import FanoutBench, bench_fanout
+from orbithash.cluster import bench_fanout_world as simulated
+from orbithash.cluster.bench_fanout import bench_fanout
+from orbithash.cluster.bench_fanout_world import WARM_UP, FanoutBench, Scenario, World
+from orbithash.cluster.skipping_loop import SkippingLoop
+from orbithash.encoders.errors import InputError
 from orbithash.search.shard import ShardAnswer
 
 SMALL = FanoutBench(shards=20, queries=40, stragglers=0.02, slow=50, down=0.1, timeout_ms=30, seed=4)
@@ -17,12 +21,12 @@ SMALL = FanoutBench(shards=20, queries=40, stragglers=0.02, slow=50, down=0.1, t
 
 @pytest.fixture(scope="module")
 def world():
-    return fanout._World(SMALL)
+    return World(SMALL)
 
 
 def outcome(world, counts_work=False, **scenario):
     with fanout._quiet():
-        return fanout._run(world, SMALL, fanout._Scenario("one", **scenario), counts_work)
+        return fanout._run(world, SMALL, Scenario("one", **scenario), counts_work)
 
 
 @pytest.mark.parametrize("counts_work", [False, True])
@@ -39,7 +43,7 @@ def test_nobody_waits(counts_work):
         return loop.time() - begun
 
     begun = time.perf_counter()
-    with asyncio.Runner(loop_factory=lambda: fanout._SkippingLoop(counts_work)) as runner:
+    with asyncio.Runner(loop_factory=lambda: SkippingLoop(counts_work)) as runner:
         shown = runner.run(sleep())
     worked = time.perf_counter() - begun
     assert worked < 5
@@ -48,8 +52,8 @@ def test_nobody_waits(counts_work):
 
 def waited(world, straggles):
     """Seconds of each query that counts: those of the slowest shard, and which calls were slow."""
-    is_slow = world.is_slow[0, fanout._WARM_UP :] & straggles
-    return (world.delays_s[0, fanout._WARM_UP :] * np.where(is_slow, SMALL.slow, 1)).max(axis=1)
+    is_slow = world.is_slow[0, WARM_UP:] & straggles
+    return (world.delays_s[0, WARM_UP:] * np.where(is_slow, SMALL.slow, 1)).max(axis=1)
 
 
 @pytest.mark.parametrize("straggles", [False, True])
@@ -61,7 +65,7 @@ def test_a_query_takes_as_long_as_the_slowest_shard(world, straggles):
 
 
 def test_a_short_timeout_leaves_out_who_is_late(world):
-    late = (world.delays_s * np.where(world.is_slow, SMALL.slow, 1))[0, fanout._WARM_UP :] > 0.03
+    late = (world.delays_s * np.where(world.is_slow, SMALL.slow, 1))[0, WARM_UP:] > 0.03
     found = outcome(world, timeout_s=0.03)
     assert found.coverages == pytest.approx((1 - late.mean(axis=1)).tolist())
     assert 0 < np.mean(found.coverages) < 1
@@ -73,12 +77,12 @@ def test_shards_that_are_down(world):
     # Two of twenty: one hangs, so that all queries wait for it, one refuses.
     found = outcome(world, straggles=False, goes_down=True)
     assert found.coverages == pytest.approx([0.9] * SMALL.queries)
-    assert found.seconds == pytest.approx([fanout._SHARD_TIMEOUT_S] * SMALL.queries)
+    assert found.seconds == pytest.approx([simulated.SHARD_TIMEOUT_S] * SMALL.queries)
     assert found.num_failed == 0
 
 
 def test_a_second_copy_stands_in(world):
-    assert not ((world.fates != fanout._ANSWERS).all(axis=0)).any(), "of this seed no shard has both copies down"
+    assert not ((world.fates != simulated.ANSWERS).all(axis=0)).any(), "of this seed no shard has both copies down"
     found = outcome(world, copies=2, straggles=False, goes_down=True)
     assert found.coverages == [1.0] * SMALL.queries
     assert max(found.seconds) < 0.1
@@ -86,7 +90,7 @@ def test_a_second_copy_stands_in(world):
     # Without hedging nobody asks another copy for what hangs.
     found = outcome(world, copies=2, straggles=False, goes_down=True, hedges=False)
     assert max(found.coverages) < 1
-    assert min(found.seconds) == pytest.approx(fanout._SHARD_TIMEOUT_S)
+    assert min(found.seconds) == pytest.approx(simulated.SHARD_TIMEOUT_S)
 
 
 def test_hedging_cuts_stragglers_off(world):
@@ -98,7 +102,7 @@ def test_hedging_cuts_stragglers_off(world):
 
 
 def test_nobody_answers(world, monkeypatch):
-    monkeypatch.setattr(world, "fates", np.full_like(world.fates, fanout._REFUSES))
+    monkeypatch.setattr(world, "fates", np.full_like(world.fates, simulated.REFUSES))
     found = outcome(world, goes_down=True)
     assert found.num_failed == SMALL.queries
     assert found.coverages == [0.0] * SMALL.queries
@@ -111,7 +115,7 @@ def test_work_counts_where_it_is_to(world):
 
 
 def test_another_seed_is_another_world(world):
-    other, same = (fanout._World(replace(SMALL, seed=seed)) for seed in (SMALL.seed + 1, SMALL.seed))
+    other, same = (World(replace(SMALL, seed=seed)) for seed in (SMALL.seed + 1, SMALL.seed))
     for name in ("delays_s", "is_slow", "fates"):
         assert (getattr(world, name) == getattr(same, name)).all()
         assert (getattr(world, name) != getattr(other, name)).any()
@@ -165,7 +169,7 @@ def test_the_whole_bench(tmp_path, cli, capsys):
     ],
 )
 def test_what_cannot_be_simulated(wrong, said):
-    with pytest.raises(fanout.InputError, match=said):
+    with pytest.raises(InputError, match=said):
         bench_fanout(replace(SMALL, **wrong))
 
 

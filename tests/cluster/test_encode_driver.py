@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from cluster_parts import BITS, write_image
-from object_store import ENVIRONMENT, s3_server
+from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 
 from orbithash.cluster import encode as job
 from orbithash.cluster.commits import Commits
@@ -112,12 +112,13 @@ def test_gpus_that_no_worker_can_have(gpus):
 
 def test_workers_of_a_cluster(monkeypatch, ray_cluster):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
-    assert job.Workers().on({"CPU": 16.0, "GPU": 2.0}) == (1, 2, 1)
-    assert job.Workers(gpus=0.25).on({"CPU": 16.0, "GPU": 2.0}) == (1, 8, 0.25)
-    assert job.Workers(gpus=0).on({"CPU": 16.0, "GPU": 2.0}) == (1, 16, 0)
-    assert job.Workers(3, 5).on({"CPU": 16.0}) == (3, 5, 0)
+    assert job.Workers().on_cluster() == (1, 2, 1)
+    assert job.Workers(gpus=0.25).on_cluster() == (1, 8, 0.25)
+    assert job.Workers(gpus=0).on_cluster() == (1, 16, 0)
     with pytest.raises(InputError, match="encoding with 3 workers needs 3 GPUs, the cluster has 2"):
-        job.Workers(3, 3).on({"CPU": 16.0, "GPU": 2.0})
+        job.Workers(3, 3).on_cluster()
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0})
+    assert job.Workers(3, 5).on_cluster() == (3, 5, 0)
 
 
 def test_more_gpus_than_there_are(ray_cluster, cli, scenes, model, tmp_path):
@@ -171,20 +172,26 @@ def test_an_archive_that_is_read_only(refused, scenes, model, small_disk):
     refused("encode", scenes, "--model", model, "--archive", archive, words=["cannot be written: Read-only file"])
 
 
+def test_an_archive_in_a_bucket_without_permission(refused, labelled, model, monkeypatch):
+    with s3_server() as endpoint:
+        s3_client(endpoint, "codes")
+        with no_permission(endpoint) as credentials:
+            places = {"AWS_ENDPOINT": f"http://{endpoint}", "AWS_ALLOW_HTTP": "true"}
+            for name, value in (ENVIRONMENT | credentials | places).items():
+                monkeypatch.setenv(name, value)
+            options = ("--model", model, "--archive", "s3://codes/archive")
+            refused(
+                "encode",
+                labelled,
+                *options,
+                words=["s3://codes/archive cannot be read: no permission; check the credentials"],
+            )
+
+
 @pytest.mark.slow
 def test_from_one_object_store_into_another(start, labelled, model):
-    import boto3
-
     with s3_server() as endpoint:
-        client = boto3.client(
-            "s3",
-            endpoint_url=f"http://{endpoint}",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        )
-        for bucket in ("tiles", "codes"):
-            client.create_bucket(Bucket=bucket)
+        client = s3_client(endpoint, "tiles", "codes")
         for path in labelled.rglob("*.png"):
             client.upload_file(str(path), "tiles", path.relative_to(labelled).as_posix())
         environment = ENVIRONMENT | {

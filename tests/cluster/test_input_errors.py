@@ -141,7 +141,7 @@ def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelle
     options = (*TINY, "--workers", "5", "--set", "batch_size=10")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
-        words=["training with 5 workers needs 5 CPUs, the cluster has 4; ask for fewer workers"],
+        words=["training with 5 workers needs 5 CPUs, the cluster has 4; ask for fewer"],
     )
 
 
@@ -222,7 +222,7 @@ def test_workers_that_are_no_range(refused, tmp_path, scenes, model, workers):
 def test_more_encoding_workers_than_cpus(ray_cluster, refused, tmp_path, scenes, model):
     refused(
         *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", "--workers", "9"),
-        words=["encoding with 9 workers needs 5 CPUs, the cluster has 4; ask for fewer workers"],
+        words=["encoding with 9 workers needs 5 CPUs, the cluster has 4; ask for fewer"],
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from orbithash.cluster import reproduce as module
 from orbithash.cluster.reproduce import smallest_class
 from orbithash.cluster.reproduction_table import COLUMNS, cells_of, rows_of, with_learned_baselines
-from orbithash.cluster.train import open_run
+from orbithash.cluster.run_folder import open_run
 from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.evaluation import HEADLINE
 from orbithash.trainers.methods import METHODS, get_method

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cluster_parts import family, kill, user_environment, wait_for
+from cluster_parts import TINY, family, kill, user_environment, wait_for
 
 from orbithash.cluster.cli import app
 from orbithash.cluster.submit import check_words
@@ -180,6 +180,18 @@ def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_training_with_variables(submit, labelled, tmp_path):
+    train = ("--", "train", "dhcl", "--data", labelled, *TINY, "--workers", "1", "--out", tmp_path / "run")
+    refused = submit("--env", "ORBITHASH_WAIT_FOR_NODES_S=soon", *train)
+    assert refused.returncode == 2, refused.stderr
+    assert "ORBITHASH_WAIT_FOR_NODES_S is 'soon'" in refused.stdout
+    ended = submit("--env", f"ORBITHASH_CACHE={tmp_path / 'cache'}", "--env", "HOME", *train)
+    assert ended.returncode == 0, ended.stderr
+    assert "the model is in" in ended.stdout
+    assert (tmp_path / "run/model/model.json").exists()
+
+
+@pytest.mark.slow
 def test_without_the_token_nothing_is_sent(submit, tmp_path):
     wrong = tmp_path / "wrong"
     wrong.write_text("f" * 64)
@@ -230,3 +242,16 @@ def test_an_address_where_nothing_is(refused):
         *("submit", "--address", "ftp://x", "--", "scenes", "/here"),
         words=["http://HOST:PORT of the cluster's dashboard is needed"],
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("", "NAME=VALUE, or the NAME of a variable that is set here, is needed"),
+        ("=1", "NAME=VALUE, or the NAME"),
+        ("A B=1", "NAME=VALUE, or the NAME"),
+        ("NOBODY_SET_THIS", "which is not set here; set it, or give NOBODY_SET_THIS=VALUE"),
+    ],
+)
+def test_a_variable_that_is_none(refused, variable, said):
+    refused("submit", "--env", variable, "--", "scenes", "/here", words=[said])

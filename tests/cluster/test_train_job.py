@@ -15,6 +15,7 @@ from orbithash.trainers.loop import best_epoch
 
 pytestmark = pytest.mark.ray
 
+METRIC = "validation/ap_min@20"
 SETTINGS = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=4", "warm_up_epochs=0")
 
 
@@ -177,3 +178,36 @@ def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypat
     assert "no room for 2 workers with 2 CPUs and 0 GPUs each; the same command goes on" in ended.err
     assert "Traceback" not in ended.err
     assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_validation_beside_training(ray_cluster, cli, labelled, tmp_path):
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=4, validate_every=2), "--validate-beside", "--keep", "2")
+    assert ended.code == 0, ended.err
+    assert "not validated" not in ended.err
+    history = history_of(run)
+    assert [record["epoch"] for record in history if METRIC in record] == [2, 4]
+    assert [record["score"] for record in history] == [-1, history[1][METRIC], -1, history[3][METRIC]]
+    best = best_epoch(history)
+    assert HashModel.load(run / "model").card.metrics == best
+    assert f"epoch {best['epoch']} of 4 is the best on the validation part" in ended.err
+    assert not (run / "validation.jsonl").exists()
+    told = scalars(run / "tensorboard")
+    assert told["validation/ap_min_at_20"] == [(epoch, pytest.approx(history[epoch - 1][METRIC])) for epoch in (2, 4)]
+    assert [epoch for epoch, _ in told["train/loss"]] == [1, 2, 3, 4]
+    # What Ray Train keeps is the best one and the last one.
+    kept = json.loads((run / "ray/checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
+    assert best["epoch"] in {result["metrics"]["epoch"] for result in kept}
+
+
+def test_validation_beside_training_takes_room(ray_cluster, refused, labelled, tmp_path):
+    wanted = ("--workers", "4", "--validate-beside", "--set", "batch_size=8")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *wanted),
+        words=["training with 4 workers and validation beside it needs 5 CPUs, the cluster has 4; ask for fewer"],
+    )
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--validate-beside", "--validation", "0"),
+        words=["--validate-beside, but there is no validation part; leave --validation above 0"],
+    )

@@ -5,7 +5,7 @@ import json
 import pytest
 from cluster_parts import joining, kill_a_node, wait_for
 
-from orbithash.cluster.train import open_run
+from orbithash.cluster.run_folder import open_run
 from orbithash.encoders.model import HashModel
 from orbithash.trainers.loop import best_epoch, train
 

@@ -7,7 +7,7 @@ import socket
 import pyarrow.fs
 import pytest
 from cluster_parts import TINY, family, kill, wait_for
-from object_store import ENVIRONMENT, s3_server
+from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 
 from orbithash.cluster import checkpoints
 from orbithash.cluster.checkpoints import Storage
@@ -88,6 +88,16 @@ def test_a_bucket_that_is_not_there(s3):
     assert "there is no bucket 'none'; make it first" in refusal(f"s3://none/first{options}")
     Storage.of(f"s3://runs/first{options}").check(is_new=True)
     assert system.get_file_info("runs/first/.orbithash").type == pyarrow.fs.FileType.NotFound
+
+
+def test_a_bucket_without_permission(keys, monkeypatch):
+    with s3_server() as endpoint:
+        s3_client(endpoint, "runs")
+        with no_permission(endpoint) as credentials:
+            for name, value in credentials.items():
+                monkeypatch.setenv(name, value)
+            said = refusal(f"s3://runs/first?endpoint_override={endpoint}&scheme=http&region=us-east-1")
+    assert said.endswith("no permission to write there; check the credentials")
 
 
 def test_options_that_do_not_fit(refused, tmp_path, labelled):

@@ -4,9 +4,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from object_store import ENVIRONMENT, s3_server
+from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 from PIL import Image
 
+from orbithash.encoders import remote
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.images import Limits, Rendering
 from orbithash.encoders.preprocessing import Preprocessing
@@ -26,16 +27,7 @@ def endpoint():
 @pytest.fixture(scope="module")
 def store(endpoint):
     """A bucket `tiles`, and a client of the store."""
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{endpoint}",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="tiles")
+    client = s3_client(endpoint, "tiles")
     buffer = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(buffer, "PNG")
     client.png = buffer.getvalue()
@@ -78,6 +70,27 @@ def test_a_prefix_is_a_source(s3, store, tmp_path):
             assert record.uri == item.path
             assert record.uri.startswith("s3://tiles/in/")
     assert [item.key for item in iter_source(s3("tiles/in/top.png"))] == ["top.png"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a user who may not", "nobody the store knows"])
+def test_a_bucket_without_permission(s3, endpoint, monkeypatch, known):
+    image = list_source(s3("tiles/in/river"))[0].path
+    with no_permission(endpoint) as credentials:
+        for name, value in credentials.items() if known else ():
+            monkeypatch.setenv(name, value)
+        # A file system keeps the credentials that it began with.
+        remote._system.cache_clear()
+        with pytest.raises(
+            InputError, match=r"cannot be listed: .*(Access Denied|ACCESS_DENIED|INVALID_ACCESS_KEY)"
+        ) as one:
+            list_source(s3("tiles/in"))
+        # Not a refusal: the image is innocent.
+        with pytest.raises(InputError, match=r"cannot be read: .*; run it again, and it goes on") as other:
+            read_object(image, Limits())
+    remote._system.cache_clear()
+    assert not isinstance(other.value, ImageError)
+    assert "\n" not in f"{one.value}{other.value}"
+    assert len(read_object(image, Limits())) > 100
 
 
 def test_the_endpoint_of_the_environment(s3, endpoint, monkeypatch):

@@ -23,7 +23,7 @@ from orbithash.trainers.checkpoint import load_checkpoint
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.loading import StreamedImages
-from orbithash.trainers.loop import best_epoch, export_models, train
+from orbithash.trainers.loop import best_epoch, export_models, is_validated, train
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
 from orbithash.trainers.metrics import mean_average_precision
@@ -196,6 +196,15 @@ def test_training_learns(data):
     history = trained(make_run(data, backbone="resnet18", epochs=8, lr=5e-4)).history
     assert history[-1]["train/loss"] < 0.5 * history[0]["train/loss"]
     assert best_epoch(history)[METRIC] > 0.9
+
+
+def test_a_run_that_somebody_else_validates(data):
+    run, recorder = make_run(data, epochs=3, validate_every=2), Recorder()
+    train(run, recorder, validates=False)
+    assert [record["score"] for record in recorder.history] == [-1, -1, -1]
+    assert not any(name.startswith("validation/") for record in recorder.history for name in record)
+    assert [is_validated(run, epoch) for epoch in (1, 2, 3)] == [False, True, True]
+    assert not is_validated(dataclasses.replace(run, manifest=make_manifest(data, protocol="random", validation=0)), 2)
 
 
 def test_the_best_epoch_is_the_last_of_equals():

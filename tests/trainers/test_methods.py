@@ -10,7 +10,7 @@ import torch.distributed as dist
 from method_parts import Recorder, flat, make_run, timeless, trained, write_data
 
 from orbithash.trainers.checkpoint import load_checkpoint
-from orbithash.trainers.loop import export_models, train
+from orbithash.trainers.loop import export_models, train, validate
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.memory import Memory
 
@@ -294,10 +294,16 @@ def test_a_run_killed_in_mid_epoch_ends_the_same(data, tmp_path, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_exported_model_encodes(data, tmp_path, case):
+def test_a_checkpoint_is_validated_alone_and_becomes_a_model(data, tmp_path, case):
     method, settings = CASES[case]
     run = make_run(data, method, **{**settings, "epochs": 1})
-    trained(run, tmp_path)
+    (record,) = trained(run, tmp_path).history
+    in_the_loop = {
+        name: record[name] for name in record if name in ("epoch", "score") or name.startswith("validation/")
+    }
+    assert len(in_the_loop) > 2
+    assert validate(run, tmp_path / "epoch1") == in_the_loop
+
     model, shorter = export_models(run, tmp_path / "epoch1")
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model")

@@ -186,7 +186,7 @@ class Mhcln(Method):
 
     def build_optimizer(self) -> Adam:
         """See `Method`."""
-        return Adam(self.network.head.parameters(), lr=self.config.lr, betas=(self.config.beta1, 0.999))
+        return Adam(self.network.head.parameters(), lr=self.config.lr, betas=(self.config.beta1, 0.999), fused=True)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
         """See `Method`. The rate is constant."""
