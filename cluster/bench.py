@@ -24,7 +24,7 @@ import torch
 
 from orbithash.cluster.encode import BATCH_SIZE, encode
 from orbithash.cluster.progress import say
-from orbithash.cluster.runtime import connected
+from orbithash.cluster.runtime import connected, keeping_memory
 from orbithash.cluster.train import prepare_run, train_on_ray
 from orbithash.encoders.archive import Archive
 from orbithash.encoders.card import HeadSpec, ModelCard, NetworkSpec
@@ -86,7 +86,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
     """Images per second of each Ray Train worker beside the bare loop with a worker's threads and its share of a batch.
 
     Epochs only. `bare_loop` has the machine to itself; of `bare_loops`, as many as workers run at once and know nothing
-    of each other, which is what the machine allows.
+    of each other. `kept_loops` are the same with the workers' allocator, which is what the machine allows.
     """
     if epochs < 2:
         raise InputError(f"--epochs is {epochs}; at least 2 are needed, for the first one warms up")
@@ -102,20 +102,26 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
         share = run.config.batch_size // workers
         bare_run = dataclasses.replace(run, config=run.config.model_copy(update={"batch_size": share}))
 
-        def bare_loops(count: int) -> float:
-            with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        def bare_loops(count: int, environment: dict[str, str] | None = None) -> float:
+            with (
+                _environment(environment or {}),
+                ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool,
+            ):
                 return float(np.mean(list(pool.map(_bare_training, [bare_run] * count, [num_threads] * count))))
 
+        def all_bare_loops() -> tuple[float, float, float]:
+            return bare_loops(1), bare_loops(workers), bare_loops(workers, keeping_memory())
+
         say("bare loops, first time")
-        before = bare_loops(1), bare_loops(workers)
+        before = all_bare_loops()
         say(f"{workers} Ray Train workers")
         begun = time.perf_counter()
         history = train_on_ray(run, root / "run", workers)
         seconds = time.perf_counter() - begun
         say("bare loops, second time")
-        after = bare_loops(1), bare_loops(workers)
+        after = all_bare_loops()
         rate = _rate(history) / workers
-        alone, together = (sum(pair) / 2 for pair in zip(before, after, strict=True))
+        alone, together, kept = (sum(pair) / 2 for pair in zip(before, after, strict=True))
         return {
             **circumstances("train"),
             "images": len(run.manifest.part("train")),
@@ -129,8 +135,10 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
             "worker_peak_memory_mb": max(record["peak_memory_mb"] for record in history),
             "bare_loop_images_per_s": alone,
             "bare_loops_images_per_s": together,
+            "kept_loops_images_per_s": kept,
             "ratio_to_bare_loop": rate / alone,
             "ratio_to_bare_loops": rate / together,
+            "ratio_to_kept_loops": rate / kept,
         }
 
 
@@ -151,6 +159,21 @@ def circumstances(name: str, *packages: str) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{package} {version(package)}" for package in packages or ("ray", "torch")),
     }
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """What processes that are started in the block are given."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def test_bench_train(ray_cluster, shared):
     workers = min(2, os.cpu_count())
     result = bench_train(None, str(weights), 2, workers)
     assert result["images_per_worker_and_step"] * workers == 32
-    for baseline in ("bare_loop", "bare_loops"):
+    for baseline in ("bare_loop", "bare_loops", "kept_loops"):
         ratio = result["worker_images_per_s"] / result[f"{baseline}_images_per_s"]
         assert result[f"ratio_to_{baseline}"] == pytest.approx(ratio)
     assert result["worker_start_s"] > 0

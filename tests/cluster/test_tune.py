@@ -6,6 +6,7 @@ import pytest
 import yaml
 from cluster_parts import family, kill, wait_for
 
+from orbithash.cluster import tune as searching
 from orbithash.cluster.train import prepare_run
 from orbithash.cluster.tune import Trial, Tuning, best_config
 from orbithash.cluster.tuning_report import write_page
@@ -24,6 +25,26 @@ def small(labelled, tmp_path):
     return command(
         labelled, tmp_path / "tune", "--set", "batch_size=6", "--set", "class_pairs=1", "--validation", "0.3"
     )
+
+
+def test_the_settings_of_trials(labelled):
+    run = prepare_run("mhcln", labelled, settings=["lr=2e-4"])
+    space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 1), "hidden": Choice(((8,), (16, 8))), "epochs": Linear(3, 5)}
+    points = searching._points(run, Tuning(space, 40, "ap_min@20"))
+    as_is = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
+    assert points[0] == as_is
+    assert len(points) == 40
+    num_kept = [sum(point[name] == as_is[name] for name in space) for point in points[1:]]
+    assert num_kept[1::2] == [0] * 19, "all are drawn"
+    assert 1 < sum(num_kept[::2]) / 20 < 3, "about half of four stay"
+    assert max(num_kept) < 4, "none is the first one again"
+    for point in points[2::2]:
+        assert 1e-4 <= point["lr"] <= 1e-2
+        assert 0.1 <= point["margin"] <= 1
+        assert point["hidden"] in ("[8]", "[16, 8]")
+        assert point["epochs"] in (3, 4, 5)
+    assert points == searching._points(run, Tuning(space, 40, "ap_min@20"))
+    assert points[1:] != searching._points(run, Tuning(space, 40, "ap_min@20", seed=1))[1:]
 
 
 @pytest.mark.slow
