@@ -7,8 +7,8 @@ TUNE/trials.json, report.html   each trial's settings and how it fared, best fir
 TUNE/best.yaml     the best trial's settings, for `train --config`
 
 A trial is one process, so trials never wait for one another's workers. The first one has the settings as they are, and
-is trained to its end: what the others are compared with. Every second one of these differs from it in about half of the
-settings only. The test part is never looked at.
+is trained to its end: what the others are compared with. Every second one of these stays near it. The test part is
+never looked at.
 """
 
 import dataclasses
@@ -52,6 +52,9 @@ MAX_FAILURES = 2
 
 # ASHA keeps one of so many trials at each of its rungs.
 REDUCTION = 3
+
+# How far a trial goes that is to stay near the given settings, which are seldom far from good ones.
+NEAR = 0.25
 
 # What a trial reports of an epoch.
 OBJECTIVE, EPOCH, PROBLEM = "objective", "epoch", "problem"
@@ -252,19 +255,27 @@ def _folder_of(trial: Any) -> str:
 
 
 def _points(run: Run, tuning: Tuning) -> list[dict[str, Any]]:
-    """The settings of each trial: as they are; then, in turn, with some of them drawn anew and with all of them.
-
-    Given settings are seldom far from good ones, so a few trials find more near them than anywhere.
-    """
+    """The settings of each trial: as they are; then, in turn, drawn near them and from all of the space."""
     rng = np.random.default_rng(tuning.seed)
     domains = {name: _domain(type(run.config), name, tuning.space) for name in tuning.space}
     as_is = {name: _plain(getattr(run.config, name)) for name in tuning.space}
     points = [as_is]
     for number in range(1, tuning.num_trials):
         drawn = {name: domain.sample(random_state=rng) for name, domain in domains.items()}
-        stays = {name for name in domains if rng.random() < 0.5} if number % 2 else set()
-        points.append(drawn | {name: as_is[name] for name in stays} if len(stays) < len(domains) else drawn)
+        near = {name: _towards(as_is[name], drawn[name], tuning.space[name], rng) for name in domains}
+        points.append(near if number % 2 else drawn)
     return points
+
+
+def _towards(start: Any, end: Any, dimension: Dimension, rng: np.random.Generator) -> Any:
+    """A value `NEAR` of the way from `start` to `end`; of those that have no order, `end` as often as that."""
+    if isinstance(dimension, Choice):
+        return end if rng.random() < NEAR else start
+    is_log = not isinstance(dimension, Linear)
+    if start is None or (is_log and start <= 0):
+        return end
+    value = start * (end / start) ** NEAR if is_log else start + NEAR * (end - start)
+    return round(value) if isinstance(end, int) else value
 
 
 def _domain(config: type[Any], name: str, space: Space) -> Any:
