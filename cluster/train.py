@@ -107,11 +107,11 @@ def train_on_ray(
             num_cpus = cpus_per_worker(most + validate_beside, gpus_per_worker)
             resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
             settings = {"folder": str(folder), "loading": loading, "validates": not validate_beside}
-            checkpoint = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
+            checkpoint, epoch = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
         history = read_history(folder)
         if missing := unvalidated(run, history):
             say(f"not validated: epoch {', '.join(map(str, missing))}; the log of Ray Train's controller says why")
-        best = best_epoch(history)
+        best = next(record for record in history if record["epoch"] == epoch)
         with checkpoint.as_directory() as state:
             model, shorter = export_models(run, Path(state), best)
         close_history(folder)
@@ -173,8 +173,8 @@ def _fit(
     keep: int,
     settings: dict[str, Any],
     tracking: Tracking,
-) -> Any:
-    """Runs the workers to the end and returns Ray Train's best checkpoint."""
+) -> tuple[Any, int]:
+    """Runs the workers to the end and returns Ray Train's best checkpoint, and its epoch."""
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -241,10 +241,11 @@ def _fit(
             signal.signal(signal.SIGINT, on_interrupt)
     if blame := ray.get(board.blame.remote()):
         raise InputError(blame)
-    records = [record for _, record in result.best_checkpoints]
     tracking.follow(read_history(folder))
-    checkpoint, _ = result.best_checkpoints[records.index(best_epoch(records))]
-    return checkpoint
+    records = [record for _, record in result.best_checkpoints]
+    best = best_epoch(records)
+    checkpoint, _ = result.best_checkpoints[records.index(best)]
+    return checkpoint, best["epoch"]
 
 
 def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threading.Event) -> None:

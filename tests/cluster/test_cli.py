@@ -20,8 +20,8 @@ SURFACE = {
     "scenes": ["DIR", "--count", "--seed", "--size"],
     "train": [
         *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker", "--keep"),
-        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validation"),
-        *("--weights", "--workers"),
+        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validate-beside"),
+        *("--validation", "--weights", "--workers"),
     ],
     "wald": ["SOURCE", "OUT", "--factor"],
     "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
@@ -35,7 +35,8 @@ SURFACE = {
         *("--seed", "--set", "--split-seed", "--trials", "--validation", "--weights"),
     ],
     "submit": [
-        *("[VERB]...", "--address", "--detach", "--id", "--json", "--python", "--stop", "--token-file", "--wheel"),
+        *("[VERB]...", "--address", "--detach", "--env", "--id", "--json", "--python", "--stop", "--token-file"),
+        "--wheel",
     ],
     "encode": ["SOURCE", "--archive", "--gpus-per-worker", "--json", "--model", "--tile", "--watch", "--workers"],
     "serve": [

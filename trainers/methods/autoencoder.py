@@ -89,7 +89,7 @@ def pre_train(autoencoder: Autoencoder, sources: list[Features], settings: PreTr
     like = next(autoencoder.parameters())
     rng = np.random.default_rng([settings.seed, len(sources[0])])
     held_out, rows = np.split(rng.permutation(len(sources[0])), [max(1, round(settings.held_out * len(sources[0])))])
-    optimizer = Adam(autoencoder.parameters(), lr=settings.lr, fused=True)
+    optimizer = Adam(autoencoder.parameters(), lr=settings.lr)
 
     def error(some: npt.NDArray[np.int64]) -> Tensor:
         inputs = autoencoder.standardise([torch.from_numpy(source[some]).to(like) for source in sources])

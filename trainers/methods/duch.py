@@ -350,7 +350,7 @@ class Duch(Method):
                     "weight_decay": config.critic_weight_decay,
                 }
             )
-        return Adam(groups, fused=True)
+        return Adam(groups)
 
     def begin(self, training: Part) -> None:
         """See `Method`. Sets the moments that features are standardised with."""

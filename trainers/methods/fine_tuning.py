@@ -60,8 +60,8 @@ class FineTuned(Method):
             },
         ]
         if config.optimizer == "sgd":
-            return SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
-        return AdamW(groups, weight_decay=config.weight_decay, fused=True)
+            return SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        return AdamW(groups, weight_decay=config.weight_decay)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
         """See `Method`. In the warm-up the backbone does not train."""

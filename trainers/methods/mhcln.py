@@ -186,6 +186,8 @@ class Mhcln(Method):
 
     def build_optimizer(self) -> Adam:
         """See `Method`."""
+        # One pass over the weights, which are most of a step here. Not for convolutions: the fused step takes weights
+        # and its state in the order of their memory, and a checkpoint does not keep `channels_last`.
         return Adam(self.network.head.parameters(), lr=self.config.lr, betas=(self.config.beta1, 0.999), fused=True)
 
     def start_epoch(self, epoch: int, training: Part) -> float:

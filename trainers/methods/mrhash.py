@@ -324,7 +324,7 @@ class MrHash(Method):
         if config.fine_tune:
             backbone = list(self.network.backbone.parameters())
             groups.append({"name": "backbone", "params": backbone, "lr": config.lr * config.backbone_lr_factor})
-        return Adam(groups, fused=True)
+        return Adam(groups)
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
         """See `Method`. The share of the sources' variance that latents, and codes, tell; the rest only with labels."""
