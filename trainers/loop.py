@@ -129,13 +129,14 @@ def is_validated(run: Run, epoch: int) -> bool:
 
 def validate(run: Run, checkpoint: Path, device: str = "cpu", loading: str = "auto") -> dict[str, Any]:
     """What `train` would have noted after the epoch of a checkpoint, with one rank: its number, metrics and score."""
-    state = load_checkpoint(checkpoint)
     method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # First: features are of the networks that training began with.
+    features = load_tables(run.root, run.manifest.part("train"), method, run.preprocessing(), device)
+    parts = _validation_parts(run, method, features, device, loading)
+    state = load_checkpoint(checkpoint)
     method.load_state_dict(state["method"])
     method.eval()
-    encoder = _encoder(run, method, device)
-    features = load_tables(run.root, run.manifest.part("train"), method, run.preprocessing(), device)
-    found = _validated(method, encoder, *_validation_parts(run, method, features, device, loading))
+    found = _validated(method, _encoder(run, method, device), *parts)
     record = state["history"][-1]
     return {"epoch": record["epoch"], **found, "score": _score(run, method, record | found)}
 
