@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orbithash.cluster.progress import say
+from orbithash.cluster.output import say
 from orbithash.encoders.errors import InputError
 
 __all__ = ["check_resources", "connected", "cpus_per_worker", "keeping_memory", "parse_workers", "worker_error"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from orbithash.cluster.progress import say
+from orbithash.cluster.output import say
 from orbithash.encoders.errors import InputError, listed
 
 __all__ = ["Cluster", "Job", "Runtime", "check_words", "run_job", "stop_job"]
@@ -173,7 +173,7 @@ def send(cluster: Cluster, words: Sequence[str], job_id: str | None, runtime: Ru
     if job_id is not None and not (job_id.isascii() and job_id.replace("-", "").replace("_", "").isalnum()):
         raise InputError(f"--id is {job_id!r}; letters, digits, - and _ are allowed")
     job_id = job_id or f"orbithash-{words[0]}-{secrets.token_hex(4)}"
-    entrypoint = shlex.join([runtime.python, "-m", "orbithash.cluster.cli", *words])
+    entrypoint = shlex.join([runtime.python, "-m", "orbithash.cluster.cli.main", *words])
     with _client(cluster) as client:
         if there := _find(client, job_id):
             if there.entrypoint != entrypoint:

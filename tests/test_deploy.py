@@ -9,7 +9,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from orbithash.search.metrics import Metrics
+from orbithash.search.gateway.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "orbithash.json"
@@ -22,7 +22,7 @@ class Served:
     num_queries_waiting = num_rows_waiting = 0
 
     def describe(self):
-        from orbithash.search.description import Description, ShardStatus
+        from orbithash.search.protocol.description import Description, ShardStatus
 
         return Description(1, 8, "m", 1, "flat", False, (ShardStatus(1, 1, 1),), "0")
 

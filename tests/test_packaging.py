@@ -69,8 +69,10 @@ def test_the_wheel_holds_what_is_not_python(wheel):
 
 def test_every_room_is_imported_from_the_wheel(environment):
     program = (
-        "import orbithash.v1.search_pb2 as a, orbithash.encoders.model as b, orbithash.trainers.loop as c, "
-        "orbithash.search.gateway as d, orbithash.cluster.cli as e, orbithash.trainers.scenes as f\n"
+        "import orbithash.v1.search_pb2 as a, orbithash.encoders.networks.model as b\n"
+        "import orbithash.trainers.loop.loop as c\n"
+        "import orbithash.search.gateway.gateway as d, orbithash.cluster.cli.main as e\n"
+        "import orbithash.trainers.scenes as f\n"
         "print(*(m.__file__ for m in (a, b, c, d, e, f)), sep='\\n')"
     )
     done = run(environment, "-c", program)
@@ -79,7 +81,7 @@ def test_every_room_is_imported_from_the_wheel(environment):
 
 
 def test_its_command_line_works(environment):
-    start = "import sys; from orbithash.cluster.cli import main; sys.argv[0] = 'orbithash'; main()"
+    start = "import sys; from orbithash.cluster.cli.main import main; sys.argv[0] = 'orbithash'; main()"
     done = run(environment, "-c", start, "--help")
     assert done.returncode == 0, done.stderr
     assert "encode" in done.stdout

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orbithash.encoders.backbones import BACKBONES, MIN_SIDE_PX
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.preprocessing import Preprocessing
-from orbithash.encoders.rendering import Rendering
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX
 
 __all__ = ["PathOrName", "TrainConfig", "load_config"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lance
 
-from orbithash.encoders.archive import Archive
+from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 
 # What images were refused, and why: a dataset of its own inside of the archive.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from orbithash.encoders.card import HeadSpec, ModelCard, NetworkSpec
-from orbithash.encoders.images import Rendering
-from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashNetwork
-from orbithash.encoders.preprocessing import Preprocessing
+from orbithash.encoders.imagery.images import Rendering
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.model import HashModel
 
 BITS = 32
 

@@ -10,11 +10,11 @@ import pytest
 from cluster_parts import BITS, family, kill, save_random_model, user_environment, write_image
 from PIL import Image
 
-from orbithash.cluster import cli as command_line
-from orbithash.encoders.archive import Archive
-from orbithash.encoders.model import HashModel
-from orbithash.encoders.records import read_record
-from orbithash.encoders.sources import list_source
+from orbithash.cluster.cli import main as command_line
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.imagery.records import read_record
+from orbithash.encoders.imagery.sources import list_source
+from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.scenes import write_scenes
 
 NUM_SCENES = 40
@@ -86,7 +86,7 @@ def start(tmp_path):
     started = []
 
     def call(*args, before=""):
-        program = f"{before}\nfrom orbithash.cluster.cli import main\nmain()"
+        program = f"{before}\nfrom orbithash.cluster.cli.main import main\nmain()"
         out, err = tmp_path / f"stdout{len(started)}", tmp_path / f"stderr{len(started)}"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster_parts import TINY, family, kill, user_environment, wait_for
 
-from orbithash.cluster.cli import app
+from orbithash.cluster.cli.main import app
 from orbithash.cluster.submit import check_words
 from orbithash.encoders.errors import InputError
 
@@ -142,7 +142,7 @@ def submit(cluster, tmp_path):
         env |= {"HOME": str(tmp_path)}
         token_options = () if token_file is None else ("--token-file", token_file)
         options = ("--address", cluster, "--python", sys.executable, *token_options)
-        words = [sys.executable, "-m", "orbithash.cluster.cli", "submit", *map(str, (*options, *words))]
+        words = [sys.executable, "-m", "orbithash.cluster.cli.main", "submit", *map(str, (*options, *words))]
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
 
     return call

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import typer
 import yaml
 
-from orbithash.cluster.cli import app
+from orbithash.cluster.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -17,12 +17,12 @@ import pytest
 from certificates import Authority
 from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
 
-from orbithash.cluster.cli_options import DEFAULT_ADDRESS
-from orbithash.encoders.archive import Archive
-from orbithash.search.address import parse_address
-from orbithash.search.gateway import start_gateway
+from orbithash.cluster.cli.options import DEFAULT_ADDRESS
+from orbithash.encoders.archive.archive import Archive
+from orbithash.search.gateway.gateway import start_gateway
+from orbithash.search.gateway.protection import Protection
 from orbithash.search.observer import Observer
-from orbithash.search.protection import Protection
+from orbithash.search.protocol.address import parse_address
 
 IMAGES = DEPLOY / "images"
 DOCKERFILE = (IMAGES / "Dockerfile").read_text()

@@ -34,9 +34,11 @@ from deploy_manifests import (
 )
 from deploy_schemas import KUSTOMIZATION, OWN
 
-from orbithash.cluster import encode, encoder_pool, runtime, serve, shards
-from orbithash.cluster.cli_options import DEFAULT_ADDRESS
-from orbithash.search.address import is_loopback, parse_address
+from orbithash.cluster import runtime
+from orbithash.cluster.cli.options import DEFAULT_ADDRESS
+from orbithash.cluster.encoding import encode
+from orbithash.cluster.serving import encoder_pool, serve, shards
+from orbithash.search.protocol.address import is_loopback, parse_address
 
 # The first with sidecars, which start again whatever the pod's restartPolicy, and the newest there is.
 KUBERNETES_VERSIONS = ("1.29", kubernetes_validate.latest_version())
@@ -392,7 +394,7 @@ def test_jobs_find_room(name):
     if words[1] == "train":
         low, workers = runtime.parse_workers(options["workers"])
         assert low == workers
-        # As cluster/train.py shares them out; a worker has to fit into a pod.
+        # As cluster/training/train.py shares them out; a worker has to fit into a pod.
         each = max(1, cpus * group["replicas"] // workers)
         assert (cpus // each) * group["replicas"] >= workers
         assert options["gpus_per_worker"] * workers == gpus * group["replicas"]

@@ -11,8 +11,8 @@ import yaml
 from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
 from deploy_schemas import COMPOSE
 
-from orbithash.cluster import connection
-from orbithash.search.address import is_loopback, parse_address
+from orbithash.cluster.cli import connection
+from orbithash.search.protocol.address import is_loopback, parse_address
 
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 

@@ -11,15 +11,15 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from orbithash.encoders.storage import schema_of
-from orbithash.search.backend import LocalShardClient
-from orbithash.search.engine import Engine
-from orbithash.search.gateway import Gateway, GatewayLimits, start_gateway
-from orbithash.search.host import ShardHost
-from orbithash.search.protection import Protection
-from orbithash.search.service import Service, Target
-from orbithash.search.shard import NO_HIT, Shard, ShardAnswer, part_of
-from orbithash.search.snapshot import Snapshot
+from orbithash.encoders.archive.storage import schema_of
+from orbithash.search.engine.backend import LocalShardClient
+from orbithash.search.engine.engine import Engine
+from orbithash.search.engine.service import Service, Target
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.gateway.gateway import Gateway, GatewayLimits, start_gateway
+from orbithash.search.gateway.protection import Protection
+from orbithash.search.index.host import ShardHost
+from orbithash.search.index.shard import NO_HIT, Shard, ShardAnswer, part_of
 
 ARCHIVE_SCHEMA = schema_of(8, "")
 

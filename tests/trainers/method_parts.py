@@ -10,9 +10,9 @@ from PIL import Image
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.datasets.manifest import hash_file
-from orbithash.trainers.loop import train
+from orbithash.trainers.loop.loop import train
+from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
-from orbithash.trainers.run import Run
 
 CLASSES = (("beach", 11, (200, 180, 90)), ("forest", 9, (30, 90, 40)), ("river", 8, (40, 60, 160)))
 

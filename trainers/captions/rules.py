@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orbithash.encoders.text import TextEncoder
+from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.captions.words import WordTable, part_of_speech, words_of
 
 __all__ = ["candidates", "reworded"]

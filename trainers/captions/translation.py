@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from orbithash.encoders.text import model_folder, pretrained
+from orbithash.encoders.networks.text import model_folder, pretrained
 
 __all__ = ["CHAIN", "WEIGHTS", "back_translated", "chain_translated", "translate"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.text import TextEncoder
+from orbithash.encoders.networks.text import TextEncoder
 
 __all__ = ["WordTable", "english_words", "part_of_speech", "words_of"]
 

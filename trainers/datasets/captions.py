@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources import SUFFIXES, natural
+from orbithash.encoders.imagery.sources import SUFFIXES, natural
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
 from orbithash.trainers.datasets.layouts import Found, Row, cut, read_json, read_lines

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources import find_class_folders, list_source
+from orbithash.encoders.imagery.sources import find_class_folders, list_source
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.layouts import Found, Row
 

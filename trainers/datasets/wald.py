@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError, listed
-from orbithash.encoders.images import Image, Limits, read_image
+from orbithash.encoders.imagery.images import Image, Limits, read_image
 from orbithash.trainers.datasets.classes import class_folders
 from orbithash.trainers.datasets.layouts import cut
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from orbithash.encoders.networks import Standardise
+from orbithash.encoders.networks.hash_network import Standardise
 
 __all__ = ["Autoencoder", "PreTraining", "cluster_centres", "pre_train", "soft_assignment", "target_distribution"]
 

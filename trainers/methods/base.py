@@ -8,15 +8,15 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashHead, HashNetwork
-from orbithash.encoders.text import TextEncoder
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
+from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_rows
-from orbithash.trainers.features import Table
-from orbithash.trainers.loading import Part
-from orbithash.trainers.metrics import mean_average_precision
-from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.features.features import Table
+from orbithash.trainers.metrics.metrics import mean_average_precision
+from orbithash.trainers.metrics.retrieval import Labels
 
 __all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
 

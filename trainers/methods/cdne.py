@@ -33,10 +33,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from orbithash.encoders.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
-from orbithash.trainers.loading import Part
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig

@@ -29,11 +29,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.label_codes import label_table
-from orbithash.encoders.networks import HashNetwork
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.label_codes import label_table
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig

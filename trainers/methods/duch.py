@@ -43,24 +43,24 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashHead, HashNetwork, Standardise
-from orbithash.encoders.preprocessing import Preprocessing
-from orbithash.encoders.text import TextEncoder
-from orbithash.trainers.average_precision import average_precision
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise
+from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.config import PathOrName, TrainConfig
+from orbithash.trainers.data.loading import Part
+from orbithash.trainers.data.views import CROP_SHARE, view_rng
 from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
-from orbithash.trainers.features import Table
-from orbithash.trainers.loading import Part
+from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.contrastive import NearAs, nt_xent, wide
-from orbithash.trainers.metrics import rank_histograms
-from orbithash.trainers.retrieval import Retrieval, labelled
+from orbithash.trainers.metrics.average_precision import average_precision
+from orbithash.trainers.metrics.metrics import rank_histograms
+from orbithash.trainers.metrics.retrieval import Retrieval, labelled
 from orbithash.trainers.search_space import Choice, Linear, Log
-from orbithash.trainers.views import CROP_SHARE, view_rng
 
 __all__ = [
     "Discriminator",

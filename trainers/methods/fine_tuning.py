@@ -9,9 +9,9 @@ from pydantic import Field
 from torch.optim import SGD, AdamW, Optimizer
 
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.loading import Part
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.methods.base import Method, balanced
-from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.search_space import Choice, Log
 
 __all__ = ["FineTuned", "FineTuningConfig"]

@@ -22,15 +22,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim import Adam
 
-from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks import HashNetwork, Standardise
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork, Standardise
 from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
-from orbithash.trainers.features import Table
-from orbithash.trainers.loading import Part
+from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
-from orbithash.trainers.retrieval import Labels
+from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Mhcln", "MhclnConfig", "balance_loss", "bit_balance_loss", "class_pairs", "push_loss", "triplet_loss"]

@@ -24,18 +24,18 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from orbithash.encoders.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
-from orbithash.encoders.card import HeadSpec, NetworkSpec
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.model import HashModel
-from orbithash.encoders.networks import HashNetwork, Standardise
-from orbithash.encoders.preprocessing import Preprocessing
-from orbithash.encoders.rendering import Rendering
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork, Standardise
+from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import PathOrName, TrainConfig
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
-from orbithash.trainers.features import Table
-from orbithash.trainers.loading import Part
+from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.autoencoder import (
     CHUNK_ROWS,
     Autoencoder,
@@ -47,7 +47,7 @@ from orbithash.trainers.methods.autoencoder import (
 )
 from orbithash.trainers.methods.base import Batch, Method, encode_part
 from orbithash.trainers.methods.dhcl import quantisation_loss
-from orbithash.trainers.retrieval import labelled
+from orbithash.trainers.metrics.retrieval import labelled
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]

@@ -1,0 +1,1 @@
+"""Measure speed, always beside a baseline in the same run."""

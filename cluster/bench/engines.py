@@ -1,0 +1,239 @@
+"""Engines that `bench search` sets side by side: ours, FAISS itself, numpy, and others where they are installed.
+
+All get the same codes and use one thread, or all the threads of the one core that the measurement is bound to.
+"""
+
+import contextlib
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.codes import Codes
+from orbithash.search.index.shard import NO_HIT, Shard
+
+__all__ = ["ENGINES", "Engine", "Given", "Kind", "distances_to", "nearest_rows", "one_core", "words_of"]
+
+Numbers = npt.NDArray[np.int64]
+
+# Rows of one insertion: Milvus Lite refuses larger messages.
+_ROWS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an engine is built from: codes uint8 [N, B], the largest distance of a hit (None: any), an empty folder."""
+
+    codes: Codes
+    bits: int
+    radius: int | None
+    folder: Path
+
+
+class Engine(ABC):
+    """One engine over the codes.
+
+    Attributes:
+        num_bytes: what it keeps; None where that is what the process grew by.
+        bytes_are: what `num_bytes` counts.
+    """
+
+    num_bytes: int | None = None
+    bytes_are = "growth of resident memory"
+
+    @abstractmethod
+    def search(self, queries: Codes, k: int) -> Any:
+        """Whatever the engine gives for queries uint8 [Q, B]: this is what is timed."""
+
+    def rows(self, answer: Any) -> Numbers:
+        """The row numbers int64 [Q, at most k] of an answer, -1 for none."""
+        return np.asarray(answer, np.int64)
+
+
+class _Ours(Engine):
+    def __init__(self, given: Given, index: str) -> None:
+        self._radius = given.radius
+        self._shard = Shard(np.arange(len(given.codes), dtype=np.uint64), given.codes, given.bits, index)
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return self._shard.search(queries, k, self._radius)
+
+    def rows(self, answer: Any) -> Numbers:
+        return np.where(answer.distances == NO_HIT, -1, answer.ids.astype(np.int64))
+
+
+class _Faiss(Engine):
+    def __init__(self, given: Given) -> None:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        self._index = faiss.IndexBinaryFlat(8 * given.codes.shape[1])
+        self._index.add(given.codes)
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return self._index.search(queries, k)
+
+    def rows(self, answer: Any) -> Numbers:
+        return np.asarray(answer[1], np.int64)
+
+
+class _Numpy(Engine):
+    bytes_are = "the codes"
+
+    def __init__(self, given: Given) -> None:
+        self._words = words_of(given.codes)
+        self.num_bytes = given.codes.nbytes
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return [self._nearest(query, k) for query in words_of(queries)]
+
+    def _nearest(self, query: npt.NDArray[Any], k: int) -> Numbers:
+        distances = distances_to(self._words, query)
+        rows = np.argpartition(distances, k - 1)[:k]
+        return rows[np.lexsort((rows, distances[rows]))]
+
+
+class _Usearch(Engine):
+    bytes_are = "the codes"
+
+    def __init__(self, given: Given) -> None:
+        from usearch.index import MetricKind, search
+
+        self._codes, self.num_bytes = given.codes, given.codes.nbytes
+        self._search, self._metric = search, MetricKind.Hamming
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return self._search(self._codes, queries, k, self._metric, exact=True, threads=1)
+
+    def rows(self, answer: Any) -> Numbers:
+        return np.atleast_2d(answer.keys).astype(np.int64)
+
+
+class _Lance(Engine):
+    """A scan of a column, which is what LanceDB does without an index."""
+
+    bytes_are = "files"
+
+    def __init__(self, given: Given) -> None:
+        import lance
+        import pyarrow as pa
+
+        column = pa.FixedSizeListArray.from_arrays(pa.array(given.codes.reshape(-1)), given.codes.shape[1])
+        self._dataset = lance.write_dataset(pa.table({"code": column}), given.folder / "codes.lance")
+        self.num_bytes = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file())
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return [self._nearest(query, k) for query in queries]
+
+    def _nearest(self, query: Codes, k: int) -> Any:
+        nearest = {"column": "code", "q": query, "k": k, "metric": "hamming", "use_index": False}
+        return self._dataset.to_table(columns=["_distance"], nearest=nearest, with_row_id=True)
+
+    def rows(self, answer: Any) -> Numbers:
+        return np.stack([table["_rowid"].to_numpy() for table in answer]).astype(np.int64)
+
+
+class _MilvusLite(Engine):
+    bytes_are = "files"
+
+    def __init__(self, given: Given) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        self._client = MilvusClient(str(given.folder / "milvus.db"))
+        schema = self._client.create_schema(auto_id=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("code", DataType.BINARY_VECTOR, dim=8 * given.codes.shape[1])
+        index = self._client.prepare_index_params()
+        index.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
+        self._client.create_collection("codes", schema=schema, index_params=index)
+        for start in range(0, len(given.codes), _ROWS_AT_ONCE):
+            piece = given.codes[start : start + _ROWS_AT_ONCE]
+            rows = [{"row": start + place, "code": code.tobytes()} for place, code in enumerate(piece)]
+            self._client.insert("codes", rows)
+        self._client.load_collection("codes")
+        self.num_bytes = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file())
+
+    def search(self, queries: Codes, k: int) -> Any:
+        return self._client.search(
+            "codes",
+            data=[query.tobytes() for query in queries],
+            anns_field="code",
+            limit=k,
+            search_params={"metric_type": "HAMMING"},
+        )
+
+    def rows(self, answer: Any) -> Numbers:
+        return np.array([[hit["row"] for hit in hits] for hits in answer], np.int64)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an engine is made, the modules it needs, and what pip calls what brings them; "" for orbithash itself."""
+
+    make: Callable[[Given], Engine]
+    modules: tuple[str, ...] = ("faiss",)
+    package: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its modules can be imported."""
+        with contextlib.suppress(ImportError):
+            for name in self.modules:
+                importlib.import_module(name)
+            return True
+        return False
+
+
+ENGINES: dict[str, Kind] = {
+    "flat": Kind(lambda given: _Ours(given, "flat")),
+    "faiss-flat": Kind(_Faiss),
+    "multi-hash": Kind(lambda given: _Ours(given, "multi-hash")),
+    "ivf": Kind(lambda given: _Ours(given, "ivf")),
+    "hnsw": Kind(lambda given: _Ours(given, "hnsw")),
+    "numpy": Kind(_Numpy, ()),
+    "usearch": Kind(_Usearch, ("usearch",), "usearch"),
+    "lance": Kind(_Lance, ("lance",), "pylance"),
+    "milvus-lite": Kind(_MilvusLite, ("pymilvus", "milvus_lite"), "pymilvus milvus-lite"),
+}
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Binds this process and all the threads that it starts to one core: some engines cannot be told to use one."""
+    # Lance reads these when it is imported.
+    os.environ.update(LANCE_CPU_THREADS="1", LANCE_IO_THREADS="1")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def words_of(codes: Codes) -> npt.NDArray[Any]:
+    """The codes [N, B] in as few numbers each as they fill."""
+    return codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
+
+
+def distances_to(words: npt.NDArray[Any], query: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Hamming distances [N] of one code to all, as `words_of` gives them."""
+    counts: npt.NDArray[Any] = np.bitwise_count(words ^ query)
+    return counts[:, 0] if counts.shape[1] == 1 else counts.sum(axis=1, dtype=np.uint16)
+
+
+def nearest_rows(codes: Codes, queries: Codes, k: int, radius: int | None = None) -> Numbers:
+    """The exact answer by (distance, row): int64 [Q, k], -1 after the last hit."""
+    words, rows = words_of(codes), np.full((len(queries), k), -1, np.int64)
+    for place, query in enumerate(words_of(queries)):
+        distances = distances_to(words, query)
+        last = np.partition(distances, k - 1)[k - 1] if radius is None else radius
+        near = np.flatnonzero(distances <= last)
+        near = near[np.lexsort((near, distances[near]))][:k]
+        rows[place, : len(near)] = near
+    return rows

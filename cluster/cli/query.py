@@ -1,0 +1,158 @@
+"""One query from the command line."""
+
+import base64
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orbithash.encoders.errors import InputError
+from orbithash.search.protocol.queries import MAX_IMAGE_BYTES, Answer, Cursor, Example, Query
+
+__all__ = ["as_fields", "as_table", "find_duplicates", "make_query"]
+
+WIDTH_WITHOUT_TERMINAL = 500
+
+
+def make_query(
+    image: Path | None = None,
+    text: str | None = None,
+    key: str | None = None,
+    code: str | None = None,
+    like: Sequence[str] = (),
+    unlike: Sequence[str] = (),
+    after: str | None = None,
+    **fields: Any,
+) -> Query:
+    """A query of what the command line was given; `InputError` for what is wrong with it.
+
+    `code` is hexadecimal, `like` and `unlike` are keys of examples, `after` is DISTANCE:ID. The rest is `Query`'s.
+    """
+    ways = {"--image": image, "--text": text, "--key": key, "--code": code, "--like": like or None}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        *but_last, last = ways
+        told = " and ".join(given) or "none"
+        raise InputError(f"give one of {', '.join(but_last)} and {last}, got {told}")
+    query = Query(
+        image=None if image is None else _read_file(image),
+        text=text,
+        key=key,
+        code=None if code is None else _from_hex(code),
+        positives=tuple(Example(key=each) for each in like),
+        negatives=tuple(Example(key=each) for each in unlike),
+        after=None if after is None else _cursor(after),
+        **fields,
+    )
+    query.check()
+    return query
+
+
+def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[str]]:
+    """The keys of each group of rows of the archive that pass the filter (see `duplicate_groups`)."""
+    import numpy as np
+
+    from orbithash.encoders.archive.archive import Archive
+    from orbithash.search.engine.filters import parse_filter
+    from orbithash.search.index.duplicates import duplicate_groups
+
+    opened = Archive.open(archive)
+    ids, codes = opened.codes()
+    if filter_text:
+        wanted = parse_filter(filter_text)
+        rows, table = opened.scan(list(wanted.columns))
+        is_wanted = np.isin(ids, rows[wanted.mask(table)])
+        ids, codes = ids[is_wanted], codes[is_wanted]
+    groups = duplicate_groups(ids, codes, opened.bits, radius)
+    rows, table = opened.scan(["key"])
+    key_of = dict(zip(rows.tolist(), table["key"].to_pylist(), strict=True)) if groups else {}
+    return [[key_of[row] for row in group.tolist()] for group in groups]
+
+
+def _cursor(text: str) -> Cursor:
+    distance, colon, row = text.partition(":")
+    if not colon or not (distance.isascii() and distance.isdigit() and row.isascii() and row.isdigit()):
+        raise InputError(f"--after {text!r} is not DISTANCE:ID, as an answer's last line says it")
+    return Cursor(int(distance), int(row))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror})") from err
+    if len(data) > MAX_IMAGE_BYTES:
+        size = path.stat().st_size
+        raise InputError(
+            f"{path} has {size:,} bytes; a query image has at most {MAX_IMAGE_BYTES:,}: send a smaller one"
+        )
+    return data
+
+
+def _from_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as err:
+        raise InputError(f"--code {text!r} is not hexadecimal; a 64-bit code is 16 digits such as 00ff…") from err
+
+
+def as_fields(answer: Answer) -> dict[str, Any]:
+    """The answer as the fields of `--json`."""
+    hits = [
+        {
+            "rank": hit.rank,
+            "distance": hit.distance,
+            "id": hit.id,
+            "key": hit.key,
+            "label": hit.label,
+            "lon": hit.lon,
+            "lat": hit.lat,
+            "datetime": None if hit.datetime is None else hit.datetime.isoformat(),
+            **{name: _text(name, value) for name, value in hit.extra.items()},
+        }
+        for hit in answer.hits
+    ]
+    fields = {
+        "hits": hits,
+        "ties_at_cutoff": answer.ties_at_cutoff,
+        "coverage": answer.coverage.fraction,
+        "took_ms": round(answer.took_ms, 3),
+        "next": None if answer.next is None else f"{answer.next.distance}:{answer.next.id}",
+    }
+    return fields if answer.matching_rows is None else {**fields, "matching_rows": answer.matching_rows}
+
+
+def _text(name: str, value: str | bytes | None) -> str | None:
+    """Bytes as JSON takes them: a code in hexadecimal, as `--code` reads it, all else in base 64."""
+    if not isinstance(value, bytes):
+        return value
+    return value.hex() if name == "code" else base64.b64encode(value).decode()
+
+
+def as_table(answer: Answer) -> None:
+    """Prints the answer for a person."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "distance", "key", "label", "place", "date"):
+        # Whole keys, for the next query.
+        table.add_column(name, overflow="fold")
+    for fields in as_fields(answer)["hits"]:
+        place = "" if fields["lon"] is None else f"{fields['lat']:.4f} {fields['lon']:.4f}"
+        date = (fields["datetime"] or "")[:10]
+        table.add_row(str(fields["rank"]), str(fields["distance"]), fields["key"], fields["label"] or "", place, date)
+    # A pipe has no width to keep to.
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console.print(table)
+    last = answer.hits[-1].distance if answer.hits else 0
+    ties = f"{answer.ties_at_cutoff} rows tie at distance {last}" if answer.hits else "no rows"
+    console.print(f"{ties}; {answer.coverage.fraction:.0%} of the archive searched; {answer.took_ms:.1f} ms")
+    if answer.matching_rows is not None:
+        console.print(f"{answer.matching_rows} rows pass the filter")
+    if answer.next is not None:
+        console.print(f"more: --after {answer.next.distance}:{answer.next.id}")
+    if answer.coverage.fraction < 1:
+        missing = answer.coverage.total_shards - answer.coverage.answered_shards
+        console.print(f"partial answer: {missing} of {answer.coverage.total_shards} shards did not answer")

@@ -1,0 +1,1 @@
+"""Encode sources into archives on Ray Data: stages, commits, watching a source."""

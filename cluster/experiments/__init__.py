@@ -1,0 +1,1 @@
+"""Run whole experiments: evaluation of a run, reproduction of published results, the demo."""

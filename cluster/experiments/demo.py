@@ -1,0 +1,219 @@
+"""The whole chain on one machine: train, evaluate, encode, serve, query; a summary and a page.
+
+    OUT/scenes/          generated scenes, where no data were given
+    OUT/run/             the run folder, with its evaluation
+    OUT/database.parquet what is encoded: the images that queries are searched in
+    OUT/archive/         their codes
+    OUT/summary.json     every figure
+    OUT/report/index.html
+
+A demo that is run again keeps a complete training and does the rest anew.
+"""
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orbithash.cluster.encoding.encode import encode
+from orbithash.cluster.experiments.demo_report import Asked, write_demo_report
+from orbithash.cluster.experiments.evaluate import evaluate_run
+from orbithash.cluster.output import say, track
+from orbithash.cluster.runtime import connected
+from orbithash.cluster.serving.serve import serving
+from orbithash.cluster.training.run_folder import read_history
+from orbithash.cluster.training.train import prepare_run, train_on_ray
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import InputError
+from orbithash.search.client.client import Client
+from orbithash.search.protocol.queries import Query
+from orbithash.trainers.datasets import PROTOCOLS
+from orbithash.trainers.evaluation.evaluation import HEADLINE
+from orbithash.trainers.evaluation.model_evaluation import draw_caption
+from orbithash.trainers.loop.run import Run
+from orbithash.trainers.reports.page import write_atomically
+from orbithash.trainers.scenes import write_scenes
+
+__all__ = ["run_demo"]
+
+NUM_SCENES = 1080
+NUM_WORKERS = 2
+NUM_SHARDS = 2
+NUM_QUERIES = 200
+NUM_HITS = 8
+
+Result = TypeVar("Result")
+
+
+class _Stopwatch:
+    """Names each stage as it begins and keeps the seconds it took."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._num_stages = num_stages
+
+    def __call__(self, name: str, what: str, work: Callable[[], Result]) -> Result:
+        say(f"[{len(self.seconds) + 1}/{self._num_stages}] {what}")
+        begun = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - begun
+        return result
+
+
+def run_demo(
+    out: Path, data: Path | None, weights: str | None, settings: Sequence[str], captions: Path | None = None
+) -> dict[str, Any]:
+    """Runs the demo into `out` and returns the summary it writes there.
+
+    DHCL learns from classes; with `captions` DUCH does from sentences, and queries are sentences, too.
+    """
+    out = out.absolute()
+    if captions is not None and (data is None or weights is None):
+        raise InputError(
+            "--captions are sentences about the images of --data, and DUCH needs --weights; give all three"
+        )
+    stage = _Stopwatch(6 if data is None else 5)
+    if data is None:
+        data = out / "scenes"
+        stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
+    recipe = resources.files("orbithash.trainers") / "recipes" / "from_scratch.yaml"
+    with resources.as_file(recipe) as file:
+        run = prepare_run(
+            "dhcl" if captions is None else "duch",
+            data,
+            config=None if weights else file,
+            settings=settings,
+            weights=weights,
+            captions=captions,
+        )
+    with connected(min_cpus=NUM_WORKERS):
+        stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
+        metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
+        encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))
+        kinds = "image" if captions is None else "image and sentence"
+        asked = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_ask(run, out)))
+    summary = _summary(run, read_history(out / "run"), metrics, encoded, asked, stage.seconds)
+    stage("report", "writing the report", lambda: write_demo_report(out, run, summary, asked))
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    say(
+        f"done: {HEADLINE} {summary[HEADLINE]:.4f} (expected over ties), median query {summary['query']['p50_ms']:.0f} "
+        f"ms; open {out / 'report' / 'index.html'}"
+    )
+    return summary
+
+
+def _draw(directory: Path) -> None:
+    with track("drawing", NUM_SCENES, "scenes") as advance_to:
+        write_scenes(directory, NUM_SCENES, on_progress=lambda done: advance_to(done, ""))
+
+
+def _train(run: Run, folder: Path) -> None:
+    train_on_ray(run, folder, NUM_WORKERS)
+
+
+def _encode(run: Run, out: Path) -> dict[str, Any]:
+    """Encodes the images that the protocol searches in; the queries stay out of the archive."""
+    images = run.manifest.part(*PROTOCOLS[run.manifest.protocol].database)
+    table = pa.table(
+        {
+            "key": [image.id for image in images],
+            "path": [str(run.root / image.path) for image in images],
+            "label": [run.manifest.classes[image.label] for image in images],
+        }
+    )
+    pq.write_table(table, out / "database.parquet")
+    archive = out / "archive"
+    if archive.exists():
+        # Of an earlier demo; anything else is refused by what opens it.
+        Archive.open(archive)
+        shutil.rmtree(archive)
+    return encode(str(out / "database.parquet"), out / "run" / "model", str(archive)).to_json()
+
+
+async def _ask(run: Run, out: Path) -> list[Asked]:
+    """Asks the gateway for the neighbours of unseen images, one after another, as a lone user would.
+
+    Of images with captions, once by the image and once by a sentence about it.
+    """
+    queries = run.manifest.part("test")
+    chosen = np.random.default_rng(0).permutation(len(queries))[:NUM_QUERIES]
+
+    def ask_all(address: str) -> list[Asked]:
+        asked = []
+        with Client(address) as client, track("querying", len(chosen), "queries") as advance_to:
+            # The first connects.
+            client.search(image=(run.root / queries[0].path).read_bytes(), k=1)
+            has_text = client.describe().has_text
+            for number, row in enumerate(chosen.tolist(), 1):
+                image = queries[row]
+                sentence = draw_caption(image, run.manifest.seed) if has_text and image.captions else None
+                queried = [Query(image=(run.root / image.path).read_bytes(), k=NUM_HITS)]
+                queried += [] if sentence is None else [Query(text=sentence, k=NUM_HITS)]
+                for query in queried:
+                    begun = time.perf_counter()
+                    answer = client.search(query)
+                    asked.append(Asked(image, query.text, answer, 1e3 * (time.perf_counter() - begun)))
+                advance_to(number, "")
+        return asked
+
+    async with serving(str(out / "archive"), out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
+        return await asyncio.to_thread(ask_all, gateway.address)
+
+
+def _summary(
+    run: Run,
+    history: list[dict[str, Any]],
+    metrics: dict[str, Any],
+    encoded: dict[str, Any],
+    asked: list[Asked],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    if not history or not asked:
+        raise InputError("the demo has nothing to sum up: no epoch ended or no query was asked")
+    directions: dict[str, float] = {}
+    if "image->image" in metrics["metrics"]:
+        # Of a model with a text side, what images find among images; what crosses is beside it.
+        directions = {name: of_one[HEADLINE]["expected"] for name, of_one in metrics["metrics"].items()}
+        metrics = {
+            name: value["image->image"] if isinstance(value, dict) and "image->image" in value else value
+            for name, value in metrics.items()
+        }
+    times = {
+        kind: [one.took_ms for one in asked if (one.sentence is None) == (kind == "image")]
+        for kind in ("image", "sentence")
+    }
+    return {
+        "dataset": run.manifest.dataset,
+        "protocol": run.manifest.protocol,
+        "method": run.method,
+        "bits": metrics["bits"],
+        HEADLINE: metrics["metrics"][HEADLINE]["expected"],
+        "chance": metrics["chance"][HEADLINE],
+        "metrics": metrics["metrics"],
+        "distinct_codes": metrics["codes"]["distinct"],
+        "train": {
+            "workers": NUM_WORKERS,
+            "epochs": len(history),
+            "images_per_s": float(np.median([record["images_per_s"] for record in history])),
+            # Of the epochs themselves; start-up and validation are in seconds.train.
+            "seconds": sum(record["seconds"] for record in history),
+        },
+        "encode": encoded,
+        "query": {"shards": NUM_SHARDS, **_percentiles(times["image"])},
+        **({"query_by_sentence": _percentiles(times["sentence"])} if times["sentence"] else {}),
+        **({"directions": directions} if directions else {}),
+        "seconds": dict(seconds),
+    }
+
+
+def _percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
+    p50, p95 = (float(np.percentile(times_ms, share)) for share in (50, 95))
+    return {"count": len(times_ms), "p50_ms": p50, "p95_ms": p95}

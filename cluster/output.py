@@ -1,0 +1,85 @@
+"""Output: messages and progress on stderr (a bar on a terminal, plain lines elsewhere), JSON results on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["console", "print_json", "say", "track"]
+
+console = Console(stderr=True, highlight=False)
+
+# Between two plain lines.
+LINE_INTERVAL_S = 10.0
+
+
+def say(text: str) -> None:
+    """One line for a person."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def track(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """Shows `what` while it lasts. Yields `advance_to(completed, note)`, with `completed` out of `total` units."""
+    if console.is_terminal:
+        with _bar(what, total, unit) as advance_to:
+            yield advance_to
+    else:
+        yield _lines(what, total, unit)
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit + " {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    begun = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total, note="", rate="")
+
+        def advance_to(completed: int, note: str = "") -> None:
+            progress.update(task, completed=completed, note=note, rate=_rate(completed, begun))
+
+        yield advance_to
+
+
+def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
+    begun = shown = time.monotonic()
+    finished = False
+
+    def advance_to(completed: int, note: str = "") -> None:
+        nonlocal shown, finished
+        now = time.monotonic()
+        if finished or (completed < total and now - shown < LINE_INTERVAL_S):
+            return
+        shown, finished = now, completed >= total
+        tail = f" in {now - begun:.0f} s"
+        if completed < total:
+            # Of what has not begun nobody knows the end.
+            tail = f", {(now - begun) / completed * (total - completed):.0f} s left" if completed else ""
+        print(f"{what}: {completed}/{total} {unit}{_rate(completed, begun)}{tail} {note}".rstrip(), file=sys.stderr)
+
+    return advance_to
+
+
+def _rate(completed: int, begun: float) -> str:
+    seconds = time.monotonic() - begun
+    if not completed or seconds <= 0:
+        return ""
+    rate = completed / seconds
+    return f" ({rate:.0f}/s)" if rate >= 10 else f" ({rate:.1f}/s)"
+
+
+def print_json(value: Any) -> None:
+    """Print a result as one line of JSON; values that JSON does not know are printed as text."""
+    print(json.dumps(value, default=str))

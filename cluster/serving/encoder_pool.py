@@ -1,0 +1,217 @@
+"""Actors with the network that encodes queries, as many as the queries need."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orbithash.cluster.runtime import check_resources
+from orbithash.cluster.serving.shards import START_TIMEOUT_S
+from orbithash.encoders.codes import Codes
+from orbithash.encoders.errors import InputError
+from orbithash.search.gateway.decoding import Pixels
+from orbithash.search.protocol.errors import Unavailable
+
+__all__ = ["EncoderPool", "EncoderPools", "Network"]
+
+logger = logging.getLogger(__name__)
+
+ENCODER_CPUS = 0.5
+
+# Calls that each actor has before another one is started: one that runs, and one that waits.
+_MAX_CALLS = 2
+# An actor beyond the least number ends when it had nothing to do for so long.
+_IDLE_S = 60.0
+# So long nothing more is started where there was no room.
+_NO_ROOM_S = 60.0
+_LOOK_EVERY_S = 1.0
+_RETRY_EVERY_S = 0.1
+
+
+class Network:
+    """The model, for images that are decoded and prepared."""
+
+    def __init__(self, model: Path) -> None:
+        from orbithash.encoders.networks.model import HashModel
+
+        self._model = HashModel.load(model)
+        # The first pass of a network is slow; it is not to be a user's.
+        self._model.encode([np.zeros((64, 64, self._model.preprocessing.channels), np.uint8)])
+
+    def has_text(self) -> bool:
+        """Whether it encodes sentences."""
+        return self._model.text_head is not None
+
+    def encode_prepared(self, pixels: Pixels) -> Codes:
+        """See `HashModel`."""
+        return self._model.encode_prepared(pixels)
+
+    def encode_texts(self, texts: list[str]) -> Codes:
+        """See `HashModel`."""
+        return self._model.encode_texts(texts)
+
+
+class _Member:
+    """One actor of the pool."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.num_calls = 0
+        self.is_restarting = False
+        self.idle_since = 0.0
+
+
+class EncoderPool:
+    """From `low` to `high` actors; made by `start`, belongs to one event loop.
+
+    The one with the fewest calls is asked. One more is started when all are busy, which goes on beside the queries; one
+    that idles for a minute ends.
+    """
+
+    def __init__(self, model: Path, low: int, high: int) -> None:
+        """Without actors yet."""
+        self.has_text = False
+        self._model = model
+        self._low, self._high = low, high
+        self._members: list[_Member] = []
+        self._growing: asyncio.Task[None] | None = None
+        self._full_until = 0.0
+        self._watch: asyncio.Task[None] | None = None
+        self._num_users = 1
+
+    @classmethod
+    async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
+        """The least number of actors, ready; `InputError` where there is no room for them."""
+        what = f"encoding queries with {low} networks"
+        await asyncio.to_thread(check_resources, what, [{"CPU": ENCODER_CPUS}] * low)
+        pool = cls(model, low, high)
+        try:
+            await asyncio.gather(*(pool._add() for _ in range(low)))
+        except BaseException:
+            pool.close()
+            raise
+        pool._watch = asyncio.create_task(pool._keep_watch())
+        return pool
+
+    async def call(self, method: str, values: Any) -> Codes:
+        """What the least busy actor answers; the error is the one that the network raised.
+
+        A call changes nothing, so it is made again where an actor dies. One that starts again fails its calls at once.
+        """
+        from ray.exceptions import RayActorError, RayTaskError
+
+        while self._members:
+            member = min(self._members, key=lambda each: (each.is_restarting, each.num_calls))
+            if member.num_calls >= _MAX_CALLS:
+                self._grow()
+            member.num_calls += 1
+            try:
+                codes: Codes = await getattr(member.actor, method).remote(values)
+                member.is_restarting = False
+                return codes
+            except RayTaskError as err:
+                raise err.cause from None
+            except RayActorError:
+                # Who asks has a deadline, which ends this.
+                member.is_restarting = True
+                await asyncio.sleep(_RETRY_EVERY_S)
+            finally:
+                member.num_calls -= 1
+                member.idle_since = asyncio.get_running_loop().time()
+        raise Unavailable("the networks were let go of; send it again")
+
+    def share(self) -> "EncoderPool":
+        """Itself, for one more user."""
+        self._num_users += 1
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody uses it."""
+        return self._num_users > 0
+
+    def close(self) -> None:
+        """Ends all actors when its last user calls it."""
+        import ray
+
+        self._num_users -= 1
+        if self.is_open:
+            return
+        for task in (self._watch, self._growing):
+            if task is not None:
+                task.cancel()
+        for member in self._members:
+            ray.kill(member.actor)
+        self._members = []
+
+    def _grow(self) -> None:
+        is_growing = self._growing is not None and not self._growing.done()
+        is_full = asyncio.get_running_loop().time() < self._full_until
+        if len(self._members) < self._high and not is_growing and not is_full:
+            self._growing = asyncio.create_task(self._add_if_there_is_room())
+
+    async def _add_if_there_is_room(self) -> None:
+        try:
+            await self._add()
+        except InputError as error:
+            logger.warning("no further network for queries: %s", error)
+            self._full_until = asyncio.get_running_loop().time() + _NO_ROOM_S
+
+    async def _add(self) -> None:
+        import ray
+        from ray.exceptions import RayTaskError
+
+        actor = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(Network).remote(self._model)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.has_text = bool(await actor.has_text.remote())
+        except BaseException as err:
+            ray.kill(actor)
+            if isinstance(err, TimeoutError):
+                raise InputError(
+                    f"a network was not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?"
+                ) from err
+            if isinstance(err, RayTaskError):
+                raise err.cause from err
+            raise
+        member = _Member(actor)
+        member.idle_since = asyncio.get_running_loop().time()
+        self._members.append(member)
+
+    async def _keep_watch(self) -> None:
+        """Asks those that died whether they are back, and lets go of idle ones."""
+        import ray
+
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for member in list(self._members):
+                if member.is_restarting:
+                    with suppress(Exception):
+                        async with asyncio.timeout(_LOOK_EVERY_S):
+                            await member.actor.has_text.remote()
+                        member.is_restarting = False
+            now = asyncio.get_running_loop().time()
+            for member in self._members[self._low :]:
+                if not member.num_calls and now - member.idle_since > _IDLE_S:
+                    self._members.remove(member)
+                    with suppress(Exception):
+                        ray.kill(member.actor)
+
+
+class EncoderPools:
+    """Pools by model: shards that take the place of others go on with the networks that are there."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._pools: dict[str, EncoderPool] = {}
+
+    async def open(self, model_id: str, model: Path, low: int, high: int) -> EncoderPool:
+        """A pool for one more user, who closes it; `model` is the folder, in which another one may lie later."""
+        pool = self._pools.get(model_id)
+        if pool is not None and pool.is_open:
+            return pool.share()
+        self._pools[model_id] = await EncoderPool.start(model, low, high)
+        return self._pools[model_id]

@@ -1,0 +1,206 @@
+"""Serving: shards and the query encoder as actors or in this process, the gateway in this process."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from functools import partial
+from pathlib import Path
+
+from orbithash.cluster.output import say
+from orbithash.cluster.runtime import connected
+from orbithash.cluster.serving.encoder_pool import EncoderPools, Network
+from orbithash.cluster.serving.query_encoders import LocalEncoder, PooledEncoder
+from orbithash.cluster.serving.shards import RayBackend
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.card import ModelCard, read_model_folder
+from orbithash.search.engine.backend import Backend, LocalBackend
+from orbithash.search.engine.service import Target, open_service
+from orbithash.search.gateway.decoding import Decoder
+from orbithash.search.gateway.gateway import Gateway, start_gateway
+from orbithash.search.gateway.metrics import Metrics, exposed
+from orbithash.search.gateway.protection import Protection
+from orbithash.search.logs import Format, is_json, log_to_stderr
+from orbithash.search.observer import Observer
+from orbithash.search.protocol.queries import MAX_SHARDS
+
+__all__ = ["serve", "serving"]
+
+logger = logging.getLogger(__name__)
+
+# Decoding is the smaller part of encoding an image.
+NUM_DECODERS = min(2, os.cpu_count() or 1)
+STOP_GRACE_S = 5.0
+
+
+def serve(
+    archive: str,
+    model: Path,
+    num_shards: int,
+    address: str,
+    local: bool,
+    num_replicas: int = 1,
+    index: str = "flat",
+    protection: Protection | None = None,
+    metrics_address: str | None = None,
+    log_format: Format = Format.TEXT,
+    num_encoders: tuple[int, int] = (1, 1),
+    open_metrics: bool = False,
+) -> None:
+    """Serves until SIGTERM or SIGINT; then refuses new queries, ends those in flight and leaves."""
+    page = _page(metrics_address, open_metrics)
+    gateway = partial(
+        serving, archive, model, num_shards, address, local, num_replicas, index, protection, num_encoders
+    )
+    # Ray before the event loop's signal handlers: joining it installs its own.
+    with log_to_stderr(log_format), nullcontext() if local else connected():
+        asyncio.run(_until_signal(page, gateway))
+
+
+@contextmanager
+def _page(metrics_address: str | None, allow_remote: bool) -> Iterator[Metrics | None]:
+    """Figures that can be read for as long as the block lasts; None where nobody asks for them."""
+    if metrics_address is None:
+        yield None
+        return
+    metrics = Metrics()
+    with exposed(metrics, metrics_address, allow_remote) as address:
+        _tell(f"metrics at http://{address}/metrics")
+        yield metrics
+
+
+def _tell(text: str) -> None:
+    """One line for a person, or for the program that reads the log."""
+    if is_json():
+        logger.info("%s", text)
+    else:
+        say(text)
+
+
+async def _until_signal(
+    page: AbstractContextManager[Metrics | None], start: Callable[..., AbstractAsyncContextManager[Gateway]]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with page as metrics:
+        async with start(metrics=metrics) as gateway:
+            # What is there stays until the end. The collector looking at all of it again would stop every query.
+            gc.collect()
+            gc.freeze()
+            _tell(f"ready at {gateway.address}; stop with Ctrl-C")
+            await stop.wait()
+            _tell("stopping: queries in flight are answered, new ones refused")
+            gc.unfreeze()
+
+
+@asynccontextmanager
+async def serving(
+    archive: str,
+    model: Path,
+    num_shards: int,
+    address: str,
+    local: bool = False,
+    num_replicas: int = 1,
+    index: str = "flat",
+    protection: Protection | None = None,
+    num_encoders: tuple[int, int] = (1, 1),
+    metrics: Metrics | None = None,
+) -> AsyncIterator[Gateway]:
+    """A running gateway over an archive, as long as the block lasts. `local`: all in this process, without Ray.
+
+    `num_encoders`: the least and the largest number of actors with the network.
+    """
+    for number, name in ((num_shards, "shards"), (num_replicas, "copies of each shard")):
+        if not 1 <= number <= MAX_SHARDS:
+            raise InputError(f"{number} {name}; from 1 to {MAX_SHARDS} are allowed")
+    if local and num_encoders != (1, 1):
+        raise InputError("--local keeps the one network in this process; leave --encoders away")
+    if local and num_replicas > 1:
+        raise InputError("--local keeps all shards in one process, where copies are of no use; leave --replicas away")
+
+    decoder = Decoder(NUM_DECODERS)
+    observer = metrics or Observer()
+
+    served = Target(str(archive), str(model), num_shards)
+    pools = EncoderPools()
+
+    async def open_backend(target: Target) -> Backend:
+        folder, num_shards = Path(target.model), target.num_shards
+        _check_beside(target.archive, served.archive, 1)
+        _check_beside(target.model, served.model, 2)
+        # In a thread: searches go on while another archive is opened.
+        opened, card = await asyncio.to_thread(_open, target.archive, folder)
+        _tell(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
+        if local:
+            network = await asyncio.to_thread(Network, folder)
+            local_encoder = LocalEncoder(decoder, card.preprocessing, network, observer)
+            return LocalBackend(opened, local_encoder, num_shards, index)
+        pool = await pools.open(opened.model_id, folder.absolute(), *num_encoders)
+        encoder = PooledEncoder(decoder, card.preprocessing, pool, observer)
+        try:
+            return await RayBackend.start(opened, encoder, pool.close, num_shards, num_replicas, index, observer)
+        except BaseException:
+            pool.close()
+            raise
+
+    service = await open_service(open_backend, served, observer, max_fan_outs=num_replicas)
+    if metrics is not None:
+        metrics.watch(service)
+    try:
+        if not local:
+            # Or the first image would wait a second. In one process nothing starts before it is needed.
+            await decoder.start()
+        gateway = await start_gateway(service, address, protection=protection)
+        follower = asyncio.create_task(service.follow())
+        try:
+            yield gateway
+        finally:
+            follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await follower
+            await gateway.stop(STOP_GRACE_S)
+    finally:
+        await service.close()
+        await decoder.close()
+
+
+def _check_beside(asked: str, served: str, levels: int) -> None:
+    """`InputError` for what does not lie below the folder so many levels above what `serve` was told to serve.
+
+    Whoever may write into an archive may not make the server read whatever it can reach.
+    """
+    if asked == served:
+        return
+    if "://" in served:
+        is_beside = asked.startswith(served.rstrip("/").rsplit("/", levels)[0] + "/") and ".." not in asked.split("/")
+    else:
+        allowed = Path(served).absolute().parents[levels - 1]
+        is_beside = "://" not in asked and "\0" not in asked
+        is_beside = is_beside and Path(asked).resolve().is_relative_to(allowed.resolve())
+    if not is_beside:
+        raise InputError("a gateway moves only to what lies beside what it serves; start another one for anything else")
+
+
+def _open(archive: str, model: Path) -> tuple[Archive, ModelCard]:
+    """An archive and what is known of its model; `InputError` where they do not belong together."""
+    opened = Archive.open(archive)
+    card, model_id, _ = read_model_folder(model)
+    if (card.bits, model_id) != (opened.bits, opened.model_id):
+        raise InputError(
+            f"{opened.path} holds {opened.bits}-bit codes of model {opened.model_id}, and {model} is the "
+            f"{card.bits}-bit model {model_id}; give the model that made the archive"
+        )
+    return opened, card

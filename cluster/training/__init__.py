@@ -1,0 +1,1 @@
+"""Train on Ray Train: workers, checkpoints, experiment trackers, the run folder."""

@@ -1,0 +1,1 @@
+"""Search for settings on Ray Tune and report the trials."""

@@ -1,0 +1,248 @@
+"""(Geo)TIFF, and PNG of 16 bits, by GDAL: opened without what GDAL would fetch beside them, read by window."""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, stretched
+
+__all__ = [
+    "as_image",
+    "check_blocks",
+    "check_layout",
+    "gdal_errors",
+    "image_format",
+    "is_folder",
+    "numbered",
+    "open_tiff",
+    "opened",
+    "read_band",
+    "read_bytes",
+    "read_window",
+    "stretch_limits",
+]
+
+_LIMITS = Limits()
+_MAX_BANDS = 1024
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+# Pixels a scene's stretch is computed from.
+_STRETCH_PIXELS = 2**20
+# Neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the folder's listing.
+_GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+
+
+def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -> Stretch | None:
+    """The stretch of a whole scene, for its tiles to share; None for 8-bit data, which need none.
+
+    It is computed from at most about a million pixels on a regular grid, the same ones each time.
+
+    Raises:
+        ImageError: not a readable GeoTIFF, or one without valid data.
+    """
+    with open_tiff(path) as dataset:
+        check_blocks(dataset, limits)
+        bands = _chosen_bands(dataset, rendering)
+        if dataset.dtypes[0] == "uint8":
+            return None
+        step = max(1.0, math.sqrt(dataset.width * dataset.height / _STRETCH_PIXELS))
+        shape = (len(bands), math.ceil(dataset.height / step), math.ceil(dataset.width / step))
+        values = dataset.read(bands, out_shape=shape)
+        return stretch_of(values, _valid(dataset, bands, values, out_shape=shape), rendering)
+
+
+def read_window(dataset: Any, window: Window | None, rendering: Rendering, stretch: Stretch | None) -> Image:
+    """A window of an opened TIFF, or all of it, as uint8 [height, width, C]; without `stretch` it gets its own."""
+    from rasterio.enums import ColorInterp
+    from rasterio.windows import Window as RasterWindow
+
+    bands = _chosen_bands(dataset, rendering)
+    part = {} if window is None else {"window": RasterWindow(*window)}
+    values = dataset.read(bands, **part)
+    valid = _valid(dataset, bands, values, **part)
+    if not valid.any():
+        raise ImageError("no valid data")
+    if dataset.colorinterp[0] == ColorInterp.palette and bands == [1]:
+        colours = np.zeros((np.iinfo(values.dtype).max + 1, 3), np.uint8)
+        for index, colour in dataset.colormap(1).items():
+            colours[index] = colour[:3]
+        paletted: Image = colours[values[0]]
+        return paletted
+    if values.dtype != np.uint8:
+        values = stretched(values, valid, stretch or stretch_of(values, valid, rendering))
+    return as_image(np.moveaxis(values, 0, -1))
+
+
+def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The first band, resampled (bilinear) to [height, width]: its values, and which of them are data (nearest)."""
+    from rasterio.enums import Resampling
+
+    shape = (1, height, width)
+    values = dataset.read([1], out_shape=shape, resampling=Resampling.bilinear)
+    return values[0], _valid(dataset, [1], values, out_shape=shape)[0]
+
+
+def as_image(pixels: npt.NDArray[np.uint8]) -> Image:
+    """Bands [H, W, C] as an image of its own: a single one becomes three equal ones."""
+    channels = 3 if pixels.shape[2] == 1 else pixels.shape[2]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
+
+
+@contextmanager
+def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
+    """A rasterio dataset of one TIFF (or 16-bit PNG) and of nothing else.
+
+    Raises:
+        ImageError: not such a file, or damaged; also when reading fails inside the `with` block.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    # A photograph without georeference is nothing to warn about. A lasting filter, for to set one back is not safe
+    # among threads.
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    if isinstance(source, Path) and image_format(source) != "TIFF":
+        raise ImageError("not a TIFF: only a GeoTIFF scene has windows")
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(rasterio.Env(**_GDAL))
+            if isinstance(source, Path):
+                dataset = rasterio.open(source.resolve(), driver=driver, sharing=False)
+            else:
+                dataset = stack.enter_context(rasterio.MemoryFile(source, filename="image")).open(
+                    driver=driver, sharing=False
+                )
+            yield stack.enter_context(dataset)
+    except gdal_errors() as error:
+        # GDAL's own words are in the cause; rasterio's last error only points there.
+        words = re.sub(r"/vsimem/[^/]+/", "", str(error.__cause__ or error))
+        raise ImageError(f"damaged or truncated: {words.splitlines()[0]}") from error
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """What rasterio raises where GDAL fails: its own errors, and GDAL's, which have no public name."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    return RasterioError, CPLE_BaseError, OSError
+
+
+def check_blocks(dataset: Any, limits: Limits) -> None:
+    """Refuses a scene whose blocks, the least that can be decoded, are beyond `limits`."""
+    height, width = dataset.block_shapes[0]
+    check_layout(dataset, width * height, limits)
+
+
+def check_layout(dataset: Any, pixels: int, limits: Limits) -> None:
+    """Refuses a kind of data that has no rendering, and what decodes `pixels` pixels beyond `limits`."""
+    from rasterio.enums import ColorInterp, PhotometricInterp
+
+    dtype = dataset.dtypes[0]
+    if dataset.count > _MAX_BANDS:
+        raise ImageError(f"{dataset.count} bands; at most {_MAX_BANDS}")
+    if np.dtype(dtype).kind not in "iuf":
+        raise ImageError(f"values of type {dtype}; whole or floating-point numbers are shown")
+    if dataset.photometric == PhotometricInterp.cmyk:
+        raise ImageError("CMYK colours; convert it to RGB")
+    num_bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    if num_bits < 8 and dataset.colorinterp[0] != ColorInterp.palette:
+        raise ImageError(f"{num_bits} bits a value; convert it to 8 or 16")
+    # GDAL decodes all bands of a block together where they lie interleaved by pixel.
+    decoded = pixels * dataset.count * np.dtype(dtype).itemsize
+    if decoded > limits.max_decoded_bytes:
+        raise ImageError(
+            f"{dataset.count} bands of {dtype} decode to {decoded:,} bytes at once; at most "
+            f"{limits.max_decoded_bytes:,}: cut it into tiles, or write it anew with internal tiles"
+        )
+
+
+def read_bytes(path: Path, limits: Limits) -> bytes:
+    """All of a file, or `ImageError` where it is none or too long."""
+    with opened(path) as file:
+        data = file.read(limits.max_bytes + 1)
+    limits.check_bytes(len(data))
+    return data
+
+
+def image_format(source: bytes | Path) -> str:
+    """`JPEG`, `PNG` or `TIFF` by the first bytes; `ImageError` for anything else."""
+    if isinstance(source, bytes):
+        start = source[:12]
+    else:
+        with opened(source) as file:
+            start = file.read(12)
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    raise ImageError(f"not a JPEG, PNG or TIFF: begins with {start!r}" if start else "the file is empty")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; a name that no file system takes is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, or `ImageError` where it is none or must not be read."""
+    try:
+        if not path.is_file():
+            raise ImageError("it is a folder or a device, not a file" if path.exists() else "there is no such file")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {error.strerror}") from error
+
+
+def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
+    """Band numbers: those asked for, else one or three."""
+    from rasterio.enums import ColorInterp
+
+    if rendering.bands is not None:
+        return numbered(rendering.bands, dataset.count)
+    bands = [band for band, meaning in enumerate(dataset.colorinterp, 1) if meaning != ColorInterp.alpha]
+    if len(bands) >= 3:
+        return bands[:3]
+    if len(bands) == 1:
+        return bands
+    raise ImageError(f"{len(bands)} bands without alpha; state those to show")
+
+
+def numbered(bands: Sequence[int | str], count: int) -> list[int]:
+    """`bands` of a file of `count`, or `ImageError` where they are not there or are names."""
+    numbers = [band for band in bands if isinstance(band, int)]
+    if len(numbers) < len(bands):
+        raise ImageError(
+            f"bands {','.join(map(str, bands))} are asked for by name, and this is a file: only folders of one file a "
+            "band have names (list them in a .txt), a file's bands have numbers"
+        )
+    if max(numbers) > count:
+        raise ImageError(f"band {max(numbers)} is asked for; it has {count}")
+    return numbers
+
+
+def _valid(dataset: Any, bands: list[int], values: npt.NDArray[Any], **part: Any) -> npt.NDArray[np.bool_]:
+    """Which values [B, H, W] are data: bool [B, H, W]."""
+    from rasterio.enums import MaskFlags
+
+    valid: npt.NDArray[np.bool_] = np.isfinite(values)
+    if any(dataset.mask_flag_enums[band - 1] != [MaskFlags.all_valid] for band in bands):
+        valid &= dataset.read_masks(bands, **part) > 0
+    return valid

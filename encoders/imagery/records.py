@@ -1,0 +1,77 @@
+"""One image on its way into the archive: read, placed, prepared for the network."""
+
+import dataclasses
+import datetime as dt
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from orbithash.encoders.imagery.georeference import read_georeference
+from orbithash.encoders.imagery.images import Limits, Rendering, Stretch, read_image, stretch_limits
+from orbithash.encoders.imagery.listings import Item
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.remote import is_remote, read_object
+from orbithash.encoders.imagery.tiles import read_tile
+
+__all__ = ["MAX_THUMBNAIL_PX", "Record", "make_thumbnail", "read_record"]
+
+MAX_THUMBNAIL_PX = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A row of the archive that only lacks its code, and the network's input: `pixels` uint8 [crop, crop, C]."""
+
+    pixels: npt.NDArray[np.uint8]
+    uri: str
+    datetime: dt.datetime | None
+    lon: float | None
+    lat: float | None
+    footprint: bytes | None
+    thumbnail: bytes
+
+
+def read_record(item: Item, preprocessing: Preprocessing) -> Record:
+    """Reads the image, patch folder or tile of `item`; `ImageError` when it is refused.
+
+    `InputError` where an object store does not answer or lets nobody in, for which the image is not to blame.
+
+    What the item itself says of place and time goes before what the file says.
+    """
+    rendering, path = preprocessing.rendering, Path(item.path)
+    source: Path | bytes = read_object(item.path, Limits()) if is_remote(item.path) else path
+    if item.window is None:
+        image = read_image(source, rendering)
+        uri = item.path
+    else:
+        image = read_tile(path, item.window, rendering, Limits(), _scene_stretch(path, rendering))
+        uri = f"{item.path}#{','.join(str(number) for number in item.window)}"
+    place = read_georeference(source, item.window)
+    return Record(
+        pixels=preprocessing.prepare(image),
+        uri=uri,
+        datetime=item.datetime or place.datetime,
+        lon=place.lon if item.lon is None else item.lon,
+        lat=place.lat if item.lat is None else item.lat,
+        footprint=item.footprint or place.footprint,
+        thumbnail=make_thumbnail(rendering.picture(image)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _scene_stretch(path: Path, rendering: Rendering) -> Stretch | None:
+    """One stretch for all tiles of a scene; found once a process, for its tiles come one after another."""
+    return stretch_limits(path, rendering)
+
+
+def make_thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
+    """A JPEG of at most `MAX_THUMBNAIL_PX` a side of a picture uint8 [H, W, 3]."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,88 @@
+"""Scenes cut into tiles: full squares that cover a whole GeoTIFF, read by window."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.imagery.rasters import check_blocks, open_tiff, read_window
+from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
+
+__all__ = ["check_tile", "plan_tiles", "read_tile", "tile_key"]
+
+_RENDERING = Rendering()
+_LIMITS = Limits()
+_MAX_TILES = 1_000_000
+
+
+def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
+    """`tile_px` itself, or `InputError` where an image of that side would be refused."""
+    if isinstance(tile_px, bool) or not isinstance(tile_px, int):
+        raise InputError(f"the tile's side is {tile_px!r}; a whole number of pixels")
+    try:
+        limits.check_size(tile_px, tile_px)
+    except ImageError as error:
+        raise InputError(f"the tile's side is {tile_px} pixels: {error}") from error
+    return tile_px
+
+
+def plan_tiles(path: Path, tile_px: int) -> list[Window]:
+    """Windows of `tile_px` x `tile_px` pixels that cover the whole scene, row by row.
+
+    The last of each row and column is shifted inward, so that every tile is full size; it overlaps its neighbour.
+
+    Raises:
+        ImageError: not a readable TIFF, smaller than one tile, or of more than a million tiles.
+    """
+    check_tile(tile_px)
+    with open_tiff(path) as dataset:
+        width, height = dataset.width, dataset.height
+    if min(width, height) < tile_px:
+        raise ImageError(f"{width} x {height} pixels, smaller than a tile of {tile_px} x {tile_px}")
+    # A header of a few bytes can promise a scene whose list of tiles fills the memory.
+    num_tiles = -(-width // tile_px) * -(-height // tile_px)
+    if num_tiles > _MAX_TILES:
+        raise ImageError(f"{width} x {height} pixels are {num_tiles:,} tiles; at most {_MAX_TILES:,}: take larger ones")
+    return [(col, row, tile_px, tile_px) for row in _starts(height, tile_px) for col in _starts(width, tile_px)]
+
+
+def read_tile(
+    path: Path,
+    window: Window,
+    rendering: Rendering = _RENDERING,
+    limits: Limits = _LIMITS,
+    stretch: Stretch | None = None,
+) -> Image:
+    """One tile as uint8 [height, width, 3].
+
+    Only the blocks under the window are decoded: the scene may be of any size.
+
+    Args:
+        path: the scene.
+        window: one of `plan_tiles`.
+        rendering: bands, and the stretch where `stretch` is None.
+        limits: for the tile and for one block of the scene.
+        stretch: `stretch_limits` of the scene, so that all of its tiles are shown alike.
+
+    Raises:
+        ImageError: not readable, a window that leaves the scene, or no valid data in it.
+    """
+    col, row, width, height = window
+    limits.check_size(width, height)
+    with open_tiff(path) as dataset:
+        if col < 0 or row < 0 or col + width > dataset.width or row + height > dataset.height:
+            raise ImageError(f"the tile {window} leaves the scene of {dataset.width} x {dataset.height} pixels")
+        check_blocks(dataset, limits)
+        return read_window(dataset, window, rendering, stretch)
+
+
+def tile_key(scene_key: str, window: Sequence[int]) -> str:
+    """The key of a tile: `scene.tif#col,row,width,height`."""
+    return f"{scene_key}#{','.join(str(number) for number in window)}"
+
+
+def _starts(length: int, tile_px: int) -> list[int]:
+    """First pixels of the tiles along one side."""
+    starts = list(range(0, length - tile_px + 1, tile_px))
+    if starts[-1] + tile_px < length:
+        starts.append(length - tile_px)
+    return starts

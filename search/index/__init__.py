@@ -1,0 +1,1 @@
+"""Answer queries from codes: FAISS indexes, shards, and the merge of their answers."""

@@ -1,0 +1,217 @@
+"""`bench search` and `bench serve` run, compare right answers and say with what; how fast anything is, is no test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_parts import family, kill, wait_for
+
+from orbithash.cluster.bench.engines import ENGINES, Given, Kind, nearest_rows
+from orbithash.cluster.bench.search import SearchBench, _codes, _judge, bench_search
+from orbithash.cluster.bench.serve import bench_serve
+from orbithash.encoders.codes import hamming, pack
+from orbithash.encoders.errors import InputError
+
+INSTALLED = [name for name, kind in ENGINES.items() if kind.is_installed]
+
+
+def oracle(codes, query, k, radius=10**6):
+    """Rows by (distance, row), one by one."""
+    distances = hamming(query[None], codes)[0].tolist()
+    return [row for distance, row in sorted((d, row) for row, d in enumerate(distances) if d <= radius)][:k]
+
+
+@pytest.mark.parametrize("bits", [8, 20, 64, 128])
+@pytest.mark.parametrize("radius", [None, 3])
+def test_the_exact_answer(bits, radius):
+    rng = np.random.default_rng(bits)
+    codes, queries = (pack(rng.random((count, bits)) < 0.5) for count in (300, 9))
+    rows = nearest_rows(codes, queries, 12, radius)
+    for query, found in zip(queries, rows, strict=True):
+        wanted = oracle(codes, query, 12, 10**6 if radius is None else radius)
+        assert found.tolist() == wanted + [-1] * (12 - len(wanted))
+
+
+@pytest.mark.parametrize("name", [name for name in INSTALLED if name not in ("ivf", "hnsw", "milvus-lite")])
+def test_exact_engines_find_the_nearest(name, tmp_path):
+    rng = np.random.default_rng(0)
+    codes, queries = (pack(rng.random((count, 64)) < 0.5) for count in (500, 5))
+    engine = ENGINES[name].make(Given(codes, 64, None, tmp_path))
+    truth = nearest_rows(codes, queries, 7)
+    alone = np.concatenate([engine.rows(engine.search(query[None], 7)) for query in queries])
+    for rows in (alone, engine.rows(engine.search(queries, 7))):
+        assert rows.shape == truth.shape
+        recall, share = _judge(codes, queries, truth, rows)
+        assert recall == 1
+        # The others may order ties as they like.
+        assert share == 1 or name not in ("flat", "multi-hash")
+    assert engine.bytes_are
+    assert (engine.num_bytes is None) == (name in ("flat", "multi-hash", "faiss-flat"))
+
+
+def test_recall_counts_distances_not_ids():
+    codes = np.array([[0], [1], [1], [1], [255]], np.uint8)
+    queries, truth = np.zeros((1, 1), np.uint8), np.array([[0, 1]])
+    for rows, wanted in (
+        ([0, 1], (1, 1)),
+        ([0, 3], (1, 0)),
+        ([0, 4], (0.5, 0)),
+        ([0, 0], (0.5, 0)),
+        ([0, -1], (0.5, 0)),
+    ):
+        assert _judge(codes, queries, truth, np.array([rows])) == wanted
+
+
+def test_codes_that_many_rows_share():
+    codes, bits = _codes(SearchBench(rows=1000, bits=64, distinct=0.1), np.random.default_rng(0))
+    assert (codes.shape, bits) == ((1000, 8), 64)
+    assert len(np.unique(codes, axis=0)) == 100
+
+
+def test_bench_search(tmp_path):
+    names = ("flat", "faiss-flat", "ivf", "numpy")
+    result = bench_search(SearchBench(rows=2000, queries=70, k=5, distinct=0.5, engines=names), tmp_path / "out")
+    assert list(result["engines"]) == list(names)
+    assert result["distinct_share"] == 0.5
+    assert result["flat_to_faiss-flat"] > 0
+    assert result["target"] == "none for these codes"
+    for name, figures in result["engines"].items():
+        assert figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+        assert min(figures["lone_queries_per_s"], figures["batched_queries_per_s"], figures["build_s"]) > 0
+        assert figures["recall"] == 1 or name == "ivf"
+    assert result["engines"]["flat"]["is_exact"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(result))
+    for name in ("recall.png", "latency.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_search_of_an_archive_within_a_radius(archive, cli):
+    ended = cli("bench", "search", "--archive", archive, "--radius", "2", "--queries", "8", "--json")
+    assert ended.code == 0
+    result = json.loads(ended.out)
+    assert list(result["engines"]) == ["flat", "multi-hash"]
+    assert all(figures["is_exact"] and figures["recall"] == 1 for figures in result["engines"].values())
+    assert (result["codes"], result["radius"]) == (str(archive), 2)
+    assert "multi-hash_to_flat" in result
+
+
+def test_an_engine_that_is_not_installed(monkeypatch):
+    assert not Kind(ENGINES["usearch"].make, ("no_such_module",), "no-such").is_installed
+    asked = SearchBench(rows=100, queries=2, engines=("flat", "usearch"))
+    if "usearch" not in INSTALLED:
+        assert bench_search(asked)["absent"] == {"usearch": "absent: pip install usearch"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"rows": 5}, "--rows is 5"),
+        ({"bits": 4}, "4"),
+        ({"distinct": 0.0}, "--distinct is 0"),
+        ({"distinct": 0.5, "archive": "a"}, "give one of them"),
+        ({"k": 0}, "-k is 0"),
+        ({"queries": 0}, "--queries is 0"),
+        ({"radius": -1}, "--radius is -1"),
+        ({"engines": ("flt",)}, "--engine flt: there are flat, faiss-flat"),
+        ({"engines": ("numpy",), "radius": 2}, "--engine numpy: there are flat, multi-hash for --radius"),
+    ],
+)
+def test_what_cannot_be_measured(asked, said):
+    with pytest.raises(InputError, match=said):
+        bench_search(SearchBench(**asked))
+
+
+def test_more_hits_than_rows(archive):
+    with pytest.raises(InputError, match="-k is 4000, there are"):
+        bench_search(SearchBench(archive=archive, k=4000))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((5, 64, 2, 4, 100), "--rows is 5"),
+        ((100, 4, 2, 4, 100), "4"),
+        ((100, 64, 2, 0, 100), "--in-flight is 0"),
+        ((100, 64, 2, 4, 10), "--requests is 10; at least 32"),
+    ],
+)
+def test_what_cannot_be_served(args, said):
+    with pytest.raises(InputError, match=said):
+        bench_serve(*args, True)
+
+
+def check_served(result):
+    assert result["wrong_answers"] == "0 of 20"
+    for name in ("gateway", "floor"):
+        assert result[f"{name}_requests_per_s"] > 0
+        assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"] <= result[f"{name}_p99_ms"]
+    assert result["ratio_of_p50"] == pytest.approx(result["gateway_p50_ms"] / result["floor_p50_ms"])
+    assert result["ratio_of_rates"] > 0
+    assert result["raw_faiss_queries_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_bench_serve_in_one_process():
+    check_served(bench_serve(500, 32, 2, 4, 64, True))
+    assert not children(os.getpid())
+
+
+@pytest.mark.slow
+def test_bench_serve_with_ray(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    check_served(bench_serve(500, 64, 2, 4, 64, False))
+    assert not children(os.getpid())
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_bench_that_is_killed(tmp_path):
+    out = tmp_path / "stderr"
+    with out.open("wb") as stderr:
+        program = "from orbithash.cluster.cli.main import main; main()"
+        args = ["bench", "serve", "--rows", "500", "--requests", "20000", "--local"]
+        process = subprocess.Popen([sys.executable, "-c", program, *args], stderr=stderr, stdout=stderr)
+    process.err = out
+    try:
+        wait_for(lambda: "round 1" in out.read_text(), process)
+        served = children(process.pid)
+        assert len(served) == 2
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not any(is_running(pid) for pid in served), timeout_s=60)
+    finally:
+        kill(process, *family(process.pid))
+
+
+def children(pid):
+    """The services that a bench started and that still run."""
+    return {each for each in family(pid) if b"bench_serve import child" in command_of(each)}
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_running(pid):
+    return bool(command_of(pid))
+
+
+@pytest.mark.slow
+def test_a_gateway_under_load_with_changes():
+    from orbithash.cluster.bench.soak import bench_soak
+
+    result = bench_soak(2000, 32, 2, 4, 0.1, local=True)
+    assert (result["errors"], result["shed"]) == ("none", 0)
+    assert result["searches"] > 20
+    assert result["rows_written_or_removed"] >= 40
+    assert result["memory_mb_end"] > 50
+    with pytest.raises(InputError, match="--minutes is 0"):
+        bench_soak(2000, 32, 2, 4, 0, local=True)

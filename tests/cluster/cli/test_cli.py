@@ -1,0 +1,203 @@
+"""The command line as a whole: its surface, what it imports, its help, its way to end."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from orbithash.cluster.cli import main as command_line
+from orbithash.encoders.errors import InputError
+
+CONNECTION = ["--address", "--ca", "--cert", "--cert-key"]
+
+# Other people's scripts depend on every word here: one that goes or changes is a break, a new one goes in here too.
+SURFACE = {
+    "": ["--debug", "--install-completion", "--show-completion"],
+    "demo": ["--captions", "--data", "--out", "--set", "--weights"],
+    "scenes": ["DIR", "--count", "--seed", "--size"],
+    "train": [
+        *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker", "--keep"),
+        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validate-beside"),
+        *("--validation", "--weights", "--workers"),
+    ],
+    "wald": ["SOURCE", "OUT", "--factor"],
+    "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
+    "reproduce": [
+        *("[METHOD]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),
+        *("--weights", "--workers"),
+    ],
+    "tune": [
+        *("METHOD", "--best", "--bits", "--captions", "--concurrent", "--config", "--cpus-per-trial", "--data"),
+        *("--dataset", "--gpus-per-trial", "--grace", "--json", "--metric", "--out", "--protocol", "--search"),
+        *("--seed", "--set", "--split-seed", "--trials", "--validation", "--weights"),
+    ],
+    "submit": [
+        *("[VERB]...", "--address", "--detach", "--env", "--id", "--json", "--python", "--stop", "--token-file"),
+        "--wheel",
+    ],
+    "encode": ["SOURCE", "--archive", "--gpus-per-worker", "--json", "--model", "--tile", "--watch", "--workers"],
+    "serve": [
+        *("ARCHIVE", "--address", "--client-ca", "--encoders", "--index", "--insecure-listen", "--local"),
+        *("--log-format", "--metrics", "--model", "--open-metrics", "--reflection", "--replicas", "--shards"),
+        *("--tls-cert", "--tls-key", "--tokens"),
+    ],
+    "refresh": ["[ARCHIVE]", *CONNECTION, "--json", "--model", "--shards", "--timeout", "--token-file"],
+    "query": [
+        *("--address", "--after", "--ca", "--cert", "--cert-key", "--code", "--filter", "--image", "--include"),
+        *("--json", "--key", "--like", "--min-coverage", "--radius", "--text", "--timeout", "--token-file"),
+        *("--unlike", "-k"),
+    ],
+    "upsert": ["SOURCE", *CONNECTION, "--json", "--timeout", "--token-file"],
+    "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
+    "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
+    "duplicates": ["ARCHIVE", "--filter", "--json", "--radius"],
+    "plan": [
+        *("--bench", "--bits", "--cores", "--distinct", "--headroom", "--json", "--memory", "--p99", "--qps"),
+        *("--read-only", "--replicas", "--rows", "-k"),
+    ],
+    "bench encode": ["--count", "--data", "--json", "--model"],
+    "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
+    "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
+    "bench search": [
+        *("--archive", "--bits", "--distinct", "--engine", "--json", "--k", "--out", "--queries", "--radius"),
+        *("--rows", "-k"),
+    ],
+    "bench fanout": [
+        *("--actors", "--bits", "--delay-ms", "--down", "--json", "--out", "--queries", "--seed", "--shards", "--slow"),
+        *("--stragglers", "--timeout-ms", "-k"),
+    ],
+    "bench serve": ["--bits", "--in-flight", "--json", "--local", "--requests", "--rows", "--shards"],
+}
+
+HEAVY = {"torch", "torchvision", "ray", "faiss", "lance", "pyarrow", "rasterio", "matplotlib"}
+
+
+def verbs(command, name=""):
+    """Full name to command, of all that a user can call."""
+    commands = getattr(command, "commands", {})
+    if not commands:
+        return {name: command}
+    inner = [verbs(child, f"{name} {word}".strip()) for word, child in commands.items()]
+    return {full: child for one in inner for full, child in one.items()}
+
+
+def words(command):
+    """Arguments by their metavar, then the names of options."""
+    arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
+    options = [name for p in command.params if p.param_type_name == "option" for name in p.opts]
+    return [*arguments, *sorted(set(options) - {"--help", "-h"})]
+
+
+def test_the_surface_is_frozen():
+    app = typer.main.get_command(command_line.app)
+    assert {"": words(app), **{name: words(command) for name, command in verbs(app).items()}} == SURFACE
+
+
+@pytest.mark.parametrize("verb", [name for name in SURFACE if name])
+def test_each_verb_has_help_with_an_example(cli, verb):
+    ended = cli(*verb.split(), "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"Example: orbithash {verb} " in " ".join(ended.out.split())
+
+
+def run(program, *args):
+    return subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, timeout=60)
+
+
+TOP = "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["query", "--help"]])
+def test_help_imports_nothing_heavy(args):
+    done = run(
+        "import json, sys\nfrom orbithash.cluster.cli.main import main\ntry:\n    main()\nfinally:\n    " + TOP, *args
+    )
+    assert "Usage: " in done.stdout
+    imported = set(json.loads(done.stderr))
+    assert "typer" in imported
+    assert not imported & (HEAVY | {"numpy", "grpc", "PIL"})
+
+
+def test_the_client_imports_nothing_heavy():
+    done = run(
+        "import json, sys\nfrom orbithash.search.client.client import Client\nClient('127.0.0.1:1').close()\n" + TOP
+    )
+    imported = set(json.loads(done.stderr))
+    assert "grpc" in imported
+    assert not imported & (HEAVY | {"numpy", "PIL", "typer"})
+
+
+@pytest.mark.parametrize("args", [["--debug", "query"], ["query", "--debug"], ["query"]])
+def test_a_traceback_is_for_those_who_ask(cli, args):
+    ended = cli(*args)
+    assert ended.code == 2
+    assert ("Traceback" in ended.err) == ("--debug" in args)
+    assert "give one of --image, --text, --key, --code and --like, got none" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("a is 1; 2 is allowed"), 2, "error: a is 1; 2 is allowed\n"),
+        (ValueError("first\nsecond"), 1, "error: ValueError: first (orbithash --debug VERB … shows where)\n"),
+        (AssertionError(), 1, "error: AssertionError: no message (orbithash --debug VERB … shows where)\n"),
+    ],
+)
+def test_the_end_after_an_error(cli, monkeypatch, error, code, said):
+    import orbithash.cluster.cli.query as verb
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(verb, "make_query", fail)
+    ended = cli("query", "--key", "a")
+    assert (ended.code, ended.out, ended.err) == (code, "", said)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["qery"], "No such command 'qery'. Did you mean 'query'?; see orbithash --help"),
+        (["query", "--imgae", "a"], "No such option: --imgae (Possible options: --image, --like, --timeout); see"),
+        (["train", "dhcl"], "Missing option '--data'; see orbithash train --help"),
+        (["query", "-k", "abc"], "Invalid value for '-k': Input should be a valid integer, unable to"),
+        (["query", "-k", "abc"], "got 'abc'; see orbithash query --help"),
+    ],
+)
+def test_words_that_are_no_command_are_one_line(cli, args, said):
+    ended = cli(*args)
+    assert (ended.code, ended.out) == (2, "")
+    assert re.fullmatch(r"error: .*\n", ended.err)
+    assert said in ended.err
+
+
+@pytest.mark.parametrize("args", [[], ["bench"]])
+def test_without_words_there_is_help(cli, args):
+    ended = cli(*args)
+    assert (ended.code, ended.err) == (2, "")
+    assert "Usage: " in ended.out
+
+
+def test_scenes_into_a_folder_that_is_taken(cli, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    ended = cli("scenes", tmp_path, "--count", "3")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    ended = cli("scenes", tmp_path / "scenes", "--count", "0")
+    assert ended.code == 2
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_scenes_are_the_same_for_the_same_seed(cli, tmp_path):
+    for name in ("one", "two"):
+        assert cli("scenes", tmp_path / name, "--count", "3", "--size", "64", "--seed", "4").code == 0
+    one, two = (
+        {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one == two
+    assert len([name for name in one if name.startswith("images/")]) == 3

@@ -1,0 +1,402 @@
+"""Whatever a user gets wrong is one clear line and exit code 2, and leaves nothing on disk."""
+
+import os
+import shutil
+import socket
+
+import numpy as np
+import pytest
+import torchvision
+from cluster_parts import TINY
+from safetensors.torch import save_file
+
+from orbithash.cluster.training import train as training
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.loop.loop import make_card
+
+# Training.
+
+
+@pytest.mark.parametrize("name", ["empty", "absent", "flat", "file"])
+def test_training_needs_a_folder_of_images(refused, tmp_path, bad_images, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "flat" / "a.jpg", tmp_path / "file"):
+        shutil.copy(bad_images / "good.jpg", path)
+    words = {
+        "empty": "holds no image (.jpg, .jpeg, .png, .tif, .tiff)",
+        "absent": "does not exist",
+        "flat": "only 1 images; protocol random needs at least 5",
+        "file": "is not a folder",
+    }
+    folder = tmp_path / name
+    refused("train", "dhcl", "--data", folder, "--out", tmp_path / "run", words=[folder, words[name]])
+
+
+@pytest.mark.parametrize("bits", [0, 7, 1000])
+def test_bits_out_of_range(refused, tmp_path, labelled, bits):
+    limit = 512 if bits > 512 else 8
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--bits", bits),
+        words=[f"bits is {bits}", limit],
+    )
+
+
+def test_unknown_method(refused, tmp_path, labelled):
+    refused(
+        *("train", "dhlc", "--data", labelled, "--out", tmp_path / "run"),
+        words=["unknown method 'dhlc'", "are mhcln, dhcl, cdne"],
+    )
+
+
+def test_all_wrong_settings_are_told_at_once(refused, tmp_path, labelled):
+    settings = ("--set", "bathc_size=3", "--set", "lr=abc", "--set", "epochs", "--set", "image_size=1")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *settings),
+        words=[
+            "found 4 problems",
+            "unknown key 'bathc_size'; did you mean batch_size?",
+            "lr is 'abc'",
+            "'epochs' is not of the form key=value",
+            "image_size is 1",
+        ],
+        lines=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xd8\xff\xe0", "not a YAML file"),
+        (b"a: [", "not a YAML file"),
+        (b"- bits", "a config file holds keys and values, got list"),
+        (b"bitts: 8", "unknown key 'bitts'; did you mean bits?"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    refused("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--config", file, words=[words])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--dataset", "nope"), ["unknown dataset 'nope'; there are ucmd, aid, nwpu-resisc45, "]),
+        (("--dataset", "ucmd"), ["these are not the 21 classes of ucmd"]),
+        (
+            ("--protocol", "nope"),
+            ["unknown protocol 'nope'; there are dhcl, dhcl-released, mhcln, cdne, duch, mrhash, random"],
+        ),
+        (("--weights", "nope.safetensors"), ["nope.safetensors: no such weights file"]),
+        (
+            ("--weights", "IMAGENET1K_V9"),
+            ["'IMAGENET1K_V9'", "neither a file nor torchvision weights", "IMAGENET1K_V1"],
+        ),
+        (("--workers", "0"), ["--workers is '0'; MIN:MAX with 1 <= MIN <= MAX"]),
+        (("--workers", "2:1"), ["--workers is '2:1'; MIN:MAX with 1 <= MIN <= MAX"]),
+        (("--gpus-per-worker", "-1"), ["-1 GPUs"]),
+    ],
+)
+def test_training_options(refused, tmp_path, labelled, options, words):
+    refused("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY, *options, words=words)
+
+
+def test_weights_of_another_backbone(refused, tmp_path, labelled):
+    weights = tmp_path / "weights.safetensors"
+    save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)
+    options = (*TINY, "--weights", weights, "--set", "backbone=resnet18")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
+        words=[weights, "not the weights of backbone resnet18", "give the backbone"],
+    )
+
+
+def test_out_that_is_taken(refused, tmp_path, labelled):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    file = tmp_path / "file"
+    file.touch()
+    train = ("train", "dhcl", "--data", labelled, *TINY, "--out")
+    refused(*train, foreign, words=[foreign, "is not empty and holds no run; give another --out"])
+    refused(*train, file, words=[file, "no folder can be made there", "give another --out"])
+    refused(*train, file / "run", words=["no folder can be made there", "give another --out"])
+
+
+def test_out_of_another_run(refused, tmp_path, labelled):
+    run = training.prepare_run("dhcl", labelled, bits=16)
+    training.claim_folder(run, tmp_path / "run")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--bits", "24", "--set", "seed=1"),
+        words=["holds another run", "bits was 16, is 24", "seed was 0, is 1", "give another --out"],
+    )
+
+
+@pytest.mark.ray
+def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelled):
+    options = (*TINY, "--workers", "5", "--set", "batch_size=10")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
+        words=["training with 5 workers needs 5 CPUs, the cluster has 4; ask for fewer"],
+    )
+
+
+# Evaluation.
+
+
+@pytest.fixture
+def run_folder(tmp_path, labelled):
+    """A run folder as training leaves it, but that nothing was learnt."""
+    settings = ["backbone=mobilenet_v3_small", "image_size=32"]
+    run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
+    training.claim_folder(run, tmp_path / "run")
+    method = run.build()
+    HashModel(make_card(run, method, {}), method.network).save(tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def test_evaluation_of_what_is_no_run(refused, tmp_path, labelled):
+    refused("evaluate", tmp_path / "nope", "--data", labelled, words=["not a run folder", "No such file"])
+
+
+def test_evaluation_of_an_unfinished_run(refused, run_folder, labelled):
+    shutil.rmtree(run_folder / "model")
+    refused("evaluate", run_folder, "--data", labelled, words=["has no model yet; run the same train command again"])
+
+
+def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder, labelled):
+    # A folder of the user's own.
+    shutil.copytree(run_folder / "model", run_folder / "model-kept")
+    words = [run_folder, "no model of 8 bits; there is 16"]
+    refused("evaluate", run_folder, "--data", labelled, "--bits", "8", words=words)
+
+
+def test_evaluation_of_a_damaged_run(refused, run_folder, labelled):
+    manifest = run_folder / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"test"', '"train"', 1))
+    refused("evaluate", run_folder, "--data", labelled, words=[manifest, "the manifest is damaged"])
+    (run_folder / "config.yaml").write_text("method: [")
+    refused("evaluate", run_folder, "--data", labelled, words=["config.yaml: damaged"])
+
+
+def test_evaluation_without_the_images(refused, run_folder, tmp_path):
+    refused("evaluate", run_folder, "--data", tmp_path / "nope", words=["nope is not a folder", "--data"])
+
+
+def test_evaluation_with_changed_images(refused, run_folder, labelled, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(labelled, changed)
+    (changed / "beach" / "beach3.png").write_bytes(b"other")
+    (changed / "river" / "river4.png").unlink()
+    refused(
+        *("evaluate", run_folder, "--data", changed),
+        words=["found 2 problems", "beach/beach3.png: another file than", "river/river4.png: absent"],
+        lines=3,
+    )
+
+
+def test_evaluation_on_images_of_the_training(refused, run_folder, labelled):
+    refused(
+        *("evaluate", run_folder, "--data", labelled, "--protocol", "dhcl"),
+        words=["queries of protocol dhcl were training or validation images of this run"],
+    )
+    refused("evaluate", run_folder, "--data", labelled, "--protocol", "nope", words=["unknown protocol 'nope'"])
+
+
+# Encoding.
+
+
+@pytest.mark.parametrize("workers", ["0", "5:2", "abc", "1:2:3", ":", "-1"])
+def test_workers_that_are_no_range(refused, tmp_path, scenes, model, workers):
+    refused(
+        *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", f"--workers={workers}"),
+        words=[f"--workers is {workers!r}", "MIN:MAX with 1 <= MIN <= MAX"],
+    )
+
+
+@pytest.mark.ray
+def test_more_encoding_workers_than_cpus(ray_cluster, refused, tmp_path, scenes, model):
+    refused(
+        *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", "--workers", "9"),
+        words=["encoding with 9 workers needs 5 CPUs, the cluster has 4; ask for fewer"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("empty", "holds no image"),
+        ("nope", "nope does not exist"),
+        ("notes.md", "neither a folder nor an image"),
+        ("list.txt", "lists no image"),
+        ("table.parquet", "table.parquet"),
+    ],
+)
+def test_sources_without_images(refused, tmp_path, model, source, words):
+    (tmp_path / "empty").mkdir()
+    for name in ("notes.md", "list.txt", "table.parquet"):
+        (tmp_path / name).touch()
+    refused("encode", tmp_path / source, "--model", model, "--archive", tmp_path / "archive", words=[words])
+
+
+@pytest.mark.parametrize("tile", [0, 15, 1_000_000])
+def test_tiles_of_no_use(refused, tmp_path, scenes, model, tile):
+    refused(
+        *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", "--tile", tile),
+        words=[f"the tile's side is {tile} pixels"],
+    )
+
+
+def test_a_model_folder_with_a_flipped_byte(refused, tmp_path, scenes, model):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    encode = ("encode", scenes, "--archive", tmp_path / "archive", "--model")
+    refused(*encode, broken, words=[broken, "model.safetensors is damaged"])
+    card = broken / "model.json"
+    card.write_text(card.read_text().replace('"one"', '"eno"'))
+    refused(*encode, broken, words=[card, "damaged"])
+    refused(*encode, tmp_path / "nope", words=["nope: not a model folder", "training leaves one in RUN/model"])
+
+
+def test_an_archive_that_is_none(refused, tmp_path, scenes, model):
+    foreign, file = tmp_path / "foreign", tmp_path / "file"
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    file.touch()
+    encode = ("encode", scenes, "--model", model, "--archive")
+    refused(*encode, foreign, words=[foreign, "is not an archive of codes; choose a new or an empty folder"])
+    refused(*encode, file, words=[file, "is not an archive of codes"])
+    refused(*encode, file / "archive", words=["no archive can be made there"])
+
+
+def test_an_archive_of_another_model(refused, tmp_path, scenes, archive, other_model):
+    mine = tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    refused(
+        *("encode", scenes, "--model", other_model, "--archive", mine),
+        words=[mine, "Codes of another model are refused, never mixed"],
+    )
+
+
+def test_an_archive_that_another_process_writes(refused, tmp_path, scenes, archive, model):
+    mine = tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    with Archive.open(mine).writing():
+        refused(
+            *("encode", scenes, "--model", model, "--archive", mine),
+            words=[mine, f"is being written by another process ({os.getpid()} on ", "; wait until it ends"],
+        )
+
+
+def damage(archive, folder):
+    shutil.copytree(archive, folder)
+    for manifest in (folder / "_versions").glob("*.manifest"):
+        manifest.write_bytes(manifest.read_bytes()[:-20])
+    return folder
+
+
+def test_a_damaged_archive(refused, tmp_path, scenes, archive, model):
+    mine = damage(archive, tmp_path / "archive")
+    words = [mine, "cannot be read, it may be damaged"]
+    refused("encode", scenes, "--model", model, "--archive", mine, words=words)
+    refused("serve", mine, "--model", model, "--local", words=words)
+
+
+# Serving.
+
+
+@pytest.fixture
+def taken():
+    """An address that is in use: what is served in spite of a fault fails there, and does not go on for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_serving_with_another_model(refused, archive, other_model, taken):
+    refused(
+        *("serve", archive, "--model", other_model, "--local", "--address", taken),
+        words=[archive, other_model, "give the model that made the archive"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--shards", "0"), "0 shards; from 1 to 1024 are allowed"),
+        (("--shards", "-1"), "-1 shards; from 1 to 1024 are allowed"),
+        (("--address", "0.0.0.0:0"), "loopback addresses only"),
+        (("--address", "[::]:0"), "loopback addresses only"),
+        (("--address", "localhost"), "an address is HOST:PORT"),
+        (("--address", "127.0.0.1:65536"), "an address is HOST:PORT"),
+    ],
+)
+def test_serving_options(refused, archive, model, taken, options, words):
+    refused("serve", archive, "--model", model, "--local", "--address", taken, *options, words=[words])
+
+
+def test_serving_what_is_no_archive(refused, tmp_path, scenes, model):
+    refused("serve", tmp_path / "nope", "--model", model, words=["does not exist; `orbithash encode` makes one"])
+    refused("serve", scenes, "--model", model, words=["is not an archive of codes"])
+
+
+def test_serving_on_a_taken_port(refused, archive, model, taken):
+    refused(
+        *("serve", archive, "--model", model, "--local", "--address", taken),
+        words=[taken, "is the port in use? Give another"],
+    )
+
+
+# Queries; what only a running gateway can refuse is in test_serve.
+
+
+def test_a_gateway_that_is_not_there(refused):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    refused("query", "--code", "00ff", "--address", address, words=[f"no gateway at {address}", "orbithash serve"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "give one of --image, --text, --key, --code and --like, got none"),
+        (("--key", "a", "--code", "ff"), "got --key and --code"),
+        (("--key", ""), "a key has 1 to 4,096 characters, got 0"),
+        (("--code", "xyz"), "--code 'xyz' is not hexadecimal"),
+        (("--code", "ff", "-k", "0"), "k is a whole number from 1 to 10,000, got 0"),
+        (("--code", "ff", "-k", "10001"), "k is a whole number from 1 to 10,000, got 10001"),
+        (("--code", "ff", "--timeout", "0"), "--timeout is 0"),
+        (("--code", "ff", "--timeout", "nan"), "--timeout is nan"),
+        (("--code", "ff", "--address", "nowhere"), "an address is HOST:PORT"),
+        (("--image", "nope.png"), "nope.png: cannot be read (No such file or directory)"),
+        (("--image", "."), "cannot be read (Is a directory)"),
+    ],
+)
+def test_query_options(refused, options, words):
+    refused("query", *options, words=[words])
+
+
+def test_a_query_image_that_is_too_large(refused, tmp_path):
+    image = tmp_path / "large.jpg"
+    image.write_bytes(np.random.default_rng(0).bytes(20_000_000))
+    refused("query", "--image", image, words=[image, "20,000,000 bytes", "at most 10,485,760"])
+
+
+# Ray.
+
+
+def test_a_cluster_that_is_not_there(start, tmp_path, scenes, model):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    before = f"import os; os.environ['RAY_ADDRESS'] = {address!r}"
+    process = start("encode", scenes, "--model", model, "--archive", tmp_path / "archive", before=before)
+    assert process.wait(timeout=120) == 2
+    assert f"error: RAY_ADDRESS={address}: no cluster answers there" in process.err.read_text()
+    assert not (tmp_path / "archive").exists()

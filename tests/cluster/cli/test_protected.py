@@ -1,0 +1,80 @@
+"""Serving with certificates and tokens, from one command line to the other."""
+
+import json
+import re
+
+import pytest
+from certificates import Authority
+from cluster_parts import wait_for
+
+from orbithash.encoders.archive.archive import Archive
+
+READER, WRITER = "reader-of-the-archive", "writer-of-the-archive"
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    """Paths of what a gateway and its clients have; everything is read by its owner only."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    ours = Authority(folder, "ours")
+    certificate, key = ours.issue("gateway")
+    own, own_key = ours.issue("client")
+    made = {"ca": ours.path, "cert": certificate, "key": key, "own": own, "own_key": own_key}
+    for name, text in (
+        ("tokens", f"read {READER} alice\nwrite {WRITER} bob\n"),
+        ("reader", f"{READER}\n"),
+        ("stranger", "somebody-elses-token\n"),
+        ("open", f"{READER}\n"),
+    ):
+        made[name] = folder / name
+        made[name].touch(0o644 if name == "open" else 0o600)
+        made[name].write_text(text)
+    return made
+
+
+def test_from_one_command_line_to_the_other(start, cli, archive, model, secrets, monkeypatch):
+    process = start(
+        *("serve", archive, "--model", model, "--local", "--address", "127.0.0.1:0", "--tokens", secrets["tokens"]),
+        *("--tls-cert", secrets["cert"], "--tls-key", secrets["key"], "--client-ca", secrets["ca"]),
+    )
+    address = wait_for(lambda: re.search(r"ready at (\S+);", process.err.read_text()), process)[1]
+    key = min(Archive.open(archive).keys())
+    ask = ("query", "--key", key, "-k", "1", "--json")
+    tls = ("--ca", secrets["ca"], "--cert", secrets["own"], "--cert-key", secrets["own_key"])
+
+    ended = cli(*ask, "--address", address, *tls, "--token-file", secrets["reader"])
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["hits"][0]["distance"] == 0
+    monkeypatch.setenv("ORBITHASH_ADDRESS", address)
+    for options, words in (
+        ((*tls, "--token-file", secrets["stranger"]), "the token is not one that this gateway knows"),
+        (tls, "asks for a token"),
+        ((*tls, "--token-file", secrets["open"]), "chmod 600"),
+        (("--ca", secrets["ca"], "--token-file", secrets["reader"]), "no gateway at"),
+        (("--token-file", secrets["reader"]), "no gateway at"),
+        (("--ca", secrets["ca"], "--cert", secrets["own"]), "come together"),
+    ):
+        ended = cli(*ask, "--timeout", "5", *options)
+        assert ended.code == 2, ended
+        assert re.fullmatch(r"error: .*\n", ended.err), ended
+        assert words in ended.err
+        assert READER not in ended.err
+    monkeypatch.setenv("ORBITHASH_TOKEN", READER)
+    assert cli(*ask, *tls).code == 0
+    ended = cli("delete", key, *tls)
+    assert ended.code == 2
+    assert "the token of 'alice' has the role read, and Delete needs write" in ended.err
+
+
+def test_what_serve_refuses(refused, archive, model, secrets):
+    serve = ("serve", archive, "--model", model, "--local")
+    for options, words in (
+        (("--address", "0.0.0.0:0"), ["no TLS and no tokens", "--insecure-listen", "loopback"]),
+        (("--tls-cert", secrets["cert"]), ["--tls-cert and --tls-key"]),
+        (("--client-ca", secrets["ca"]), ["--tls-cert and --tls-key"]),
+        (("--tokens", secrets["open"]), ["chmod 600"]),
+        (("--tokens", secrets["reader"]), ["line 1", "ROLE TOKEN NAME"]),
+        (("--tls-cert", secrets["ca"], "--tls-key", secrets["key"]), ["no certificate in PEM with its key"]),
+    ):
+        refused(*serve, *options, words=words)

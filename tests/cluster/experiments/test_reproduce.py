@@ -1,0 +1,411 @@
+"""The verb `reproduce`: what the table says, which settings reach whom, what is told before anything is trained."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torchvision
+from cluster_parts import write_image
+from safetensors.torch import save_file
+
+from orbithash.cluster.experiments import reproduce as module
+from orbithash.cluster.experiments.reproduce import smallest_class
+from orbithash.cluster.experiments.reproduction_table import COLUMNS, cells_of, rows_of, with_learned_baselines
+from orbithash.cluster.training.run_folder import open_run
+from orbithash.trainers.datasets import Image, Manifest, make_manifest
+from orbithash.trainers.evaluation.evaluation import HEADLINE
+from orbithash.trainers.evaluation.published import PUBLISHED, REPRODUCTIONS
+from orbithash.trainers.loop.run import Run
+from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.metrics.metrics import DEFINITIONS
+
+TAGS = {"paper", "issue", "readme", "secondary"}
+POLICIES = {"expected", "index"}
+TINY = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "epochs=1", "steps_per_epoch=2")
+
+
+def settings(*pairs):
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), path)
+    return path
+
+
+# The whole of it.
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
+    out = tmp_path / "out"
+    command = ("reproduce", "mhcln", "--data", labelled, "--out", out, "--bits", 16, "--seeds", 2, "--weights", weights)
+    ended = cli(*command, *settings(*TINY, "hidden=[8]"), "--json")
+    assert ended.code == 0, ended.err
+    assert "run 2 of 2: mhcln, 16 bits, seed 1" in ended.err
+    (row,) = json.loads(ended.out)
+    assert [row] == json.loads((out / "reproduce.json").read_text())
+    assert (row["method"], row["dataset"], row["bits"], row["metric"]) == ("mhcln", "folder", 16, "ap_hits@20")
+    assert (row["published"], row["tag"]) == (None, "")
+
+    # Each figure is what the evaluation of that seed's split says, by the paper's metric and order of ties.
+    runs = [out / "mhcln" / "mhcln" / f"16-{seed}" for seed in range(2)]
+    told = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
+    assert row["ours"] == [metrics["metrics"]["ap_hits@20"]["index"] for metrics in told]
+    assert row["clean"] == [metrics["metrics"][HEADLINE]["expected"] for metrics in told]
+    splits = [open_run(run).manifest for run in runs]
+    assert [(split.protocol, split.seed, split.validation) for split in splits] == [("mhcln", 0, 0), ("mhcln", 1, 0)]
+    assert [open_run(run).config.seed for run in runs] == [0, 1]
+    assert row["network"] == "mobilenet_v3_small, 32 px, 1 epochs"
+    for name, figures in {**row["baselines"], "cosine": row["cosine"]}.items():
+        assert figures == [metrics["baselines"][name]["metrics"][HEADLINE] for metrics in told]
+    name = max(row["baselines"], key=lambda name: sum(row["baselines"][name]))
+
+    ours = f"{np.mean(row['ours']):.3f} ± {statistics.stdev(row['ours']):.3f}"
+    page = (out / "report.html").read_text()
+    for text in ((out / "results.md").read_text(), page):
+        assert all(cell in text for cell in ("mhcln on folder", "ap_hits@20", ours, "not known", f"({name})"))
+
+    # Again: nothing is trained or evaluated, and the rows are the same; now as a table.
+    before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
+    again = cli(*command, *settings(*TINY, "hidden=[8]"))
+    assert again.code == 0, again.err
+    assert again.err.count("is complete already; nothing to train") == 2
+    assert {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")} == before
+    assert json.loads((out / "reproduce.json").read_text()) == [row]
+    assert "mhcln" in again.out
+    assert f"table: {out / 'results.md'}, report: {out / 'report.html'}" in again.out.replace("\n", " ")
+
+    # Another setting is another run, for which these folders are taken.
+    other = cli(*command, *settings(*TINY, "hidden=[8]", "mhcln.margin=0.3"))
+    assert other.code == 2
+    assert "holds another run (margin was 0.2, is 0.3); give another --out" in other.err
+
+
+# The rows of finished runs.
+
+
+def metrics_of(value=0.5, clean=0.4, *, dataset="ucmd", size=17, baselines=None, directions=()):
+    """What `_evaluated` keeps of a run, with figures of every definition."""
+    figures = {
+        f"{definition}@{k}": {"expected": value / 2, "index": value}
+        for definition in DEFINITIONS
+        for k in (20, 100, size)
+    }
+    figures |= {"success@20": {"expected": value / 2, "index": value}, HEADLINE: {"expected": clean, "index": 0.0}}
+    return {
+        "dataset": dataset,
+        "metrics": dict.fromkeys(directions, figures) or figures,
+        "codes": {"bytes_per_code": 4},
+        "baselines": baselines or {},
+        "smallest_class": size,
+    }
+
+
+def rows(method, *runs, bits=32, rule=None, **settings):
+    config = get_method(method).Config(bits=bits, **settings)
+    return list(rows_of(rule or REPRODUCTIONS[method], Run(method, config, None, None), runs))
+
+
+def cells(row):
+    return dict(zip(COLUMNS, cells_of(row), strict=True))
+
+
+def test_mean_and_spread_over_seeds():
+    (row,) = rows("mhcln", metrics_of(0.8, 0.3), metrics_of(0.9, 0.5), metrics_of(0.7, 0.4))
+    assert row.ours == [0.8, 0.9, 0.7]
+    told = cells(row)
+    assert (told["ours"], told[f"{HEADLINE}, expected"], told["runs"]) == ("0.800 ± 0.100", "0.400 ± 0.100", "3")
+    (row,) = rows("mhcln", metrics_of(0.8, 0.3))
+    assert (cells(row)["ours"], cells(row)["runs"]) == ("0.800", "1")
+
+
+def test_ties_are_ordered_as_the_paper_does():
+    (by_index,) = rows("mhcln", metrics_of(0.8))
+    (expected,) = rows("cdne", metrics_of(0.8))
+    assert (by_index.metric, by_index.ours, expected.metric, expected.ours) == (
+        "ap_hits@20",
+        [0.8],
+        "ap_min@100",
+        [0.4],
+    )
+
+
+def test_the_search_by_the_papers_protocol_is_another_than_the_clean_one():
+    (row,) = rows("dhcl", {**metrics_of(0.6, 0.5), "searched": metrics_of(0.99, 0.98)})
+    assert (row.metric, row.ours, row.clean) == ("success@20", [0.99], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "bits", "published"),
+    [
+        ("mhcln", "ucmd", 32, "0.904 (issue)"),
+        ("dhcl", "aid", 16, "0.948 (readme)"),
+        ("cdne", "eurosat", 16, "0.999 (paper)"),
+        ("mhcln", "ucmd", 64, "not known"),
+        ("mhcln", "aid", 32, "not known"),
+        ("classifier", "ucmd", 32, "not known"),
+    ],
+)
+def test_the_published_figure_is_that_of_method_dataset_and_bits(method, dataset, bits, published):
+    (row,) = rows(method, metrics_of(dataset=dataset), bits=bits)
+    assert cells(row)["published"] == published
+
+
+def test_each_direction_has_its_own_row():
+    directions = ("image->image", "image->text", "text->image", "text->text")
+    told = rows("duch", metrics_of(dataset="rsicd", directions=directions), bits=64)
+    assert [row.direction for row in told] == ["image->text", "text->image"]
+    assert [cells(row)["published"] for row in told] == ["0.836 (secondary)", "0.824 (secondary)"]
+    assert cells(told[0])["method"] == "duch image->text on rsicd"
+    assert [(row.baselines, row.cosine) for row in told] == [({}, []), ({}, [])], "baselines rank images for images"
+
+
+def test_the_published_figure_is_that_of_the_variant():
+    told = metrics_of(dataset="nwpu-resisc45")
+    (bank,), (momentum,) = (rows("cdne", told, bits=16, variant=name) for name in ("memory-bank", "momentum"))
+    assert [cells(row)["published"] for row in (bank, momentum)] == ["0.997 (paper)", "0.992 (paper)"]
+    assert cells(momentum)["method"] == "cdne (momentum) on nwpu-resisc45"
+
+
+def test_the_network_is_told():
+    (row,) = rows("mhcln", metrics_of(), image_size=64, epochs=3)
+    assert cells(row)["network"] == "mobilenet_v2, random weights, 64 px, 3 epochs"
+    (row,) = rows("mhcln", metrics_of(), weights="IMAGENET1K_V2", epochs=3)
+    assert cells(row)["network"] == "mobilenet_v2, 160 px, 3 epochs"
+
+
+BEST = "best baseline of no more bytes"
+
+
+def baselines(itq, cosine=0.9):
+    figures = {"cosine": (5000, cosine), "lsh": (4, 0.3), "itq": (4, itq)}
+    told = {name: {"bytes": size, "metrics": {HEADLINE: value}} for name, (size, value) in figures.items()}
+    return told | {"pq": {"left_out": "too few images"}}
+
+
+def test_a_baseline_that_beats_the_method_is_shown_as_such():
+    (row,) = rows("mhcln", metrics_of(clean=0.4, baselines=baselines(0.45)))
+    assert cells(row)[BEST] == "0.450 (itq), better than the method"
+    (row,) = rows("mhcln", metrics_of(clean=0.5, baselines=baselines(0.45)))
+    assert (cells(row)[BEST], cells(row)["float cosine"]) == ("0.450 (itq)", "0.900")
+    (row,) = rows("mhcln", metrics_of(clean=0.1))
+    assert (cells(row)[BEST], cells(row)["float cosine"]) == ("none", "none")
+
+
+def test_baselines_are_means_over_the_same_seeds():
+    told = [metrics_of(clean=0.44, baselines=baselines(itq, cosine)) for itq, cosine in ((0.5, 0.8), (0.4, 0.9))]
+    (row,) = rows("mhcln", *told)
+    assert (row.baselines, row.cosine) == ({"lsh": [0.3, 0.3], "itq": [0.5, 0.4]}, [0.8, 0.9])
+    assert cells(row)[BEST] == "0.450 ± 0.071 (itq), better than the method"
+
+
+def test_learned_baselines_stand_beside_the_methods_of_their_split():
+    def one(method, clean, bits=32, rule=None):
+        return rows(method, metrics_of(clean=clean, baselines=baselines(0.1)), bits=bits, rule=rule)[0]
+
+    by_mhcln = REPRODUCTIONS["mhcln"]
+    told = with_learned_baselines(
+        [
+            *(one("mhcln", 0.6), one("cdne", 0.7), one("mrhash", 0.2), one("mhcln", 0.5, bits=64)),
+            *(one("classifier", 0.65, rule=by_mhcln), one("classifier", 0.4), one("triplet", 0.8)),
+        ]
+    )
+    assert [cells(row)[BEST] for row in told] == [
+        "0.650 (classifier), better than the method",
+        "0.800 (triplet), better than the method",
+        "0.300 (lsh), better than the method",
+        "0.300 (lsh)",
+        *["0.300 (lsh)"] * 3,
+    ]
+
+
+def test_smallest_is_the_smallest_class_of_each_splits_database():
+    (row,) = rows("mrhash", metrics_of(0.7, size=17), metrics_of(0.8, size=17))
+    assert (row.metric, row.ours) == ("ap_hits@17", [0.7, 0.8])
+    (row,) = rows("mrhash", metrics_of(0.7, size=17), metrics_of(0.8, size=16))
+    assert (row.metric, row.ours) == ("ap_hits@17, ap_hits@16", [0.7, 0.8])
+
+
+def test_the_smallest_class_is_counted_in_the_database_alone():
+    splits = [((0,), "train")] * 5 + [((1,), "validation")] * 3 + [((1,), "test")] * 9 + [((0, 3), "train")] * 4
+    images = tuple(Image(str(i), str(i), labels, split, str(i)) for i, (labels, split) in enumerate(splits))
+    manifest = Manifest("folder", "mrhash", 0, 0.1, ("a", "b", "absent", "d"), images)
+    assert smallest_class(manifest) == 3
+
+
+# Settings.
+
+
+def test_settings_reach_the_methods_they_are_for():
+    given = ["epochs=3", "mhcln.lr=0.1", "hidden=[8]", "dhcl.epochs=4", "warm_up_epochs=0", "mrhash.lr=0.2"]
+    assert module._settings_of("mhcln", given) == ["epochs=3", "lr=0.1", "hidden=[8]"]
+    assert module._settings_of("dhcl", given) == ["epochs=3", "epochs=4", "warm_up_epochs=0"]
+    assert module._settings_of("classifier", given) == ["epochs=3", "warm_up_epochs=0"]
+
+
+@pytest.fixture
+def untrained(refused, monkeypatch, tmp_path):
+    """Asserts that `reproduce` is refused before anything is trained."""
+
+    def no_training(*arguments):
+        raise AssertionError("something would be trained")
+
+    monkeypatch.setattr(module, "train_on_ray", no_training)
+
+    def check(*args, words, problems=1):
+        lines = 1 if problems == 1 else problems + 1
+        refused("reproduce", "--out", tmp_path / "out", *args, words=words, lines=lines)
+
+    return check
+
+
+def test_settings_that_reach_nobody_are_told_at_once(untrained, labelled):
+    untrained(
+        *("mhcln", "dhcl", "--data", labelled),
+        *settings(
+            "mhlcn.lr=1", "bathc_size=3", "num_clusters=4", "bits=16", "dhcl.seed=1", "mhcln.lrr=1", "dhcl.lr=abc"
+        ),
+        words=[
+            "nothing was trained: found 7 problems",
+            "'mhlcn.lr=1': there is no method 'mhlcn'; there are mhcln, dhcl, cdne",
+            "'bathc_size=3': no setting of mhcln or dhcl; did you mean batch_size?",
+            "'num_clusters=4': no setting of mhcln or dhcl",
+            "'bits=16': give --bits instead",
+            "'dhcl.seed=1': give --seeds instead",
+            "mhcln: settings: unknown key 'lrr'; did you mean lr?",
+            "dhcl: settings: lr is 'abc'",
+        ],
+        problems=7,
+    )
+
+
+def test_the_problems_of_all_methods_are_told_at_once(untrained, labelled, tmp_path, weights):
+    taken = tmp_path / "out" / "cdne" / "cdne" / "16-1"
+    taken.mkdir(parents=True)
+    (taken / "notes.txt").touch()
+    untrained(
+        *("mhcln", "dhcl", "cdne", "duch", "mrhash", "--data", labelled, "--bits", 16, "--seeds", 2),
+        *("--weights", weights, *settings(*TINY, "dhcl.backbone=resnet18", "mrhash.num_clusters=4")),
+        words=[
+            "nothing was trained",
+            f"dhcl: dhcl cannot train on {labelled}: {weights}: not the weights of backbone resnet18",
+            f"cdne: {taken} is not empty and holds no run; give another --out",
+            "duch: duch cannot train on",
+            "text_encoder is not set",
+            "images have no captions",
+            "mrhash: mrhash cannot train on",
+            "images have no second source",
+        ],
+        problems=6,
+    )
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_too_few_seeds(untrained, labelled, seeds):
+    untrained("mhcln", "--data", labelled, "--seeds", seeds, words=[f"{seeds} seeds; at least 1 is needed"])
+
+
+def test_an_unknown_method(untrained, labelled):
+    untrained("mhcln", "dhlc", "--data", labelled, words=["unknown method 'dhlc'; there are mhcln, dhcl"])
+
+
+def test_images_without_a_class(untrained, tmp_path):
+    rng = np.random.default_rng(0)
+    for source in ("first", "second"):
+        (tmp_path / "data" / source).mkdir(parents=True)
+        for i in range(6):
+            write_image(tmp_path / "data" / source / f"{i}.png", rng)
+    command = ("mrhash", "--data", tmp_path / "data", *settings(*TINY[:3], "num_clusters=4"))
+    untrained(*command, words=["mrhash: no image of the test part", "has a class; every figure needs them"])
+
+
+def test_data_that_allow_no_method(untrained, tmp_path):
+    problems = [f"{name}: {tmp_path / 'nope'} does not exist" for name in METHODS]
+    untrained("--data", tmp_path / "nope", words=problems, problems=len(METHODS))
+
+
+# Without METHOD.
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that would be trained and evaluated: (protocol, method, bits, seed)."""
+    runs = []
+
+    def note(run, folder, workers, gpus_per_worker):
+        runs.append((run.manifest.protocol, run.method, run.config.bits, run.config.seed))
+        assert folder.parts[-3:] == (run.manifest.protocol, run.method, f"{run.config.bits}-{run.config.seed}")
+
+    monkeypatch.setattr(module, "train_on_ray", note)
+    monkeypatch.setattr(module, "_evaluated", lambda folder, run, rule: metrics_of(dataset=run.manifest.dataset))
+    return runs
+
+
+def test_methods_that_the_data_do_not_allow_are_told_and_left_out(cli, trained, labelled, tmp_path):
+    command = ("reproduce", "--data", labelled, "--out", tmp_path, "--bits", 16, "--bits", 32, "--bits", 16)
+    ended = cli(*command, *settings(*TINY, "num_clusters=4"), "--json")
+    assert ended.code == 0, ended.err
+    # The learned baselines go the way of each.
+    ways = [(name, name) for name in ("mhcln", "dhcl", "cdne")]
+    ways += [(name, method) for method in ("triplet", "classifier") for name in ("mhcln", "dhcl", "cdne")]
+    assert trained == [(*way, bits, 0) for way in ways for bits in (16, 32)]
+    told = json.loads(ended.out)
+    assert [(row["protocol"], row["method"], row["bits"]) for row in told] == [run[:3] for run in trained]
+    assert "left out: duch: duch cannot train on" in ended.err
+    assert "images have no captions" in ended.err
+    assert "left out: mrhash: mrhash cannot train on" in ended.err
+    assert ended.err.count("left out: ") == 2
+    assert ended.err.count("no --weights") == 1
+    notes = (tmp_path / "results.md").read_text()
+    assert REPRODUCTIONS["dhcl"].note in notes
+    assert REPRODUCTIONS["mrhash"].note not in notes
+
+
+def test_pairs_allow_mrhash(cli, trained, tmp_path):
+    rng = np.random.default_rng(0)
+    for source in ("first", "second"):
+        for name in ("beach", "river"):
+            (tmp_path / "data" / source / name).mkdir(parents=True)
+            for i in range(6):
+                write_image(tmp_path / "data" / source / name / f"{i}.png", rng)
+    command = ("reproduce", "mrhash", "mrhash", "--data", tmp_path / "data", "--out", tmp_path / "out", "--bits", 16)
+    ended = cli(*command, *settings(*TINY[:4], "num_clusters=4"))
+    assert ended.code == 0, ended.err
+    assert trained == [("mrhash", "mrhash", 16, 0)]
+
+
+def test_a_learned_baseline_alone_goes_its_own_way(cli, trained, labelled, tmp_path):
+    command = ("reproduce", "triplet", "--data", labelled, "--out", tmp_path, "--bits", 16)
+    ended = cli(*command, *settings(*TINY[:4]))
+    assert ended.code == 0, ended.err
+    assert trained == [("cdne", "triplet", 16, 0)]
+
+
+# What is known.
+
+
+def test_every_method_has_its_papers_way():
+    assert set(REPRODUCTIONS) == set(METHODS)
+    assert {rule.policy for rule in REPRODUCTIONS.values()} <= POLICIES
+
+
+def test_published_figures_are_figures():
+    assert PUBLISHED
+    for figure in PUBLISHED:
+        assert 0 < figure.value <= 1, figure
+        assert figure.tag in TAGS, figure
+        assert figure.direction in REPRODUCTIONS[figure.method].directions, figure
+    keys = [(figure.method, figure.dataset, figure.bits, figure.direction, figure.variant) for figure in PUBLISHED]
+    assert len(set(keys)) == len(keys), "a figure is there twice"
+
+
+@pytest.mark.parametrize("method", REPRODUCTIONS)
+def test_the_split_of_each_paper_can_be_made(labelled, method):
+    rule = REPRODUCTIONS[method]
+    manifest = make_manifest(labelled, protocol=rule.protocol, validation=rule.validation)
+    assert bool(manifest.part("validation")) == bool(rule.validation)

@@ -1,0 +1,117 @@
+"""Networks for queries, as many as the queries need."""
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_parts import BITS, family
+
+from orbithash.cluster.serving import encoder_pool
+from orbithash.cluster.serving.encoder_pool import EncoderPool, EncoderPools
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.model import HashModel
+
+pytestmark = pytest.mark.ray
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+def networks():
+    """Processes of the pool's actors, in this process's cluster."""
+
+    def title(pid):
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""
+
+    return {pid for pid in family(os.getpid()) if title(pid).startswith("ray::Network")}
+
+
+def run(scenario, model, low, high):
+    async def call():
+        pool = await EncoderPool.start(model, low, high)
+        try:
+            await scenario(pool, partial(pool.call, "encode_prepared", IMAGES))
+        finally:
+            pool.close()
+
+    asyncio.run(asyncio.wait_for(call(), 300))
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.02)
+
+
+def test_it_grows_with_the_queries_and_shrinks_again(ray_cluster, model, monkeypatch):
+    monkeypatch.setattr(encoder_pool, "_IDLE_S", 0.5)
+    monkeypatch.setattr(encoder_pool, "_LOOK_EVERY_S", 0.05)
+    expected = HashModel.load(model).encode_prepared(IMAGES)
+    assert expected.shape == (5, BITS // 8)
+
+    async def scenario(pool, encode):
+        assert not pool.has_text
+        assert len(networks()) == 1
+        np.testing.assert_array_equal(await encode(), expected)
+        assert len(networks()) == 1, "one query at a time needs one"
+
+        async def ask_until(is_enough):
+            while not is_enough():
+                np.testing.assert_array_equal(await encode(), expected)
+
+        await asyncio.gather(*(ask_until(lambda: len(networks()) == 2) for _ in range(6)))
+        # Never more than allowed.
+        await asyncio.gather(*(encode() for _ in range(30)))
+        assert len(networks()) == 2
+        await until(lambda: len(networks()) == 1)
+        np.testing.assert_array_equal(await encode(), expected)
+
+    run(scenario, model, 1, 2)
+
+
+def test_one_that_dies_comes_back(ray_cluster, model):
+    async def scenario(pool, encode):
+        expected = await encode()
+        (pid,) = networks()
+        asked = [asyncio.create_task(encode()) for _ in range(4)]
+        os.kill(pid, signal.SIGKILL)
+        for codes in await asyncio.gather(*asked):
+            np.testing.assert_array_equal(codes, expected)
+        assert networks() - {pid}
+
+    run(scenario, model, 1, 1)
+
+
+def test_one_pool_for_all_who_use_a_model(ray_cluster, model):
+    async def scenario():
+        pools = EncoderPools()
+        first = await pools.open("id", model, 1, 1)
+        second = await pools.open("id", model, 1, 1)
+        assert second is first
+        first.close()
+        assert len(await second.call("encode_prepared", IMAGES)) == len(IMAGES)
+        second.close()
+        await until(lambda: not networks())
+        third = await pools.open("id", model, 1, 1)
+        assert third is not first
+        third.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
+
+
+def test_more_than_the_cluster_has(ray_cluster, model, monkeypatch):
+    with pytest.raises(InputError, match=r"encoding queries with 90 networks needs 45 CPUs, the cluster has 4"):
+        asyncio.run(EncoderPool.start(model, 90, 90))
+
+
+def test_a_network_says_itself_what_is_wrong(ray_cluster, model):
+    async def scenario(pool, encode):
+        with pytest.raises(InputError, match="encodes images only"):
+            await pool.call("encode_texts", ["boats"])
+
+    run(scenario, model, 1, 1)

@@ -1,0 +1,125 @@
+"""What TensorBoard, MLflow and W&B are told of a training, read back from their own files."""
+
+import pytest
+from cluster_parts import scalars
+
+from orbithash.cluster.training import tracking
+from orbithash.cluster.training.tracking import Tracking, check_trackers
+from orbithash.cluster.training.train import prepare_run
+from orbithash.encoders.errors import InputError
+
+
+@pytest.fixture
+def run(labelled):
+    return prepare_run("dhcl", labelled, bits=16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "first").mkdir()
+    return tmp_path / "first"
+
+
+def record(epoch):
+    return {
+        "epoch": epoch,
+        "lr": 0.1 / epoch,
+        "train/loss": 3.0 - epoch,
+        "validation/ap_min@20": epoch / 10,
+        "images_per_s": 50.0,
+        "step_s": 0.25,
+        "seconds": 4.0,
+        "waited_for_data_s": 1.0,
+        "score": epoch / 10,
+    }
+
+
+SHOWN = {"lr", "train/loss", "validation/ap_min_at_20", "images_per_s", "step_s", "seconds", "waited_for_data_s"}
+
+
+def follow(run, folder, *names, epochs=2, best=True):
+    """As a training of so many epochs, of which it is told after each."""
+    place = Tracking(run, folder, names)
+    history = []
+    for epoch in range(1, epochs + 1):
+        history.append(record(epoch))
+        place.follow(history)
+    place.close(record(2) if best else None)
+
+
+def test_tensorboard_shows_every_epoch_once(run, folder):
+    follow(run, folder, best=False)
+    # Going on: the epochs that were told are not told again.
+    follow(run, folder, epochs=3)
+    found = scalars(folder / "tensorboard")
+    assert "| bits | 16 |" in found.pop("settings/text_summary")
+    best = {name: values for name, values in found.items() if name.startswith("best/")}
+    assert set(found) - set(best) == SHOWN | {"waited_share"}
+    assert found["train/loss"] == [(1, 2.0), (2, 1.0), (3, 0.0)]
+    assert found["waited_share"] == [(epoch, 0.25) for epoch in (1, 2, 3)]
+    assert best["best/validation/ap_min_at_20"] == [(2, pytest.approx(0.2))]
+
+
+def test_mlflow_holds_settings_epochs_and_the_best(run, folder, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "codes")
+    # The kind of store that needs no database.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    follow(run, folder, "mlflow", best=False)
+    client = mlflow.MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("codes").experiment_id])
+    assert (found.info.run_name, found.info.status) == ("first", "KILLED")
+    follow(run, folder, "mlflow", epochs=3)
+    (found,) = client.search_runs([client.get_experiment_by_name("codes").experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["method"] == "dhcl"
+    assert found.data.params.keys() >= run.config.model_dump().keys()
+    losses = client.get_metric_history(found.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in losses] == [(1, 2.0), (2, 1.0), (3, 0.0)]
+    assert found.data.metrics["best/validation/ap_min_at_20"] == 0.2
+    assert found.data.metrics["images_per_s"] == 50
+
+
+def test_wandb_offline_keeps_a_run(run, folder, monkeypatch):
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    follow(run, folder, "wandb")
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for word in (b"train/loss", b"images_per_s", b"waited_share", b"best/validation/ap_min_at_20", b"batch_size"):
+        assert word in content
+
+
+def test_a_name_or_a_package_that_is_not_there(monkeypatch):
+    with pytest.raises(InputError, match="--track is 'tensorflow'; there are mlflow, wandb"):
+        check_trackers(["tensorflow"])
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", (None, "no_such_package"))
+    with pytest.raises(
+        InputError, match=r"--track mlflow: its package is not installed; pip install 'orbithash\[mlflow\]'"
+    ):
+        check_trackers(["mlflow"])
+
+
+def test_a_server_that_is_not_there_is_found_before_training(run, folder, monkeypatch):
+    pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError) as caught:
+        Tracking(run, folder, ["mlflow"])
+    assert str(caught.value).startswith("--track mlflow: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_that_fails_later_is_left_out(run, folder, monkeypatch, capsys):
+    class Fails:
+        def __init__(self, *_):
+            pass
+
+        def epoch(self, *_):
+            raise OSError("the server is gone\nand more")
+
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", (Fails, "json"))
+    follow(run, folder, "mlflow", epochs=3)
+    said = capsys.readouterr().err
+    assert said.count("mlflow: the server is gone; training goes on without it") == 1
+    assert len(scalars(folder / "tensorboard")["train/loss"]) == 3

@@ -1,0 +1,213 @@
+"""Training on Ray Train: the run folder is whole, a killed run goes on, a fault of the data is one line."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import yaml
+from cluster_parts import family, kill, scalars, wait_for
+
+from orbithash.cluster.training import train as training
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.datasets import Manifest
+from orbithash.trainers.loop.loop import best_epoch
+
+pytestmark = pytest.mark.ray
+
+METRIC = "validation/ap_min@20"
+SETTINGS = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=4", "warm_up_epochs=0")
+
+
+def command(data, out, **settings):
+    pairs = [*SETTINGS, *(f"{key}={value}" for key, value in settings.items())]
+    options = [word for pair in pairs for word in ("--set", pair)]
+    return ("train", "dhcl", "--data", data, "--out", out, "--bits", "16", "--workers", "2", *options)
+
+
+def history_of(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_path):
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["method"], config["data"], config["bits"], config["epochs"]) == ("dhcl", str(labelled), 16, 2)
+    manifest = Manifest.read(run / "manifest.jsonl")
+    history = history_of(run)
+    assert [record["epoch"] for record in history] == [1, 2]
+    best = best_epoch(history)
+    model = HashModel.load(run / "model")
+    assert (model.bits, model.card.classes, model.card.metrics) == (16, ("beach", "forest", "river"), best)
+    assert model.card.dataset["manifest_sha256"] == manifest.sha256
+    assert f"epoch {best['epoch']} of 2 is the best" in ended.err
+    files = {
+        "config.yaml",
+        "manifest.jsonl",
+        "metrics.jsonl",
+        "model",
+        "model-8",
+        "ray",
+        "tensorboard",
+        "tracking.json",
+    }
+    assert {path.name for path in run.iterdir()} == files
+    told = scalars(run / "tensorboard")["train/loss"]
+    assert told == [(record["epoch"], pytest.approx(record["train/loss"])) for record in history]
+
+    # Again: there is nothing to do. With other settings: not in this folder.
+    before = files_of(run)
+    ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
+    assert ended.code == 0
+    assert "is complete already; nothing to train" in ended.err
+    ended = cli(*command(labelled, run, epochs=3, nested_bits="[8]"))
+    assert ended.code == 2
+    assert "holds another run (epochs was 2, is 3)" in ended.err
+    assert files_of(run) == before
+
+    # What was trained can be evaluated, and the page stands alone.
+    ended = cli("evaluate", run, "--data", labelled, "--json")
+    assert ended.code == 0, ended.err
+    metrics = json.loads(ended.out)
+    assert metrics == json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert (metrics["queries"], metrics["database"]) == (
+        len(manifest.part("test")),
+        len(manifest.part("train", "validation")),
+    )
+    assert (run / "evaluation" / "report.html").stat().st_size > 10_000
+
+    # So can the shorter length, which is the first bits of the same codes; any other was not trained.
+    ended = cli("evaluate", run, "--data", labelled, "--bits", "8", "--json")
+    assert ended.code == 0, ended.err
+    shorter = json.loads(ended.out)
+    assert shorter == json.loads((run / "evaluation-8" / "metrics.json").read_text())
+    assert (shorter["bits"], shorter["codes"]["bytes_per_code"], shorter["queries"]) == (8, 1, metrics["queries"])
+    assert shorter["codes"]["bit_balance"] == metrics["codes"]["bit_balance"][:8]
+    assert (run / "evaluation-8" / "report.html").exists()
+    ended = cli("evaluate", run, "--data", labelled, "--bits", "12")
+    assert ended.code == 2
+    assert f"error: {run} has no model of 12 bits; there is 8 and 16" in ended.err
+
+
+@pytest.mark.slow
+def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, labelled, tmp_path):
+    """No rate, no change: Ray keeps the last checkpoint of those with the best score."""
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=3, lr="1e-30"))
+    assert ended.code == 0, ended.err
+    assert len({record["score"] for record in history_of(run)}) == 1
+    assert HashModel.load(run / "model").card.metrics["epoch"] == 3
+    assert "epoch 3 of 3 is the best" in ended.err
+
+
+@pytest.mark.slow
+def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(labelled, data)
+    for name in ("beach", "forest", "river"):
+        for image in (data / name).iterdir():
+            if image.stem[-1] in "258":
+                image.write_bytes(b"broken")
+    ended = cli(*command(data, run, epochs=1))
+    assert ended.code == 2
+    said = ended.err[ended.err.index("error: ") :].splitlines()
+    assert "images that cannot be trained on" in said[0]
+    assert len(said) > 2
+    assert all(": not a JPEG, PNG or TIFF" in line for line in said[1:])
+    assert not run.exists(), "the name is free for the command with the images mended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
+    run, epochs = tmp_path / "run", 12
+    process = start(*command(labelled, run, epochs=epochs))
+
+    def has_checkpoint():
+        snapshot = run / "ray" / "checkpoint_manager_snapshot.json"
+        return snapshot.exists() and "checkpoint_2" in snapshot.read_text()
+
+    wait_for(has_checkpoint, process, timeout_s=240)
+    if by == signal.SIGKILL:
+        kill(process, *family(process.pid))
+    else:
+        process.send_signal(by)
+        assert process.wait(timeout=120) == 130
+        assert "the same command goes on after the last whole epoch" in process.err.read_text()
+        assert "Traceback" not in process.err.read_text()
+    before = history_of(run)
+    assert 1 <= len(before) < epochs, "it was stopped in the middle"
+    assert not (run / "model").exists()
+
+    # The first epoch is not trained again: its record has the very same times.
+    ended = cli(*command(labelled, run, epochs=epochs))
+    assert ended.code == 0, ended.err
+    after = history_of(run)
+    assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
+    assert after[0] == before[0]
+    assert HashModel.load(run / "model").card.metrics == best_epoch(after)
+
+
+@pytest.mark.slow
+def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypatch):
+    """Others hold the CPUs: the wait ends, and what is done by then stays."""
+    import ray
+
+    # In here: workers cannot import the tests.
+    class Holder:
+        def holds(self):
+            return True
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(training, "MAX_WAITS", 1)
+    holder = ray.remote(num_cpus=4)(Holder).remote()
+    try:
+        assert ray.get(holder.holds.remote())
+        ended = cli(*command(labelled, tmp_path / "run", epochs=1))
+    finally:
+        ray.kill(holder)
+    assert ended.code == 1
+    assert "no room for 2 workers with 2 CPUs and 0 GPUs each; the same command goes on" in ended.err
+    assert "Traceback" not in ended.err
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_validation_beside_training(ray_cluster, cli, labelled, tmp_path):
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=4, validate_every=2), "--validate-beside", "--keep", "2")
+    assert ended.code == 0, ended.err
+    assert "not validated" not in ended.err
+    history = history_of(run)
+    assert [record["epoch"] for record in history if METRIC in record] == [2, 4]
+    assert [record["score"] for record in history] == [-1, history[1][METRIC], -1, history[3][METRIC]]
+    best = best_epoch(history)
+    assert HashModel.load(run / "model").card.metrics == best
+    assert f"epoch {best['epoch']} of 4 is the best on the validation part" in ended.err
+    assert not (run / "validation.jsonl").exists()
+    told = scalars(run / "tensorboard")
+    assert told["validation/ap_min_at_20"] == [(epoch, pytest.approx(history[epoch - 1][METRIC])) for epoch in (2, 4)]
+    assert [epoch for epoch, _ in told["train/loss"]] == [1, 2, 3, 4]
+    # What Ray Train keeps is the best one and the last one.
+    kept = json.loads((run / "ray/checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
+    assert best["epoch"] in {result["metrics"]["epoch"] for result in kept}
+
+
+def test_validation_beside_training_takes_room(ray_cluster, refused, labelled, tmp_path):
+    wanted = ("--workers", "4", "--validate-beside", "--set", "batch_size=8")
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *wanted),
+        words=["training with 4 workers and validation beside it needs 5 CPUs, the cluster has 4; ask for fewer"],
+    )
+    refused(
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--validate-beside", "--validation", "0"),
+        words=["--validate-beside, but there is no validation part; leave --validation above 0"],
+    )

@@ -1,0 +1,56 @@
+"""Training whose number of workers changes: a node with a rank dies in the middle of an epoch."""
+
+import json
+
+import pytest
+from cluster_parts import joining, kill_a_node, wait_for
+
+from orbithash.cluster.training.run_folder import open_run
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.loop.loop import best_epoch, train
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 6
+
+
+class Recorder:
+    def on_step(self, epoch, step, num_steps, images_per_s):
+        pass
+
+    def on_epoch(self, history, write_checkpoint):
+        self.history = history
+
+
+def history_of(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_training_survives_a_node(start, nodes, labelled, tmp_path):
+    """A rank on each of three nodes; two go on, and nothing but the unfinished epoch was lost."""
+    out = tmp_path / "run"
+    settings = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "bits=16", f"epochs={EPOCHS}")
+    # Small steps in the direction of the gradient: what another order of sums changes stays small.
+    settings += ("optimizer=sgd", "lr=1e-7", "warm_up_epochs=0")
+    options = [word for setting in settings for word in ("--set", setting)]
+    process = start(
+        "train", "dhcl", "--data", labelled, "--out", out, "--workers", "1:3", *options, before=joining(nodes)
+    )
+    wait_for(lambda: len(history_of(out)) >= 1, process)
+    kill_a_node(nodes)
+    before = history_of(out)
+    assert process.wait(timeout=300) == 0, process.err.read_text()
+    assert "Traceback" not in process.err.read_text()
+    after = history_of(out)
+    assert [record["epoch"] for record in after] == list(range(1, EPOCHS + 1))
+    # What was whole was not trained again, but for the epoch whose checkpoint was under way: records have their times.
+    assert after[: len(before) - 1] == before[:-1]
+    assert HashModel.load(out / "model").card.metrics == best_epoch(after)
+
+    # One rank that nothing stopped learns the same, but for the order of sums.
+    recorder = Recorder()
+    train(open_run(out), recorder)
+    for disturbed, whole in zip(after, recorder.history, strict=True):
+        assert disturbed["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-3)
+        assert disturbed["score"] == pytest.approx(whole["score"], abs=0.1)

@@ -1,0 +1,145 @@
+"""Checkpoints on other file systems: what is refused before training, and a run that goes on from a real S3 server."""
+
+import json
+import signal
+import socket
+
+import pyarrow.fs
+import pytest
+from cluster_parts import TINY, family, kill, wait_for
+from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
+
+from orbithash.cluster.training import checkpoints
+from orbithash.cluster.training.checkpoints import Storage
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.loop.loop import best_epoch
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    """Credentials, for pyarrow looks for some on the network where it has none."""
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture
+def s3(keys):
+    """A server that speaks S3, with a bucket `runs`: its end of URIs, and pyarrow's file system on it."""
+    with s3_server() as address:
+        system = pyarrow.fs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True)
+        system.create_dir("runs")
+        yield f"?endpoint_override={address}&scheme=http&region=us-east-1", system
+
+
+def refusal(uri, is_new=True):
+    with pytest.raises(InputError) as caught:
+        Storage.of(str(uri)).check(is_new)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_is_made_and_left_clean(tmp_path):
+    place = Storage.of(str(tmp_path / "new" / "folder"))
+    place.check(is_new=True)
+    assert not place.is_remote
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    assert Storage.of((tmp_path / "x").as_uri()).is_remote is False
+
+
+def test_places_that_are_refused(tmp_path):
+    assert "no such kind of place; a path, s3://BUCKET/PATH" in refusal("ftp://host/path")
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "run") in refusal(tmp_path / "file" / "run")
+    (tmp_path / "old" / "ray").mkdir(parents=True)
+    assert "holds the checkpoints of another run" in refusal(tmp_path / "old")
+    Storage.of(str(tmp_path / "old")).check(is_new=False)
+
+
+def test_a_server_that_is_not_there(keys):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    uri = f"s3://runs/first?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    assert "it cannot be reached; check the address and the network" in refusal(uri)
+
+
+def test_a_server_that_never_answers(keys, monkeypatch):
+    monkeypatch.setattr(checkpoints, "ANSWER_TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"s3://runs/first?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
+        assert "no answer in 1 s" in refusal(uri)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("When creating key 'x': AWS Error ACCESS_DENIED during PutObject: Forbidden", "no permission to write there"),
+        ("AWS Error NETWORK_CONNECTION during HeadBucket: curlCode: 7", "it cannot be reached"),
+        ("[Errno 28] No space left on device", "[Errno 28] No space left on device"),
+    ],
+)
+def test_what_a_store_says_is_told_in_one_line(said, told):
+    assert checkpoints._explain(OSError(f"{said}\n")).startswith(told)
+
+
+def test_a_bucket_that_is_not_there(s3):
+    options, system = s3
+    assert "there is no bucket 'none'; make it first" in refusal(f"s3://none/first{options}")
+    Storage.of(f"s3://runs/first{options}").check(is_new=True)
+    assert system.get_file_info("runs/first/.orbithash").type == pyarrow.fs.FileType.NotFound
+
+
+def test_a_bucket_without_permission(keys, monkeypatch):
+    with s3_server() as endpoint:
+        s3_client(endpoint, "runs")
+        with no_permission(endpoint) as credentials:
+            for name, value in credentials.items():
+                monkeypatch.setenv(name, value)
+            said = refusal(f"s3://runs/first?endpoint_override={endpoint}&scheme=http&region=us-east-1")
+    assert said.endswith("no permission to write there; check the credentials")
+
+
+def test_options_that_do_not_fit(refused, tmp_path, labelled):
+    train = ("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY)
+    refused(*train, "--storage", "ftp://host/path", words=["--storage ftp://host/path: no such kind of place"])
+    refused(*train, "--keep", "0", words=["--keep is 0; at least 1"])
+    refused(*train, "--track", "nope", words=["--track is 'nope'; there are mlflow, wandb"])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_s3(s3, start, labelled, tmp_path):
+    # In this order: a process of `start` has the credentials in its environment.
+    options, system = s3
+    run, epochs = tmp_path / "run", 5
+    uri = f"s3://runs/first{options}"
+    settings = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=4", f"epochs={epochs}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = ("train", "dhcl", "--data", labelled, "--out", run, "--bits", "16", *words)
+    process = start(*command, "--storage", uri, "--keep", "2")
+
+    def snapshot():
+        info = system.get_file_info("runs/first/ray/checkpoint_manager_snapshot.json")
+        if info.type == pyarrow.fs.FileType.NotFound:
+            return []
+        with system.open_input_stream(info.path) as stream:
+            return json.loads(stream.read())["checkpoint_results"]
+
+    wait_for(lambda: len(snapshot()) >= 1, process)
+    process.send_signal(signal.SIGSTOP)
+    before = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kill(process, *family(process.pid))
+    assert len(before) < epochs
+    assert not (run / "ray").exists(), "nothing is kept in the run folder"
+
+    # Without being told again where its checkpoints are.
+    process = start(*command, "--keep", "2")
+    assert process.wait(timeout=300) == 0, process.err.read_text()
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
+    assert after[0] == before[0]
+    assert HashModel.load(run / "model").card.metrics == best_epoch(after)
+    # The last one, uploaded while nothing else was left to do, and the two best ones.
+    kept = {result["metrics"]["epoch"] for result in snapshot()}
+    best = sorted(after, key=lambda record: (record["score"], record["epoch"]))[-2:]
+    assert kept == {epochs, *(record["epoch"] for record in best)}

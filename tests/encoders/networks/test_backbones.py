@@ -1,0 +1,198 @@
+"""Backbones: what they give, and which weight files they take."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
+
+
+def images(num, side=64, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(num, 3, side, side)).astype(np.float32))
+
+
+def random_state(name, seed=0, **options):
+    """The state of a torchvision model whose running statistics are not those of a fresh one."""
+    torch.manual_seed(seed)
+    model = torchvision.models.get_model(name, weights=None, **options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """A torchvision resnet18 with random weights, and the safetensors file of its state."""
+    model, state = random_state("resnet18")
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(state, path)
+    return model.eval(), path
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_image_has_the_same_features_in_any_batch(name):
+    x = images(3, side=96)
+    for norm in ("frozen-batch", "group"):
+        torch.manual_seed(0)
+        # While training: batch statistics and random branches would show here.
+        backbone = build_backbone(name, norm).train()
+        with torch.no_grad():
+            batch = backbone(x)
+            alone = torch.cat([backbone(x[i : i + 1]) for i in range(3)])
+        assert batch.ndim == 4
+        assert batch.isfinite().all()
+        assert torch.allclose(batch, alone, rtol=1e-4, atol=1e-4 * float(batch.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_no_norm_keeps_statistics_of_batches(name):
+    for norm in ("frozen-batch", "group"):
+        backbone = build_backbone(name, norm).train()
+        before = {key: value.clone() for key, value in backbone.state_dict().items()}
+        backbone(images(2))
+        assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_features_of_a_weights_file_are_those_of_torchvision(resnet18):
+    model, path = resnet18
+    x = images(2)
+    with torch.no_grad():
+        found = build_backbone("resnet18", "frozen-batch", str(path)).train()(x)
+        y = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+        expected = model.layer4(model.layer3(model.layer2(model.layer1(y))))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_features_of_inceptions_are_those_of_torchvision(name, tmp_path):
+    """With the state that torchvision's weights have: of the second classifiers, too, and of pixels from -1 to 1."""
+    model, state = random_state(name, init_weights=False, aux_logits=True, transform_input=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            # Or little of an image would be left after so many layers.
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    assert any("aux" in key.lower() for key in state)
+    save_file(state, tmp_path / "w.safetensors")
+    x, found = images(2, side=96), {}
+    model.avgpool.register_forward_pre_hook(lambda module, inputs: found.update(maps=inputs[0]))
+    with torch.no_grad():
+        model.eval()(x)
+        backbone = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors")).train()
+        scale = float(found["maps"].std())
+        torch.testing.assert_close(backbone(x), found["maps"], rtol=1e-4, atol=1e-4 * scale)
+        # Grey pixels, as other bands than RGB are normalised: they have the features of grey RGB.
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        pixels = (x[:, :1].clamp(-2, 2) + 2) / 4
+        grey = backbone(((pixels - mean) / std).float())
+        five = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors"), channels=5)
+        torch.testing.assert_close(five(((pixels - 0.5) / 0.25).repeat(1, 5, 1, 1)), grey, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("name", MIN_SIDE_PX)
+def test_the_least_side_is_the_least(name):
+    backbone, side = build_backbone(name, "group"), MIN_SIDE_PX[name]
+    with torch.no_grad():
+        assert min(backbone(images(1, side)).shape[2:]) >= 1
+        with pytest.raises((RuntimeError, ValueError)):
+            backbone(images(1, side - 1))
+
+
+def test_the_number_of_features_is_that_of_the_map():
+    for channels in (3, 5):
+        backbone = build_backbone("googlenet", "batch", channels=channels).train()
+        before = {key: value.clone() for key, value in backbone.state_dict().items()}
+        assert num_features(backbone, channels) == 1024
+        assert backbone.training
+        assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_file_without_the_step_counters_is_taken(resnet18, tmp_path):
+    model, path = resnet18
+    state = {key: value for key, value in model.state_dict().items() if "num_batches_tracked" not in key}
+    save_file(state, tmp_path / "converted.safetensors")
+    one, other = (
+        build_backbone("resnet18", "frozen-batch", str(p)) for p in (path, tmp_path / "converted.safetensors")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def damage(state, kind):
+    if kind == "missing":
+        del state["layer1.0.conv1.weight"]
+    elif kind == "foreign":
+        state["extra.weight"] = torch.zeros(1)
+    else:
+        state["layer1.0.conv1.weight"] = torch.zeros(3, 3)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"1 tensors missing, 0 unknown, 0 of another shape \(first: layer1.0.conv1.weight\)"),
+        ("foreign", r"0 tensors missing, 1 unknown, 0 of another shape \(first: extra.weight\)"),
+        ("misshaped", r"0 tensors missing, 0 unknown, 1 of another shape \(first: layer1.0.conv1.weight\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(resnet18, tmp_path, kind, message):
+    save_file(damage(dict(resnet18[0].state_dict()), kind), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        build_backbone("resnet18", "frozen-batch", str(tmp_path / "w.safetensors"))
+    assert "\n" not in str(caught.value)
+    assert "resnet18" in str(caught.value)
+
+
+def test_weights_of_another_backbone_are_refused(resnet18):
+    with pytest.raises(InputError, match="not the weights of backbone mobilenet_v3_small"):
+        build_backbone("mobilenet_v3_small", "frozen-batch", str(resnet18[1]))
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        build_backbone("mobilenet_v3_small", "frozen-batch", str(path))
+    named_otherwise = path.rename(tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        build_backbone("mobilenet_v3_small", "frozen-batch", str(named_otherwise))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet19", "group"), r"'resnet19'; there are mobilenet_v2, .*resnet101"),
+        (("resnet18", "instance"), r"'instance'; there are frozen-batch, group, batch"),
+        (("resnet18", "group", "DEFAULT"), "norm=group takes no weights"),
+        (("resnet18", "frozen-batch", "absent.safetensors"), "absent.safetensors: no such weights file"),
+        (("resnet18", "frozen-batch", "IMAGENET"), r"'IMAGENET'.*IMAGENET1K_V1"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(arguments, message):
+    with pytest.raises(InputError, match=message):
+        build_backbone(*arguments)
+
+
+@pytest.mark.parametrize("failure", [OSError("no route"), RuntimeError("invalid hash value")])
+def test_a_download_that_fails_is_the_users_to_mend(monkeypatch, failure):
+    def fail(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(InputError, match=f"download failed .{failure}.; give a local file"):
+        build_backbone("mobilenet_v3_small", "frozen-batch", "IMAGENET1K_V1")
+
+
+def test_the_real_mobilenet_weights_load(shared):
+    path = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
+    backbone = build_backbone("mobilenet_v2", "frozen-batch", str(path)).eval()
+    with torch.no_grad():
+        features = backbone(images(1))
+    assert features.shape == (1, 1280, 2, 2)
+    # ReLU6 features of a trained network: neither dead nor saturated.
+    assert 0 < float((features > 0).float().mean()) < 0.9
+    assert 0 < float(features.max()) <= 6

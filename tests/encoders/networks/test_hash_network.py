@@ -1,0 +1,116 @@
+"""The hash network against its description, layer by layer."""
+
+import pytest
+import torch
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise
+
+
+def network(pooling="avg+max", bits=16, num_classes=5):
+    torch.manual_seed(0)
+    return HashNetwork(NetworkSpec("mobilenet_v3_small", "group", pooling, HeadSpec(bits), num_classes))
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "avg+max"])
+def test_forward_is_backbone_pooling_norm_linear_tanh_linear(pooling):
+    net = network(pooling)
+    torch.nn.init.normal_(net.head.norm.weight)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = net(x)
+        for i in range(2):
+            maps = net.backbone(x[i : i + 1])[0].double()
+            means = torch.stack([channel.flatten().sum() / channel.numel() for channel in maps])
+            largest = torch.stack([channel.flatten().max() for channel in maps])
+            pooled = {"avg": means, "max": largest, "avg+max": means + largest}[pooling]
+            spread = ((pooled - pooled.mean()) ** 2).mean()
+            normed = (pooled - pooled.mean()) / (spread + net.head.norm.eps).sqrt() * net.head.norm.weight.double()
+            hashes = torch.tanh(net.head.output.weight.double() @ (normed + net.head.norm.bias.double()))
+            logits = net.classifier.weight.double() @ hashes + net.classifier.bias.double()
+            assert torch.allclose(found.hashes[i].double(), hashes, atol=1e-4)
+            assert torch.allclose(found.logits[i].double(), logits, atol=1e-4)
+
+
+def test_shapes_and_range():
+    found = network(bits=24)(torch.randn(3, 3, 32, 40))
+    assert found.hashes.shape == (3, 24)
+    assert found.logits.shape == (3, 5)
+    assert (found.hashes.abs() < 1).all()
+
+
+def test_without_classes_there_are_no_logits():
+    net = network(num_classes=0)
+    assert net.classifier is None
+    assert net(torch.randn(1, 3, 32, 32)).logits is None
+
+
+def test_a_fresh_network_does_not_saturate():
+    """Pooled features are large and of one sign; tanh must see neither."""
+    before_tanh = torch.atanh(network(bits=256)(torch.randn(8, 3, 64, 64)).hashes)
+    assert 0.5 < float(before_tanh.detach().std()) < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling": "median"}, r"'median'; there are avg, max, avg\+max"),
+        ({"num_classes": -1}, "num_classes is -1"),
+    ],
+)
+def test_a_wrong_spec_is_refused(changes, message):
+    fields = {"backbone": "resnet18", "norm": "group", "pooling": "avg", "head": HeadSpec(16), "num_classes": 2}
+    with pytest.raises(InputError, match=message):
+        NetworkSpec(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 7}, "bits is 7"),
+        ({"bits": 513}, "bits is 513"),
+        ({"bits": True}, "bits is True"),
+        ({"norm": "batch"}, "unknown norm 'batch' of a head; there are none, layer, standardise"),
+        ({"hidden_activation": "gelu"}, "unknown hidden activation 'gelu'"),
+        ({"activation": "sign"}, "unknown activation 'sign' of a head; there are tanh, sigmoid, none"),
+        ({"hidden": (64, 0)}, r"hidden layers of widths \[64, 0\]"),
+    ],
+)
+def test_a_wrong_head_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        HeadSpec(**{"bits": 16, **changes})
+
+
+@pytest.mark.parametrize(("activation", "threshold"), [("tanh", 0.0), ("sigmoid", 0.5), ("none", 0.0)])
+def test_an_mlp_head_is_its_layers_one_by_one(activation, threshold):
+    torch.manual_seed(0)
+    spec = HeadSpec(8, norm="standardise", hidden=(7, 6), hidden_activation="leaky-relu", activation=activation)
+    head = HashHead(5, spec)
+    features = torch.randn(9, 5) * 3 + 1
+    head.norm.fit(features)
+    with torch.no_grad():
+        found = head(features)
+        x = (features.double() - features.double().mean(0)) / features.double().std(0, correction=0)
+        for layer in (head.hidden[0], head.hidden[2]):
+            x = x @ layer.weight.double().T + layer.bias.double()
+            x = torch.where(x > 0, x, 0.2 * x)
+        x = x @ head.output.weight.double().T + head.output.bias.double()
+        x = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "none": lambda y: y}[activation](x)
+    assert torch.allclose(found.double(), x, atol=1e-5)
+    assert spec.threshold == threshold
+
+
+def test_standardising_by_one_pair_of_moments_and_a_constant_dimension():
+    features = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    norm = Standardise(2)
+    norm.fit(features)
+    assert norm(features).tolist() == [[-1, 0], [1, 0]]
+    norm.fit(features, per_dimension=False)
+    spread = torch.tensor([1.0, 5, 3, 5]).std(correction=0)
+    assert torch.allclose(norm(features), (features - 3.5) / spread)
+
+
+def test_batch_norm_stands_between_linear_and_relu():
+    head = HashHead(5, HeadSpec(8, hidden=(7,), batch_norm=True))
+    assert [type(layer).__name__ for layer in head.hidden] == ["Linear", "BatchNorm1d", "ReLU"]

@@ -1,0 +1,213 @@
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from search_parts import (
+    MemoryArchive,
+    StubEncoder,
+    StubShard,
+    build_shards,
+    hits_of,
+    local_engine,
+    oracle,
+    random_case,
+    serving,
+    small_case,
+    snapshot_of,
+)
+
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.search.client.client import Client
+from orbithash.search.engine.engine import Engine
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.gateway.gateway import GatewayLimits
+from orbithash.search.protocol.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    GatewayUnreachable,
+    InvalidQuery,
+    KeyNotFound,
+    Overloaded,
+    Unavailable,
+)
+from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def stub_engine(before, encode_images=None):
+    case = small_case()
+    (shard,) = build_shards(case.ids, case.codes, case.bits, 1)
+    return Engine(snapshot_of(case, [StubShard(shard, before)], StubEncoder(encode_images)))
+
+
+@pytest.mark.parametrize("seed", range(6000, 6012))
+def test_equals_the_oracle_and_the_engine_in_process(seed):
+    case = random_case(seed, max_rows=800)
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    with serving(local_engine(case)) as gateway, Client(gateway.address) as client:
+        for k in case.ks:
+            for query in case.queries:
+                answer = client.search(code=query.tobytes(), k=k)
+                assert hits_of(answer) == oracle(case.ids, case.codes, query, k)
+                for hit in answer.hits[:20]:
+                    row = archive.row(hit.id)
+                    names = ("key", "label", "lon", "lat", "datetime")
+                    assert [getattr(hit, name) for name in names] == [row[name] for name in names]
+                assert (answer.model_id, answer.archive_version) == ("model-of-the-test", 7)
+
+
+def test_wrong_queries_never_leave(free_port):
+    with Client(f"127.0.0.1:{free_port}") as client:
+        with pytest.raises(InvalidQuery, match="image: an image file has 1 to 10,485,760 bytes, got 20,000,000"):
+            client.search(image=bytes(20_000_000))
+        with pytest.raises(InvalidQuery, match=r"k: .*0"):
+            client.search(code=b"ab", k=0)
+        with pytest.raises(InvalidQuery, match="exactly one"):
+            client.search()
+
+
+def test_errors_of_the_gateway_arrive_as_they_were_raised():
+    async def encode(images):
+        if images[0] == b"crash":
+            raise RuntimeError("a secret of the server")
+        raise ImageError("not an image")
+
+    with serving(local_engine(small_case(), encode)) as gateway, Client(gateway.address) as client:
+        with pytest.raises(InvalidQuery) as caught:
+            client.search(code=b"abc")
+        assert [field for field, _ in caught.value.violations] == ["code"]
+        assert "16 bits" in str(caught.value)
+        with pytest.raises(InvalidQuery, match="image: not an image"):
+            client.search(image=b"text")
+        with pytest.raises(KeyNotFound, match="nowhere"):
+            client.search(key="nowhere")
+        with pytest.raises(GatewayError, match="internal error, request id") as caught:
+            client.search(image=b"crash")
+        assert "secret" not in str(caught.value)
+
+
+def test_the_largest_image_passes():
+    async def encode(images):
+        assert len(images[0]) == MAX_IMAGE_BYTES
+        return small_case().codes[:1]
+
+    with serving(local_engine(small_case(), encode)) as gateway, Client(gateway.address) as client:
+        assert client.search(image=bytes(MAX_IMAGE_BYTES)).hits[0].distance == 0
+
+
+def test_a_large_answer_passes():
+    case = small_case(num_rows=10_000)
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    for row in archive._rows.values():
+        row["key"] += "x" * 600
+    shards = [StubShard(shard, nothing) for shard in build_shards(case.ids, case.codes, case.bits, 2)]
+    with serving(Engine(Snapshot.of(archive, shards, StubEncoder()))) as gateway, Client(gateway.address) as client:
+        assert len(client.search(code=case.codes[0].tobytes(), k=10_000).hits) == 10_000
+
+
+async def nothing():
+    pass
+
+
+def test_an_unavailable_gateway_is_asked_again():
+    outcomes = [RuntimeError("first"), RuntimeError("second"), None]
+
+    async def before():
+        if error := outcomes.pop(0):
+            raise error
+
+    async def encode(images):
+        assert len(images[0]) == 5_000_000
+        return small_case().codes[:1]
+
+    with serving(stub_engine(before, encode)) as gateway, Client(gateway.address) as client:
+        assert len(client.search(image=bytes(5_000_000), k=3).hits) == 3
+    assert outcomes == []
+
+
+def test_and_not_for_ever():
+    calls = []
+
+    async def before():
+        calls.append(1)
+        raise RuntimeError("always")
+
+    with (
+        serving(stub_engine(before)) as gateway,
+        Client(gateway.address) as client,
+        pytest.raises(Unavailable, match="none of 1 shards"),
+    ):
+        client.search(code=b"ab")
+    assert len(calls) == 3
+
+
+@pytest.mark.timeout(20)
+def test_the_deadline_is_the_clients():
+    async def encode(images):
+        await asyncio.Event().wait()
+
+    # The gateway would wait for 30 s, which the test's own limit is too short for.
+    with (
+        serving(local_engine(small_case(), encode)) as gateway,
+        Client(gateway.address, timeout_s=0.2) as client,
+        pytest.raises(DeadlineExceeded, match="within 0"),
+    ):
+        client.search(image=b"x")
+
+
+def test_a_refusal_by_grpc_itself():
+    with (
+        serving(local_engine(small_case()), GatewayLimits(max_receive_bytes=1000)) as gateway,
+        Client(gateway.address) as client,
+        pytest.raises(Overloaded, match="larger than max"),
+    ):
+        client.search(image=bytes(5000))
+
+
+def test_nobody_there(free_port):
+    there = re.escape(f"127.0.0.1:{free_port}")
+    with Client(f"127.0.0.1:{free_port}") as client, pytest.raises(GatewayUnreachable, match=there) as caught:
+        client.search(code=b"ab")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError)
+
+
+def test_a_gateway_that_left():
+    with serving(local_engine(small_case())) as gateway:
+        client = Client(gateway.address)
+        client.search(code=b"ab")
+    with client, pytest.raises(GatewayUnreachable):
+        client.search(code=b"ab")
+
+
+def test_a_proxy_in_the_environment_is_not_asked(monkeypatch, free_port):
+    for name in ("http_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(local_engine(small_case())) as gateway, Client(gateway.address) as client:
+        assert client.search(key="place/3.tif").hits[0].id == 3
+
+
+def test_a_wrong_address():
+    with pytest.raises(InputError, match="HOST:PORT"):
+        Client("localhost")
+
+
+def test_the_client_is_light():
+    code = """
+import sys
+import orbithash.search.client.client
+heavy = {"numpy", "torch", "faiss", "lance", "pyarrow", "ray", "rasterio", "PIL", "matplotlib", "pandas"}
+print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

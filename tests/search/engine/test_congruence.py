@@ -1,0 +1,188 @@
+"""However an archive is sharded, copied, written and asked, the answer is that of a loop over all rows in Python."""
+
+import asyncio
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from search_parts import StubEncoder, random_codes
+
+from orbithash.encoders.archive.archive import Archive
+from orbithash.search.client.client import AsyncClient
+from orbithash.search.engine.backend import LocalBackend, LocalShardClient
+from orbithash.search.engine.replicas import Copy, Latencies, Replicas
+from orbithash.search.engine.service import Target, open_service
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.gateway.gateway import start_gateway
+from orbithash.search.protocol.queries import Cursor, Example, Query
+from orbithash.search.protocol.rows import Row
+
+NUM_CASES, CASES_A_TEST = 208, 8
+
+FILTERS = {
+    "": lambda row: True,
+    "label = 'c1'": lambda row: row["label"] == "c1",
+    "label IS NULL OR lon > 0.5": lambda row: row["label"] is None or row["lon"] > 0.5,
+    "NOT label = 'c2' AND lon BETWEEN 0.2 AND 0.8": lambda row: (
+        row["label"] not in (None, "c2") and 0.2 <= row["lon"] <= 0.8
+    ),
+    "key LIKE 'k%1'": lambda row: row["key"].startswith("k") and row["key"].endswith("1"),
+    "S_INTERSECTS(footprint, BBOX(0.25, -1, 0.75, 1)) AND label IN ('c0', 'c2')": lambda row: (
+        0.25 <= row["lon"] <= 0.75 and row["label"] in ("c0", "c2")
+    ),
+    "lon > 7": lambda row: False,
+}
+
+
+class CopiedBackend(LocalBackend):
+    """Each shard in several copies, which are all of one host."""
+
+    def __init__(self, num_replicas, *args):
+        super().__init__(*args)
+        self.num_replicas = num_replicas
+
+    async def _snapshot(self, version):
+        shards = [
+            Replicas(
+                [LocalShardClient(host, version)] * self.num_replicas,
+                [Copy() for _ in range(self.num_replicas)],
+                Latencies(),
+            )
+            for host in self._hosts
+        ]
+        return Snapshot.of(Archive.open(self.archive.path, version), shards, self.encoder)
+
+
+def oracle(rows, code, k, passes, radius=None, after=None):
+    """Hits [(distance, id)] and ties at the cut-off among rows {id: row}."""
+    every = sorted((int(np.bitwise_count(row["code"] ^ code).sum()), id_) for id_, row in rows.items() if passes(row))
+    every = [hit for hit in every if (radius is None or hit[0] <= radius) and (after is None or hit > after)]
+    hits = every[:k]
+    return hits, sum(distance == hits[-1][0] for distance, _ in every) if hits else 0
+
+
+def random_row(rng, key, pool):
+    number = int(rng.integers(4))
+    return {
+        "key": key,
+        "code": pool[rng.integers(len(pool))],
+        "label": None if number == 3 else f"c{number}",
+        "lon": float(rng.random()),
+    }
+
+
+def as_row(row):
+    return Row(key=row["key"], code=row["code"].tobytes(), label=row["label"], lon=row["lon"], lat=0.0)
+
+
+async def change(rng, service, rows_by_key, pool):
+    """Some rows new, some with other codes, some gone; as several streams at once."""
+    new = [random_row(rng, f"n{rng.integers(10**6)}", pool) for _ in range(rng.integers(0, 20))]
+    keys = list(rows_by_key)
+    rng.shuffle(keys)
+    again = [random_row(rng, key, pool) for key in keys[: rng.integers(0, 20)]]
+    gone = keys[20 : 20 + int(rng.integers(0, 30))]
+    wishes = [service.upsert(list(map(as_row, rows))) for rows in (new, again) if rows]
+    if gone:
+        wishes.append(service.delete(gone))
+    await asyncio.gather(*wishes)
+    for row in (*new, *again):
+        rows_by_key[row["key"]] = row
+    for key in gone:
+        del rows_by_key[key]
+
+
+async def check(rng, ask, rows, bits, pool):
+    for _ in range(4):
+        text, passes = list(FILTERS.items())[rng.integers(len(FILTERS))]
+        code = pool[rng.integers(len(pool))] if rng.random() < 0.5 else random_codes(rng, 1, bits)[0]
+        k = int(rng.choice([1, 3, 10, len(rows) + 5]))
+        radius = None if rng.random() < 0.5 else int(rng.integers(0, bits))
+        given = {"code": code.tobytes()}
+        if rows and rng.random() < 0.3:
+            row = rows[list(rows)[rng.integers(len(rows))]]
+            given, code = {"key": row["key"]}, row["code"]
+        if rng.random() < 0.15:
+            given, code = recommended(rng, bits, pool)
+        answer = await ask(Query(**given, k=k, radius=radius, filter=text, include=("code",)))
+        expected = oracle(rows, code, k, passes, radius)
+        assert ([(hit.distance, hit.id) for hit in answer.hits], answer.ties_at_cutoff) == expected, (text, radius)
+        for hit in answer.hits:
+            row = rows[hit.id]
+            assert (hit.key, hit.label, hit.lon) == (row["key"], row["label"], row["lon"])
+            assert hit.extra["code"] == row["code"].tobytes()
+        assert answer.coverage.fraction == 1
+        assert answer.matching_rows == (sum(map(passes, rows.values())) if text else None)
+        if answer.next is not None:
+            page = await ask(Query(**given, k=k, radius=radius, filter=text, after=answer.next))
+            after = oracle(rows, code, k, passes, radius, (answer.next.distance, answer.next.id))
+            assert ([(hit.distance, hit.id) for hit in page.hits], page.ties_at_cutoff) == after
+
+
+def recommended(rng, bits, pool):
+    """Examples, and the code that they stand for by counting bits one by one."""
+    wanted, unwanted = (pool[rng.integers(len(pool), size=rng.integers(low, 4))] for low in (1, 0))
+    code = np.zeros(bits, np.uint8)
+    for bit in range(bits):
+        share = [np.unpackbits(codes, axis=1)[:, bit] * 2.0 - 1 for codes in (wanted, unwanted)]
+        balance = share[0].mean() - (share[1].mean() if len(unwanted) else 0)
+        code[bit] = np.unpackbits(wanted[0])[bit] if abs(balance) < 1e-9 else balance > 0
+    given = {
+        "positives": tuple(Example(code=each.tobytes()) for each in wanted),
+        "negatives": tuple(Example(code=each.tobytes()) for each in unwanted),
+    }
+    return given, np.packbits(code)
+
+
+async def scenario(seed, folder):
+    rng = np.random.default_rng(seed)
+    bits = int(rng.choice([8, 16, 20, 64, 100, 128, 512]))
+    pool = random_codes(rng, int(rng.choice([2, 20, 400])), bits)
+    num_rows = int(rng.choice([0, 1, 30, 300]))
+    rows_by_key = {f"k{i}": random_row(rng, f"k{i}", pool) for i in range(num_rows)}
+    written = Archive.create(folder, bits, "m" * 32)
+    # Pieces in any order, so that ids and keys are unrelated.
+    order = rng.permutation(num_rows)
+    for start, stop in pairwise([0, num_rows // 3, num_rows]):
+        rows = [rows_by_key[f"k{i}"] for i in order[start:stop]]
+        if rows:
+            columns = {name: [row[name] for row in rows] for name in ("label", "lon")}
+            table = Archive.table(
+                np.stack([row["code"] for row in rows]),
+                bits,
+                [row["key"] for row in rows],
+                [row["key"] for row in rows],
+                **columns,
+                lat=[0.0] * len(rows),
+            )
+            written.commit(Archive.write_fragments(folder, table))
+    num_shards, num_replicas = int(rng.integers(1, 9)), int(rng.integers(1, 4))
+    index = str(rng.choice(["flat", "multi-hash"]))
+
+    async def open_backend(target):
+        return CopiedBackend(num_replicas, Archive.open(target.archive), StubEncoder(), target.num_shards, index)
+
+    service = await open_service(open_backend, Target(str(folder), "", num_shards))
+    gateway = await start_gateway(service, "127.0.0.1:0")
+    try:
+        async with AsyncClient(gateway.address, 60.0) as client:
+            for _ in range(2):
+                ids, table = Archive.open(folder).scan(["key"])
+                rows = {int(id_): rows_by_key[key] for id_, key in zip(ids, table["key"].to_pylist(), strict=True)}
+                assert len(rows) == len(rows_by_key) == service.describe().rows
+                await check(rng, lambda query: service.search(query, 60.0), rows, bits, pool)
+                await check(rng, client.search, rows, bits, pool)
+                await change(rng, service, rows_by_key, pool)
+    finally:
+        await gateway.stop(0)
+        await service.close()
+
+
+@pytest.mark.parametrize("first", range(0, NUM_CASES, CASES_A_TEST))
+def test_every_way_of_serving_equals_the_oracle(first, tmp_path):
+    for seed in range(first, first + CASES_A_TEST):
+        asyncio.run(scenario(9000 + seed, tmp_path / str(seed)))
+
+
+def test_a_cursor_is_a_place_and_not_a_row():
+    assert Cursor(3, 7) == (3, 7)

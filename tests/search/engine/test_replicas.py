@@ -1,0 +1,212 @@
+import asyncio
+import gc
+
+import numpy as np
+import pytest
+from search_parts import StubShard, random_codes
+
+from orbithash.search.engine.replicas import Copy, Latencies, Replicas
+from orbithash.search.engine.snapshot import Scope
+from orbithash.search.index.shard import Shard
+
+SCOPE = Scope()
+CODES = random_codes(np.random.default_rng(0), 30, 16)
+SHARD = Shard(np.arange(30, dtype=np.uint64), CODES, 16)
+
+
+async def nothing():
+    pass
+
+
+async def fails():
+    raise RuntimeError("gone")
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+def replicas(*befores, latencies=None):
+    stubs = [StubShard(SHARD, before) for before in befores]
+    copies = [Copy() for _ in befores]
+    return Replicas(stubs, copies, latencies or Latencies()), stubs, copies
+
+
+def known_latencies(seconds=0.001):
+    latencies = Latencies()
+    for _ in range(30):
+        latencies.add(seconds)
+    return latencies
+
+
+def search(group, timeout_s=30.0):
+    return group.search(CODES[:1], 3, SCOPE, timeout_s)
+
+
+def num_calls(stubs):
+    return [len(stub.calls) for stub in stubs]
+
+
+def test_the_least_loaded_copy_is_asked():
+    async def scenario():
+        gates = [asyncio.Event() for _ in range(3)]
+        group, stubs, copies = replicas(*(gate.wait for gate in gates))
+        tasks = [asyncio.create_task(search(group)) for _ in range(7)]
+        while sum(num_calls(stubs)) < 7:
+            await asyncio.sleep(0)
+        assert num_calls(stubs) == [3, 2, 2]
+        assert [copy.num_in_flight for copy in copies] == [3, 2, 2]
+        for gate in gates:
+            gate.set()
+        answers = await asyncio.gather(*tasks)
+        expected = SHARD.search(CODES[:1], 3)
+        assert all((answer.ids == expected.ids).all() for answer in answers)
+        assert [copy.num_in_flight for copy in copies] == [0, 0, 0]
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_copy_costs_one_more_attempt_and_is_asked_last():
+    async def scenario():
+        group, stubs, copies = replicas(fails, nothing)
+        answer = await search(group)
+        assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+        assert num_calls(stubs) == [1, 1]
+        assert (group.num_replicas, group.num_healthy) == (2, 1)
+        await search(group)
+        assert num_calls(stubs) == [1, 2]
+        copies[0].is_healthy = True
+        await search(group)
+        assert num_calls(stubs) == [2, 3]
+
+    asyncio.run(scenario())
+
+
+def test_two_failures_are_a_failed_shard():
+    async def scenario():
+        group, stubs, _ = replicas(fails, fails, nothing)
+        with pytest.raises(RuntimeError, match="gone"):
+            await search(group)
+        assert num_calls(stubs) == [1, 1, 0]
+        # Those that failed come last now.
+        await search(group)
+        assert num_calls(stubs) == [1, 1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_copy_that_fails_is_a_failed_shard():
+    async def scenario():
+        group, stubs, _ = replicas(fails)
+        with pytest.raises(RuntimeError, match="gone"):
+            await search(group)
+        assert num_calls(stubs) == [1]
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_copy_is_raced_by_another():
+    async def scenario():
+        ended = asyncio.Event()
+
+        async def hangs():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        group, stubs, copies = replicas(hangs, nothing, latencies=known_latencies())
+        answer = await search(group)
+        assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+        assert num_calls(stubs) == [1, 1]
+        # The loser is given up, and was not at fault.
+        await asyncio.wait_for(ended.wait(), 30)
+        assert copies[0].is_healthy
+        assert copies[0].num_in_flight == 0
+
+    asyncio.run(scenario())
+
+
+def test_no_race_before_it_is_known_what_is_slow():
+    async def scenario():
+        gate = asyncio.Event()
+        group, stubs, _ = replicas(gate.wait, nothing)
+        task = asyncio.create_task(search(group))
+        await asyncio.sleep(0.05)
+        assert num_calls(stubs) == [1, 0]
+        gate.set()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_an_error_beside_an_answer_is_looked_at():
+    """Or asyncio complains on stderr that nobody retrieved it."""
+
+    async def once():
+        gate = asyncio.Event()
+
+        async def fails_late():
+            await gate.wait()
+            raise RuntimeError("gone")
+
+        group, stubs, _ = replicas(fails_late, gate.wait, latencies=known_latencies())
+        task = asyncio.create_task(search(group))
+        while num_calls(stubs) != [1, 1]:
+            await asyncio.sleep(0.001)
+        gate.set()
+        await task
+
+    async def scenario():
+        complaints = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        # Which of the two is seen first is a matter of luck.
+        for _ in range(20):
+            await once()
+        gc.collect()
+        assert complaints == []
+
+    asyncio.run(scenario())
+
+
+def test_silence_of_all_copies_is_a_failure_in_time():
+    async def scenario():
+        async def gives_up():
+            await asyncio.sleep(0.02)
+            raise TimeoutError
+
+        group, stubs, _ = replicas(gives_up, gives_up, latencies=known_latencies())
+        with pytest.raises(TimeoutError):
+            await search(group)
+        assert num_calls(stubs) == [1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_slow_is_the_95th_percentile():
+    latencies = Latencies()
+    assert latencies.hedge_s == 0.5, "nothing is known yet"
+    for milliseconds in range(1, 101):
+        latencies.add(milliseconds / 1000)
+    assert latencies.hedge_s == pytest.approx(0.095)
+
+
+@pytest.mark.parametrize("known", [Latencies, known_latencies])
+def test_a_copy_that_falls_silent_is_asked_last_in_the_end(known):
+    """Also where it is silent from the start."""
+
+    async def scenario():
+        group, stubs, copies = replicas(never, nothing, latencies=known())
+        for number in range(1, 6):
+            answer = await search(group)
+            assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+            while copies[0].num_in_flight:
+                await asyncio.sleep(0)
+            assert group.num_healthy == (2 if number < 3 else 1)
+        assert num_calls(stubs) == [3, 5]
+        copies[0].answered()
+        assert group.num_healthy == 2
+        await search(group)
+        assert group.num_healthy == 2, "once is not three times in a row"
+
+    asyncio.run(scenario())

@@ -1,0 +1,488 @@
+"""Changes of an archive while it is searched, on real Lance datasets."""
+
+import asyncio
+import threading
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from search_parts import StubEncoder, random_codes
+
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.search.engine import backend as backend_module
+from orbithash.search.engine import service as service_module
+from orbithash.search.engine import writer as writer_module
+from orbithash.search.engine.backend import LocalBackend
+from orbithash.search.engine.service import Service, Target, open_service
+from orbithash.search.index.host import MAX_VERSIONS
+from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
+from orbithash.search.protocol.queries import Answer, Query
+from orbithash.search.protocol.rows import Row
+
+BITS = 16
+
+
+def code(number):
+    return int(number).to_bytes(2)
+
+
+def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32):
+    """Runs `scenario(service)` over a new archive with rows k0, k1 and so on, whose codes are 0, 1 and so on."""
+
+    async def main():
+        archive = Archive.open_or_create(folder, BITS, model_id)
+        if num_rows:
+            keys = [f"k{i}" for i in range(num_rows)]
+            archive.upsert(
+                Archive.table(np.arange(num_rows, dtype=">u2").view(np.uint8).reshape(-1, 2), BITS, keys, keys)
+            )
+
+        async def open_backend(target):
+            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards)
+
+        service = await open_service(open_backend, Target(str(folder), "", 3))
+        try:
+            await scenario(service)
+        finally:
+            await service.close()
+
+    asyncio.run(main())
+
+
+async def held(service: Service, **query):
+    """Keys and distances of all rows, as a search finds them."""
+    answer = await service.search(Query(code=code(0), k=5000, **query), 60.0)
+    return {hit.key: hit.distance for hit in answer.hits}
+
+
+def test_what_is_acknowledged_is_seen_and_committed(tmp_path):
+    async def scenario(service):
+        done = await service.upsert([Row(key="a", code=code(7)), Row(key="b", code=code(1))])
+        assert await held(service) == {"a": 3, "b": 1}
+        assert Archive.open(tmp_path / "a").version == done.version == service.describe().archive_version
+        ids = Archive.open(tmp_path / "a").find(["a", "b"])
+        await service.upsert([Row(key="a", code=code(1), label="new", uri="file:///a")])
+        assert await held(service) == {"a": 1, "b": 1}
+        assert Archive.open(tmp_path / "a").find(["a", "b"]) == ids
+        assert (await service.delete(["b", "never", "a"])).removed == 2
+        assert await held(service) == {}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_all_columns_of_a_row_arrive(tmp_path):
+    row = Row(
+        key="a",
+        code=code(0),
+        uri="s3://b/a",
+        label="harbor",
+        caption="boats",
+        datetime=datetime(2024, 5, 1, 12, tzinfo=UTC),
+        lon=3.5,
+        lat=-50.25,
+        footprint=b"\x01\x01\x00\x00\x00" + bytes(16),
+        thumbnail=b"jpeg",
+    )
+
+    async def scenario(service):
+        await service.upsert([row])
+        (hit,) = (
+            await service.search(Query(key="a", include=("uri", "caption", "thumbnail", "footprint", "code")), 60.0)
+        ).hits
+        for name in ("key", "label", "datetime", "lon", "lat"):
+            assert getattr(hit, name) == getattr(row, name)
+        assert hit.extra == {name: getattr(row, name) for name in ("uri", "caption", "thumbnail", "footprint", "code")}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_an_image_becomes_a_code_and_a_thumbnail(tmp_path):
+    async def encode(images):
+        if b"bad" in images:
+            raise ImageError("not an image")
+        return np.array([[0, len(image)] for image in images], np.uint8)
+
+    async def scenario(service):
+        await service.upsert([Row(key="a", image=b"xx"), Row(key="b", code=code(9)), Row(key="c", image=b"yyyy")])
+        answer = await service.search(Query(code=code(0), include=("code", "thumbnail")), 60.0)
+        assert {hit.key: (hit.extra["code"], hit.extra["thumbnail"]) for hit in answer.hits} == {
+            "a": (code(2), b"thumbnail of xx"),
+            "b": (code(9), None),
+            "c": (code(4), b"thumbnail of yyyy"),
+        }
+        with pytest.raises(InvalidQuery, match=r"image: not an image \(row 'e'\)"):
+            await service.upsert([Row(key="d", image=b"z"), Row(key="e", image=b"bad")])
+        assert "d" not in await held(service)
+
+    run(tmp_path / "a", scenario, StubEncoder(encode))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (Row(key="", code=code(1)), "a key has 1 to 4,096 characters"),
+        (Row(key="a\nb", code=code(1)), "printable"),
+        (Row(key="a"), "exactly one of image and code"),
+        (Row(key="a", code=code(1), image=b"x"), "exactly one of image and code"),
+        (Row(key="a", code=b"123"), "code"),
+        (Row(key="a", code=code(1), lon=180.5), "from -180 to 180 degrees"),
+        (Row(key="a", code=code(1), lat=float("nan")), "from -90 to 90 degrees"),
+        (Row(key="a", code=code(1), thumbnail=bytes(10**6)), "at most 262,144 bytes"),
+    ],
+)
+def test_refused_rows_write_nothing(tmp_path, row, words):
+    async def scenario(service):
+        before = service.describe()
+        with pytest.raises(InvalidQuery, match=words):
+            await service.upsert([Row(key="good", code=code(2)), row])
+        assert service.describe() == before
+
+    run(tmp_path / "a", scenario)
+
+
+def test_several_writers_at_once_share_commits(tmp_path):
+    async def scenario(service):
+        before = service.describe().archive_version
+        done = await asyncio.gather(
+            *(service.upsert([Row(key=f"{writer}/{row}", code=code(row)) for row in range(20)]) for writer in range(30))
+        )
+        assert len(await held(service)) == 600
+        assert service.describe().archive_version == max(each.version for each in done) < before + 10
+        # Wishes for one key, in order: the last one counts.
+        await asyncio.gather(
+            service.upsert([Row(key="x", code=code(1)), Row(key="x", code=code(3))]),
+            service.delete(["x"]),
+            service.upsert([Row(key="x", code=code(7))]),
+            service.delete(["0/0"]),
+        )
+        assert (await held(service))["x"] == 3
+        assert "0/0" not in await held(service)
+
+    run(tmp_path / "a", scenario)
+
+
+def test_more_than_can_wait_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_MAX_WAITING", 10)
+
+    async def scenario(service):
+        outcomes = await asyncio.gather(
+            *(service.upsert([Row(key=f"{w}/{r}", code=code(r)) for r in range(6)]) for w in range(4)),
+            return_exceptions=True,
+        )
+        refused = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        assert refused
+        assert all(isinstance(outcome, Overloaded) for outcome in refused)
+        assert len(await held(service)) == 6 * (4 - len(refused))
+
+    run(tmp_path / "a", scenario)
+
+
+def test_an_archive_that_another_process_writes_is_unavailable_for_changes(tmp_path):
+    async def scenario(service):
+        with Archive.open(tmp_path / "a").writing():
+            with pytest.raises(Unavailable, match="cannot be written now, maybe another program writes"):
+                await service.upsert([Row(key="a", code=code(1))])
+            assert len(await held(service)) == 4
+        await service.upsert([Row(key="a", code=code(1))])
+        assert len(await held(service)) == 5
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_what_other_programs_write_is_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(service_module, "_FOLLOW_EVERY_S", 0.01)
+
+    async def scenario(service):
+        follower = asyncio.create_task(service.follow())
+        await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["k1"])
+        async with asyncio.timeout(30):
+            while "k1" in await held(service):
+                await asyncio.sleep(0.01)
+        follower.cancel()
+        await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["k2"])
+        # A change that comes after one that was not seen brings both.
+        await service.upsert([Row(key="new", code=code(0))])
+        assert set(await held(service)) == {"k0", "k3", "new"}
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_refresh_sees_what_other_programs_write(tmp_path):
+    async def scenario(service):
+        await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["k1"])
+        assert "k1" in await held(service)
+        await service.refresh()
+        assert "k1" not in await held(service)
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_many_small_commits_are_joined_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_OPTIMIZE_EVERY", 5)
+
+    async def scenario(service):
+        for number in range(23):
+            await service.upsert([Row(key=f"k{number}", code=code(number))])
+        assert set(await held(service)) == {f"k{number}" for number in range(23)}
+        assert len(Archive.open(tmp_path / "a")._dataset.get_fragments()) < 10
+
+    run(tmp_path / "a", scenario)
+
+
+def test_another_archive_takes_its_place_without_a_failed_query(tmp_path):
+    rng = np.random.default_rng(0)
+    other = Archive.create(tmp_path / "b", 64, "n" * 32)
+    keys = [f"b{i}" for i in range(50)]
+    other.upsert(Archive.table(random_codes(rng, 50, 64), 64, keys, keys))
+
+    async def scenario(service):
+        answers = []
+
+        async def ask_safely():
+            while not done.is_set():
+                found = await asyncio.gather(
+                    *(service.search(Query(key=key, k=3), 60.0) for key in ("k0", "b0")), return_exceptions=True
+                )
+                answers.extend(found)
+
+        done = asyncio.Event()
+        asking = asyncio.create_task(ask_safely())
+        await service.upsert([Row(key="last", code=code(5))])
+        now = await service.refresh(str(tmp_path / "b"), "")
+        assert (now.rows, now.bits, now.model_id) == (50, 64, "n" * 32)
+        done.set()
+        await asking
+        # Each query is of one of the archives, and only the key of the other one is unknown.
+        for first, second in zip(answers[::2], answers[1::2], strict=True):
+            assert isinstance(first, Answer) or isinstance(second, Answer)
+        await service.upsert([Row(key="late", code=bytes(8))])
+        assert Archive.open(tmp_path / "b").find(["late"])
+        assert not Archive.open(tmp_path / "a").find(["late"])
+        with pytest.raises(InvalidQuery, match=r"archive: .*does not exist"):
+            await service.refresh(str(tmp_path / "nowhere"), "")
+        assert service.describe().rows == 51
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
+    """While rows are written and asked for: what was acknowledged is seen ever after."""
+
+    async def scenario(service):
+        acknowledged, done = [], asyncio.Event()
+
+        async def write(who):
+            number = 0
+            while not done.is_set():
+                await service.upsert([Row(key=f"{who}{number}", code=code(number % 7))])
+                acknowledged.append(f"{who}{number}")
+                number += 1
+
+        async def ask():
+            while not done.is_set():
+                key = acknowledged[-1] if acknowledged else "k0"
+                answer = await service.search(Query(key=key, k=1), 60.0)
+                assert (len(answer.hits), answer.coverage.fraction) == (1, 1)
+                await asyncio.sleep(0)
+
+        working = [
+            *(asyncio.create_task(write(who)) for who in "abcd"),
+            *(asyncio.create_task(ask()) for _ in range(4)),
+        ]
+        for num_shards in (5, 1, 8, 2):
+            now = await service.refresh(num_shards=num_shards)
+            assert len(now.shards) == num_shards
+            seen = len(acknowledged)
+            while len(acknowledged) < seen + 9:
+                assert not any(task.done() for task in working), "a write or a search failed"
+                await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*working)
+        now = service.describe()
+        assert now.rows == sum(shard.rows for shard in now.shards) == 4 + len(acknowledged)
+        assert len((await service.refresh()).shards) == 2, "as many as before"
+        for wrong in (-1, 1025):
+            with pytest.raises(InvalidQuery, match="shards: from 1 to 1024, or 0 for as many as now"):
+                await service.refresh(num_shards=wrong)
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_a_failed_commit_is_told_and_the_next_one_works(tmp_path, monkeypatch):
+    original = Archive.upsert
+    failures = iter([RuntimeError("the disk is full"), InputError("cannot be written")])
+
+    def fail(self, table):
+        for failure in failures:
+            raise failure
+        return original(self, table)
+
+    monkeypatch.setattr(Archive, "upsert", fail)
+
+    async def scenario(service):
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            await service.upsert([Row(key="a", code=code(1))])
+        with pytest.raises(Unavailable, match="cannot be written now"):
+            await service.upsert([Row(key="a", code=code(1))])
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"b"}
+
+    run(tmp_path / "a", scenario)
+
+
+class Panic(BaseException):
+    """As native code raises it: no `Exception`."""
+
+
+def test_a_panic_of_native_code_is_told_too(tmp_path, monkeypatch):
+    original = Archive.upsert
+    failures = iter([Panic("already borrowed")])
+
+    def fail(self, table):
+        for failure in failures:
+            raise failure
+        return original(self, table)
+
+    monkeypatch.setattr(Archive, "upsert", fail)
+
+    async def scenario(service):
+        with pytest.raises(Unavailable, match="cannot be written now"):
+            await service.upsert([Row(key="a", code=code(1))])
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"b"}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_filters_hold_through_changes(tmp_path, monkeypatch):
+    """Random histories against a dict; whatever was found for a filter before, each answer is of the newest version."""
+    scanned = []
+    original = Archive.scan
+
+    def scan(self, columns, among=None):
+        scanned.append(None if among is None else len(among))
+        return original(self, columns, among)
+
+    monkeypatch.setattr(Archive, "scan", scan)
+    rng = np.random.default_rng(3)
+    labels = ("beach", "forest", "river")
+    filters = [f"label = '{label}'" for label in labels] + ["label IN ('beach', 'river')", "key LIKE 'k1%'"]
+    passes = [lambda key, label, wanted=wanted: label == wanted for wanted in labels]
+    passes += [lambda key, label: label in ("beach", "river"), lambda key, label: key.startswith("k1")]
+
+    async def scenario(service):
+        rows = {}
+        for _ in range(40):
+            keys = [f"k{number}" for number in rng.choice(30, rng.integers(1, 6), replace=False)]
+            if rng.random() < 0.3:
+                await service.delete(keys)
+                rows = {key: label for key, label in rows.items() if key not in keys}
+            else:
+                new = {key: str(rng.choice(labels)) for key in keys}
+                await service.upsert([Row(key=key, code=code(1), label=label) for key, label in new.items()])
+                rows |= new
+            for number in rng.choice(len(filters), 2, replace=False):
+                wanted = {key for key, label in rows.items() if passes[number](key, label)}
+                assert set(await held(service, filter=filters[number])) == wanted
+        whole = scanned.count(None)
+        # One to warm the rows, one for each filter: the rest looked at rows that were touched.
+        assert whole <= 1 + len(filters)
+        assert len(scanned) - whole > 20
+
+    run(tmp_path / "a", scenario)
+
+
+def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
+    """What is still being found for one version serves the next ones."""
+    original = Archive.scan
+    may_go_on = threading.Event()
+
+    def scan(self, columns, among=None):
+        if among is None and columns == ["label"]:
+            may_go_on.wait(60)
+        return original(self, columns, among)
+
+    async def scenario(service):
+        await service.upsert([Row(key=f"n{i}", code=code(i), label="river") for i in range(3)])
+        monkeypatch.setattr(Archive, "scan", scan)
+        asking = [asyncio.create_task(held(service, filter="label = 'river'"))]
+        for number in range(3):
+            await asyncio.sleep(0)
+            await service.upsert([Row(key=f"n{number}", code=code(0), label="beach")])
+            asking.append(asyncio.create_task(held(service, filter="label = 'river'")))
+        may_go_on.set()
+        found = [set(keys) for keys in await asyncio.gather(*asking)]
+        assert found == [{"n0", "n1", "n2"}, {"n1", "n2"}, {"n2"}, set()]
+
+    run(tmp_path / "a", scenario)
+
+
+@pytest.mark.parametrize("patience_s", [60, 0])
+def test_changes_that_come_faster_than_a_search_ends(tmp_path, monkeypatch, patience_s):
+    """They wait for it; and where it takes too long, its version alone is loaded anew."""
+    loaded = []
+    original = backend_module.codes_of
+
+    def codes_of(path, version):
+        loaded.append(version)
+        return original(path, version)
+
+    async def encode(images):
+        await may_go_on.wait()
+        return np.zeros((len(images), 2), np.uint8)
+
+    may_go_on = asyncio.Event()
+    monkeypatch.setattr(backend_module, "codes_of", codes_of)
+    monkeypatch.setattr(service_module, "_CHANGE_WAITS_S", patience_s)
+
+    async def scenario(service):
+        first = service.describe().archive_version
+        searching = asyncio.create_task(service.search(Query(image=b"slow"), 60.0))
+        await asyncio.sleep(0)
+        for number in range(MAX_VERSIONS - 1):
+            await service.upsert([Row(key=f"n{number}", code=code(0))])
+        changing = asyncio.create_task(service.upsert([Row(key="last", code=code(0))]))
+        if patience_s:
+            # Longer than a commit takes.
+            await service.search(Query(key="k0", include=("caption",)), 60.0)
+            while (
+                service.num_rows_waiting or Archive.open(tmp_path / "a").version == service.describe().archive_version
+            ):
+                await asyncio.sleep(0.01)
+            assert not changing.done()
+        else:
+            await changing
+        may_go_on.set()
+        assert {hit.key for hit in (await searching).hits} == {"k0", "k1"}
+        await changing
+        await service.upsert([Row(key="one more", code=code(0))])
+        assert set(await held(service)) == {"k0", "k1", "n0", "n1", "n2", "last", "one more"}
+        assert loaded == [first] * (3 if patience_s else 6)
+
+    run(tmp_path / "a", scenario, StubEncoder(encode), num_rows=2)
+
+
+def test_a_caller_that_leaves_does_not_take_back_its_rows(tmp_path):
+    async def scenario(service):
+        task = asyncio.create_task(service.upsert([Row(key="a", code=code(1))]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"a", "b"}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_batches_of_queries(tmp_path):
+    async def scenario(service):
+        found = await service.search_many([Query(key="k1", k=1), Query(key="nobody"), Query(code=b"1")], 60.0)
+        assert [type(each).__name__ for each in found] == ["Answer", "KeyNotFound", "InvalidQuery"]
+        with pytest.raises(InvalidQuery, match="from 1 to 256 queries, got 0"):
+            await service.search_many([], 60.0)
+        with pytest.raises(InvalidQuery, match="at most 100,000 hits of all queries together, got 110,000"):
+            await service.search_many([Query(key="k1", k=10_000)] * 11, 60.0)
+        with pytest.raises(InvalidQuery, match="got 257"):
+            await service.search_many([Query(key="k1")] * 257, 60.0)
+
+    run(tmp_path / "a", scenario, num_rows=4)

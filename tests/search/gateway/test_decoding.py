@@ -1,0 +1,311 @@
+"""Strangers' images: what is decoded beside the gateway, what is refused, and what may not break anything else."""
+
+import asyncio
+import hashlib
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from images import bomb_tiff, encoded, geotiff, no_images, picture, png, tiff
+
+from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.images import read_image
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.records import make_thumbnail
+from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.search.gateway import decoding
+from orbithash.search.gateway.decoding import Decoder
+from orbithash.search.protocol.errors import Overloaded
+
+PREPROCESSING = Preprocessing(Rendering(), resize=32, crop=32)
+GOOD = encoded(picture(), "PNG")
+
+
+def run(scenario, **options):
+    """Runs `scenario(decoder)`; no process is left when it ends."""
+
+    async def main():
+        decoder = Decoder(**{"num_workers": 1, **options})
+        try:
+            return await scenario(decoder)
+        finally:
+            workers = pids(decoder)
+            await decoder.close()
+            for pid in workers:
+                assert not Path(f"/proc/{pid}").exists() or "(zombie)" in Path(f"/proc/{pid}/status").read_text()
+
+    return asyncio.run(main())
+
+
+def pids(decoder):
+    return [] if decoder._pool is None else list(decoder._pool._pool_manager.worker_manager.workers)
+
+
+async def is_well(decoder):
+    """It still decodes, and exactly."""
+    pixels = await decoder.prepare([GOOD], PREPROCESSING)
+    assert (pixels[0] == PREPROCESSING.prepare(picture())).all()
+
+
+def heavy_modules():
+    return sorted(
+        {"torch", "torchvision", "ray", "faiss", "lance", "pyarrow"} & {name.partition(".")[0] for name in sys.modules}
+    )
+
+
+def test_as_without_processes_and_without_torch():
+    images = [encoded(picture(i, 40 + i), kind) for i, kind in enumerate(("PNG", "JPEG", "TIFF", "PNG", "JPEG"))]
+    images.append(geotiff(picture(9).astype(np.uint16) * 100))
+    other = Preprocessing(Rendering(bands=(3, 1)), resize=48, crop=40)
+
+    async def scenario(decoder):
+        for preprocessing in (PREPROCESSING, other):
+            pixels, thumbnails = await decoder.prepare_rows(images, preprocessing)
+            assert (pixels == await decoder.prepare(images, preprocessing)).all()
+            for row, image in enumerate(images):
+                expected = read_image(image, preprocessing.rendering)
+                assert (pixels[row] == preprocessing.prepare(expected)).all()
+                assert thumbnails[row] == make_thumbnail(preprocessing.rendering.picture(expected))
+        assert (await decoder.prepare([], PREPROCESSING)).shape == (0, 32, 32, 3)
+        assert await asyncio.wrap_future(decoder._pool.schedule(heavy_modules)) == []
+
+    run(scenario, num_workers=2)
+
+
+def test_an_image_that_is_refused_says_why():
+    async def scenario(decoder):
+        for image, words in (
+            (b"text", "not a JPEG, PNG or TIFF"),
+            (GOOD[:-30], "truncated|damaged"),
+            (png(50_000, 50_000), "50000 x 50000 pixels; at most 50,000,000"),
+            (png(50_000, 50_000, depth=16), "50000 x 50000 pixels; at most 50,000,000"),
+            (png(2**31 - 1, 2**31 - 1), "pixels; at most"),
+        ):
+            with pytest.raises(ImageError, match=words) as caught:
+                await decoder.prepare([GOOD, image], PREPROCESSING)
+            assert "\n" not in str(caught.value)
+        await is_well(decoder)
+
+    run(scenario)
+
+
+def test_a_deflate_bomb_is_refused_by_what_it_promises():
+    bomb = bomb_tiff(8_000)
+    assert len(bomb) < 200_000, "of 192 MB"
+
+    async def scenario(decoder):
+        started = time.perf_counter()
+        with pytest.raises(ImageError, match="8000 x 8000 pixels; at most"):
+            await decoder.prepare([bomb], PREPROCESSING)
+        assert time.perf_counter() - started < 5
+        await is_well(decoder)
+
+    run(scenario)
+
+
+def test_memory_has_a_limit():
+    async def scenario(decoder):
+        # 3 x 16 million pixels decode to 48 MB, and more in between.
+        large = png(4000, 4000, rows=bytes(4000 * (1 + 3 * 4000)))
+        for image in (large, bomb_tiff(4000), large, large):
+            with pytest.raises(ImageError, match=r"memory|decoder") as caught:
+                await decoder.prepare([image], PREPROCESSING)
+            assert "\n" not in str(caught.value)
+            # 9 MB of nothing: there is room for it, whatever was before.
+            with pytest.raises(ImageError, match="not a JPEG"):
+                await decoder.prepare([bytes(9 * 2**20)], PREPROCESSING)
+            await is_well(decoder)
+
+    run(scenario, max_memory_bytes=32 * 2**20)
+
+
+def test_the_limit_is_above_what_a_process_begins_with():
+    async def scenario(decoder):
+        await is_well(decoder)
+        (pid,) = pids(decoder)
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
+        assert int(line.split()[3]) > 2**30
+
+    run(scenario, max_memory_bytes=2**30)
+
+
+def stuck(image, preprocessing, with_thumbnail):
+    if image == b"stuck":
+        # As a decoder in C that does not come back: no signal handler of Python's runs.
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    if image == b"dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if image == b"crashes":
+        os.abort()
+    return decoding_decode(image, preprocessing, with_thumbnail)
+
+
+decoding_decode = decoding._decode
+
+
+def test_time_has_a_limit(monkeypatch):
+    monkeypatch.setattr(decoding, "_decode", stuck)
+
+    async def scenario(decoder):
+        await is_well(decoder)
+        started = time.perf_counter()
+        outcomes = await asyncio.gather(
+            decoder.prepare([b"stuck"], PREPROCESSING), is_well(decoder), is_well(decoder), return_exceptions=True
+        )
+        assert isinstance(outcomes[0], ImageError)
+        assert str(outcomes[0]) == "decoding took more than 0.5 s; send a smaller image"
+        assert outcomes[1:] == [None, None]
+        assert time.perf_counter() - started < 5
+        await is_well(decoder)
+
+    run(scenario, timeout_s=0.5)
+
+
+@pytest.mark.parametrize("image", [b"dies", b"crashes"])
+def test_a_process_that_dies_takes_one_image_with_it(monkeypatch, image):
+    monkeypatch.setattr(decoding, "_decode", stuck)
+
+    async def scenario(decoder):
+        for _ in range(3):
+            outcomes = await asyncio.gather(
+                decoder.prepare([image], PREPROCESSING), is_well(decoder), is_well(decoder), return_exceptions=True
+            )
+            assert isinstance(outcomes[0], ImageError), outcomes
+            assert "ended the decoder" in str(outcomes[0])
+            assert outcomes[1:] == [None, None]
+
+    run(scenario, num_workers=2)
+
+
+def test_processes_that_die_idle_are_replaced():
+    async def scenario(decoder):
+        for _ in range(2):
+            await is_well(decoder)
+            for pid in pids(decoder):
+                os.kill(pid, signal.SIGKILL)
+            # With and without the time to find out.
+            await is_well(decoder)
+            for pid in pids(decoder):
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.5)
+            await is_well(decoder)
+
+    run(scenario, num_workers=2)
+
+
+def test_a_caller_that_goes_away_frees_its_process(monkeypatch):
+    monkeypatch.setattr(decoding, "_decode", stuck)
+
+    async def scenario(decoder):
+        await is_well(decoder)
+        started = time.perf_counter()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await decoder.prepare([b"stuck"], PREPROCESSING)
+        await is_well(decoder)
+        assert time.perf_counter() - started < 5
+
+    run(scenario, timeout_s=60)
+
+
+def test_more_than_may_wait_is_refused():
+    async def scenario(decoder):
+        with pytest.raises(Overloaded):
+            await decoder.prepare([GOOD] * 5, PREPROCESSING)
+        assert len(await decoder.prepare([GOOD] * 4, PREPROCESSING)) == 4
+        assert len(await decoder.prepare([GOOD] * 4, PREPROCESSING)) == 4
+
+    run(scenario, max_waiting=4)
+
+
+def test_a_long_list_does_not_hold_up_one_image():
+    async def scenario(decoder):
+        await is_well(decoder)
+        rows = asyncio.create_task(decoder.prepare_rows([GOOD] * 300, PREPROCESSING))
+        await asyncio.sleep(0.05)
+        await is_well(decoder)
+        assert not rows.done()
+        assert len((await rows)[0]) == 300
+
+    run(scenario)
+
+
+@pytest.fixture
+def other_file(tmp_path):
+    path = tmp_path / "other.tif"
+    path.write_bytes(geotiff(picture()))
+    return path
+
+
+def test_formats_that_are_not_ours_and_names_of_other_files(other_file):
+    async def scenario(decoder):
+        for name, data in no_images(other_file).items():
+            with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF") as caught:
+                await decoder.prepare([data], PREPROCESSING)
+            # What it begins with was the sender's.
+            assert "\n" not in str(caught.value), name
+            assert len(str(caught.value)) < 200, name
+
+    run(scenario)
+
+
+def strip(values):
+    return {
+        256: (4, [32]),
+        257: (4, [32]),
+        258: (3, [8]),
+        259: (3, [1]),
+        262: (3, [1]),
+        277: (3, [1]),
+        278: (4, [32]),
+        **values,
+    }
+
+
+def test_a_tiff_that_points_elsewhere(other_file, tmp_path):
+    """Tags that lead GDAL or libtiff to other files or beyond the data; sidecar names beside a file in memory."""
+    beside = str(other_file).encode() + b"\0"
+    pixels = bytes(range(256)) * 4
+    good = strip({273: (4, [8]), 279: (4, [1024])})
+    # GDAL's own XML in a tag: a mask, an overview and a band of another file.
+    xml = (
+        f'<GDALMetadata><Item name="OVERVIEW_FILE" domain="OVERVIEWS">{other_file}</Item>'
+        f'<Item name="SOURCE" sample="0">{other_file}</Item></GDALMetadata>\0'
+    ).encode()
+
+    async def scenario(decoder):
+        plain = await decoder.prepare([tiff(good, pixels)], PREPROCESSING)
+        for tag in (270, 285, 305, 42112):
+            data = tiff({**good, tag: (2, list(xml if tag == 42112 else beside))}, pixels)
+            assert (await decoder.prepare([data], PREPROCESSING) == plain).all(), tag
+        for values in (
+            {273: (4, [2**31]), 279: (4, [1024])},
+            {273: (4, [8]), 279: (4, [2**32 - 1])},
+            {273: (4, [8]), 279: (4, [1024]), 330: (4, [8])},
+            {273: (2, list(beside)), 279: (4, [1024])},
+        ):
+            data = tiff(strip(values), pixels)
+            (outcome,) = await asyncio.gather(decoder.prepare([data], PREPROCESSING), return_exceptions=True)
+            if isinstance(outcome, ImageError):
+                assert not re.search(rf"{tmp_path}|vsimem|0x|\n", str(outcome)), outcome
+            else:
+                assert outcome.shape == (1, 32, 32, 3)
+        await is_well(decoder)
+
+    run(scenario)
+
+
+def test_the_first_image_does_not_wait_for_a_started_decoder():
+    async def scenario(decoder):
+        await decoder.start()
+        started = time.perf_counter()
+        await is_well(decoder)
+        assert time.perf_counter() - started < 1
+
+    run(scenario)

@@ -1,0 +1,320 @@
+import asyncio
+import contextlib
+import re
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from search_parts import (
+    StubBackend,
+    StubShard,
+    build_shards,
+    local_engine,
+    oracle,
+    random_case,
+    small_case,
+    snapshot_of,
+)
+
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.search.engine.engine import Engine
+from orbithash.search.engine.service import Service, Target
+from orbithash.search.gateway.gateway import GatewayLimits, start_gateway
+from orbithash.v1 import search_pb2, search_pb2_grpc
+
+SERVICE = "orbithash.v1.SearchService"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextlib.asynccontextmanager
+async def running(engine, limits=None):
+    """A gateway on a free port and a channel to it."""
+    gateway = await start_gateway(Service(Target("", "", 2), StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
+    options = [("grpc.max_send_message_length", -1)]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=options) as channel:
+            yield gateway, channel
+    finally:
+        # A server that is left running keeps the process from ending.
+        await gateway.stop(grace_s=0)
+
+
+async def failure(call):
+    """Code, message and details (BadRequest, ErrorInfo, RetryInfo as present) of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = caught.value
+    status = await rpc_status.aio.from_call(error_as_call(error))
+    details = {}
+    for detail in status.details if status else ():
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            message = kind()
+            if detail.Unpack(message):
+                details[kind.__name__] = message
+    return error.code(), error.details(), details
+
+
+def error_as_call(error):
+    """The finished call as rpc_status wants it: with coroutines where the error has plain methods."""
+
+    class Call:
+        async def trailing_metadata(self):
+            return error.trailing_metadata()
+
+        async def code(self):
+            return error.code()
+
+        async def details(self):
+            return error.details()
+
+    return Call()
+
+
+def request(**fields):
+    return search_pb2.SearchRequest(**{"k": 5, **fields})
+
+
+@pytest.mark.parametrize("seed", range(5000, 5012))
+def test_over_the_wire_equals_the_oracle(seed):
+    case = random_case(seed, max_rows=800)
+
+    async def scenario():
+        async with running(local_engine(case)) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            wanted = [(query, k) for k in case.ks for query in case.queries]
+            responses = await asyncio.gather(*(stub.Search(request(code=query.tobytes(), k=k)) for query, k in wanted))
+            for (query, k), response in zip(wanted, responses, strict=True):
+                hits = [(hit.distance, hit.id) for hit in response.hits]
+                assert (hits, response.ties_at_cutoff) == oracle(case.ids, case.codes, query, k)
+                assert response.coverage.fraction == 1.0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "reason", "bad_fields"),
+    [
+        ({"code": b"abc"}, "INVALID_ARGUMENT", "INVALID_QUERY", ["code"]),
+        ({"code": b"ab", "k": 0}, "INVALID_ARGUMENT", "INVALID_QUERY", ["k"]),
+        ({"code": b"ab", "k": 10_001}, "INVALID_ARGUMENT", "INVALID_QUERY", ["k"]),
+        ({"k": 0}, "INVALID_ARGUMENT", "INVALID_QUERY", ["query", "k"]),
+        ({"image": b"no image"}, "INVALID_ARGUMENT", "INVALID_QUERY", ["image"]),
+        ({"image": bytes(12 * 2**20)}, "INVALID_ARGUMENT", "INVALID_QUERY", ["image"]),
+        ({"key": "nowhere"}, "NOT_FOUND", "KEY_NOT_FOUND", None),
+        ({"key": "\U0001f6f0" * 4000}, "NOT_FOUND", "KEY_NOT_FOUND", None),
+    ],
+)
+def test_wrong_requests(fields, code, reason, bad_fields):
+    async def refuse(images):
+        raise ImageError("not an image: its first bytes are b'no im', " + "\U0001f6f0" * 5000)
+
+    async def scenario():
+        async with running(local_engine(small_case(), refuse)) as (_, channel):
+            got, message, details = await failure(search_pb2_grpc.SearchServiceStub(channel).Search(request(**fields)))
+        assert got == grpc.StatusCode[code]
+        assert "\n" not in message
+        assert (details["ErrorInfo"].reason, details["ErrorInfo"].domain) == (reason, "orbithash")
+        named = [violation.field for violation in details["BadRequest"].field_violations] if bad_fields else None
+        assert named == bad_fields
+        if "image" in fields and len(fields["image"]) < 100:
+            assert "its first bytes" in message
+
+    asyncio.run(scenario())
+
+
+def test_a_message_over_the_limit_is_refused_by_grpc():
+    async def scenario():
+        async with running(local_engine(small_case())) as (_, channel):
+            call = search_pb2_grpc.SearchServiceStub(channel).Search(request(image=bytes(20 * 2**20)))
+            code, message, details = await failure(call)
+        assert (code, details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {})
+        assert "larger than max" in message
+
+    asyncio.run(scenario())
+
+
+def test_an_unexpected_failure_leaks_nothing(caplog):
+    async def crash(images):
+        raise RuntimeError("a secret of the server")
+
+    async def scenario():
+        async with running(local_engine(small_case(), crash)) as (_, channel):
+            return await failure(search_pb2_grpc.SearchServiceStub(channel).Search(request(image=b"x")))
+
+    code, message, details = asyncio.run(scenario())
+    assert code == grpc.StatusCode.INTERNAL
+    request_id = re.fullmatch(r"internal error, request id ([0-9a-f]{32})", message)[1]
+    assert details["ErrorInfo"].reason == "INTERNAL"
+    assert "a secret of the server" not in str(details)
+    assert request_id in caplog.text
+    assert "a secret of the server" in caplog.text
+
+
+def stub_engine(case, before, num_shards=1, **options):
+    shards = [StubShard(shard, before) for shard in build_shards(case.ids, case.codes, case.bits, num_shards)]
+    return Engine(snapshot_of(case, shards), **options), shards
+
+
+def test_failing_shards():
+    async def fails():
+        raise RuntimeError("a secret of the shard")
+
+    async def scenario():
+        engine, shards = stub_engine(small_case(), fails, num_shards=2)
+        async with running(engine) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            code, message, details = await failure(stub.Search(request(code=b"ab")))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+            assert "secret" not in message
+
+            async def works():
+                pass
+
+            shards[0].before = works
+            response = await stub.Search(request(code=b"ab"))
+            coverage = response.coverage
+            assert (coverage.searched_rows, coverage.total_rows, coverage.fraction) == (20, 40, 0.5)
+            assert (coverage.answered_shards, coverage.total_shards) == (1, 2)
+
+    asyncio.run(scenario())
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+def test_a_late_shard_is_a_passed_deadline_and_the_server_has_its_own():
+    async def scenario():
+        engine, shards = stub_engine(small_case(), never)
+        async with running(engine, GatewayLimits(max_timeout_s=0.2)) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            for timeout in (None, 60.0, 0.1):
+                code, _, _ = await failure(stub.Search(request(code=b"ab"), timeout=timeout))
+                assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert all(timeout_s <= 0.2 for _, _, timeout_s in shards[0].calls)
+
+    asyncio.run(scenario())
+
+
+def test_an_overloaded_engine_says_when_to_come_back():
+    async def scenario():
+        gate, arrived = asyncio.Event(), asyncio.Event()
+
+        async def hold():
+            arrived.set()
+            await gate.wait()
+
+        engine, _ = stub_engine(small_case(), hold, max_fan_outs=1, max_waiting=0)
+        async with running(engine) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            first = stub.Search(request(code=b"ab"))
+            await arrived.wait()
+            code, _, details = await failure(stub.Search(request(code=b"ab")))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert details["RetryInfo"].retry_delay.ToMilliseconds() > 0
+            gate.set()
+            assert len((await first).hits) == 5
+
+    asyncio.run(scenario())
+
+
+def test_more_calls_than_allowed_are_refused():
+    async def scenario():
+        gate, arrived = asyncio.Event(), asyncio.Event()
+
+        async def hold():
+            arrived.set()
+            await gate.wait()
+
+        engine, _ = stub_engine(small_case(), hold)
+        async with running(engine, GatewayLimits(max_concurrent_rpcs=1)) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            first = stub.Search(request(code=b"ab"))
+            await arrived.wait()
+            code, _, _ = await failure(stub.Search(request(code=b"ab")))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            gate.set()
+            assert len((await first).hits) == 5
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_goes_from_serving_to_not_serving_before_calls_in_flight_end(service):
+    async def scenario():
+        gate, arrived = asyncio.Event(), asyncio.Event()
+
+        async def hold():
+            arrived.set()
+            await gate.wait()
+
+        engine, _ = stub_engine(small_case(), hold)
+        async with running(engine) as (gateway, channel):
+            health = health_pb2_grpc.HealthStub(channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            assert (await watch.read()).status == SERVING
+            in_flight = search_pb2_grpc.SearchServiceStub(channel).Search(request(code=b"ab"))
+            await arrived.wait()
+            stopping = asyncio.create_task(gateway.stop(grace_s=30))
+            assert (await watch.read()).status == NOT_SERVING
+            assert not in_flight.done()
+            gate.set()
+            assert len((await in_flight).hits) == 5
+            watch.cancel()
+            await stopping
+            code, _, _ = await failure(search_pb2_grpc.SearchServiceStub(channel).Search(request(code=b"ab")))
+            assert code == grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(scenario())
+
+
+def test_health_of_an_unknown_service():
+    async def scenario():
+        async with running(local_engine(small_case())) as (_, channel):
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="other"))
+            assert (await failure(check))[0] == grpc.StatusCode.NOT_FOUND
+
+    asyncio.run(scenario())
+
+
+def test_a_taken_port_is_one_clear_line(capfd):
+    async def scenario():
+        engine = local_engine(small_case())
+        async with running(engine) as (gateway, channel):
+            with pytest.raises(InputError, match="in use") as caught:
+                await (await start_gateway(engine, gateway.address)).stop(grace_s=0)
+            assert "\n" not in str(caught.value)
+            assert capfd.readouterr() == ("", "")
+            response = await search_pb2_grpc.SearchServiceStub(channel).Search(request(key="place/3.tif"))
+            assert response.hits[0].id == 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051", "example.org:50051"])
+def test_addresses_that_others_can_reach_are_refused(address):
+    with pytest.raises(InputError, match="loopback"):
+        asyncio.run(start_gateway(local_engine(small_case()), address))
+
+
+def test_a_wrong_address_is_refused():
+    with pytest.raises(InputError, match="HOST:PORT"):
+        asyncio.run(start_gateway(local_engine(small_case()), "50051"))
+
+
+def test_images_travel_unchanged():
+    image = np.random.default_rng(0).bytes(10 * 2**20)
+
+    async def encode(images):
+        assert images == [image]
+        return small_case().codes[:1]
+
+    async def scenario():
+        async with running(local_engine(small_case(), encode)) as (_, channel):
+            response = await search_pb2_grpc.SearchServiceStub(channel).Search(request(image=image))
+            assert response.hits[0].distance == 0
+
+    asyncio.run(scenario())

@@ -1,0 +1,308 @@
+"""Baselines against numpy and plain loops over sorted lists."""
+
+import faiss
+import numpy as np
+import pytest
+from scipy.linalg import orthogonal_procrustes
+
+from orbithash.encoders.codes import pack
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.evaluation import baselines
+from orbithash.trainers.evaluation.baselines import BASELINES, distance_histograms, evaluate_baselines, itq_rotation
+from orbithash.trainers.metrics.average_precision import average_precision, hits_at, ranked_average_precision
+from orbithash.trainers.metrics.metrics import DEFINITIONS, rank_histograms
+from orbithash.trainers.metrics.retrieval import Retrieval
+
+CLASSES, WIDTH, BITS = 5, 24, 16
+SIZES = {"train": 300, "query": 12, "database": 60}
+
+
+def data(seed=0, width=WIDTH, sizes=SIZES):
+    """Features that are all above zero, as pooled ones are, and labels."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.random((CLASSES, width)) * 2
+    labels = {part: rng.integers(0, CLASSES, size) for part, size in sizes.items()}
+    features = {
+        part: np.abs(prototypes[of_part] + 0.7 * rng.standard_normal((len(of_part), width))).astype(np.float32)
+        for part, of_part in labels.items()
+    }
+    return features, {part: labels[part] for part in ("query", "database")}
+
+
+def units(features):
+    return {
+        part: rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1)[:, None]
+        for part, rows in features.items()
+    }
+
+
+def centred(features):
+    scaled = units(features)
+    return {part: rows - scaled["train"].mean(0) for part, rows in scaled.items()}
+
+
+def naive_scores(distances, relevant, k, definition):
+    """Average precision of each row by its sorted list, without ties, infinitely far items left out."""
+    scores = []
+    for row, hits in zip(distances, relevant, strict=True):
+        order = [i for i in sorted(range(len(row)), key=lambda i: row[i]) if np.isfinite(row[i])]
+        ranks = np.array([rank for rank, i in enumerate(order, 1) if hits[i]])
+        scores.append(ranked_average_precision(ranks, k, definition, len(order)))
+    return scores
+
+
+def same(labels):
+    return labels["query"][:, None] == labels["database"][None]
+
+
+def binary_scores(bits, labels, k=20):
+    """Expected `ap_min` of codes of at most 512 bits, from bool [N, K] of "query" and "database"."""
+    width = bits["query"].shape[1]
+    codes = [pack(bits[part]) for part in ("query", "database")]
+    histograms = rank_histograms(Retrieval(*codes, labels["query"], labels["database"], width))
+    return average_precision(histograms, k).mean()
+
+
+# The rankings.
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_histograms_of_distances_without_ties(definition):
+    rng = np.random.default_rng(0)
+    distances, relevant = rng.random((20, 50)), rng.random((20, 50)) < 0.3
+    distances[::2, 7] = np.inf
+    relevant[::2, 7] = False
+    histograms = distance_histograms(distances, relevant)
+    assert histograms.num_items.tolist() == [49, 50] * 10
+    for k in (1, 10, 100):
+        expected = naive_scores(distances, relevant, k, definition)
+        assert average_precision(histograms, k, definition) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["expected", "optimistic", "pessimistic"])
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_ties_are_those_of_codes(definition, policy):
+    rng = np.random.default_rng(1)
+    query, database = rng.random((15, 8)) < 0.5, rng.random((80, 8)) < 0.5
+    labels = rng.integers(0, 3, 15), rng.integers(0, 3, 80)
+    whole = rank_histograms(Retrieval(pack(query), pack(database), *labels, 8))
+    distances = (query[:, None] != database[None]).sum(2)
+    compact = distance_histograms(distances.astype(np.float32), labels[0][:, None] == labels[1][None])
+    for k in (1, 5, 20, None):
+        of_both = [average_precision(h, k, definition, policy) for h in (whole, compact)]
+        assert of_both[0] == pytest.approx(of_both[1], abs=1e-12)
+    assert hits_at(whole, 7) == pytest.approx(hits_at(compact, 7))
+
+
+def test_runs_of_one_kind_share_a_column():
+    distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6]])
+    histograms = distance_histograms(distances, np.array([[1, 1, 0, 1, 0, 0, 0]], bool))
+    assert histograms.items.tolist() == [[2, 1, 2, 2]]
+    assert histograms.relevant.tolist() == [[2, 0, 1, 0]]
+
+
+def test_nothing_to_rank():
+    histograms = distance_histograms(np.full((2, 1), np.inf), np.zeros((2, 1), bool))
+    assert average_precision(histograms, 5).tolist() == [0, 0]
+
+
+# Each baseline.
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_cosine(exclude):
+    features, labels = data()
+    left_out = np.where(np.arange(12) % 3 == 0, -1, np.arange(12)) if exclude else None
+    scaled = units(features)
+    distances, relevant = 1 - scaled["query"] @ scaled["database"].T, same(labels)
+    if exclude:
+        rows = np.flatnonzero(left_out >= 0)
+        distances[rows, left_out[rows]] = np.inf
+        relevant[rows, left_out[rows]] = False
+    found = evaluate_baselines(features, labels, BITS, left_out, cutoffs=(5, 20))["cosine"]
+    assert found["bytes"] == 4 * WIDTH
+    for k in (5, 20):
+        for definition in DEFINITIONS:
+            expected = np.mean(naive_scores(distances, relevant, k, definition))
+            assert found["metrics"][f"{definition}@{k}"] == pytest.approx(expected)
+    nearest = distances.argmin(1)
+    assert found["metrics"]["precision@1"] == pytest.approx(relevant[np.arange(12), nearest].mean())
+
+
+def test_signs():
+    features, labels = data()
+    found = evaluate_baselines(features, labels, BITS)
+    bits = {part: rows >= 0 for part, rows in centred(features).items()}
+    assert (found["sign"]["bytes"], found["sign_truncated"]["bytes"]) == (3, 2)
+    assert found["sign"]["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
+    first = {part: rows[:, :BITS] for part, rows in bits.items()}
+    assert found["sign_truncated"]["metrics"]["ap_min@20"] == pytest.approx(binary_scores(first, labels))
+
+
+def test_signs_of_more_features_than_a_code_may_have_bits():
+    features, labels = data(width=600)
+    distances = np.stack(
+        [(row != (centred(features)["database"] >= 0)).sum(1) for row in centred(features)["query"] >= 0]
+    )
+    expected = average_precision(distance_histograms(distances, same(labels)), 20).mean()
+    found = evaluate_baselines(features, labels, BITS)["sign"]
+    assert found["bytes"] == 75
+    assert found["metrics"]["ap_min@20"] == pytest.approx(expected)
+
+
+def components(features, count):
+    rows = centred(features)
+    _, _, axes = np.linalg.svd(rows["train"], full_matrices=False)
+    return {part: of_part @ axes[:count].T for part, of_part in rows.items()}
+
+
+def test_principal_components():
+    features, labels = data()
+    bits = {part: rows >= 0 for part, rows in components(features, BITS).items()}
+    found = evaluate_baselines(features, labels, BITS)["pca_sign"]
+    assert found["bytes"] == 2
+    # The sign of a component is free: it turns a bit over on both sides.
+    assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
+
+
+def distance_to_signs(rows, rotation):
+    turned = rows @ rotation
+    return float(((np.where(turned >= 0, 1, -1) - turned) ** 2).sum())
+
+
+def test_itq_takes_signs_and_solves_for_the_rotation_by_turns():
+    rows = components(data()[0], BITS)["train"]
+    expected = np.linalg.qr(np.random.default_rng(3).standard_normal((BITS, BITS)))[0]
+    losses = [distance_to_signs(rows, expected)]
+    for _ in range(50):
+        expected, _ = orthogonal_procrustes(rows, np.where(rows @ expected >= 0, 1.0, -1.0))
+        losses.append(distance_to_signs(rows, expected))
+    assert losses == sorted(losses, reverse=True)
+    rotation = itq_rotation(rows.astype(np.float32), 3)
+    assert rotation.dtype == np.float32
+    assert rotation @ rotation.T == pytest.approx(np.eye(BITS), abs=1e-5)
+    assert distance_to_signs(rows, rotation) == pytest.approx(losses[-1], rel=1e-3)
+    assert losses[-1] < distance_to_signs(rows, np.eye(BITS))
+
+
+def test_itq():
+    features, labels = data()
+    fitted = faiss.PCAMatrix(WIDTH, BITS)
+    fitted.train(centred(features)["train"].astype(np.float32))
+    # Components are found up to their signs, from which the rotation starts: those of faiss are taken.
+    projected = {part: fitted.apply(rows.astype(np.float32)) for part, rows in centred(features).items()}
+    rotation = itq_rotation(projected["train"], 4)
+    bits = {part: rows @ rotation >= 0 for part, rows in projected.items()}
+    found = evaluate_baselines(features, labels, BITS, seed=4)["itq"]
+    assert found["bytes"] == 2
+    assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels), abs=0.02)
+
+
+def test_lsh_is_unbiased_and_seeded():
+    features, labels = data()
+    scores = [evaluate_baselines(features, labels, BITS, seed=s)["lsh"]["metrics"]["ap_min@20"] for s in (1, 1, 2)]
+    assert scores[0] == scores[1] != scores[2]
+    directions = np.random.default_rng(1).standard_normal((WIDTH, BITS), np.float32)
+    bits = {part: rows @ directions >= 0 for part, rows in centred(features).items()}
+    assert scores[0] == pytest.approx(binary_scores(bits, labels))
+
+
+@pytest.mark.parametrize("width", [WIDTH, 25])
+def test_product_quantisation_is_asymmetric(monkeypatch, width):
+    features, labels = data(width=width)
+    made = []
+    quantizer = faiss.ProductQuantizer
+    monkeypatch.setattr(faiss, "ProductQuantizer", lambda *a: made.append(quantizer(*a)) or made[-1])
+    found = evaluate_baselines(features, labels, BITS)["pq"]
+    assert found["bytes"] == 2
+    (pq,) = made
+    rows = centred(features)
+    padded = {part: np.pad(of_part, ((0, 0), (0, pq.d - width))) for part, of_part in rows.items()}
+    centroids = faiss.vector_to_array(pq.centroids).reshape(2, 256, -1)
+    pieces = np.split(padded["database"], 2, axis=1)
+    nearest = [((p[:, None] - c[None]) ** 2).sum(2).argmin(1) for p, c in zip(pieces, centroids, strict=True)]
+    restored = np.concatenate([c[i] for c, i in zip(centroids, nearest, strict=True)], axis=1)
+    distances = ((padded["query"][:, None] - restored[None]) ** 2).sum(2).round(6)
+    expected = average_precision(distance_histograms(distances, same(labels)), 20).mean()
+    assert found["metrics"]["ap_min@20"] == pytest.approx(expected)
+
+
+def test_equal_codes_of_pieces_tie():
+    features, labels = data()
+    features["database"] = np.repeat(features["database"][:1], 60, axis=0)
+    found = evaluate_baselines(features, labels, BITS)["pq"]["metrics"]["ap_min@20"]
+    blind = average_precision(distance_histograms(np.zeros((12, 60)), same(labels)), 20).mean()
+    assert found == pytest.approx(blind)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    features, labels = data()
+    whole = evaluate_baselines(features, labels, BITS)
+    monkeypatch.setattr(baselines, "CHUNK_PAIRS", 100)
+    monkeypatch.setattr(baselines, "_CHUNK_ROWS", 7)
+    parts = evaluate_baselines(features, labels, BITS)
+    for name in BASELINES:
+        assert parts[name]["metrics"] == pytest.approx(whole[name]["metrics"])
+
+
+def test_queries_and_database_fit_nothing():
+    features, labels = data()
+    others = data(seed=5)[0]
+    one = evaluate_baselines(features, labels, BITS)
+    moved = evaluate_baselines({**features, "train": others["train"]}, labels, BITS)
+    assert moved["cosine"] == one["cosine"]
+    assert moved["itq"] != one["itq"]
+
+
+def test_items_of_several_classes():
+    features, labels = data()
+    hot = {part: np.eye(CLASSES, dtype=bool)[of_part] for part, of_part in labels.items()}
+    assert evaluate_baselines(features, hot, BITS) == evaluate_baselines(features, labels, BITS)
+
+
+# What is left out, and what is refused.
+
+
+@pytest.mark.parametrize(
+    ("bits", "num_train", "left_out"),
+    [
+        (BITS, 300, set()),
+        (12, 300, {"pq"}),
+        (BITS, 255, {"pq"}),
+        (32, 300, {"sign_truncated", "pca_sign", "itq"}),
+        (256, 300, {"sign_truncated", "pca_sign", "itq", "pq"}),
+        (BITS, BITS, {"pca_sign", "itq", "pq"}),
+        (BITS, BITS + 1, {"pq"}),
+    ],
+)
+def test_what_cannot_be_is_left_out_with_a_reason(bits, num_train, left_out):
+    features, labels = data(sizes={**SIZES, "train": num_train})
+    found = evaluate_baselines(features, labels, bits)
+    assert list(found) == list(BASELINES)
+    assert {name for name, result in found.items() if result.keys() == {"left_out"}} == left_out
+    assert all(result["bytes"] == -(-bits // 8) for name, result in found.items() if name in {"lsh", "itq"} - left_out)
+
+
+def test_a_row_of_zeros_is_no_nan():
+    features, labels = data()
+    features["query"][0], features["database"][0] = 0, 0
+    for result in evaluate_baselines(features, labels, BITS).values():
+        assert all(0 <= value <= 1 for value in result["metrics"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, la: f.update(query=f["query"][:, 1:]), "of one D for every part"),
+        (lambda f, la: f.update(train=f["train"].astype(float)), "float32"),
+        (lambda f, la: f.update(train=f["train"][:0]), r"train float32 \(0, 24\)"),
+        (lambda f, la: f["database"].__setitem__((0, 0), np.nan), "features of database hold values"),
+        (lambda f, la: la.update(query=la["query"][1:]), "query labels are 12 integers"),
+        (lambda f, la: la.update(query=la["query"] - 1), "every query needs a label"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    features, labels = data()
+    change(features, labels)
+    with pytest.raises(InputError, match=message):
+        evaluate_baselines(features, labels, BITS)

@@ -1,0 +1,295 @@
+"""A model against the test part: which images are asked and searched, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from orbithash.encoders.codes import hamming
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.imagery.images import Rendering, read_image
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.datasets import Manifest, make_manifest
+from orbithash.trainers.evaluation import model_evaluation
+from orbithash.trainers.evaluation.baselines import evaluate_baselines
+from orbithash.trainers.evaluation.evaluation import metrics_of
+from orbithash.trainers.evaluation.model_evaluation import check_untrained, draw_caption, evaluate_model
+from orbithash.trainers.metrics.metrics import mean_average_precision
+
+BITS = 16
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, colour in (("beach", 190), ("forest", 60)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            noise = rng.integers(-50, 50, (40, 36, 3)) + colour
+            image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+            image.save(tmp_path / "data" / name / f"{name}{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    spec = NetworkSpec("mobilenet_v3_small", "group", "avg", HeadSpec(BITS), 2)
+    preprocessing = Preprocessing(Rendering(), 32, 32)
+    return HashModel(
+        ModelCard("dhcl", spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {}), HashNetwork(spec)
+    )
+
+
+def precision_at_1(model, manifest, root):
+    """Share of queries whose nearest image is of their class; of several nearest, the share among them."""
+    queries, database = manifest.part("test"), manifest.part("train", "validation")
+    codes = [model.encode([read_image(root / image.path) for image in part]) for part in (queries, database)]
+    shares = []
+    for query, distances in zip(queries, hamming(*codes), strict=True):
+        nearest = [image for image, d in zip(database, distances, strict=True) if d == distances.min()]
+        shares.append(sum(image.label == query.label for image in nearest) / len(nearest))
+    return sum(shares) / len(shares)
+
+
+def test_queries_are_the_test_part_and_the_database_is_the_rest(root, model):
+    manifest = make_manifest(root)
+    found = evaluate_model(model, manifest, root).metrics
+    assert (found["dataset"], found["protocol"], found["method"], found["bits"]) == ("folder", "random", "dhcl", BITS)
+    assert (found["queries"], found["database"], found["queries_in_database"]) == (4, 16, 0)
+    assert found["exclude_self"] is False
+    assert list(found["per_class"]) == ["beach", "forest"]
+    assert found["metrics"]["precision@1"]["expected"] == pytest.approx(precision_at_1(model, manifest, root))
+    json.dumps(found)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_progress_counts_every_image_once(root, model, monkeypatch, chunk):
+    monkeypatch.setattr(model_evaluation, "CHUNK", chunk)
+    told = []
+    evaluation = evaluate_model(model, make_manifest(root), root, on_progress=told.append)
+    steps = [b - a for a, b in zip([0, *told], told, strict=False)]
+    assert told[-1] == 20
+    assert all(0 < step <= chunk for step in steps)
+    assert evaluation.metrics == evaluate_model(model, make_manifest(root), root).metrics
+
+
+def test_other_files_than_the_manifests_are_refused(root, model):
+    manifest = make_manifest(root)
+    (root / "beach" / "beach0.png").write_bytes((root / "beach" / "beach1.png").read_bytes())
+    with pytest.raises(InputError, match=r"beach/beach0\.png: another file"):
+        evaluate_model(model, manifest, root)
+
+
+def test_an_image_that_cannot_be_read_is_named(root, model):
+    (root / "beach" / "beach0.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"beach0\.png: "):
+        evaluate_model(model, make_manifest(root), root)
+
+
+def test_without_a_test_part_there_is_nothing_to_evaluate(root, model):
+    manifest = make_manifest(root)
+    images = tuple(image for image in manifest.images if image.split != "test")
+    with pytest.raises(InputError, match="no test part"):
+        evaluate_model(model, dataclasses.replace(manifest, images=images), root)
+
+
+def by_protocol(manifest, protocol, splits=None, **change):
+    """The manifest by another protocol; `splits` names the part of each image in turn, `change` makes fields."""
+    images = [
+        dataclasses.replace(
+            image,
+            split=splits[row % len(splits)] if splits else image.split,
+            **{name: make(image) for name, make in change.items()},
+        )
+        for row, image in enumerate(manifest.images)
+    ]
+    return dataclasses.replace(manifest, protocol=protocol, images=tuple(images))
+
+
+def test_leaving_one_out_searches_the_other_queries(root, model):
+    manifest = by_protocol(make_manifest(root), "mhcln", ["train", "test"])
+    evaluation = evaluate_model(model, manifest, root)
+    found = evaluation.metrics
+    assert (found["queries"], found["database"], found["queries_in_database"], found["exclude_self"]) == (
+        10,
+        10,
+        10,
+        True,
+    )
+    assert (evaluation.histograms.num_items == 9).all()
+
+
+def test_images_without_a_label_are_not_asked(root, model):
+    unlabelled = make_manifest(root).part("test")[0].id
+    manifest = by_protocol(
+        make_manifest(root), "random", labels=lambda image: () if image.id == unlabelled else image.labels
+    )
+    found = evaluate_model(model, manifest, root).metrics
+    assert (found["queries"], found["queries_without_label"], found["database"]) == (3, 1, 16)
+
+
+def test_several_classes_an_image(root, model):
+    manifest = by_protocol(
+        make_manifest(root), "random", labels=lambda image: (0, 1) if "3" in image.id else image.labels
+    )
+    assert "ndcg@20" in evaluate_model(model, manifest, root).metrics["metrics"]
+
+
+def colours(images):
+    """Features of manifest images: their mean colour and some noise, the same for the same image."""
+    rng = [np.random.default_rng(list(image.id.encode())) for image in images]
+    shades = np.array([190.0 if "beach" in image.id else 60.0 for image in images])
+    return np.stack([s / 100 + g.standard_normal(20) for s, g in zip(shades, rng, strict=True)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("protocol", ["random", "mhcln", "duch"])
+def test_baselines_are_fitted_on_the_training_part(root, model, protocol):
+    splits = {"mhcln": ["train", "test"], "duch": ["train", "test", "database"]}.get(protocol)
+    manifest = by_protocol(make_manifest(root), protocol, splits)
+    asked = []
+
+    def features_of(images):
+        asked.append([image.id for image in images])
+        return colours(images)
+
+    found = evaluate_model(model, manifest, root, baseline_model=features_of).metrics
+    (ids,) = asked
+    parts = {
+        "random": ("test", "train", "validation"),
+        "mhcln": ("test", "train"),
+        "duch": ("test", "train", "database"),
+    }
+    assert sorted(ids) == sorted(image.id for image in manifest.part(*parts[protocol]))
+    database = {"random": ("train", "validation"), "mhcln": ("test",), "duch": ("database",)}[protocol]
+    query, searched, train = (manifest.part(*which) for which in (("test",), database, ("train",)))
+    own = np.arange(len(query)) if protocol == "mhcln" else None
+    expected = evaluate_baselines(
+        {"train": colours(train), "query": colours(query), "database": colours(searched)},
+        {"query": np.array([i.label for i in query]), "database": np.array([i.label for i in searched])},
+        BITS,
+        own,
+    )
+    assert found["baselines"].keys() == expected.keys()
+    for name, result in expected.items():
+        assert found["baselines"][name].get("metrics") == pytest.approx(result.get("metrics"))
+    assert set(found["beaten_by"]) <= {"sign_truncated", "lsh", "pca_sign", "itq", "pq"}
+    assert "baselines" not in evaluate_model(model, manifest, root).metrics
+
+
+class Words:
+    """A text encoder: the features of a sentence follow from its letters."""
+
+    def encode(self, sentences):
+        return np.stack(
+            [np.bincount(np.frombuffer(s.encode(), np.uint8) % 12, minlength=12) for s in sentences]
+        ).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def both(model):
+    torch.manual_seed(1)
+    card = dataclasses.replace(model.card, text=TextSpec("0", 12, HeadSpec(BITS)))
+    return HashModel(card, model.network, text_head=HashHead(12, HeadSpec(BITS)), text_encoder=Words())
+
+
+def captioned(manifest, protocol, splits):
+    return by_protocol(
+        manifest, protocol, splits, captions=lambda image: tuple(f"{n} {image.id}" for n in ("a", "one", "some"))
+    )
+
+
+@pytest.mark.parametrize("protocol", ["duch", "mhcln"])
+def test_four_directions(root, both, protocol):
+    splits = ["train", "test", "database"] if protocol == "duch" else ["train", "test"]
+    manifest = captioned(make_manifest(root), protocol, splits)
+    found = evaluate_model(both, manifest, root, baseline_model=colours)
+    assert list(found) == ["image->image", "image->text", "text->image", "text->text"]
+    queries = manifest.part("test")
+    database = manifest.part("database") if protocol == "duch" else queries
+    sentences = both.encode_texts([draw_caption(image, manifest.seed) for image in database])
+    codes = both.encode([read_image(root / image.path) for image in queries])
+    labels = [np.array([image.label for image in part]) for part in (queries, database)]
+    assert found["image->text"].headline == mean_average_precision(codes, sentences, *labels, BITS)
+    left_out = {name: evaluation.metrics["exclude_self"] for name, evaluation in found.items()}
+    assert left_out == {name: protocol == "mhcln" and name in ("image->image", "text->text") for name in found}
+    paired = {name for name, evaluation in found.items() if "pair_recall" in evaluation.metrics}
+    assert paired == ({"image->text", "text->image"} if protocol == "mhcln" else set())
+    assert [name for name, evaluation in found.items() if "baselines" in evaluation.metrics] == ["image->image"]
+    json.dumps(metrics_of(found))
+
+
+def test_images_without_captions_are_left_out_of_text(root, both):
+    manifest = captioned(make_manifest(root), "duch", ["train", "test", "database"])
+    silent = {manifest.part("test")[0].id, manifest.part("database")[0].id}
+    fewer = by_protocol(manifest, "duch", captions=lambda image: () if image.id in silent else image.captions)
+    found = evaluate_model(both, fewer, root)
+    counts = {name: (e.metrics["queries"], e.metrics["database"]) for name, e in found.items()}
+    q, d = len(manifest.part("test")), len(manifest.part("database"))
+    assert counts == {
+        "image->image": (q, d),
+        "image->text": (q, d - 1),
+        "text->image": (q - 1, d),
+        "text->text": (q - 1, d - 1),
+    }
+
+
+def test_without_captions_there_is_one_direction(root, both, model):
+    assert (
+        evaluate_model(both, make_manifest(root), root).metrics
+        == evaluate_model(model, make_manifest(root), root).metrics
+    )
+
+
+def test_a_caption_is_drawn_by_seed_and_image(root):
+    images = captioned(make_manifest(root), "random", None).images
+    drawn = [[draw_caption(image, seed) for image in images] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {caption.split()[0] for caption in drawn[0]} == {"a", "one", "some"}
+
+
+# Queries that the model has seen.
+
+
+def resplit(manifest, splits):
+    """The manifest with other parts: path -> split."""
+    images = tuple(dataclasses.replace(i, split=splits.get(i.path, i.split)) for i in manifest.images)
+    return dataclasses.replace(manifest, protocol="dhcl", images=images)
+
+
+def test_the_same_split_is_untrained(root):
+    manifest = make_manifest(root)
+    check_untrained(manifest, manifest)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_queries_that_were_trained_on_or_chose_the_model_are_found(root, split):
+    manifest = make_manifest(root)
+    path = manifest.part(split)[0].path
+    with pytest.raises(InputError, match=f"1 of the 5 queries of protocol dhcl .*first: {path}"):
+        check_untrained(resplit(manifest, {path: "test"}), manifest)
+
+
+def test_copies_under_another_name_are_found(root, tmp_path):
+    trained = make_manifest(root)
+    for number, image in enumerate(trained.part("train")):
+        target = tmp_path / "copies" / ("a" if number % 2 else "b") / f"renamed{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((root / image.path).read_bytes())
+    asked = make_manifest(tmp_path / "copies")
+    assert isinstance(asked, Manifest)
+    assert not {image.path for image in asked.images} & {image.path for image in trained.images}
+    with pytest.raises(InputError, match="queries of protocol random were training or validation images"):
+        check_untrained(asked, trained)
+
+
+def test_queries_never_seen_are_taken(root):
+    manifest = make_manifest(root)
+    fewer = {image.path: "unused" for image in manifest.part("test")[1:]}
+    check_untrained(resplit(manifest, fewer), manifest)

@@ -1,0 +1,187 @@
+"""Cached features: what is computed, what is kept, and what a damaged or foreign cache does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from method_parts import make_run, write_data
+from PIL import Image
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.images import Rendering, read_image
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.trainers.features import features as module
+from orbithash.trainers.features.features import FeatureExtractor, cache_folder, caption_features
+
+PREPROCESSING = Preprocessing(Rendering(), 32, 32)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "first")
+
+
+@pytest.fixture(scope="module")
+def images(data):
+    return make_run(data, "dhcl").manifest.part("train")
+
+
+def make_network(seed=0, backbone="mobilenet_v3_small"):
+    torch.manual_seed(seed)
+    return HashNetwork(NetworkSpec(backbone, "group", "avg", HeadSpec(8), 0))
+
+
+def expected(network, data, paths):
+    rows = []
+    for path in paths:
+        pixels = PREPROCESSING.prepare(read_image(data / path)).astype(np.float64) / 255
+        inputs = (pixels - PREPROCESSING.mean) / PREPROCESSING.std
+        with torch.no_grad():
+            rows.append(network.eval().features(torch.from_numpy(inputs).permute(2, 0, 1)[None].float())[0].numpy())
+    return np.stack(rows)
+
+
+def count_computed(monkeypatch):
+    """How many images each pass of the network is asked for."""
+    computed = []
+    features = module.HashModel.features
+    monkeypatch.setattr(
+        module.HashModel, "features", lambda self, images: computed.append(len(images)) or features(self, images)
+    )
+    return computed
+
+
+def test_rows_are_the_backbones_features_of_each_image(cache, data, images):
+    network = make_network()
+    found = FeatureExtractor(network, PREPROCESSING)(data, images)
+    assert found.dtype == np.float32
+    assert np.allclose(found, expected(network, data, [image.path for image in images]), atol=1e-3)
+
+
+def test_the_second_source_has_features_of_its_own(cache, data, images):
+    network = make_network()
+    found = FeatureExtractor(network, PREPROCESSING)(data, images, "second")
+    assert np.allclose(found, expected(network, data, [image.second for image in images]), atol=1e-3)
+
+
+def test_what_is_cached_is_not_computed_again(cache, data, images, monkeypatch):
+    computed = count_computed(monkeypatch)
+    first = FeatureExtractor(make_network(), PREPROCESSING)(data, images[:5])
+    again = FeatureExtractor(make_network(), PREPROCESSING)(data, images[::-1])
+    assert sum(computed) == len(images)
+    assert (again[::-1][:5] == first).all()
+    FeatureExtractor(make_network(), PREPROCESSING)(data, images)
+    assert sum(computed) == len(images)
+
+
+def test_other_weights_sizes_views_and_seeds_are_other_features(cache, data, images, monkeypatch):
+    computed = count_computed(monkeypatch)
+    larger = dataclasses.replace(PREPROCESSING, resize=40, crop=40)
+    tables = [
+        FeatureExtractor(make_network(), PREPROCESSING)(data, images),
+        FeatureExtractor(make_network(seed=1), PREPROCESSING)(data, images),
+        FeatureExtractor(make_network(), larger)(data, images),
+        FeatureExtractor(make_network(), PREPROCESSING)(data, images, augmentation="blur"),
+        FeatureExtractor(make_network(), PREPROCESSING)(data, images, augmentation="blur", seed=1),
+    ]
+    assert sum(computed) == len(tables) * len(images)
+    assert len({table.tobytes() for table in tables}) == len(tables)
+
+
+def test_a_changed_file_is_another_row(cache, data, images, tmp_path):
+    extractor = FeatureExtractor(make_network(), PREPROCESSING)
+    before = extractor(data, images[:1])
+    changed = dataclasses.replace(images[0], sha256="0" * 64)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "other.png")
+    after = extractor(tmp_path, [dataclasses.replace(changed, path="other.png")])
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
+def test_a_damaged_cache_is_only_lost_time(cache, data, images, damage):
+    found = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
+    (file,) = (cache_folder() / "features").iterdir()
+    content = file.read_bytes()
+    file.write_bytes({"empty": b"", "truncated": content[:-7], "garbage": b"x" * len(content)}[damage])
+    assert (FeatureExtractor(make_network(), PREPROCESSING)(data, images) == found).all()
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, data, images, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder with room"):
+        FeatureExtractor(make_network(), PREPROCESSING)(data, images[:2])
+
+
+def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, tmp_path):
+    (tmp_path / "one.png").write_bytes(b"no image")
+    bad = [dataclasses.replace(images[0], path=name, sha256=sha) for name, sha in (("one.png", "1"), ("two.png", "2"))]
+    bad = [dataclasses.replace(image, sha256=image.sha256 * 64) for image in bad]
+    with pytest.raises(InputError, match=r"(?s)one\.png.*two\.png"):
+        FeatureExtractor(make_network(), PREPROCESSING)(tmp_path, bad)
+    assert not (cache_folder() / "features").exists()
+
+
+class Letters:
+    """A text encoder whose features are counts of letters."""
+
+    sha256 = "letters"
+
+    def __init__(self):
+        self.seen = []
+
+    def encode(self, sentences):
+        self.seen += sentences
+        return np.array([[sentence.count(letter) for letter in "abc"] for sentence in sentences], np.float32)
+
+
+def test_captions_have_a_row_each_and_few_are_repeated(cache):
+    encoder = Letters()
+    found = caption_features(encoder, [["a", "bb"], ["cc"], ["a", "abc"]])
+    assert found.tolist() == [[[1, 0, 0], [0, 2, 0]], [[0, 0, 2], [0, 0, 2]], [[1, 0, 0], [1, 1, 1]]]
+    assert sorted(encoder.seen) == ["a", "abc", "bb", "cc"]
+    caption_features(encoder, [["abc"]])
+    assert len(encoder.seen) == 4
+
+
+def work(rank, root, folder):
+    """Two processes, each with a cache of its own, of which one knows some of the rows."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    images = make_run(root, "dhcl").manifest.part("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
+        computed = count_computed(patch)
+        extractor = FeatureExtractor(make_network(), PREPROCESSING)
+        if rank == 1:
+            patch.setattr(module, "world_size", lambda: 1)
+            patch.setattr(module, "rank", lambda: 0)
+            patch.setattr(module, "gather_objects", lambda value: [value])
+            extractor(root, images[:3])
+            for name in ("world_size", "rank", "gather_objects"):
+                patch.setattr(
+                    module, name, getattr(__import__("orbithash.trainers.distributed", fromlist=[name]), name)
+                )
+            computed.clear()
+        torch.save((extractor(root, images), sum(computed)), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_share_the_work_and_all_have_every_row(cache, data, images, tmp_path):
+    torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
+    alone = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
+    (one, by_one), (other, by_other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert np.allclose(one, alone, atol=1e-4)
+    assert np.allclose(other, alone, atol=1e-4)
+    assert by_one + by_other == len(images)
+    assert by_one - by_other in (0, 1)

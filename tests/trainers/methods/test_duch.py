@@ -1,0 +1,712 @@
+"""DUCH's losses against double loops over pairs and bits, its two players, and what it takes from the training part."""
+
+import dataclasses
+import inspect
+import math
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from method_parts import make_run, trained, write_data, write_text_model, write_translators
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.images import read_image
+from orbithash.encoders.imagery.preprocessing import resample
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.captions import augment_captions
+from orbithash.trainers.config import load_config
+from orbithash.trainers.data.loading import Part
+from orbithash.trainers.loop.checkpoint import load_checkpoint
+from orbithash.trainers.loop.loop import export_models, load_training_part
+from orbithash.trainers.loop.tables import load_tables
+from orbithash.trainers.methods import METHODS, Batch
+from orbithash.trainers.methods.contrastive import nt_xent
+from orbithash.trainers.methods.duch import (
+    REFERENCE_BATCH,
+    Discriminator,
+    Duch,
+    DuchConfig,
+    balance_loss,
+    consensus_of,
+    discriminator_loss,
+    fooling_loss,
+    gradient_penalty,
+    quantisation_loss,
+)
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+# Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
+TOLERANCE = 1e-4
+
+
+def views(num, bits=12, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.tanh(torch.randn(num, bits, generator=generator)).to(dtype) for _ in range(2)]
+
+
+def near_pairs(num):
+    """Items 0 and 2, 1 and 2, but not 0 and 1; and a pair on its own; an item's nearness to itself is left open."""
+    near = torch.zeros(num, num, dtype=torch.bool)
+    for i, j in ((0, 2), (1, 2), (3, 4)):
+        near[i, j] = near[j, i] = True
+    return near
+
+
+# The contrastive loss.
+
+
+def cosine(one, other):
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    return dot / math.sqrt(sum(a * a for a in one)) / math.sqrt(sum(b * b for b in other))
+
+
+def nt_xent_oracle(first, second, temperature, cross_only, near, near_as):
+    rows = first.double().tolist() + second.double().tolist()
+    num, losses = len(first), []
+    for i, row in enumerate(rows):
+        columns = []
+        for j in range(2 * num):
+            other_view, same_item = (i < num) != (j < num), i % num == j % num
+            if j == i or (cross_only and not other_view):
+                continue
+            is_near = bool(near[i % num, j % num]) and not same_item
+            if is_near and near_as == "ignored":
+                continue
+            columns.append((j, same_item or (is_near and near_as == "positives")))
+        exponents = [cosine(row, rows[j]) / temperature for j, _ in columns]
+        largest = max(exponents)
+        log_sum = largest + math.log(sum(math.exp(x - largest) for x in exponents))
+        own = [log_sum - x for x, (_, positive) in zip(exponents, columns, strict=True) if positive]
+        losses.append(sum(own) / len(own))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
+@pytest.mark.parametrize("cross_only", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_nt_xent_is_the_double_loop(temperature, cross_only, near_as, dtype):
+    first, second = views(7, dtype=dtype)
+    near = near_pairs(7)
+    found = nt_xent(first, second, temperature, cross_only, near, near_as)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = nt_xent_oracle(first, second, temperature, cross_only, near, near_as)
+    assert float(found) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_without_near_pairs_the_three_kinds_agree():
+    first, second = views(5)
+    plain = nt_xent(first, second, 0.5)
+    for near_as in ("ignored", "positives"):
+        assert float(nt_xent(first, second, 0.5, near=torch.eye(5, dtype=torch.bool), near_as=near_as)) == float(plain)
+
+
+@pytest.mark.parametrize("num", [0, 1])
+@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
+def test_nothing_to_contrast_with_costs_nothing(num, near_as):
+    first, second = (view.requires_grad_() for view in views(num))
+    loss = nt_xent(first, second, 0.1, near=torch.ones(num, num, dtype=torch.bool), near_as=near_as)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert first.grad.shape == (num, 12)
+    assert not first.grad.isnan().any()
+
+
+@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
+@pytest.mark.parametrize("cross_only", [False, True])
+def test_all_pairs_near_and_large_hashes_do_not_overflow(cross_only, near_as):
+    first, second = ((1e4 * view).to(torch.float16).requires_grad_() for view in views(6))
+    near = torch.ones(6, 6, dtype=torch.bool)
+    loss = nt_xent(first, second, 0.01, cross_only, near, near_as)
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    assert first.grad.isfinite().all()
+    assert second.grad.isfinite().all()
+
+
+def test_a_zero_hash_has_a_gradient_that_is_a_number():
+    first, second = views(4)
+    first[0] = 0
+    first.requires_grad_()
+    nt_xent(first, second, 0.1).backward()
+    assert first.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
+def test_a_step_down_pulls_pairs_together_and_pushes_others_away(near_as):
+    first, second = (view.double().requires_grad_() for view in views(6))
+    near = near_pairs(6)
+    # Of row 0 alone: its own pair, the near item 2, and item 5, which is not near.
+    loss = nt_xent(first, second, 0.5, cross_only=True, near=near, near_as=near_as)
+    (gradient,) = torch.autograd.grad(loss, second)
+
+    def change(i):
+        moved = torch.nn.functional.normalize(second - 1e-3 * gradient, dim=1)
+        before = torch.nn.functional.normalize(second, dim=1)
+        anchors = torch.nn.functional.normalize(first, dim=1)
+        return float(((moved - before) @ anchors.T).diagonal()[i].detach())
+
+    assert all(change(i) > 0 for i in range(6))
+
+
+# The two players.
+
+
+def oracle_gradient_norms(discriminator, points, step=1e-6):
+    """Norms of the logit's gradient at each point, by central differences."""
+    norms = []
+    for point in points:
+        squares = 0.0
+        for k in range(len(point)):
+            moved = torch.stack([point, point])
+            moved[0, k] += step
+            moved[1, k] -= step
+            above, below = discriminator(moved).tolist()
+            squares += ((above - below) / (2 * step)) ** 2
+        norms.append(math.sqrt(squares))
+    return norms
+
+
+def test_the_gradient_penalty_is_that_of_a_numeric_derivative():
+    torch.manual_seed(0)
+    discriminator = Discriminator(6).double()
+    points = torch.rand(5, 6, dtype=torch.float64) * 2 - 1
+
+    def oracle():
+        with torch.no_grad():
+            return sum((norm - 1) ** 2 for norm in oracle_gradient_norms(discriminator, points)) / 5
+
+    penalty = gradient_penalty(discriminator, points)
+    assert float(penalty.detach()) == pytest.approx(oracle(), rel=1e-6)
+    weight = discriminator.hidden.weight
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    assert gradient.abs().max() > 1e-3
+    for place in ((0, 0), (3, 2), (7, 5)):
+        values = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                weight[place] += step
+            values.append(oracle())
+            with torch.no_grad():
+                weight[place] -= step
+        assert float(gradient[place]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_discriminator_s_loss_is_the_loop(dtype):
+    torch.manual_seed(0)
+    discriminator = Discriminator(8).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    texts, images = views(5, 8, dtype=dtype)
+    shares = torch.rand(5, 8, dtype=discriminator.output.weight.dtype)
+    sum_of_texts = sum_of_images = 0.0
+    for text, image in zip(discriminator(texts.to(shares)), discriminator(images.to(shares)), strict=True):
+        sum_of_texts -= math.log(1 / (1 + math.exp(-float(text))))
+        sum_of_images -= math.log(1 - 1 / (1 + math.exp(-float(image))))
+    between = shares * texts.to(shares) + (1 - shares) * images.to(shares)
+    penalty = float(gradient_penalty(discriminator, between).detach())
+    found = discriminator_loss(discriminator, texts, images, shares, 10.0)
+    expected = sum_of_texts / 5 + sum_of_images / 5 + 10 * penalty
+    assert float(found.detach()) == pytest.approx(expected, rel=TOLERANCE)
+    fooling = -sum(math.log(1 / (1 + math.exp(-float(logit)))) for logit in discriminator(images.to(shares))) / 5
+    assert float(fooling_loss(discriminator, images).detach()) == pytest.approx(fooling, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_players_hold_at_extremes(batch_norm):
+    discriminator = Discriminator(8, batch_norm)
+    huge = torch.full((3, 8), 1e4, requires_grad=True)
+    loss = discriminator_loss(discriminator, huge, -huge, torch.rand(3, 8), 10.0) + fooling_loss(discriminator, huge)
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    assert all(parameter.grad.isfinite().all() for parameter in discriminator.parameters())
+
+
+def test_no_pairs_cost_the_players_nothing():
+    discriminator, nothing = Discriminator(8), torch.empty(0, 8, requires_grad=True)
+    loss = discriminator_loss(discriminator, nothing, nothing, nothing, 10.0) + fooling_loss(discriminator, nothing)
+    loss.backward()
+    assert float(loss.detach()) == 0
+
+
+# Quantisation and balance.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantisation_and_balance_are_loops(dtype):
+    hashes = torch.stack([*views(5, 6, dtype=dtype), *views(5, 6, seed=1, dtype=dtype)], dim=1)
+    consensus = torch.where(views(5, 6, seed=2)[0] >= 0, 1, -1).to(torch.int8)
+    h, b = hashes.double().tolist(), consensus.tolist()
+    squares = [(h[n][v][k] - b[n][k]) ** 2 for n in range(5) for v in range(4) for k in range(6)]
+    assert float(quantisation_loss(hashes, consensus)) == pytest.approx(sum(squares) / len(squares), rel=TOLERANCE)
+    rows = [sum(h[n][v]) ** 2 for n in range(5) for v in range(4)]
+    assert float(balance_loss(hashes, "row")) == pytest.approx(sum(rows) / 20, rel=TOLERANCE)
+    columns = [(sum(h[n][v][k] for n in range(5)) / 5) ** 2 for v in range(4) for k in range(6)]
+    expected = REFERENCE_BATCH * sum(columns) / 4
+    assert float(balance_loss(hashes, "column")) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_means_are_the_released_code_s_sums_over_two_rows_a_pair():
+    num, bits = REFERENCE_BATCH, 8
+    hashes = torch.stack([*views(num, bits), *views(num, bits, seed=1)], dim=1).double()
+    consensus = torch.where(views(num, bits, seed=2)[0] >= 0, 1, -1).to(torch.int8)
+    sums = {
+        "quantisation": float((hashes - consensus[:, None]).square().sum()),
+        "row": float(hashes.sum(dim=2).square().sum()),
+        "column": float(hashes.sum(dim=0).square().sum()),
+    }
+    assert 2 * bits * float(quantisation_loss(hashes, consensus)) == pytest.approx(sums["quantisation"] / (2 * num))
+    for axis in ("row", "column"):
+        assert 2 * float(balance_loss(hashes, axis)) == pytest.approx(sums[axis] / (2 * num))
+
+
+def test_no_pairs_cost_nothing():
+    nothing = torch.empty(0, 4, 8, requires_grad=True)
+    loss = quantisation_loss(nothing, torch.empty(0, 8, dtype=torch.int8))
+    loss = loss + balance_loss(nothing, "row") + balance_loss(nothing, "column")
+    loss.backward()
+    assert float(loss.detach()) == 0
+
+
+def test_sums_of_half_precision_do_not_overflow():
+    hashes = torch.full((4, 4, 512), 1e4, dtype=torch.float16)
+    consensus = torch.ones(4, 512, dtype=torch.int8)
+    for loss in (quantisation_loss(hashes, consensus), balance_loss(hashes, "row"), balance_loss(hashes, "column")):
+        assert math.isfinite(float(loss))
+
+
+def test_the_consensus_weighs_modalities_alike_and_has_no_zeros():
+    images = torch.tensor([[[1.0, -1.0, 0.5, 0.9], [1.0, 1.0, -0.5, 0.9]]])
+    texts = torch.tensor([[[-1.0, -0.5, 0.0, -0.5], [-0.5, -0.5, 0.0, -0.5], [-0.5, 0.0, 0.0, -0.5]]])
+    # The last bit: three texts against two images would win if each view counted the same.
+    assert consensus_of(images, texts).tolist() == [[1, -1, 1, 1]]
+    assert consensus_of(images, texts).dtype == torch.int8
+
+
+# The method.
+
+
+NUM = 12
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    return write_text_model(tmp_path_factory.mktemp("text") / "model")
+
+
+@pytest.fixture
+def make(text_model):
+    def make(**settings):
+        given = {"backbone": "mobilenet_v3_small", "bits": 16, "hidden": 10, "batch_size": 6, **settings}
+        torch.manual_seed(0)
+        method = Duch(DuchConfig(text_encoder=str(text_model), **given), 3, NUM)
+        part = training_part(method)
+        method.begin(part)
+        method.start_epoch(0, part)
+        return method.train(), part
+
+    return make
+
+
+def training_part(method, num_captions=5):
+    rng = np.random.default_rng(0)
+    image, text = method.network.head.num_features, method.text_head.num_features
+    features = {
+        "image": rng.normal(3, 2, (NUM, image)),
+        "image_augmented": rng.normal(3, 2, (NUM, image)),
+        "text": rng.normal(-1, 2, (NUM, num_captions, text)),
+    }
+    features = {name: table.astype(np.float32) for name, table in features.items()}
+    return Part(None, np.arange(NUM) % 3, [f"{i}.png" for i in range(NUM)], features)
+
+
+def batch_of(part, rows, seed=7):
+    features = {name: torch.from_numpy(table[rows]) for name, table in part.features.items()}
+    return Batch(torch.tensor(rows), torch.from_numpy(part.labels[rows]), None, features, seed)
+
+
+def state_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before, module):
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)}
+
+
+def test_it_is_registered():
+    assert METHODS["duch"] is Duch
+
+
+def test_the_recipe_is_one():
+    with resources.as_file(resources.files("orbithash.trainers") / "recipes" / "duch_plus.yaml") as file:
+        config = load_config(DuchConfig, file, ["bits=16"])
+    assert (config.bits, config.captions, config.near_as) == (16, "all", "positives")
+
+
+def test_a_text_encoder_is_asked_for():
+    with pytest.raises(InputError, match="text_encoder is not set"):
+        Duch(DuchConfig(backbone="mobilenet_v3_small"), 3, NUM)
+
+
+def test_each_player_s_step_leaves_the_other_as_it_was(make):
+    method, part = make(weight_decay=0.1, critic_weight_decay=0.1)
+    optimizer, batch = method.build_optimizer(), batch_of(part, [0, 3, 4, 7, 9, 11])
+    assert not any(parameter.requires_grad for parameter in method.discriminator.parameters())
+    # Gradients of the step before are still there, as in the loop.
+    method(batch)["loss"].backward()
+    before = state_of(method)
+    method.before_step(batch, optimizer)
+    moved = {name for name in changed(before, method) if "num_batches_tracked" not in name}
+    assert moved == {f"discriminator.{name}" for name, _ in method.discriminator.named_parameters()}
+    assert not any(parameter.requires_grad for parameter in method.discriminator.parameters())
+    before = state_of(method)
+    losses = method(batch)
+    optimizer.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    optimizer.step()
+    moved = changed(before, method)
+    assert not {name for name in moved if name.startswith(("discriminator", "network.backbone"))}
+    trained_parameters = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    assert trained_parameters <= moved
+
+
+def test_the_discriminator_learns_to_tell_captions_from_images(make):
+    method, part = make(critic_lr=0.02)
+    optimizer, batch = method.build_optimizer(), batch_of(part, list(range(NUM)))
+    for seed in range(150):
+        method.before_step(batch._replace(seed=seed), optimizer)
+    with torch.no_grad():
+        images, texts, _ = method._hashes(batch)
+        assert method.discriminator(texts[:, 0]).mean() > 0.5 > -0.5 > method.discriminator(images[:, 0]).mean()
+
+
+def test_the_common_codes_are_written_for_the_rows_of_the_batch(make):
+    method, part = make(adversarial_weight=0)
+    before = method.consensus.clone()
+    assert method.consensus.dtype == torch.int8
+    assert set(before.unique().tolist()) == {-1, 1}
+    rows = [1, 2, 5, 8]
+    batch = batch_of(part, rows)
+    # Batch norm in training: the same batch gives the same hashes.
+    images, texts, others = method._hashes(batch)
+    losses = method(batch)
+    hashes = torch.cat([images, texts, others], dim=1)
+    assert float(losses["quantisation"]) == pytest.approx(float(quantisation_loss(hashes, before[rows])))
+    mean = hashes.mean(dim=1)
+    assert torch.equal(method.consensus[rows], torch.where(mean >= 0, 1, -1).to(torch.int8))
+    others = [i for i in range(NUM) if i not in rows]
+    assert torch.equal(method.consensus[others], before[others])
+
+
+@pytest.mark.parametrize("kind", ["per-dimension", "scalar"])
+def test_features_are_standardised_with_the_plain_training_ones(make, kind):
+    method, part = make(standardisation=kind)
+    for head, name in ((method.network.head, "image"), (method.text_head, "text")):
+        table = part.features[name].reshape(-1, part.features[name].shape[-1]).astype(np.float64)
+        axis = 0 if kind == "per-dimension" else None
+        np.testing.assert_allclose(head.norm.mean, np.broadcast_to(table.mean(axis), table.shape[1]), rtol=1e-5)
+        np.testing.assert_allclose(head.norm.std, np.broadcast_to(table.std(axis), table.shape[1]), rtol=1e-5)
+
+
+def test_captions_are_drawn_as_asked(make):
+    def chosen(**settings):
+        method, part = make(**settings)
+        drawn = []
+        for epoch in (0, 0, *range(1, 20)):
+            method.start_epoch(epoch, part)
+            drawn.append(method._chosen)
+        return drawn
+
+    fixed = chosen(captions="fixed")
+    assert all(torch.equal(fixed[0], other) for other in fixed)
+    assert not torch.equal(fixed[0], chosen(captions="fixed", seed=1)[0])
+    drawn = chosen()
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    pairs = torch.cat(drawn)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert set(pairs[:, 0].tolist()) == set(pairs[:, 1].tolist()) == set(range(5))
+    reworded = chosen(text_augmentation="rule")[2]
+    assert torch.equal(reworded[:, 0], reworded[:, 1])
+
+
+def test_an_image_of_one_caption_has_it_twice(make):
+    method, _ = make()
+    part = training_part(method, num_captions=1)
+    method.start_epoch(0, part)
+    assert not method._chosen.any()
+    assert math.isfinite(float(method(batch_of(part, [0, 1, 2]))["loss"].detach()))
+
+
+def test_views_are_the_chosen_captions(make):
+    method, part = make(captions="random")
+    method.eval()
+    rows = [2, 7, 5]
+    _, texts, others = method._hashes(batch_of(part, rows))
+    for view, hashes in enumerate((texts, others)):
+        for place, row in enumerate(rows):
+            caption = torch.from_numpy(part.features["text"][row, method._chosen[row, view]])
+            torch.testing.assert_close(hashes[place, 0], method.text_head(caption[None])[0])
+
+
+def test_all_captions_are_positives_in_their_turn(make):
+    method, part = make(captions="all", temperature=0.5)
+    method.eval()
+    batch = batch_of(part, [2, 7, 5, 0])
+    images = method.network.head(batch.features["image"])
+    augmented = method.network.head(batch.features["image_augmented"])
+    texts = [method.text_head(batch.features["text"][:, c]) for c in range(5)]
+    between = sum(nt_xent(images, text, 0.5) for text in texts) / 5
+    of_texts = sum(nt_xent(texts[c], texts[(c + 1) % 5], 0.5) for c in range(5)) / 5
+    expected = between + nt_xent(images, augmented, 0.5) + of_texts
+    losses = method(batch)
+    torch.testing.assert_close(losses["contrastive"], expected)
+    consensus = method.consensus[batch.rows]
+    second = torch.sign((images + augmented) / 2 + sum(texts) / 5)
+    assert torch.equal(consensus.float(), second)
+
+
+def test_the_second_text_view_is_the_first_where_the_code_is_followed(make):
+    for captions in ("random", "all"):
+        method, part = make(captions=captions, compat_txt_view=True)
+        _, texts, others = method._hashes(batch_of(part, [0, 1, 2, 3]))
+        assert torch.equal(texts, others)
+        method, part = make(captions=captions)
+        _, texts, others = method._hashes(batch_of(part, [0, 1, 2, 3]))
+        assert not torch.equal(texts, others)
+
+
+@pytest.mark.parametrize("text_only", [False, True])
+def test_the_adversarial_loss_moves_images_or_as_in_the_code_captions(make, text_only):
+    method, part = make(compat_adv_text_only=text_only)
+    losses = method(batch_of(part, [0, 1, 2, 3]))
+    losses["adversarial"].backward()
+    of_images, of_texts = method.network.head.output.weight.grad, method.text_head.output.weight.grad
+    (still, moved) = (of_images, of_texts) if text_only else (of_texts, of_images)
+    assert still is None or not still.any()
+    assert moved.abs().max() > 0
+
+
+def test_the_loss_is_the_weighted_sum(make):
+    weights = {"adversarial_weight": 0.3, "quantisation_weight": 0.2, "balance_weight": 0.1}
+    method, part = make(**weights)
+    losses = {name: float(value.detach()) for name, value in method(batch_of(part, [0, 1, 2, 3])).items()}
+    expected = losses["contrastive"] + 0.3 * losses["adversarial"]
+    expected += 2 * 0.2 * 16 * losses["quantisation"] + 2 * 0.1 * losses["balance"]
+    assert losses["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_near_pairs_are_those_of_like_captions(make):
+    method, part = make(near_as="positives", near_cosine=0.9)
+    assert method._near(batch_of(part, [0, 1, 2])).tolist() == torch.eye(3, dtype=torch.bool).tolist()
+    # The second image's captions are the first one's in another order.
+    part.features["text"][1] = part.features["text"][0][::-1]
+    near = method._near(batch_of(part, [0, 1, 2]))
+    assert near.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    assert make()[0]._near(batch_of(part, [0, 1])) is None
+
+
+def test_a_learned_temperature_trains_and_stays_in_range(make):
+    method, part = make(learn_temperature=True, temperature=0.5)
+    optimizer, batch = method.build_optimizer(), batch_of(part, [0, 1, 2, 3])
+    assert float(method(batch)["temperature"]) == pytest.approx(0.5)
+    method(batch)["loss"].backward()
+    optimizer.step()
+    assert float(method(batch)["temperature"]) != pytest.approx(0.5, rel=1e-4)
+    with torch.no_grad():
+        method.log_temperature.fill_(-20.0)
+    assert float(method._temperature()) == pytest.approx(0.01)
+    assert math.isfinite(float(method(batch)["loss"].detach()))
+    assert "log_temperature" not in dict(make()[0].named_parameters())
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "first")
+
+
+def test_moments_are_those_of_the_training_part_alone(data, tmp_path):
+    run = make_run(data, "duch", epochs=1, hidden=8)
+    assert run.manifest.part("validation")
+    trained(run, tmp_path)
+    state = load_checkpoint(tmp_path / "epoch1")["method"]
+    method = run.build()
+    part = load_training_part(run, method)
+    assert len(part.ids) == len(run.manifest.part("train"))
+    for name, prefix in (("image", "network.head"), ("text", "text_head")):
+        table = part.features[name].reshape(-1, part.features[name].shape[-1])
+        np.testing.assert_allclose(state[f"{prefix}.norm.mean"], table.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_sentences_and_images_have_the_same_codes_after_saving(data, tmp_path):
+    run = make_run(data, "duch", epochs=2, hidden=8)
+    history = trained(run, tmp_path).history
+    names = {f"validation/{way}_{metric}@20" for way in ("i2t", "t2i") for metric in ("ap_first_k", "ap_min")}
+    assert names <= history[1].keys()
+    assert all(0 < history[1][name] <= 1 for name in names)
+    # As published: the last epoch is the model.
+    assert history[1]["score"] > history[0]["score"]
+    model, _ = export_models(run, tmp_path / "epoch2")
+    model.save(tmp_path / "model")
+    loaded = HashModel.load(tmp_path / "model")
+    sentences = ["a beach", "some forest", "this river", "one river"]
+    codes = model.encode_texts(sentences)
+    assert len(np.unique(codes, axis=0)) > 1
+    assert (loaded.encode_texts(sentences) == codes).all()
+    features = run.build().text_encoder().encode(sentences)
+    assert (loaded.encode_text_features(features) == codes).all()
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    assert (loaded.encode_prepared(images) == model.encode_prepared(images)).all()
+    assert (loaded.encode_features(model.features(images)) == model.encode_prepared(images)).all()
+
+
+def test_without_labels_there_is_nothing_to_report(data, tmp_path):
+    run = make_run(data, "duch", epochs=1, hidden=8)
+    images = tuple(dataclasses.replace(image, labels=()) for image in run.manifest.images)
+    run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
+    history = trained(run, tmp_path).history
+    assert not any(name.startswith("validation/") for name in history[0])
+
+
+def test_the_second_text_view_is_of_reworded_captions(data, monkeypatch):
+    signature = inspect.signature(augment_captions)
+
+    def reverse(*given, **settings):
+        arguments = signature.bind(*given, **settings).arguments
+        assert arguments["how"] == "rule"
+        assert arguments["encoder"] is not None
+        return [[" ".join(reversed(text.split())) for text in group] for group in arguments["captions"]]
+
+    monkeypatch.setattr("orbithash.trainers.captions.augment_captions", reverse)
+    run = make_run(data, "duch", hidden=8, text_augmentation="rule")
+    method = run.build()
+    part = load_training_part(run, method)
+    first = run.manifest.part("train")[0].captions[2]
+    expected = method.text_encoder().encode([" ".join(reversed(first.split()))])[0]
+    np.testing.assert_allclose(part.features["text_augmented"][0, 2], expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(part.features["text_augmented"], part.features["text"])
+
+
+def reworded_features(run):
+    """The table of the second text views of the training part, and the features of a caption worded as told."""
+    method = run.build()
+    part = load_training_part(run, method)
+    captions = [list(image.captions) for image in run.manifest.part("train")]
+
+    def features(words):
+        return method.text_encoder().encode(words)
+
+    return part.features["text_augmented"], captions, features
+
+
+def test_captions_are_translated_by_the_models_that_are_named(data, tmp_path, monkeypatch):
+    write_translators(tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    run = make_run(data, "duch", hidden=8, text_augmentation="translate-chain", translators="models")
+    # Workers have another current folder.
+    monkeypatch.chdir("/")
+    table, captions, features = reworded_features(run)
+    expected = augment_captions(captions[:1], "translate-chain", translators=str(tmp_path / "models"))
+    np.testing.assert_allclose(table[0], features(expected[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_rule_takes_word_vectors_from_a_file(data, tmp_path):
+    (tmp_path / "glove.txt").write_text("beach 1 0\nshore 0.9 0.1\nforest 0 1\nriver -1 0\n")
+    run = make_run(data, "duch", hidden=8, text_augmentation="rule", glove=str(tmp_path / "glove.txt"))
+    table, captions, features = reworded_features(run)
+    row = next(row for row, group in enumerate(captions) if group[1] == "the beach")
+    np.testing.assert_allclose(table[row, 1], features(["the shore"])[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_only_training_reads_is_not_made_of_the_validation_part(data, monkeypatch):
+    asked = []
+
+    def same(captions, *given, **settings):
+        asked.append(len(captions))
+        return captions
+
+    monkeypatch.setattr("orbithash.trainers.captions.augment_captions", same)
+    run = make_run(data, "duch", epochs=1, hidden=8, text_augmentation="rule")
+    trained(run)
+    assert run.manifest.part("validation")
+    assert asked == [len(run.manifest.part("train"))]
+    method = run.build()
+    tables = load_tables(run.root, run.manifest.part("validation"), method, run.preprocessing(), training=False)
+    assert set(tables) == {"image", "text"}
+
+
+def work(rank, root, folder):
+    """What each of two processes runs: rewording that no two of them would do alike, and rewording that fails."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    calls = []
+
+    def reword(captions, *given, **settings):
+        calls.append(rank)
+        return [[f"{text} {'one' if rank else 'some'}" for text in group] for group in captions]
+
+    def refuse(captions, *given, **settings):
+        raise InputError("no such words")
+
+    run = make_run(root, "duch", hidden=8, text_augmentation="rule")
+    method = run.build()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
+        patch.setattr("orbithash.trainers.captions.augment_captions", reword)
+        features = load_training_part(run, method).features
+        patch.setattr("orbithash.trainers.captions.augment_captions", refuse)
+        with pytest.raises(InputError, match="no such words"):
+            load_training_part(run, method)
+    torch.save((features["text_augmented"], calls), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_have_the_first_ones_captions(data, tmp_path):
+    torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
+    (one, calls), (other, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert (calls, others) == ([0], [])
+    np.testing.assert_array_equal(one, other)
+    run = make_run(data, "duch", hidden=8)
+    expected = run.build().text_encoder().encode([f"{text} some" for text in run.manifest.part("train")[0].captions])
+    np.testing.assert_allclose(one[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_original_view_may_be_the_middle(data, tmp_path):
+    whole, middle = (
+        make_run(data, "duch", hidden=8, epochs=1, image_size=64, original_view=view)
+        for view in ("whole", "center-crop")
+    )
+    tables = []
+    for run in (whole, middle):
+        method = run.build()
+        tables.append(load_training_part(run, method).features)
+    # Altered views crop by themselves.
+    np.testing.assert_array_equal(tables[0]["image_augmented"], tables[1]["image_augmented"])
+    assert not np.allclose(tables[0]["image"], tables[1]["image"])
+    # Of images 40 pixels wide and 44 high, the code's share: 200 / 256.
+    side = 40 * 200 / 256
+    box = (20 - side / 2, 22 - side / 2, 20 + side / 2, 22 + side / 2)
+    trained(middle, tmp_path)
+    model, _ = export_models(middle, tmp_path / "epoch1")
+    images = [read_image(data / image.path) for image in middle.manifest.part("train")]
+    expected = model.features(np.stack([resample(image, 64, box) for image in images]))
+    found = model.features(model.prepare(images))
+    np.testing.assert_allclose(found, tables[1]["image"], atol=1e-4)
+    # A side of whole pixels is not quite that share.
+    assert np.abs(found - expected).mean() < 0.2 * np.abs(found - tables[0]["image"]).mean()
+
+
+def test_captions_are_lowered_and_stripped_on_demand(data, tmp_path):
+    run = make_run(data, "duch", hidden=8, epochs=1, text_normalise=True, text_pooling="last4-padded")
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    model.save(tmp_path / "model")
+    loaded = HashModel.load(tmp_path / "model")
+    assert (loaded.encode_texts(["The Beach!"]) == model.encode_texts(["the beach"])).all()
+    encoder = run.build().text_encoder()
+    assert (encoder.normalise, encoder.pooling) == (True, "last4-padded")
+    assert not make_run(data, "duch").build().text_encoder().normalise

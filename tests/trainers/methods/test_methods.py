@@ -1,0 +1,319 @@
+"""What must hold for every method: ranks train as one process does, a killed run ends as if it had not been."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+from method_parts import Recorder, flat, make_run, timeless, trained, write_data
+
+from orbithash.trainers.loop.checkpoint import load_checkpoint
+from orbithash.trainers.loop.loop import export_models, train, validate
+from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.methods.memory import Memory
+
+WORLD_SIZE = 2
+# Of the largest gradient. Losses are summed in another order.
+TOLERANCE = 1e-6
+
+# Name of the case -> method and settings. Every method is in at least one.
+CASES = {
+    "mhcln": ("mhcln", {"batch_size": 12, "steps_per_epoch": 3, "hidden": (20, 10), "lr": 0.01}),
+    "mhcln, bit balance, two pairs": (
+        "mhcln",
+        {"batch_size": 12, "class_pairs": 2, "steps_per_epoch": 2, "bit_balance_weight": 1.0, "standardise": False},
+    ),
+    "dhcl": ("dhcl", {"warm_up_epochs": 1}),
+    "dhcl, resnet18": ("dhcl", {"backbone": "resnet18", "epochs": 1, "warm_up_epochs": 0}),
+    "dhcl, anchor, nested": (
+        "dhcl",
+        {"warm_up_epochs": 0, "proxy_loss": "proxy-anchor", "nested_bits": (8, 12), "images_per_class": 2},
+    ),
+    "duch": ("duch", {"hidden": 12}),
+    "duch, extended": (
+        "duch",
+        {
+            "hidden": 12,
+            "captions": "all",
+            "contrast": "cross-only",
+            "learn_temperature": True,
+            "temperature": 0.3,
+            "near_as": "positives",
+        },
+    ),
+    "duch, as the code": (
+        "duch",
+        {
+            "hidden": 12,
+            "captions": "fixed",
+            "standardisation": "scalar",
+            "bb_axis": "row",
+            "batch_norm_critic": True,
+            "compat_txt_view": True,
+            "compat_adv_text_only": True,
+        },
+    ),
+    "duch, reworded": ("duch", {"hidden": 12, "text_augmentation": "rule", "original_view": "center-crop"}),
+    "cdne, memory bank": ("cdne", {"warm_up_epochs": 1, "memory_momentum": 0.7}),
+    "cdne, sharded": (
+        "cdne",
+        {"sharded_memory": True, "memory_start": "random", "margin": 0.1, "head_norm": "none", "warm_up_epochs": 0},
+    ),
+    # Larger than the rest: batch norm over the single pixels of 4 images blows up all rounding.
+    "cdne, momentum, batch norm": (
+        "cdne",
+        {
+            "variant": "momentum",
+            "norm": "batch",
+            "optimizer": "sgd",
+            "quantisation_weight": 0,
+            "warm_up_epochs": 0,
+            "image_size": 64,
+            "batch_size": 8,
+        },
+    ),
+    "cdne, momentum, sharded": ("cdne", {"variant": "momentum", "sharded_memory": True, "warm_up_epochs": 0}),
+    "cdne, in-batch": ("cdne", {"variant": "in-batch", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
+    "triplet": ("triplet", {"images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
+    "triplet, random": ("triplet", {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
+    "classifier": ("classifier", {"schedule": "step", "lr_decay_epochs": 1, "warm_up_epochs": 0}),
+    "mrhash": (
+        "mrhash",
+        {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,), "bit_balance_weight": 1.0},
+    ),
+    "mrhash, as the code": (
+        "mrhash",
+        {
+            "num_clusters": 4,
+            "num_latents": 5,
+            "autoencoder_epochs": 2,
+            "hidden": (),
+            "code_reconstruction_weight": 0,
+            "fine_tune": True,
+            "standardise": False,
+        },
+    ),
+    "mrhash, features of another network": (
+        "mrhash",
+        {
+            "num_clusters": 4,
+            "num_latents": 5,
+            "autoencoder_epochs": 2,
+            "hidden": (12,),
+            "feature_backbone": "resnet18",
+            "second_bands": (1, 1),
+        },
+    ),
+    "mrhash, one source, fixed target": (
+        "mrhash",
+        {
+            "num_clusters": 4,
+            "num_latents": 5,
+            "autoencoder_epochs": 2,
+            "hidden": (12,),
+            "sources": "first",
+            "target_epochs": 0,
+            "latent_divergence": False,
+            "reconstruction_weight": 0,
+            "quantisation_weight": 0.1,
+        },
+    ),
+}
+
+
+# The first test that asks for the two ranks waits until they have trained every case.
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "first")
+
+
+def test_every_method_has_a_case():
+    assert {method for method, _ in CASES.values()} == set(METHODS)
+
+
+# Ranks.
+
+
+class Watcher(Recorder):
+    """Notes the gradients of every step and the state after the last."""
+
+    def __init__(self, methods):
+        super().__init__()
+        self.methods, self.gradients, self.state = methods, [], {}
+
+    def on_step(self, *arguments):
+        super().on_step(*arguments)
+        (method,) = self.methods
+        self.gradients.append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+
+    def on_epoch(self, history, write_checkpoint):
+        super().on_epoch(history, write_checkpoint)
+        (method,) = self.methods
+        self.state = {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
+
+
+def doubled(batch):
+    images = None if batch.images is None else batch.images.double()
+    return batch._replace(images=images, features={name: table.double() for name, table in batch.features.items()})
+
+
+def watch(run):
+    """A run in double precision: on images this small, group norm and ReLU blow up the rounding of single."""
+    methods = []
+
+    class Watched(get_method(run.method)):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.double()
+            for network in (self.network, self.network.head, self.network.backbone, self.text_head):
+                if network is not None:
+                    network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+            methods[:] = [self]
+
+        def before_step(self, batch, optimizer):
+            return super().before_step(doubled(batch), optimizer)
+
+        def forward(self, batch):
+            return super().forward(doubled(batch))
+
+        def after_step(self, batch):
+            super().after_step(doubled(batch))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orbithash.trainers.loop.run.get_method", lambda name: Watched)
+        watcher = Watcher(methods)
+        train(run, watcher)
+    return {"gradients": watcher.gradients, "state": watcher.state, "history": watcher.history}
+
+
+def work(rank, root, folder):
+    """What each of the two processes runs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE)
+    for case, (method, settings) in CASES.items():
+        torch.save(watch(make_run(root, method, **settings)), folder / f"{case} {rank}.pt")
+    torch.save([close_memories(*rows) for rows in (((0, 1), (0, 1)), ((0, 1), (1, 0)))], folder / f"memories {rank}.pt")
+    dist.destroy_process_group()
+
+
+def close_memories(*rows_of_ranks):
+    """What is said when each rank has written the same embeddings to its own rows."""
+    memory = Memory(3, 2, sharded=False)
+    memory.open()
+    memory.share[list(rows_of_ranks[dist.get_rank()])] = torch.eye(2)
+    try:
+        memory.close()
+    except RuntimeError as err:
+        return str(err)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def ranks(data, tmp_path_factory):
+    """The folder in which two processes left what they found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (data, folder), nprocs=WORLD_SIZE)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one_process_does(data, ranks, case):
+    method, settings = CASES[case]
+    expected = watch(make_run(data, method, **settings))
+    assert expected["gradients"]
+    for rank in range(WORLD_SIZE):
+        found = torch.load(ranks / f"{case} {rank}.pt", weights_only=True)
+        for one, other in zip(expected["gradients"], found["gradients"], strict=True):
+            assert one.keys() == other.keys()
+            for name, gradient in one.items():
+                scale = max(1.0, float(gradient.abs().max()))
+                assert float((gradient - other[name]).abs().max()) <= TOLERANCE * scale, name
+        for name, tensor in expected["state"].items():
+            difference = (tensor.double() - found["state"][name].double()).abs()
+            assert float(difference.max() if difference.numel() else 0) <= 1e-5, name
+        for one, other in zip(timeless(expected["history"]), timeless(found["history"]), strict=True):
+            assert one.keys() == other.keys()
+            assert all(one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in one)
+
+
+def test_memories_that_are_not_the_same_are_told(ranks):
+    for rank in range(WORLD_SIZE):
+        same, swapped = torch.load(ranks / f"memories {rank}.pt")
+        assert same == ""
+        assert "the ranks' memories have diverged" in swapped
+
+
+# Going on.
+
+EPOCHS = 3
+
+
+def resumable(root, case):
+    method, settings = CASES[case]
+    return make_run(root, method, **{**settings, "epochs": EPOCHS})
+
+
+class Killed(Recorder):
+    """Is killed in the middle of the second epoch."""
+
+    def on_step(self, epoch, step, num_steps, images_per_s):
+        if (epoch, step) == (2, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_until_killed(root, case, folder):
+    torch.set_num_threads(1)
+    train(resumable(root, case), Killed(folder))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_in_mid_epoch_ends_the_same(data, tmp_path, case):
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = trained(resumable(data, case), tmp_path / "whole").history
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_until_killed, args=(data, case, tmp_path / "killed")
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["epoch1"]
+    # Another run's draws in between: nothing may live on in the process.
+    torch.manual_seed(99)
+    recorder = trained(resumable(data, case), tmp_path / "killed", resume_from=tmp_path / "killed/epoch1")
+    assert recorder.steps[0][:2] == (2, 1)
+    assert timeless(recorder.history) == timeless(whole)
+    one, other = (load_checkpoint(tmp_path / folder / f"epoch{EPOCHS}") for folder in ("whole", "killed"))
+    one["history"], other["history"] = timeless(one["history"]), timeless(other["history"])
+    assert flat(one) == flat(other)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_is_validated_alone_and_becomes_a_model(data, tmp_path, case):
+    method, settings = CASES[case]
+    run = make_run(data, method, **{**settings, "epochs": 1})
+    (record,) = trained(run, tmp_path).history
+    in_the_loop = {
+        name: record[name] for name in record if name in ("epoch", "score") or name.startswith("validation/")
+    }
+    assert len(in_the_loop) > 2
+    assert validate(run, tmp_path / "epoch1") == in_the_loop
+
+    model, shorter = export_models(run, tmp_path / "epoch1")
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
+    rng = torch.Generator().manual_seed(0)
+    images = list(torch.randint(0, 256, (3, 40, 50, 3), dtype=torch.uint8, generator=rng).numpy())
+    codes = loaded.encode(images)
+    assert codes.shape == (3, 2)
+    assert (codes == model.encode(images)).all()
+    for short in shorter:
+        assert (short.encode(images)[:, : short.bits // 8] == codes[:, : short.bits // 8]).all()
+    if loaded.text_head is not None:
+        sentences = ["a beach", "the dense forest", "a river"]
+        assert (loaded.encode_texts(sentences) == model.encode_texts(sentences)).all()

@@ -1,0 +1,370 @@
+"""Retrieval metrics against plain loops over sorted lists."""
+
+import dataclasses
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+
+from orbithash.encoders.codes import pack
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.metrics.average_precision import average_precision
+from orbithash.trainers.metrics.code_statistics import code_statistics
+from orbithash.trainers.metrics.gains import normalised_gains
+from orbithash.trainers.metrics.metrics import (
+    DEFINITIONS,
+    evaluate_codes,
+    nearest_class_shares,
+    order_average_precision,
+    radius_curve,
+    rank_histograms,
+)
+from orbithash.trainers.metrics.retrieval import Retrieval, label_arrays
+
+KEYS = ("expected", "index", "optimistic", "pessimistic")
+
+
+def retrieval(num_queries=9, num_items=40, bits=12, classes=4, seed=0, exclude=False, unknown=0):
+    rng = np.random.default_rng(seed)
+    database = rng.random((num_items, bits)) < 0.4
+    labels = rng.integers(0, classes, num_items)
+    labels[rng.permutation(num_items)[:unknown]] = -1
+    left_out = None
+    if exclude:
+        left_out = np.flatnonzero(labels >= 0)[:num_queries]
+        queries, query_labels = database[left_out], labels[left_out]
+    else:
+        queries, query_labels = rng.random((num_queries, bits)) < 0.4, rng.integers(0, classes, num_queries)
+    return Retrieval(pack(queries), pack(database), query_labels, labels, bits, left_out)
+
+
+def pairs(r: Retrieval, query: int) -> list[tuple[int, int, bool]]:
+    """(distance, position, relevant) of everything a query ranks, bit by bit."""
+    out = []
+    for position, code in enumerate(r.database_codes):
+        if r.exclude is not None and r.exclude[query] == position:
+            continue
+        distance = sum((int(a) ^ int(b)).bit_count() for a, b in zip(r.query_codes[query], code, strict=True))
+        out.append((distance, position, bool(r.query_labels[query] == r.database_labels[position])))
+    return out
+
+
+def naive(relevance: list[bool], k: int, definition: str) -> float:
+    found, total, within, firsts = 0, sum(relevance), [], []
+    for rank, relevant in enumerate(relevance, 1):
+        if relevant:
+            found += 1
+            firsts.append(found / rank)
+            if rank <= k:
+                within.append(found / rank)
+    values = firsts[:k] if definition == "ap_first_k" else within
+    divisor = {"ap_hits": len(within), "ap_k": k}.get(definition, min(k, total))
+    return sum(values) / divisor if divisor else 0.0
+
+
+VARIANTS = [
+    {},
+    {"exclude": True},
+    {"unknown": 15},
+    {"exclude": True, "unknown": 10},
+    {"bits": 8},
+    {"bits": 512},
+    {"bits": 13, "classes": 40},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_histograms_count_pairs(variant):
+    r = retrieval(**variant)
+    histograms = rank_histograms(r)
+    assert histograms.items.shape == histograms.relevant.shape == (len(r.query_codes), r.bits + 1)
+    for query in range(len(r.query_codes)):
+        expected = np.zeros((2, r.bits + 1), int)
+        for distance, _, relevant in pairs(r, query):
+            expected[:, distance] += (1, relevant)
+        assert [histograms.items[query].tolist(), histograms.relevant[query].tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("chunk_pairs", [1, 40, 97, 10**6])
+def test_chunks_change_nothing(chunk_pairs):
+    r = retrieval(exclude=True, unknown=5)
+    whole, parts = rank_histograms(r), rank_histograms(r, chunk_pairs=chunk_pairs)
+    assert (whole.items == parts.items).all()
+    assert (whole.relevant == parts.relevant).all()
+    assert (order_average_precision(r, 5) == order_average_precision(r, 5, chunk_pairs=chunk_pairs)).all()
+    assert (nearest_class_shares(r, 4) == nearest_class_shares(r, 4, chunk_pairs=chunk_pairs)).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_index_order_is_a_stable_sort(variant, definition):
+    r = retrieval(**variant)
+    for k in (1, 7, 100):
+        expected = [naive([rel for _, _, rel in sorted(pairs(r, q))], k, definition) for q in range(len(r.query_codes))]
+        assert order_average_precision(r, k, definition) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_random_orders_average_to_the_expectation(definition):
+    r = retrieval(num_queries=40, num_items=60, bits=8)
+    means = [order_average_precision(r, 10, definition, seed=seed).mean() for seed in range(200)]
+    assert len(set(means)) > 100
+    expected = average_precision(rank_histograms(r), 10, definition).mean()
+    assert np.mean(means) == pytest.approx(expected, abs=5 * np.std(means) / np.sqrt(200))
+
+
+def test_a_seed_repeats():
+    r = retrieval()
+    assert (order_average_precision(r, 10, seed=3) == order_average_precision(r, 10, seed=3)).all()
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_figures(exclude):
+    r = retrieval(num_queries=12, num_items=30, bits=8, exclude=exclude)
+    histograms = rank_histograms(r)
+    figures, chance = evaluate_codes(r, histograms, (5, 20))
+    definitions = [f"{d}@{k}" for k in (5, 20) for d in DEFINITIONS]
+    at_k = [f"{m}@{k}" for k in (1, 5, 10, 20, 50, 100) for m in ("precision", "recall")]
+    assert sorted(figures) == sorted([*definitions, "ap_min@all", *at_k, "success@20", "precision_radius@2"])
+    assert figures.keys() == chance.keys()
+    assert all(tuple(values) == KEYS for values in figures.values())
+    rankings = [sorted(pairs(r, q)) for q in range(12)]
+    for k in (5, 10, 50):
+        hits = [sum(rel for _, _, rel in ranking[:k]) for ranking in rankings]
+        totals = [max(1, sum(rel for _, _, rel in ranking)) for ranking in rankings]
+        assert figures[f"precision@{k}"]["index"] == pytest.approx(np.mean(hits) / k)
+        assert figures[f"recall@{k}"]["index"] == pytest.approx(np.mean(np.divide(hits, totals)))
+    assert figures["success@20"]["index"] == np.mean([any(rel for *_, rel in ranking[:20]) for ranking in rankings])
+    assert figures["ap_hits@5"]["index"] == pytest.approx(order_average_precision(r, 5, "ap_hits").mean())
+    assert figures["ap_min@all"]["index"] == pytest.approx(order_average_precision(r, None).mean())
+    assert figures["ap_min@20"]["expected"] == average_precision(histograms, 20).mean()
+    for name, values in figures.items():
+        if not name.startswith("ap_hits"):
+            assert values["pessimistic"] - 1e-12 <= values["expected"] <= values["optimistic"] + 1e-12
+            assert values["pessimistic"] - 1e-12 <= values["index"] <= values["optimistic"] + 1e-12
+    ball = [[rel for d, _, rel in ranking if d <= 2] for ranking in rankings]
+    assert figures["precision_radius@2"]["expected"] == pytest.approx(np.mean([np.mean(b) if b else 0 for b in ball]))
+
+
+def test_chance_is_what_codes_without_information_score():
+    r = retrieval(num_queries=12, num_items=30)
+    blind = dataclasses.replace(r, query_codes=r.query_codes * 0, database_codes=r.database_codes * 0)
+    _, chance = evaluate_codes(r, rank_histograms(r))
+    scored, _ = evaluate_codes(blind, rank_histograms(blind))
+    assert {name: values["expected"] for name, values in scored.items()} == pytest.approx(chance)
+
+
+def test_perfect_codes_score_one():
+    labels = np.repeat([0, 1, 2], 10)
+    codes = pack(np.eye(12, dtype=bool)[labels])
+    figures, _ = evaluate_codes(
+        Retrieval(codes, codes, labels, labels, 12, np.arange(30)),
+        rank_histograms(Retrieval(codes, codes, labels, labels, 12, np.arange(30))),
+    )
+    for name in ("ap_min@20", "ap_hits@20", "ap_first_k@20", "ap_min@all", "precision@5", "recall@10"):
+        assert set(figures[name].values()) == {1.0}
+    # Nine others of a class: ten places cannot all be hits.
+    assert figures["precision@10"]["expected"] == pytest.approx(0.9)
+
+
+def test_leaving_the_query_out_lowers_a_score_that_finding_itself_raised():
+    r = retrieval(exclude=True, bits=64)
+    found_itself = dataclasses.replace(r, exclude=None)
+    assert order_average_precision(r, 1).mean() < order_average_precision(found_itself, 1).mean() == 1.0
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_radius_curve(exclude):
+    r = retrieval(exclude=exclude, unknown=8)
+    curve = radius_curve(rank_histograms(r))
+    for radius in range(r.bits + 1):
+        balls = [[rel for d, _, rel in pairs(r, q) if d <= radius] for q in range(len(r.query_codes))]
+        totals = [sum(rel for _, _, rel in pairs(r, q)) for q in range(len(r.query_codes))]
+        assert curve.precision[radius] == pytest.approx(np.mean([np.mean(b) if b else 0 for b in balls]))
+        recalls = [sum(b) / t if t else 0 for b, t in zip(balls, totals, strict=True)]
+        assert curve.recall[radius] == pytest.approx(np.mean(recalls))
+        assert curve.empty[radius] == pytest.approx(np.mean([not b for b in balls]))
+
+
+@pytest.mark.parametrize("variant", [{}, {"exclude": True}, {"unknown": 20, "bits": 8}])
+def test_nearest_classes_share_rank_one(variant):
+    r = retrieval(**variant)
+    expected = np.zeros((5, 5))
+    for query, label in enumerate(r.query_labels):
+        nearest = min(d for d, _, _ in pairs(r, query))
+        tied = [r.database_labels[p] for d, p, _ in pairs(r, query) if d == nearest]
+        for other in tied:
+            if other >= 0:
+                expected[label, other] += 1 / len(tied) / np.count_nonzero(r.query_labels == label)
+    assert nearest_class_shares(r, 5) == pytest.approx(expected)
+
+
+def test_a_database_of_only_the_query_itself():
+    code, label = pack(np.zeros((1, 8), bool)), np.array([0])
+    alone = Retrieval(code, code, label, label, 8, np.array([0]))
+    histograms = rank_histograms(alone)
+    figures, chance = evaluate_codes(alone, histograms)
+    assert {v for values in figures.values() for v in values.values()} == {0.0}
+    assert set(chance.values()) == {0.0}
+    assert nearest_class_shares(alone, 1).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_labels": np.array([0, -1] + [0] * 7)}, "1 of 9 queries have no label"),
+        ({"query_labels": np.zeros(9)}, r"query labels are 9 integers or bool \[9, classes\], got float64"),
+        ({"database_labels": np.zeros(3, int)}, r"database labels are 40 integers or bool .* got int64 \(3,\)"),
+        ({"query_codes": np.zeros((0, 2), np.uint8), "query_labels": np.zeros(0, int)}, "needs one row or more"),
+        ({"query_codes": np.zeros((9, 3), np.uint8)}, "a code of 12 bits has 2 bytes"),
+        ({"query_codes": np.full((9, 2), 255, np.uint8)}, "pad bits"),
+        ({"bits": 4}, "from 8 to 512"),
+        ({"exclude": np.full(9, 40)}, "below 40"),
+        ({"query_labels": np.ones((9, 4), bool)}, "not of the same classes"),
+        ({"query_labels": np.zeros((9, 4), bool), "database_labels": np.ones((40, 4), bool)}, "9 of 9 queries have no"),
+        ({"exclude": np.full(8, 0)}, "positions to exclude are 9 integers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(retrieval(), **change)
+
+
+# Items of several classes.
+
+
+def several(num_queries=9, num_items=30, bits=8, classes=5, seed=0, exclude=False):
+    r = retrieval(num_queries, num_items, bits, classes, seed, exclude)
+    rng = np.random.default_rng(seed + 1)
+    database = rng.random((num_items, classes)) < 0.3
+    database[:2] = False
+    queries = rng.random((num_queries, classes)) < 0.4
+    if exclude:
+        database[r.exclude, 0] = True
+        queries = database[r.exclude]
+    queries[:, 0] |= ~queries.any(1)
+    return dataclasses.replace(r, query_labels=queries, database_labels=database)
+
+
+def gains(r: Retrieval, query: int) -> list[tuple[int, int, int]]:
+    """(distance, position, gain) of everything a query ranks."""
+    shared = [len(set(np.flatnonzero(r.query_labels[query])) & set(np.flatnonzero(row))) for row in r.database_labels]
+    one_label = dataclasses.replace(
+        r, query_labels=np.zeros(len(r.query_codes), int), database_labels=np.zeros(len(r.database_codes), int)
+    )
+    return [(d, p, shared[p]) for d, p, _ in pairs(one_label, query)]
+
+
+def naive_ndcg(listed: list[int], best: list[int], k: int) -> float:
+    def dcg(values):
+        return sum(gain / np.log2(rank + 1) for rank, gain in enumerate(values[:k], 1))
+
+    ideal = dcg(sorted(best, reverse=True))
+    return dcg(listed) / ideal if ideal else 0.0
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_relevant_is_what_shares_a_class(exclude):
+    r = several(exclude=exclude)
+    histograms = rank_histograms(r)
+    for query in range(9):
+        expected = np.zeros((2, r.bits + 1), int)
+        for distance, _, gain in gains(r, query):
+            expected[:, distance] += (1, gain > 0)
+        assert [histograms.items[query].tolist(), histograms.relevant[query].tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 100])
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("chunk_pairs", [1, 10**6])
+def test_ndcg_by_every_policy(k, exclude, chunk_pairs):
+    r = several(exclude=exclude)
+    found = normalised_gains(r, [k], chunk_pairs=chunk_pairs)[f"ndcg@{k}"]
+    for query in range(9):
+        items = gains(r, query)
+        all_gains = [gain for _, _, gain in items]
+        orders = {"index": 1, "optimistic": -1, "pessimistic": 1}
+        for policy, sign in orders.items():
+            key = (lambda i: i[:2]) if policy == "index" else (lambda i, sign=sign: (i[0], sign * i[2]))
+            listed = [gain for _, _, gain in sorted(items, key=key)]
+            assert found[policy][query] == pytest.approx(naive_ndcg(listed, all_gains, k)), policy
+
+
+def test_expected_ndcg_is_the_mean_over_all_orders():
+    r = dataclasses.replace(several(num_items=7), database_codes=np.repeat(np.uint8([[0], [255]]), [3, 4], axis=0))
+    r = dataclasses.replace(r, query_codes=np.zeros((9, 1), np.uint8))
+    found = normalised_gains(r, [4, 7])
+    for k in (4, 7):
+        for query in range(9):
+            values = [gain for _, _, gain in gains(r, query)]
+            scores = [
+                naive_ndcg([*near, *far], values, k)
+                for near in permutations(values[:3])
+                for far in permutations(values[3:])
+            ]
+            assert found[f"ndcg@{k}"]["expected"][query] == pytest.approx(np.mean(scores))
+    by_chance = [naive_ndcg(list(order), values, 4) for order in permutations(values)]
+    assert found["ndcg@4"]["chance"][-1] == pytest.approx(np.mean(by_chance))
+
+
+def test_queries_that_share_nothing_with_anything_score_zero():
+    r = several()
+    nothing = dataclasses.replace(r, database_labels=np.zeros_like(r.database_labels))
+    assert {float(v) for values in normalised_gains(nothing, [5])["ndcg@5"].values() for v in values} == {0.0}
+
+
+def test_labels_take_the_form_they_need():
+    one, other = label_arrays(4, [(0,), (), (3,)], [(1,)])
+    assert (one.tolist(), other.tolist()) == ([0, -1, 3], [1])
+    one, other = label_arrays(4, [(0,), (), (3,)], [(1, 2)])
+    assert (one.astype(int).tolist(), other.astype(int).tolist()) == (
+        [[1, 0, 0, 0], [0] * 4, [0, 0, 0, 1]],
+        [[0, 1, 1, 0]],
+    )
+
+
+def naive_mean_abs_correlation(bits: np.ndarray) -> float | None:
+    columns = [c for c in bits.T.astype(float) if c.std() > 0]
+    values = [abs(np.corrcoef(a, b)[0, 1]) for a, b in combinations(columns, 2)]
+    return float(np.mean(values)) if values else None
+
+
+@pytest.mark.parametrize("bits", [8, 13, 64])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_code_statistics(bits, count):
+    rng = np.random.default_rng(bits + count)
+    values = rng.random((count, bits)) < rng.random(bits)
+    values[:, 3] = True
+    values[:, 5] = values[:, 0]
+    values[0] = values[-1]
+    statistics = code_statistics(pack(values), bits)
+    assert statistics.count == count
+    assert statistics.distinct == len({tuple(row) for row in values.tolist()})
+    assert statistics.bit_balance == pytest.approx(values.mean(0).tolist())
+    assert statistics.constant_bits == sum(len(set(column)) == 1 for column in values.T.tolist())
+    entropies = [-sum(p * np.log2(p) for p in (q, 1 - q) if p > 0) for q in values.mean(0)]
+    assert statistics.bit_entropy == pytest.approx(np.mean(entropies))
+    expected = naive_mean_abs_correlation(values)
+    assert statistics.mean_abs_correlation == (expected if expected is None else pytest.approx(expected))
+
+
+def test_code_statistics_over_several_chunks():
+    values = np.random.default_rng(0).random((70_000, 8)) < 0.3
+    statistics = code_statistics(pack(values), 8)
+    assert statistics.bit_balance == pytest.approx(values.mean(0).tolist())
+    assert statistics.mean_abs_correlation == pytest.approx(naive_mean_abs_correlation(values), rel=1e-6)
+    assert statistics.distinct <= 256
+
+
+def test_one_varying_bit_correlates_with_nothing():
+    values = np.zeros((4, 8), bool)
+    values[:2, 1] = True
+    statistics = code_statistics(pack(values), 8)
+    assert statistics.mean_abs_correlation is None
+    assert (statistics.distinct, statistics.constant_bits) == (2, 7)
+    assert statistics.bit_entropy == 1 / 8
+
+
+def test_code_statistics_refuse_nothing():
+    with pytest.raises(InputError, match="one code or more"):
+        code_statistics(np.zeros((0, 2), np.uint8), 16)

@@ -1,0 +1,1 @@
+"""Load training images: decoding, keeping in memory, augmented views, batches."""

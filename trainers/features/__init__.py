@@ -1,0 +1,1 @@
+"""Compute the features of frozen networks and cache them on disk."""

@@ -1,0 +1,1 @@
+"""Trains: the one training loop for all methods, its validation, its checkpoints, and what a run consists of."""

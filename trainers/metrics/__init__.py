@@ -1,0 +1,1 @@
+"""Compute retrieval metrics from codes and labels: relevance, average precision under ties, gains, code statistics."""

@@ -1,0 +1,226 @@
+"""Retrieval metrics of packed codes: from codes and labels to the figures of `metrics.json`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.trainers.metrics.average_precision import (
+    Counts,
+    Definition,
+    Floats,
+    Histograms,
+    Policy,
+    average_precision,
+    check_cutoff,
+    hits_at,
+    ranked_average_precision,
+    success_at,
+)
+from orbithash.trainers.metrics.gains import normalised_gains
+from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, Retrieval, chunks
+
+__all__ = [
+    "DEFINITIONS",
+    "PRECISION_CUTOFFS",
+    "RadiusCurve",
+    "evaluate_codes",
+    "mean_average_precision",
+    "nearest_class_shares",
+    "order_average_precision",
+    "pair_recall",
+    "radius_curve",
+    "rank_histograms",
+]
+
+DEFINITIONS: tuple[Definition, ...] = ("ap_min", "ap_hits", "ap_k", "ap_first_k")
+PRECISION_CUTOFFS = (1, 5, 10, 20, 50, 100)
+PAIR_CUTOFFS = (1, 5, 10)
+LOOKUP_RADIUS = 2
+# DHCL's released code calls this a mean average precision.
+SUCCESS_K = 20
+
+_POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
+
+Figures = dict[str, dict[str, float]]
+
+
+def rank_histograms(retrieval: Retrieval, *, chunk_pairs: int = CHUNK_PAIRS) -> Histograms:
+    """Items and relevant items at each distance 0..K from each query."""
+    # One column more for what is left out.
+    columns = retrieval.bits + 2
+    items = np.zeros((len(retrieval.query_codes), columns), np.int64)
+    relevant = np.zeros_like(items)
+    for start, distances, shared in chunks(retrieval, chunk_pairs):
+        rows = len(distances)
+        cells = distances + np.arange(rows)[:, None] * columns
+        shape, size = (rows, columns), rows * columns
+        items[start : start + rows] = np.bincount(cells.ravel(), minlength=size).reshape(shape)
+        relevant[start : start + rows] = np.bincount(cells[shared > 0], minlength=size).reshape(shape)
+    return Histograms(items[:, :-1], relevant[:, :-1])
+
+
+def mean_average_precision(
+    query_codes: npt.NDArray[np.uint8],
+    database_codes: npt.NDArray[np.uint8],
+    query_labels: Labels,
+    database_labels: Labels,
+    bits: int,
+    k: int | None = 20,
+) -> float:
+    """The headline in one number: expected `ap_min` within rank k, mean over the queries; None is the whole ranking."""
+    retrieval = Retrieval(query_codes, database_codes, query_labels, database_labels, bits)
+    return float(average_precision(rank_histograms(retrieval), k).mean())
+
+
+def order_average_precision(
+    retrieval: Retrieval,
+    k: int | None,
+    definition: Definition = "ap_min",
+    *,
+    seed: int | None = None,
+    chunk_pairs: int = CHUNK_PAIRS,
+) -> Floats:
+    """Average precision with ties in one order, float64 [Q]: the database's, or a random one drawn from `seed`."""
+    order = None if seed is None else np.random.default_rng(seed).permutation(len(retrieval.database_codes))
+    num_items = retrieval.num_items.tolist()
+    ranks = _relevant_ranks(retrieval, order, chunk_pairs)
+    return np.array([ranked_average_precision(r, k, definition, n) for r, n in zip(ranks, num_items, strict=True)])
+
+
+@dataclass(frozen=True)
+class RadiusCurve:
+    """Lookup of everything within a Hamming radius, inclusive: means over the queries for the radii 0..K.
+
+    `precision` counts a query with an empty ball as 0, `recall` one with nothing relevant; `empty` is the share of
+    queries whose ball is empty.
+    """
+
+    precision: Floats
+    recall: Floats
+    empty: Floats
+
+
+def radius_curve(histograms: Histograms) -> RadiusCurve:
+    """Precision and recall of radius lookup."""
+    items, relevant = np.cumsum(histograms.items, 1), np.cumsum(histograms.relevant, 1)
+    return RadiusCurve(
+        precision=(relevant / np.maximum(items, 1)).mean(0),
+        recall=(relevant / np.maximum(relevant[:, -1:], 1)).mean(0),
+        empty=(items == 0).mean(0),
+    )
+
+
+def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
+    """Which class stands at rank 1: float64 [num_classes, num_classes], a row for the queries of one class.
+
+    Items that tie at the smallest distance share the rank. A row sums to 1, less what goes to unknown labels, or is 0
+    where no query has the class. Labels are below `num_classes`, one an item.
+    """
+    assert not retrieval.multi_label, "an item of several classes belongs to no one column"
+    shares = np.zeros((num_classes, num_classes))
+    for start, distances, _ in chunks(retrieval, chunk_pairs):
+        nearest = distances.min(1, keepdims=True)
+        rows, columns = np.nonzero((distances == nearest) & (nearest <= retrieval.bits))
+        weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
+        known = retrieval.database_labels[columns] >= 0
+        pairs = (retrieval.query_labels[start + rows], retrieval.database_labels[columns])
+        np.add.at(shares, (pairs[0][known], pairs[1][known]), weights[known])
+    counts = np.bincount(retrieval.query_labels, minlength=num_classes)
+    return shares / np.maximum(counts, 1)[:, None]
+
+
+def pair_recall(
+    retrieval: Retrieval, own: npt.NDArray[np.integer], *, chunk_pairs: int = CHUNK_PAIRS
+) -> dict[str, float]:
+    """How often a query finds its own pair within rank k, expected over ties: {"recall@1": mean over the queries, …}.
+
+    `own` is the pair's position in the database, integers [Q]; a query whose pair is not there (-1) finds nothing.
+    """
+    found = dict.fromkeys((f"recall@{k}" for k in PAIR_CUTOFFS), 0.0)
+    for start, distances, _ in chunks(retrieval, chunk_pairs):
+        positions = own[start : start + len(distances)]
+        rows = np.flatnonzero(positions >= 0)
+        pair = distances[rows, positions[rows], None]
+        before, tied = (distances[rows] < pair).sum(1), (distances[rows] == pair).sum(1)
+        for k in PAIR_CUTOFFS:
+            found[f"recall@{k}"] += float((np.clip(k - before, 0, tied) / tied).sum())
+    return {name: total / len(own) for name, total in found.items()}
+
+
+def evaluate_codes(
+    retrieval: Retrieval, histograms: Histograms, cutoffs: Sequence[int] = (20, 100)
+) -> tuple[Figures, dict[str, float]]:
+    """The figures of `metrics.json` and what each would be by chance.
+
+    Args:
+        retrieval: queries and database.
+        histograms: its `rank_histograms`.
+        cutoffs: the k of average precision; the whole ranking ("all") is always added for `ap_min`.
+
+    Returns:
+        Means over all queries, as {"ap_min@20": {"expected", "index", "optimistic", "pessimistic"}, …}: every
+        definition of average precision, "precision@k" (hits over k, also where the database has fewer than k items),
+        "recall@k", "success@20" (anything relevant there) and "precision_radius@2", and "ndcg@k" where items may have
+        several classes; and the expectation of each under a random ranking.
+    """
+    figures: Figures = {}
+    chance: dict[str, float] = {}
+    lone = histograms.without_distances()
+    measures = [(d, check_cutoff(k)) for k in dict.fromkeys(cutoffs) for d in DEFINITIONS]
+    by_order = _order_means(retrieval, measures)
+    for definition, k in [*measures, ("ap_min", None)]:
+        name = f"{definition}@{k or 'all'}"
+        figures[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in _POLICIES}
+        chance[name] = float(average_precision(lone, k, definition).mean())
+    num_relevant = np.maximum(histograms.num_relevant, 1)
+    at_k = [(f"precision@{k}", k, np.full_like(num_relevant, k)) for k in PRECISION_CUTOFFS]
+    at_k += [(f"recall@{k}", k, num_relevant) for k in PRECISION_CUTOFFS]
+    for name, k, divisor in at_k:
+        figures[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
+        chance[name] = float((hits_at(lone, k) / divisor).mean())
+    success = f"success@{SUCCESS_K}"
+    figures[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in _POLICIES}
+    chance[success] = float(success_at(lone, SUCCESS_K).mean())
+    for name, value in by_order.items():
+        figures[name]["index"] = value
+    lookup = f"precision_radius@{LOOKUP_RADIUS}"
+    within = float(radius_curve(histograms).precision[min(LOOKUP_RADIUS, retrieval.bits)])
+    figures[lookup] = dict.fromkeys((*_POLICIES, "index"), within)
+    chance[lookup] = chance["precision@1"]
+    if retrieval.multi_label:
+        for name, by_policy in normalised_gains(retrieval, cutoffs).items():
+            figures[name] = {policy: float(values.mean()) for policy, values in by_policy.items()}
+            chance[name] = figures[name]["chance"]
+    order = ("expected", "index", "optimistic", "pessimistic")
+    return {name: {p: values[p] for p in order} for name, values in figures.items()}, chance
+
+
+def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]]) -> dict[str, float]:
+    """Means over the queries with ties in the database's order, in one pass over the rankings."""
+    everything = [*measures, ("ap_min", None)]
+    totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in everything), 0.0)
+    totals[f"success@{SUCCESS_K}"] = 0.0
+    totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
+    num_items = retrieval.num_items.tolist()
+    for ranks, items in zip(_relevant_ranks(retrieval, None, CHUNK_PAIRS), num_items, strict=True):
+        for definition, k in everything:
+            totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)
+        for k in PRECISION_CUTOFFS:
+            hits = int(np.searchsorted(ranks, k, side="right"))
+            totals[f"precision@{k}"] += hits / k
+            totals[f"recall@{k}"] += hits / max(len(ranks), 1)
+        totals[f"success@{SUCCESS_K}"] += bool(np.searchsorted(ranks, SUCCESS_K, side="right"))
+    return {name: total / len(num_items) for name, total in totals.items()}
+
+
+def _relevant_ranks(retrieval: Retrieval, order: Counts | None, chunk_pairs: int) -> Iterator[Counts]:
+    """The 1-based ranks of the relevant items of each query, ties in the order of the database or of `order`."""
+    for _, distances, shared in chunks(retrieval, chunk_pairs):
+        same = shared > 0
+        if order is not None:
+            distances, same = distances[:, order], same[:, order]
+        ranking = np.argsort(distances, axis=1, kind="stable")
+        for row in np.take_along_axis(same, ranking, 1):
+            yield np.flatnonzero(row) + 1

@@ -1,0 +1,190 @@
+"""Reports: one self-contained HTML page of sections.
+
+The page asks nothing of the network, runs no script, and follows the reader's light or dark colour scheme. All text is
+escaped: class names are names of users' folders.
+"""
+
+import base64
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
+
+from orbithash.trainers.reports.look import printable, themed
+
+__all__ = [
+    "Fact",
+    "Facts",
+    "Figure",
+    "Figures",
+    "Gallery",
+    "GalleryRow",
+    "Section",
+    "Table",
+    "Text",
+    "Tile",
+    "thumbnail_data_uri",
+    "write_atomically",
+    "write_report",
+]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One headline number. `explanation` says what it is and what it is compared with."""
+
+    label: str
+    value: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A row of headline numbers, the first one the most important."""
+
+    title: str
+    facts: Sequence[Fact]
+    lead: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, SVG text or PNG bytes, with a caption that says how to read it."""
+
+    title: str
+    plot: str | bytes
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """The plot as a data URI."""
+        if isinstance(self.plot, bytes):
+            return _data_uri("image/png", self.plot)
+        return _data_uri("image/svg+xml", themed(self.plot).encode())
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures, two beside each other where the page is wide enough."""
+
+    title: str
+    figures: Sequence[Figure]
+    lead: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; columns of numbers are set flush right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column whether it holds only numbers, with or without a unit."""
+        number = re.compile(r"[-+]?\d[\d,.]*( ± [\d.]+)?( ?[^\d\s]{1,8})?|-?")
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
+        return [bool(column) and all(number.fullmatch(cell) for cell in column) for column in columns]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One item of a gallery: an image (a data URI) or a sentence, its label, and a note such as its distance.
+
+    `right` marks a hit as right or wrong; None marks nothing.
+    """
+
+    label: str
+    image: str | None = None
+    sentence: str | None = None
+    note: str = ""
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """A query and what was found for it, nearest first."""
+
+    query: Tile
+    hits: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Queries and their nearest items."""
+
+    title: str
+    rows: Sequence[GalleryRow]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain paragraphs."""
+
+    title: str
+    paragraphs: Sequence[str]
+
+
+Section = Facts | Figures | Table | Gallery | Text
+
+
+def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Writes the page. A reader of `path` finds the page before or the page after, never a part of one."""
+    template = _environment().get_template("report.html.jinja")
+    kinds = {Facts: "facts", Figures: "figures", Table: "table", Gallery: "gallery", Text: "text"}
+    page = template.render(
+        title=title, subtitle=subtitle, sections=[(kinds[type(section)], section) for section in sections]
+    )
+    write_atomically(path, page.encode("utf-8"))
+
+
+def thumbnail_data_uri(image: npt.NDArray[np.uint8], max_side_px: int = 160) -> str:
+    """An image uint8 [H, W, 3] as a JPEG data URI, scaled down to at most `max_side_px` and never up."""
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    thumbnail.save(out, "JPEG", quality=84, optimize=True)
+    return _data_uri("image/jpeg", out.getvalue())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file, making its folder, so that whatever happens it is there whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _finalize(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
