@@ -15,6 +15,7 @@ from orbithash.search.engine.backend import codes_of
 from orbithash.search.engine.replicas import Copy, Latencies, Replicas
 from orbithash.search.engine.snapshot import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.index.host import Change, Rows, ShardHost
+from orbithash.search.index.indexes import is_exact_index
 from orbithash.search.index.shard import Ids, ShardAnswer, part_of
 from orbithash.search.observer import Observer
 
@@ -236,7 +237,7 @@ class RayBackend:
         for of_shard, copies, latencies, count in zip(self._actors, self._copies, self._latencies, counts, strict=True):
             clients = [_RayShardClient(self, actor, version, count, max_retries) for actor in of_shard]
             shards.append(Replicas(clients, copies, latencies, self._observer))
-        return Snapshot.of(archive, shards, self.encoder)
+        return Snapshot.of(archive, shards, self.encoder, is_exact_index(self.index))
 
     async def _keep_watch(self) -> None:
         """Asks copies that failed whether they are back; the question makes them load their rows."""

@@ -8,6 +8,7 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.search.engine.snapshot import QueryEncoder, Scope, ShardClient, Snapshot
 from orbithash.search.index.host import Change, ShardHost
+from orbithash.search.index.indexes import is_exact_index
 from orbithash.search.index.shard import Ids, ShardAnswer
 
 __all__ = ["Backend", "LocalBackend", "LocalShardClient", "codes_of"]
@@ -71,7 +72,7 @@ class LocalBackend:
     async def _snapshot(self, version: int) -> Snapshot:
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
         shards: Sequence[ShardClient] = [LocalShardClient(host, version) for host in self._hosts]
-        return Snapshot.of(archive, shards, self.encoder)
+        return Snapshot.of(archive, shards, self.encoder, is_exact_index(self.index))
 
 
 class LocalShardClient:

@@ -175,6 +175,7 @@ class Engine:
             snapshot.archive.version,
             None if last is None else Cursor(last.distance, last.id),
             None if rows is None else len(rows.ids),
+            snapshot.is_exact,
         )
 
     async def _code(self, snapshot: Snapshot, query: Query) -> Codes:

@@ -124,16 +124,20 @@ class Snapshot:
     # The same shards, where all of them are of this kind.
     quick_shards: Sequence[QuickShardClient]
     uses: "Uses"
+    # Whether the shards compare a query with every code.
+    is_exact: bool
 
     @classmethod
-    def of(cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder) -> "Snapshot":
+    def of(
+        cls, archive: ArchiveReader, shards: Sequence[ShardClient], encoder: QueryEncoder, is_exact: bool = True
+    ) -> "Snapshot":
         """With nothing selected and no row read yet."""
         assert shards, "an archive has a shard"
         held = sum(shard.num_rows for shard in shards)
         assert held == archive.num_rows, "the shards hold another version of the archive"
         are_quick = all(hasattr(shard, "search_now") for shard in shards)
         quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
-        return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick, Uses())
+        return cls(archive, shards, encoder, Selections(archive), HitRows(archive), quick, Uses(), is_exact)
 
     def after(self, before: "Snapshot", change: Change) -> "Snapshot":
         """Itself, with what `before` knows of rows and filters, where the change leads from there to here."""

@@ -5,7 +5,6 @@ codes and everything else as "flat". "ivf" and "hnsw" look at some of the codes 
 then depends on how rows are spread over shards. "gpu-flat" is "flat" on a GPU, where faiss-gpu and a GPU are there.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 
-__all__ = ["INDEXES", "CodeIndex", "Near", "Within", "build_index"]
+__all__ = ["INDEXES", "CodeIndex", "Near", "Within", "build_index", "is_exact_index"]
 
 Distances = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]
@@ -184,7 +183,7 @@ class _GpuFlat(_Flat):
         return super().nearest(queries, k) if k > _MAX_GPU_K else Near(*self._gpu.search(queries, k))
 
 
-INDEXES: dict[str, Callable[[Codes], CodeIndex]] = {
+INDEXES: dict[str, type[_Flat] | type[_Ivf] | type[_Hnsw]] = {
     "flat": _Flat,
     "multi-hash": _MultiHash,
     "ivf": _Ivf,
@@ -195,9 +194,19 @@ INDEXES: dict[str, Callable[[Codes], CodeIndex]] = {
 
 def build_index(name: str, codes: Codes) -> CodeIndex:
     """The index of this name over distinct codes uint8 [N, B]; `InputError` for an unknown one."""
+    _check_name(name)
+    return INDEXES[name](codes)
+
+
+def is_exact_index(name: str) -> bool:
+    """Return whether the index of this name compares a query with every code; `InputError` for an unknown name."""
+    _check_name(name)
+    return INDEXES[name].is_exact
+
+
+def _check_name(name: str) -> None:
     if name not in INDEXES:
         raise InputError(f"unknown index {name!r}; there are {', '.join(INDEXES)}")
-    return INDEXES[name](codes)
 
 
 def _one_thread() -> None:

@@ -184,7 +184,8 @@ class Answer(NamedTuple):
 
     `ties_at_cutoff` is the number of searched rows at the distance of the last hit, the hits included and those of
     earlier pages not. `next` is the cursor of the next page, None where there is none. `matching_rows` is the number of
-    rows that pass the filter, None without one.
+    rows that pass the filter, None without one. `is_exact` is false for an index that compares a query with some of the
+    codes only (`ivf`, `hnsw`): rows nearer than the hits may then be missing.
     """
 
     hits: tuple[Hit, ...]
@@ -195,3 +196,4 @@ class Answer(NamedTuple):
     archive_version: int
     next: Cursor | None = None
     matching_rows: int | None = None
+    is_exact: bool = True

@@ -27,7 +27,7 @@ def code(number):
     return int(number).to_bytes(2)
 
 
-def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32):
+def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat"):
     """Runs `scenario(service)` over a new archive with rows k0, k1 and so on, whose codes are 0, 1 and so on."""
 
     async def main():
@@ -39,7 +39,7 @@ def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32):
             )
 
         async def open_backend(target):
-            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards)
+            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards, index)
 
         service = await open_service(open_backend, Target(str(folder), "", 3))
         try:
@@ -486,3 +486,14 @@ def test_batches_of_queries(tmp_path):
             await service.search_many([Query(key="k1")] * 257, 60.0)
 
     run(tmp_path / "a", scenario, num_rows=4)
+
+
+@pytest.mark.parametrize(("index", "is_exact"), [("flat", True), ("multi-hash", True), ("ivf", False), ("hnsw", False)])
+def test_answers_of_approximate_indexes_are_marked(tmp_path, index, is_exact):
+    async def scenario(service):
+        for query in (Query(code=code(1)), Query(code=code(1), filter="key LIKE 'k%'"), Query(key="k1", radius=3)):
+            assert (await service.search(query, 60.0)).is_exact == is_exact
+        await service.upsert([Row(key="new", code=code(1))])
+        assert (await service.search(Query(code=code(1)), 60.0)).is_exact == is_exact
+
+    run(tmp_path / "a", scenario, num_rows=20, index=index)
