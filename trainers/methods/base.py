@@ -50,6 +50,10 @@ class Method(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type[TrainConfig]]
 
+    # The training data that the method needs, and its publication, for people.
+    learns_from: ClassVar[str]
+    paper: ClassVar[str]
+
     # The metric of `validate` whose best epoch becomes the model; None: the last epoch does.
     selection_metric: ClassVar[str | None] = "ap_min@20"
 

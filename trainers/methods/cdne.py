@@ -141,6 +141,8 @@ class Cdne(FineTuned):
     """The hash network with its classifier, the memory, and the moving average of the network."""
 
     name = "cdne"
+    learns_from = "class labels"
+    paper = "Kang, Fernandez-Beltran, Ye, Tong, Plaza: CDNE, IEEE JSTARS 2020 (doi 10.1109/JSTARS.2020.3027954)"
     Config = CdneConfig
 
     def __init__(self, config: CdneConfig, num_classes: int, num_rows: int) -> None:

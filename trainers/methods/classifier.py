@@ -28,6 +28,8 @@ class Classifier(FineTuned):
     """The hash network with its classifier."""
 
     name = "classifier"
+    learns_from = "class labels"
+    paper = "baseline without a paper"
     Config = ClassifierConfig
 
     def __init__(self, config: ClassifierConfig, num_classes: int, num_rows: int) -> None:

@@ -145,6 +145,8 @@ class Dhcl(FineTuned):
     """The hash network with its classifier, and one proxy a class."""
 
     name = "dhcl"
+    learns_from = "class labels"
+    paper = "Liu, Liu, Shan, Zhou: DHCL, Remote Sensing 14(24):6358, 2022"
     Config = DhclConfig
 
     def __init__(self, config: DhclConfig, num_classes: int, num_rows: int) -> None:

@@ -262,6 +262,8 @@ class Duch(Method):
     """A head on the features of images and one on those of captions, and the discriminator between their hashes."""
 
     name = "duch"
+    learns_from = "pairs of images and captions"
+    paper = "Mikriukov, Ravanbakhsh, Demir: DUCH, ICASSP 2022 (arXiv 2204.08707)"
     Config = DuchConfig
     # As published. Validation figures need labels, which the method has no other use for.
     selection_metric: ClassVar[str | None] = None

@@ -124,6 +124,8 @@ class Mhcln(Method):
     """The hash head on frozen features."""
 
     name = "mhcln"
+    learns_from = "class labels"
+    paper = "Roy, Sangineto, Demir, Sebe: MHCLN, IGARSS 2018, and MiLaN, IEEE GRSL 2021 (arXiv 1904.01258)"
     Config = MhclnConfig
     group_size = 3
 

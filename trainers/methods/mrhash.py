@@ -173,6 +173,8 @@ class MrHash(Method):
     """The hash network, the bridge from its hashes to latents, and the autoencoder with the centres of its latents."""
 
     name = "mrhash"
+    learns_from = "images of one or two sources, without labels"
+    paper = "Sun et al.: MrHash, IEEE TGRS 2022 (doi 10.1109/TGRS.2022.3231215)"
     Config = MrHashConfig
     # As published. What could choose without labels, the error of reconstruction, hardly moves after the beginning.
     selection_metric = None

@@ -72,6 +72,8 @@ class Triplet(FineTuned):
     """The hash network, without a classifier."""
 
     name = "triplet"
+    learns_from = "class labels"
+    paper = "baseline: Schroff, Kalenichenko, Philbin: FaceNet, CVPR 2015 (arXiv 1503.03832)"
     Config = TripletConfig
 
     def __init__(self, config: TripletConfig, num_classes: int, num_rows: int) -> None:

@@ -136,6 +136,17 @@ def test_every_method_has_a_case():
     assert {method for method, _ in CASES.values()} == set(METHODS)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_describes_itself_and_its_settings(name):
+    method = get_method(name)
+    assert method.name == name
+    assert method.learns_from
+    assert method.paper
+    fields = method.Config.model_fields
+    assert [key for key, field in fields.items() if not field.description] == []
+    assert [key for key, field in fields.items() if field.is_required()] == []
+
+
 # Ranks.
 
 
