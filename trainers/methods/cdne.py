@@ -38,8 +38,8 @@ from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
-from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.methods.losses import at_least_float32, quantisation_loss
 from orbithash.trainers.methods.memory import NORM_FLOOR, Memory
 from orbithash.trainers.search_space import Linear, Log
 
@@ -90,14 +90,9 @@ class CdneConfig(FineTuningConfig):
         return self
 
 
-def _wide(values: Tensor) -> Tensor:
-    """At least float32: exponentials of cosines over T need its range."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _embed(hashes: Tensor) -> Tensor:
     """Unit rows of hashes [N, K], float32 or wider."""
-    return F.normalize(_wide(hashes), dim=1, eps=NORM_FLOOR)
+    return F.normalize(at_least_float32(hashes), dim=1, eps=NORM_FLOOR)
 
 
 class Embedded(NamedTuple):
@@ -118,7 +113,7 @@ def neighbour_log_sums(anchors: Embedded, keys: Embedded, temperature: float, ma
     A key of the anchor's own row is left out, and the cosines with its class are less the margin in both sums. A sum
     over nothing has about the lowest number of its type. Sums over parts of the keys can be joined by logsumexp.
     """
-    embeddings = _wide(anchors.embeddings)
+    embeddings = at_least_float32(anchors.embeddings)
     is_other = anchors.rows[:, None] != keys.rows
     is_same = (anchors.labels[:, None] == keys.labels) & is_other
     exponents = (embeddings @ keys.embeddings.to(embeddings.dtype).T - margin * is_same) / temperature
@@ -202,7 +197,7 @@ class Cdne(FineTuned):
         # For the memory bank, which is written with what this step trains on, piece by piece.
         self._embeddings.append(embeddings.detach())
         snca = snca_loss(self._log_sums(embeddings, batch))
-        classification = F.cross_entropy(_wide(logits), batch.labels)
+        classification = F.cross_entropy(at_least_float32(logits), batch.labels)
         quantisation = quantisation_loss(hashes)
         return {
             "loss": config.snca_weight * snca

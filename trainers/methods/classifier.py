@@ -9,8 +9,8 @@ from torch import Tensor
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.methods.base import Batch
-from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.methods.losses import quantisation_loss
 from orbithash.trainers.search_space import Log
 
 __all__ = ["Classifier", "ClassifierConfig"]

@@ -37,9 +37,10 @@ from orbithash.encoders.networks.label_codes import label_table
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.methods.losses import quantisation_loss
 from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss", "quantisation_loss"]
+__all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss"]
 
 
 class DhclConfig(FineTuningConfig):
@@ -133,12 +134,6 @@ def proxy_anchor_loss(
     cosines = _cosines(hashes, proxies)
     is_own = F.one_hot(labels, len(proxies)).bool()
     return _pull_and_push(-scale * (cosines - delta), scale * (cosines + delta), is_own)
-
-
-def quantisation_loss(hashes: Tensor) -> Tensor:
-    """Mean over images and bits of (h - sgn h)^2, with sgn 0 = 1 and no gradient through sgn; 0 for no images."""
-    signs = torch.where(hashes >= 0, 1.0, -1.0).to(hashes.dtype)
-    return (hashes - signs).float().square().sum() / max(1, hashes.numel())
 
 
 class Dhcl(FineTuned):

@@ -30,10 +30,11 @@ from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
+from orbithash.trainers.methods.losses import bit_balance_loss
 from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = ["Mhcln", "MhclnConfig", "balance_loss", "bit_balance_loss", "class_pairs", "push_loss", "triplet_loss"]
+__all__ = ["Mhcln", "MhclnConfig", "class_pairs", "code_balance_loss", "normalised_triplet_loss", "push_loss"]
 
 
 class MhclnConfig(TrainConfig):
@@ -72,7 +73,7 @@ class MhclnConfig(TrainConfig):
         return self
 
 
-def triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+def normalised_triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
     """Mean of max(0, |a - p|^2 - |a - n|^2 + margin) over triplets of normalised outputs [M, K]; 0 for no triplets."""
     a, p, n = (_normalised(rows) for rows in (anchors, positives, negatives))
     distances = (a - p).square().sum(1) - (a - n).square().sum(1)
@@ -84,16 +85,9 @@ def push_loss(outputs: Tensor) -> Tensor:
     return -(outputs.float() - 0.5).square().sum() / max(1, outputs.numel())
 
 
-def balance_loss(outputs: Tensor) -> Tensor:
+def code_balance_loss(outputs: Tensor) -> Tensor:
     """The mean over rows of (mean over bits of f - 1/2)^2: each code's own balance; 0 for no rows."""
     return (outputs.float().mean(1) - 0.5).square().sum() / max(1, len(outputs))
-
-
-def bit_balance_loss(outputs: Tensor) -> Tensor:
-    """The mean over bits of (mean over rows of f - 1/2)^2: each bit's balance in the batch; 0 for no rows."""
-    if not len(outputs):
-        return outputs.float().sum()
-    return (outputs.float().mean(0) - 0.5).square().mean()
 
 
 def _normalised(rows: Tensor) -> Tensor:
@@ -177,12 +171,12 @@ class Mhcln(Method):
         """See `Method`. All but the balance of bits are means over this rank's triplets or rows."""
         config = self.config
         outputs = self.network.head(batch.features["image"])
-        triplet = triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
-        push, balance = push_loss(outputs), balance_loss(outputs)
+        triplet = normalised_triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
+        push, balance = push_loss(outputs), code_balance_loss(outputs)
         losses = {"triplet": triplet, "push": push, "balance": balance}
         loss = triplet + config.push_weight * push + config.balance_weight * balance
         if config.bit_balance_weight:
-            losses["bit_balance"] = bit_balance_loss(gather_with_gradient(outputs))
+            losses["bit_balance"] = bit_balance_loss(gather_with_gradient(outputs), centre=0.5)
             loss = loss + config.bit_balance_weight * losses["bit_balance"]
         return {"loss": loss, **losses}
 

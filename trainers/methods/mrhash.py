@@ -46,7 +46,7 @@ from orbithash.trainers.methods.autoencoder import (
     target_distribution,
 )
 from orbithash.trainers.methods.base import Batch, Method, encode_part
-from orbithash.trainers.methods.dhcl import quantisation_loss
+from orbithash.trainers.methods.losses import bit_balance_loss, quantisation_loss
 from orbithash.trainers.metrics.retrieval import labelled
 from orbithash.trainers.search_space import Choice, Linear, Log
 
@@ -303,7 +303,7 @@ class MrHash(Method):
             losses["quantisation"] = quantisation_loss(hashes)
             loss = loss + config.quantisation_weight * losses["quantisation"]
         if config.bit_balance_weight:
-            losses["bit_balance"] = gather_with_gradient(hashes).mean(dim=0).square().mean()
+            losses["bit_balance"] = bit_balance_loss(gather_with_gradient(hashes), centre=0.0)
             loss = loss + config.bit_balance_weight * losses["bit_balance"]
         return {"loss": loss, **losses, "cluster_entropy": self.entropy}
 

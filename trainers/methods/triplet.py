@@ -15,8 +15,8 @@ from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
-from orbithash.trainers.methods.dhcl import quantisation_loss
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
+from orbithash.trainers.methods.losses import quantisation_loss
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Triplet", "TripletConfig", "draw_triplets", "triplet_loss"]

@@ -15,8 +15,8 @@ from orbithash.trainers.methods.dhcl import (
     DhclConfig,
     circle_proxy_loss,
     proxy_anchor_loss,
-    quantisation_loss,
 )
+from orbithash.trainers.methods.losses import quantisation_loss
 
 # Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
 TOLERANCE = 1e-4
@@ -238,28 +238,6 @@ def test_an_image_beyond_the_margins_is_left_alone_by_the_push():
     )
     found.backward()
     assert hashes.grad.abs().max() < 1e-5
-
-
-# Quantisation.
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_quantisation_is_the_double_loop(dtype):
-    hashes = inputs(9, 3, dtype=dtype)[0]
-    total = sum((h - (1 if h >= 0 else -1)) ** 2 for row in hashes.double().tolist() for h in row)
-    found = quantisation_loss(hashes)
-    assert found.dtype == torch.float32
-    # Half precision rounds the difference before it is squared.
-    tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-5)
-    assert float(found) == pytest.approx(total / hashes.numel(), rel=tolerance)
-
-
-def test_quantisation_takes_zero_for_one_and_pulls_outwards():
-    hashes = torch.tensor([[0.0, -0.0, 0.5, -0.5, 1.0, -1.0]], requires_grad=True)
-    found = quantisation_loss(hashes)
-    found.backward()
-    assert float(found.detach()) == pytest.approx((1 + 1 + 0.25 + 0.25) / 6)
-    assert hashes.grad[0].tolist() == pytest.approx([-2 / 6, -2 / 6, -1 / 6, 1 / 6, 0, 0])
 
 
 # The method.

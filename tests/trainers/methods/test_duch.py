@@ -22,19 +22,18 @@ from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.loop import export_models, load_training_part
 from orbithash.trainers.loop.tables import load_tables
 from orbithash.trainers.methods import METHODS, Batch
-from orbithash.trainers.methods.contrastive import nt_xent
-from orbithash.trainers.methods.duch import (
+from orbithash.trainers.methods.duch import Duch, DuchConfig
+from orbithash.trainers.methods.duch.losses import (
     REFERENCE_BATCH,
     Discriminator,
-    Duch,
-    DuchConfig,
     balance_loss,
+    consensus_loss,
     consensus_of,
     discriminator_loss,
     fooling_loss,
     gradient_penalty,
-    quantisation_loss,
 )
+from orbithash.trainers.methods.losses import nt_xent
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
@@ -44,111 +43,6 @@ TOLERANCE = 1e-4
 def views(num, bits=12, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return [torch.tanh(torch.randn(num, bits, generator=generator)).to(dtype) for _ in range(2)]
-
-
-def near_pairs(num):
-    """Items 0 and 2, 1 and 2, but not 0 and 1; and a pair on its own; an item's nearness to itself is left open."""
-    near = torch.zeros(num, num, dtype=torch.bool)
-    for i, j in ((0, 2), (1, 2), (3, 4)):
-        near[i, j] = near[j, i] = True
-    return near
-
-
-# The contrastive loss.
-
-
-def cosine(one, other):
-    dot = sum(a * b for a, b in zip(one, other, strict=True))
-    return dot / math.sqrt(sum(a * a for a in one)) / math.sqrt(sum(b * b for b in other))
-
-
-def nt_xent_oracle(first, second, temperature, cross_only, near, near_as):
-    rows = first.double().tolist() + second.double().tolist()
-    num, losses = len(first), []
-    for i, row in enumerate(rows):
-        columns = []
-        for j in range(2 * num):
-            other_view, same_item = (i < num) != (j < num), i % num == j % num
-            if j == i or (cross_only and not other_view):
-                continue
-            is_near = bool(near[i % num, j % num]) and not same_item
-            if is_near and near_as == "ignored":
-                continue
-            columns.append((j, same_item or (is_near and near_as == "positives")))
-        exponents = [cosine(row, rows[j]) / temperature for j, _ in columns]
-        largest = max(exponents)
-        log_sum = largest + math.log(sum(math.exp(x - largest) for x in exponents))
-        own = [log_sum - x for x, (_, positive) in zip(exponents, columns, strict=True) if positive]
-        losses.append(sum(own) / len(own))
-    return sum(losses) / len(losses)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
-@pytest.mark.parametrize("cross_only", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_nt_xent_is_the_double_loop(temperature, cross_only, near_as, dtype):
-    first, second = views(7, dtype=dtype)
-    near = near_pairs(7)
-    found = nt_xent(first, second, temperature, cross_only, near, near_as)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    expected = nt_xent_oracle(first, second, temperature, cross_only, near, near_as)
-    assert float(found) == pytest.approx(expected, rel=TOLERANCE)
-
-
-def test_without_near_pairs_the_three_kinds_agree():
-    first, second = views(5)
-    plain = nt_xent(first, second, 0.5)
-    for near_as in ("ignored", "positives"):
-        assert float(nt_xent(first, second, 0.5, near=torch.eye(5, dtype=torch.bool), near_as=near_as)) == float(plain)
-
-
-@pytest.mark.parametrize("num", [0, 1])
-@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
-def test_nothing_to_contrast_with_costs_nothing(num, near_as):
-    first, second = (view.requires_grad_() for view in views(num))
-    loss = nt_xent(first, second, 0.1, near=torch.ones(num, num, dtype=torch.bool), near_as=near_as)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
-    assert first.grad.shape == (num, 12)
-    assert not first.grad.isnan().any()
-
-
-@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
-@pytest.mark.parametrize("cross_only", [False, True])
-def test_all_pairs_near_and_large_hashes_do_not_overflow(cross_only, near_as):
-    first, second = ((1e4 * view).to(torch.float16).requires_grad_() for view in views(6))
-    near = torch.ones(6, 6, dtype=torch.bool)
-    loss = nt_xent(first, second, 0.01, cross_only, near, near_as)
-    loss.backward()
-    assert math.isfinite(float(loss.detach()))
-    assert first.grad.isfinite().all()
-    assert second.grad.isfinite().all()
-
-
-def test_a_zero_hash_has_a_gradient_that_is_a_number():
-    first, second = views(4)
-    first[0] = 0
-    first.requires_grad_()
-    nt_xent(first, second, 0.1).backward()
-    assert first.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
-def test_a_step_down_pulls_pairs_together_and_pushes_others_away(near_as):
-    first, second = (view.double().requires_grad_() for view in views(6))
-    near = near_pairs(6)
-    # Of row 0 alone: its own pair, the near item 2, and item 5, which is not near.
-    loss = nt_xent(first, second, 0.5, cross_only=True, near=near, near_as=near_as)
-    (gradient,) = torch.autograd.grad(loss, second)
-
-    def change(i):
-        moved = torch.nn.functional.normalize(second - 1e-3 * gradient, dim=1)
-        before = torch.nn.functional.normalize(second, dim=1)
-        anchors = torch.nn.functional.normalize(first, dim=1)
-        return float(((moved - before) @ anchors.T).diagonal()[i].detach())
-
-    assert all(change(i) > 0 for i in range(6))
 
 
 # The two players.
@@ -239,7 +133,7 @@ def test_quantisation_and_balance_are_loops(dtype):
     consensus = torch.where(views(5, 6, seed=2)[0] >= 0, 1, -1).to(torch.int8)
     h, b = hashes.double().tolist(), consensus.tolist()
     squares = [(h[n][v][k] - b[n][k]) ** 2 for n in range(5) for v in range(4) for k in range(6)]
-    assert float(quantisation_loss(hashes, consensus)) == pytest.approx(sum(squares) / len(squares), rel=TOLERANCE)
+    assert float(consensus_loss(hashes, consensus)) == pytest.approx(sum(squares) / len(squares), rel=TOLERANCE)
     rows = [sum(h[n][v]) ** 2 for n in range(5) for v in range(4)]
     assert float(balance_loss(hashes, "row")) == pytest.approx(sum(rows) / 20, rel=TOLERANCE)
     columns = [(sum(h[n][v][k] for n in range(5)) / 5) ** 2 for v in range(4) for k in range(6)]
@@ -256,14 +150,14 @@ def test_means_are_the_released_code_s_sums_over_two_rows_a_pair():
         "row": float(hashes.sum(dim=2).square().sum()),
         "column": float(hashes.sum(dim=0).square().sum()),
     }
-    assert 2 * bits * float(quantisation_loss(hashes, consensus)) == pytest.approx(sums["quantisation"] / (2 * num))
+    assert 2 * bits * float(consensus_loss(hashes, consensus)) == pytest.approx(sums["quantisation"] / (2 * num))
     for axis in ("row", "column"):
         assert 2 * float(balance_loss(hashes, axis)) == pytest.approx(sums[axis] / (2 * num))
 
 
 def test_no_pairs_cost_nothing():
     nothing = torch.empty(0, 4, 8, requires_grad=True)
-    loss = quantisation_loss(nothing, torch.empty(0, 8, dtype=torch.int8))
+    loss = consensus_loss(nothing, torch.empty(0, 8, dtype=torch.int8))
     loss = loss + balance_loss(nothing, "row") + balance_loss(nothing, "column")
     loss.backward()
     assert float(loss.detach()) == 0
@@ -272,7 +166,7 @@ def test_no_pairs_cost_nothing():
 def test_sums_of_half_precision_do_not_overflow():
     hashes = torch.full((4, 4, 512), 1e4, dtype=torch.float16)
     consensus = torch.ones(4, 512, dtype=torch.int8)
-    for loss in (quantisation_loss(hashes, consensus), balance_loss(hashes, "row"), balance_loss(hashes, "column")):
+    for loss in (consensus_loss(hashes, consensus), balance_loss(hashes, "row"), balance_loss(hashes, "column")):
         assert math.isfinite(float(loss))
 
 
@@ -392,7 +286,7 @@ def test_the_common_codes_are_written_for_the_rows_of_the_batch(make):
     images, texts, others = method._hashes(batch)
     losses = method(batch)
     hashes = torch.cat([images, texts, others], dim=1)
-    assert float(losses["quantisation"]) == pytest.approx(float(quantisation_loss(hashes, before[rows])))
+    assert float(losses["quantisation"]) == pytest.approx(float(consensus_loss(hashes, before[rows])))
     mean = hashes.mean(dim=1)
     assert torch.equal(method.consensus[rows], torch.where(mean >= 0, 1, -1).to(torch.int8))
     others = [i for i in range(NUM) if i not in rows]

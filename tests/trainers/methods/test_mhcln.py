@@ -10,14 +10,14 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.methods import Batch
+from orbithash.trainers.methods.losses import bit_balance_loss
 from orbithash.trainers.methods.mhcln import (
     Mhcln,
     MhclnConfig,
-    balance_loss,
-    bit_balance_loss,
     class_pairs,
+    code_balance_loss,
+    normalised_triplet_loss,
     push_loss,
-    triplet_loss,
 )
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -47,12 +47,10 @@ def test_the_losses_are_their_loops(dtype, num):
     rows = a.double().tolist()
     push = -sum((f - 0.5) ** 2 for row in rows for f in row) / max(1, 10 * num)
     balance = sum((sum(row) / 10 - 0.5) ** 2 for row in rows) / max(1, num)
-    bits = sum((sum(column) / num - 0.5) ** 2 for column in zip(*rows, strict=True)) / 10 if num else 0.0
     for found, value in (
-        (triplet_loss(a, p, n, 0.2), expected),
+        (normalised_triplet_loss(a, p, n, 0.2), expected),
         (push_loss(a), push),
-        (balance_loss(a), balance),
-        (bit_balance_loss(a), bits),
+        (code_balance_loss(a), balance),
     ):
         assert found.dtype == torch.float32
         assert float(found) == pytest.approx(value, rel=1e-4, abs=1e-6)
@@ -62,7 +60,12 @@ def test_the_losses_are_their_loops(dtype, num):
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
 def test_rows_that_are_equal_or_huge_or_zero_have_finite_losses_and_gradients(dtype, value):
     rows = torch.full((4, 8), value, dtype=dtype, requires_grad=True)
-    loss = triplet_loss(rows, rows, rows, 0.2) + push_loss(rows) + balance_loss(rows) + bit_balance_loss(rows)
+    loss = (
+        normalised_triplet_loss(rows, rows, rows, 0.2)
+        + push_loss(rows)
+        + code_balance_loss(rows)
+        + bit_balance_loss(rows, 0.5)
+    )
     loss.backward()
     assert math.isfinite(float(loss.detach()))
     assert rows.grad.isfinite().all()
@@ -70,13 +73,18 @@ def test_rows_that_are_equal_or_huge_or_zero_have_finite_losses_and_gradients(dt
 
 def test_no_rows_can_go_backward():
     rows = torch.zeros(0, 8, requires_grad=True)
-    (triplet_loss(rows, rows, rows, 0.2) + push_loss(rows) + balance_loss(rows) + bit_balance_loss(rows)).backward()
+    (
+        normalised_triplet_loss(rows, rows, rows, 0.2)
+        + push_loss(rows)
+        + code_balance_loss(rows)
+        + bit_balance_loss(rows, 0.5)
+    ).backward()
     assert rows.grad.shape == (0, 8)
 
 
 def test_a_step_brings_the_positive_near_saturates_and_balances():
     a, p, n = (outputs(5, seed=seed).requires_grad_() for seed in range(3))
-    triplet_loss(a, p, n, 2.0).backward()
+    normalised_triplet_loss(a, p, n, 2.0).backward()
     with torch.no_grad():
         before = (torch.cosine_similarity(a, p) - torch.cosine_similarity(a, n)).sum()
         after = torch.cosine_similarity(a - 0.1 * a.grad, p) - torch.cosine_similarity(a - 0.1 * a.grad, n)
@@ -85,14 +93,14 @@ def test_a_step_brings_the_positive_near_saturates_and_balances():
     push_loss(f).backward()
     assert (-f.grad).sign().tolist() == [[-1, 1, 1]]
     f = torch.tensor([[0.4, 0.7, 0.9]], requires_grad=True)
-    balance_loss(f).backward()
+    code_balance_loss(f).backward()
     assert (-f.grad < 0).all()
 
 
 def test_balance_is_of_the_row_and_bit_balance_of_the_column():
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert float(balance_loss(rows)) == 0
-    assert float(bit_balance_loss(rows)) == 0.25
+    assert float(code_balance_loss(rows)) == 0
+    assert float(bit_balance_loss(rows, 0.5)) == 0.25
 
 
 @pytest.mark.parametrize("num_pairs", [1, 2, 5])
@@ -145,10 +153,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     found = method(batch_of(features))
     f = method.network.head(features)
     expected = (
-        triplet_loss(f[[0, 3]], f[[1, 4]], f[[2, 5]], 0.5)
+        normalised_triplet_loss(f[[0, 3]], f[[1, 4]], f[[2, 5]], 0.5)
         + 0.3 * push_loss(f)
-        + 0.7 * balance_loss(f)
-        + 0.9 * bit_balance_loss(f)
+        + 0.7 * code_balance_loss(f)
+        + 0.9 * bit_balance_loss(f, 0.5)
     )
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert found.keys() == {"loss", "triplet", "push", "balance", "bit_balance"}

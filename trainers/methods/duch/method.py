@@ -32,230 +32,41 @@ with the same split; one split and one seed each).
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
-from orbithash.trainers.captions import TRANSLATORS
-from orbithash.trainers.config import PathOrName, TrainConfig
+from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.data.views import CROP_SHARE, view_rng
+from orbithash.trainers.data.views import view_rng
 from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
-from orbithash.trainers.methods.contrastive import NearAs, nt_xent, wide
+from orbithash.trainers.methods.duch.config import MAX_TEMPERATURE, MIN_TEMPERATURE, DuchConfig
+from orbithash.trainers.methods.duch.losses import (
+    Discriminator,
+    balance_loss,
+    consensus_loss,
+    consensus_of,
+    discriminator_loss,
+    fooling_loss,
+)
+from orbithash.trainers.methods.losses import at_least_float32, nt_xent
 from orbithash.trainers.metrics.average_precision import average_precision
 from orbithash.trainers.metrics.metrics import rank_histograms
 from orbithash.trainers.metrics.retrieval import Retrieval, labelled
-from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = [
-    "Discriminator",
-    "Duch",
-    "DuchConfig",
-    "balance_loss",
-    "consensus_of",
-    "discriminator_loss",
-    "fooling_loss",
-    "gradient_penalty",
-    "quantisation_loss",
-]
-
-# Pairs in a batch of the released code, whose sums over the batch the weights belong to.
-REFERENCE_BATCH = 256
-
-# Range of a learned temperature.
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0
-
-
-class DuchConfig(TrainConfig):
-    """Settings of DUCH. "Code" is the value of the authors' released code where it differs from the default here."""
-
-    image_size: int = Field(224, ge=32, le=1024, description="side of the network's input, pixels")
-    epochs: int = Field(100, ge=1, le=10_000, description="passes over the training part")
-    batch_size: Annotated[int, Choice((64, 128, 256, 512))] = Field(
-        256, ge=2, le=65_536, description="pairs per step over all workers together"
-    )
-    validate_every: int = Field(10, ge=1, description="epochs between two evaluations on the validation part")
-
-    text_encoder: PathOrName | None = Field(None, description="a Hugging Face text model by name or folder; needed")
-    text_pooling: Literal["mean", "cls", "last4", "last4-padded"] = Field(
-        "mean", description="of the text model's outputs; code: last4-padded"
-    )
-    text_normalise: bool = Field(False, description="captions in lower case, without . , ! and ?; code: yes")
-    hidden: Annotated[int, Choice((512, 1024, 2048, 4096, 8192))] = Field(
-        4096, ge=1, le=65_536, description="width of each head's hidden layer"
-    )
-    standardisation: Literal["per-dimension", "scalar"] = Field(
-        "per-dimension", description="of the features, by the training part's moments; code: scalar"
-    )
-
-    original_view: Literal["whole", "center-crop"] = Field(
-        "whole", description="what is seen of an image, in training and ever after; code: center-crop"
-    )
-    image_augmentation: Literal[
-        "center-crop",
-        "random-crop",
-        "blur-rotate-center",
-        "blur-rotate-random",
-        "rotate",
-        "blur",
-        "jitter",
-        "one-of-three",
-    ] = Field("blur-rotate-center", description="how the second image view is made, once")
-    text_augmentation: Literal["none", "rule", "translate", "translate-chain"] = Field(
-        "none", description="how the second text view is worded; none: another caption of the image; code: rule"
-    )
-    translators: PathOrName = Field(
-        TRANSLATORS, description="where opus-mt-en-es and the like are: a folder, or an organisation of the HF hub"
-    )
-    glove: PathOrName | None = Field(
-        None, description="a GloVe text file with the rule's word vectors; none: the text model's own; code: GloVe"
-    )
-    captions: Literal["fixed", "random", "all"] = Field(
-        "random",
-        description="one caption an image in all, one an epoch, or each as a positive in its turn; code: fixed",
-    )
-
-    temperature: Annotated[float, Log(0.05, 1)] = Field(
-        0.3, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the contrastive losses; code: 1"
-    )
-    learn_temperature: bool = Field(False, description="whether training changes the temperature")
-    temperature_lr: float = Field(1e-2, gt=0, le=1, description="Adam's learning rate of the temperature's logarithm")
-    contrast: Annotated[Literal["full", "cross-only"], Choice(("full", "cross-only"))] = Field(
-        "full", description="negatives of a row: both views' rows, or the other view's only"
-    )
-    inter_weight: Annotated[float, Linear(0.3, 3)] = Field(
-        1.0, ge=0, description="of the contrast between images and captions"
-    )
-    image_weight: Annotated[float, Linear(0, 3)] = Field(
-        1.0, ge=0, description="of the contrast between the two image views"
-    )
-    text_weight: Annotated[float, Linear(0, 3)] = Field(
-        1.0, ge=0, description="of the contrast between the two text views"
-    )
-    near_as: NearAs = Field("negatives", description="what pairs with nearly the same captions are to each other")
-    near_cosine: float = Field(
-        0.7, gt=0, le=1, description="least cosine of two images' mean standardised caption features to be near"
-    )
-
-    adversarial_weight: Annotated[float, Log(1e-4, 1)] = Field(
-        0.01, ge=0, description="of the adversarial loss; 0: no discriminator"
-    )
-    quantisation_weight: Annotated[float, Log(1e-5, 0.1)] = Field(
-        0.001, ge=0, description="of the distance to the pairs' common codes"
-    )
-    balance_weight: Annotated[float, Log(1e-5, 0.1)] = Field(0.01, ge=0, description="of the bit balance")
-    bb_axis: Literal["column", "row"] = Field(
-        "column", description="balance each bit over the batch, or the bits of each code; code: row"
-    )
-
-    lr: Annotated[float, Log(1e-5, 1e-3)] = Field(1e-4, gt=0, le=1, description="Adam's learning rate of both heads")
-    weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(5e-4, ge=0, le=1, description="of both heads")
-    lr_decay: float = Field(0.8, gt=0, le=1, description="on every rate, each lr_decay_epochs")
-    lr_decay_epochs: int = Field(50, ge=1, description="epochs between two decays; code: also after the first epoch")
-    critic_lr: float = Field(1e-4, gt=0, le=1, description="Adam's learning rate of the discriminator")
-    critic_weight_decay: float = Field(1e-4, ge=0, le=1, description="of the discriminator")
-    gradient_penalty: float = Field(10.0, ge=0, description="weight in the discriminator's loss")
-    batch_norm_critic: bool = Field(False, description="batch norm in the discriminator; code: yes")
-
-    compat_txt_view: bool = Field(False, description="the second text view is the first, as in the code")
-    compat_adv_text_only: bool = Field(False, description="the adversarial loss is on captions, as in the code")
-
-    def preprocessing(self) -> Preprocessing:
-        """See `TrainConfig`."""
-        whole = super().preprocessing()
-        if self.original_view == "whole":
-            return whole
-        return dataclasses.replace(whole, resize=round(whole.crop / CROP_SHARE))
-
-
-class Discriminator(nn.Module):
-    """Hashes float [N, K] to one logit each, [N]: above 0 for those of captions."""
-
-    def __init__(self, bits: int, batch_norm: bool = False) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(bits, 2 * bits)
-        self.output = nn.Linear(2 * bits, 1)
-        # Without running statistics: it only ever sees training batches.
-        self.scale = nn.Parameter(torch.ones(2 * bits)) if batch_norm else None
-        self.shift = nn.Parameter(torch.zeros(2 * bits)) if batch_norm else None
-
-    def forward(self, hashes: Tensor) -> Tensor:
-        """See the class."""
-        outputs = self.hidden(hashes)
-        if self.scale is not None:
-            outputs = F.batch_norm(outputs, None, None, self.scale, self.shift, training=True)
-        logits: Tensor = self.output(F.relu(outputs))
-        return logits[:, 0]
-
-
-def gradient_penalty(discriminator: nn.Module, points: Tensor) -> Tensor:
-    """Mean over points [N, K] of (norm of the logit's gradient there - 1)^2."""
-    points = points.detach().requires_grad_()
-    (gradients,) = torch.autograd.grad(discriminator(points).sum(), points, create_graph=True)
-    norms: Tensor = gradients.norm(dim=1)
-    return (norms - 1).square().sum() / max(1, len(points))
-
-
-def discriminator_loss(
-    discriminator: nn.Module, texts: Tensor, images: Tensor, shares: Tensor, penalty_weight: float
-) -> Tensor:
-    """What the discriminator minimises: -log D(text) - log(1 - D(image)) and the penalty, each a mean; all [N, K].
-
-    `shares`, from 0 to 1, say where between a text and its image the penalty is taken.
-    """
-    texts, images = wide(texts.detach()), wide(images.detach())
-    points = shares * texts + (1 - shares) * images
-    wrong = F.softplus(-discriminator(texts)).sum() + F.softplus(discriminator(images)).sum()
-    return wrong / max(1, len(texts)) + penalty_weight * gradient_penalty(discriminator, points)
-
-
-def fooling_loss(discriminator: nn.Module, hashes: Tensor) -> Tensor:
-    """Mean over hashes [N, K] of -log D: small where they are taken for captions'; 0 for none."""
-    return F.softplus(-discriminator(wide(hashes))).sum() / max(1, len(hashes))
-
-
-def consensus_of(images: Tensor, texts: Tensor) -> Tensor:
-    """The common code int8 [N, K], -1 or 1, of the views [N, V, K] and [N, T, K]: the sign of their mean.
-
-    Images and texts count the same however many views they have; the sign of 0 is 1.
-    """
-    mean = wide(images).mean(dim=1) + wide(texts).mean(dim=1)
-    return torch.where(mean >= 0, 1, -1).to(torch.int8)
-
-
-def quantisation_loss(hashes: Tensor, consensus: Tensor) -> Tensor:
-    """Mean of (h - b)^2 over views [N, V, K] of pairs with common codes b [N, K]; 0 for none."""
-    hashes = wide(hashes)
-    return (hashes - consensus[:, None].to(hashes.dtype)).square().sum() / max(1, hashes.numel())
-
-
-def balance_loss(hashes: Tensor, axis: Literal["column", "row"]) -> Tensor:
-    """How unbalanced the bits of views [N, V, K] are: 0 where they are balanced, and for none.
-
-    "row": mean over codes of (sum over bits)^2. "column": sum over bits of (mean over the batch)^2, mean over views,
-    times `REFERENCE_BATCH`: what the sum over a batch of that size comes to per pair.
-    """
-    hashes = wide(hashes)
-    if not hashes.numel():
-        return hashes.sum()
-    if axis == "row":
-        return hashes.sum(dim=2).square().mean()
-    return REFERENCE_BATCH * hashes.mean(dim=0).square().sum(dim=1).mean()
+__all__ = ["Duch"]
 
 
 class Duch(Method):
@@ -387,7 +198,7 @@ class Duch(Method):
         for view, text in enumerate(texts):
             text = text.flatten(0, 1)
             image = images[:, view].repeat_interleave(len(text) // max(1, len(images)), dim=0)
-            shares = torch.rand(text.shape, generator=draw, dtype=torch.float64).to(wide(text))
+            shares = torch.rand(text.shape, generator=draw, dtype=torch.float64).to(at_least_float32(text))
             loss = loss + discriminator_loss(discriminator, text, image, shares, config.gradient_penalty)
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = sum_over_ranks(gradient) / world_size()
@@ -404,7 +215,7 @@ class Duch(Method):
         # An image's captions, each once: with all of them the second views are the first in another order.
         second = others if config.captions != "all" or config.text_augmentation != "none" else others[:, :0]
         views = torch.cat([images, texts, second], dim=1)
-        quantisation = quantisation_loss(views, self.consensus[rows])
+        quantisation = consensus_loss(views, self.consensus[rows])
         balance = balance_loss(views, config.bb_axis)
         losses = {"contrastive": contrastive, "quantisation": quantisation, "balance": balance}
         loss = contrastive + 2 * config.quantisation_weight * config.bits * quantisation
