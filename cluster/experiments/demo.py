@@ -33,13 +33,13 @@ from orbithash.cluster.training.run_folder import read_history
 from orbithash.cluster.training.train import prepare_run, train_on_ray
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.queries import Query
 from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.model_evaluation import draw_caption
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.reports.page import write_atomically
 from orbithash.trainers.scenes import write_scenes
 
 __all__ = ["run_demo"]
@@ -102,7 +102,7 @@ def run_demo(
         asked = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_ask(run, out)))
     summary = _summary(run, read_history(out / "run"), metrics, encoded, asked, stage.seconds)
     stage("report", "writing the report", lambda: write_demo_report(out, run, summary, asked))
-    write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_file(out / "summary.json", (json.dumps(summary, indent=1) + "\n"))
     say(
         f"done: {HEADLINE} {summary[HEADLINE]:.4f} (expected over ties), median query {summary['query']['p50_ms']:.0f} "
         f"ms; open {out / 'report' / 'index.html'}"

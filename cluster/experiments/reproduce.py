@@ -21,12 +21,12 @@ from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_
 from orbithash.cluster.output import say
 from orbithash.cluster.training.train import check_training, prepare_run, train_on_ray
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import METHODS, get_method
-from orbithash.trainers.reports.page import write_atomically
 
 __all__ = ["reproduce"]
 
@@ -201,7 +201,7 @@ def _evaluated(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
         searched, _ = evaluate_run(folder, run.root, rule.searched_by, baselines=False, cutoffs=cutoffs)
         metrics = {**metrics, "searched": searched}
     metrics["smallest_class"] = cutoffs[-1]
-    write_atomically(path, json.dumps(metrics).encode())
+    write_file(path, json.dumps(metrics))
     return metrics
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from orbithash.encoders.files import write_file
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, PUBLISHED, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.reports.page import Section, Table, Text, write_atomically, write_report
+from orbithash.trainers.reports.page import Section, Table, Text, write_report
 
 __all__ = ["COLUMNS", "Row", "cells_of", "rows_of", "show", "with_learned_baselines", "write_table"]
 
@@ -132,10 +133,10 @@ def write_table(out: Path, rows: Sequence[Row]) -> None:
     notes = [
         f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
     ]
-    write_atomically(out / "reproduce.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=1).encode())
+    write_file(out / "reproduce.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    write_atomically(out / "results.md", (table + "".join(f"\n{note}\n" for note in notes)).encode())
+    write_file(out / "results.md", (table + "".join(f"\n{note}\n" for note in notes)))
     explanation = [
         "Ours: mean and standard deviation over the seeds, by the paper's own protocol, metric and order of ties. A "
         "published figure carries how it is known: read in the paper, told by the authors in an issue or README, or a "

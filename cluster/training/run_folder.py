@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import Manifest
 from orbithash.trainers.loop.loop import is_validated
@@ -52,10 +53,8 @@ def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
     fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
     if storage is not None:
         fields["storage"] = storage
-    part = folder / ".config.yaml.part"
-    part.write_text(yaml.safe_dump(fields, sort_keys=False))
     # Last: a folder with a config is a whole run folder.
-    part.replace(folder / "config.yaml")
+    write_file(folder / "config.yaml", yaml.safe_dump(fields, sort_keys=False))
     return True
 
 
@@ -111,6 +110,4 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in records))
-    part.replace(path)
+    write_file(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from orbithash.cluster.output import say
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run
 
 __all__ = ["TRACKERS", "Tracking", "check_trackers"]
@@ -184,9 +185,7 @@ class Tracking:
         say(f"{name}: {_first_line(err)}; training goes on without it")
 
     def _save(self) -> None:
-        part = self._file.with_name(f".{STATE}.part")
-        part.write_text(json.dumps(self._state))
-        part.replace(self._file)
+        write_file(self._file, json.dumps(self._state))
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:

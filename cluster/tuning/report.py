@@ -8,8 +8,9 @@ from typing import Any
 from orbithash.cluster.output import print_json
 from orbithash.cluster.tuning.tune import Trial, Tuning, best_config
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Table, write_atomically, write_report
+from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Table, write_report
 from orbithash.trainers.reports.plots import Coordinate, parallel_coordinates
 from orbithash.trainers.search_space import Log
 
@@ -24,7 +25,7 @@ def finish(run: Run, tuning: Tuning, trials: Sequence[Trial], folder: Path, best
     settings = best_config(run, trials)
     for path in filter(None, (folder / "best.yaml", best)):
         try:
-            write_atomically(path, settings.encode())
+            write_file(path, settings)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); give --best another file") from error
     write_page(folder / "report.html", run, tuning, trials)

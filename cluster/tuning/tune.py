@@ -30,10 +30,10 @@ from orbithash.cluster.runtime import check_resources, connected
 from orbithash.cluster.training.run_folder import claim_folder, open_run
 from orbithash.cluster.training.train import check_training
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
-from orbithash.trainers.reports.page import write_atomically
 from orbithash.trainers.search_space import (
     Choice,
     Dimension,
@@ -144,7 +144,7 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
 
         check_resources("a trial", [{"CPU": tuning.cpus, "GPU": tuning.gpus}])
         claim_folder(run, folder / "base")
-        write_atomically(folder / "search.yaml", yaml.safe_dump(tuning.to_plain(), sort_keys=False).encode())
+        write_file(folder / "search.yaml", yaml.safe_dump(tuning.to_plain(), sort_keys=False))
         room = int(ray.cluster_resources()["CPU"] // tuning.cpus) if tuning.cpus else tuning.num_trials
         at_a_time = min(room, tuning.num_trials, tuning.max_concurrent or room)
         say(f"{tuning.num_trials} trials of {run.method}, {at_a_time} at a time, compared by {tuning.metric}")
@@ -159,7 +159,7 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
     if trials[0].score is None:
         raise InputError(f"no trial came to a first {tuning.metric}: {trials[0].problem or 'see TUNE/ray'}")
     text = json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1)
-    write_atomically(folder / "trials.json", text.encode())
+    write_file(folder / "trials.json", text)
     return trials
 
 

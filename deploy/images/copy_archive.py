@@ -11,6 +11,7 @@ import lance
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import new_folder
 
 # What images were refused, and why: a dataset of its own inside of the archive.
 REFUSED = "_refused.lance"
@@ -21,19 +22,17 @@ def copy(source: Path, target: Path) -> Archive:
     if target.exists():
         raise InputError(f"{target} exists; choose a new folder")
     archive = Archive.open(source)
-    part = target.with_name(f".{target.name}.part")
-    if part.exists():
-        raise InputError(f"{part} is of a copy that did not end; remove it")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for name, version in ((".", archive.version), (REFUSED, None)):
-        if not Path(archive.path, name).is_dir():
-            continue
-        dataset = lance.dataset(str(Path(archive.path, name)), version=version)
-        dataset.deep_clone(str(part / name), dataset.version)
-    made = Archive.open(part)
-    if made.num_rows != archive.num_rows:
-        raise InputError(f"{part} has {made.num_rows} rows, version {archive.version} of {source} {archive.num_rows}")
-    part.rename(target)
+    with new_folder(target) as part:
+        for name, version in ((".", archive.version), (REFUSED, None)):
+            if not Path(archive.path, name).is_dir():
+                continue
+            dataset = lance.dataset(str(Path(archive.path, name)), version=version)
+            dataset.deep_clone(str(part / name), dataset.version)
+        made = Archive.open(part)
+        if made.num_rows != archive.num_rows:
+            raise InputError(
+                f"{part} has {made.num_rows} rows, version {archive.version} of {source} {archive.num_rows}"
+            )
     return Archive.open(target)
 
 

@@ -7,7 +7,6 @@ found, and an archive can name the very network that made its codes.
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from orbithash.encoders.codes import num_bytes, pack
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
@@ -234,22 +234,19 @@ class HashModel:
         weights = save(
             {k: v.contiguous().cpu() for k, v in _modules(self.network, self.text_head).state_dict().items()}
         )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        (part / "model.safetensors").write_bytes(weights)
-        if self._text_encoder is not None:
-            self._text_encoder.save(part / TEXT_ENCODER)
-        self.model_id = write_card(self.card, hashlib.sha256(weights).hexdigest(), part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-        return self.model_id
+        with new_folder(folder) as part:
+            (part / "model.safetensors").write_bytes(weights)
+            if self._text_encoder is not None:
+                self._text_encoder.save(part / TEXT_ENCODER)
+            model_id = write_card(self.card, hashlib.sha256(weights).hexdigest(), part)
+        self.model_id = model_id
+        return model_id
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> "HashModel":
         """Reads a model folder; `InputError` when it is absent, damaged, short of a key or of an unknown version."""
         folder = Path(folder)
+        recover_folder(folder)
         card, model_id, weights = read_model_folder(folder)
         network, text_head, text_encoder = HashNetwork(card.network), None, None
         if card.text is not None:

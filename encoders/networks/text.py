@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.files import new_folder, recover_folder
 
 __all__ = ["POOLINGS", "TextEncoder", "file_hashes", "model_folder", "normalised", "pretrained"]
 
@@ -158,23 +159,19 @@ class TextEncoder:
         """
         if folder.exists() and not (folder / CARD).is_file():
             raise InputError(f"{folder} is there and no saved text encoder; give another place")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        for path in _files(self._folder):
-            shutil.copyfile(path, part / path.name)
-        if _content_hash(self._settings(), file_hashes(part)) != self.sha256:
-            raise InputError(f"{self._folder}: the text model was changed since it was loaded; load it again")
-        card = {"format_version": FORMAT_VERSION, **self._settings(), "sha256": self.sha256}
-        (part / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with new_folder(folder) as part:
+            for path in _files(self._folder):
+                shutil.copyfile(path, part / path.name)
+            if _content_hash(self._settings(), file_hashes(part)) != self.sha256:
+                raise InputError(f"{self._folder}: the text model was changed since it was loaded; load it again")
+            card = {"format_version": FORMAT_VERSION, **self._settings(), "sha256": self.sha256}
+            (part / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> "TextEncoder":
         """Reads what `save` wrote; `InputError` when it is absent, damaged or of an unknown version."""
         folder = Path(folder)
+        recover_folder(folder)
         path = folder / CARD
         if not path.is_file():
             raise InputError(f"{folder}: not a saved text encoder (it has no {CARD})")

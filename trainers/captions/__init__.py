@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.encoders.networks.text import TextEncoder, file_hashes, model_folder
 from orbithash.trainers.captions.rules import reworded
 from orbithash.trainers.captions.translation import CHAIN, WEIGHTS, back_translated, chain_translated, translate
@@ -118,10 +118,7 @@ def _cached(path: Path, num: int, make: Callable[[], list[str]]) -> list[str]:
         return found
     made = make()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            json.dump(made, part)
-        Path(part.name).replace(path)
+        write_file(path, json.dumps(made))
     except OSError as err:
         raise InputError(
             f"{path.parent}: captions cannot be kept there ({err.strerror}); set ORBITHASH_CACHE to a folder with room"

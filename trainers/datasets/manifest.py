@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.files import write_file
 from orbithash.trainers.datasets.layouts import cut
 
 __all__ = ["FORMAT_VERSION", "Image", "Manifest", "hash_file"]
@@ -71,9 +72,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Writes the manifest as JSON lines: a head, one line an image, the hash of all that."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self._text() + json.dumps({"sha256": self.sha256}) + "\n")
-        part.replace(path)
+        write_file(path, self._text() + json.dumps({"sha256": self.sha256}) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

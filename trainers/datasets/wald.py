@@ -1,6 +1,5 @@
 """Pairs of sources made of RGB images by Wald's protocol: coarse colour beside fine grey of the same ground."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError, listed
+from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import Image, Limits, read_image
 from orbithash.trainers.datasets.classes import class_folders
 from orbithash.trainers.datasets.layouts import cut
@@ -63,11 +63,8 @@ def write_wald_pairs(
     folders = class_folders(source)
     targets = {path: Path(name, f"{path.stem}.png") for name, paths in folders.items() for path in paths}
     _check_names(source, targets)
-    part = out.with_name(f".{out.name}.part")
-    # Of a process that was killed.
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        refused = []
+    refused = []
+    with new_folder(out, durable=False) as part:
         for done, (path, target) in enumerate(targets.items(), 1):
             try:
                 first, second = _pair(read_image(path), factor)
@@ -80,9 +77,6 @@ def write_wald_pairs(
                 on_progress(done)
         if len(refused) == len(targets):
             raise listed(cut(refused), str(source))
-        part.replace(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return WaldPairs(len(targets) - len(refused), refused)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import hamming
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import write_file
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
 from orbithash.trainers.metrics.code_statistics import code_statistics
 from orbithash.trainers.metrics.metrics import evaluate_codes, nearest_class_shares, pair_recall, rank_histograms
@@ -290,18 +291,18 @@ def write_evaluation(
     """
     # matplotlib, jinja2 and pillow: not before a report is written.
     from orbithash.trainers.evaluation.evaluation_report import draw_figures, evaluation_sections, evaluation_title
-    from orbithash.trainers.reports.page import write_atomically, write_report
+    from orbithash.trainers.reports.page import write_report
 
     if isinstance(evaluations, Evaluation):
         by_name, metrics = {"": evaluations}, evaluations.metrics
     else:
         by_name, metrics = dict(evaluations), metrics_of(evaluations)
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "metrics.json", text.encode())
+    write_file(folder / "metrics.json", text)
     figures = draw_figures(by_name, history)
     for name, figure in (pair for of_direction in figures.values() for pair in of_direction.items()):
         assert isinstance(figure.plot, str), "plots are SVG"
-        write_atomically(folder / "plots" / f"{name}.svg", figure.plot.encode())
+        write_file(folder / "plots" / f"{name}.svg", figure.plot)
     path = folder / "report.html"
     write_report(path, *evaluation_title(by_name), evaluation_sections(by_name, figures, read_image))
     return path

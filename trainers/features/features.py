@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.files import write_file
 from orbithash.encoders.imagery.images import Limits, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import ModelCard
@@ -203,14 +203,9 @@ def _read(path: Path) -> tuple[dict[str, int], Features]:
 def _write(path: Path, known: dict[str, int], rows: Features) -> None:
     """Replaces the file as a whole; of two writers the later wins, and what the other added is computed again."""
     hashes = np.array([list(bytes.fromhex(hash)) for hash in known], np.uint8)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({"hashes": hashes, "features": np.ascontiguousarray(rows[list(known.values())])}))
-        part.replace(path)
+        write_file(path, save({"hashes": hashes, "features": np.ascontiguousarray(rows[list(known.values())])}))
     except OSError as err:
-        with suppress(OSError):
-            part.unlink()
         raise InputError(
             f"{path.parent}: features cannot be kept there ({err.strerror}); set ORBITHASH_CACHE to a folder with room"
         ) from err

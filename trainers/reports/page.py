@@ -6,7 +6,6 @@ escaped: class names are names of users' folders.
 
 import base64
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
+from orbithash.encoders.files import write_file
 from orbithash.trainers.reports.look import printable, themed
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "Text",
     "Tile",
     "thumbnail_data_uri",
-    "write_atomically",
     "write_report",
 ]
 
@@ -147,7 +146,7 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
     page = template.render(
         title=title, subtitle=subtitle, sections=[(kinds[type(section)], section) for section in sections]
     )
-    write_atomically(path, page.encode("utf-8"))
+    write_file(path, page)
 
 
 def thumbnail_data_uri(image: npt.NDArray[np.uint8], max_side_px: int = 160) -> str:
@@ -157,17 +156,6 @@ def thumbnail_data_uri(image: npt.NDArray[np.uint8], max_side_px: int = 160) -> 
     out = io.BytesIO()
     thumbnail.save(out, "JPEG", quality=84, optimize=True)
     return _data_uri("image/jpeg", out.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file, making its folder, so that whatever happens it is there whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _data_uri(kind: str, data: bytes) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import new_file, write_file
 from orbithash.trainers.scenes.captions import NUM_SENTENCES, sentences, tokens
 from orbithash.trainers.scenes.classes import CLASSES
 from orbithash.trainers.scenes.geometry import EXTENT
@@ -86,10 +87,14 @@ def write_scenes(
         if on_progress:
             on_progress(count)
         return
-    _make(directory / _PARTIAL, _json(request.described()))
+    write_file(directory / _PARTIAL, _json(request.described()))
     (directory / _COMPLETE).unlink(missing_ok=True)
-    captions = directory / _unfinished(_CAPTIONS)
-    with captions.open("w", encoding="utf-8", newline="\n") as page:
+    for abandoned in directory.glob(f".{_CAPTIONS}.*"):
+        abandoned.unlink()
+    with (
+        new_file(directory / _CAPTIONS) as captions,
+        captions.open("w", encoding="utf-8", newline="\n") as page,
+    ):
         page.write('{"dataset": "scenes", "images": [')
         for index in range(count):
             scene = draw_scene(index, seed, size_px)
@@ -98,8 +103,7 @@ def write_scenes(
             if on_progress:
                 on_progress(index + 1)
         page.write("\n]}\n")
-    captions.replace(directory / _CAPTIONS)
-    _make(directory / _COMPLETE, _json(request.described()))
+    write_file(directory / _COMPLETE, _json(request.described()))
     (directory / _PARTIAL).unlink()
 
 
@@ -119,8 +123,8 @@ def _is_done(directory: Path, request: _Request) -> bool:
     """Whether the folder already holds what is asked for; refuses a folder that holds anything else."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; name a folder that does not exist yet or is empty")
-    # A kill in the first millisecond can leave the first page half written.
-    if not directory.exists() or {entry.name for entry in directory.iterdir()} <= {_unfinished(_PARTIAL)}:
+    # A killed process can leave the first page half written, under its temporary name.
+    if not directory.exists() or all(entry.name.startswith(f".{_PARTIAL}.") for entry in directory.iterdir()):
         return False
     found = [_described(directory / name) for name in (_PARTIAL, _COMPLETE) if (directory / name).exists()]
     if not found:
@@ -157,7 +161,9 @@ def _write_images(directory: Path, scene: Scene) -> None:
     """Both images of a scene as GeoTIFFs over the same ground."""
     color = np.moveaxis(scene.color, 2, 0)
     for folder, pixels in (("images", color), ("second", scene.panchromatic[None])):
-        _make(directory / folder / _file_name(scene), _geotiff(pixels, upper_left(scene.index), scene.taken))
+        content = _geotiff(pixels, upper_left(scene.index), scene.taken)
+        # Not flushed one by one: the page that says the folder is complete comes last.
+        write_file(directory / folder / _file_name(scene), content, durable=False)
 
 
 def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: datetime) -> bytes:
@@ -210,15 +216,3 @@ def _split(number: int) -> str:
 
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _unfinished(name: str) -> str:
-    return f".{name}.tmp"
-
-
-def _make(path: Path, content: bytes) -> None:
-    """Writes a whole file or, if the process is killed, none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(_unfinished(path.name))
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -124,7 +124,7 @@ def test_the_model_id_is_of_the_weights_and_of_the_card(saved, tmp_path):
 
 def test_saving_over_an_older_model_leaves_only_the_new_one(saved, copy):
     (copy / "leftover.txt").write_text("of an older version")
-    part = copy.with_name(".model.part")
+    part = copy.with_name(".model.12345678.part")
     part.mkdir()
     (part / "junk").write_text("of a save that was killed")
     newer = HashModel(make_card(), make_network(seed=1))
@@ -132,6 +132,13 @@ def test_saving_over_an_older_model_leaves_only_the_new_one(saved, copy):
     assert HashModel.load(copy).model_id == newer.model_id != saved[1].model_id
     assert sorted(path.name for path in copy.iterdir()) == ["model.json", "model.safetensors"]
     assert not part.exists()
+
+
+def test_a_model_whose_replacement_was_killed_is_loaded(saved, copy):
+    # Killed after the older folder was moved away, before the new one took its place.
+    copy.rename(copy.with_name(".model.12345678.old"))
+    assert HashModel.load(copy).model_id == saved[1].model_id
+    assert [path.name for path in copy.parent.iterdir()] == ["model"]
 
 
 def test_a_save_that_fails_leaves_the_older_model(saved, copy, monkeypatch):
