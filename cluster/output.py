@@ -1,4 +1,4 @@
-"""Output: messages and progress on stderr (a bar on a terminal, plain lines elsewhere), JSON results on stdout."""
+"""Output of commands: messages and progress on stderr (a bar on a terminal, else plain lines), JSON on stdout."""
 
 import json
 import sys
@@ -10,22 +10,36 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["console", "print_json", "say", "track"]
+__all__ = ["console", "is_debug", "print_json", "say", "set_debug", "track"]
 
 console = Console(stderr=True, highlight=False)
 
-# Between two plain lines.
+# Minimum time between two plain lines.
 LINE_INTERVAL_S = 10.0
 
 
+class _State:
+    debug = False
+
+
+def set_debug(on: bool) -> None:
+    """Switch diagnostic output on or off for this process, as the option --debug does."""
+    _State.debug = on
+
+
+def is_debug() -> bool:
+    """Return whether diagnostic output is on."""
+    return _State.debug
+
+
 def say(text: str) -> None:
-    """One line for a person."""
+    """Print one line for the user on stderr."""
     console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def track(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Shows `what` while it lasts. Yields `advance_to(completed, note)`, with `completed` out of `total` units."""
+    """Show the progress of `what`. Yield `advance_to(completed, note)`; `completed` counts up to `total` units."""
     if console.is_terminal:
         with _bar(what, total, unit) as advance_to:
             yield advance_to
@@ -65,7 +79,7 @@ def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
         shown, finished = now, completed >= total
         tail = f" in {now - begun:.0f} s"
         if completed < total:
-            # Of what has not begun nobody knows the end.
+            # Before the first unit is complete there is no rate to estimate from.
             tail = f", {(now - begun) / completed * (total - completed):.0f} s left" if completed else ""
         print(f"{what}: {completed}/{total} {unit}{_rate(completed, begun)}{tail} {note}".rstrip(), file=sys.stderr)
 
@@ -81,5 +95,5 @@ def _rate(completed: int, begun: float) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as one line of JSON; values that JSON does not know are printed as text."""
+    """Print a result as one line of JSON on stdout; values of types that JSON lacks are printed as text."""
     print(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""The command line. Each verb checks what it was given, calls one function, prints what came of it."""
+"""The command line. Each verb checks its arguments, calls one function and prints the result."""
 
 import sys
 import traceback
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli import bench as cli_bench
-from orbithash.cluster.cli import search as cli_search
-from orbithash.cluster.cli import training as cli_training
+from orbithash.cluster.cli import archive, cluster, learn, measure, search
+from orbithash.cluster.cli.extras import missing_extra
+from orbithash.cluster.output import set_debug
 from orbithash.encoders.errors import InputError
 
 __all__ = ["app", "main"]
@@ -20,52 +20,61 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_training.verbs)
-app.add_typer(cli_search.verbs)
-app.add_typer(cli_bench.verbs, name="bench")
+for room in (learn, archive, search, cluster, measure):
+    app.add_typer(room.verbs)
 
 
 @app.callback()
-def common(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    """Options before the verb."""
-    _State.debug = debug
-
-
-class _State:
-    debug = False
+def common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, and the log of Ray and its workers.")
+    ] = False,
+) -> None:
+    """Read the options that all verbs share."""
+    set_debug(debug)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed inside, 2 the input is wrong."""
-    # Also where typer does not see it: in the arguments after the verb.
-    if "--debug" in sys.argv[2:]:
+    """Run the command line. Exit codes: 0 success, 1 internal error, 2 wrong input or a missing dependency."""
+    # typer knows --debug before the verb only.
+    if is_debug := "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
-        # Or typer would frame its errors and exit by itself.
+        # Standalone, typer would format errors and exit by itself.
         code = app(prog_name="orbithash", standalone_mode=False)
     except Exception as err:
         usage = _usage_error(err)
-        is_users = usage is not None or isinstance(err, InputError)
-        if _State.debug:
+        is_input = isinstance(err, InputError)
+        missing = None if is_input else missing_extra(err, _verb(sys.argv[1:]))
+        is_users = is_input or usage is not None or missing is not None
+        if is_debug:
             traceback.print_exc()
-        elif usage is not None:
+        if usage is not None:
             print(usage, end="\n" if usage else "", file=sys.stderr)
-        else:
+        elif missing is not None:
+            print(f"error: {missing}", file=sys.stderr)
+        elif not is_debug:
             hint = "" if is_users else " (orbithash --debug VERB … shows where)"
             name = "" if is_users else f"{type(err).__name__}: "
-            print(f"error: {name}{_first_lines(err)}{hint}", file=sys.stderr)
+            print(f"error: {name}{_shown(err)}{hint}", file=sys.stderr)
         raise SystemExit(2 if is_users else 1) from None
     raise SystemExit(code)
 
 
+def _verb(words: list[str]) -> str:
+    """Return the verb among the words of the command line; of the group bench, its two words."""
+    words = [word for word in words if not word.startswith("-")]
+    return " ".join(words[:2] if words[:1] == ["bench"] else words[:1])
+
+
 def _usage_error(err: Exception) -> str | None:
-    """One line for words that are no command: typer's own errors, known by their method. None for any other error."""
+    """Return the line for an error of typer, which has a method of its own for messages; None for other errors."""
     if not hasattr(err, "format_message"):
         return None
     problem = err.format_message().rstrip(".")
     if not problem:
-        # Nothing was asked, and typer has shown the help.
+        # A command without words: typer has printed the help.
         return ""
     if values := getattr(err.__cause__, "errors", None):
         problem += f", got {values()[0]['input']!r}"
@@ -73,12 +82,12 @@ def _usage_error(err: Exception) -> str | None:
     return f"error: {problem}; see {context.command_path if context else 'orbithash'} --help"
 
 
-def _first_lines(err: Exception) -> str:
-    """All of what we say to a user; of what libraries say, the first line."""
+def _shown(err: Exception) -> str:
+    """Return the whole message of an `InputError`, the first line of other messages."""
     text = str(err)
     return text if isinstance(err, InputError) else text.splitlines()[0] if text else "no message"
 
 
 if __name__ == "__main__":
-    # As a job, where the script may not be on the path.
+    # Jobs run `python -m`: the script may not be on the nodes' path.
     main()

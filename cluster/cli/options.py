@@ -1,27 +1,85 @@
-"""What several verbs have in common: options."""
+"""Options that several verbs share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orbithash.cluster.training.recipes import recipes
+
 __all__ = [
+    "ARCHIVE",
+    "CLUSTER",
     "DEFAULT_ADDRESS",
+    "LEARN",
+    "MEASURE",
+    "SEARCH",
+    "BitsOption",
+    "CaptionsOption",
+    "ConfigOption",
     "DataOption",
+    "DatasetOption",
+    "FilterOption",
+    "GpusPerWorkerOption",
     "JsonOption",
+    "MethodArgument",
     "ModelOption",
+    "ProtocolOption",
     "SetOption",
+    "SplitSeedOption",
     "TimeoutOption",
     "WeightsOption",
 ]
 
+# Headings of the groups of verbs in `orbithash --help`.
+LEARN, ARCHIVE, SEARCH, CLUSTER, MEASURE = "Learn", "Archive", "Search", "Cluster", "Measure"
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder of images, one folder a class.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, RUN/model.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be repeated.")]
+MethodArgument = Annotated[
+    str, typer.Argument(metavar="METHOD", help="Name of a method, such as dhcl; `orbithash methods` lists them.")
+]
+DataOption = Annotated[
+    Path, typer.Option("--data", help="Folder of images: one subfolder per class, or the layout of a known dataset.")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Name of the dataset, such as ucmd. Default: recognised by its class names."),
+]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option("--protocol", help="Rule that splits the images into parts, such as mhcln. Default: the dataset's."),
+]
+SplitSeedOption = Annotated[int, typer.Option("--split-seed", help="Seed of the split into parts.")]
+CaptionsOption = Annotated[
+    Path | None,
+    typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
+]
+BitsOption = Annotated[
+    int | None, typer.Option("--bits", help="Length of a code in bits. Default: the method's, usually 64.")
+]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="Backbone weights: a safetensors file, or torchvision's name.")
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Pretrained weights of the backbone: a safetensors file, or a name that torchvision knows, such as "
+        "IMAGENET1K_V2. Default: random weights.",
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", help=f"YAML file of settings, or the name of a shipped recipe ({', '.join(recipes())})."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Value of one setting, overrides --config; may be repeated."),
+]
+GpusPerWorkerOption = Annotated[
+    float, typer.Option("--gpus-per-worker", help="GPUs of each worker, a whole number; 0 trains on CPUs.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ModelOption = Annotated[Path, typer.Option("--model", help="Model folder; training writes it to RUN/model.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Maximum time to wait for the gateway, seconds.")]
+FilterOption = Annotated[
+    str, typer.Option("--filter", help="Condition on rows in CQL2 text, such as \"label = 'harbor'\".")
 ]

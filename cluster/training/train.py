@@ -14,6 +14,7 @@ from orbithash.cluster.output import say
 from orbithash.cluster.output import track as track_progress
 from orbithash.cluster.runtime import check_resources, connected, cpus_per_worker, keeping_memory, worker_error
 from orbithash.cluster.training.checkpoints import NAME, Storage
+from orbithash.cluster.training.recipes import find_config
 from orbithash.cluster.training.run_folder import claim_folder, close_history, open_run, read_history, unvalidated
 from orbithash.cluster.training.tracking import Tracking, check_trackers
 from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, validate_checkpoint, work
@@ -42,7 +43,7 @@ def prepare_run(
     data: Path,
     dataset: str | None = None,
     protocol: str | None = None,
-    config: Path | None = None,
+    config: Path | str | None = None,
     settings: Sequence[str] = (),
     *,
     split_seed: int = 0,
@@ -51,7 +52,8 @@ def prepare_run(
     **given: Any,
 ) -> Run:
     """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
-    resolved = load_config(get_method(method).Config, config, settings, **given)
+    file = None if config is None else find_config(str(config))
+    resolved = load_config(get_method(method).Config, file, settings, **given)
     manifest = make_manifest(data.absolute(), dataset, protocol, split_seed, validation, captions)
     return Run(method, resolved, manifest, data.absolute())
 

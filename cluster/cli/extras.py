@@ -1,0 +1,68 @@
+"""Optional dependencies: which extra of the package installs a third-party module that is missing."""
+
+import importlib.util
+
+__all__ = ["missing_extra"]
+
+# Extras that install a module. The ones of the verb are preferred, else the first.
+_EXTRAS = {
+    "aiohttp": ("train", "serve"),
+    "cql2": ("serve",),
+    "faiss": ("cpu", "gpu"),
+    "fsspec": ("train", "serve"),
+    "grpc_health": ("serve",),
+    "grpc_reflection": ("serve",),
+    "huggingface_hub": ("train", "serve"),
+    "jinja2": ("train",),
+    "lance": ("serve", "train"),
+    "matplotlib": ("train",),
+    "mlflow": ("mlflow",),
+    "numpy": ("train", "serve"),
+    "pandas": ("train", "serve"),
+    "pebble": ("serve",),
+    "PIL": ("train", "serve"),
+    "prometheus_client": ("serve",),
+    "pyarrow": ("train", "serve"),
+    "pydantic": ("train", "serve"),
+    "rasterio": ("train", "serve"),
+    "ray": ("train", "serve"),
+    "sacremoses": ("translate",),
+    "safetensors": ("train", "serve"),
+    "scipy": ("train", "serve"),
+    "sentencepiece": ("translate",),
+    "shapely": ("train", "serve"),
+    "sklearn": ("train",),
+    "tensorboardX": ("train",),
+    "textblob": ("train",),
+    "torch": ("train", "serve"),
+    "torchvision": ("train", "serve"),
+    "transformers": ("train", "serve"),
+    "wandb": ("wandb",),
+    "yaml": ("train", "serve"),
+}
+
+# Verbs that need less than training does.
+_SERVING = ("encode", "serve", "upsert", "refused", "duplicates", "plan")
+
+
+def missing_extra(error: BaseException, verb: str) -> str | None:
+    """Return one line that says what to install if a known module is not installed, else None.
+
+    Also looks at the errors that led to this one: libraries wrap the failed import.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            module = cause.name.partition(".")[0]
+            # An installed package whose own submodule is missing is broken, not absent.
+            if module in _EXTRAS and importlib.util.find_spec(module) is None:
+                return _message(module, verb)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _message(module: str, verb: str) -> str:
+    preferred = "serve" if verb in _SERVING else "train"
+    extras = _EXTRAS[module]
+    extra = preferred if preferred in extras else extras[0]
+    return f"`orbithash {verb}` needs {module}, which is not installed; run: pip install 'orbithash[{extra}]'"

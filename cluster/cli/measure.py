@@ -1,0 +1,256 @@
+"""Verbs that measure: evaluate, reproduce, and the group bench."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orbithash.cluster.cli.options import MEASURE, DataOption, GpusPerWorkerOption, JsonOption, WeightsOption
+from orbithash.cluster.output import print_json
+
+__all__ = ["verbs"]
+
+verbs = typer.Typer()
+bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
+verbs.add_typer(bench, name="bench", rich_help_panel=MEASURE)
+
+
+@verbs.command(rich_help_panel=MEASURE, epilog="Example: orbithash evaluate runs/ucmd --data UCMerced_LandUse")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a complete training.")],
+    data: DataOption,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Split to evaluate on. Default: the split of the run.")
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", help="Evaluate this shorter length of a run with nested_bits. Default: the full code."),
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines", help="Also evaluate simple methods on the features of the pretrained network."
+        ),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate the model of a run on its test part; write metrics, plots and a page."""
+    from orbithash.cluster.experiments.evaluate import evaluate_run
+
+    metrics, page = evaluate_run(run, data, protocol, baselines, bits=bits)
+    if as_json:
+        print_json(metrics)
+        return
+    for name, value in metrics["metrics"].items():
+        # Cross-modal methods have one group of metrics per direction, such as image->text.
+        has_groups = "->" in name
+        if has_groups:
+            print(name)
+        for metric, values in value.items() if has_groups else [(name, value)]:
+            print(f"{metric:<20} {values['expected']:.4f}")
+    print(f"report: {page}")
+
+
+@verbs.command(
+    rich_help_panel=MEASURE,
+    epilog="Example: orbithash reproduce mhcln dhcl --data UCMerced_LandUse --weights IMAGENET1K_V2 --seeds 5",
+)
+def reproduce(
+    data: DataOption,
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD]...", help="Names of methods. Default: every method that fits the data."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the runs and the table; finished runs in it are not repeated.")
+    ] = Path("runs/reproduce"),
+    bits: Annotated[
+        list[int] | None, typer.Option("--bits", help="Length of a code in bits; may be repeated. Default: 64.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, each for a split and a training.")] = 1,
+    captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of captions, needed by duch.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers of each run.")] = 1,
+    gpus_per_worker: GpusPerWorkerOption = 0,
+    weights: WeightsOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting of every method that has it, or METHOD.KEY=VALUE for one method; may be repeated.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and evaluate methods by the protocols of their papers; compare with the published metrics."""
+    from orbithash.cluster.experiments.reproduce import reproduce as run_reproduce
+    from orbithash.cluster.experiments.reproduction_table import show
+
+    rows = run_reproduce(
+        methods or [],
+        data,
+        out,
+        bits=bits or [64],
+        num_seeds=seeds,
+        weights=weights,
+        captions=captions,
+        settings=settings or [],
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+    )
+    if as_json:
+        print_json([dataclasses.asdict(row) for row in rows])
+    else:
+        show(rows)
+        print(f"table: {out / 'results.md'}, report: {out / 'report.html'}")
+
+
+@bench.command("encode", epilog="Example: orbithash bench encode --count 2000")
+def bench_encode(
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder. Default: a mobilenet_v2 with random weights.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
+    count: Annotated[int, typer.Option("--count", help="Number of images to encode.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure rows per second of `encode` next to a plain loop with the same number of threads."""
+    from orbithash.cluster.bench.throughput import bench_encode as run_bench
+    from orbithash.cluster.bench.throughput import show
+
+    show(run_bench(model, data, count), as_json)
+
+
+@bench.command("train", epilog="Example: orbithash bench train --epochs 3")
+def bench_train(
+    data: Annotated[Path | None, typer.Option("--data", help="Labelled images. Default: generated scenes.")] = None,
+    weights: WeightsOption = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Number of epochs of each run.")] = 3,
+    workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers, which share the cores.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure images per second of each training worker next to a plain loop with the same number of threads."""
+    from orbithash.cluster.bench.throughput import bench_train as run_bench
+    from orbithash.cluster.bench.throughput import show
+
+    show(run_bench(data, weights, epochs, workers), as_json)
+
+
+@bench.command("search", epilog="Example: orbithash bench search --rows 1000000 --bits 64 --out runs/bench")
+def bench_search(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 1_000_000,
+    bits: Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")] = 64,
+    distinct: Annotated[
+        float | None,
+        typer.Option(
+            "--distinct", help="Fraction of the codes that are distinct, such as 0.1. Default: all drawn independently."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Number of hits per query.")] = 10,
+    queries: Annotated[
+        int, typer.Option("--queries", help="Number of queries to each engine, one by one and in batches of 64.")
+    ] = 512,
+    radius: Annotated[
+        int | None,
+        typer.Option(
+            "--radius", help="Maximum Hamming distance of a hit, bits; compares flat and multi-hash. Default: no limit."
+        ),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="Use the codes of this archive. Default: random codes.")
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            help="Engine to measure, such as flat or hnsw; may be repeated. Default: all that are installed.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the indexes next to FAISS, numpy and other installed engines on the same codes, on one core."""
+    from orbithash.cluster.bench.search import SearchBench, show_search
+    from orbithash.cluster.bench.search import bench_search as run_bench
+
+    asked = SearchBench(rows, bits, distinct, k, queries, radius, archive, tuple(engine or ()))
+    show_search(run_bench(asked, out), as_json)
+
+
+@bench.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
+def bench_serve(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 100_000,
+    bits: Annotated[int, typer.Option("--bits", help="Length of a code in bits.")] = 64,
+    shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index.")] = 2,
+    in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent requests.")] = 16,
+    requests: Annotated[int, typer.Option("--requests", help="Number of requests to each of the two services.")] = 4000,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure rates and latencies of a gateway next to an empty gRPC service."""
+    from orbithash.cluster.bench.serve import bench_serve as run_bench
+    from orbithash.cluster.bench.throughput import show
+
+    show(run_bench(rows, bits, shards, in_flight, requests, local), as_json)
+
+
+@bench.command("soak", epilog="Example: orbithash bench soak --minutes 15")
+def bench_soak(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 100_000,
+    bits: Annotated[int, typer.Option("--bits", help="Length of a code in bits.")] = 64,
+    shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index.")] = 2,
+    in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent searches.")] = 16,
+    minutes: Annotated[float, typer.Option("--minutes", help="Duration, minutes.")] = 15.0,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a gateway with searches while rows are written and deleted; report errors and the growth of its memory."""
+    from orbithash.cluster.bench.soak import bench_soak as run_bench
+    from orbithash.cluster.bench.throughput import show
+
+    show(run_bench(rows, bits, shards, in_flight, minutes, local), as_json)
+
+
+@bench.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")
+def bench_fanout(
+    shards: Annotated[int, typer.Option("--shards", help="Number of simulated shards.")] = 1000,
+    bits: Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")] = 64,
+    k: Annotated[int, typer.Option("-k", help="Number of hits per query.")] = 10,
+    queries: Annotated[int, typer.Option("--queries", help="Number of queries of each scenario, one by one.")] = 100,
+    delay_ms: Annotated[float, typer.Option("--delay-ms", help="Median latency of a shard, ms.")] = 5.0,
+    stragglers: Annotated[
+        float, typer.Option("--stragglers", help="Fraction of the calls that are slow, 0 to 1.")
+    ] = 0.001,
+    slow: Annotated[float, typer.Option("--slow", help="Latency of a slow call as a multiple of a usual one.")] = 20.0,
+    down: Annotated[
+        float,
+        typer.Option(
+            "--down", help="Fraction of the replicas that hang or refuse calls, in the scenarios with failures."
+        ),
+    ] = 0.002,
+    timeout_ms: Annotated[
+        float, typer.Option("--timeout-ms", help="Timeout of a shard in the scenarios with a short one, ms.")
+    ] = 50.0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
+    actors: Annotated[
+        int, typer.Option("--actors", help="Also measure calls to this number of real Ray actors; 0: none.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for results.json and a plot. Default: not written.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the real fan-out and merge over simulated shards: latency and coverage with stragglers and failures."""
+    from orbithash.cluster.bench.fanout import bench_fanout as run_bench
+    from orbithash.cluster.bench.fanout import show_fanout
+    from orbithash.cluster.bench.fanout_world import FanoutBench
+
+    asked = FanoutBench(shards, bits, k, queries, delay_ms, stragglers, slow, down, timeout_ms, seed, actors)
+    show_fanout(run_bench(asked, out), as_json)
