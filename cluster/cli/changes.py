@@ -4,17 +4,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orbithash.cluster.output import track
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.georeference import read_georeference
-from orbithash.encoders.imagery.images import Limits
-from orbithash.encoders.imagery.remote import is_remote, read_object
-from orbithash.encoders.imagery.sources import Item, list_source
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
 from orbithash.search.protocol.rows import Row
+
+if TYPE_CHECKING:
+    from orbithash.encoders.imagery.sources import Item
 
 __all__ = ["Upserted", "delete_keys", "upsert_source"]
 
@@ -32,6 +32,9 @@ class Upserted:
 
 def upsert_source(client: Client, source: str) -> Upserted:
     """Sends every image of `source` (see `list_source`), which the gateway encodes; refused ones do not stop it."""
+    # Here: `delete` needs no library for images.
+    from orbithash.encoders.imagery.sources import list_source
+
     items = list_source(source)
     refused: dict[str, str] = {}
     num_written = 0
@@ -63,7 +66,11 @@ def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
     return client.delete([*keys, *lines])
 
 
-def _row(item: Item) -> Row:
+def _row(item: "Item") -> Row:
+    from orbithash.encoders.imagery.georeference import read_georeference
+    from orbithash.encoders.imagery.remote import is_remote, read_object
+    from orbithash.encoders.imagery.rendering import Limits
+
     try:
         image = read_object(item.path, Limits()) if is_remote(item.path) else Path(item.path).read_bytes()
     except OSError as err:

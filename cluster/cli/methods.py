@@ -109,14 +109,18 @@ def _text(value: Any) -> str:
 
 
 def _table(settings: Sequence[SettingHelp]) -> Any:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("setting", "default", "allowed", "tune searches", "description"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "setting")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for setting in settings:
-        table.add_row(setting.name, _text(setting.default), setting.allowed, setting.searched, setting.description)
+        facts = [f"default {_text(setting.default)}"]
+        if setting.allowed:
+            facts.append(f"allowed {setting.allowed}")
+        if setting.searched:
+            facts.append(f"tune searches {setting.searched}")
+        table.add_row(setting.name, f"{setting.description}\n{'; '.join(facts)}")
     return table
 
 

@@ -18,6 +18,7 @@ SURFACE = {
     "": ["--debug", "--install-completion", "--show-completion"],
     "demo": ["--captions", "--data", "--out", "--set", "--weights"],
     "scenes": ["DIR", "--count", "--seed", "--size"],
+    "methods": ["[NAME]", "--json"],
     "train": [
         *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker", "--keep"),
         *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validate-beside"),
@@ -118,7 +119,7 @@ def test_help_imports_nothing_heavy(args):
     assert "Usage: " in done.stdout
     imported = set(json.loads(done.stderr))
     assert "typer" in imported
-    assert not imported & (HEAVY | {"numpy", "grpc", "PIL"})
+    assert not imported & (HEAVY | {"numpy", "grpc", "PIL", "pydantic", "yaml"})
 
 
 def test_the_client_imports_nothing_heavy():

@@ -72,7 +72,7 @@ def test_all_wrong_settings_are_told_at_once(refused, tmp_path, labelled):
         (b"a: [", "not a YAML file"),
         (b"- bits", "a config file holds keys and values, got list"),
         (b"bitts: 8", "unknown key 'bitts'; did you mean bits?"),
-        (None, "cannot be read (No such file or directory)"),
+        (None, "config.yaml': neither a file nor a shipped recipe"),
     ],
 )
 def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words):

@@ -13,8 +13,8 @@ def test_pairs_of_a_folder(cli, tmp_path):
     (tmp_path / "data" / "beach" / "bad.png").write_text("no image")
     ended = cli("wald", tmp_path / "data", tmp_path / "out", "--factor", 2)
     assert (ended.code, ended.out) == (0, "")
-    assert "left out: beach/bad.png: not a JPEG, PNG or TIFF" in ended.err
-    assert f"4 pairs are in {tmp_path / 'out'}; 1 images were left out" in ended.err
+    assert "skipped: beach/bad.png: not a JPEG, PNG or TIFF" in ended.err
+    assert f"wrote 4 pairs to {tmp_path / 'out'}; skipped 1 images" in ended.err
     assert len(list((tmp_path / "out").rglob("*.png"))) == 8
     again = cli("wald", tmp_path / "data", tmp_path / "out")
     assert again.code == 2
@@ -28,7 +28,7 @@ def test_pairs_of_images_without_classes(cli, tmp_path):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "data" / f"{i}.png")
     ended = cli("wald", tmp_path / "data", tmp_path / "out", "--factor", 2)
     assert ended.code == 0
-    assert f"3 pairs are in {tmp_path / 'out'}; 0 images were left out" in ended.err
+    assert f"wrote 3 pairs to {tmp_path / 'out'}; skipped 0 images" in ended.err
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")) == [
         f"{source}/{i}.png" for source in ("first", "second") for i in range(3)
     ]

@@ -1,0 +1,144 @@
+"""The base installation: verbs of a client work without the extras, every other verb says which extra it needs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cluster_parts import wait_for
+
+from orbithash.encoders.archive.archive import Archive
+
+# What the base dependencies of the package do not install.
+EXTRA_MODULES = (
+    *("aiohttp", "cql2", "faiss", "grpc_reflection", "huggingface_hub", "jinja2", "lance", "matplotlib", "mlflow"),
+    *("pandas", "pebble", "PIL", "prometheus_client", "pyarrow", "rasterio", "ray", "sacremoses", "safetensors"),
+    *("scipy", "sentencepiece", "shapely", "sklearn", "tensorboardX", "textblob", "torch", "torchvision"),
+    *("transformers", "wandb", "yaml"),
+)
+
+# Runs commands of stdin (a JSON list of lists of words) while modules cannot be found; prints what each did.
+PROGRAM = """
+import contextlib, io, json, sys
+from importlib.machinery import PathFinder
+
+hidden = sys.argv[1].split(",")
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+from orbithash.cluster.cli.main import main
+
+ended = []
+for words in json.load(sys.stdin):
+    sys.argv = ["orbithash", *words]
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as exit:
+        ended.append([exit.code or 0, out.getvalue(), err.getvalue()])
+print(json.dumps(ended))
+"""
+
+
+def run_without(modules, *commands):
+    """Exit code, stdout and stderr of each command in one process that cannot import the modules."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ",".join(modules)],
+        input=json.dumps([list(map(str, words)) for words in commands]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_verbs_say_which_extra_they_need():
+    commands = {
+        "train dhcl --data a --out b": "train",
+        "train dhcl --help": "train",
+        "tune dhcl --data a": "train",
+        "methods": "train",
+        "evaluate a --data b": "train",
+        "reproduce --data a": "train",
+        "demo": "train",
+        "scenes a": "train",
+        "wald a b": "train",
+        "bench search": "train",
+        "encode a --model b --archive c": "serve",
+        "serve a --model b": "serve",
+        "duplicates a": "serve",
+    }
+    ended = run_without((*EXTRA_MODULES, "numpy"), *(words.split() for words in commands))
+    for (words, extra), (code, _, err) in zip(commands.items(), ended, strict=True):
+        verb = " ".join(words.split()[: 2 if words.startswith("bench") else 1])
+        assert code == 2, words
+        assert err.startswith(f"error: `orbithash {verb}` needs "), (words, err)
+        assert err.endswith(f", which is not installed; run: pip install 'orbithash[{extra}]'\n"), (words, err)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [("faiss", ["duplicates"], "cpu"), ("ray", ["encode"], "serve"), ("torch", ["methods"], "train")],
+)
+def test_one_absent_module_is_named(tmp_path, scenes, model, archive, module, words, extra):
+    arguments = {
+        "duplicates": [archive, "--radius", "1"],
+        "encode": [scenes, "--model", model, "--archive", tmp_path / "archive"],
+        "methods": [],
+    }
+    ((code, _, err),) = run_without([module], [*words, *arguments[words[0]]])
+    assert code == 2, err
+    assert f"`orbithash {words[0]}` needs {module}, which is not installed" in err
+    assert f"pip install 'orbithash[{extra}]'" in err
+
+
+def test_a_missing_module_that_no_extra_installs_is_an_internal_error(cli, monkeypatch):
+    import orbithash.cluster.cli.query as verb
+
+    def fail(*_, **__):
+        raise ModuleNotFoundError("No module named 'orbithash.gone'", name="orbithash.gone")
+
+    monkeypatch.setattr(verb, "make_query", fail)
+    ended = cli("query", "--key", "a")
+    assert (ended.code, ended.err.count("pip install")) == (1, 0)
+
+
+def test_verbs_of_a_client_work_in_a_base_installation(start, tmp_path, archive, scenes, model):
+    import shutil
+
+    shutil.copytree(archive, tmp_path / "archive")
+    process = start("serve", tmp_path / "archive", "--model", model, "--local", "--address", "127.0.0.1:0")
+    line = wait_for(lambda: [s for s in process.err.read_text().splitlines() if "ready at " in s], process)[0]
+    address = line.partition("ready at ")[2].partition(";")[0]
+    key = min(Archive.open(archive).keys())
+    (tmp_path / "new").mkdir()
+    photo = tmp_path / "new" / "new.png"
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 90).convert("RGB").save(photo)
+    gateway = ("--address", address)
+    ended = run_without(
+        EXTRA_MODULES,
+        ["--help"],
+        ["status", *gateway],
+        ["query", "--key", key, *gateway],
+        ["query", "--image", photo, "--json", *gateway],
+        ["upsert", tmp_path / "new", *gateway],
+        ["delete", "new.png", *gateway],
+        ["refresh", *gateway],
+    )
+    assert [code for code, _, _ in ended] == [0] * 7, ended
+    helped, stated, found, _, wrote, removed, refreshed = (out for _, out, _ in ended)
+    assert "Measure" in helped
+    assert "serving" in stated
+    assert key in found
+    assert (wrote, removed) == ("wrote 1 rows\n", "removed 1 rows\n")
+    assert "serving" in refreshed

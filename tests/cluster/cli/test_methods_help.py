@@ -1,0 +1,91 @@
+"""What the command line explains of methods, settings and recipes."""
+
+import json
+
+import pytest
+from cluster_parts import TINY
+
+from orbithash.cluster.training.recipes import find_config, recipes
+from orbithash.cluster.training.train import prepare_run
+from orbithash.trainers.methods import METHODS
+
+
+def test_verbs_stand_in_groups(cli):
+    help_text = cli("--help").out
+    groups = {"Learn": "train", "Archive": "encode", "Search": "query", "Cluster": "submit", "Measure": "evaluate"}
+    places = [help_text.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    for (_, verb), start, end in zip(groups.items(), places, [*places[1:], len(help_text)], strict=True):
+        assert f"│ {verb} " in help_text[start:end]
+
+
+def test_methods_lists_every_method(cli):
+    listed = cli("methods")
+    assert listed.code == 0
+    for name, method in METHODS.items():
+        assert f"{name}: learns from {method.learns_from}\n  {method.paper}\n" in listed.out
+    fields = json.loads(cli("methods", "--json").out)
+    assert [method["name"] for method in fields] == list(METHODS)
+    for method in fields:
+        assert [setting["name"] for setting in method["settings"]] == list(METHODS[method["name"]].Config.model_fields)
+
+
+def test_a_setting_has_default_range_and_meaning(cli):
+    (method,) = json.loads(cli("methods", "dhcl", "--json").out)
+    settings = {setting.pop("name"): setting for setting in method["settings"]}
+    field = METHODS["dhcl"].Config.model_fields["margin"]
+    assert settings["margin"] == {
+        "default": 0.25,
+        "allowed": "> 0 and < 1",
+        "searched": "0.1:0.4",
+        "description": field.description,
+    }
+    assert settings["lr"]["searched"] == "2e-05:0.001:log"
+    assert settings["proxy_loss"]["allowed"] == settings["proxy_loss"]["searched"] == "circle, proxy-anchor"
+    assert settings["count_label_bits"]["allowed"] == "true, false"
+    assert settings["clip_value"]["allowed"] == "> 0"
+    table = cli("methods", "dhcl").out
+    assert "tune searches 0.1:0.4" in table
+    assert "default 0.25; allowed > 0 and < 1" in table
+
+
+def test_an_unknown_method(refused):
+    refused("methods", "dhlc", words=["unknown method 'dhlc'", "mhcln, dhcl"])
+    refused("train", "dhlc", "--help", words=["unknown method 'dhlc'"], prints_help=True)
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+@pytest.mark.parametrize("words", [["duch", "--help"], ["--help", "duch"], ["--data", "mhcln", "duch", "-h"]])
+def test_help_of_a_verb_shows_the_settings_of_the_method(cli, verb, words):
+    ended = cli(verb, *words)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"Usage: orbithash {verb}" in ended.out
+    assert "Settings of duch, for --set KEY=VALUE and --config:" in ended.out
+    assert "near_cosine" in ended.out
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_help_names_the_recipes(cli, verb):
+    text = "".join(character for character in cli(verb, "--help").out if character not in "│\n")
+    assert ", ".join(recipes()) in " ".join(text.split())
+
+
+def test_recipes_go_by_name(labelled, tmp_path, monkeypatch):
+    assert {"from_scratch", "duch_plus"} <= set(recipes())
+    by_name = prepare_run("dhcl", labelled, protocol="random", config="from_scratch")
+    by_path = prepare_run("dhcl", labelled, protocol="random", config=recipes()["from_scratch"])
+    assert by_name.config == by_path.config
+    assert by_name.config.image_size == 64
+    # A name means the shipped recipe, whatever the current folder holds.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "from_scratch").touch()
+    assert find_config("from_scratch") == recipes()["from_scratch"]
+    assert find_config("./from_scratch").samefile(tmp_path / "from_scratch")
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_a_recipe_that_does_not_exist(refused, labelled, tmp_path, verb):
+    refused(
+        *(verb, "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY, "--config", "from_scrach"),
+        words=["--config is 'from_scrach': neither a file nor a shipped recipe", ", ".join(recipes())],
+    )
