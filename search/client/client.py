@@ -26,6 +26,7 @@ from orbithash.search.protocol.errors import (
 )
 from orbithash.search.protocol.queries import Answer, Query, check_num_shards
 from orbithash.search.protocol.rows import MAX_ROWS, Row, check_keys
+from orbithash.search.protocol.statuses import error_from_pb
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["AsyncClient", "Client", "Tls"]
@@ -115,7 +116,7 @@ class _Calls:
         # The two kinds of client say it in two ways.
         status = rpc_status.from_call(error) if hasattr(error, "trailing_metadata") else None
         request_id = _request_id(error)
-        if status is not None and (own := convert.error_from_pb(status)):
+        if status is not None and (own := error_from_pb(status)):
             own.request_id = request_id
             return own
         # What follows was not said by the service but by gRPC, here or at the other end.

@@ -7,7 +7,7 @@ change is acknowledged when it is committed and searches see it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,21 @@ import numpy as np
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.merging import Counts, RowChange, merged, updated_rows
 from orbithash.search.engine.snapshot import QueryEncoder
 from orbithash.search.index.host import UNKNOWN, Change
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
-from orbithash.search.protocol.rows import Row, check_keys
+from orbithash.search.protocol.rows import Row, RowUpdate
 
 __all__ = ["Committed", "Writer"]
 
 logger = logging.getLogger(__name__)
 
-# Rows of one commit, and rows that may wait for one.
+# Limits of one commit, and of the changes that wait for a commit.
 _MAX_COMMIT, _MAX_WAITING = 20_000, 100_000
+_MAX_COMMIT_BYTES, _MAX_WAITING_BYTES = 256 * 2**20, 512 * 2**20
 
 # Commits after which small pieces of the archive are joined, and after which old versions are removed.
 _OPTIMIZE_EVERY, _CLEAN_UP_EVERY = 200, 1000
@@ -35,19 +37,25 @@ _OPTIMIZE_EVERY, _CLEAN_UP_EVERY = 200, 1000
 
 @dataclass(frozen=True)
 class Committed:
-    """`removed` counts rows that a deletion found."""
+    """A committed change: the version that has it, and the existing rows that it removed or updated."""
 
     version: int
-    removed: int
+    removed: int = 0
+    updated: int = 0
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Rows to write, each with its code, or None in place of a row to remove; by key."""
+    """Changes that one caller waits for, by key."""
 
-    rows: dict[str, tuple[Row, Codes, bytes | None] | None]
+    rows: dict[str, RowChange]
     done: asyncio.Future[Committed]
     request: str = field(default_factory=current_request)
+
+    @property
+    def num_bytes(self) -> int:
+        """The approximate size of the changes in memory, in bytes."""
+        return sum(len(key) if row is None else row.num_bytes for key, row in self.rows.items())
 
 
 class Writer:
@@ -71,7 +79,7 @@ class Writer:
         self._show = show
         self._seen = seen
         self._waiting: list[_Wanted] = []
-        self._num_waiting = 0
+        self._num_waiting = self._num_waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._num_commits = 0
         # Whoever has it knows that nothing is written here meanwhile; what is asked for waits.
@@ -84,32 +92,55 @@ class Writer:
         return self._num_waiting
 
     async def upsert(self, rows: Sequence[Row]) -> Committed:
-        """Writes rows; of several with one key the last.
+        """Write rows; of several rows with one key the last.
 
-        Raises `InvalidQuery` for rows that are refused, of which none is written, `Overloaded` and `Unavailable`.
+        Raises `InvalidQuery` for invalid rows, of which none is written, `Overloaded` and `Unavailable`.
+        """
+        return await self.write(await self.prepare(rows))
+
+    async def prepare(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with their codes and thumbnails in place of their images, for `write`.
+
+        Raises `InvalidQuery` for invalid rows, and `Overloaded`.
         """
         for row in rows:
             row.check()
-        codes = np.zeros((len(rows), num_bytes(self._archive.bits)), np.uint8)
-        thumbnails = [row.thumbnail for row in rows]
         try:
-            for place, row in enumerate(rows):
+            for row in rows:
                 if row.code is not None:
-                    codes[place] = check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
+                    check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
         except InputError as error:
             raise InvalidQuery(("code", f"{error} (row {row.key[:80]!r})")) from error
+        prepared = list(rows)
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
-            codes[places], made = await self._encode([rows[place] for place in places])
-            for place, thumbnail in zip(places, made, strict=True):
-                thumbnails[place] = rows[place].thumbnail or thumbnail
-        return await self._commit(
-            {row.key: (row, code, thumb) for row, code, thumb in zip(rows, codes, thumbnails, strict=True)}
-        )
+            codes, thumbnails = await self._encode([rows[place] for place in places])
+            for place, code, thumbnail in zip(places, codes, thumbnails, strict=True):
+                row = rows[place]
+                prepared[place] = replace(
+                    row, image=None, code=code.tobytes(), thumbnail=row.thumbnail or thumbnail or None
+                )
+        return prepared
+
+    async def write(self, rows: Sequence[Row]) -> Committed:
+        """Write rows that `prepare` returned. Raises `Overloaded` and `Unavailable`."""
+        return await self._commit({row.key: row for row in rows})
+
+    async def update(self, updates: Sequence[RowUpdate]) -> Committed:
+        """Change columns of existing rows; raises as `upsert`."""
+        columns: dict[str, RowChange] = {}
+        for update in updates:
+            update.check()
+            earlier = columns.get(update.key)
+            columns[update.key] = (
+                RowUpdate(update.key, {**earlier.columns, **update.columns})
+                if isinstance(earlier, RowUpdate)
+                else update
+            )
+        return await self._commit(columns)
 
     async def delete(self, keys: Sequence[str]) -> Committed:
-        """Removes the rows with these keys; raises as `upsert`."""
-        check_keys(list(keys))
+        """Remove the rows with these keys. Raises `Overloaded` and `Unavailable`."""
         return await self._commit(dict.fromkeys(keys))
 
     async def refresh(self) -> Committed:
@@ -137,19 +168,25 @@ class Writer:
         """
         self._successor = successor
         successor._take(self._waiting)
-        self._waiting, self._num_waiting = [], 0
+        self._waiting, self._num_waiting, self._num_waiting_bytes = [], 0, 0
 
     async def close(self) -> None:
         """After the last commit that was asked for."""
         if self._task is not None:
             await self._task
 
-    async def _commit(self, rows: dict[str, tuple[Row, Codes, bytes | None] | None]) -> Committed:
+    async def _commit(self, rows: dict[str, RowChange]) -> Committed:
         if self._successor is not None:
             return await self._successor._commit(rows)
-        if self._num_waiting + len(rows) > _MAX_WAITING:
-            raise Overloaded(f"{self._num_waiting} rows wait to be written; try again later", retry_after_s=1.0)
         wanted = _Wanted(rows, asyncio.get_running_loop().create_future())
+        if (
+            self._num_waiting + len(rows) > _MAX_WAITING
+            or self._num_waiting_bytes + wanted.num_bytes > _MAX_WAITING_BYTES
+        ):
+            raise Overloaded(
+                f"{self._num_waiting:,} rows of {self._num_waiting_bytes:,} bytes wait to be written; try again later",
+                retry_after_s=1.0,
+            )
         self._take([wanted])
         # A caller that goes away does not take back what it asked for.
         return await asyncio.shield(wanted.done)
@@ -157,6 +194,7 @@ class Writer:
     def _take(self, waiting: Sequence[_Wanted]) -> None:
         self._waiting += waiting
         self._num_waiting += sum(len(wanted.rows) for wanted in waiting)
+        self._num_waiting_bytes += sum(wanted.num_bytes for wanted in waiting)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
@@ -165,16 +203,20 @@ class Writer:
             async with self.held:
                 # Not before: until then another writer may take them.
                 group: list[_Wanted] = []
-                while self._waiting and (not group or sum(len(w.rows) for w in group) < _MAX_COMMIT):
+                num_rows = size = 0
+                while self._waiting and (not group or (num_rows < _MAX_COMMIT and size < _MAX_COMMIT_BYTES)):
                     group.append(self._waiting.pop(0))
+                    num_rows += len(group[-1].rows)
+                    size += group[-1].num_bytes
                 if group:
                     await self._do(group)
 
     async def _do(self, group: Sequence[_Wanted]) -> None:
         self._num_waiting -= sum(len(wanted.rows) for wanted in group)
+        self._num_waiting_bytes -= sum(wanted.num_bytes for wanted in group)
         set_requests(wanted.request for wanted in group)
         try:
-            change, found = await asyncio.to_thread(self._write, group)
+            change, counts = await asyncio.to_thread(self._write, group)
             with self._observer.stage("show"):
                 await self._show(change)
             self._seen = change.after
@@ -187,31 +229,30 @@ class Writer:
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
             return
-        for wanted in group:
-            removed = sum(row is None and key in found for key, row in wanted.rows.items())
+        for wanted, (removed, updated) in zip(group, counts, strict=True):
             if not wanted.done.done():
-                wanted.done.set_result(Committed(change.after, removed))
+                wanted.done.set_result(Committed(change.after, removed, updated))
 
-    def _write(self, group: Sequence[_Wanted]) -> tuple[Change, set[str]]:
-        """Commits a group, later wishes over earlier ones; what changed, and the keys of removals that were there."""
-        wishes: dict[str, tuple[Row, Codes, bytes | None] | None] = {}
-        for wanted in group:
-            wishes |= wanted.rows
-        if not wishes:
+    def _write(self, group: Sequence[_Wanted]) -> tuple[Change, Counts]:
+        """Commit the changes of a group; return what changed, and the counts of each member of the group."""
+        if not any(wanted.rows for wanted in group):
             self._archive.refresh()
             nothing = np.empty(0, np.uint64)
             version = self._archive.version
             before = version if version == self._seen else UNKNOWN
-            return Change(
-                before, version, nothing, nothing, np.empty((0, num_bytes(self._archive.bits)), np.uint8)
-            ), set()
-        rows = [row for row in wishes.values() if row is not None]
+            change = Change(before, version, nothing, nothing, _codes(self._archive.bits, []))
+            return change, [(0, 0)] * len(group)
         with self._observer.stage("commit"), self._archive.writing():
             before = self._archive.version
-            gone = [key for key, row in wishes.items() if row is None]
-            found = set(self._archive.find(gone))
-            removed = self._archive.delete(list(found))
-            codes = np.array([code for _, code, _ in rows], np.uint8).reshape(-1, num_bytes(self._archive.bits))
+            lookups = {key for wanted in group for key, row in wanted.rows.items() if not isinstance(row, Row)}
+            existing = self._archive.find(sorted(lookups))
+            changes, counts = merged([wanted.rows for wanted in group], existing)
+            gone = [key for key, change in changes.items() if change is None and key in existing]
+            updates = [change for change in changes.values() if isinstance(change, RowUpdate)]
+            rows = [change for change in changes.values() if isinstance(change, Row)]
+            rows += updated_rows(self._archive, updates, existing)
+            removed = self._archive.delete(gone)
+            codes = _codes(self._archive.bits, rows)
             ids = self._archive.upsert(_table(self._archive.bits, rows, codes)) if rows else np.empty(0, np.uint64)
             after = self._archive.version
             # Each of the two is one version; in an object store, where nothing is locked, others may lie between.
@@ -223,23 +264,27 @@ class Writer:
             if self._num_commits % _CLEAN_UP_EVERY == 0:
                 self._archive.clean_up()
         self._observer.count("rows_upserted", len(rows))
-        self._observer.count("rows_deleted", len(found))
+        self._observer.count("rows_deleted", len(removed))
         if before != self._seen or not is_alone:
             # Another program has written meanwhile: what it changed is not known here.
             before = UNKNOWN
-        return Change(before, after, removed, ids, codes), found
+        return Change(before, after, removed, ids, codes), counts
 
 
-def _table(bits: int, rows: Sequence[tuple[Row, Codes, bytes | None]], codes: Codes) -> Any:
+def _codes(bits: int, rows: Sequence[Row]) -> Codes:
+    """Return the codes uint8 [N, B] of rows."""
+    return np.frombuffer(b"".join(row.code or b"" for row in rows), np.uint8).reshape(-1, num_bytes(bits))
+
+
+def _table(bits: int, rows: Sequence[Row], codes: Codes) -> Any:
     """Rows for `Archive.upsert`."""
-    names = ("label", "caption", "datetime", "lon", "lat", "footprint")
+    names = ("label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
     return Archive.table(
         codes,
         bits,
-        [row.key for row, _, _ in rows],
-        [row.uri or row.key for row, _, _ in rows],
-        thumbnail=[thumbnail for _, _, thumbnail in rows],
-        **{name: [getattr(row, name) for row, _, _ in rows] for name in names},
+        [row.key for row in rows],
+        [row.uri or row.key for row in rows],
+        **{name: [getattr(row, name) for row in rows] for name in names},
     )
 
 

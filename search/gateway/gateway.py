@@ -27,6 +27,7 @@ from orbithash.search.protocol import convert
 from orbithash.search.protocol.address import is_loopback, parse_address
 from orbithash.search.protocol.errors import DeadlineExceeded, GatewayError, InvalidQuery, SearchError
 from orbithash.search.protocol.rows import MAX_ROWS
+from orbithash.search.protocol.statuses import error_to_pb
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["Gateway", "GatewayLimits", "start_gateway"]
@@ -186,11 +187,11 @@ class _Calls:
             outcome = "OK"
             return
         except SearchError as error:
-            status = convert.error_to_pb(error)
+            status = error_to_pb(error)
             outcome = _OUTCOMES[status.code]
         except Exception:
             logger.exception("request %s (%s) failed", request_id, name)
-            status = convert.error_to_pb(GatewayError(f"internal error, request id {request_id}"))
+            status = error_to_pb(GatewayError(f"internal error, request id {request_id}"))
             outcome = _OUTCOMES[status.code]
         finally:
             self._ended(name, outcome, time.perf_counter() - started, context)

@@ -1,96 +1,92 @@
-"""Between the wire format and the domain: the only module that sees both."""
+"""Conversion of queries, answers, rows and descriptions to protobuf messages and back."""
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2, status_pb2
 
 from orbithash.search.protocol.description import Description, ShardStatus
-from orbithash.search.protocol.errors import (
-    DeadlineExceeded,
-    GatewayError,
-    InvalidQuery,
-    KeyNotFound,
-    Overloaded,
-    PermissionDenied,
-    SearchError,
-    Unauthenticated,
-    Unavailable,
+from orbithash.search.protocol.errors import GatewayError, InvalidQuery, SearchError
+from orbithash.search.protocol.queries import (
+    INCLUDABLE,
+    MAX_EXAMPLES,
+    Answer,
+    Column,
+    Coverage,
+    Cursor,
+    Example,
+    Hit,
+    Query,
 )
-from orbithash.search.protocol.queries import INCLUDABLE, MAX_EXAMPLES, Answer, Coverage, Cursor, Example, Hit, Query
-from orbithash.search.protocol.rows import Row
+from orbithash.search.protocol.rows import UPDATABLE, Columns, Row, RowUpdate
+from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
 from orbithash.v1 import search_pb2
 
 __all__ = [
     "REQUEST_ID",
     "answer_from_pb",
     "answer_to_pb",
-    "error_from_pb",
-    "error_to_pb",
+    "description_from_pb",
+    "description_to_pb",
+    "include_from_pb",
+    "include_to_pb",
     "query_from_pb",
     "query_to_pb",
+    "result_from_pb",
+    "result_to_pb",
+    "row_from_pb",
+    "row_to_pb",
+    "update_from_pb",
+    "update_to_pb",
 ]
 
-# Of the metadata, at both ends of a call.
+# The metadata key of a request's id, in both directions.
 REQUEST_ID = "orbithash-request-id"
 
-_DOMAIN = "orbithash"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = {name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE}
 _NAMES = {number: name for name, number in _COLUMNS.items()}
-_CODES: dict[type[SearchError], grpc.StatusCode] = {
-    InvalidQuery: grpc.StatusCode.INVALID_ARGUMENT,
-    KeyNotFound: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Unavailable: grpc.StatusCode.UNAVAILABLE,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    GatewayError: grpc.StatusCode.INTERNAL,
-}
-# Errors travel in trailing metadata, of which gRPC carries 8 KiB: twice this text in its longest encoding fits.
-_MAX_MESSAGE_CHARS = 300
 
 
 def example_to_pb(example: Example) -> search_pb2.Example:
-    """The message for an example that `Query.check` lets pass."""
-    kind, value = _given(example)
-    return search_pb2.Example(**{kind: value})
+    """Return the message of an example that passes `Query.check`."""
+    (kind,) = example.given()
+    given: dict[str, Any] = {kind: getattr(example, kind)}
+    return search_pb2.Example(**given)
 
 
 def query_to_pb(query: Query) -> search_pb2.SearchRequest:
-    """The request for a query that `Query.check` lets pass."""
+    """Return the request for a query that passes `Query.check`."""
     request = search_pb2.SearchRequest(
         k=query.k,
         radius=query.radius,
         filter=query.filter,
-        include=[_COLUMNS[name] for name in query.include],
+        include=include_to_pb(query.include),
         min_coverage=query.min_coverage,
     )
     if query.after is not None:
-        request.after.CopyFrom(search_pb2.Cursor(distance=query.after.distance, id=query.after.id))
+        distance, row = query.after
+        request.after.CopyFrom(search_pb2.Cursor(distance=distance, id=row))
     if query.positives:
         request.examples.positives.extend(map(example_to_pb, query.positives))
         request.examples.negatives.extend(map(example_to_pb, query.negatives))
     else:
-        request.MergeFrom(search_pb2.SearchRequest(**dict([_given(query)])))
+        (kind,) = query.given()
+        given: dict[str, Any] = {kind: getattr(query, kind)}
+        request.MergeFrom(search_pb2.SearchRequest(**given))
     return request
 
 
 def query_from_pb(request: search_pb2.SearchRequest) -> Query:
-    """The query of a request, unchecked; `InvalidQuery` for columns that are none."""
+    """Return the query of a request, unchecked. Raises `InvalidQuery` for unknown columns and too many examples."""
     kind = request.WhichOneof("query")
     given = {} if kind in (None, "examples") else {kind: getattr(request, kind)}
-    # Before anything is made of them: a message has room for millions.
+    # Checked before the conversion: a message has room for millions.
     num_examples = len(request.examples.positives) + len(request.examples.negatives)
     if num_examples > MAX_EXAMPLES:
         raise InvalidQuery(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {num_examples}"))
-    if len(request.include) > len(_NAMES):
-        raise InvalidQuery(("include", f"at most {len(_NAMES)} columns, got {len(request.include)}"))
-    if unknown := [number for number in request.include if number not in _NAMES]:
-        raise InvalidQuery(("include", f"no column has the number {unknown[0]}; there are {dict(_NAMES)}"))
     return Query(
         **given,
         positives=tuple(map(_example_from_pb, request.examples.positives)),
@@ -99,16 +95,8 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
         radius=request.radius if request.HasField("radius") else None,
         filter=request.filter,
         after=Cursor(request.after.distance, request.after.id) if request.HasField("after") else None,
-        include=tuple(_NAMES[number] for number in request.include),
+        include=include_from_pb(request.include),
         min_coverage=request.min_coverage,
-    )
-
-
-def _given(example: Example) -> tuple[str, Any]:
-    return next(
-        (name, getattr(example, name))
-        for name in ("image", "text", "code", "key")
-        if getattr(example, name) is not None
     )
 
 
@@ -117,36 +105,78 @@ def _example_from_pb(message: search_pb2.Example) -> Example:
     return Example(**({} if kind is None else {kind: getattr(message, kind)}))
 
 
+def include_to_pb(include: Sequence[str]) -> list[search_pb2.Column.ValueType]:
+    """Return the numbers of columns that pass `check_include`."""
+    return [_COLUMNS[name] for name in include]
+
+
+def include_from_pb(numbers: Sequence[int]) -> tuple[Column, ...]:
+    """Return the names of columns. Raises `InvalidQuery` for unknown columns and for too many of them."""
+    if len(numbers) > len(_NAMES):
+        raise InvalidQuery(("include", f"at most {len(_NAMES)} columns, got {len(numbers)}"))
+    if unknown := [number for number in numbers if number not in _NAMES]:
+        raise InvalidQuery(("include", f"no column has the number {unknown[0]}; allowed: {dict(_NAMES)}"))
+    return tuple(_NAMES[number] for number in numbers)
+
+
 def row_to_pb(row: Row) -> search_pb2.Row:
-    """The message for a row that `Row.check` lets pass."""
-    names = ("image", "code", "label", "caption", "lon", "lat", "footprint", "thumbnail")
+    """Return the message of a row."""
+    names = ("image", "code", "label", "caption", "lon", "lat", "footprint", "thumbnail", "id")
     known: dict[str, Any] = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
     return search_pb2.Row(key=row.key, uri=row.uri, datetime=_time_to_pb(row.datetime), **known)
 
 
 def row_from_pb(message: search_pb2.Row) -> Row:
-    """The row of a message, unchecked; `InvalidQuery` for a time out of range."""
+    """Return the row of a message, unchecked. Raises `InvalidQuery` for a time out of range."""
     kind = message.WhichOneof("content")
-    optional = {
-        name: getattr(message, name)
-        for name in ("label", "caption", "lon", "lat", "footprint", "thumbnail")
-        if message.HasField(name)
-    }
-    try:
-        time = _time_from_pb(message, "datetime")
-    except (ValueError, OverflowError) as error:
-        raise InvalidQuery(("datetime", f"out of range (row {message.key[:80]!r})")) from error
     return Row(
         key=message.key,
         uri=message.uri,
-        datetime=time,
+        id=message.id if message.HasField("id") else None,
         **({} if kind is None else {kind: getattr(message, kind)}),
-        **optional,
+        **_columns_from_pb(message, [name for name in UPDATABLE if name != "uri"]),
     )
 
 
+def update_to_pb(update: RowUpdate) -> search_pb2.RowUpdate:
+    """Return the message of an update that passes `RowUpdate.check`."""
+    known: dict[str, Any] = {name: value for name, value in update.columns.items() if value is not None}
+    if "datetime" in known:
+        known["datetime"] = _time_to_pb(known["datetime"])
+    return search_pb2.RowUpdate(row=search_pb2.Row(key=update.key, **known), columns=FieldMask(paths=update.columns))
+
+
+def update_from_pb(message: search_pb2.RowUpdate) -> RowUpdate:
+    """Return the update of a message, unchecked except for the names of its columns. Raises `InvalidQuery`."""
+    row = message.row
+    names = list(message.columns.paths)
+    where = f"(row {row.key[:80]!r})"
+    if unknown := [name for name in names if name not in UPDATABLE]:
+        allowed = ", ".join(UPDATABLE)
+        raise InvalidQuery(("columns", f"unknown column {unknown[0][:80]!r}; columns to update: {allowed} {where}"))
+    if row.WhichOneof("content") is not None or row.HasField("id"):
+        raise InvalidQuery(("row", f"an update changes neither image nor code nor id {where}"))
+    given: dict[str, Any] = {**dict.fromkeys(names), **_columns_from_pb(row, names)}
+    if "uri" in names:
+        given["uri"] = row.uri or None
+    columns: Columns = given  # type: ignore[assignment]
+    return RowUpdate(row.key, columns)
+
+
+def _columns_from_pb(message: search_pb2.Row, names: Iterable[str]) -> dict[str, Any]:
+    """Return the columns of a message that are set, uri left out."""
+    row: Any = message
+    columns = {name: getattr(row, name) for name in names if name not in ("uri", "datetime") and row.HasField(name)}
+    if "datetime" in names:
+        try:
+            columns["datetime"] = _time_from_pb(row, "datetime")
+        except (ValueError, OverflowError) as error:
+            raise InvalidQuery(("datetime", f"out of range (row {row.key[:80]!r})")) from error
+    return columns
+
+
 def answer_to_pb(answer: Answer) -> search_pb2.SearchResponse:
-    """The response that carries an answer."""
+    """Return the response that carries an answer."""
     return search_pb2.SearchResponse(
         hits=[_hit_to_pb(hit) for hit in answer.hits],
         ties_at_cutoff=answer.ties_at_cutoff,
@@ -162,11 +192,12 @@ def answer_to_pb(answer: Answer) -> search_pb2.SearchResponse:
         archive_version=answer.archive_version,
         next=None if answer.next is None else search_pb2.Cursor(distance=answer.next.distance, id=answer.next.id),
         matching_rows=answer.matching_rows,
+        is_exact=answer.is_exact,
     )
 
 
 def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
-    """The answer that a response carries."""
+    """Return the answer of a response."""
     coverage = response.coverage
     return Answer(
         tuple(_hit_from_pb(hit) for hit in response.hits),
@@ -177,25 +208,26 @@ def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
         response.archive_version,
         Cursor(response.next.distance, response.next.id) if response.HasField("next") else None,
         response.matching_rows if response.HasField("matching_rows") else None,
+        response.is_exact,
     )
 
 
 def result_to_pb(outcome: Answer | SearchError) -> search_pb2.SearchResult:
-    """What became of one query of a batch."""
+    """Return the message of the outcome of one query of a batch."""
     if isinstance(outcome, Answer):
         return search_pb2.SearchResult(response=answer_to_pb(outcome))
     return search_pb2.SearchResult(error=error_to_pb(outcome))
 
 
 def result_from_pb(result: search_pb2.SearchResult) -> Answer | SearchError:
-    """The inverse of `result_to_pb`."""
+    """Return the outcome of one query of a batch."""
     if result.HasField("response"):
         return answer_from_pb(result.response)
     return error_from_pb(result.error) or GatewayError(result.error.message)
 
 
 def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
-    """The response that carries a description."""
+    """Return the response that carries a description."""
     return search_pb2.DescribeResponse(
         rows=description.rows,
         bits=description.bits,
@@ -212,7 +244,7 @@ def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
 
 
 def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
-    """The description that a response carries."""
+    """Return the description of a response."""
     return Description(
         response.rows,
         response.bits,
@@ -223,42 +255,6 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         tuple(ShardStatus(shard.rows, shard.replicas, shard.healthy_replicas) for shard in response.shards),
         response.orbithash_version,
     )
-
-
-def error_to_pb(error: SearchError) -> status_pb2.Status:
-    """The status of an error, with google.rpc details."""
-    code: int = _CODES[type(error)].value[0]
-    status = status_pb2.Status(code=code, message=_line(str(error)))
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
-    if isinstance(error, InvalidQuery):
-        request = error_details_pb2.BadRequest()
-        for field, problem in error.violations:
-            request.field_violations.add(field=field, description=_line(problem))
-        status.details.add().Pack(request)
-    if isinstance(error, Overloaded):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(1e3 * error.retry_after_s))
-        status.details.add().Pack(retry)
-    return status
-
-
-def error_from_pb(status: status_pb2.Status) -> SearchError | None:
-    """The error that `error_to_pb` made this status of; None if it comes from elsewhere."""
-    info, request, retry = (
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.BadRequest(),
-        error_details_pb2.RetryInfo(),
-    )
-    for detail in status.details:
-        for message in (info, request, retry):
-            detail.Unpack(message)
-    kinds = {kind.reason: kind for kind in _CODES} if info.domain == _DOMAIN else {}
-    kind = kinds.get(info.reason)
-    if kind is InvalidQuery:
-        return InvalidQuery(*((violation.field, violation.description) for violation in request.field_violations))
-    if kind is Overloaded:
-        return Overloaded(status.message, retry.retry_delay.ToMilliseconds() / 1e3)
-    return kind(status.message) if kind else None
 
 
 def _hit_to_pb(hit: Hit) -> search_pb2.Hit:
@@ -303,9 +299,3 @@ def _time_from_pb(message: Any, field: str) -> datetime | None:
         return None
     time: datetime = getattr(message, field).ToDatetime(UTC)
     return time
-
-
-def _line(message: str) -> str:
-    """One line: whatever an error message drags along in further lines stays here."""
-    line = message.partition("\n")[0]
-    return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 1] + "…"

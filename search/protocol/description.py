@@ -1,4 +1,4 @@
-"""What a gateway serves, as both its ends see it. Free of numpy and of protobuf."""
+"""The description of what a gateway serves. Needs neither numpy nor protobuf."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ __all__ = ["Description", "ShardStatus"]
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """One part of the archive: its rows, its copies, and those that answered when they were last asked."""
+    """The state of one shard: its rows, its replicas, and the replicas that answered their last health check."""
 
     rows: int
     replicas: int
@@ -16,7 +16,7 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class Description:
-    """The version of an archive that a search which begins now is over, and the version of the server."""
+    """The archive version that is searched, its model, index and shards, and the server's version of orbithash."""
 
     rows: int
     bits: int

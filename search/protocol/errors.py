@@ -1,6 +1,6 @@
-"""What can go wrong with a search, the same in process and through the gateway.
+"""Errors of searches and changes, the same in process and through the gateway.
 
-Those that are the user's fault are `InputError` too. `reason` is what the gateway writes into google.rpc.ErrorInfo.
+Errors that the user can mend are `InputError` too. `reason` is the gateway's google.rpc.ErrorInfo.reason.
 """
 
 from typing import ClassVar
@@ -20,12 +20,15 @@ __all__ = [
     "Unavailable",
 ]
 
+# Problems that the message of an error lists.
+_MAX_LISTED = 5
+
 
 class SearchError(Exception):
-    """A search has no answer. The message is one line that a user may see.
+    """A search or a change failed. The message is one line that a user may see.
 
     Attributes:
-        request_id: where it came over the wire, what the gateway's log calls the request.
+        request_id: the id of the request in the gateway's log; None if the error was raised in this process.
     """
 
     reason: ClassVar[str]
@@ -33,13 +36,19 @@ class SearchError(Exception):
 
 
 class InvalidQuery(SearchError, InputError):
-    """The query is wrong; `violations` holds (field of SearchRequest, what was got and what is allowed)."""
+    """The request is invalid.
+
+    Attributes:
+        violations: (field of the request, what was got and what is allowed) of each problem.
+    """
 
     reason = "INVALID_QUERY"
 
     def __init__(self, *violations: tuple[str, str]) -> None:
-        super().__init__("; ".join(f"{field}: {problem}" for field, problem in violations))
-        self.violations = violations
+        self.violations = tuple(dict.fromkeys(violations))
+        listed = "; ".join(f"{field}: {problem}" for field, problem in self.violations[:_MAX_LISTED])
+        more = len(self.violations) - _MAX_LISTED
+        super().__init__(f"{listed}; and {more:,} more problems" if more > 0 else listed)
 
 
 class KeyNotFound(SearchError, InputError):
@@ -49,19 +58,19 @@ class KeyNotFound(SearchError, InputError):
 
 
 class DeadlineExceeded(SearchError):
-    """The time given for the search has passed."""
+    """The time limit of the call has passed."""
 
     reason = "DEADLINE_EXCEEDED"
 
 
 class Unavailable(SearchError):
-    """No shard could answer, or too few; or the archive cannot be written now."""
+    """Too few shards answered, or the archive cannot be written at the moment."""
 
     reason = "UNAVAILABLE"
 
 
 class Overloaded(SearchError):
-    """Too much is asked at once; `retry_after_s` is when to try again."""
+    """The server has too much work waiting; try again after `retry_after_s` seconds."""
 
     reason = "OVERLOADED"
 
@@ -71,7 +80,7 @@ class Overloaded(SearchError):
 
 
 class Unauthenticated(SearchError, InputError):
-    """The gateway asks for a token, and got none that it knows."""
+    """The gateway requires a token, and got none or an unknown one."""
 
     reason = "UNAUTHENTICATED"
 
@@ -83,10 +92,10 @@ class PermissionDenied(SearchError, InputError):
 
 
 class GatewayError(SearchError):
-    """The gateway failed inside. Its message names the request in the gateway's log."""
+    """The gateway failed. The message has the id of the request in the gateway's log."""
 
     reason = "INTERNAL"
 
 
 class GatewayUnreachable(InputError):
-    """Nothing answers at the gateway's address."""
+    """No gateway answers at the address."""

@@ -1,10 +1,12 @@
-"""A query and its answer, as the engine, the gateway and the client all see them. Free of numpy and of protobuf."""
+"""Queries and answers, as the engine, the gateway and the client see them. Needs neither numpy nor protobuf."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from orbithash.search.protocol.errors import InvalidQuery
+from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
 
 __all__ = [
     "INCLUDABLE",
@@ -13,37 +15,80 @@ __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_K",
     "MAX_KEY_CHARS",
+    "MAX_LARGE_ROWS",
+    "MAX_SENTENCE_CHARS",
     "MAX_SHARDS",
-    "MAX_TEXT_CHARS",
     "Answer",
+    "Column",
     "Coverage",
     "Cursor",
     "Example",
     "Hit",
     "Query",
+    "check_filter",
+    "check_include",
     "check_num_shards",
+    "has_large",
 ]
 
 MAX_K = 10_000
-MAX_IMAGE_BYTES = 10 * 2**20
 MAX_KEY_CHARS = 4096
-MAX_TEXT_CHARS = 2000
-MAX_FILTER_CHARS = 4096
+MAX_SENTENCE_CHARS = 2000
+# A polygon of 10,000 vertices with coordinates of full precision has 400,000 characters.
+MAX_FILTER_CHARS = 500_000
 MAX_EXAMPLES = 64
 MAX_SHARDS = 1024
 
-# What of a row an answer holds only where it is asked for.
-INCLUDABLE = ("uri", "caption", "thumbnail", "footprint", "code")
+# Columns that hits and rows hold only on request.
+Column = Literal["uri", "caption", "thumbnail", "footprint", "code"]
+INCLUDABLE: tuple[Column, ...] = get_args(Column)
+# Columns of up to some 100 KiB a row, and the maximum number of rows of one response that may hold them.
+_LARGE = ("thumbnail", "footprint")
+MAX_LARGE_ROWS = 1000
 
 
 def check_num_shards(count: int) -> None:
-    """Raises `InvalidQuery` for a number of shards that cannot be asked for; 0 is as many as now."""
+    """Check a number of shards; 0 means the current number. Raises `InvalidQuery`."""
     if not 0 <= count <= MAX_SHARDS:
-        raise InvalidQuery(("shards", f"from 1 to {MAX_SHARDS}, or 0 for as many as now; got {count}"))
+        raise InvalidQuery(("shards", f"from 1 to {MAX_SHARDS:,}, or 0 for the current number; got {count}"))
+
+
+def check_filter(text: str) -> None:
+    """Check the length of a filter. Raises `InvalidQuery`."""
+    if problems := _filter_problems(text):
+        raise InvalidQuery(*problems)
+
+
+def check_include(include: Sequence[str]) -> None:
+    """Check names of columns to include. Raises `InvalidQuery`."""
+    if problems := _include_problems(include):
+        raise InvalidQuery(*problems)
+
+
+def has_large(include: Sequence[str]) -> bool:
+    """Return whether `include` has a column of which one response holds at most `MAX_LARGE_ROWS`."""
+    return any(name in _LARGE for name in include)
+
+
+def _filter_problems(text: str) -> list[tuple[str, str]]:
+    if len(text) > MAX_FILTER_CHARS:
+        return [("filter", f"at most {MAX_FILTER_CHARS:,} characters, got {len(text):,}")]
+    return []
+
+
+def _include_problems(include: Sequence[str]) -> list[tuple[str, str]]:
+    if isinstance(include, str):
+        return [("include", f"a sequence of column names such as ('uri',), got the string {include[:80]!r}")]
+    problems = []
+    if unknown := [name for name in include if name not in INCLUDABLE]:
+        problems.append(("include", f"unknown column {str(unknown[0])[:80]!r}; allowed: {', '.join(INCLUDABLE)}"))
+    if len(set(include)) < len(include):
+        problems.append(("include", f"a column is named twice among {len(include)}; name each column once"))
+    return problems
 
 
 class Cursor(NamedTuple):
-    """A place in the order of an answer: what comes after it is the next page."""
+    """A position in the order (distance, id) of an answer; the next page begins after it."""
 
     distance: int
     id: int
@@ -51,54 +96,61 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Something that has a code, exactly one of `image`, `text`, `code` and `key`.
+    """An item that has a code: exactly one of `image`, `text`, `code` and `key`.
 
     Attributes:
-        image: an encoded image file, at most `MAX_IMAGE_BYTES`.
-        text: a sentence, for a model with a text side.
-        code: a packed code of the archive's width.
-        key: the key of a row of the archive, whose code it is.
+        image: an encoded image file of at most `MAX_IMAGE_BYTES`; may be given as bytes, as a path or as a PIL image.
+        text: a sentence, for a model with a text encoder.
+        code: a packed code of the archive's number of bits; may be given as bytes or as a uint8 array.
+        key: the key of a row of the archive, whose code is used.
     """
 
-    image: bytes | None = None
+    image: ImageField = IMAGE
     text: str | None = None
-    code: bytes | None = None
+    code: CodeField = CODE
     key: str | None = None
 
-    def problems(self, where: str) -> list[tuple[str, str]]:
-        """What can be seen to be wrong without the archive: (field, problem); `where` is the field of the whole."""
+    def problems(self, field: str) -> list[tuple[str, str]]:
+        """Return (field, problem) for everything that can be checked without the archive.
+
+        `field` names the example itself.
+        """
         problems: list[tuple[str, str]] = []
-        given = [name for name in ("image", "text", "code", "key") if getattr(self, name) is not None]
+        given = self.given()
         if len(given) != 1:
-            told = " and ".join(given) or "none"
-            problems.append((where, f"give exactly one of image, text, code and key, got {told}"))
+            got = " and ".join(given) or "none"
+            problems.append((field, f"give exactly one of image, text, code and key, got {got}"))
         if self.image is not None and not 0 < len(self.image) <= MAX_IMAGE_BYTES:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
-        if self.text is not None and not 0 < len(self.text) <= MAX_TEXT_CHARS:
-            problems.append(("text", f"a sentence has 1 to {MAX_TEXT_CHARS:,} characters, got {len(self.text):,}"))
+        if self.text is not None and not 0 < len(self.text) <= MAX_SENTENCE_CHARS:
+            problems.append(("text", f"a sentence has 1 to {MAX_SENTENCE_CHARS:,} characters, got {len(self.text):,}"))
         if self.key is not None and not 0 < len(self.key) <= MAX_KEY_CHARS:
             problems.append(("key", f"a key has 1 to {MAX_KEY_CHARS:,} characters, got {len(self.key):,}"))
         return problems
 
+    def given(self) -> list[str]:
+        """Return the names of the fields among image, text, code and key that are set."""
+        return [name for name in ("image", "text", "code", "key") if getattr(self, name) is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query(Example):
-    """What to look for, how many hits to return, and which rows and columns count.
+    """What to search for, the number of hits, the rows to consider and the columns to return.
 
-    It is one example, or several: rows near the `positives` and not near the `negatives`. Then each bit of the code
-    that is searched for is what the share of positives says less the share of negatives; where that is even, it is the
-    first positive's. Without negatives no code has a smaller sum of distances to the positives. Examples that are rows
-    of the archive are hits like any other; a filter leaves them out.
+    A query is either one example or several: rows near the `positives` and not near the `negatives`. Each bit of the
+    query's code is then decided by a majority vote: positives vote for their bit, negatives against theirs, each group
+    weighted equally; the first positive breaks ties. Without negatives, no code has a smaller sum of distances to the
+    positives. Examples that are rows of the archive can be hits; a filter can exclude them.
 
     Attributes:
-        positives: examples of what is wanted, at most `MAX_EXAMPLES` together with the negatives.
-        negatives: examples of what is not.
-        k: number of hits, 1 to `MAX_K`.
-        radius: the largest distance of a hit, inclusive; None: any.
-        filter: rows that count, as an expression in CQL2 text (see `filters`); "": all.
-        after: the last hit of the page before; None: the first page.
+        positives: positive examples, at most `MAX_EXAMPLES` together with the negatives.
+        negatives: negative examples.
+        k: maximum number of hits, 1 to `MAX_K`; at most `MAX_LARGE_ROWS` with thumbnails or footprints.
+        radius: the largest distance of a hit in bits, inclusive; None: no limit.
+        filter: an expression in CQL2 text that rows have to pass (see docs/search.md); "": all rows.
+        after: return hits after this position, `Answer.next` of the page before; None: the first page.
         include: columns of `INCLUDABLE` that the hits hold.
-        min_coverage: an answer that covers less of the archive than this share is an error.
+        min_coverage: an answer that covers a smaller fraction of the archive is an error.
     """
 
     positives: tuple[Example, ...] = ()
@@ -107,47 +159,56 @@ class Query(Example):
     radius: int | None = None
     filter: str = ""
     after: Cursor | None = None
-    include: tuple[str, ...] = ()
+    include: tuple[Column, ...] = ()
     min_coverage: float = 0.0
 
     def check(self) -> None:
-        """Raises `InvalidQuery` with all that can be seen to be wrong without the archive."""
+        """Raise `InvalidQuery` with everything that can be checked without the archive."""
         examples = (*self.positives, *self.negatives)
-        alone = [name for name in ("image", "text", "code", "key") if getattr(self, name) is not None]
         if not examples:
             problems = self.problems("query")
         else:
             problems = [problem for example in examples for problem in example.problems("examples")]
-            if alone:
-                problems.append(("query", f"give examples or one {alone[0]}, not both"))
+            if given := self.given():
+                problems.append(("query", f"give examples or one {given[0]}, not both"))
             if not self.positives:
-                problems.append(("positives", "at least one example of what is wanted is needed"))
+                problems.append(("positives", "at least one positive example is required"))
             if len(examples) > MAX_EXAMPLES:
                 problems.append(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {len(examples)}"))
         if not _is_whole(self.k) or not 1 <= self.k <= MAX_K:
             problems.append(("k", f"k is a whole number from 1 to {MAX_K:,}, got {self.k!r}"))
-        if self.radius is not None and (not _is_whole(self.radius) or self.radius < 0):
+        elif self.k > MAX_LARGE_ROWS and has_large(self.include):
+            problems.append(
+                ("k", f"at most {MAX_LARGE_ROWS:,} hits with {' or '.join(_LARGE)}, got k {self.k:,}; use pages")
+            )
+        if self.radius is not None and (not _is_whole(self.radius) or not 0 <= self.radius < 2**32):
             problems.append(("radius", f"a radius is a whole number of bits from 0, got {self.radius!r}"))
-        if self.after is not None and not (0 <= self.after.distance < 2**31 and 0 <= self.after.id < 2**64):
-            problems.append(("after", f"a cursor is the distance and the id of a hit, got {tuple(self.after)}"))
-        if len(self.filter) > MAX_FILTER_CHARS:
-            problems.append(("filter", f"at most {MAX_FILTER_CHARS:,} characters, got {len(self.filter):,}"))
-        if unknown := [name for name in self.include if name not in INCLUDABLE]:
-            problems.append(("include", f"no column {unknown[0]!r}; there are {', '.join(INCLUDABLE)}"))
-        if len(set(self.include)) < len(self.include):
-            problems.append(("include", f"each column once, got {len(self.include)} of which some are equal"))
+        if self.after is not None and not _is_cursor(self.after):
+            problems.append(("after", f"a cursor is the distance and the id of a hit, got {self.after!r}"))
+        problems += _filter_problems(self.filter)
+        problems += _include_problems(self.include)
         if not 0 <= self.min_coverage <= 1:
-            problems.append(("min_coverage", f"a share from 0 to 1, got {self.min_coverage!r}"))
+            problems.append(("min_coverage", f"a fraction from 0 to 1, got {self.min_coverage!r}"))
         if problems:
-            raise InvalidQuery(*dict.fromkeys(problems))
+            raise InvalidQuery(*problems)
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_cursor(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(map(_is_whole, value))
+        and 0 <= value[0] < 2**31
+        and 0 <= value[1] < 2**64
+    )
+
+
 class Hit(NamedTuple):
-    """One row of the archive: `rank` counts from 1, `distance` is in bits, `lon` and `lat` in degrees WGS 84.
+    """One row of an answer: `rank` counts from 1, `distance` is in bits, `lon` and `lat` in degrees WGS 84.
 
     `extra` holds the columns that the query includes.
     """
@@ -160,13 +221,13 @@ class Hit(NamedTuple):
     lon: float | None
     lat: float | None
     datetime: datetime | None
-    # Nobody writes into it.
+    # Never modified.
     extra: dict[str, Any] = {}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which part of the archive an answer speaks for."""
+    """The part of the archive that was searched."""
 
     searched_rows: int
     total_rows: int
@@ -175,17 +236,24 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Part of the rows that was searched; 1 where there are none. Below 1 the answer is partial."""
+        """The fraction of rows that was searched; 1 for an archive without rows. Below 1 the answer is partial."""
         return self.searched_rows / self.total_rows if self.total_rows else 1.0
 
 
 class Answer(NamedTuple):
-    """The hits by (distance, id), exact within `coverage`.
+    """The hits of a query, ordered by (distance, id), and how complete they are.
 
-    `ties_at_cutoff` is the number of searched rows at the distance of the last hit, the hits included and those of
-    earlier pages not. `next` is the cursor of the next page, None where there is none. `matching_rows` is the number of
-    rows that pass the filter, None without one. `is_exact` is false for an index that compares a query with some of the
-    codes only (`ivf`, `hnsw`): rows nearer than the hits may then be missing.
+    Attributes:
+        hits: at most k hits.
+        ties_at_cutoff: number of searched rows at the distance of the last hit, hits of this page included, hits of
+            earlier pages not.
+        coverage: the part of the archive that was searched.
+        took_ms: time in the search engine, in milliseconds.
+        model_id: content hash of the model that made the archive's codes.
+        archive_version: version of the archive that was searched.
+        next: position after which the next page begins; None if there is no next page.
+        matching_rows: number of rows that pass the filter; None without a filter.
+        is_exact: whether the hits are exactly the nearest rows of the searched part; False for an approximate index.
     """
 
     hits: tuple[Hit, ...]

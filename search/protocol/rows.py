@@ -1,37 +1,65 @@
-"""A row to be written into an archive, as the gateway and the client see it. Free of numpy and of protobuf."""
+"""Rows of an archive and changes of them, as the gateway and the client see them. Needs neither numpy nor protobuf."""
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from orbithash.search.protocol.errors import InvalidQuery
-from orbithash.search.protocol.queries import MAX_IMAGE_BYTES, MAX_KEY_CHARS
+from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
+from orbithash.search.protocol.queries import MAX_KEY_CHARS
 
-__all__ = ["MAX_ROWS", "Row", "check_keys"]
+__all__ = ["MAX_ROWS", "Columns", "Row", "RowUpdate", "check_keys"]
 
-# Of one message.
+# Rows, updates or keys of one message.
 MAX_ROWS = 1000
-MAX_TEXT_CHARS = 10_000
-MAX_FOOTPRINT_BYTES = 64 * 2**10
-MAX_THUMBNAIL_BYTES = 256 * 2**10
+
+_MAX_CHARS = {"uri": MAX_KEY_CHARS, "label": 10_000, "caption": 10_000}
+_MAX_BYTES = {"footprint": 64 * 2**10, "thumbnail": 256 * 2**10}
+_MAX_DEGREES = {"lon": 180, "lat": 90}
+
+
+class Columns(TypedDict, total=False):
+    """New values of columns of a row; None clears a column."""
+
+    uri: str | None
+    label: str | None
+    caption: str | None
+    datetime: dt.datetime | None
+    lon: float | None
+    lat: float | None
+    footprint: bytes | None
+    thumbnail: bytes | None
+
+
+UPDATABLE = tuple(Columns.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: its key and its code, or the image that the server makes the code (and the thumbnail) of.
+    """One row of an archive.
+
+    To write a row, give its key and either its code or an image, from which the server makes the code and the
+    thumbnail. Rows that are read have an id, and `uri`, `caption`, `footprint`, `thumbnail` and `code` only if these
+    columns were requested.
 
     Attributes:
-        key: unique in the archive; a row that has it is replaced.
-        image: an encoded image file, at most `MAX_IMAGE_BYTES`.
-        code: a packed code, by the archive's model.
-        uri: what to open to see it; "": the key.
-        label, caption, datetime, lon, lat: what is known of it; degrees WGS 84, a datetime without zone is UTC.
-        footprint: its outline as WKB, WGS 84.
+        key: unique in the archive; writing a row replaces the row with the same key.
+        image: an encoded image file of at most `MAX_IMAGE_BYTES`; may be given as bytes, as a path or as a PIL image.
+        code: a packed code of the archive's model; may be given as bytes or as a uint8 array.
+        uri: the path or URI of the image; "": the key.
+        label: the class.
+        caption: a sentence about the image.
+        datetime: time of acquisition; without a time zone it is UTC.
+        lon, lat: the centre in degrees, WGS 84.
+        footprint: the outline as WKB, WGS 84.
         thumbnail: a JPEG of at most 128 pixels a side.
+        id: the row's id; None in rows to write, because the archive assigns ids.
     """
 
     key: str
-    image: bytes | None = None
-    code: bytes | None = None
+    image: ImageField = IMAGE
+    code: CodeField = CODE
     uri: str = ""
     label: str | None = None
     caption: str | None = None
@@ -40,35 +68,85 @@ class Row:
     lat: float | None = None
     footprint: bytes | None = None
     thumbnail: bytes | None = None
+    id: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """The approximate size of the row in memory and in a message, in bytes."""
+        texts = len(self.key) + len(self.uri) + len(self.label or "") + len(self.caption or "")
+        blobs = (self.image, self.code, self.footprint, self.thumbnail)
+        # Characters have up to four bytes.
+        return 4 * texts + sum(len(blob or b"") for blob in blobs)
 
     def check(self) -> None:
-        """Raises `InvalidQuery` with all that can be seen to be wrong without the archive."""
-        problems = list(_key_problems(self.key))
+        """Raise `InvalidQuery` with everything that can be checked without the archive, to write the row."""
+        problems = _key_problems(self.key)
         if (self.image is None) == (self.code is None):
             problems.append(("content", "give exactly one of image and code"))
         if self.image is not None and not 0 < len(self.image) <= MAX_IMAGE_BYTES:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
-        for name, most in (("uri", MAX_KEY_CHARS), ("label", MAX_TEXT_CHARS), ("caption", MAX_TEXT_CHARS)):
-            if len(getattr(self, name) or "") > most:
-                problems.append((name, f"at most {most:,} characters, got {len(getattr(self, name)):,}"))
-        for name, most in (("footprint", MAX_FOOTPRINT_BYTES), ("thumbnail", MAX_THUMBNAIL_BYTES)):
-            if len(getattr(self, name) or b"") > most:
-                problems.append((name, f"at most {most:,} bytes, got {len(getattr(self, name)):,}"))
-        for name, limit in (("lon", 180), ("lat", 90)):
-            value = getattr(self, name)
-            if value is not None and not -limit <= value <= limit:
-                problems.append((name, f"from -{limit} to {limit} degrees, got {value!r}"))
+        problems += _column_problems({name: getattr(self, name) for name in UPDATABLE})
         if problems:
-            raise InvalidQuery(*((field, f"{problem} (row {self.key[:80]!r})") for field, problem in problems))
+            raise _invalid(problems, self.key)
 
 
-def check_keys(keys: list[str]) -> None:
-    """Raises `InvalidQuery` for what cannot be keys of rows."""
+@dataclass(frozen=True)
+class RowUpdate:
+    """New values for some columns of the row with a key; the other columns and the code stay."""
+
+    key: str
+    columns: Columns
+
+    @property
+    def num_bytes(self) -> int:
+        """The approximate size of the update in memory and in a message, in bytes."""
+        values = [self.key, *self.columns.values()]
+        return sum(4 * len(value) if isinstance(value, str) else len(value) for value in values if _has_length(value))
+
+    def check(self) -> None:
+        """Raise `InvalidQuery` with everything that can be checked without the archive."""
+        problems = _key_problems(self.key)
+        names = ", ".join(UPDATABLE)
+        if unknown := [name for name in self.columns if name not in UPDATABLE]:
+            problems.append(("columns", f"unknown column {str(unknown[0])[:80]!r}; columns to update: {names}"))
+        elif not self.columns:
+            problems.append(("columns", f"no column to update; give any of {names}"))
+        else:
+            problems += _column_problems(self.columns)
+        if problems:
+            raise _invalid(problems, self.key)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Check keys of rows. Raises `InvalidQuery`."""
     if problems := [problem for key in keys for problem in _key_problems(key)]:
-        raise InvalidQuery(*dict.fromkeys(problems))
+        raise InvalidQuery(*problems)
 
 
 def _key_problems(key: str) -> list[tuple[str, str]]:
     if 0 < len(key) <= MAX_KEY_CHARS and key.isprintable():
         return []
     return [("key", f"a key has 1 to {MAX_KEY_CHARS:,} characters, all of them printable; got {key[:80]!r}")]
+
+
+def _column_problems(columns: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    for name, limit in _MAX_CHARS.items():
+        if len(columns.get(name) or "") > limit:
+            problems.append((name, f"at most {limit:,} characters, got {len(columns[name]):,}"))
+    for name, limit in _MAX_BYTES.items():
+        if len(columns.get(name) or b"") > limit:
+            problems.append((name, f"at most {limit:,} bytes, got {len(columns[name]):,}"))
+    for name, limit in _MAX_DEGREES.items():
+        value = columns.get(name)
+        if value is not None and not -limit <= value <= limit:
+            problems.append((name, f"from -{limit} to {limit} degrees, got {value!r}"))
+    return problems
+
+
+def _invalid(problems: list[tuple[str, str]], key: str) -> InvalidQuery:
+    return InvalidQuery(*((field, f"{problem} (row {key[:80]!r})") for field, problem in problems))
+
+
+def _has_length(value: object) -> bool:
+    return isinstance(value, str | bytes)

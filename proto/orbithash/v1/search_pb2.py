@@ -22,61 +22,80 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19orbithash/v1/search.proto\x12\x0corbithash.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"T\n\x07\x45xample\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x02 \x01(\x0cH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x42\t\n\x07\x65xample\"^\n\x08\x45xamples\x12(\n\tpositives\x18\x01 \x03(\x0b\x32\x15.orbithash.v1.Example\x12(\n\tnegatives\x18\x02 \x03(\x0b\x32\x15.orbithash.v1.Example\"&\n\x06\x43ursor\x12\x10\n\x08\x64istance\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\"\xa1\x02\n\rSearchRequest\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x02 \x01(\x0cH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12*\n\x08\x65xamples\x18\x06 \x01(\x0b\x32\x16.orbithash.v1.ExamplesH\x00\x12\t\n\x01k\x18\x04 \x01(\r\x12\x13\n\x06radius\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x08 \x01(\t\x12#\n\x05\x61\x66ter\x18\t \x01(\x0b\x32\x14.orbithash.v1.Cursor\x12%\n\x07include\x18\n \x03(\x0e\x32\x14.orbithash.v1.Column\x12\x14\n\x0cmin_coverage\x18\x0b \x01(\x01\x42\x07\n\x05queryB\t\n\x07_radius\"\x81\x02\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Hit\x12\x16\n\x0eties_at_cutoff\x18\x02 \x01(\x04\x12(\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x16.orbithash.v1.Coverage\x12\x0f\n\x07took_ms\x18\x04 \x01(\x01\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61rchive_version\x18\x06 \x01(\x04\x12\"\n\x04next\x18\x07 \x01(\x0b\x32\x14.orbithash.v1.Cursor\x12\x1a\n\rmatching_rows\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_matching_rows\"\xf4\x02\n\x03Hit\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x10\n\x08\x64istance\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\x04\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x12\n\x05label\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x03lon\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03lat\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x31\n\x08\x64\x61tetime\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x10\n\x03uri\x18\t \x01(\tH\x04\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\n \x01(\tH\x05\x88\x01\x01\x12\x16\n\tthumbnail\x18\x0b \x01(\x0cH\x06\x88\x01\x01\x12\x16\n\tfootprint\x18\x0c \x01(\x0cH\x07\x88\x01\x01\x12\x11\n\x04\x63ode\x18\r \x01(\x0cH\x08\x88\x01\x01\x42\x08\n\x06_labelB\x06\n\x04_lonB\x06\n\x04_latB\x0b\n\t_datetimeB\x06\n\x04_uriB\n\n\x08_captionB\x0c\n\n_thumbnailB\x0c\n\n_footprintB\x07\n\x05_code\"v\n\x08\x43overage\x12\x15\n\rsearched_rows\x18\x01 \x01(\x04\x12\x12\n\ntotal_rows\x18\x02 \x01(\x04\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x17\n\x0f\x61nswered_shards\x18\x04 \x01(\r\x12\x14\n\x0ctotal_shards\x18\x05 \x01(\r\"B\n\x11SearchManyRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.orbithash.v1.SearchRequest\"A\n\x12SearchManyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.orbithash.v1.SearchResult\"o\n\x0cSearchResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.orbithash.v1.SearchResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xcb\x02\n\x03Row\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x03 \x01(\x0cH\x00\x12\x0b\n\x03uri\x18\x04 \x01(\t\x12\x12\n\x05label\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x31\n\x08\x64\x61tetime\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x10\n\x03lon\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x03lat\x18\t \x01(\x01H\x05\x88\x01\x01\x12\x16\n\tfootprint\x18\n \x01(\x0cH\x06\x88\x01\x01\x12\x16\n\tthumbnail\x18\x0b \x01(\x0cH\x07\x88\x01\x01\x42\t\n\x07\x63ontentB\x08\n\x06_labelB\n\n\x08_captionB\x0b\n\t_datetimeB\x06\n\x04_lonB\x06\n\x04_latB\x0c\n\n_footprintB\x0c\n\n_thumbnail\"0\n\rUpsertRequest\x12\x1f\n\x04rows\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Row\"A\n\x0eUpsertResponse\x12\x16\n\x0e\x63ommitted_rows\x18\x01 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x02 \x01(\x04\"\x1d\n\rDeleteRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"W\n\x0e\x44\x65leteResponse\x12\x16\n\x0e\x63ommitted_keys\x18\x01 \x01(\x04\x12\x14\n\x0cremoved_rows\x18\x02 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x03 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\xc0\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61rchive_version\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\t\x12\x10\n\x08has_text\x18\x06 \x01(\x08\x12)\n\x06shards\x18\x07 \x03(\x0b\x32\x19.orbithash.v1.ShardStatus\x12\x19\n\x11orbithash_version\x18\x08 \x01(\t\"G\n\x0bShardStatus\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x18\n\x10healthy_replicas\x18\x03 \x01(\r\"@\n\x0eRefreshRequest\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\"J\n\x0fRefreshResponse\x12\x17\n\x0f\x61rchive_version\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x10\n\x08model_id\x18\x03 \x01(\t*\x81\x01\n\x06\x43olumn\x12\x16\n\x12\x43OLUMN_UNSPECIFIED\x10\x00\x12\x0e\n\nCOLUMN_URI\x10\x01\x12\x12\n\x0e\x43OLUMN_CAPTION\x10\x02\x12\x14\n\x10\x43OLUMN_THUMBNAIL\x10\x03\x12\x14\n\x10\x43OLUMN_FOOTPRINT\x10\x04\x12\x0f\n\x0b\x43OLUMN_CODE\x10\x05\x32\xa5\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.orbithash.v1.SearchRequest\x1a\x1c.orbithash.v1.SearchResponse\x12O\n\nSearchMany\x12\x1f.orbithash.v1.SearchManyRequest\x1a .orbithash.v1.SearchManyResponse2\xb5\x02\n\x0e\x41rchiveService\x12I\n\x08\x44\x65scribe\x12\x1d.orbithash.v1.DescribeRequest\x1a\x1e.orbithash.v1.DescribeResponse\x12G\n\x06Upsert\x12\x1b.orbithash.v1.UpsertRequest\x1a\x1c.orbithash.v1.UpsertResponse(\x01\x30\x01\x12G\n\x06\x44\x65lete\x12\x1b.orbithash.v1.DeleteRequest\x1a\x1c.orbithash.v1.DeleteResponse(\x01\x30\x01\x12\x46\n\x07Refresh\x12\x1c.orbithash.v1.RefreshRequest\x1a\x1d.orbithash.v1.RefreshResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19orbithash/v1/search.proto\x12\x0corbithash.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"T\n\x07\x45xample\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x02 \x01(\x0cH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x42\t\n\x07\x65xample\"^\n\x08\x45xamples\x12(\n\tpositives\x18\x01 \x03(\x0b\x32\x15.orbithash.v1.Example\x12(\n\tnegatives\x18\x02 \x03(\x0b\x32\x15.orbithash.v1.Example\"&\n\x06\x43ursor\x12\x10\n\x08\x64istance\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\"\xa1\x02\n\rSearchRequest\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x02 \x01(\x0cH\x00\x12\r\n\x03key\x18\x03 \x01(\tH\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12*\n\x08\x65xamples\x18\x06 \x01(\x0b\x32\x16.orbithash.v1.ExamplesH\x00\x12\t\n\x01k\x18\x04 \x01(\r\x12\x13\n\x06radius\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06\x66ilter\x18\x08 \x01(\t\x12#\n\x05\x61\x66ter\x18\t \x01(\x0b\x32\x14.orbithash.v1.Cursor\x12%\n\x07include\x18\n \x03(\x0e\x32\x14.orbithash.v1.Column\x12\x14\n\x0cmin_coverage\x18\x0b \x01(\x01\x42\x07\n\x05queryB\t\n\x07_radius\"\x93\x02\n\x0eSearchResponse\x12\x1f\n\x04hits\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Hit\x12\x16\n\x0eties_at_cutoff\x18\x02 \x01(\x04\x12(\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x16.orbithash.v1.Coverage\x12\x0f\n\x07took_ms\x18\x04 \x01(\x01\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61rchive_version\x18\x06 \x01(\x04\x12\"\n\x04next\x18\x07 \x01(\x0b\x32\x14.orbithash.v1.Cursor\x12\x1a\n\rmatching_rows\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08is_exact\x18\t \x01(\x08\x42\x10\n\x0e_matching_rows\"\xf4\x02\n\x03Hit\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x10\n\x08\x64istance\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\x04\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x12\n\x05label\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x03lon\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03lat\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x31\n\x08\x64\x61tetime\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x10\n\x03uri\x18\t \x01(\tH\x04\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\n \x01(\tH\x05\x88\x01\x01\x12\x16\n\tthumbnail\x18\x0b \x01(\x0cH\x06\x88\x01\x01\x12\x16\n\tfootprint\x18\x0c \x01(\x0cH\x07\x88\x01\x01\x12\x11\n\x04\x63ode\x18\r \x01(\x0cH\x08\x88\x01\x01\x42\x08\n\x06_labelB\x06\n\x04_lonB\x06\n\x04_latB\x0b\n\t_datetimeB\x06\n\x04_uriB\n\n\x08_captionB\x0c\n\n_thumbnailB\x0c\n\n_footprintB\x07\n\x05_code\"v\n\x08\x43overage\x12\x15\n\rsearched_rows\x18\x01 \x01(\x04\x12\x12\n\ntotal_rows\x18\x02 \x01(\x04\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12\x17\n\x0f\x61nswered_shards\x18\x04 \x01(\r\x12\x14\n\x0ctotal_shards\x18\x05 \x01(\r\"B\n\x11SearchManyRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.orbithash.v1.SearchRequest\"A\n\x12SearchManyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.orbithash.v1.SearchResult\"o\n\x0cSearchResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.orbithash.v1.SearchResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xe3\x02\n\x03Row\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x63ode\x18\x03 \x01(\x0cH\x00\x12\x0b\n\x03uri\x18\x04 \x01(\t\x12\x12\n\x05label\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x31\n\x08\x64\x61tetime\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x10\n\x03lon\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x03lat\x18\t \x01(\x01H\x05\x88\x01\x01\x12\x16\n\tfootprint\x18\n \x01(\x0cH\x06\x88\x01\x01\x12\x16\n\tthumbnail\x18\x0b \x01(\x0cH\x07\x88\x01\x01\x12\x0f\n\x02id\x18\x0c \x01(\x04H\x08\x88\x01\x01\x42\t\n\x07\x63ontentB\x08\n\x06_labelB\n\n\x08_captionB\x0b\n\t_datetimeB\x06\n\x04_lonB\x06\n\x04_latB\x0c\n\n_footprintB\x0c\n\n_thumbnailB\x05\n\x03_id\"A\n\nGetRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12%\n\x07include\x18\x02 \x03(\x0e\x32\x14.orbithash.v1.Column\"G\n\x0bGetResponse\x12\x1f\n\x04rows\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Row\x12\x17\n\x0f\x61rchive_version\x18\x02 \x01(\x04\"\x1e\n\x0c\x43ountRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\"6\n\rCountResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x02 \x01(\x04\"s\n\rScrollRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x12\n\x05\x61\x66ter\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05limit\x18\x03 \x01(\r\x12%\n\x07include\x18\x04 \x03(\x0e\x32\x14.orbithash.v1.ColumnB\x08\n\x06_after\"f\n\x0eScrollResponse\x12\x1f\n\x04rows\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Row\x12\x11\n\x04next\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\x0f\x61rchive_version\x18\x03 \x01(\x04\x42\x07\n\x05_next\"0\n\rUpsertRequest\x12\x1f\n\x04rows\x18\x01 \x03(\x0b\x32\x11.orbithash.v1.Row\"A\n\x0eUpsertResponse\x12\x16\n\x0e\x63ommitted_rows\x18\x01 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x02 \x01(\x04\"X\n\tRowUpdate\x12\x1e\n\x03row\x18\x01 \x01(\x0b\x32\x11.orbithash.v1.Row\x12+\n\x07\x63olumns\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"9\n\rUpdateRequest\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.orbithash.v1.RowUpdate\"Z\n\x0eUpdateResponse\x12\x19\n\x11\x63ommitted_updates\x18\x01 \x01(\x04\x12\x14\n\x0cupdated_rows\x18\x02 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x03 \x01(\x04\"-\n\rDeleteRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\"W\n\x0e\x44\x65leteResponse\x12\x16\n\x0e\x63ommitted_keys\x18\x01 \x01(\x04\x12\x14\n\x0cremoved_rows\x18\x02 \x01(\x04\x12\x17\n\x0f\x61rchive_version\x18\x03 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\xc0\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61rchive_version\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\t\x12\x10\n\x08has_text\x18\x06 \x01(\x08\x12)\n\x06shards\x18\x07 \x03(\x0b\x32\x19.orbithash.v1.ShardStatus\x12\x19\n\x11orbithash_version\x18\x08 \x01(\t\"G\n\x0bShardStatus\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x18\n\x10healthy_replicas\x18\x03 \x01(\r\"@\n\x0eRefreshRequest\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\"J\n\x0fRefreshResponse\x12\x17\n\x0f\x61rchive_version\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x10\n\x08model_id\x18\x03 \x01(\t*\x81\x01\n\x06\x43olumn\x12\x16\n\x12\x43OLUMN_UNSPECIFIED\x10\x00\x12\x0e\n\nCOLUMN_URI\x10\x01\x12\x12\n\x0e\x43OLUMN_CAPTION\x10\x02\x12\x14\n\x10\x43OLUMN_THUMBNAIL\x10\x03\x12\x14\n\x10\x43OLUMN_FOOTPRINT\x10\x04\x12\x0f\n\x0b\x43OLUMN_CODE\x10\x05\x32\xe8\x02\n\rSearchService\x12\x43\n\x06Search\x12\x1b.orbithash.v1.SearchRequest\x1a\x1c.orbithash.v1.SearchResponse\x12O\n\nSearchMany\x12\x1f.orbithash.v1.SearchManyRequest\x1a .orbithash.v1.SearchManyResponse\x12:\n\x03Get\x12\x18.orbithash.v1.GetRequest\x1a\x19.orbithash.v1.GetResponse\x12@\n\x05\x43ount\x12\x1a.orbithash.v1.CountRequest\x1a\x1b.orbithash.v1.CountResponse\x12\x43\n\x06Scroll\x12\x1b.orbithash.v1.ScrollRequest\x1a\x1c.orbithash.v1.ScrollResponse2\xfe\x02\n\x0e\x41rchiveService\x12I\n\x08\x44\x65scribe\x12\x1d.orbithash.v1.DescribeRequest\x1a\x1e.orbithash.v1.DescribeResponse\x12G\n\x06Upsert\x12\x1b.orbithash.v1.UpsertRequest\x1a\x1c.orbithash.v1.UpsertResponse(\x01\x30\x01\x12G\n\x06Update\x12\x1b.orbithash.v1.UpdateRequest\x1a\x1c.orbithash.v1.UpdateResponse(\x01\x30\x01\x12G\n\x06\x44\x65lete\x12\x1b.orbithash.v1.DeleteRequest\x1a\x1c.orbithash.v1.DeleteResponse(\x01\x30\x01\x12\x46\n\x07Refresh\x12\x1c.orbithash.v1.RefreshRequest\x1a\x1d.orbithash.v1.RefreshResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orbithash.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COLUMN']._serialized_start=2619
-  _globals['_COLUMN']._serialized_end=2748
-  _globals['_EXAMPLE']._serialized_start=101
-  _globals['_EXAMPLE']._serialized_end=185
-  _globals['_EXAMPLES']._serialized_start=187
-  _globals['_EXAMPLES']._serialized_end=281
-  _globals['_CURSOR']._serialized_start=283
-  _globals['_CURSOR']._serialized_end=321
-  _globals['_SEARCHREQUEST']._serialized_start=324
-  _globals['_SEARCHREQUEST']._serialized_end=613
-  _globals['_SEARCHRESPONSE']._serialized_start=616
-  _globals['_SEARCHRESPONSE']._serialized_end=873
-  _globals['_HIT']._serialized_start=876
-  _globals['_HIT']._serialized_end=1248
-  _globals['_COVERAGE']._serialized_start=1250
-  _globals['_COVERAGE']._serialized_end=1368
-  _globals['_SEARCHMANYREQUEST']._serialized_start=1370
-  _globals['_SEARCHMANYREQUEST']._serialized_end=1436
-  _globals['_SEARCHMANYRESPONSE']._serialized_start=1438
-  _globals['_SEARCHMANYRESPONSE']._serialized_end=1503
-  _globals['_SEARCHRESULT']._serialized_start=1505
-  _globals['_SEARCHRESULT']._serialized_end=1616
-  _globals['_ROW']._serialized_start=1619
-  _globals['_ROW']._serialized_end=1950
-  _globals['_UPSERTREQUEST']._serialized_start=1952
-  _globals['_UPSERTREQUEST']._serialized_end=2000
-  _globals['_UPSERTRESPONSE']._serialized_start=2002
-  _globals['_UPSERTRESPONSE']._serialized_end=2067
-  _globals['_DELETEREQUEST']._serialized_start=2069
-  _globals['_DELETEREQUEST']._serialized_end=2098
-  _globals['_DELETERESPONSE']._serialized_start=2100
-  _globals['_DELETERESPONSE']._serialized_end=2187
-  _globals['_DESCRIBEREQUEST']._serialized_start=2189
-  _globals['_DESCRIBEREQUEST']._serialized_end=2206
-  _globals['_DESCRIBERESPONSE']._serialized_start=2209
-  _globals['_DESCRIBERESPONSE']._serialized_end=2401
-  _globals['_SHARDSTATUS']._serialized_start=2403
-  _globals['_SHARDSTATUS']._serialized_end=2474
-  _globals['_REFRESHREQUEST']._serialized_start=2476
-  _globals['_REFRESHREQUEST']._serialized_end=2540
-  _globals['_REFRESHRESPONSE']._serialized_start=2542
-  _globals['_REFRESHRESPONSE']._serialized_end=2616
-  _globals['_SEARCHSERVICE']._serialized_start=2751
-  _globals['_SEARCHSERVICE']._serialized_end=2916
-  _globals['_ARCHIVESERVICE']._serialized_start=2919
-  _globals['_ARCHIVESERVICE']._serialized_end=3228
+  _globals['_COLUMN']._serialized_start=3401
+  _globals['_COLUMN']._serialized_end=3530
+  _globals['_EXAMPLE']._serialized_start=135
+  _globals['_EXAMPLE']._serialized_end=219
+  _globals['_EXAMPLES']._serialized_start=221
+  _globals['_EXAMPLES']._serialized_end=315
+  _globals['_CURSOR']._serialized_start=317
+  _globals['_CURSOR']._serialized_end=355
+  _globals['_SEARCHREQUEST']._serialized_start=358
+  _globals['_SEARCHREQUEST']._serialized_end=647
+  _globals['_SEARCHRESPONSE']._serialized_start=650
+  _globals['_SEARCHRESPONSE']._serialized_end=925
+  _globals['_HIT']._serialized_start=928
+  _globals['_HIT']._serialized_end=1300
+  _globals['_COVERAGE']._serialized_start=1302
+  _globals['_COVERAGE']._serialized_end=1420
+  _globals['_SEARCHMANYREQUEST']._serialized_start=1422
+  _globals['_SEARCHMANYREQUEST']._serialized_end=1488
+  _globals['_SEARCHMANYRESPONSE']._serialized_start=1490
+  _globals['_SEARCHMANYRESPONSE']._serialized_end=1555
+  _globals['_SEARCHRESULT']._serialized_start=1557
+  _globals['_SEARCHRESULT']._serialized_end=1668
+  _globals['_ROW']._serialized_start=1671
+  _globals['_ROW']._serialized_end=2026
+  _globals['_GETREQUEST']._serialized_start=2028
+  _globals['_GETREQUEST']._serialized_end=2093
+  _globals['_GETRESPONSE']._serialized_start=2095
+  _globals['_GETRESPONSE']._serialized_end=2166
+  _globals['_COUNTREQUEST']._serialized_start=2168
+  _globals['_COUNTREQUEST']._serialized_end=2198
+  _globals['_COUNTRESPONSE']._serialized_start=2200
+  _globals['_COUNTRESPONSE']._serialized_end=2254
+  _globals['_SCROLLREQUEST']._serialized_start=2256
+  _globals['_SCROLLREQUEST']._serialized_end=2371
+  _globals['_SCROLLRESPONSE']._serialized_start=2373
+  _globals['_SCROLLRESPONSE']._serialized_end=2475
+  _globals['_UPSERTREQUEST']._serialized_start=2477
+  _globals['_UPSERTREQUEST']._serialized_end=2525
+  _globals['_UPSERTRESPONSE']._serialized_start=2527
+  _globals['_UPSERTRESPONSE']._serialized_end=2592
+  _globals['_ROWUPDATE']._serialized_start=2594
+  _globals['_ROWUPDATE']._serialized_end=2682
+  _globals['_UPDATEREQUEST']._serialized_start=2684
+  _globals['_UPDATEREQUEST']._serialized_end=2741
+  _globals['_UPDATERESPONSE']._serialized_start=2743
+  _globals['_UPDATERESPONSE']._serialized_end=2833
+  _globals['_DELETEREQUEST']._serialized_start=2835
+  _globals['_DELETEREQUEST']._serialized_end=2880
+  _globals['_DELETERESPONSE']._serialized_start=2882
+  _globals['_DELETERESPONSE']._serialized_end=2969
+  _globals['_DESCRIBEREQUEST']._serialized_start=2971
+  _globals['_DESCRIBEREQUEST']._serialized_end=2988
+  _globals['_DESCRIBERESPONSE']._serialized_start=2991
+  _globals['_DESCRIBERESPONSE']._serialized_end=3183
+  _globals['_SHARDSTATUS']._serialized_start=3185
+  _globals['_SHARDSTATUS']._serialized_end=3256
+  _globals['_REFRESHREQUEST']._serialized_start=3258
+  _globals['_REFRESHREQUEST']._serialized_end=3322
+  _globals['_REFRESHRESPONSE']._serialized_start=3324
+  _globals['_REFRESHRESPONSE']._serialized_end=3398
+  _globals['_SEARCHSERVICE']._serialized_start=3533
+  _globals['_SEARCHSERVICE']._serialized_end=3893
+  _globals['_ARCHIVESERVICE']._serialized_start=3896
+  _globals['_ARCHIVESERVICE']._serialized_end=4278
 # @@protoc_insertion_point(module_scope)

@@ -26,13 +26,15 @@ if _version_not_supported:
 
 
 class SearchServiceStub:
-    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
-    repeated.
+    """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
+    nothing, so a failed one may be repeated.
 
-    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
-    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    (distance, id), and the same request against the same archive version gives the same hits for every number of
+    shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
+    SearchResponse.is_exact says which kind an answer is.
 
-    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    The server also offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
     "orbithash.v1.ArchiveService".
     """
 
@@ -52,30 +54,69 @@ class SearchServiceStub:
                 request_serializer=orbithash_dot_v1_dot_search__pb2.SearchManyRequest.SerializeToString,
                 response_deserializer=orbithash_dot_v1_dot_search__pb2.SearchManyResponse.FromString,
                 _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/orbithash.v1.SearchService/Get',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.GetRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.GetResponse.FromString,
+                _registered_method=True)
+        self.Count = channel.unary_unary(
+                '/orbithash.v1.SearchService/Count',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.CountRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.CountResponse.FromString,
+                _registered_method=True)
+        self.Scroll = channel.unary_unary(
+                '/orbithash.v1.SearchService/Scroll',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.ScrollResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
-    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
-    repeated.
+    """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
+    nothing, so a failed one may be repeated.
 
-    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
-    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    (distance, id), and the same request against the same archive version gives the same hits for every number of
+    shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
+    SearchResponse.is_exact says which kind an answer is.
 
-    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    The server also offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
     "orbithash.v1.ArchiveService".
     """
 
     def Search(self, request, context):
-        """Search returns the k rows whose codes are nearest to the query's code. Fewer rows than k is no error: the answer
-        then holds every row that counts.
+        """Search returns the k rows whose codes are nearest to the query's code. If fewer rows pass the filter and the
+        radius, the answer holds all of them; that is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchMany(self, request, context):
-        """SearchMany answers up to 256 queries of at most 100,000 hits together, each with an answer or a status of its own;
-        OK when it got that far. It spares the caller and the server a call for each.
+        """SearchMany answers up to 256 queries with at most 100,000 hits in total. Each query has an answer or a status of
+        its own; the call itself is OK. It saves one call per query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Get returns the rows with the given keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Count(self, request, context):
+        """Count returns the number of rows that pass a filter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scroll(self, request, context):
+        """Scroll returns the rows that pass a filter, ordered by id, one page per call. Pages of a changing archive may come
+        from different versions: each page shows the version that is served when it is requested.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +135,21 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     request_deserializer=orbithash_dot_v1_dot_search__pb2.SearchManyRequest.FromString,
                     response_serializer=orbithash_dot_v1_dot_search__pb2.SearchManyResponse.SerializeToString,
             ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.GetRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.GetResponse.SerializeToString,
+            ),
+            'Count': grpc.unary_unary_rpc_method_handler(
+                    servicer.Count,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.CountRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.CountResponse.SerializeToString,
+            ),
+            'Scroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scroll,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.ScrollRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.ScrollResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'orbithash.v1.SearchService', rpc_method_handlers)
@@ -103,13 +159,15 @@ def add_SearchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SearchService:
-    """Nearest codes by Hamming distance in one version of one archive. Searches change nothing, so one that failed may be
-    repeated.
+    """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
+    nothing, so a failed one may be repeated.
 
-    With an exact index (the default) an answer is exact and deterministic: hits are ordered by (distance, id), and the
-    same request against the same archive version gives the same hits for every number of shards, replicas and threads.
+    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    (distance, id), and the same request against the same archive version gives the same hits for every number of
+    shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
+    SearchResponse.is_exact says which kind an answer is.
 
-    Beside it the server offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
+    The server also offers grpc.health.v1.Health for "", "orbithash.v1.SearchService" and
     "orbithash.v1.ArchiveService".
     """
 
@@ -167,9 +225,90 @@ class SearchService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Get',
+            orbithash_dot_v1_dot_search__pb2.GetRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Count(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Count',
+            orbithash_dot_v1_dot_search__pb2.CountRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.CountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Scroll',
+            orbithash_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.ScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ArchiveServiceStub:
-    """The archive that is served: what it is, and changes of it while it is searched.
+    """Describes the served archive and changes it while it is searched.
     """
 
     def __init__(self, channel):
@@ -188,6 +327,11 @@ class ArchiveServiceStub:
                 request_serializer=orbithash_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
                 response_deserializer=orbithash_dot_v1_dot_search__pb2.UpsertResponse.FromString,
                 _registered_method=True)
+        self.Update = channel.stream_stream(
+                '/orbithash.v1.ArchiveService/Update',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.UpdateResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.stream_stream(
                 '/orbithash.v1.ArchiveService/Delete',
                 request_serializer=orbithash_dot_v1_dot_search__pb2.DeleteRequest.SerializeToString,
@@ -201,37 +345,48 @@ class ArchiveServiceStub:
 
 
 class ArchiveServiceServicer:
-    """The archive that is served: what it is, and changes of it while it is searched.
+    """Describes the served archive and changes it while it is searched.
     """
 
     def Describe(self, request, context):
-        """Describe says what is served.
+        """Describe returns the served version, its model, its index and the state of its shards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upsert(self, request_iterator, context):
-        """Upsert writes rows, each in place of the row with its key where there is one. The client streams rows; the server
-        answers each piece of them as soon as it is committed, with the number of rows committed so far, and searches see
-        them within moments. What was acknowledged survives the death of the server; what was not may be there or not, and
-        may be sent again. A row that is refused ends the call with INVALID_ARGUMENT; rows acknowledged before stay.
+        """Upsert writes rows. A row replaces the row with the same key, all columns of it, and keeps its id. The client
+        streams messages of rows; the server commits them in order and acknowledges each message with the number of rows
+        committed so far, when searches see them. The client need not wait for an acknowledgement before it sends the next
+        message. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
+        written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
+        acknowledged before stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request_iterator, context):
+        """Update changes columns of existing rows and leaves their other columns and their codes as they are. It streams as
+        Upsert does. A key without a row is skipped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request_iterator, context):
-        """Delete removes the rows with the given keys, in the same way as Upsert. A key of which there is no row is no error.
+        """Delete removes rows, by key or by filter. It streams as Upsert does. A key without a row is skipped. A filter is
+        acknowledged in several steps, up to 20,000 rows each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Refresh(self, request, context):
-        """Refresh moves the server to the newest version of its archive, after another program has written to it, to another
-        archive with its model, or to another number of shards, and returns when searches see it. Queries go on meanwhile, and
-        none fails; changes wait for a moment.
+        """Refresh moves the server to the newest version of its archive, to another archive with its model, or to another
+        number of shards, and returns when searches see it. Searches continue meanwhile and do not fail; changes wait. If
+        the deadline passes or the client cancels, the server still completes the move; Describe shows when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +404,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.Upsert,
                     request_deserializer=orbithash_dot_v1_dot_search__pb2.UpsertRequest.FromString,
                     response_serializer=orbithash_dot_v1_dot_search__pb2.UpsertResponse.SerializeToString,
+            ),
+            'Update': grpc.stream_stream_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.UpdateRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.UpdateResponse.SerializeToString,
             ),
             'Delete': grpc.stream_stream_rpc_method_handler(
                     servicer.Delete,
@@ -269,7 +429,7 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ArchiveService:
-    """The archive that is served: what it is, and changes of it while it is searched.
+    """Describes the served archive and changes it while it is searched.
     """
 
     @staticmethod
@@ -316,6 +476,33 @@ class ArchiveService:
             '/orbithash.v1.ArchiveService/Upsert',
             orbithash_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
             orbithash_dot_v1_dot_search__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/orbithash.v1.ArchiveService/Update',
+            orbithash_dot_v1_dot_search__pb2.UpdateRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.UpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -303,7 +303,7 @@ def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
         assert now.rows == sum(shard.rows for shard in now.shards) == 4 + len(acknowledged)
         assert len((await service.refresh()).shards) == 2, "as many as before"
         for wrong in (-1, 1025):
-            with pytest.raises(InvalidQuery, match="shards: from 1 to 1024, or 0 for as many as now"):
+            with pytest.raises(InvalidQuery, match="shards: from 1 to 1,024, or 0 for the current number"):
                 await service.refresh(num_shards=wrong)
 
     run(tmp_path / "a", scenario, num_rows=4)

@@ -7,8 +7,6 @@ from google.rpc import error_details_pb2, status_pb2
 from orbithash.search.protocol.convert import (
     answer_from_pb,
     answer_to_pb,
-    error_from_pb,
-    error_to_pb,
     query_from_pb,
     query_to_pb,
 )
@@ -24,6 +22,7 @@ from orbithash.search.protocol.errors import (
     Unavailable,
 )
 from orbithash.search.protocol.queries import Answer, Coverage, Hit, Query
+from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
 from orbithash.v1 import search_pb2
 
 
