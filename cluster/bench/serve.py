@@ -191,19 +191,19 @@ async def _serve_prepared(prepared: Path) -> None:
     """The floor: the same messages through the same server, with nothing between."""
     import grpc
 
-    from orbithash.v1 import search_pb2, search_pb2_grpc
+    from orbithash.v1 import search_pb2
 
     answer = search_pb2.SearchResponse.FromString(prepared.read_bytes())
 
-    class Prepared(search_pb2_grpc.SearchServiceServicer):
-        async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
-            return answer
+    async def search(request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
+        return answer
 
-        async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> Any:
-            raise NotImplementedError("the bench asks one query at a time")
-
+    method = grpc.unary_unary_rpc_method_handler(
+        search, search_pb2.SearchRequest.FromString, search_pb2.SearchResponse.SerializeToString
+    )
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    search_pb2_grpc.add_SearchServiceServicer_to_server(Prepared(), server)
+    service = grpc.method_handlers_generic_handler("orbithash.v1.SearchService", {"Search": method})
+    server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     say(f"ready at 127.0.0.1:{port}; an empty service")

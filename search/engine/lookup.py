@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from orbithash.search.protocol.rows import MAX_ROWS, Row, check_keys
 if TYPE_CHECKING:
     from orbithash.search.index.shard import Ids
 
-__all__ = ["count_rows", "get_rows", "keys_of", "scroll_rows"]
+__all__ = ["RowPage", "count_rows", "get_rows", "keys_of", "scroll_rows"]
 
 _COLUMNS = ("key", "label", "lon", "lat", "datetime")
 # Every row has a key.
@@ -23,7 +23,15 @@ _ALL = "NOT key IS NULL"
 _MAX_READ = 100_000
 
 
-async def get_rows(snapshot: Snapshot, keys: Sequence[str], include: Sequence[Column]) -> list[Row]:
+class RowPage(NamedTuple):
+    """Rows of one version of the archive; `next` is the id after which the next page begins, None on the last page."""
+
+    rows: list[Row]
+    next: int | None
+    archive_version: int
+
+
+async def get_rows(snapshot: Snapshot, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
     """Return the rows with these keys, in their order; keys without a row are skipped.
 
     Raises `InvalidQuery` for invalid keys or columns, and for more than `MAX_ROWS` keys.
@@ -36,20 +44,24 @@ async def get_rows(snapshot: Snapshot, keys: Sequence[str], include: Sequence[Co
         ids = snapshot.archive.find(keys)
         return _read(snapshot, [ids[key] for key in keys if key in ids], include)
 
-    return await asyncio.to_thread(read)
+    return RowPage(await asyncio.to_thread(read), None, snapshot.archive.version)
 
 
-async def count_rows(snapshot: Snapshot, filter_text: str) -> int:
-    """Return the number of rows that pass a filter; "" passes all rows. Raises `InvalidQuery`."""
-    return len(await _ids(snapshot, filter_text)) if filter_text else snapshot.num_rows
+async def count_rows(snapshot: Snapshot, filter_text: str) -> tuple[int, int]:
+    """Return the number of rows that pass a filter and the archive version; "" passes all rows.
+
+    Raises `InvalidQuery`.
+    """
+    count = len(await _ids(snapshot, filter_text)) if filter_text else snapshot.num_rows
+    return count, snapshot.archive.version
 
 
 async def scroll_rows(
     snapshot: Snapshot, filter_text: str, after: int | None, limit: int, include: Sequence[Column]
-) -> tuple[list[Row], int | None]:
-    """Return at most `limit` rows that pass a filter, ordered by id, and the id after which the next page begins.
+) -> RowPage:
+    """Return at most `limit` rows that pass a filter and have an id larger than `after`, ordered by id.
 
-    Only ids larger than `after` count. The second value is None on the last page. Raises `InvalidQuery`.
+    Raises `InvalidQuery`.
     """
     _check_limit("limit", limit, include)
     check_include(include)
@@ -57,7 +69,8 @@ async def scroll_rows(
     begin = 0 if after is None else int(ids.searchsorted(np.uint64(after), side="right"))
     page = ids[begin : begin + limit].tolist()
     rows = await asyncio.to_thread(_read, snapshot, page, include)
-    return rows, page[-1] if begin + limit < len(ids) else None
+    following = page[-1] if begin + limit < len(ids) else None
+    return RowPage(rows, following, snapshot.archive.version)
 
 
 async def keys_of(snapshot: Snapshot, filter_text: str) -> list[str]:

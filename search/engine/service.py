@@ -11,7 +11,7 @@ from importlib.metadata import version
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.lookup import count_rows, get_rows, keys_of, scroll_rows
+from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, keys_of, scroll_rows
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.engine.writer import Committed, Writer
 from orbithash.search.index.host import MAX_VERSIONS, Change
@@ -135,17 +135,15 @@ class Service:
         """Changes of rows that wait to be written."""
         return self._writer.num_waiting
 
-    async def get(self, keys: Sequence[str], include: Sequence[Column]) -> list[Row]:
+    async def get(self, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
         """See `get_rows`."""
         return await get_rows(self._engine.snapshot, keys, include)
 
-    async def count(self, filter_text: str) -> int:
+    async def count(self, filter_text: str) -> tuple[int, int]:
         """See `count_rows`."""
         return await count_rows(self._engine.snapshot, filter_text)
 
-    async def scroll(
-        self, filter_text: str, after: int | None, limit: int, include: Sequence[Column]
-    ) -> tuple[list[Row], int | None]:
+    async def scroll(self, filter_text: str, after: int | None, limit: int, include: Sequence[Column]) -> RowPage:
         """See `scroll_rows`."""
         return await scroll_rows(self._engine.snapshot, filter_text, after, limit, include)
 

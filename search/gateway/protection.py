@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 audit = logging.getLogger("orbithash.audit")
 
 # Every other call needs the role "read".
-_WRITES = ("Upsert", "Delete", "Refresh")
+_WRITES = ("Upsert", "Update", "Delete", "Refresh")
 
 
 @dataclass(frozen=True)

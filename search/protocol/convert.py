@@ -46,8 +46,10 @@ __all__ = [
 REQUEST_ID = "orbithash-request-id"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_COLUMNS = {name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE}
-_NAMES = {number: name for name, number in _COLUMNS.items()}
+_COLUMNS: dict[str, search_pb2.Column.ValueType] = {
+    name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE
+}
+_NAMES: dict[int, Column] = {int(_COLUMNS[name]): name for name in INCLUDABLE}
 
 
 def example_to_pb(example: Example) -> search_pb2.Example:

@@ -101,7 +101,9 @@ class RowUpdate:
     def num_bytes(self) -> int:
         """The approximate size of the update in memory and in a message, in bytes."""
         values = [self.key, *self.columns.values()]
-        return sum(4 * len(value) if isinstance(value, str) else len(value) for value in values if _has_length(value))
+        texts = sum(len(value) for value in values if isinstance(value, str))
+        # Characters have up to four bytes.
+        return 4 * texts + sum(len(value) for value in values if isinstance(value, bytes))
 
     def check(self) -> None:
         """Raise `InvalidQuery` with everything that can be checked without the archive."""
@@ -146,7 +148,3 @@ def _column_problems(columns: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _invalid(problems: list[tuple[str, str]], key: str) -> InvalidQuery:
     return InvalidQuery(*((field, f"{problem} (row {key[:80]!r})") for field, problem in problems))
-
-
-def _has_length(value: object) -> bool:
-    return isinstance(value, str | bytes)

@@ -23,7 +23,7 @@ from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.client.client import Client
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.gateway.gateway import GatewayLimits
+from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol.errors import (
     DeadlineExceeded,
     GatewayError,

@@ -26,7 +26,8 @@ from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.replicas import Copy, Latencies, Replicas
 from orbithash.search.engine.service import Service, Target, open_service
 from orbithash.search.engine.snapshot import Scope
-from orbithash.search.gateway.gateway import GatewayLimits, start_gateway
+from orbithash.search.gateway.gateway import start_gateway
+from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.metrics import Metrics, exposed
 from orbithash.search.protocol.errors import GatewayError, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Query

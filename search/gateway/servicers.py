@@ -1,0 +1,182 @@
+"""The methods of `orbithash.v1`: from messages to the service and back."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from orbithash.search.engine.service import Service, check_num_queries
+from orbithash.search.engine.writer import Committed
+from orbithash.search.gateway.calls import Calls, within
+from orbithash.search.gateway.protection import audited
+from orbithash.search.gateway.streams import prepared
+from orbithash.search.protocol import convert
+from orbithash.search.protocol.errors import InvalidQuery, SearchError
+from orbithash.search.protocol.rows import MAX_ROWS, Row, RowUpdate
+from orbithash.v1 import search_pb2, search_pb2_grpc
+
+__all__ = ["ArchiveServicer", "SearchServicer"]
+
+_LATE = "not committed within {:.3g} s. The change may still be committed later; sending it again is safe"
+
+
+class SearchServicer(search_pb2_grpc.SearchServiceServicer):
+    """Reads the archive."""
+
+    def __init__(self, service: Service, calls: Calls) -> None:
+        self._service = service
+        self._calls = calls
+
+    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Search") as call:
+            query = convert.query_from_pb(call.read(request))
+            return convert.answer_to_pb(await self._service.search(query, call.timeout_s))
+        raise AssertionError("abort raises")
+
+    async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> search_pb2.SearchManyResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "SearchMany") as call:
+            requests = call.read(request).requests
+            # Checked before the conversion: a message has room for millions.
+            check_num_queries(len(requests))
+            queries = [convert.query_from_pb(each) for each in requests]
+            outcomes = await self._service.search_many(queries, call.timeout_s)
+            return search_pb2.SearchManyResponse(results=map(convert.result_to_pb, outcomes))
+        raise AssertionError("abort raises")
+
+    async def Get(self, request: search_pb2.GetRequest, context: Any) -> search_pb2.GetResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Get") as call:
+            message = call.read(request)
+            _check_size("keys", len(message.keys))
+            include = convert.include_from_pb(message.include)
+            page = await within(call.timeout_s, self._service.get(list(message.keys), include))
+            return search_pb2.GetResponse(rows=map(convert.row_to_pb, page.rows), archive_version=page.archive_version)
+        raise AssertionError("abort raises")
+
+    async def Count(self, request: search_pb2.CountRequest, context: Any) -> search_pb2.CountResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Count") as call:
+            text = call.read(request).filter
+            rows, version = await within(call.timeout_s, self._service.count(text))
+            return search_pb2.CountResponse(rows=rows, archive_version=version)
+        raise AssertionError("abort raises")
+
+    async def Scroll(self, request: search_pb2.ScrollRequest, context: Any) -> search_pb2.ScrollResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Scroll") as call:
+            message = call.read(request)
+            include = convert.include_from_pb(message.include)
+            after = message.after if message.HasField("after") else None
+            page = await within(call.timeout_s, self._service.scroll(message.filter, after, message.limit, include))
+            return search_pb2.ScrollResponse(
+                rows=map(convert.row_to_pb, page.rows), next=page.next, archive_version=page.archive_version
+            )
+        raise AssertionError("abort raises")
+
+
+class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
+    """Describes and changes the archive."""
+
+    def __init__(self, service: Service, calls: Calls) -> None:
+        self._service = service
+        self._calls = calls
+
+    async def Describe(self, request: search_pb2.DescribeRequest, context: Any) -> search_pb2.DescribeResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Describe") as call:
+            call.read(request)
+            return convert.description_to_pb(self._service.describe())
+        raise AssertionError("abort raises")
+
+    async def Upsert(
+        self, request_iterator: AsyncIterator[search_pb2.UpsertRequest], context: Any
+    ) -> AsyncIterator[search_pb2.UpsertResponse]:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Upsert", is_stream=True) as call:
+
+            async def prepare(message: search_pb2.UpsertRequest) -> tuple[int, list[Row] | SearchError]:
+                _check_size("rows", len(message.rows))
+                rows = [convert.row_from_pb(row) for row in message.rows]
+                try:
+                    return len(rows), await within(call.timeout_s, self._service.prepare(rows), _LATE)
+                except SearchError as error:
+                    return len(rows), error
+
+            num_rows = 0
+            async for size, rows in prepared(request_iterator, prepare, self._calls):
+                with audited(call.caller, "Upsert", f"{size} rows", call.request_id) as change:
+                    if isinstance(rows, SearchError):
+                        raise rows
+                    done = await within(call.timeout_s, self._service.write(rows), _LATE)
+                    change.version = done.version
+                num_rows += size
+                yield search_pb2.UpsertResponse(committed_rows=num_rows, archive_version=done.version)
+
+    async def Update(
+        self, request_iterator: AsyncIterator[search_pb2.UpdateRequest], context: Any
+    ) -> AsyncIterator[search_pb2.UpdateResponse]:
+        """See `search.proto`."""
+
+        async def prepare(message: search_pb2.UpdateRequest) -> list[RowUpdate]:
+            _check_size("updates", len(message.updates))
+            return [convert.update_from_pb(update) for update in message.updates]
+
+        num_updates = num_updated = 0
+        async with self._calls.call(context, "Update", is_stream=True) as call:
+            async for updates in prepared(request_iterator, prepare, self._calls):
+                with audited(call.caller, "Update", f"{len(updates)} rows", call.request_id) as change:
+                    done = await within(call.timeout_s, self._service.update(updates), _LATE)
+                    change.version = done.version
+                num_updates += len(updates)
+                num_updated += done.updated
+                yield search_pb2.UpdateResponse(
+                    committed_updates=num_updates, updated_rows=num_updated, archive_version=done.version
+                )
+
+    async def Delete(
+        self, request_iterator: AsyncIterator[search_pb2.DeleteRequest], context: Any
+    ) -> AsyncIterator[search_pb2.DeleteResponse]:
+        """See `search.proto`."""
+
+        async def prepare(message: search_pb2.DeleteRequest) -> tuple[list[str], str]:
+            if message.filter and message.keys:
+                raise InvalidQuery(("filter", f"give keys or a filter, not both; got {len(message.keys)} keys"))
+            if not message.filter:
+                _check_size("keys", len(message.keys))
+            return list(message.keys), message.filter
+
+        num_keys = num_removed = 0
+        async with self._calls.call(context, "Delete", is_stream=True) as call:
+            async for keys, text in prepared(request_iterator, prepare, self._calls):
+                what = f"rows that pass {text[:200]!a}" if text else f"{len(keys)} keys"
+                with audited(call.caller, "Delete", what, call.request_id) as change:
+                    steps = self._service.delete_matching(text) if text else self._delete(keys)
+                    while (step := await within(call.timeout_s, anext(steps, None), _LATE)) is not None:
+                        size, done = step
+                        change.version = done.version
+                        num_keys += size
+                        num_removed += done.removed
+                        yield search_pb2.DeleteResponse(
+                            committed_keys=num_keys, removed_rows=num_removed, archive_version=done.version
+                        )
+
+    async def _delete(self, keys: list[str]) -> AsyncIterator[tuple[int, Committed]]:
+        """Remove rows by key in one step; see `Service.delete_matching`."""
+        yield len(keys), await self._service.delete(keys)
+
+    async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Refresh") as call:
+            message = call.read(request)
+            what = f"archive {message.archive[:200]!a}" if message.archive else "the archive"
+            what += f" in {message.shards} shards" if message.shards else ""
+            with audited(call.caller, "Refresh", what, call.request_id) as change:
+                now = await self._service.refresh(message.archive, message.model, message.shards)
+                change.version = now.archive_version
+            return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
+        raise AssertionError("abort raises")
+
+
+def _check_size(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_ROWS:
+        raise InvalidQuery((field, f"a message has from 1 to {MAX_ROWS:,} {field}, got {count:,}"))
