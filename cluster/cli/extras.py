@@ -23,7 +23,6 @@ _EXTRAS = {
     "PIL": ("train", "serve"),
     "prometheus_client": ("serve",),
     "pyarrow": ("train", "serve"),
-    "pydantic": ("train", "serve"),
     "rasterio": ("train", "serve"),
     "ray": ("train", "serve"),
     "sacremoses": ("translate",),

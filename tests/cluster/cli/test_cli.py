@@ -119,7 +119,7 @@ def test_help_imports_nothing_heavy(args):
     assert "Usage: " in done.stdout
     imported = set(json.loads(done.stderr))
     assert "typer" in imported
-    assert not imported & (HEAVY | {"numpy", "grpc", "PIL", "pydantic", "yaml"})
+    assert not imported & (HEAVY | {"numpy", "grpc", "PIL", "yaml"})
 
 
 def test_the_client_imports_nothing_heavy():
