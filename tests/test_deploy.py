@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for figures that there are."""
+"""The dashboard and the alerts query only metrics that the gateway exports."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ RULES = DEPLOY / "prometheus" / "orbithash.rules.yml"
 
 
 class Served:
-    """As little of a service as `Metrics.watch` needs."""
+    """The part of a service that `Metrics.watch` reads."""
 
     num_queries_waiting = num_rows_waiting = 0
 
@@ -29,7 +29,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def exported():
-    """Name of each sample to its labels, with all that the code can export."""
+    """Return the labels of each sample that the gateway can export, by the sample's name."""
     from prometheus_client import generate_latest
 
     metrics = Metrics()
@@ -44,31 +44,31 @@ def exported():
 
 
 def check(expression, exported):
-    """Every metric is exported, and every label that it is selected by is one of its own."""
+    """Check that an expression uses exported metrics and their labels only."""
     found = re.findall(r"\b((?:orbithash|process)_\w+|up)(?:\{([^}]*)\})?", expression)
     assert found, expression
     for name, selectors in found:
         assert name in exported, expression
-        wanted = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selectors)) - {"instance", "job"}
-        assert wanted <= exported[name], expression
-    for labels in re.findall(r"by \(([^)]*)\)", expression):
-        wanted = {label.strip() for label in labels.split(",")} - {"instance", "job"}
-        assert wanted <= set().union(*(exported[name] for name, _ in found)), expression
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selectors)) - {"instance", "job"}
+        assert labels <= exported[name], expression
+    for names in re.findall(r"by \(([^)]*)\)", expression):
+        labels = {label.strip() for label in names.split(",")} - {"instance", "job"}
+        assert labels <= set().union(*(exported[name] for name, _ in found)), expression
     assert expression.count("(") == expression.count(")")
 
 
-def test_the_dashboard_shows_what_is_exported(exported):
+def test_the_dashboard_shows_every_metric(exported):
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    asked = [target["expr"] for panel in panels for target in panel["targets"]]
-    for expression in asked:
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    for expression in expressions:
         check(expression, exported)
-    text = " ".join(asked)
-    ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith("orbithash_")}
-    unseen = {name for name in ours if not name.endswith("_created") and name not in text}
-    assert unseen == set(), "each figure has its place"
+    text = " ".join(expressions)
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith("orbithash_")}
+    missing = {name for name in names if not name.endswith("_created") and name not in text}
+    assert missing == set()
 
 
-def test_the_dashboard_is_one():
+def test_the_dashboard_is_well_formed():
     board = json.loads(DASHBOARD.read_text())
     assert board["schemaVersion"] >= 39
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
@@ -76,10 +76,10 @@ def test_the_dashboard_is_one():
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert len({panel["title"] for panel in panels}) == len(panels)
-    places = [panel["gridPos"] for panel in panels]
-    for place in places:
-        assert 0 <= place["x"] < place["x"] + place["w"] <= 24
-    for one, other in itertools.combinations(places, 2):
+    positions = [panel["gridPos"] for panel in panels]
+    for position in positions:
+        assert 0 <= position["x"] < position["x"] + position["w"] <= 24
+    for one, other in itertools.combinations(positions, 2):
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert beside or above, (one, other)
@@ -90,7 +90,7 @@ def test_the_dashboard_is_one():
         assert len(set(names)) == len(names)
 
 
-def test_alerts_are_on_what_is_exported(exported):
+def test_alerts_use_exported_metrics(exported):
     groups = yaml.safe_load(RULES.read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     for rule in rules:
@@ -114,6 +114,6 @@ def test_prometheus_finds_the_rules():
 @pytest.mark.parametrize(
     "expression", ["rate(orbithash_nothing_total[5m])", "orbithash_rows{rpc='Search'}", "sum by (rpc) (orbithash_rows)"]
 )
-def test_the_check_finds_what_is_wrong(exported, expression):
+def test_the_check_finds_errors(exported, expression):
     with pytest.raises(AssertionError):
         check(expression, exported)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Copies the newest version of an archive: SOURCE TARGET. The copy is whole also while somebody writes.
+"""Copy the newest version of an archive. Arguments: SOURCE TARGET.
 
-Files copied one by one are not: a change that comes between two of them leaves a version without its rows.
+The copy is consistent even if the archive changes meanwhile. Copying file by file is not: a commit between two files
+would leave a version without its rows.
 """
 
 import sys
@@ -13,12 +14,16 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder
 
-# What images were refused, and why: a dataset of its own inside of the archive.
+# The table of refused items, a dataset inside the archive's folder.
 REFUSED = "_refused.lance"
 
 
 def copy(source: Path, target: Path) -> Archive:
-    """The copy, which is at `target` when it is whole. `InputError` where that exists, or `source` is no archive."""
+    """Copy the newest version of `source` to the new folder `target` and return the copy.
+
+    `target` appears only when the copy is complete. Raises `InputError` if `target` exists or `source` is not an
+    archive.
+    """
     if target.exists():
         raise InputError(f"{target} exists; choose a new folder")
     archive = Archive.open(source)

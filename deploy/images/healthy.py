@@ -1,44 +1,70 @@
 #!/usr/bin/env python3
-"""Asks a gateway's health service, which wants no token: exit code 0 while it serves.
+"""Check the health of a gateway for the probes of Kubernetes and Docker: exit code 0 while it serves, else 1.
 
-Kubernetes' own gRPC probe speaks no TLS before version 1.37.
+The health service needs no token. Kubernetes' own gRPC probe does not support TLS before version 1.37.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+_ANSWERED = "answered"
+
 
 def main() -> int:
-    """Exit code; what was wrong goes to stderr, from where it gets into the pod's events."""
+    """Return the exit code; the reason for 1 is printed to stderr, which Kubernetes copies to the pod's events."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("address", help="HOST:PORT; with --ca a host that the certificate names")
-    parser.add_argument("--ca", type=Path, help="certificates to know the gateway by, PEM; without: no encryption")
+    parser.add_argument("address", help="HOST:PORT; with --ca the host must be a name of the certificate")
+    parser.add_argument(
+        "--ca", type=Path, help="PEM file of the CA that signed the gateway's certificate; no TLS without"
+    )
     parser.add_argument("--timeout", type=float, default=4.0, help="seconds to wait for the answer")
-    parser.add_argument("--alive", action="store_true", help="any answer will do, also that no shard can be searched")
-    asked = parser.parse_args()
+    parser.add_argument("--alive", action="store_true", help="accept any answer, also NOT_SERVING")
+    parser.add_argument(
+        "--start-file", type=Path, help="file that records the first probe and the first answer, for --start-limit"
+    )
+    parser.add_argument(
+        "--start-limit",
+        type=float,
+        default=0.0,
+        help="seconds from the first probe in which a gateway that has never answered counts as alive",
+    )
+    options = parser.parse_args()
 
-    # A proxy of the environment is not for this machine.
-    options = [("grpc.enable_http_proxy", 0)]
-    if asked.ca is None:
-        channel = grpc.insecure_channel(asked.address, options)
+    # A proxy from the environment cannot reach this machine.
+    channel_options = [("grpc.enable_http_proxy", 0)]
+    if options.ca is None:
+        channel = grpc.insecure_channel(options.address, channel_options)
     else:
-        channel = grpc.secure_channel(asked.address, grpc.ssl_channel_credentials(asked.ca.read_bytes()), options)
+        credentials = grpc.ssl_channel_credentials(options.ca.read_bytes())
+        channel = grpc.secure_channel(options.address, credentials, channel_options)
     with channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            status = stub.Check(health_pb2.HealthCheckRequest(), timeout=asked.timeout).status
+            status = stub.Check(health_pb2.HealthCheckRequest(), timeout=options.timeout).status
         except grpc.RpcError as error:
-            print(f"{asked.address}: {error.code().name}: {error.details()}", file=sys.stderr)
+            if options.start_file is not None and _may_be_starting(options.start_file, options.start_limit):
+                return 0
+            print(f"{options.address}: {error.code().name}: {error.details()}", file=sys.stderr)
             return 1
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-    if asked.alive or status == health_pb2.HealthCheckResponse.SERVING:
+    if options.start_file is not None:
+        options.start_file.write_text(_ANSWERED)
+    if options.alive or status == health_pb2.HealthCheckResponse.SERVING:
         return 0
-    print(f"{asked.address}: {name}", file=sys.stderr)
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+    print(f"{options.address}: {name}", file=sys.stderr)
     return 1
+
+
+def _may_be_starting(file: Path, limit_s: float) -> bool:
+    """Return whether the gateway has never answered, and the first probe was less than `limit_s` seconds ago."""
+    if not file.exists():
+        file.touch()
+    return file.read_text() != _ANSWERED and time.time() - file.stat().st_mtime < limit_s
 
 
 if __name__ == "__main__":

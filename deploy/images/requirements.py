@@ -1,4 +1,7 @@
-"""Prints what an image installs beside our own wheel: PYPROJECT DEVICE, the device being cpu or cuda."""
+"""Print the requirements that an image installs beside orbithash's own wheel.
+
+Arguments: PYPROJECT DEVICE; the device is cpu or cuda.
+"""
 
 import sys
 import tomllib
@@ -8,7 +11,7 @@ EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 
 
 def requirements(pyproject: Path, device: str) -> list[str]:
-    """One requirement a line, as pip reads them."""
+    """Return the requirements in pip's format: those of the project, then those of the device's extra."""
     project = tomllib.loads(pyproject.read_text())["project"]
     return [*project["dependencies"], *project["optional-dependencies"][EXTRAS[device]]]
 

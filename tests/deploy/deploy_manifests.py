@@ -1,14 +1,18 @@
-"""Reads what is in deploy/ as Kubernetes and KubeRay would."""
+"""Readers of the files in deploy/, as Kubernetes, KubeRay and kustomize read them."""
 
 import copy
+import functools
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import typer
 import yaml
 
 from orbithash.cluster.cli.main import app
+from orbithash.cluster.cli.options import DEFAULT_ADDRESS
+from orbithash.search.protocol.address import parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -20,26 +24,37 @@ FOLDERS = sorted(str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES
 SERVING = ("base", "overlays/small", "overlays/large")
 JOBS = ("jobs/train", "jobs/encode", "overlays/gpu/train", "overlays/gpu/encode")
 
+GATEWAY_PORT = parse_address(DEFAULT_ADDRESS)[1]
+
 
 def documents(path):
+    """Return the YAML documents of a file; the caller may change them."""
+    return copy.deepcopy(_load(path))
+
+
+@functools.cache
+def _load(path):
     return list(yaml.safe_load_all(path.read_text()))
 
 
 def build(folder):
-    """The objects of a kustomization, by as much of kustomize as ours use; `test_kustomize_agrees` compares."""
-    known = {"apiVersion", "kind", "resources", "patches", "images"}
-    (wanted,) = documents(folder / "kustomization.yaml")
-    assert wanted.keys() <= known, wanted.keys() - known
+    """Return the objects of a kustomization. Only the features that deploy/ uses; `test_kustomize_agrees` compares."""
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+    assert kustomization["kind"] == "Kustomization"
+    unknown = kustomization.keys() - {"apiVersion", "kind", "resources", "patches", "images"}
+    assert not unknown, unknown
     objects = []
-    for name in wanted["resources"]:
-        place = folder / name
-        objects += build(place) if place.is_dir() else documents(place)
-    for patch in wanted.get("patches", ()):
+    for name in kustomization["resources"]:
+        path = folder / name
+        objects += build(path) if path.is_dir() else documents(path)
+    for patch in kustomization.get("patches", ()):
         kind, name = patch["target"]["kind"], patch["target"]["name"]
         (target,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-        for change in yaml.safe_load(patch["patch"]):
-            _change(target, **change)
-    for image in wanted.get("images", ()):
+        for operation in yaml.safe_load(patch["patch"]):
+            _apply(target, **operation)
+    for image in kustomization.get("images", ()):
+        assert image.keys() == {"name", "newTag"}
         for container in all_containers(objects):
             name, _, _ = container["image"].partition(":")
             if name == image["name"]:
@@ -47,7 +62,8 @@ def build(folder):
     return objects
 
 
-def _change(target, op, path, value):
+def _apply(target, op, path, value):
+    """Apply one operation of a JSON patch in place."""
     *parents, last = (part.replace("~1", "/") for part in path.split("/")[1:])
     for part in parents:
         target = target[int(part) if isinstance(target, list) else part]
@@ -60,13 +76,13 @@ def _change(target, op, path, value):
     target[last] = copy.deepcopy(value)
 
 
-def all_containers(place):
-    """Every container anywhere in it."""
-    if isinstance(place, list):
-        for each in place:
+def all_containers(tree):
+    """Yield every container anywhere in a tree of dicts and lists."""
+    if isinstance(tree, list):
+        for each in tree:
             yield from all_containers(each)
-    elif isinstance(place, dict):
-        for name, value in place.items():
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
             if name in ("containers", "initContainers"):
                 yield from value
             elif name != "securityContext":
@@ -74,7 +90,7 @@ def all_containers(place):
 
 
 class Pod(NamedTuple):
-    """One kind of pod. `labels` are those that it has when it runs, KubeRay's included; `ray` is its group's part."""
+    """One kind of pod: its labels when it runs (KubeRay's included), and its group in the cluster if it runs Ray."""
 
     name: str
     labels: dict
@@ -94,7 +110,7 @@ class Pod(NamedTuple):
         return found
 
     def is_selected(self, selector):
-        """By matchLabels and by matchExpressions, of which ours use the operator In only."""
+        """Return whether matchLabels and matchExpressions (operator In only) select the pod."""
         expressions = selector.get("matchExpressions", ())
         assert all(each["operator"] == "In" for each in expressions)
         return all(self.labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
@@ -103,6 +119,7 @@ class Pod(NamedTuple):
 
 
 def pods_of(objects):
+    """Return the pods that these objects create."""
     pods = []
     for each in objects:
         kind, name = each["kind"], each["metadata"]["name"]
@@ -129,8 +146,31 @@ def _ray_pods(name, spec):
         yield Pod(f"{name} {group['groupName']}", labels, group["template"], group)
 
 
+def by_group(objects):
+    """Return the pods that are Ray nodes by the name of their group."""
+    return {pod.ray["groupName"]: pod for pod in pods_of(objects) if pod.ray is not None}
+
+
+def all_pods():
+    """Return a pytest parameter for each pod of each kustomization."""
+    return [
+        pytest.param(pod, id=f"{name}: {pod.name}") for name in FOLDERS for pod in pods_of(build(KUBERNETES / name))
+    ]
+
+
+def spec_of(objects, kind):
+    """Return the spec of the first object of a kind."""
+    return next(each["spec"] for each in objects if each["kind"] == kind)
+
+
+def cluster_spec(objects):
+    """Return the spec of the Ray cluster, that of a job included."""
+    spec = next(each["spec"] for each in objects if each["kind"] in ("RayCluster", "RayJob"))
+    return spec.get("rayClusterSpec", spec)
+
+
 def parsed(words):
-    """The options of a command line, or the error that the user would get."""
+    """Return the options of an orbithash command line; an invalid one raises the error that the user would see."""
     assert words[0] == "orbithash"
     group = typer.main.get_command(app)
     context = group.make_context("orbithash", [words[1]], resilient_parsing=True)
@@ -139,8 +179,13 @@ def parsed(words):
     return command.make_context(words[1], list(words[2:]), parent=context).params
 
 
+def serve_options(gateway):
+    """Return the options of `serve` in the pod of the gateway."""
+    return parsed(gateway.container("gateway")["command"])
+
+
 def quantity(text):
-    """Cores, bytes or pieces."""
+    """Return a quantity of Kubernetes as a number of cores, bytes or units."""
     text = str(text)
     for suffix, factor in (("m", 1e-3), ("Ki", 2**10), ("Mi", 2**20), ("Gi", 2**30), ("Ti", 2**40)):
         if text.endswith(suffix):

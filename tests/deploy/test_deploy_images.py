@@ -1,7 +1,8 @@
-"""The image: what it is made of, as far as that can be read, and the two programs that only it has."""
+"""The image: its Dockerfile as text, since no image is built here, and the two programs that it adds."""
 
 import asyncio
 import fnmatch
+import os
 import re
 import runpy
 import sys
@@ -30,24 +31,26 @@ TOKEN = "a-token-of-some-length"
 
 
 def instructions(text=DOCKERFILE):
-    """(word, rest) of each instruction, comments and line ends removed."""
+    """Return (word, rest) of each instruction, without comments and line continuations."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", " ", lines)
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
 
 def is_sent(path):
-    """Whether .dockerignore lets the builder have it: the last rule for it, or for a folder that it is in, decides."""
-    places = [PurePosixPath(path), *PurePosixPath(path).parents][:-1]
+    """Return whether .dockerignore sends a path to the builder: the last rule that matches it or its folder decides."""
+    candidates = [PurePosixPath(path), *PurePosixPath(path).parents][:-1]
     sent = True
     for rule in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = rule.removeprefix("!")
         if pattern.startswith("**/"):
-            fits = any(fnmatch.fnmatchcase(place.name, pattern.removeprefix("**/")) for place in places)
+            matches = any(fnmatch.fnmatchcase(each.name, pattern.removeprefix("**/")) for each in candidates)
         else:
             parts = PurePosixPath(pattern).parts
-            fits = any(len(place.parts) == len(parts) and fnmatch.fnmatchcase(str(place), pattern) for place in places)
-        if fits and not rule.startswith("#"):
+            matches = any(
+                len(each.parts) == len(parts) and fnmatch.fnmatchcase(str(each), pattern) for each in candidates
+            )
+        if matches and not rule.startswith("#"):
             sent = rule.startswith("!")
     return sent
 
@@ -58,26 +61,26 @@ def test_the_base_is_pinned_and_the_user_is_not_root():
     assert bases == ["python:${PYTHON} AS wheel", "python:${PYTHON}"]
     last = bases[-1]
     after = [word for word, _ in instructions()][[rest for _, rest in instructions()].index(last) :]
-    assert after.index("USER") > max(place for place, word in enumerate(after) if word in ("RUN", "COPY"))
+    assert after.index("USER") > max(number for number, word in enumerate(after) if word in ("RUN", "COPY"))
     assert ("USER", "1000:1000") in instructions()
 
 
-def test_no_other_registry_is_named():
+def test_the_image_names_no_registry():
     for path in IMAGES.iterdir():
         assert not re.search(r"https?://", path.read_text()), path
 
 
-def test_what_it_copies_is_sent_to_the_builder():
-    wanted = [word for word, rest in instructions() if word == "COPY" for word in rest.split()[:-1] if word[0] != "-"]
-    wanted += re.findall(r"--mount=type=bind,source=([\w./-]+)", DOCKERFILE)
-    assert "deploy/images/requirements.py" in wanted
-    for path in wanted:
+def test_copied_files_are_sent_to_the_builder():
+    copied = [word for word, rest in instructions() if word == "COPY" for word in rest.split()[:-1] if word[0] != "-"]
+    copied += re.findall(r"--mount=type=bind,source=([\w./-]+)", DOCKERFILE)
+    assert "deploy/images/requirements.py" in copied
+    for path in copied:
         if path != ".":
             assert (ROOT / path).is_file(), path
             assert is_sent(path), path
 
 
-def test_what_the_wheel_is_made_of_is_sent_and_little_else():
+def test_the_files_of_the_wheel_are_sent_and_few_others():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for folder in settings["package-dir"].values():
         assert any((ROOT / folder).glob("*.py"))
@@ -106,14 +109,14 @@ def test_requirements_are_those_of_the_project(device, faiss):
     assert {re.split(r"[\[>]", each)[0].lower() for each in found} - {"faiss-gpu"} <= installed
 
 
-def test_ports_are_the_programs():
+def test_the_exposed_ports_are_those_of_serve():
     ports = [int(port) for word, rest in instructions() if word == "EXPOSE" for port in rest.split()]
     (compose,) = documents(DEPLOY / "compose.yaml")
     options = parsed(compose["services"]["gateway"]["command"])
     assert ports == [parse_address(DEFAULT_ADDRESS)[1], parse_address(options["metrics"])[1]]
 
 
-def test_its_programs_have_their_names():
+def test_the_image_installs_its_programs():
     copies = dict(reversed(rest.split()[-2:]) for word, rest in instructions() if word == "COPY" and "deploy" in rest)
     assert copies == {
         "/usr/local/bin/orbithash-healthy": "deploy/images/healthy.py",
@@ -124,23 +127,23 @@ def test_its_programs_have_their_names():
     assert f"orbithash:{VERSION} " in DOCKERFILE
 
 
-# The probe, against a gateway with certificates and tokens.
+# The probe.
 
 
 @pytest.fixture
 def secrets(tmp_path):
-    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
-    certificate, key = ours.issue("gateway")
+    authority, other = Authority(tmp_path, "own"), Authority(tmp_path, "other")
+    certificate, key = authority.issue("gateway")
     tokens = tmp_path / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"read {TOKEN} probe\n")
     return types.SimpleNamespace(
-        protection=Protection.from_files(certificate, key, None, tokens), ca=ours.path, wrong=others.path
+        protection=Protection.from_files(certificate, key, None, tokens), ca=authority.path, wrong=other.path
     )
 
 
 async def probe(*words):
-    """Exit code and what it says."""
+    """Run the probe; return its exit code and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(IMAGES / "healthy.py"), *map(str, words), stderr=asyncio.subprocess.PIPE
     )
@@ -159,12 +162,13 @@ def test_the_probe_follows_the_health_of_a_gateway(secrets):
             for words in ((address, "--ca", secrets.wrong), (address,)):
                 code, said = await probe(*words, "--timeout", "1")
                 assert code == 1
-                # gRPC says something, too.
+                # gRPC may log lines of its own before.
                 assert said.splitlines()[-1].startswith(f"{address}: UNAVAILABLE")
             service.can_answer = False
-            # Health looks twice a second.
-            await asyncio.sleep(1.2)
-            assert await probe(address, "--ca", secrets.ca) == (1, f"{address}: NOT_SERVING\n")
+            # The gateway updates its health periodically.
+            while (outcome := await probe(address, "--ca", secrets.ca)) == (0, ""):
+                pass
+            assert outcome == (1, f"{address}: NOT_SERVING\n")
             assert await probe(address, "--ca", secrets.ca, "--alive") == (0, "")
         finally:
             await gateway.stop(0)
@@ -182,6 +186,29 @@ def test_the_probe_without_encryption():
             assert await probe(gateway.address) == (0, "")
         finally:
             await gateway.stop(0)
+
+    asyncio.run(scenario())
+
+
+def test_the_probe_waits_for_a_gateway_that_starts_and_for_no_other(tmp_path):
+    async def scenario():
+        file = tmp_path / "started"
+        service = types.SimpleNamespace(observer=Observer(), can_answer=False)
+        gateway = await start_gateway(service, "127.0.0.1:0")
+        address = gateway.address
+        words = (address, "--alive", "--start-file", file, "--start-limit", "1000", "--timeout", "1")
+        await gateway.stop(0)
+        assert await probe(*words) == (0, ""), "it may still be loading its shards"
+        os.utime(file, (0, time.time() - 1001))
+        code, said = await probe(*words)
+        assert (code, "UNAVAILABLE" in said) == (1, True), "it has had its time"
+        file.unlink()
+        gateway = await start_gateway(service, address)
+        try:
+            assert await probe(*words) == (0, ""), "it answers, if only that no shard can be searched"
+        finally:
+            await gateway.stop(0)
+        assert (await probe(*words))[0] == 1, "it has answered before, so it is not starting"
 
     asyncio.run(scenario())
 
@@ -210,7 +237,7 @@ def copy_archive(source, target):
     return runpy.run_path(str(IMAGES / "copy_archive.py"))["copy"](source, target)
 
 
-def test_a_copy_is_one_version_whole_while_rows_change(archive, tmp_path):
+def test_a_copy_is_one_complete_version_while_rows_change(archive, tmp_path):
     rng = np.random.default_rng(1)
     versions, ended, failures = {archive.version: archive.codes()}, threading.Event(), []
 
@@ -233,7 +260,7 @@ def test_a_copy_is_one_version_whole_while_rows_change(archive, tmp_path):
         for number in range(4):
             before = len(versions)
             copies.append(copy_archive(tmp_path / "archive", tmp_path / "copies" / str(number)))
-            # It goes on being written, however slow the machine is.
+            # Wait for another commit, so that each copy meets a change.
             while len(versions) == before and writer.is_alive():
                 time.sleep(0.01)
     finally:
@@ -249,8 +276,8 @@ def test_a_copy_is_one_version_whole_while_rows_change(archive, tmp_path):
         assert (made.bits, made.model_id) == (BITS, "a" * 32)
 
 
-def test_a_copy_lives_on(archive, tmp_path):
-    """Where it is restored to it is written as the first was, and its rows keep their ids."""
+def test_a_copy_can_be_restored_and_changed(archive, tmp_path):
+    """Its rows keep their ids, and changes do not touch the original."""
     copy_archive(tmp_path / "archive", tmp_path / "copy")
     (tmp_path / "copy").rename(tmp_path / "restored")
     archive_files = sorted((tmp_path / "archive").rglob("*"))
@@ -265,7 +292,7 @@ def test_a_copy_lives_on(archive, tmp_path):
     assert sorted((tmp_path / "archive").rglob("*")) == archive_files
 
 
-def test_a_copy_takes_no_place_that_is_taken(archive, tmp_path, monkeypatch, capsys):
+def test_a_copy_refuses_an_existing_folder(archive, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     monkeypatch.setattr(sys, "argv", ["orbithash-copy", str(tmp_path / "archive"), str(tmp_path / "there")])
     with pytest.raises(SystemExit) as ended:
