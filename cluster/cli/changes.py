@@ -33,8 +33,10 @@ class Upserted:
 def upsert_source(client: Client, source: str) -> Upserted:
     """Sends every image of `source` (see `list_source`), which the gateway encodes; refused ones do not stop it."""
     # Here: `delete` needs no library for images.
+    from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.imagery.sources import list_source
 
+    check_projections()
     items = list_source(source)
     refused: dict[str, str] = {}
     num_written = 0

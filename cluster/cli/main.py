@@ -1,7 +1,9 @@
 """The command line. Each verb checks its arguments, calls one function and prints the result."""
 
+import os
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -36,6 +38,7 @@ def common(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 internal error, 2 wrong input or a missing dependency."""
+    _ignore_missing_georeference()
     # typer knows --debug before the verb only.
     if is_debug := "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
@@ -66,6 +69,14 @@ def _verb(words: list[str]) -> str:
     """Return the verb among the words of the command line; of the group bench, its two words."""
     words = [word for word in words if not word.startswith("-")]
     return " ".join(words[:2] if words[:1] == ["bench"] else words[:1])
+
+
+def _ignore_missing_georeference() -> None:
+    """Hide the warning of rasterio for images without georeference, in this process and in those that it starts."""
+    message = "Dataset has no geotransform"
+    warnings.filterwarnings("ignore", message)
+    filters = [os.environ.get("PYTHONWARNINGS", ""), f"ignore:{message}"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
 
 
 def _usage_error(err: Exception) -> str | None:

@@ -25,6 +25,7 @@ from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.sources import Item, count_source, iter_source
 from orbithash.encoders.networks.card import read_model_folder
@@ -192,7 +193,8 @@ class Job:
 
     @classmethod
     def of(cls, source: str, model: Path, archive: str, workers: Workers, tile_px: int | None) -> "Job":
-        """Raises `InputError` for a model folder that is none."""
+        """Return the job; `InputError` for an invalid model folder, or if no image could get a place."""
+        check_projections()
         card, model_id, _ = read_model_folder(model)
         return cls(source, tile_px, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers)
 

@@ -1,16 +1,23 @@
-"""Images to 8 bits a band: JPEG, PNG and (Geo)TIFF, from files and from strangers' bytes; folders of one TIFF a band.
+"""JPEG, PNG and (Geo)TIFF images as 8-bit bands: from files, from untrusted bytes, and from patch folders.
 
-Formats are told by their first bytes, never by a file's name. What a header promises is held against `Limits` before a
-pixel is decoded. Whatever cannot be read is an `ImageError`; its message leaves out the file or key, which the caller
-knows.
+The format is detected from the first bytes, never from the file name. The header is checked against `Limits` before any
+pixel is decoded. An image that cannot be read raises `ImageError`; the message leaves out the file or key, which the
+caller knows.
+
+Masked pixels are black at every bit depth: nodata, alpha of zero, transparent colours, and the mask inside a TIFF.
+Files beside an image are not read, neither masks (.msk) nor world files, so that an image is the same from a folder,
+an object store and a request.
 """
 
 import re
 import struct
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.patches import read_patch
@@ -31,16 +38,24 @@ __all__ = ["Image", "Limits", "Rendering", "Stretch", "Window", "image_format", 
 
 _RENDERING = Rendering()
 _LIMITS = Limits()
+# The tag of EXIF and of TIFF that says how a camera was held.
+_ORIENTATION = 274
 
 
 def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: Limits = _LIMITS) -> Image:
-    """One image, a file or a folder of one TIFF a band, as uint8 [H, W, C] with the bands that `rendering` takes.
+    """Return one image as uint8 [H, W, C] with the bands that `rendering` takes.
 
-    8-bit data are shown as they are, other data by `rendering.stretch`, black where invalid. Grey becomes three equal
-    bands, a palette its colours; alpha is dropped.
+    8-bit data are shown unchanged, other data by `rendering.stretch`; masked and invalid pixels are black. A grey image
+    becomes three equal bands, a palette image its colours; alpha is dropped. An image without georeference is turned
+    upright by its EXIF (or TIFF) orientation.
+
+    Args:
+        source: the encoded image, its file, or a patch folder (one TIFF per band).
+        rendering: bands and stretch.
+        limits: maximum sizes.
 
     Raises:
-        ImageError: not readable as an image, without a band that is asked for, or beyond `limits`.
+        ImageError: not readable as an image, without a requested band, or beyond `limits`.
     """
     if isinstance(source, bytes):
         limits.check_bytes(len(source))
@@ -55,11 +70,13 @@ def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: 
     with open_tiff(data, "GTiff" if kind == "TIFF" else "PNG") as dataset:
         limits.check_size(dataset.width, dataset.height)
         check_layout(dataset, dataset.width * dataset.height, limits)
-        return read_window(dataset, None, rendering, None)
+        image = read_window(dataset, None, rendering, None)
+        is_placed = dataset.crs is not None or not dataset.transform.is_identity
+    return image if is_placed or kind == "PNG" else _upright(image, _tiff_orientation(data))
 
 
 def _is_deep_png(data: bytes, limits: Limits) -> bool:
-    """Whether a PNG has 16 bits a sample, by its header, after its size was checked."""
+    """Whether a PNG has 16 bits per sample, from its header; checks the size first."""
     if len(data) < 33:
         raise ImageError("truncated: the PNG header is not complete")
     width, height, depth = struct.unpack(">IIB", data[16:25])
@@ -77,18 +94,58 @@ def _read_with_pillow(data: bytes, kind: str, rendering: Rendering, limits: Limi
             if image.mode == "CMYK":
                 raise ImageError("CMYK colours; convert it to RGB")
             grey = image.mode in ("1", "L", "LA")
+            orientation = _exif_orientation(image)
+            opaque = None
+            if image.has_transparency_data:
+                opaque = np.asarray(image.convert("RGBA").getchannel("A")) > 0
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (ImageError, MemoryError):
         raise
     except Pillow.DecompressionBombError as error:
         raise ImageError(f"too many pixels: {error}") from error
     except Exception as error:
-        # A decoder fed with a stranger's bytes fails in any type it likes.
+        # Decoders raise exceptions of many types for damaged bytes.
         what = "truncated" if "truncated" in str(error).lower() else "damaged"
-        # Pillow names the object it reads from by its address.
+        # Pillow's message has the memory address of the object it reads from, which differs each time.
         words = re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", str(error)).partition("\n")[0]
         raise ImageError(f"{what} {kind}: {words}") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if opaque is not None:
+        if not opaque.any():
+            raise ImageError("no valid data")
+        pixels = np.where(opaque[..., None], pixels, np.uint8(0))
     if rendering.bands is not None:
         pixels = pixels[..., [band - 1 for band in numbered(rendering.bands, pixels.shape[2])]]
-    return as_image(pixels)
+    return _upright(as_image(pixels), orientation)
+
+
+def _exif_orientation(image: Any) -> int:
+    """The orientation, 1 to 8, of an open Pillow image; 1 (upright) if its EXIF cannot be read."""
+    with suppress(Exception):
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _tiff_orientation(data: bytes) -> int:
+    """The orientation, 1 to 8, of a TIFF's first image; 1 (upright) if it has none. GDAL does not read it."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    with suppress(Exception):
+        # A classic TIFF has a header of 8 bytes, a BigTIFF (version 43) of 16.
+        tags = ImageFileDirectory_v2(data[:16] if 43 in data[2:4] else data[:8])
+        file = BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        return int(tags.get(_ORIENTATION, 1))
+    return 1
+
+
+def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> Image:
+    """Turn and mirror pixels [H, W, C] so that row 0 is the top and column 0 the left side."""
+    if not 2 <= orientation <= 8:
+        return pixels
+    # In pairs: mirrored and turned by no, two, one and three quarters.
+    if orientation in (2, 4, 5, 7):
+        pixels = pixels[:, ::-1]
+    turns = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
+    return np.ascontiguousarray(np.rot90(pixels, turns))

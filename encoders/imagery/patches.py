@@ -12,7 +12,7 @@ import numpy as np
 
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.rasters import as_image, check_layout, image_format, open_tiff, read_band, read_bytes
-from orbithash.encoders.imagery.rendering import RGB_NAMES, Image, Limits, Rendering, stretch_of, stretched
+from orbithash.encoders.imagery.rendering import RGB_NAMES, Image, Limits, Rendering, to_8_bit
 
 __all__ = ["band_files", "read_patch"]
 
@@ -80,10 +80,9 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
         with _naming(name), open_tiff(data) as dataset:
             read[name] = read_band(dataset, height, width)
     values, valid = (np.stack([read[name][part] for name in bands]) for part in (0, 1))
-    stretch = stretch_of(values, valid, rendering)
-    if values.dtype != np.uint8:
-        values = stretched(values, valid, stretch)
-    return as_image(np.moveaxis(values, 0, -1))
+    if not valid.any():
+        raise ImageError("no valid data")
+    return as_image(np.moveaxis(to_8_bit(values, valid, rendering), 0, -1))
 
 
 def _chosen(files: dict[str, Path], rendering: Rendering) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError
-from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, stretched
+from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, to_8_bit
 
 __all__ = [
     "as_image",
@@ -66,7 +65,10 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
 
 
 def read_window(dataset: Any, window: Window | None, rendering: Rendering, stretch: Stretch | None) -> Image:
-    """A window of an opened TIFF, or all of it, as uint8 [height, width, C]; without `stretch` it gets its own."""
+    """Return a window of an open TIFF, or all of it, as uint8 [height, width, C]; masked pixels are black.
+
+    Without `stretch` the window gets its own.
+    """
     from rasterio.enums import ColorInterp
     from rasterio.windows import Window as RasterWindow
 
@@ -80,11 +82,8 @@ def read_window(dataset: Any, window: Window | None, rendering: Rendering, stret
         colours = np.zeros((np.iinfo(values.dtype).max + 1, 3), np.uint8)
         for index, colour in dataset.colormap(1).items():
             colours[index] = colour[:3]
-        paletted: Image = colours[values[0]]
-        return paletted
-    if values.dtype != np.uint8:
-        values = stretched(values, valid, stretch or stretch_of(values, valid, rendering))
-    return as_image(np.moveaxis(values, 0, -1))
+        return as_image(np.where(valid[0, ..., None], colours[values[0]], 0))
+    return as_image(np.moveaxis(to_8_bit(values, valid, rendering, stretch), 0, -1))
 
 
 def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -110,11 +109,7 @@ def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
         ImageError: not such a file, or damaged; also when reading fails inside the `with` block.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
 
-    # A photograph without georeference is nothing to warn about. A lasting filter, for to set one back is not safe
-    # among threads.
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     if isinstance(source, Path) and image_format(source) != "TIFF":
         raise ImageError("not a TIFF: only a GeoTIFF scene has windows")
     try:
@@ -212,17 +207,21 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
-    """Band numbers: those asked for, else one or three."""
+    """Numbers of the bands to show: the chosen ones, else red, green and blue, else the first three or the only one."""
     from rasterio.enums import ColorInterp
 
     if rendering.bands is not None:
         return numbered(rendering.bands, dataset.count)
-    bands = [band for band, meaning in enumerate(dataset.colorinterp, 1) if meaning != ColorInterp.alpha]
+    meanings = dataset.colorinterp
+    rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if all(meanings.count(colour) == 1 for colour in rgb):
+        return [meanings.index(colour) + 1 for colour in rgb]
+    bands = [band for band, meaning in enumerate(meanings, 1) if meaning != ColorInterp.alpha]
     if len(bands) >= 3:
         return bands[:3]
     if len(bands) == 1:
         return bands
-    raise ImageError(f"{len(bands)} bands without alpha; state those to show")
+    raise ImageError(f"{len(bands)} bands without alpha; state the bands to show")
 
 
 def numbered(bands: Sequence[int | str], count: int) -> list[int]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError, listed
 
-__all__ = ["RGB_NAMES", "Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "stretched"]
+__all__ = ["RGB_NAMES", "Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "to_8_bit"]
 
 Image = npt.NDArray[np.uint8]
 """[H, W, C], the C bands shown; without a choice of bands red, green, blue."""
@@ -156,7 +156,7 @@ def stretch_of(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], rendering
     )
 
 
-def stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: Stretch) -> Image:
+def _stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: Stretch) -> Image:
     """Values [B, H, W] as uint8: 0 at a band's lowest value and below, 255 at its highest and above, 0 where invalid.
 
     A stretch without extent, that of a constant image, gives zeros.
@@ -170,6 +170,22 @@ def stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: S
             np.clip(numbers, low, high, out=numbers)
             out[mask] = np.rint((numbers / 2 - low / 2) / extent * 255).astype(np.uint8)
     return shown
+
+
+def to_8_bit(
+    values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], rendering: Rendering, stretch: Stretch | None = None
+) -> Image:
+    """Return values [B, H, W] as uint8 [B, H, W]: 8-bit values as they are, others stretched; 0 where not valid.
+
+    Args:
+        values: the bands.
+        valid: bool [B, H, W].
+        rendering: how to stretch them if `stretch` is None.
+        stretch: the stretch of a whole scene.
+    """
+    if values.dtype == np.uint8:
+        return np.where(valid, values, np.uint8(0))
+    return _stretched(values, valid, stretch or stretch_of(values, valid, rendering))
 
 
 def _percentiles(values: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
