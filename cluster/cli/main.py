@@ -75,8 +75,8 @@ def _ignore_missing_georeference() -> None:
     """Hide the warning of rasterio for images without georeference, in this process and in those that it starts."""
     message = "Dataset has no geotransform"
     warnings.filterwarnings("ignore", message)
-    filters = [os.environ.get("PYTHONWARNINGS", ""), f"ignore:{message}"]
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
+    filters = [*filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")), f"ignore:{message}"]
+    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys(filters))
 
 
 def _usage_error(err: Exception) -> str | None:

@@ -44,13 +44,14 @@ def check_projections() -> None:
     from rasterio.crs import CRS
     from rasterio.warp import transform
 
+    failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError)
     problem = "it computes wrong coordinates"
     try:
         # The origin of UTM zone 31 is at 3 degrees east on the equator.
         (lon,), (lat,) = transform(CRS.from_epsg(32631), CRS.from_epsg(4326), [500_000], [0])
         if math.isclose(lon, 3, abs_tol=1e-6) and math.isclose(lat, 0, abs_tol=1e-6):
             return
-    except (*gdal_errors(), ValueError) as error:
+    except failures as error:
         problem = str(error).splitlines()[0]
     variables = [f"{name}={os.environ[name]}" for name in ("PROJ_DATA", "PROJ_LIB") if name in os.environ]
     remedy = f"unset {' and '.join(variables)}" if variables else "reinstall rasterio"

@@ -99,7 +99,7 @@ class _System:
 
         from orbithash.encoders.imagery.rasters import gdal_errors
 
-        self._failures = (*gdal_errors(), ValueError)
+        self._failures: tuple[type[Exception], ...] = (*gdal_errors(), ValueError)
         try:
             self._crs = CRS.from_user_input(crs)
             # A grid of degrees has the same place at x and at x + 360.
