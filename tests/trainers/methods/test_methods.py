@@ -1,5 +1,6 @@
 """What must hold for every method: ranks train as one process does, a killed run ends as if it had not been."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -259,63 +260,95 @@ def test_memories_that_are_not_the_same_are_told(ranks):
         assert "the ranks' memories have diverged" in swapped
 
 
-# Going on.
-
-EPOCHS = 3
+# Resuming.
 
 
-def resumable(root, case):
-    method, settings = CASES[case]
-    return make_run(root, method, **{**settings, "epochs": EPOCHS})
+class Interrupted(Exception):
+    """Raised in the middle of the second epoch."""
 
 
-class Killed(Recorder):
-    """Is killed in the middle of the second epoch."""
+class Interrupting(Recorder):
+    """Interrupts the run in the middle of the second epoch."""
 
     def on_step(self, epoch, step, num_steps, images_per_s):
         if (epoch, step) == (2, 2):
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.interrupt()
+
+    def interrupt(self):
+        raise Interrupted
+
+
+class Killing(Interrupting):
+    """As `Interrupting`, but kills the process: nothing in it can tidy up."""
+
+    def interrupt(self):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_until_killed(root, case, folder):
     torch.set_num_threads(1)
-    train(resumable(root, case), Killed(folder))
+    train(run_of(root, case), Killing(folder))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_run_killed_in_mid_epoch_ends_the_same(data, tmp_path, case):
-    for folder in ("whole", "killed"):
-        (tmp_path / folder).mkdir()
-    whole = trained(resumable(data, case), tmp_path / "whole").history
-    process = multiprocessing.get_context("spawn").Process(
-        target=run_until_killed, args=(data, case, tmp_path / "killed")
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["epoch1"]
-    # Another run's draws in between: nothing may live on in the process.
+def run_of(root, case):
+    method, settings = CASES[case]
+    return make_run(root, method, **{**settings, "epochs": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A function of a case: its uninterrupted run's folder of checkpoints and history. Each case trains once."""
+
+    @functools.cache
+    def trained_case(case):
+        folder = tmp_path_factory.mktemp("whole")
+        return folder, trained(run_of(data, case), folder).history
+
+    return trained_case
+
+
+def check_resumed(data, case, whole, folder):
+    """Resume the run that was interrupted in `folder` and compare it with the uninterrupted one."""
+    whole_folder, history = whole(case)
+    assert [path.name for path in folder.iterdir()] == ["epoch1"]
+    # Random numbers drawn elsewhere: the resumed run must not depend on the state of the process.
     torch.manual_seed(99)
-    recorder = trained(resumable(data, case), tmp_path / "killed", resume_from=tmp_path / "killed/epoch1")
+    recorder = trained(run_of(data, case), folder, resume_from=folder / "epoch1")
     assert recorder.steps[0][:2] == (2, 1)
-    assert timeless(recorder.history) == timeless(whole)
-    one, other = (load_checkpoint(tmp_path / folder / f"epoch{EPOCHS}") for folder in ("whole", "killed"))
+    assert timeless(recorder.history) == timeless(history)
+    one, other = (load_checkpoint(path / "epoch2") for path in (whole_folder, folder))
     one["history"], other["history"] = timeless(one["history"]), timeless(other["history"])
     assert flat(one) == flat(other)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_is_validated_alone_and_becomes_a_model(data, tmp_path, case):
-    method, settings = CASES[case]
-    run = make_run(data, method, **{**settings, "epochs": 1})
-    (record,) = trained(run, tmp_path).history
+def test_a_run_interrupted_in_mid_epoch_ends_the_same(data, whole, tmp_path, case):
+    with pytest.raises(Interrupted):
+        train(run_of(data, case), Interrupting(tmp_path))
+    check_resumed(data, case, whole, tmp_path)
+
+
+# One that trains on images, with a memory and a momentum encoder; one on feature tables, with a second player.
+@pytest.mark.parametrize("case", ["cdne, momentum, sharded", "duch"])
+def test_a_run_whose_process_is_killed_in_mid_epoch_ends_the_same(data, whole, tmp_path, case):
+    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(data, case, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    check_resumed(data, case, whole, tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_is_validated_alone_and_becomes_a_model(data, whole, tmp_path, case):
+    folder, history = whole(case)
+    run, record = run_of(data, case), history[-1]
     in_the_loop = {
         name: record[name] for name in record if name in ("epoch", "score") or name.startswith("validation/")
     }
     assert len(in_the_loop) > 2
-    assert validate(run, tmp_path / "epoch1") == in_the_loop
+    assert validate(run, folder / "epoch2") == in_the_loop
 
-    model, shorter = export_models(run, tmp_path / "epoch1")
+    model, shorter = export_models(run, folder / "epoch2")
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model")
     rng = torch.Generator().manual_seed(0)
