@@ -10,7 +10,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.search.protocol.queries import Answer
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.evaluation.evaluation import HEADLINE
-from orbithash.trainers.evaluation.evaluation_report import HIT_SIDE_PX, QUERY_SIDE_PX
+from orbithash.trainers.evaluation.report import HIT_SIDE_PX, QUERY_SIDE_PX
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.reports import plots
 from orbithash.trainers.reports.page import (
@@ -152,7 +152,7 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked], title: str, what: s
 
     def tile(path: str, label: str, note: str, side_px: int, right: bool | None) -> Tile:
         image = thumbnail_data_uri(rendering.picture(read_image(run.root / path, rendering)), side_px)
-        return Tile(label, image, note=note, right=right)
+        return Tile(label, image, note=note, relevant=right)
 
     rows = []
     for label, one in sorted(chosen.items())[:NUM_ROWS]:

@@ -13,8 +13,9 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import PROTOCOLS, resplit
-from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines, write_evaluation
+from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
 from orbithash.trainers.evaluation.model_evaluation import FeaturesOf, check_untrained, evaluate_model
+from orbithash.trainers.evaluation.report import write_evaluation
 from orbithash.trainers.loop.run import Run
 
 __all__ = ["evaluate_run"]

@@ -1,14 +1,11 @@
-"""Evaluation of a model's codes: `metrics.json`, the plots and the report.
+"""Evaluation of codes: the metrics of queries against a database, and examples for the report.
 
-Queries are encoded, the database is encoded, and nothing here knows how: the same evaluation serves one modality or
-two, a split of one dataset or an archive.
+Input are codes, from any encoder: images or sentences, a split of a dataset or an archive.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,6 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import hamming
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.files import write_file
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
 from orbithash.trainers.metrics.code_statistics import code_statistics
 from orbithash.trainers.metrics.metrics import evaluate_codes, nearest_class_shares, pair_recall, rank_histograms
@@ -35,26 +31,23 @@ __all__ = [
     "CodeSample",
     "EncodedPart",
     "Evaluation",
-    "Hit",
-    "Shown",
+    "GalleryHit",
+    "GalleryQuery",
     "evaluate",
     "metrics_of",
     "own_positions",
     "with_baselines",
     "without_baselines",
-    "write_evaluation",
 ]
 
 HEADLINE_K = 20
 HEADLINE = f"ap_min@{HEADLINE_K}"
 
-# What the gallery shows: one typical query of each of some classes, and the worst queries of all.
+# The gallery: classes with a typical query, number of worst queries, items per query.
 NUM_TYPICAL, NUM_WORST, NUM_HITS = 8, 4, 8
 
-# Database items whose codes are drawn as a map: t-SNE takes seconds for so many, and more hide each other.
+# Maximum number of database items in the map of codes. t-SNE takes seconds for 2000, and more points overlap.
 MAX_SAMPLE = 2000
-
-ReadImage = Callable[[str], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -62,11 +55,11 @@ class EncodedPart:
     """Items and their codes.
 
     Attributes:
-        ids: unique; the same id in queries and database is the same item.
+        ids: unique; the same id in queries and database means the same item.
         codes: uint8 [N, ceil(K/8)].
-        labels: integers [N], index of the class, -1 where unknown; or bool [N, C], its classes.
-        paths: what to open to see each item.
-        sentences: each item's sentence where the part is text; then `paths` are not opened.
+        labels: integers [N], index of the class, -1 if unknown; or bool [N, C], the classes of each item.
+        paths: image file of each item.
+        sentences: sentence of each item if the part is text; `paths` are not opened then.
     """
 
     ids: Sequence[str]
@@ -80,26 +73,26 @@ class EncodedPart:
         if self.sentences is not None:
             lengths["sentences"] = len(self.sentences)
         if len(set(lengths.values())) > 1:
-            raise InputError(f"a part has one of each for every item, got {lengths}")
+            raise InputError(f"ids, codes, labels and paths of a part must have one entry per item, got {lengths}")
         check_labels(self.labels, len(self.ids), "labels")
         if len(set(self.ids)) < len(self.ids):
             (id, count), *_ = Counter(self.ids).most_common(1)
-            raise InputError(f"the id {id!r} occurs {count} times in one part; ids are unique")
+            raise InputError(f"the id {id!r} occurs {count} times in one part; ids must be unique")
 
-    def rows(self, which: npt.NDArray[np.integer]) -> "EncodedPart":
-        """Some of the items, by position."""
-        positions = which.tolist()
+    def select(self, positions: npt.NDArray[np.integer]) -> "EncodedPart":
+        """Return the items at these positions."""
+        indices = positions.tolist()
         return EncodedPart(
-            ids=[self.ids[i] for i in positions],
-            codes=self.codes[which],
-            labels=self.labels[which],
-            paths=[self.paths[i] for i in positions],
-            sentences=None if self.sentences is None else [self.sentences[i] for i in positions],
+            ids=[self.ids[i] for i in indices],
+            codes=self.codes[positions],
+            labels=self.labels[positions],
+            paths=[self.paths[i] for i in indices],
+            sentences=None if self.sentences is None else [self.sentences[i] for i in indices],
         )
 
 
 @dataclass(frozen=True)
-class Hit:
+class GalleryHit:
     """One database item in the answer to a query of the gallery."""
 
     id: str
@@ -111,8 +104,8 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A query of the gallery: why it is shown ("typical" or "worst"), its expected `ap_min@20`, its nearest items."""
+class GalleryQuery:
+    """A query of the gallery: the reason ("typical" or "worst"), its expected `ap_min@20`, its nearest items."""
 
     reason: str
     id: str
@@ -120,12 +113,12 @@ class Shown:
     sentence: str | None
     label: str
     average_precision: float
-    hits: tuple[Hit, ...]
+    hits: tuple[GalleryHit, ...]
 
 
 @dataclass(frozen=True)
 class CodeSample:
-    """Some database items for a map of their codes: `codes` uint8 [n, ceil(K/8)] and `labels` [n], all known."""
+    """Labelled database items for the map of codes: `codes` uint8 [n, ceil(K/8)] and `labels` [n]."""
 
     codes: npt.NDArray[np.uint8]
     labels: npt.NDArray[Any]
@@ -133,9 +126,9 @@ class CodeSample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found: `metrics` is the content of `metrics.json`, the rest is for plots and gallery.
+    """Result of `evaluate`: `metrics` is the content of `metrics.json`, the rest is for plots and gallery.
 
-    `nearest_classes` and `sample` are None where items have several classes.
+    `nearest_classes` and `sample` are None for multi-label items.
     """
 
     metrics: dict[str, Any]
@@ -143,11 +136,11 @@ class Evaluation:
     histograms: Histograms = field(repr=False)
     nearest_classes: npt.NDArray[np.float64] | None = field(repr=False)
     sample: CodeSample | None = field(repr=False)
-    gallery: tuple[Shown, ...] = field(repr=False)
+    gallery: tuple[GalleryQuery, ...] = field(repr=False)
 
     @property
     def headline(self) -> float:
-        """Expected `ap_min@20`."""
+        """The expected `ap_min@20`."""
         return float(self.metrics["metrics"][HEADLINE]["expected"])
 
 
@@ -164,36 +157,36 @@ def evaluate(
     cutoffs: Sequence[int] = (20, 100),
     pairs: bool = False,
 ) -> Evaluation:
-    """Evaluates the codes of queries against the codes of a database.
+    """Evaluate the codes of queries against the codes of a database.
 
     Args:
-        query: what is asked; items without a label are left out, and counted.
-        database: what is searched.
-        dataset: the dataset's name, for the record, as are `protocol` and `method`.
-        protocol: the name of the split.
-        method: what made the codes.
-        bits: bits of a code.
-        exclude_self: leaves out of each answer the item with the query's own id, where the database has it.
-        classes: the name of each label.
-        cutoffs: the k of average precision; 20, the headline's, is always among them.
-        pairs: adds how often a query finds the item with its own id, such as the sentence of the image.
+        query: the queries; items without a label are excluded and counted.
+        database: the items to search.
+        dataset: name of the dataset; it is only recorded, as are `protocol` and `method`.
+        protocol: name of the split.
+        method: name of the method that made the codes.
+        bits: length of a code.
+        exclude_self: exclude the item with the query's own id from each answer.
+        classes: name of each label.
+        cutoffs: the k of average precision; the headline's 20 is always added.
+        pairs: also measure how often a query finds the item with its own id, such as the sentence of an image.
 
     Raises:
-        InputError: codes, labels or cut-offs that do not fit each other.
+        InputError: codes, labels or cut-offs are inconsistent, or no query has a label.
     """
-    num_asked = len(query.ids)
-    query = query.rows(np.flatnonzero(labelled(query.labels)))
+    num_queries = len(query.ids)
+    query = query.select(np.flatnonzero(labelled(query.labels)))
     if not query.ids:
-        raise InputError(f"none of the {num_asked} queries has a label, so nothing is relevant to them")
+        raise InputError(f"none of the {num_queries} queries has a label, so no item is relevant to them")
     own = own_positions(query, database)
     retrieval = Retrieval(
         query.codes, database.codes, query.labels, database.labels, bits, own if exclude_self else None
     )
-    beyond = max(num_labels(query.labels), num_labels(database.labels)) - 1
-    if beyond >= len(classes):
-        raise InputError(f"label {beyond} has no name; there are {len(classes)} classes")
+    max_label = max(num_labels(query.labels), num_labels(database.labels)) - 1
+    if max_label >= len(classes):
+        raise InputError(f"label {max_label} has no name; there are {len(classes)} classes")
     histograms = rank_histograms(retrieval)
-    figures, chance = evaluate_codes(retrieval, histograms, (HEADLINE_K, *cutoffs))
+    values, chance = evaluate_codes(retrieval, histograms, (HEADLINE_K, *cutoffs))
     scores = average_precision(histograms, HEADLINE_K)
     metrics = {
         "dataset": dataset,
@@ -204,9 +197,9 @@ def evaluate(
         "database": len(database.ids),
         "exclude_self": exclude_self,
         "queries_in_database": int(np.count_nonzero(own >= 0)),
-        "queries_without_label": num_asked - len(query.ids),
+        "queries_without_label": num_queries - len(query.ids),
         "queries_without_relevant": int(np.count_nonzero(histograms.num_relevant == 0)),
-        "metrics": figures,
+        "metrics": values,
         "chance": chance,
         "per_class": {
             str(classes[label]): float(scores[with_label(query.labels, label)].mean())
@@ -227,19 +220,20 @@ def evaluate(
 
 
 def own_positions(query: EncodedPart, database: EncodedPart) -> npt.NDArray[np.int64]:
-    """Where the database has the item with each query's id, int64 [Q], -1 where it has none."""
+    """Return the position in the database of the item with each query's id, int64 [Q]; -1 if it is absent."""
     positions = {id: position for position, id in enumerate(database.ids)}
     return np.array([positions.get(id, -1) for id in query.ids], np.int64)
 
 
 def with_baselines(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, Any]]) -> Evaluation:
-    """The evaluation with the figures of `evaluate_baselines`, and the names of those with a better headline.
+    """Return the evaluation with the result of `evaluate_baselines` and the names of the better baselines.
 
-    "beaten_by" names those of at most as many bytes an item, "beaten_by_larger" those of more.
+    Better: with a higher headline. "beaten_by" names those of at most the code's bytes per item, "beaten_by_larger"
+    those of more.
     """
     size = evaluation.metrics["codes"]["bytes_per_code"]
     better = [
-        name for name, found in baselines.items() if found.get("metrics", {}).get(HEADLINE, -1) > evaluation.headline
+        name for name, result in baselines.items() if result.get("metrics", {}).get(HEADLINE, -1) > evaluation.headline
     ]
     metrics = {
         **evaluation.metrics,
@@ -251,14 +245,14 @@ def with_baselines(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, 
 
 
 def without_baselines(evaluation: Evaluation, reason: str) -> Evaluation:
-    """The evaluation with a note of why there are no baselines."""
+    """Return the evaluation with the reason why there are no baselines."""
     return replace(evaluation, metrics={**evaluation.metrics, "baselines": {}, "baselines_left_out": reason})
 
 
 def metrics_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The content of `metrics.json` for several directions of one model, such as "image->text".
+    """Return the content of `metrics.json` for several directions of one model, such as "image->text".
 
-    What all directions share stands once; everything else is an object with a key for each direction that has it.
+    Dataset, protocol, method and bits are written once; every other entry is an object with a key for each direction.
     "mean_recall" is the mean of all recalls of the own pair.
     """
     contents = {name: evaluation.metrics for name, evaluation in evaluations.items()}
@@ -273,82 +267,48 @@ def metrics_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     return metrics
 
 
-def write_evaluation(
-    folder: Path,
-    evaluations: Evaluation | Mapping[str, Evaluation],
-    *,
-    read_image: ReadImage | None = None,
-    history: Sequence[Mapping[str, Any]] = (),
-) -> Path:
-    """Writes `metrics.json`, the plots and `report.html` into `folder`, each atomically, and returns the page's path.
-
-    Args:
-        folder: made where it is absent.
-        evaluations: one evaluation, or one for each direction ("image->text").
-        read_image: opens a path of the gallery as uint8 [H, W, 3]; an item it refuses with `InputError` is shown
-            without its picture. None shows no pictures.
-        history: one record for each epoch, for the learning curves; see `plots.learning_curves`.
-    """
-    # matplotlib, jinja2 and pillow: not before a report is written.
-    from orbithash.trainers.evaluation.evaluation_report import draw_figures, evaluation_sections, evaluation_title
-    from orbithash.trainers.reports.page import write_report
-
-    if isinstance(evaluations, Evaluation):
-        by_name, metrics = {"": evaluations}, evaluations.metrics
-    else:
-        by_name, metrics = dict(evaluations), metrics_of(evaluations)
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    write_file(folder / "metrics.json", text)
-    figures = draw_figures(by_name, history)
-    for name, figure in (pair for of_direction in figures.values() for pair in of_direction.items()):
-        assert isinstance(figure.plot, str), "plots are SVG"
-        write_file(folder / "plots" / f"{name}.svg", figure.plot)
-    path = folder / "report.html"
-    write_report(path, *evaluation_title(by_name), evaluation_sections(by_name, figures, read_image))
-    return path
-
-
 def _gallery(
     retrieval: Retrieval,
     query: EncodedPart,
     database: EncodedPart,
     scores: npt.NDArray[np.float64],
     classes: Sequence[str],
-) -> tuple[Shown, ...]:
-    """The same queries for the same codes, chosen by rule: the median of some classes, then the worst of all."""
-    shown = []
+) -> tuple[GalleryQuery, ...]:
+    """Return the median query of some classes, then the worst queries. The choice is deterministic."""
+    gallery = []
     for reason, row in _choose(scores, query.labels):
         distances = hamming(retrieval.query_codes[row : row + 1], retrieval.database_codes)[0]
-        related = shared_labels(query.labels[row : row + 1], database.labels)[0]
+        num_shared = shared_labels(query.labels[row : row + 1], database.labels)[0]
         order = np.argsort(distances, kind="stable")
         if retrieval.exclude is not None:
             order = order[order != retrieval.exclude[row]]
         hits = tuple(
-            Hit(
+            GalleryHit(
                 id=database.ids[i],
                 path=database.paths[i],
                 sentence=database.sentences[i] if database.sentences is not None else None,
                 label=_class_names(classes, database.labels[i]),
                 distance=int(distances[i]),
-                relevant=bool(related[i]),
+                relevant=bool(num_shared[i]),
             )
             for i in order[:NUM_HITS].tolist()
         )
         sentence = query.sentences[row] if query.sentences is not None else None
         label = _class_names(classes, query.labels[row])
-        shown.append(Shown(reason, query.ids[row], query.paths[row], sentence, label, float(scores[row]), hits))
-    return tuple(shown)
+        score = float(scores[row])
+        gallery.append(GalleryQuery(reason, query.ids[row], query.paths[row], sentence, label, score, hits))
+    return tuple(gallery)
 
 
 def _choose(scores: npt.NDArray[np.float64], labels: Labels) -> Iterator[tuple[str, int]]:
-    """Reason and row of the queries to show; the classes run evenly from the easiest to the hardest."""
+    """Yield reason and position of the gallery's queries; the classes are evenly spaced from easiest to hardest."""
     present = sorted(_present(labels), key=lambda label: (-scores[with_label(labels, label)].mean(), label))
     picks = np.linspace(0, len(present) - 1, min(NUM_TYPICAL, len(present))).round().astype(int)
     chosen = set()
     for pick in picks.tolist():
         rows = np.flatnonzero(with_label(labels, present[pick]))
         row = int(rows[np.argsort(scores[rows], kind="stable")[len(rows) // 2]])
-        # A query of several classes may be the median of more than one.
+        # A multi-label query may be the median of several classes.
         if row not in chosen:
             chosen.add(row)
             yield "typical", row
@@ -357,13 +317,13 @@ def _choose(scores: npt.NDArray[np.float64], labels: Labels) -> Iterator[tuple[s
 
 
 def _present(labels: Labels) -> list[int]:
-    """The classes that occur, ascending."""
+    """Return the classes that occur, ascending."""
     present: list[int] = (np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))).tolist()
     return [label for label in present if label >= 0]
 
 
 def _sample(database: EncodedPart) -> CodeSample:
-    """The same items for the same database."""
+    """Return at most `MAX_SAMPLE` labelled items of the database, always the same ones."""
     known = np.flatnonzero(labelled(database.labels))
     if len(known) > MAX_SAMPLE:
         known = np.sort(np.random.default_rng(0).choice(known, MAX_SAMPLE, replace=False))
@@ -372,5 +332,5 @@ def _sample(database: EncodedPart) -> CodeSample:
 
 
 def _class_names(classes: Sequence[str], label: npt.NDArray[Any]) -> str:
-    """The name of one item's class, or of all its classes."""
+    """Return the name of an item's class, or the names of all its classes."""
     return ", ".join(classes[i] for i in _present(label[None])) or "unknown"

@@ -1,4 +1,4 @@
-"""A trained model against the test part of a manifest."""
+"""Evaluation of a trained model on the test part of a manifest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -17,10 +17,10 @@ from orbithash.trainers.metrics.retrieval import Labels, label_arrays, labelled
 
 __all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
 
-# Images decoded and encoded at a time.
+# Number of images decoded and encoded at a time.
 CHUNK = 64
 
-# Features float32 [N, D] of images of a manifest, from a backbone as it was before the method trained it.
+# Returns features float32 [N, D] of a manifest's images, from the backbone with its weights before training.
 FeaturesOf = Callable[[Sequence[Image]], npt.NDArray[np.float32]]
 
 
@@ -32,31 +32,31 @@ def evaluate_model(
     baseline_model: FeaturesOf | None = None,
     cutoffs: Sequence[int] = (20, 100),
 ) -> Evaluation | dict[str, Evaluation]:
-    """Encodes the queries and the database of the manifest's protocol and evaluates the answers.
+    """Encode the queries and the database of the manifest's protocol and evaluate the answers.
 
     A model with a text side, on a manifest with captions, is evaluated in the four directions "image->image",
-    "image->text", "text->image" and "text->text". Every image has one of its captions, drawn once by the manifest's
-    seed as DUCH does it; images without captions are left out wherever sentences are asked or searched.
+    "image->text", "text->image" and "text->text". Each image is represented by one of its captions, drawn with the
+    manifest's seed; images without captions are excluded where sentences are queries or database.
 
     Args:
-        model: what encodes.
-        manifest: its test part is asked.
-        root: the folder of its images.
-        on_progress: is told how many images are encoded.
-        baseline_model: makes the features of the baselines, which rank images for images; None: no baselines.
+        model: encodes images and sentences.
+        manifest: its test part holds the queries.
+        root: folder of its images.
+        on_progress: called with the number of images encoded so far.
+        baseline_model: makes the features of the baselines, which search images by image; None: no baselines.
         cutoffs: the k of average precision.
 
     Raises:
-        InputError: files that are not those of the manifest, or no queries.
+        InputError: files differ from the manifest, or there are no queries.
     """
     manifest.check_files(root)
     rule = PROTOCOLS[manifest.protocol]
     queries, database = manifest.part("test"), manifest.part(*rule.database)
     if not queries:
-        raise InputError("the manifest has no test part; there is nothing to evaluate on")
+        raise InputError("the manifest has no test part, so there are no queries to evaluate")
     if not any(image.labels for image in queries):
-        raise InputError(f"none of the {len(queries)} test images has a class, so nothing is relevant to them")
-    # A test part that is the database too is encoded once.
+        raise InputError(f"none of the {len(queries)} test images has a class, so no image is relevant to them")
+    # Each image once, even if it is both query and database item.
     images = manifest.part("test", *rule.database)
     query_labels, database_labels = label_arrays(
         len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
@@ -68,35 +68,36 @@ def evaluate_model(
     else:
         captions = {}
 
-    def part(kind: str, of: Sequence[Image], labels: Labels) -> EncodedPart:
-        rows = [row for row, image in enumerate(of) if image.id in codes[kind]]
+    def part(kind: str, members: Sequence[Image], labels: Labels) -> EncodedPart:
+        rows = [row for row, image in enumerate(members) if image.id in codes[kind]]
         return EncodedPart(
-            ids=[of[row].id for row in rows],
-            codes=np.stack([codes[kind][of[row].id] for row in rows]),
+            ids=[members[row].id for row in rows],
+            codes=np.stack([codes[kind][members[row].id] for row in rows]),
             labels=labels[rows],
-            paths=[str(root / of[row].path) for row in rows],
-            sentences=[captions[of[row].id] for row in rows] if kind == "text" else None,
+            paths=[str(root / members[row].path) for row in rows],
+            sentences=[captions[members[row].id] for row in rows] if kind == "text" else None,
         )
 
-    def evaluate_direction(asked: str, searched: str) -> Evaluation:
-        query, found = part(asked, queries, query_labels), part(searched, database, database_labels)
-        crossing = asked != searched
+    def evaluate_direction(query_kind: str, database_kind: str) -> Evaluation:
+        query = part(query_kind, queries, query_labels)
+        searched = part(database_kind, database, database_labels)
+        is_cross_modal = query_kind != database_kind
         evaluation = evaluate(
             query,
-            found,
+            searched,
             dataset=manifest.dataset,
             protocol=manifest.protocol,
             method=model.card.method,
             bits=model.bits,
-            # Across, the own pair is another item: the very one to be found.
-            exclude_self=rule.leave_one_out and not crossing,
+            # In a cross-modal search, the item with the query's id is its pair: the item to be found.
+            exclude_self=rule.leave_one_out and not is_cross_modal,
             classes=manifest.classes,
             cutoffs=cutoffs,
-            pairs=crossing and "test" in rule.database,
+            pairs=is_cross_modal and "test" in rule.database,
         )
-        if baseline_model is None or asked == "text" or crossing:
+        if baseline_model is None or query_kind == "text" or is_cross_modal:
             return evaluation
-        return with_baselines(evaluation, _baselines(baseline_model, manifest, query, found, evaluation, cutoffs))
+        return with_baselines(evaluation, _baselines(baseline_model, manifest, query, searched, evaluation, cutoffs))
 
     if "text" not in codes:
         return evaluate_direction("image", "image")
@@ -108,21 +109,21 @@ def draw_caption(image: Image, seed: int) -> str:
     return image.captions[int(np.random.default_rng([seed, *image.id.encode()]).integers(len(image.captions)))]
 
 
-def check_untrained(asked: Manifest, trained: Manifest) -> None:
-    """`InputError` when queries of `asked` were seen in training or chose the model, whatever their path now is."""
+def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
+    """Raise `InputError` if test images of `evaluated` are training or validation images of `trained`, by content."""
     seen = {image.sha256 for image in trained.part("train", "validation")}
-    leaked = [image.path for image in asked.part("test") if image.sha256 in seen]
+    leaked = [image.path for image in evaluated.part("test") if image.sha256 in seen]
     if leaked:
         raise InputError(
-            f"{len(leaked)} of the {len(asked.part('test'))} queries of protocol {asked.protocol} were training or "
-            f"validation images of this run (first: {leaked[0]}); train a run by that protocol instead"
+            f"{len(leaked)} of the {len(evaluated.part('test'))} queries of protocol {evaluated.protocol} were "
+            f"training or validation images of this run (first: {leaked[0]}); train a run by that protocol instead"
         )
 
 
 def _encode_images(
     model: HashModel, images: Sequence[Image], root: Path, on_progress: Callable[[int], None] | None
 ) -> Mapping[str, npt.NDArray[np.uint8]]:
-    """The code of each image by its id."""
+    """Return the code of each image by its id."""
     codes: dict[str, npt.NDArray[np.uint8]] = {}
     for start in range(0, len(images), CHUNK):
         chunk = images[start : start + CHUNK]
@@ -141,17 +142,17 @@ def _baselines(
     evaluation: Evaluation,
     cutoffs: Sequence[int],
 ) -> dict[str, dict[str, object]]:
-    """Every baseline on the queries and the database of `evaluation`, fitted on the training part."""
-    query = query.rows(np.flatnonzero(labelled(query.labels)))
+    """Return the result of every baseline on the queries and database of `evaluation`, fitted on the training part."""
+    query = query.select(np.flatnonzero(labelled(query.labels)))
     train = {image.id for image in manifest.part("train")}
-    wanted = train.union(query.ids, database.ids)
-    images = [image for image in manifest.images if image.id in wanted]
+    needed = train.union(query.ids, database.ids)
+    images = [image for image in manifest.images if image.id in needed]
     features = features_of(images)
     row_of = {image.id: row for row, image in enumerate(images)}
     rows = {"train": [row_of[image.id] for image in images if image.id in train]}
     rows |= {name: [row_of[id] for id in part.ids] for name, part in (("query", query), ("database", database))}
     return evaluate_baselines(
-        {name: features[of_part] for name, of_part in rows.items()},
+        {name: features[part_rows] for name, part_rows in rows.items()},
         {"query": query.labels, "database": database.labels},
         evaluation.metrics["bits"],
         own_positions(query, database) if evaluation.metrics["exclude_self"] else None,

@@ -101,14 +101,14 @@ class Table:
 class Tile:
     """One item of a gallery: an image (a data URI) or a sentence, its label, and a note such as its distance.
 
-    `right` marks a hit as right or wrong; None marks nothing.
+    `relevant` marks a hit as relevant or not; None: no mark.
     """
 
     label: str
     image: str | None = None
     sentence: str | None = None
     note: str = ""
-    right: bool | None = None
+    relevant: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ def picture(height=40, width=60):
 def all_sections(text):
     image = thumbnail_data_uri(picture())
     tiles = [
-        Tile(text, image, note=text, right=True),
-        Tile(text, sentence=text, right=False),
+        Tile(text, image, note=text, relevant=True),
+        Tile(text, sentence=text, relevant=False),
         Tile(text, note=text),
     ]
     return [
@@ -110,12 +110,12 @@ def test_nothing_comes_from_elsewhere(tmp_path):
     assert html.lstrip().startswith("<!doctype html>")
 
 
-def test_right_and_wrong_are_told_in_words_and_signs(tmp_path):
+def test_relevance_is_marked_by_words_and_signs(tmp_path):
     html = write(tmp_path, all_sections("harbor"))
     text = "".join(Page(html).text)
     assert text.count("✓") == text.count("✗") == 1
-    assert 'aria-label="right"' in html
-    assert 'aria-label="wrong"' in html
+    assert 'aria-label="relevant"' in html
+    assert 'aria-label="not relevant"' in html
 
 
 def test_every_section_is_on_the_page_in_order(tmp_path):
