@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orbithash.cluster.output import track
 from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.text_files import read_lines, split_lines
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
@@ -61,10 +62,9 @@ def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
     lines: list[str] = []
     if file is not None:
         try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text()
-        except (OSError, UnicodeDecodeError) as err:
-            raise InputError(f"{file}: the keys cannot be read") from err
-        lines = [line for line in text.splitlines() if line]
+            lines = list(split_lines(sys.stdin) if str(file) == "-" else read_lines(file))
+        except ValueError as err:
+            raise InputError(f"{file}: the keys cannot be read: it {err}") from err
     return client.delete([*keys, *lines])
 
 

@@ -213,7 +213,7 @@ def encode(
     tally, num_seen = Tally(), 0
     with ExitStack() as stack:
         stack.enter_context(writing(target))
-        target.index_keys()
+        target.update_index()
         for todo, num_done in new_items(iter_source(source, tile_px), target):
             tally.num_done_before += num_done
             num_seen += len(todo) + num_done
@@ -241,7 +241,8 @@ def new_items(items: Iterable[Item], target: Archive) -> Iterator[tuple[list[Ite
     """Portions of the items that the archive does not know, and how many it knew of those that were looked at."""
     items, todo, num_done = iter(items), [], 0
     while chunk := list(itertools.islice(items, LOOK_UP)):
-        known = target.known([item.key for item in chunk])
+        keys = [item.key for item in chunk]
+        known = target.origins(keys).keys() | target.refused_stamps(keys).keys()
         num_done += len(known)
         todo += [item for item in chunk if item.key not in known]
         if len(todo) >= PORTION:

@@ -162,7 +162,7 @@ class _Watcher:
         rows = pa.concat_tables([self._encoder(batch) for batch in batches])
         with self._target.writing():
             # Another program may have written some of them meanwhile.
-            known = self._target.known([item.key for item in items])
+            known = self._target.origins([item.key for item in items]).keys()
             rows = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(sorted(known), pa.string()))))
             if not len(rows):
                 return

@@ -1,3 +1,8 @@
-"""Store codes: the Lance dataset with one row an image, its schema, its commits, and the side table of refused
-images.
+"""Store codes: one Lance dataset with a row per image or tile, its commits, and the side table of refused items.
+
+archive.py   the archive: reading, committing, one writer at a time
+storage.py   columns, locations, opening, the lock of the writer
+refusals.py  the side table of refused items
+stamps.py    what identifies the content of an image
+upkeep.py    joining of fragments, index of keys, removal of old versions
 """

@@ -1,13 +1,12 @@
-"""The archive of codes: one Lance dataset, one row an image or tile.
+"""The archive of codes: one Lance dataset with a row per image or tile.
 
-Rows have stable ids (the column `_rowid`) that survive compaction. Every change is one atomic commit:
-a reader sees the version before it or the version after it. Images that could not be read are rows of a second
-dataset inside the folder, so that they are neither lost silently nor searched.
+Rows have stable ids (the column `_rowid`) that survive compaction. Every change is one atomic commit: a reader sees the
+version before it or the version after it. Items that could not be read are in a side table inside the folder, so that
+they are neither lost silently nor searched.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,88 +14,83 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from orbithash.encoders.archive import upkeep
+from orbithash.encoders.archive.refusals import RefusedTable
 from orbithash.encoders.archive.storage import (
     check_free,
-    described,
+    error_line,
     holds_dataset,
-    load,
-    location_of,
-    quoted,
-    reading,
-    reason,
+    key_filter,
+    normalise_location,
+    one_line_errors,
+    open_dataset,
+    read_metadata,
     schema_of,
     write_lock,
 )
 from orbithash.encoders.codes import Codes, check_bits, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.keys import key_problem
 
 __all__ = ["Archive"]
-
-# Versions that `clean_up` leaves, and those that are younger.
-_KEPT_VERSIONS, _KEPT_FOR = 1000, timedelta(minutes=10)
-
-# Rows without an entry in the index, which a look-up reads one by one.
-_MAX_UNINDEXED = 2**16
-
-_REFUSED = "_refused.lance"
-_REFUSED_SCHEMA = pa.schema([pa.field("key", pa.string(), False), pa.field("reason", pa.string(), False)])
 
 
 class Archive:
     """One version of an archive; `refresh` and the changes made through it move it to the newest one.
 
-    Reading is safe for concurrent calls; nothing may be read while a change is made through the same object.
+    Concurrent calls may read; nothing may be read while a change is made through the same object.
 
     Attributes:
         path: the absolute folder, or the URI of an object store.
         bits: bits of a code.
-        model_id: content hash of the model the codes come from.
+        model_id: content hash of the model that made the codes.
         schema: the columns, with the metadata `orbithash.format_version`, `orbithash.bits` and `orbithash.model_id`.
     """
 
     def __init__(self, path: str, dataset: Any) -> None:
-        """Takes what `create`, `open` and `open_or_create` found."""
+        """Take an open dataset; use `create`, `open` or `open_or_create` instead."""
         self.path = path
-        self.bits, self.model_id = described(path, dataset)
+        self.bits, self.model_id = read_metadata(path, dataset)
         self.schema: pa.Schema = dataset.schema
         self._dataset = dataset
+        self._refused = RefusedTable(path)
 
     @classmethod
     def create(cls, path: str | Path, bits: int, model_id: str) -> "Archive":
-        """A new archive without rows.
+        """Create an archive without rows.
 
         Raises:
-            InputError: `path` is a file, or a folder that holds anything; it is left as it was.
+            InputError: `path` is a file, or a folder that is not empty; it is left as it was.
         """
         import lance
 
-        location = location_of(path)
+        location = normalise_location(path)
         schema = schema_of(check_bits(bits), model_id)
         check_free(location)
         try:
             dataset = lance.write_dataset(schema.empty_table(), location, schema=schema, enable_stable_row_ids=True)
         except OSError as error:
-            raise InputError(f"{location}: no archive can be made there: {reason(error)}") from error
+            raise InputError(f"{location}: no archive can be made there: {error_line(error)}") from error
         return cls(location, dataset)
 
     @classmethod
     def open(cls, path: str | Path, version: int | None = None) -> "Archive":
-        """The archive at `path` in its newest or in one given version.
+        """Open the archive at `path` in its newest or in one given version.
 
         Raises:
-            InputError: nothing there, not an archive, of another format version, or damaged.
+            InputError: missing, not an archive, of another format version, or damaged.
         """
-        location = location_of(path)
-        return cls(location, load(location, version))
+        location = normalise_location(path)
+        return cls(location, open_dataset(location, version))
 
     @classmethod
     def open_or_create(cls, path: str | Path, bits: int, model_id: str) -> "Archive":
-        """The archive at `path`, made where there is none.
+        """Open the archive at `path`, or create it.
 
         Raises:
             InputError: it holds codes of another model or another length, or `create` or `open` refuses `path`.
         """
-        location = location_of(path)
+        location = normalise_location(path)
         if not holds_dataset(location):
             return cls.create(location, bits, model_id)
         archive = cls.open(location)
@@ -108,6 +102,16 @@ class Archive:
             )
         return archive
 
+    def __repr__(self) -> str:
+        return f"Archive({self.path!r}, version={self.version}, rows={self.num_rows}, bits={self.bits})"
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __bool__(self) -> bool:
+        # An archive without rows is an archive.
+        return True
+
     @property
     def version(self) -> int:
         """Number of the version that is read."""
@@ -116,48 +120,50 @@ class Archive:
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        with reading(self.path):
+        with one_line_errors(self.path):
             return int(self._dataset.count_rows())
 
     def newest_version(self) -> int:
-        """Number of the newest version, which may not be the one that is read. Safe while a change is made."""
-        # A dataset that is being written to refuses to be asked at the same time, and the other way round.
-        return int(load(self.path, None).version)
+        """Return the number of the newest version, which may not be the one that is read. Safe during a change."""
+        # A dataset cannot be asked while it is being written to, hence another one.
+        return int(open_dataset(self.path, None).version)
 
     def refresh(self) -> None:
-        """Moves to the newest version.
+        """Move to the newest version.
 
         Raises:
-            InputError: as `open`, or another model's archive has taken its place.
+            InputError: as `open`, or an archive of another model is there now.
         """
-        dataset = load(self.path, None)
-        if described(self.path, dataset) != (self.bits, self.model_id):
+        dataset = open_dataset(self.path, None)
+        if read_metadata(self.path, dataset) != (self.bits, self.model_id):
             raise InputError(f"{self.path} was replaced by an archive of another model; open it anew")
         self._dataset = dataset
 
+    # Reading
+
     def keys(self) -> set[str]:
-        """The keys of all rows."""
-        with reading(self.path):
+        """Return the keys of all rows."""
+        with one_line_errors(self.path):
             return set(self._dataset.to_table(columns=["key"])["key"].to_pylist())
 
     def codes(self) -> tuple[npt.NDArray[np.uint64], Codes]:
-        """The ids uint64 [N], ascending, and the codes uint8 [N, ceil(bits/8)] of all rows."""
+        """Return the ids uint64 [N], ascending, and the codes uint8 [N, ceil(bits/8)] of all rows."""
         parts = [(np.empty(0, np.uint64), np.empty((0, num_bytes(self.bits)), np.uint8)), *self.code_batches()]
         ids, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(ids, kind="stable")
         return ids[order], codes[order]
 
     def code_batches(self) -> Iterator[tuple[npt.NDArray[np.uint64], Codes]]:
-        """As `codes`, a batch of rows at a time in any order, for those who keep a part of them."""
-        with reading(self.path):
-            # One fragment ahead: what is read before it is asked for is all the memory that this takes.
+        """Yield ids and codes as `codes`, in batches of rows in any order, for callers that keep a part of them."""
+        with one_line_errors(self.path):
+            # One fragment ahead: the memory that this takes is what is read ahead.
             for batch in self._dataset.to_batches(columns=["code"], with_row_id=True, fragment_readahead=1):
                 # flatten() honours slices.
                 codes = batch["code"].flatten().to_numpy().reshape(-1, num_bytes(self.bits))
                 yield batch["_rowid"].to_numpy(), codes
 
     def take(self, ids: Sequence[int] | npt.NDArray[np.uint64], columns: Sequence[str]) -> pa.Table:
-        """`columns` of the rows `ids`, in the order of `ids`, which may repeat.
+        """Return `columns` of the rows with these ids, in the order of `ids`, which may repeat.
 
         Raises:
             InputError: an id or a column that does not exist.
@@ -165,68 +171,73 @@ class Archive:
         unknown = [name for name in columns if name not in self.schema.names]
         if unknown:
             raise InputError(f"no column {', '.join(unknown)}; the archive has {', '.join(self.schema.names)}")
-        wanted = [int(row) for row in ids]
-        if not wanted:
+        asked = [int(row) for row in ids]
+        if not asked:
             return pa.schema([self.schema.field(name) for name in columns]).empty_table()
-        listed_ids = ", ".join(str(row) for row in {*wanted} if 0 <= row < 2**63)
-        with reading(self.path):
+        listed_ids = ", ".join(str(row) for row in {*asked} if 0 <= row < 2**63)
+        with one_line_errors(self.path):
             found = self._dataset.to_table(
                 columns=list(columns), filter=f"_rowid IN ({listed_ids or 'NULL'})", with_row_id=True
             ).combine_chunks()
         place = {row: i for i, row in enumerate(found["_rowid"].to_pylist())}
-        missing = sorted(set(wanted) - place.keys())
+        missing = sorted(set(asked) - place.keys())
         if missing:
             raise InputError(f"no row with id {missing[0]} in version {self.version} of {self.path}")
-        return found.select(list(columns)).take([place[row] for row in wanted])
+        return found.select(list(columns)).take([place[row] for row in asked])
 
     def scan(
         self, columns: Sequence[str], among: npt.NDArray[np.uint64] | None = None
     ) -> tuple[npt.NDArray[np.uint64], pa.Table]:
-        """The ids uint64 [N] of all rows, or of those there are `among` some ids, in any order; `columns` of them."""
+        """Return ids uint64 [N] and `columns` of all rows, or of the rows with the ids `among`, in any order."""
         if among is not None and not len(among):
             return np.empty(0, np.uint64), pa.schema([self.schema.field(name) for name in columns]).empty_table()
-        wanted = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
-        with reading(self.path):
-            table = self._dataset.to_table(columns=list(columns), filter=wanted, with_row_id=True)
+        id_filter = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
+        with one_line_errors(self.path):
+            table = self._dataset.to_table(columns=list(columns), filter=id_filter, with_row_id=True)
         return table["_rowid"].to_numpy(), table.select(list(columns))
 
     def find(self, keys: Sequence[str]) -> dict[str, int]:
-        """The ids of the rows with these keys; a key of which there is no row is left out."""
+        """Return the ids of the rows with these keys; keys without a row are omitted."""
         if not keys:
             return {}
-        wanted = ", ".join(map(quoted, keys))
-        with reading(self.path):
-            found = self._dataset.to_table(columns=["key"], filter=f"key IN ({wanted})", with_row_id=True)
+        with one_line_errors(self.path):
+            found = self._dataset.to_table(columns=["key"], filter=key_filter(keys), with_row_id=True)
         return dict(zip(found["key"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
 
-    def known(self, keys: Sequence[str]) -> set[str]:
-        """Those of `keys` that have a row, or a reason why they have none."""
-        import lance
+    def origins(self, keys: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+        """Return the URI and the stamp of the rows with these keys; keys without a row are omitted."""
+        if not keys:
+            return {}
+        with one_line_errors(self.path):
+            found = self._dataset.to_table(columns=["key", "uri", "stamp"], filter=key_filter(keys))
+        return {row["key"]: (row["uri"], row["stamp"]) for row in found.to_pylist()}
 
-        found, location = set(self.find(keys)), f"{self.path}/{_REFUSED}"
-        if keys and holds_dataset(location):
-            wanted = ", ".join(map(quoted, keys))
-            with reading(location):
-                refused = lance.dataset(location).to_table(columns=["key"], filter=f"key IN ({wanted})")
-            found |= set(refused["key"].to_pylist())
-        return found
+    def refused(self) -> dict[str, str]:
+        """Return the reason of each refused item by its key."""
+        return self._refused.reasons()
+
+    def refused_stamps(self, keys: Sequence[str]) -> dict[str, str | None]:
+        """Return the stamps of the refused items with these keys; a stamp is None when it is not known."""
+        return self._refused.stamps(keys)
+
+    # Writing
 
     @staticmethod
     def table(
         codes: Codes, bits: int, key: Sequence[str], uri: Sequence[str], **columns: Sequence[Any] | None
     ) -> pa.Table:
-        """Rows for `write_fragments`.
+        """Return rows for `write_fragments` and `upsert`.
 
         Args:
             codes: uint8 [N, ceil(bits/8)], packed.
             bits: bits of a code.
             key: N unique keys.
-            uri: N places to open.
-            **columns: any of `label`, `caption`, `datetime` (UTC), `lon`, `lat`, `footprint`, `thumbnail`, each N
-                values where None (and NaN) means unknown; a column left out is unknown everywhere.
+            uri: N URIs or paths to open.
+            **columns: any of `label`, `caption`, `datetime` (UTC), `lon`, `lat`, `footprint`, `thumbnail`, `stamp`,
+                each N values where None (and NaN) means unknown; an omitted column is unknown for all rows.
 
         Raises:
-            InputError: codes that do not fit `bits`, a column of another length or of an unknown name.
+            InputError: codes that do not fit `bits`, invalid keys, a column of another length or of an unknown name.
         """
         schema = schema_of(bits, "").remove_metadata()
         if codes.ndim != 2:
@@ -235,6 +246,9 @@ class Archive:
         unknown = values.keys() - set(schema.names)
         if unknown:
             raise InputError(f"no column {', '.join(sorted(unknown))}; the archive has {', '.join(schema.names)}")
+        for one in key:
+            if one is not None and (problem := key_problem(one)):
+                raise InputError(problem)
         arrays = []
         for field in schema:
             column = values.get(field.name)
@@ -254,9 +268,9 @@ class Archive:
 
     @staticmethod
     def write_fragments(path: str | Path, table: pa.Table) -> list[str]:
-        """Writes rows that stay invisible until `commit`, from any process; returns their description as JSON.
+        """Write rows that stay invisible until `commit`, from any process; return their description as JSON.
 
-        The caller sees to it that no key is twice in what is committed, nor in the archive already.
+        The caller ensures that no key occurs twice in what is committed, and none is in the archive already.
         """
         import json
 
@@ -268,7 +282,7 @@ class Archive:
         return [json.dumps(fragment.to_json()) for fragment in fragments]
 
     def commit(self, fragments: Sequence[str]) -> None:
-        """Makes the rows of `write_fragments` visible in one atomic step."""
+        """Make the rows of `write_fragments` visible in one atomic step."""
         import lance
         from lance.fragment import FragmentMetadata
 
@@ -277,9 +291,9 @@ class Archive:
             self._dataset = lance.LanceDataset.commit(self._dataset, operation, read_version=self.version)
 
     def upsert(self, table: pa.Table) -> npt.NDArray[np.uint64]:
-        """Adds rows, each in place of the row with its key where there is one, in one commit; their ids in order.
+        """Add rows in one commit, each in the place of the row with its key if there is one; return their ids in order.
 
-        A row that takes another's place has its id.
+        A row keeps its id when it is replaced.
 
         Raises:
             InputError: a key that occurs twice, or rows of other columns.
@@ -295,61 +309,30 @@ class Archive:
         return np.array([rows[key] for key in keys], np.uint64)
 
     def delete(self, keys: Sequence[str]) -> npt.NDArray[np.uint64]:
-        """Removes the rows with these keys in one commit; the ids of those that there were."""
+        """Remove the rows with these keys in one commit; return the ids of the rows that existed."""
         rows = self.find(keys)
         if rows:
-            self._dataset.delete(f"key IN ({', '.join(map(quoted, rows))})")
+            self._dataset.delete(key_filter(list(rows)))
             self.refresh()
         return np.array(list(rows.values()), np.uint64)
 
-    def optimize(self) -> None:
-        """Joins small fragments and brings the index on `key` up to date; ids stay."""
-        self._dataset.optimize.compact_files()
-        if any(index.field_names == ["key"] for index in self._dataset.describe_indices()):
-            self._dataset.optimize.optimize_indices()
-        else:
-            self._dataset.create_scalar_index("key", "BTREE")
-        self.refresh()
+    def refuse(self, items: Sequence[tuple[str, str]], stamps: Mapping[str, str | None] | None = None) -> None:
+        """Write (key, reason) of items into the side table, each in the place of an older item with its key.
 
-    def index_keys(self) -> None:
-        """Makes `find` quick where many rows are not in the index on `key` yet, as after a job that was killed."""
-        names = [index.name for index in self._dataset.describe_indices() if index.field_names == ["key"]]
-        stats = self._dataset.stats.index_stats(names[0]) if names else {"num_unindexed_rows": self.num_rows}
-        if stats["num_unindexed_rows"] > _MAX_UNINDEXED:
-            self.optimize()
+        `stamps` identify by key the content that was refused.
+        """
+        self._refused.put(items, stamps or {})
 
-    def clean_up(self) -> None:
-        """Removes versions, and the files only they need, that nobody can still be reading."""
-        # Both have to hold. Age alone would take a version that was the newest until a moment ago.
-        self._dataset.cleanup_old_versions(older_than=_KEPT_FOR, retain_versions=_KEPT_VERSIONS)
-
-    def refuse(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Notes (key, reason) of images that could not be read."""
-        import lance
-
-        if not rows:
-            return
-        table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_REFUSED_SCHEMA)
-        location = f"{self.path}/{_REFUSED}"
-        lance.write_dataset(table, location, mode="append" if holds_dataset(location) else "create")
-
-    def refused(self) -> dict[str, str]:
-        """Key and latest reason of the images that could not be read."""
-        import lance
-
-        location = f"{self.path}/{_REFUSED}"
-        if not holds_dataset(location):
-            return {}
-        with reading(location):
-            table = lance.dataset(location).to_table()
-        return dict(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    def unrefuse(self, keys: Sequence[str]) -> None:
+        """Remove items that could be read after all from the side table; other keys are ignored."""
+        self._refused.remove(keys)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the only right to write, and starts from the newest version.
+        """Hold the right to write, and start from the newest version.
 
-        The kernel gives the lock back when its holder dies. In an object store there is no lock, and Lance alone
-        keeps commits apart.
+        The kernel releases the lock when its holder dies. An object store has no lock; there, Lance alone keeps
+        concurrent commits apart.
 
         Raises:
             InputError: another process is writing.
@@ -359,7 +342,58 @@ class Archive:
             yield
 
     def _checked(self, table: pa.Table) -> pa.Table:
-        """`table` itself if its columns are the archive's."""
+        """Return `table` itself if its columns are those of the archive."""
         if not table.schema.equals(self.schema):
             raise InputError(f"rows of other columns than those of {self.path} ({self.bits} bits); use Archive.table")
         return table
+
+    # Upkeep. What takes long works on a dataset of its own and needs no right to write.
+
+    def prepare_compaction(self) -> upkeep.Compaction | None:
+        """Rewrite small fragments of the newest version beside the archive; None when that is not worthwhile.
+
+        Takes long when much is rewritten. Safe from any thread, without the right to write, while changes are made.
+        """
+        return upkeep.prepare_compaction(open_dataset(self.path, None))
+
+    def commit_compaction(self, compaction: upkeep.Compaction) -> bool:
+        """Put rewritten fragments in the place of the old ones; quick. Row ids stay.
+
+        The caller has the right to write. Returns False when rows of the old fragments were changed since
+        `prepare_compaction`: they stay where they are. The version may advance in both cases; no row changes.
+        """
+        done = upkeep.commit_compaction(self._dataset, compaction)
+        self.refresh()
+        return done
+
+    def update_index(self) -> bool:
+        """Index the keys of new rows where they are many; return whether that made a new version.
+
+        Keeps `find` quick. Takes time in proportion to the new rows. The caller has the right to write.
+        """
+        done = upkeep.update_index(self._dataset)
+        if done:
+            self.refresh()
+        return done
+
+    def is_clean_up_due(self, since: int) -> bool:
+        """Return whether `clean_up` should follow the commits after version `since`.
+
+        It depends on version numbers alone, so that it makes no difference which process commits.
+        """
+        return since // upkeep.CLEAN_UP_EVERY != self.version // upkeep.CLEAN_UP_EVERY
+
+    def clean_up(self) -> None:
+        """Remove old versions and the files that only they use; keep the last 1000 and all of the last 10 minutes.
+
+        Safe from any thread, without the right to write, while changes are made.
+        """
+        upkeep.clean_up(open_dataset(self.path, None))
+
+    def optimize(self) -> None:
+        """Join fragments and index keys where that is worthwhile. The caller has the right to write."""
+        self._refused.optimize()
+        while (compaction := self.prepare_compaction()) and self.commit_compaction(compaction):
+            # A full tier may have filled the next one.
+            pass
+        self.update_index()

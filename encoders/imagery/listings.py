@@ -10,6 +10,7 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.rendering import Window
+from orbithash.encoders.text_files import read_lines
 
 __all__ = ["SUFFIXES", "Item", "list_paths", "list_stac", "list_table", "local_path", "read_json", "report"]
 
@@ -59,12 +60,12 @@ def list_paths(path: Path) -> Iterator[Item]:
 
     def named() -> Iterator[tuple[str, Item]]:
         try:
-            with path.open(encoding="utf-8-sig") as lines:
-                for line in map(str.strip, lines):
-                    if line and not line.startswith("#"):
-                        yield line, Item(_key(line), "")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not readable as UTF-8 text: {error}") from error
+            for line in read_lines(path):
+                text = line.strip(" \t")
+                if not text.startswith("#"):
+                    yield text, Item(_key(text), "")
+        except ValueError as error:
+            raise InputError(f"{path} {error}") from error
 
     return _located(named(), path)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
+from orbithash.encoders.keys import key_problem
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
 
@@ -14,7 +15,6 @@ __all__ = [
     "MAX_FILTER_CHARS",
     "MAX_IMAGE_BYTES",
     "MAX_K",
-    "MAX_KEY_CHARS",
     "MAX_LARGE_ROWS",
     "MAX_SENTENCE_CHARS",
     "MAX_SHARDS",
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 MAX_K = 10_000
-MAX_KEY_CHARS = 4096
 MAX_SENTENCE_CHARS = 2000
 # A polygon of 10,000 vertices with coordinates of full precision has 400,000 characters.
 MAX_FILTER_CHARS = 500_000
@@ -124,8 +123,8 @@ class Example:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
         if self.text is not None and not 0 < len(self.text) <= MAX_SENTENCE_CHARS:
             problems.append(("text", f"a sentence has 1 to {MAX_SENTENCE_CHARS:,} characters, got {len(self.text):,}"))
-        if self.key is not None and not 0 < len(self.key) <= MAX_KEY_CHARS:
-            problems.append(("key", f"a key has 1 to {MAX_KEY_CHARS:,} characters, got {len(self.key):,}"))
+        if self.key is not None and (problem := key_problem(self.key)):
+            problems.append(("key", problem))
         return problems
 
     def given(self) -> list[str]:

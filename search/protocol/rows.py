@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from orbithash.encoders.keys import MAX_KEY_CHARS, key_problem
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
-from orbithash.search.protocol.queries import MAX_KEY_CHARS
 
 __all__ = ["MAX_ROWS", "Columns", "Row", "RowUpdate", "check_keys"]
 

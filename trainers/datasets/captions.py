@@ -15,9 +15,10 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.sources import SUFFIXES, natural
+from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
-from orbithash.trainers.datasets.layouts import Found, Row, cut, read_json, read_lines
+from orbithash.trainers.datasets.layouts import Found, Row, cut, read_json
 
 __all__ = ["NUM_UCM_IMAGES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
 
@@ -150,9 +151,9 @@ def _listed(images: Sequence[Path], lists: Path) -> Found:
     problems = []
     for path in sorted(lists.glob("*.txt")):
         try:
-            members[path.stem] = read_lines(path)
+            members[path.stem] = [line.strip() for line in read_lines(path)]
         except ValueError as err:
-            problems.append(str(err))
+            problems.append(f"{path.name} {err}")
     if not members:
         problems.append(f"{TEXT_CLASSES} has no lists")
     there = {path.name for path in images}

@@ -8,7 +8,7 @@ from typing import Any
 
 from orbithash.encoders.imagery.sources import natural
 
-__all__ = ["MAX_LISTED", "Found", "Row", "by_path", "cut", "read_json", "read_lines"]
+__all__ = ["MAX_LISTED", "Found", "Row", "by_path", "cut", "read_json"]
 
 # Of each kind of problem.
 MAX_LISTED = 10
@@ -53,13 +53,3 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} cannot be read ({err.strerror})") from err
     except (ValueError, RecursionError) as err:
         raise ValueError(f"{path.name} is damaged, or no JSON ({err})") from err
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; `ValueError` in one line when it cannot be read."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except OSError as err:
-        raise ValueError(f"{path.name} cannot be read ({err.strerror})") from err
-    except ValueError as err:
-        raise ValueError(f"{path.name} is no UTF-8 text") from err

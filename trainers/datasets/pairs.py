@@ -4,10 +4,11 @@ from pathlib import Path
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.sources import SUFFIXES
+from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.captions import caption
 from orbithash.trainers.datasets.class_lists import DSRSID_CLASSES
 from orbithash.trainers.datasets.classes import class_folders
-from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_lines
+from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut
 
 __all__ = ["DSRSID_FOLDERS", "DSRSID_LISTS", "find_dsrsid", "find_pairs", "find_scenes", "has_pairs"]
 
@@ -105,9 +106,9 @@ def find_dsrsid(root: Path, captions: Path | None = None) -> Found:
         raise InputError(f"{root} has none of the lists {', '.join(DSRSID_LISTS)} of dsrsid")
     for path in lists:
         try:
-            lines = read_lines(path)
+            lines = [line.strip() for line in read_lines(path)]
         except ValueError as err:
-            problems.append(str(err))
+            problems.append(f"{path.name} {err}")
             continue
         for number, line in enumerate(lines, 1):
             # Names may hold spaces.

@@ -53,7 +53,7 @@ def test_a_new_archive_is_empty_and_describes_itself(archive):
     assert archive.refused() == {}
     assert archive.find(["a"]) == {}
     assert archive.schema.metadata == {
-        b"orbithash.format_version": b"1",
+        b"orbithash.format_version": b"2",
         b"orbithash.bits": b"12",
         b"orbithash.model_id": b"model-one",
     }
@@ -71,6 +71,7 @@ def test_columns_are_those_of_the_contract(archive):
         "lat": ("double", True),
         "footprint": ("binary", True),
         "thumbnail": ("binary", True),
+        "stamp": ("string", True),
     }
 
 
@@ -85,6 +86,7 @@ def test_every_column_comes_back(archive):
         lat=[-36.25, None],
         footprint=[b"\x01", None],
         thumbnail=[None, b"\xff\xd8"],
+        stamp=["1-2-3/4", None],
     )
     archive.commit(Archive.write_fragments(archive.path, table))
     first, second = Archive.open(archive.path).take([0, 1], archive.schema.names).to_pylist()
@@ -100,6 +102,7 @@ def test_every_column_comes_back(archive):
         "lat": -36.25,
         "footprint": b"\x01",
         "thumbnail": None,
+        "stamp": "1-2-3/4",
     }
     assert second["key"] == "ü b"
     assert second["lon"] is None, "NaN is no place"
@@ -129,42 +132,128 @@ def test_codes_are_ordered_by_id_after_every_kind_of_change(archive):
             assert ids_seen.setdefault(key, row) == row, f"{key} changed its id in {change}"
 
 
-def test_optimize_joins_fragments_and_indexes_the_key(archive):
+def fragment_rows(archive):
+    """Rows of each fragment, in order."""
     import lance
 
-    for number in range(6):
-        add(archive, [f"{number}"], number)
+    return [fragment.count_rows() for fragment in lance.dataset(archive.path).get_fragments()]
+
+
+def add_many(archive, num_commits, num_rows, name):
+    codes = np.zeros((num_rows, 2), np.uint8)
+    for number in range(num_commits):
+        keys = [f"{name} {number} {row}" for row in range(num_rows)]
+        archive.commit(Archive.write_fragments(archive.path, Archive.table(codes, BITS, keys, keys)))
+
+
+def test_compaction_leaves_large_fragments_alone(archive):
+    add_many(archive, 1, 20_000, "large")
+    add_many(archive, 15, 2, "small")
+    assert archive.prepare_compaction() is None, "a few small fragments are no reason"
+    add_many(archive, 1, 2, "last")
     before = archive.codes()
-    archive.optimize()
-    dataset = lance.dataset(archive.path)
-    assert len(dataset.get_fragments()) == 1
-    assert [index.field_names for index in dataset.describe_indices()] == [["key"]]
-    assert "ScalarIndexQuery" in dataset.scanner(filter="key = '3'").explain_plan()
+    compaction = archive.prepare_compaction()
+    assert archive.commit_compaction(compaction)
+    assert fragment_rows(archive) == [20_000, 32]
     np.testing.assert_array_equal(archive.codes()[0], before[0])
     np.testing.assert_array_equal(archive.codes()[1], before[1])
-    add(archive, ["later"])
+    assert archive.prepare_compaction() is None
+
+
+def test_each_tier_is_joined_into_the_next(archive):
+    for tier in range(16):
+        add_many(archive, 16, 70, tier)
+        archive.optimize()
+    assert fragment_rows(archive) == [16 * 16 * 70]
+
+
+def test_compaction_is_prepared_while_others_write(archive):
+    add_many(archive, 16, 2, "small")
+    reader = Archive.open(archive.path)
+    compaction = reader.prepare_compaction()
+    with archive.writing():
+        add(archive, ["meanwhile"])
+        archive.delete(["meanwhile"])
+    with reader.writing():
+        assert reader.commit_compaction(compaction)
+    assert fragment_rows(archive)[0] == 32
+    assert Archive.open(archive.path).num_rows == 32
+
+
+def test_compaction_of_rows_that_changed_meanwhile_is_dropped(archive):
+    add_many(archive, 16, 2, "small")
+    compaction = archive.prepare_compaction()
+    archive.delete(["small 3 1"])
+    assert not archive.commit_compaction(compaction)
+    assert fragment_rows(archive) == [1 if number == 3 else 2 for number in range(16)]
+    assert archive.commit_compaction(archive.prepare_compaction())
+    assert fragment_rows(archive) == [31]
+
+
+def test_many_deleted_rows_are_a_reason_to_compact(archive):
+    add_many(archive, 1, 5000, "large")
+    archive.delete([f"large 0 {row}" for row in range(900)])
+    assert archive.prepare_compaction() is None
+    archive.delete([f"large 0 {row}" for row in range(900, 1200)])
     archive.optimize()
-    assert lance.dataset(archive.path).describe_indices()[0].num_rows_indexed == 7
-    assert archive.find(["later", "never"]) == {"later": 6}
+    import lance
+
+    assert [one.metadata.num_deletions for one in lance.dataset(archive.path).get_fragments()] == [0]
+    assert archive.num_rows == 3800
 
 
-def test_clean_up_leaves_what_may_still_be_read(archive, monkeypatch):
-    from orbithash.encoders.archive import archive as archive_module
+def test_keys_are_indexed_where_rows_are_many(archive, monkeypatch):
+    import lance
+
+    from orbithash.encoders.archive import upkeep
+
+    monkeypatch.setattr(upkeep, "_MAX_UNINDEXED", 10)
+    monkeypatch.setattr(upkeep, "_MAX_INDEX_PARTS", 3)
+    add_many(archive, 1, 10, "a")
+    assert not archive.update_index()
+    add_many(archive, 1, 1, "b")
+    parts = []
+    for number in range(5):
+        assert archive.update_index()
+        assert not archive.update_index()
+        parts.append(len(lance.dataset(archive.path).describe_indices()[0].segments))
+        add_many(archive, 1, 11, number)
+    assert parts == [1, 2, 3, 1, 2], "new parts are merged when they are many"
+    assert "ScalarIndexQuery" in lance.dataset(archive.path).scanner(filter="key = '3'").explain_plan()
+    assert archive.find(["a 0 3", "2 0 10", "4 0 10", "never"]).keys() == {"a 0 3", "2 0 10", "4 0 10"}
+
+
+def test_clean_up_keeps_what_may_still_be_read(archive, monkeypatch):
+    from orbithash.encoders.archive import upkeep
 
     for number in range(6):
         add(archive, [f"{number}"], number)
     early, before = Archive.open(archive.path, 2), archive.codes()
     archive.clean_up()
     assert early.num_rows == 1, "it is young"
-    monkeypatch.setattr(archive_module, "_KEPT_FOR", dt.timedelta())
+    monkeypatch.setattr(upkeep, "_KEPT_FOR", dt.timedelta())
     archive.clean_up()
     assert early.num_rows == 1, "it is one of the last thousand"
-    monkeypatch.setattr(archive_module, "_KEPT_VERSIONS", 3)
+    monkeypatch.setattr(upkeep, "_KEPT_VERSIONS", 3)
     archive.clean_up()
     with pytest.raises(InputError, match="cannot be read"):
         Archive.open(archive.path, 2)
     assert Archive.open(archive.path, archive.version - 2).num_rows == 4
     np.testing.assert_array_equal(archive.codes()[0], before[0])
+
+
+def test_clean_up_is_due_by_the_versions_of_the_archive(archive, monkeypatch):
+    """Also when each process makes a few commits only."""
+    from orbithash.encoders.archive import upkeep
+
+    monkeypatch.setattr(upkeep, "CLEAN_UP_EVERY", 5)
+    due = []
+    for number in range(12):
+        one = Archive.open(archive.path)
+        before = one.version
+        add(one, [f"{number}"], number)
+        due.append(one.version if one.is_clean_up_due(before) else None)
+    assert [version for version in due if version] == [5, 10]
 
 
 def test_scan_among_ids(archive):
@@ -220,7 +309,7 @@ def test_take_refuses_an_unknown_column(archive):
         archive.take([0], ["lonn"])
 
 
-@pytest.mark.parametrize("key", ["o'hare", "' OR 1=1 --", "''", '"', "\\", "\\'", "%", "", "a\nb", "x;y", "日本"])
+@pytest.mark.parametrize("key", ["o'hare", "' OR 1=1 --", "''", '"', "\\", "\\'", "%", " ", "x;y", "日本"])
 def test_no_key_escapes_from_the_filter(archive, key):
     add(archive, ["plain", key, "other"])
     assert archive.find([key]) == {key: 1}
@@ -244,6 +333,21 @@ def test_no_key_escapes_from_the_filter(archive, key):
 def test_table_refuses_what_does_not_fit(codes, bits, columns, message):
     with pytest.raises(InputError, match=message):
         Archive.table(codes, bits, ["a"], ["b"], **columns)
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "a\tb", "\x1b[2J", "a\u2028b", "x" * 4097, "\ud800"])
+def test_table_refuses_invalid_keys(key):
+    with pytest.raises(InputError, match="a key has"):
+        Archive.table(random_codes(2), BITS, ["a", key], ["b", "c"])
+
+
+@pytest.mark.parametrize(
+    "key", ["Screenshot 3.05.12\u202fPM.png", "v\u00a013.05", "\u200d", "\U0001f469\u200d\U0001f680", "\ue000"]
+)
+def test_any_other_character_may_be_in_a_key(archive, key):
+    add(archive, [key])
+    assert archive.find([key]) == {key: 0}
+    assert archive.delete([key]).tolist() == [0]
 
 
 def test_table_refuses_rows_without_key():
@@ -402,16 +506,37 @@ def test_the_lock_is_given_back_after_an_error(archive):
         pass
 
 
-def test_refused_images_are_kept_beside_the_rows(archive):
+def test_refused_items_are_kept_beside_the_rows(archive):
     archive.refuse([])
-    archive.refuse([("a.tif", "truncated"), ("b.jpg", "the file is empty")])
-    archive.refuse([("a.tif", "no valid data")])
+    archive.unrefuse(["a.tif"])
+    assert archive.refused_stamps(["a.tif"]) == {}
+    archive.refuse([("a.tif", "truncated"), ("b.jpg", "the file is empty")], {"a.tif": "1"})
+    archive.refuse([("a.tif", "first"), ("a.tif", "no valid data")], {"a.tif": "2"})
     opened = Archive.open(archive.path)
     assert opened.refused() == {"a.tif": "no valid data", "b.jpg": "the file is empty"}
+    assert opened.refused_stamps(["b.jpg", "a.tif", "c"]) == {"a.tif": "2", "b.jpg": None}
     assert opened.num_rows == 0
     assert (Path(archive.path) / "_refused.lance").is_dir()
+    for number in range(20):
+        archive.refuse([(f"{number}", "broken")])
     archive.optimize()
-    assert len(Archive.open(archive.path).refused()) == 2
+    assert len(Archive.open(archive.path).refused()) == 22
+    archive.unrefuse(["a.tif", "never"])
+    assert "a.tif" not in archive.refused()
+
+
+def test_origins_of_rows(archive):
+    archive.commit(Archive.write_fragments(archive.path, rows(["a", "b"], stamp=["1-2/3", None])))
+    assert archive.origins(["b", "a", "c"]) == {"a": ("file:a", "1-2/3"), "b": ("file:b", None)}
+    assert archive.origins([]) == {}
+
+
+def test_an_archive_describes_itself_in_one_line(archive):
+    assert len(archive) == 0
+    assert archive, "an archive without rows is an archive"
+    add(archive, "abc")
+    assert len(archive) == 3
+    assert repr(archive) == f"Archive('{archive.path}', version=2, rows=3, bits=12)"
 
 
 # What is refused
@@ -482,7 +607,7 @@ def test_what_is_not_an_archive_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("format_version", "2", "format version 2; this orbithash reads 1"),
+        ("format_version", "1", "format version 1; this orbithash reads 2: encode the images again"),
         ("bits", "24", "is damaged: its columns are not those of an archive of 24-bit codes"),
         ("bits", "many", "is damaged"),
     ],

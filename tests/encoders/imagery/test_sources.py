@@ -231,7 +231,7 @@ def test_lists_that_are_refused(tmp_path):
         list_source(path)
     assert "and 20 more" in str(error.value)
     path.write_bytes(b"caf\xe9.jpg\n")
-    with pytest.raises(InputError, match="is not readable as UTF-8 text"):
+    with pytest.raises(InputError, match=r"list.txt is not UTF-8 text"):
         list_source(path)
 
 

@@ -189,7 +189,7 @@ def test_all_problems_of_rsicd_at_once(rsicd):
     (rsicd / "RSICD_images" / "new.jpg").write_text("new")
     message = problems_of(rsicd, captions=rsicd / "dataset_rsicd.json")
     assert "found 4 problems" in message
-    assert "pond.txt is no UTF-8 text" in message
+    assert "pond.txt is not UTF-8 text" in message
     assert "beach.txt lists beach_99.jpg, which is not there" in message
     assert "captions for 00002.jpg, which is not there" in message
     assert "new.jpg has no captions" in message

@@ -1,0 +1,71 @@
+"""Stamps: what identifies the content of an item, so that a changed image is encoded again and no other one is.
+
+A stamp has two parts, `VERSION/DIGEST`. The version is made of sizes and times and costs one look at the file system.
+Equal versions mean equal content. Where the versions differ (a file that was copied, touched or overwritten), the
+digest of the content decides. Objects of an object store have no digest: reading one to compare it costs as much as
+encoding it.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from orbithash.encoders.imagery.remote import is_remote
+
+__all__ = ["file_version", "make_stamp", "same_content"]
+
+
+def file_version(path: str) -> str | None:
+    """Return the version of a file, or of a folder with one file per band; None when it does not exist.
+
+    The time of the last change of the inode (ctime) belongs to it: tools that keep the modification time of a file
+    (`cp -p`, `rsync -t`, `touch -r`) cannot set it.
+    """
+    try:
+        stats = [file.stat() for file in _files(Path(path))]
+    except OSError:
+        return None
+    values = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+    if len(values) == 1:
+        return "-".join(map(str, values[0]))
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()
+
+
+def make_stamp(path: str, version: str | None) -> str | None:
+    """Return the stamp of an item whose version was taken before it was read; None when it cannot be read."""
+    if version is None:
+        return None
+    if is_remote(path):
+        return f"{version}/"
+    digest = _digest(path, version)
+    return None if digest is None else f"{version}/{digest}"
+
+
+def same_content(stamp: str, path: str, version: str | None) -> bool:
+    """Return whether `stamp` describes the content of the item at `path`, which has this version now."""
+    stamped, _, digest = stamp.partition("/")
+    if version is None or stamped == version:
+        # A file that does not exist (now) is no reason to drop its row.
+        return True
+    return bool(digest) and digest == _digest(path, version)
+
+
+# The tiles of a scene come one after another.
+@lru_cache(maxsize=64)
+def _digest(path: str, version: str) -> str | None:
+    """Return the digest of the names and contents of all files of an item; None when one cannot be read."""
+    whole = hashlib.blake2b(digest_size=16)
+    try:
+        for inner in _files(Path(path)):
+            with inner.open("rb") as file:
+                whole.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    except OSError:
+        return None
+    return whole.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file itself, or the files in a folder in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    return sorted(inner for inner in path.iterdir() if inner.is_file() and not inner.name.startswith("."))
