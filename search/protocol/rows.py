@@ -126,9 +126,8 @@ def check_keys(keys: Sequence[str]) -> None:
 
 
 def _key_problems(key: str) -> list[tuple[str, str]]:
-    if 0 < len(key) <= MAX_KEY_CHARS and key.isprintable():
-        return []
-    return [("key", f"a key has 1 to {MAX_KEY_CHARS:,} characters, all of them printable; got {key[:80]!r}")]
+    problem = key_problem(key)
+    return [] if problem is None else [("key", problem)]
 
 
 def _column_problems(columns: Mapping[str, Any]) -> list[tuple[str, str]]:
