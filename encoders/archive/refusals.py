@@ -1,6 +1,7 @@
 """The side table of refused items: images that could not be read, each with the reason."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -59,7 +60,7 @@ class RefusedTable:
             if compaction := prepare_compaction(dataset):
                 commit_compaction(dataset, compaction)
 
-    def _read(self, columns: list[str], row_filter: str | None) -> list[tuple[str, ...]]:
+    def _read(self, columns: list[str], row_filter: str | None) -> list[tuple[Any, ...]]:
         import lance
 
         if not holds_dataset(self._location):
