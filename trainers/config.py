@@ -74,6 +74,9 @@ class TrainConfig(BaseModel):
     grayscale: float = Field(0.0, ge=0, le=1, description="share of the training views without colour")
     seed: int = Field(0, ge=0, lt=2**31, description="of the order, the augmentation and the initial weights")
     validate_every: int = Field(1, ge=1, description="epochs between two evaluations on the validation part")
+    checkpoint_every: int = Field(
+        1, ge=1, description="epochs between two checkpoints; the last and every validated epoch is always saved"
+    )
 
     @field_validator("backbone")
     @classmethod

@@ -207,7 +207,7 @@ def write_random_model(folder: Path, bits: int = 64) -> Path:
 
 def _write_scenes(folder: Path, count: int) -> Path:
     say(f"drawing {count} scenes")
-    write_scenes(folder, count)
+    write_scenes(folder, count, processes=len(os.sched_getaffinity(0)))
     return folder
 
 

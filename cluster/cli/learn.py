@@ -1,5 +1,6 @@
 """Verbs that make datasets and train: demo, scenes, wald, methods, train, tune."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,8 @@ def scenes(
     from orbithash.trainers.scenes import write_scenes
 
     with track("drawing", count, "scenes") as advance_to:
-        write_scenes(directory, count, seed, size, on_progress=lambda done: advance_to(done, ""))
+        processes = min(len(os.sched_getaffinity(0)), 1 + count // 200)
+        write_scenes(directory, count, seed, size, on_progress=lambda done: advance_to(done, ""), processes=processes)
 
 
 @verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash wald UCMerced_LandUse data/ucmd_pairs --factor 4")

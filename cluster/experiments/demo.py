@@ -12,6 +12,7 @@ A demo that is run again keeps a complete training and does the rest anew.
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -111,8 +112,9 @@ def run_demo(
 
 
 def _draw(directory: Path) -> None:
+    processes = len(os.sched_getaffinity(0))
     with track("drawing", NUM_SCENES, "scenes") as advance_to:
-        write_scenes(directory, NUM_SCENES, on_progress=lambda done: advance_to(done, ""))
+        write_scenes(directory, NUM_SCENES, on_progress=lambda done: advance_to(done, ""), processes=processes)
 
 
 def _train(run: Run, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orbithash.cluster.training.run_folder import note_validation, open_run, write_history
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.loop.loop import is_validated, train, validate
+from orbithash.trainers.loop.loop import is_checkpointed, is_validated, train, validate
 from orbithash.trainers.loop.run import Run
 
 __all__ = ["Board", "validate_checkpoint", "work"]
@@ -109,6 +109,11 @@ class _Reporter:
         import ray.train
         from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
+        if not is_checkpointed(self._run, len(history)):
+            # Ray's report is a barrier that takes about a second, longer than an epoch on a small set.
+            if self._rank == 0:
+                write_history(self._folder, history)
+            return
         checkpoint = None
         if self._rank == 0:
             temporary = Path(tempfile.mkdtemp())
@@ -122,7 +127,7 @@ class _Reporter:
         if checkpoint is not None and self._is_remote:
             # One upload at a time: a slow store must not leave a kill more than an epoch, or fill this disk.
             ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-        # A barrier: every rank reports every epoch. To a store elsewhere the checkpoint goes while the next epoch
+        # A barrier: every rank reports. To a store elsewhere the checkpoint goes while the next epoch
         # trains; Ray Train keeps their order, and a worker that is done waits for its uploads.
         mode = CheckpointUploadMode.ASYNC if self._is_remote else CheckpointUploadMode.SYNC
         try:

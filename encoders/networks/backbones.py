@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OTHER_MEAN, OTHER_STD
+from orbithash.encoders.networks.resnet8 import resnet8
 
 __all__ = ["BACKBONES", "MIN_SIDE_PX", "NORMS", "build_backbone", "load_weights", "num_features"]
 
@@ -41,6 +42,8 @@ BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "resnet34": _stages,
     "resnet50": _stages,
     "resnet101": _stages,
+    # Ours, for training from random weights on small images.
+    "resnet8": lambda model: model,
 }
 
 # Trained elsewhere, with pixels from -1 to 1.
@@ -50,6 +53,10 @@ _INCEPTIONS = ("googlenet", "inception_v3")
 MIN_SIDE_PX = {"alexnet": 63, "googlenet": 47, "inception_v3": 75}
 
 NORMS = ("frozen-batch", "group", "batch")
+
+# Groups of group norm. Few for resnet8, whose narrow layers would otherwise have one channel per group and lose each
+# channel's mean.
+_GROUPS, _GROUPS_RESNET8 = 32, 8
 
 
 class _PlusMinusOne(nn.Module):
@@ -76,8 +83,10 @@ def _frozen_batch_norm(like: nn.BatchNorm2d) -> nn.Module:
     return frozen
 
 
-def _group_norm(like: nn.BatchNorm2d) -> nn.Module:
-    return nn.GroupNorm(math.gcd(32, like.num_features), like.num_features)
+def _group_norm(like: nn.BatchNorm2d, max_groups: int) -> nn.Module:
+    norm = nn.GroupNorm(math.gcd(max_groups, like.num_features), like.num_features)
+    norm.load_state_dict({"weight": like.weight, "bias": like.bias})
+    return norm
 
 
 def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
@@ -136,7 +145,7 @@ def build_backbone(name: str, norm: str, weights: str | None = None, channels: i
     if weights is not None and norm == "group":
         raise InputError(f"the weights {weights!r} were trained with batch norm; norm=group takes no weights")
     options = {"aux_logits": False, "init_weights": True} if name in _INCEPTIONS else {}
-    model = torchvision.models.get_model(name, weights=None, **options)
+    model = resnet8() if name == "resnet8" else torchvision.models.get_model(name, weights=None, **options)
     if weights is not None:
         load_weights(model, name, weights)
     body = BACKBONES[name](model)
@@ -144,8 +153,11 @@ def build_backbone(name: str, norm: str, weights: str | None = None, channels: i
         _replace_first_convolution(body, channels, is_pretrained=weights is not None)
     if name in _INCEPTIONS:
         body = nn.Sequential(_PlusMinusOne(channels), body)
-    if norm != "batch":
-        _replace_batch_norm(body, _frozen_batch_norm if norm == "frozen-batch" else _group_norm)
+    if norm == "frozen-batch":
+        _replace_batch_norm(body, _frozen_batch_norm)
+    elif norm == "group":
+        max_groups = _GROUPS_RESNET8 if name == "resnet8" else _GROUPS
+        _replace_batch_norm(body, lambda like: _group_norm(like, max_groups))
     _drop_nothing(body)
     return body
 
@@ -194,6 +206,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _download(name: str, weights: str) -> Mapping[str, torch.Tensor]:
+    if name == "resnet8":
+        raise InputError(
+            f"weights {weights!r}: no such file, and nobody publishes weights of resnet8; give a safetensors file, "
+            "or omit --weights to train from random weights"
+        )
     kinds = torchvision.models.get_model_weights(name)
     if weights not in kinds.__members__:
         raise InputError(

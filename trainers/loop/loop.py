@@ -46,7 +46,16 @@ from orbithash.trainers.loop.run import Run, check_batch, check_labels
 from orbithash.trainers.loop.tables import load_tables
 from orbithash.trainers.methods import Batch, Method
 
-__all__ = ["Observer", "best_epoch", "export_models", "is_validated", "load_training_part", "train", "validate"]
+__all__ = [
+    "Observer",
+    "best_epoch",
+    "export_models",
+    "is_checkpointed",
+    "is_validated",
+    "load_training_part",
+    "train",
+    "validate",
+]
 
 # Training images are kept this much larger than the network's input, so that a crop of them needs little upsampling.
 STORED_MARGIN = 1.2
@@ -125,6 +134,11 @@ def is_validated(run: Run, epoch: int) -> bool:
     """Whether an epoch, counted from 1, is one that the validation part is asked about."""
     due = epoch % run.config.validate_every == 0 or epoch == run.config.epochs
     return due and bool(run.manifest.part("validation"))
+
+
+def is_checkpointed(run: Run, epoch: int) -> bool:
+    """Return whether an epoch, counted from 1, ends with a checkpoint."""
+    return epoch % run.config.checkpoint_every == 0 or epoch == run.config.epochs or is_validated(run, epoch)
 
 
 def validate(run: Run, checkpoint: Path, device: str = "cpu", loading: str = "auto") -> dict[str, Any]:

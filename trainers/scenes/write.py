@@ -5,11 +5,15 @@ asked for, so that the same request can be taken up again and any other is refus
 """
 
 import json
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +34,9 @@ FORMAT_VERSION = 1
 
 MAX_COUNT = 1_000_000
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 512
+
+# Scenes that a process of a pool draws at a time.
+_CHUNK = 8
 
 _COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions.json"
 
@@ -64,6 +71,7 @@ def write_scenes(
     seed: int = 0,
     size_px: int = 128,
     on_progress: Callable[[int], None] | None = None,
+    processes: int = 1,
 ) -> None:
     """Writes `count` drawn, georeferenced land-use scenes with captions into a folder of their own.
 
@@ -77,6 +85,8 @@ def write_scenes(
         seed: chooses the series of scenes, 0 or more.
         size_px: side of the colour images, 64 to 512; panchromatic ones have twice that on the same ground.
         on_progress: told after every scene how many are there.
+        processes: how many processes draw. With more than one, a script that calls this needs the usual
+            `if __name__ == "__main__"` guard of multiprocessing.
 
     Raises:
         InputError: an argument is out of range, or the folder holds something else.
@@ -94,12 +104,11 @@ def write_scenes(
     with (
         new_file(directory / _CAPTIONS) as captions,
         captions.open("w", encoding="utf-8", newline="\n") as page,
+        _mapper(min(processes, count)) as map_in_order,
     ):
         page.write('{"dataset": "scenes", "images": [')
-        for index in range(count):
-            scene = draw_scene(index, seed, size_px)
-            _write_images(directory, scene)
-            _write_captions(page, scene, seed)
+        for index, caption in enumerate(map_in_order(partial(_write_scene, directory, seed, size_px), range(count))):
+            page.write(("\n" if index == 0 else ",\n") + caption)
             if on_progress:
                 on_progress(index + 1)
         page.write("\n]}\n")
@@ -191,22 +200,39 @@ def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: date
         return bytes(memory.read())
 
 
-def _write_captions(page: TextIO, scene: Scene, seed: int) -> None:
-    """Adds one image to the open captions: a line of its own, so that a million of them need no memory."""
-    first = scene.index * NUM_SENTENCES
+@contextmanager
+def _mapper(processes: int) -> Iterator[Callable[[Callable[[int], str], range], Iterator[str]]]:
+    """Yield a `map` that keeps the order: the built-in one, or that of a pool of processes."""
+    if processes <= 1:
+        yield map
+        return
+    # Not by fork: the caller may have threads.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as pool:
+        try:
+            yield partial(pool.map, chunksize=_CHUNK)
+        except BaseException:
+            # Ctrl-C or a full disk: do not draw the scenes that are still queued.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_scene(directory: Path, seed: int, size_px: int, index: int) -> str:
+    """Write both images of a scene and return the JSON of its captions: one line, so that a million need no memory."""
+    scene = draw_scene(index, seed, size_px)
+    _write_images(directory, scene)
+    first = index * NUM_SENTENCES
     spoken = [
-        {"raw": text, "tokens": tokens(text), "imgid": scene.index, "sentid": first + number}
+        {"raw": text, "tokens": tokens(text), "imgid": index, "sentid": first + number}
         for number, text in enumerate(sentences(scene, seed))
     ]
     image = {
         "filename": f"images/{_file_name(scene)}",
-        "imgid": scene.index,
-        "split": _split(scene.index // len(CLASSES)),
+        "imgid": index,
+        "split": _split(index // len(CLASSES)),
         "sentids": [sentence["sentid"] for sentence in spoken],
         "sentences": spoken,
     }
-    page.write("\n" if scene.index == 0 else ",\n")
-    json.dump(image, page)
+    return json.dumps(image)
 
 
 def _split(number: int) -> str:

@@ -23,7 +23,7 @@ from orbithash.trainers.data.loading import StreamedImages
 from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.loop import loop
 from orbithash.trainers.loop.checkpoint import load_checkpoint
-from orbithash.trainers.loop.loop import best_epoch, export_models, is_validated, train
+from orbithash.trainers.loop.loop import best_epoch, export_models, is_checkpointed, is_validated, train
 from orbithash.trainers.loop.run import Run, check_run
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
@@ -205,6 +205,11 @@ def test_a_run_that_somebody_else_validates(data):
     assert not any(name.startswith("validation/") for record in recorder.history for name in record)
     assert [is_validated(run, epoch) for epoch in (1, 2, 3)] == [False, True, True]
     assert not is_validated(dataclasses.replace(run, manifest=make_manifest(data, protocol="random", validation=0)), 2)
+
+
+def test_the_last_and_every_validated_epoch_is_checkpointed(data):
+    run = make_run(data, epochs=7, validate_every=3, checkpoint_every=2)
+    assert [is_checkpointed(run, epoch) for epoch in range(1, 8)] == [False, True, True, True, False, True, True]
 
 
 def test_the_best_epoch_is_the_last_of_equals():

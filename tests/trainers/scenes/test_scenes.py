@@ -72,6 +72,11 @@ class TestFiles:
         write_scenes(tmp_path / "again", 2 * len(CLASSES), seed=7)
         assert contents(tmp_path / "again") == contents(folder)
 
+    def test_two_processes_write_the_same_bytes(self, tmp_path):
+        write_scenes(tmp_path / "one", 20, size_px=SMALL)
+        write_scenes(tmp_path / "two", 20, size_px=SMALL, processes=2)
+        assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
     def test_other_seed_other_pictures(self):
         turn = len(CLASSES)
         first, again = draw_scene(0, 7, SMALL), draw_scene(0, 7, SMALL)
