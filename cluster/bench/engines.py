@@ -1,6 +1,6 @@
-"""Engines that `bench search` sets side by side: ours, FAISS itself, numpy, and others where they are installed.
+"""The engines that `bench search` compares: orbithash, FAISS, numpy, and others if they are installed.
 
-All get the same codes and use one thread, or all the threads of the one core that the measurement is bound to.
+All get the same codes and run on one core.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.shard import NO_HIT, Shard
 
-__all__ = ["ENGINES", "Engine", "Given", "Kind", "distances_to", "nearest_rows", "one_core", "words_of"]
+__all__ = ["ENGINES", "Engine", "EngineInput", "EngineKind", "distances_to", "nearest_rows", "one_core", "words_of"]
 
-Numbers = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int64]
 
-# Rows of one insertion: Milvus Lite refuses larger messages.
-_ROWS_AT_ONCE = 20_000
+# Milvus Lite refuses larger messages.
+_ROWS_PER_INSERT = 20_000
 
 
 @dataclass(frozen=True)
-class Given:
-    """What an engine is built from: codes uint8 [N, B], the largest distance of a hit (None: any), an empty folder."""
+class EngineInput:
+    """The input of an engine: codes uint8 [N, B], the maximum distance of a hit (None: no limit), an empty folder."""
 
     codes: Codes
     bits: int
@@ -37,11 +37,11 @@ class Given:
 
 
 class Engine(ABC):
-    """One engine over the codes.
+    """A search engine over the codes.
 
     Attributes:
-        num_bytes: what it keeps; None where that is what the process grew by.
-        bytes_are: what `num_bytes` counts.
+        num_bytes: size of the index; None: measured as growth of the process's resident memory.
+        bytes_are: what `num_bytes` counts, in words.
     """
 
     num_bytes: int | None = None
@@ -49,27 +49,27 @@ class Engine(ABC):
 
     @abstractmethod
     def search(self, queries: Codes, k: int) -> Any:
-        """Whatever the engine gives for queries uint8 [Q, B]: this is what is timed."""
+        """Return the engine's own answer for queries uint8 [Q, B]. This call is timed."""
 
-    def rows(self, answer: Any) -> Numbers:
-        """The row numbers int64 [Q, at most k] of an answer, -1 for none."""
+    def rows(self, answer: Any) -> RowNumbers:
+        """Return the row numbers int64 [Q, at most k] of an answer; -1 marks a missing hit."""
         return np.asarray(answer, np.int64)
 
 
-class _Ours(Engine):
-    def __init__(self, given: Given, index: str) -> None:
+class _Orbithash(Engine):
+    def __init__(self, given: EngineInput, index: str) -> None:
         self._radius = given.radius
         self._shard = Shard(np.arange(len(given.codes), dtype=np.uint64), given.codes, given.bits, index)
 
     def search(self, queries: Codes, k: int) -> Any:
         return self._shard.search(queries, k, self._radius)
 
-    def rows(self, answer: Any) -> Numbers:
+    def rows(self, answer: Any) -> RowNumbers:
         return np.where(answer.distances == NO_HIT, -1, answer.ids.astype(np.int64))
 
 
 class _Faiss(Engine):
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: EngineInput) -> None:
         import faiss
 
         faiss.omp_set_num_threads(1)
@@ -79,21 +79,21 @@ class _Faiss(Engine):
     def search(self, queries: Codes, k: int) -> Any:
         return self._index.search(queries, k)
 
-    def rows(self, answer: Any) -> Numbers:
+    def rows(self, answer: Any) -> RowNumbers:
         return np.asarray(answer[1], np.int64)
 
 
 class _Numpy(Engine):
     bytes_are = "the codes"
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: EngineInput) -> None:
         self._words = words_of(given.codes)
         self.num_bytes = given.codes.nbytes
 
     def search(self, queries: Codes, k: int) -> Any:
         return [self._nearest(query, k) for query in words_of(queries)]
 
-    def _nearest(self, query: npt.NDArray[Any], k: int) -> Numbers:
+    def _nearest(self, query: npt.NDArray[Any], k: int) -> RowNumbers:
         distances = distances_to(self._words, query)
         rows = np.argpartition(distances, k - 1)[:k]
         return rows[np.lexsort((rows, distances[rows]))]
@@ -102,7 +102,7 @@ class _Numpy(Engine):
 class _Usearch(Engine):
     bytes_are = "the codes"
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: EngineInput) -> None:
         from usearch.index import MetricKind, search
 
         self._codes, self.num_bytes = given.codes, given.codes.nbytes
@@ -111,16 +111,16 @@ class _Usearch(Engine):
     def search(self, queries: Codes, k: int) -> Any:
         return self._search(self._codes, queries, k, self._metric, exact=True, threads=1)
 
-    def rows(self, answer: Any) -> Numbers:
+    def rows(self, answer: Any) -> RowNumbers:
         return np.atleast_2d(answer.keys).astype(np.int64)
 
 
 class _Lance(Engine):
-    """A scan of a column, which is what LanceDB does without an index."""
+    """A scan of a column, as LanceDB does without an index."""
 
     bytes_are = "files"
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: EngineInput) -> None:
         import lance
         import pyarrow as pa
 
@@ -135,14 +135,14 @@ class _Lance(Engine):
         nearest = {"column": "code", "q": query, "k": k, "metric": "hamming", "use_index": False}
         return self._dataset.to_table(columns=["_distance"], nearest=nearest, with_row_id=True)
 
-    def rows(self, answer: Any) -> Numbers:
+    def rows(self, answer: Any) -> RowNumbers:
         return np.stack([table["_rowid"].to_numpy() for table in answer]).astype(np.int64)
 
 
 class _MilvusLite(Engine):
     bytes_are = "files"
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: EngineInput) -> None:
         from pymilvus import DataType, MilvusClient
 
         self._client = MilvusClient(str(given.folder / "milvus.db"))
@@ -152,9 +152,9 @@ class _MilvusLite(Engine):
         index = self._client.prepare_index_params()
         index.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
         self._client.create_collection("codes", schema=schema, index_params=index)
-        for start in range(0, len(given.codes), _ROWS_AT_ONCE):
-            piece = given.codes[start : start + _ROWS_AT_ONCE]
-            rows = [{"row": start + place, "code": code.tobytes()} for place, code in enumerate(piece)]
+        for start in range(0, len(given.codes), _ROWS_PER_INSERT):
+            part = given.codes[start : start + _ROWS_PER_INSERT]
+            rows = [{"row": start + number, "code": code.tobytes()} for number, code in enumerate(part)]
             self._client.insert("codes", rows)
         self._client.load_collection("codes")
         self.num_bytes = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file())
@@ -168,21 +168,21 @@ class _MilvusLite(Engine):
             search_params={"metric_type": "HAMMING"},
         )
 
-    def rows(self, answer: Any) -> Numbers:
+    def rows(self, answer: Any) -> RowNumbers:
         return np.array([[hit["row"] for hit in hits] for hits in answer], np.int64)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How an engine is made, the modules it needs, and what pip calls what brings them; "" for orbithash itself."""
+class EngineKind:
+    """The constructor of an engine, the modules it imports and the PyPI packages that contain them ("": orbithash)."""
 
-    make: Callable[[Given], Engine]
+    make: Callable[[EngineInput], Engine]
     modules: tuple[str, ...] = ("faiss",)
     package: str = ""
 
     @property
     def is_installed(self) -> bool:
-        """Whether its modules can be imported."""
+        """Whether the modules can be imported."""
         with contextlib.suppress(ImportError):
             for name in self.modules:
                 importlib.import_module(name)
@@ -190,23 +190,23 @@ class Kind:
         return False
 
 
-ENGINES: dict[str, Kind] = {
-    "flat": Kind(lambda given: _Ours(given, "flat")),
-    "faiss-flat": Kind(_Faiss),
-    "multi-hash": Kind(lambda given: _Ours(given, "multi-hash")),
-    "ivf": Kind(lambda given: _Ours(given, "ivf")),
-    "hnsw": Kind(lambda given: _Ours(given, "hnsw")),
-    "numpy": Kind(_Numpy, ()),
-    "usearch": Kind(_Usearch, ("usearch",), "usearch"),
-    "lance": Kind(_Lance, ("lance",), "pylance"),
-    "milvus-lite": Kind(_MilvusLite, ("pymilvus", "milvus_lite"), "pymilvus milvus-lite"),
+ENGINES: dict[str, EngineKind] = {
+    "flat": EngineKind(lambda given: _Orbithash(given, "flat")),
+    "faiss-flat": EngineKind(_Faiss),
+    "multi-hash": EngineKind(lambda given: _Orbithash(given, "multi-hash")),
+    "ivf": EngineKind(lambda given: _Orbithash(given, "ivf")),
+    "hnsw": EngineKind(lambda given: _Orbithash(given, "hnsw")),
+    "numpy": EngineKind(_Numpy, ()),
+    "usearch": EngineKind(_Usearch, ("usearch",), "usearch"),
+    "lance": EngineKind(_Lance, ("lance",), "pylance"),
+    "milvus-lite": EngineKind(_MilvusLite, ("pymilvus", "milvus_lite"), "pymilvus milvus-lite"),
 }
 
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Binds this process and all the threads that it starts to one core: some engines cannot be told to use one."""
-    # Lance reads these when it is imported.
+    """Bind this process and the threads that it starts to one core; some engines have no setting for that."""
+    # Lance reads these variables when it is imported.
     os.environ.update(LANCE_CPU_THREADS="1", LANCE_IO_THREADS="1")
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
@@ -217,23 +217,23 @@ def one_core() -> Iterator[None]:
 
 
 def words_of(codes: Codes) -> npt.NDArray[Any]:
-    """The codes [N, B] in as few numbers each as they fill."""
+    """Return the codes [N, B] as uint64 words if B is a multiple of 8, else unchanged."""
     return codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
 
 
 def distances_to(words: npt.NDArray[Any], query: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Hamming distances [N] of one code to all, as `words_of` gives them."""
+    """Return the Hamming distances [N] of one code to all; both in the form of `words_of`."""
     counts: npt.NDArray[Any] = np.bitwise_count(words ^ query)
     return counts[:, 0] if counts.shape[1] == 1 else counts.sum(axis=1, dtype=np.uint16)
 
 
-def nearest_rows(codes: Codes, queries: Codes, k: int, radius: int | None = None) -> Numbers:
-    """The exact answer by (distance, row): int64 [Q, k], -1 after the last hit."""
+def nearest_rows(codes: Codes, queries: Codes, k: int, radius: int | None = None) -> RowNumbers:
+    """Return the row numbers of the exact answer, ordered by (distance, row): int64 [Q, k], -1 after the last hit."""
     words, rows = words_of(codes), np.full((len(queries), k), -1, np.int64)
-    for place, query in enumerate(words_of(queries)):
+    for number, query in enumerate(words_of(queries)):
         distances = distances_to(words, query)
         last = np.partition(distances, k - 1)[k - 1] if radius is None else radius
         near = np.flatnonzero(distances <= last)
         near = near[np.lexsort((near, distances[near]))][:k]
-        rows[place, : len(near)] = near
+        rows[number, : len(near)] = near
     return rows

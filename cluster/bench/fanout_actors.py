@@ -1,4 +1,4 @@
-"""What a call of a shard actor costs the process that makes it: what a simulated fan-out does not show."""
+"""The cost of calling shards that are Ray actors, which the simulated fan-out does not include."""
 
 import asyncio
 import math
@@ -15,40 +15,40 @@ from orbithash.encoders.codes import Codes, pack
 
 __all__ = ["actor_calls"]
 
-_ROWS_A_SHARD = 100
-_WARM_UP, _LONE, _TOGETHER, _IN_FLIGHT = 50, 300, 3200, 64
+_ROWS_PER_SHARD = 100
+_NUM_WARM_UP, _NUM_LONE, _NUM_BATCHED, _IN_FLIGHT = 50, 300, 3200, 64
 _TIMEOUT_S = 60.0
 
 
 class _NoModel:
-    """In place of a network: queries by code do not ask it."""
+    """An encoder that is never called, because queries by code need none."""
 
     has_text = False
 
 
 def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:
-    """Milliseconds of this process's CPU time a query, of 1 and of `num_actors` shards as Ray actors.
+    """Measure the CPU time (ms) of this process per query, with 1 and with `num_actors` shards as Ray actors.
 
-    Of lone queries, and of `_IN_FLIGHT` at a time, whose batches share the calls. `call_ms` is what one more shard
-    costs.
+    Measured for lone queries, and for `_IN_FLIGHT` queries at a time, whose batches share calls. `call_ms_…` is the
+    cost of one more shard.
     """
-    from orbithash.cluster.bench.serve import write_archive
+    from orbithash.cluster.bench.inputs import write_archive
     from orbithash.cluster.runtime import connected
     from orbithash.cluster.serving.shards import SHARD_CPUS
 
     rng = np.random.default_rng(0)
-    queries = pack(rng.random((_LONE, bits)) < 0.5)
-    figures: dict[str, float] = {}
+    queries = pack(rng.random((_NUM_LONE, bits)) < 0.5)
+    metrics: dict[str, float] = {}
     with TemporaryDirectory() as folder, connected(math.ceil(num_actors * SHARD_CPUS) + 1):
         path = Path(folder) / "archive"
-        write_archive(path, pack(rng.random((num_actors * _ROWS_A_SHARD, bits)) < 0.5), "random")
+        write_archive(path, pack(rng.random((num_actors * _ROWS_PER_SHARD, bits)) < 0.5), "random")
         for num_shards in (1, num_actors):
             measured = asyncio.run(_measure(Archive.open(path), num_shards, queries, k))
-            figures |= {f"actors_{num_shards}_{name}": value for name, value in measured.items()}
+            metrics |= {f"actors_{num_shards}_{name}": value for name, value in measured.items()}
     for how in ("lone", "batched"):
-        one, all_ = (figures[f"actors_{count}_{how}_cpu_ms"] for count in (1, num_actors))
-        figures[f"call_ms_{how}"] = (all_ - one) / max(1, num_actors - 1)
-    return figures
+        one, all_ = (metrics[f"actors_{count}_{how}_cpu_ms"] for count in (1, num_actors))
+        metrics[f"call_ms_{how}"] = (all_ - one) / max(1, num_actors - 1)
+    return metrics
 
 
 async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) -> dict[str, float]:
@@ -64,7 +64,7 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
         snapshot.rows.warm()
         engine = Engine(snapshot)
 
-        async def ask(numbers: Sequence[int]) -> list[float]:
+        async def search(numbers: Sequence[int]) -> list[float]:
             seconds = []
             for number in numbers:
                 begun = time.perf_counter()
@@ -72,19 +72,19 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
                 seconds.append(time.perf_counter() - begun)
             return seconds
 
-        await ask(range(_WARM_UP))
-        worked = time.process_time()
-        seconds = await ask(range(_LONE))
-        lone_s = (time.process_time() - worked) / _LONE
-        begun, worked = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(ask(range(first, _TOGETHER, _IN_FLIGHT)) for first in range(_IN_FLIGHT)))
-        together_s = (time.process_time() - worked) / _TOGETHER
-        rate = _TOGETHER / (time.perf_counter() - begun)
+        await search(range(_NUM_WARM_UP))
+        cpu_begun = time.process_time()
+        seconds = await search(range(_NUM_LONE))
+        lone_s = (time.process_time() - cpu_begun) / _NUM_LONE
+        begun, cpu_begun = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(search(range(first, _NUM_BATCHED, _IN_FLIGHT)) for first in range(_IN_FLIGHT)))
+        batched_s = (time.process_time() - cpu_begun) / _NUM_BATCHED
+        rate = _NUM_BATCHED / (time.perf_counter() - begun)
     finally:
         await backend.close()
     return {
         "p50_ms": 1e3 * float(np.median(seconds)),
         "lone_cpu_ms": 1e3 * lone_s,
         "batched_queries_per_s": rate,
-        "batched_cpu_ms": 1e3 * together_s,
+        "batched_cpu_ms": 1e3 * batched_s,
     }

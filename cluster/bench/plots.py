@@ -31,7 +31,7 @@ _SIZE_IN, _DPI = (7.5, 4.5), 150
 
 
 def recall_over_rate(engines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Recall against queries a second, a point for lone queries and one for batches."""
+    """Plot recall over queries per second, one point for lone queries and one for batches of each engine."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         for how, colour, marker in (("lone", BLUE, "o"), ("batched", ORANGE, "s")):
@@ -41,12 +41,12 @@ def recall_over_rate(engines: Mapping[str, Mapping[str, Any]], path: Path) -> No
         for number, (name, each) in enumerate(engines.items()):
             pair = [each["lone_queries_per_s"], each["batched_queries_per_s"]]
             axes.plot(pair, [each["recall"]] * 2, color=MUTED, linewidth=1, zorder=2)
-            # Exact engines lie on one line: their names go down like stairs.
+            # Exact engines lie on one line, so their names are placed at four heights.
             below = 14 + (11 * (number % 4) if each["recall"] > 0.95 else 0)
             axes.annotate(
                 name, (pair[0], each["recall"]), (0, -below), textcoords="offset points", ha="center", fontsize=8
             )
-        axes.set(xscale="log", xlabel="queries a second, one core", ylabel="recall by distance", ylim=(-0.12, 1.06))
+        axes.set(xscale="log", xlabel="queries per second, one core", ylabel="recall by distance", ylim=(-0.12, 1.06))
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.margins(x=0.12)
         axes.legend(loc="lower right", ncols=2)
@@ -54,14 +54,14 @@ def recall_over_rate(engines: Mapping[str, Mapping[str, Any]], path: Path) -> No
 
 
 def latency_bars(engines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """The 50th, 95th and 99th percentile of a lone query of each engine."""
+    """Plot the 50th, 95th and 99th percentile of the latency of lone queries of each engine."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
-        places = np.arange(len(engines))
+        positions = np.arange(len(engines))
         for number, (share, colour) in enumerate(((50, BLUE), (95, ORANGE), (99, GREEN))):
             values = [each[f"p{share}_ms"] for each in engines.values()]
-            axes.bar(places + 0.27 * (number - 1), values, width=0.25, color=colour, label=f"p{share}")
-        axes.set_xticks(places, list(engines))
+            axes.bar(positions + 0.27 * (number - 1), values, width=0.25, color=colour, label=f"p{share}")
+        axes.set_xticks(positions, list(engines))
         axes.set(yscale="log", ylabel="ms of a lone query, one core")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="best", ncols=3)
@@ -69,14 +69,14 @@ def latency_bars(engines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def latency_curves(curves: Mapping[str, Sequence[float]], num_queries: int, path: Path) -> None:
-    """The share of the queries that were answered, or given up, within so many ms: a curve for each scenario."""
+    """Plot the share of queries that ended within a time (ms): one curve per scenario."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         for number, (name, values) in enumerate(curves.items()):
             style = ("-", "--", ":")[number // len(SERIES) % 3]
             shares = np.arange(1, len(values) + 1) / num_queries
             axes.step(sorted(values), shares, style, color=SERIES[number % len(SERIES)], label=name, where="post")
-        axes.set(xscale="log", xlabel="ms, by the drawn delays alone", ylabel="share of queries", ylim=(0, 1.02))
+        axes.set(xscale="log", xlabel="ms, simulated delays only", ylabel="share of queries", ylim=(0, 1.02))
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
         figure.savefig(path, dpi=_DPI)
 

@@ -116,8 +116,8 @@ def bench_encode(
     as_json: JsonOption = False,
 ) -> None:
     """Measure rows per second of `encode` next to a plain loop with the same number of threads."""
-    from orbithash.cluster.bench.throughput import bench_encode as run_bench
-    from orbithash.cluster.bench.throughput import show
+    from orbithash.cluster.bench.encode import bench_encode as run_bench
+    from orbithash.cluster.bench.report import show
 
     show(run_bench(model, data, count), as_json)
 
@@ -131,8 +131,8 @@ def bench_train(
     as_json: JsonOption = False,
 ) -> None:
     """Measure images per second of each training worker next to a plain loop with the same number of threads."""
-    from orbithash.cluster.bench.throughput import bench_train as run_bench
-    from orbithash.cluster.bench.throughput import show
+    from orbithash.cluster.bench.report import show
+    from orbithash.cluster.bench.train import bench_train as run_bench
 
     show(run_bench(data, weights, epochs, workers), as_json)
 
@@ -193,8 +193,8 @@ def bench_serve(
     as_json: JsonOption = False,
 ) -> None:
     """Measure rates and latencies of a gateway next to an empty gRPC service."""
+    from orbithash.cluster.bench.report import show
     from orbithash.cluster.bench.serve import bench_serve as run_bench
-    from orbithash.cluster.bench.throughput import show
 
     show(run_bench(rows, bits, shards, in_flight, requests, local), as_json)
 
@@ -212,8 +212,8 @@ def bench_soak(
     as_json: JsonOption = False,
 ) -> None:
     """Load a gateway with searches while rows are written and deleted; report errors and the growth of its memory."""
+    from orbithash.cluster.bench.report import show
     from orbithash.cluster.bench.soak import bench_soak as run_bench
-    from orbithash.cluster.bench.throughput import show
 
     show(run_bench(rows, bits, shards, in_flight, minutes, local), as_json)
 

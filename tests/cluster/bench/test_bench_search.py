@@ -1,4 +1,4 @@
-"""`bench search` and `bench serve` run, compare right answers and say with what; how fast anything is, is no test."""
+"""`bench search`, `bench serve` and `bench soak` run and compare right answers. Speed is never asserted."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cluster_parts import family, kill, wait_for
 
-from orbithash.cluster.bench.engines import ENGINES, Given, Kind, nearest_rows
+from orbithash.cluster.bench.engines import ENGINES, EngineInput, EngineKind, nearest_rows
 from orbithash.cluster.bench.search import SearchBench, _codes, _judge, bench_search
 from orbithash.cluster.bench.serve import bench_serve
 from orbithash.encoders.codes import hamming, pack
@@ -21,7 +21,7 @@ INSTALLED = [name for name, kind in ENGINES.items() if kind.is_installed]
 
 
 def oracle(codes, query, k, radius=10**6):
-    """Rows by (distance, row), one by one."""
+    """Return the rows ordered by (distance, row), computed one by one."""
     distances = hamming(query[None], codes)[0].tolist()
     return [row for distance, row in sorted((d, row) for row, d in enumerate(distances) if d <= radius)][:k]
 
@@ -33,41 +33,41 @@ def test_the_exact_answer(bits, radius):
     codes, queries = (pack(rng.random((count, bits)) < 0.5) for count in (300, 9))
     rows = nearest_rows(codes, queries, 12, radius)
     for query, found in zip(queries, rows, strict=True):
-        wanted = oracle(codes, query, 12, 10**6 if radius is None else radius)
-        assert found.tolist() == wanted + [-1] * (12 - len(wanted))
+        expected = oracle(codes, query, 12, 10**6 if radius is None else radius)
+        assert found.tolist() == expected + [-1] * (12 - len(expected))
 
 
 @pytest.mark.parametrize("name", [name for name in INSTALLED if name not in ("ivf", "hnsw", "milvus-lite")])
 def test_exact_engines_find_the_nearest(name, tmp_path):
     rng = np.random.default_rng(0)
     codes, queries = (pack(rng.random((count, 64)) < 0.5) for count in (500, 5))
-    engine = ENGINES[name].make(Given(codes, 64, None, tmp_path))
+    engine = ENGINES[name].make(EngineInput(codes, 64, None, tmp_path))
     truth = nearest_rows(codes, queries, 7)
     alone = np.concatenate([engine.rows(engine.search(query[None], 7)) for query in queries])
     for rows in (alone, engine.rows(engine.search(queries, 7))):
         assert rows.shape == truth.shape
         recall, share = _judge(codes, queries, truth, rows)
         assert recall == 1
-        # The others may order ties as they like.
+        # Other engines may order ties differently.
         assert share == 1 or name not in ("flat", "multi-hash")
     assert engine.bytes_are
     assert (engine.num_bytes is None) == (name in ("flat", "multi-hash", "faiss-flat"))
 
 
-def test_recall_counts_distances_not_ids():
+def test_recall_compares_distances_and_not_ids():
     codes = np.array([[0], [1], [1], [1], [255]], np.uint8)
     queries, truth = np.zeros((1, 1), np.uint8), np.array([[0, 1]])
-    for rows, wanted in (
+    for rows, expected in (
         ([0, 1], (1, 1)),
         ([0, 3], (1, 0)),
         ([0, 4], (0.5, 0)),
         ([0, 0], (0.5, 0)),
         ([0, -1], (0.5, 0)),
     ):
-        assert _judge(codes, queries, truth, np.array([rows])) == wanted
+        assert _judge(codes, queries, truth, np.array([rows])) == expected
 
 
-def test_codes_that_many_rows_share():
+def test_random_codes_with_duplicates():
     codes, bits = _codes(SearchBench(rows=1000, bits=64, distinct=0.1), np.random.default_rng(0))
     assert (codes.shape, bits) == ((1000, 8), 64)
     assert len(np.unique(codes, axis=0)) == 100
@@ -80,10 +80,10 @@ def test_bench_search(tmp_path):
     assert result["distinct_share"] == 0.5
     assert result["flat_to_faiss-flat"] > 0
     assert result["target"] == "none for these codes"
-    for name, figures in result["engines"].items():
-        assert figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
-        assert min(figures["lone_queries_per_s"], figures["batched_queries_per_s"], figures["build_s"]) > 0
-        assert figures["recall"] == 1 or name == "ivf"
+    for name, metrics in result["engines"].items():
+        assert metrics["p50_ms"] <= metrics["p95_ms"] <= metrics["p99_ms"]
+        assert min(metrics["lone_queries_per_s"], metrics["batched_queries_per_s"], metrics["build_s"]) > 0
+        assert metrics["recall"] == 1 or name == "ivf"
     assert result["engines"]["flat"]["is_exact"]
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(result))
     for name in ("recall.png", "latency.png"):
@@ -95,20 +95,20 @@ def test_bench_search_of_an_archive_within_a_radius(archive, cli):
     assert ended.code == 0
     result = json.loads(ended.out)
     assert list(result["engines"]) == ["flat", "multi-hash"]
-    assert all(figures["is_exact"] and figures["recall"] == 1 for figures in result["engines"].values())
+    assert all(metrics["is_exact"] and metrics["recall"] == 1 for metrics in result["engines"].values())
     assert (result["codes"], result["radius"]) == (str(archive), 2)
     assert "multi-hash_to_flat" in result
 
 
-def test_an_engine_that_is_not_installed(monkeypatch):
-    assert not Kind(ENGINES["usearch"].make, ("no_such_module",), "no-such").is_installed
-    asked = SearchBench(rows=100, queries=2, engines=("flat", "usearch"))
+def test_an_engine_that_is_not_installed():
+    assert not EngineKind(ENGINES["usearch"].make, ("no_such_module",), "no-such").is_installed
+    settings = SearchBench(rows=100, queries=2, engines=("flat", "usearch"))
     if "usearch" not in INSTALLED:
-        assert bench_search(asked)["absent"] == {"usearch": "absent: pip install usearch"}
+        assert bench_search(settings)["absent"] == {"usearch": "absent: pip install usearch"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("settings", "message"),
     [
         ({"rows": 5}, "--rows is 5"),
         ({"bits": 4}, "4"),
@@ -117,13 +117,13 @@ def test_an_engine_that_is_not_installed(monkeypatch):
         ({"k": 0}, "-k is 0"),
         ({"queries": 0}, "--queries is 0"),
         ({"radius": -1}, "--radius is -1"),
-        ({"engines": ("flt",)}, "--engine flt: there are flat, faiss-flat"),
-        ({"engines": ("numpy",), "radius": 2}, "--engine numpy: there are flat, multi-hash for --radius"),
+        ({"engines": ("flt",)}, "--engine flt does not exist; allowed: flat, faiss-flat"),
+        ({"engines": ("numpy",), "radius": 2}, "--engine numpy does not exist; allowed for --radius: flat, multi-hash"),
     ],
 )
-def test_what_cannot_be_measured(asked, said):
-    with pytest.raises(InputError, match=said):
-        bench_search(SearchBench(**asked))
+def test_invalid_settings_of_bench_search(settings, message):
+    with pytest.raises(InputError, match=message):
+        bench_search(SearchBench(**settings))
 
 
 def test_more_hits_than_rows(archive):
@@ -132,7 +132,7 @@ def test_more_hits_than_rows(archive):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ((5, 64, 2, 4, 100), "--rows is 5"),
         ((100, 4, 2, 4, 100), "4"),
@@ -140,8 +140,8 @@ def test_more_hits_than_rows(archive):
         ((100, 64, 2, 4, 10), "--requests is 10; at least 32"),
     ],
 )
-def test_what_cannot_be_served(args, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_settings_of_bench_serve(args, message):
+    with pytest.raises(InputError, match=message):
         bench_serve(*args, True)
 
 
@@ -150,8 +150,7 @@ def check_served(result):
     for name in ("gateway", "floor"):
         assert result[f"{name}_requests_per_s"] > 0
         assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"] <= result[f"{name}_p99_ms"]
-    assert result["ratio_of_p50"] == pytest.approx(result["gateway_p50_ms"] / result["floor_p50_ms"])
-    assert result["ratio_of_rates"] > 0
+    assert min(result["ratio_of_p50"], result["ratio_of_rates"]) > 0
     assert result["raw_faiss_queries_per_s"] > 0
 
 
@@ -170,7 +169,7 @@ def test_bench_serve_with_ray(monkeypatch):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_bench_that_is_killed(tmp_path):
+def test_a_killed_bench_leaves_no_process(tmp_path):
     out = tmp_path / "stderr"
     with out.open("wb") as stderr:
         program = "from orbithash.cluster.cli.main import main; main()"
@@ -179,18 +178,18 @@ def test_nothing_is_left_of_a_bench_that_is_killed(tmp_path):
     process.err = out
     try:
         wait_for(lambda: "round 1" in out.read_text(), process)
-        served = children(process.pid)
-        assert len(served) == 2
+        services = children(process.pid)
+        assert len(services) == 2
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not any(is_running(pid) for pid in served), timeout_s=60)
+        wait_for(lambda: not any(is_running(pid) for pid in services), timeout_s=60)
     finally:
         kill(process, *family(process.pid))
 
 
 def children(pid):
-    """The services that a bench started and that still run."""
-    return {each for each in family(pid) if b"bench_serve import child" in command_of(each)}
+    """Return the running services of a bench."""
+    return {each for each in family(pid) if b"bench.services import main" in command_of(each)}
 
 
 def command_of(pid):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orbithash.cluster.bench.serve import write_archive
+from orbithash.cluster.bench.inputs import write_archive
 from orbithash.cluster.planning import plan as planning
 from orbithash.cluster.planning.costs import MEASURED, fitted
 from orbithash.cluster.planning.plan import Wanted, distinct_of_shard, hit_row_bytes, make_plan, shard_bytes

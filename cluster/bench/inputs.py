@@ -1,0 +1,73 @@
+"""Generated inputs of the benchmarks: scenes, a model with random weights, an archive of given codes."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from orbithash.cluster.output import say
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.codes import Codes
+from orbithash.search.index.shard import Ids
+
+__all__ = ["write_archive", "write_bench_scenes", "write_random_model"]
+
+_LABELS = ("beach", "forest", "harbor", "river")
+
+
+def write_bench_scenes(folder: Path, count: int) -> Path:
+    """Write `count` generated scenes and return the folder."""
+    from orbithash.trainers.scenes import write_scenes
+
+    say(f"drawing {count} scenes")
+    write_scenes(folder, count, processes=len(os.sched_getaffinity(0)))
+    return folder
+
+
+def write_random_model(folder: Path, bits: int = 64) -> Path:
+    """Write a model of usual size with random weights, which is as fast as a trained one; return the folder."""
+    import torch
+
+    from orbithash.encoders.imagery.images import Rendering
+    from orbithash.encoders.imagery.preprocessing import Preprocessing
+    from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+    from orbithash.encoders.networks.hash_network import HashNetwork
+    from orbithash.encoders.networks.model import HashModel
+
+    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", HeadSpec(bits=bits), num_classes=2)
+    card = ModelCard(
+        method="dhcl",
+        network=spec,
+        thresholds=(0.0,) * spec.bits,
+        label_code="none",
+        label_weight=1,
+        preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
+        classes=("a", "b"),
+        dataset={},
+        metrics={},
+    )
+    torch.manual_seed(0)
+    HashModel(card, HashNetwork(spec)).save(folder)
+    return folder
+
+
+def write_archive(path: Path, codes: Codes, model_id: str) -> tuple[Ids, Codes]:
+    """Write an archive of `codes` whose rows have every column that a hit shows; return its ids and codes."""
+    count, bits = len(codes), 8 * codes.shape[1]
+    rng = np.random.default_rng(1)
+    archive = Archive.create(path, bits, model_id)
+    keys = [f"{_LABELS[row % len(_LABELS)]}/tile_{row:08d}.tif" for row in range(count)]
+    begin = datetime(2024, 1, 1, tzinfo=UTC)
+    rows = Archive.table(
+        codes,
+        bits,
+        key=keys,
+        uri=[f"file:///tiles/{key}" for key in keys],
+        label=[_LABELS[row % len(_LABELS)] for row in range(count)],
+        lon=rng.uniform(-180, 180, count).tolist(),
+        lat=rng.uniform(-80, 80, count).tolist(),
+        datetime=[begin + timedelta(minutes=row) for row in range(count)],
+    )
+    archive.commit(Archive.write_fragments(path, rows))
+    return archive.codes()
