@@ -13,7 +13,7 @@ from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX
+from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, rgb_channels
 
 __all__ = ["PathOrName", "TrainConfig", "load_config"]
 
@@ -94,6 +94,11 @@ class TrainConfig(BaseModel):
     def channels(self) -> int:
         """Bands of the network's input."""
         return self.preprocessing().channels
+
+    @property
+    def rgb(self) -> tuple[int, int, int] | None:
+        """Channels of red, green and blue, which keep their pretrained filters; None without RGB."""
+        return rgb_channels(self.bands or None)
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:

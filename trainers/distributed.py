@@ -1,6 +1,13 @@
-"""The few things ranks say to each other. In a single process each is what it would be with one rank."""
+"""Communication between the ranks of a distributed training. Without a process group, there is one rank, 0.
+
+Collectives of torch fail when a rank is missing for the group's time-out (30 minutes with Ray Train). Work of unequal
+length therefore goes through `from_first_rank` or `on_every_rank`, whose ranks wait for each other for up to
+`MAX_WORK` first. If a rank ends in the meantime, Ray Train or torchrun ends the others.
+"""
 
 from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +25,7 @@ __all__ = [
     "gather_objects",
     "gather_rows",
     "gather_with_gradient",
+    "on_every_rank",
     "rank",
     "sum_over_ranks",
     "sum_with_gradient",
@@ -27,17 +35,17 @@ __all__ = [
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows, in rank order. Backward sums over the ranks what each of them derives for these rows."""
+    """Concatenate the rows of all ranks in rank order; backward sums the gradients of all ranks for these rows."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
@@ -53,10 +61,10 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Rows [B, ...] of every rank as [W * B, ...]; every rank holds the same number of rows.
+    """Concatenate rows [B, ...] of W ranks to [W * B, ...]; every rank must have the same number of rows.
 
-    A loss computed from the result on every rank alike, averaged over ranks as DDP averages gradients, has the gradient
-    of the same loss in one process: each rank's rows receive W equal copies, and the averaging divides by W.
+    Every rank computes the same loss from the result, and DDP averages the gradients. The average equals the gradient
+    in one process: the rows of a rank receive W equal gradients, and averaging divides by W.
     """
     if world_size() == 1:
         return rows
@@ -68,7 +76,7 @@ Rows = TypeVar("Rows", bound=npt.NDArray[Any])
 
 
 def gather_rows(rows: Rows) -> Rows:
-    """Rows [N_rank, ...] of every rank, dealt round robin, back in order: row i came from rank i % W."""
+    """Merge rows [N_rank, ...] that were dealt to W ranks round robin: row i is from rank i % W."""
     if world_size() == 1:
         return rows
     parts = gather_objects(rows)
@@ -79,7 +87,7 @@ def gather_rows(rows: Rows) -> Rows:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in rank order."""
+    """Return the values of all ranks in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -89,36 +97,66 @@ def gather_objects(value: Any) -> list[Any]:
 
 Made = TypeVar("Made")
 
+# Longest time that one rank may work while the others wait.
+MAX_WORK = timedelta(days=7)
+
+_meetings = count()
+
 
 def from_first_rank(make: Callable[[], Made]) -> Made:
-    """What `make` returns on the first rank, on every rank; the others do not call it.
-
-    An `InputError` that it raises there is raised on all of them.
-    """
+    """Call `make` on the first rank and return its result on every rank; all ranks raise its `InputError`."""
     if world_size() == 1:
         return make()
-    answer: list[Any] = [None, None]
+    outcome: tuple[Any, str | None] = (None, None)
     if rank() == 0:
-        try:
-            answer[0] = make()
-        except InputError as err:
-            answer[1] = str(err)
-    dist.broadcast_object_list(answer, src=0)
-    made, problem = answer
+        outcome = _attempt(make)
+    _meet()
+    outcomes = [outcome]
+    dist.broadcast_object_list(outcomes, src=0)
+    made, problem = outcomes[0]
     if problem is not None:
         raise InputError(problem)
-    return made  # type: ignore[no-any-return] # the type that the first rank made
+    return made  # type: ignore[no-any-return] # the result of `make`
+
+
+def on_every_rank(make: Callable[[], Made]) -> Made:
+    """Call `make` on every rank and return its result once all are done; an `InputError` of one is raised on all."""
+    if world_size() == 1:
+        return make()
+    made, problem = _attempt(make)
+    _meet()
+    for of_rank in gather_objects(problem):
+        if of_rank is not None:
+            raise InputError(of_rank)
+    return made  # type: ignore[no-any-return] # the result of `make`
+
+
+def _attempt(make: Callable[[], Made]) -> tuple[Made | None, str | None]:
+    """Return the result of `make`, or the message of its `InputError`."""
+    try:
+        return make(), None
+    except InputError as err:
+        return None, str(err)
+
+
+def _meet() -> None:
+    """Wait until all ranks are here, for up to `MAX_WORK`."""
+    # The store of the process group: a collective would fail after the time-out of the group.
+    store = dist.distributed_c10d._get_default_store()
+    keys = [f"orbithash/{number}/{each}" for number in [next(_meetings)] for each in range(world_size())]
+    store.set(keys[rank()], "here")
+    store.wait(keys, MAX_WORK)
 
 
 def broadcast_state(module: nn.Module) -> None:
-    """Gives every rank the first one's parameters and buffers."""
+    """Copy the parameters and buffers of the first rank to all ranks."""
     if world_size() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of every rank's `values`."""
+    """Return the sum of `values` over all ranks."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -126,7 +164,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of every rank's tensor; backward sums over the ranks what each of them derives for the sum."""
+    """Sum a tensor over all ranks; backward sums the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
@@ -138,7 +176,7 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_gradient(values: Tensor) -> Tensor:
-    """The sum of every rank's `values`, for statistics of the whole batch that gradients flow through."""
+    """Return the sum of `values` over all ranks, for statistics of the whole batch with gradients."""
     if world_size() == 1:
         return values
     total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
@@ -146,7 +184,7 @@ def sum_with_gradient(values: Tensor) -> Tensor:
 
 
 class _SynchronisedBatchNorm(nn.Module):
-    """Batch norm over all ranks' rows, with the state of the layer it stands for. torch's own needs a GPU."""
+    """Batch norm over the rows of all ranks, with the state of the layer it replaces. torch's own needs a GPU."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -154,14 +192,14 @@ class _SynchronisedBatchNorm(nn.Module):
 
     def __init__(self, like: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         super().__init__()
-        assert like.momentum is not None, "a running mean with a fixed momentum"
+        assert like.momentum is not None, "the momentum is fixed"
         self.eps, self.momentum = like.eps, like.momentum
         self.weight, self.bias = like.weight, like.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(like, name))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs float [N, C, ...]."""
+        """Return normalised inputs float [N, C, ...]."""
         if not self.training:
             return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         shape = [1, -1] + [1] * (inputs.dim() - 2)
@@ -180,7 +218,7 @@ class _SynchronisedBatchNorm(nn.Module):
 
 
 def synchronise_batch_norm(module: nn.Module) -> None:
-    """Makes every batch norm in `module` normalise with the statistics of all ranks' rows."""
+    """Replace every batch norm in `module` by one that uses the statistics of all ranks' rows."""
     if world_size() == 1:
         return
     for name, child in module.named_children():

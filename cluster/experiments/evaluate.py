@@ -102,7 +102,9 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     # Pretrained weights belong to batch norm with their own statistics, whatever the run made of them.
     spec = dataclasses.replace(model.card.network, norm="frozen-batch", num_classes=0)
     try:
-        extractor = FeatureExtractor(HashNetwork(spec, run.config.weights), model.preprocessing, str(model.device))
+        extractor = FeatureExtractor(
+            HashNetwork(spec, run.config.weights, run.config.rgb), model.preprocessing, str(model.device)
+        )
     except InputError as err:
         return str(err)
     return lambda images: extractor(data, images)

@@ -43,7 +43,7 @@ class Network:
 
     def has_text(self) -> bool:
         """Whether it encodes sentences."""
-        return self._model.text_head is not None
+        return self._model.has_text
 
     def encode_prepared(self, pixels: Pixels) -> Codes:
         """See `HashModel`."""

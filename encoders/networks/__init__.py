@@ -1,4 +1,4 @@
-"""Build networks and turn images and sentences into codes; read and write model folders.
+"""Networks that turn images and sentences into codes, and the model folders that hold them.
 
-A backbone, a hash head, a text encoder or a field of `model.json` belongs here.
+Backbones, hash heads, text encoders, the fields of `model.json`, and reading images for a network belong here.
 """

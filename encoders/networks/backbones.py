@@ -1,7 +1,8 @@
-"""Convolutional backbones from torchvision, cut before their classifier, and where their weights come from."""
+"""Convolutional backbones from torchvision, without their classifiers, and their pretrained weights."""
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,14 +14,23 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OTHER_MEAN, OTHER_STD
 from orbithash.encoders.networks.resnet8 import resnet8
 
-__all__ = ["BACKBONES", "MIN_SIDE_PX", "NORMS", "build_backbone", "load_weights", "num_features"]
+__all__ = [
+    "BACKBONES",
+    "DEFAULT_RGB",
+    "MIN_SIDE_PX",
+    "NORMS",
+    "build_backbone",
+    "load_weights",
+    "num_features",
+    "rgb_channels",
+]
 
-# Their own ending, and the second classifiers that help them to train, which torchvision's weights have too.
+# Names of the classifier's layers, and name prefixes of the auxiliary classifiers in torchvision's weights.
 _CLASSIFIERS = ("avgpool", "dropout", "fc")
 _SECOND_CLASSIFIERS = ("AuxLogits.", "aux1.", "aux2.")
 
 
-# What lies before the classifier, by family; all end in a feature map [N, D, h, w].
+# The layers before the classifier, for each family of networks; the output is a feature map [N, D, h, w].
 def _features(model: nn.Module) -> nn.Module:
     body: nn.Module = model.get_submodule("features")
     return body
@@ -46,10 +56,10 @@ BACKBONES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "resnet8": lambda model: model,
 }
 
-# Trained elsewhere, with pixels from -1 to 1.
+# Their weights were trained in TensorFlow, on pixels from -1 to 1.
 _INCEPTIONS = ("googlenet", "inception_v3")
 
-# Of those whose layers leave nothing of a smaller image, or too little to normalise.
+# Smallest image side of backbones whose layers would shrink a smaller image to nothing.
 MIN_SIDE_PX = {"alexnet": 63, "googlenet": 47, "inception_v3": 75}
 
 NORMS = ("frozen-batch", "group", "batch")
@@ -58,9 +68,15 @@ NORMS = ("frozen-batch", "group", "batch")
 # channel's mean.
 _GROUPS, _GROUPS_RESNET8 = 32, 8
 
+# Channels of red, green and blue where band names do not say otherwise.
+DEFAULT_RGB = (0, 1, 2)
+
+# Names of red, green and blue bands, in lower case without zeros after the letter; the first is Sentinel-2's.
+_COLOUR_NAMES = (("b4", "b3", "b2"), ("red", "green", "blue"), ("r", "g", "b"), ("sr_b4", "sr_b3", "sr_b2"))
+
 
 class _PlusMinusOne(nn.Module):
-    """Images [N, C, H, W] as `Preprocessing` normalises them to pixels from -1 to 1."""
+    """Rescale images [N, C, H, W] from the normalisation of `Preprocessing` to pixels from -1 to 1."""
 
     scale: Tensor
     shift: Tensor
@@ -73,7 +89,7 @@ class _PlusMinusOne(nn.Module):
         self.register_buffer("shift", (2 * mean - 1).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """Return images with pixels from -1 to 1."""
         return images * self.scale + self.shift
 
 
@@ -98,17 +114,37 @@ def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.M
 
 
 def _drop_nothing(module: nn.Module) -> None:
-    """Whole branches left out at random would make a resumed run, and other numbers of ranks, train differently."""
+    """Switch off stochastic depth: a resumed run or another number of ranks would drop other branches."""
     for child in module.modules():
         if isinstance(child, StochasticDepth):
             child.p = 0.0
 
 
-def _replace_first_convolution(body: nn.Module, channels: int, is_pretrained: bool) -> None:
-    """Makes the first convolution take `channels` bands.
+def rgb_channels(bands: Sequence[int | str] | None) -> tuple[int, int, int] | None:
+    """Return the channels of red, green and blue among the bands of an image, None if names show no RGB.
 
-    The kernel of pretrained weights is averaged over its three bands, given to each of the C bands and scaled by 3/C:
-    an image of C equal bands has the features of the grey image. (CDNE's authors start it at random.)
+    `bands` are those of `Rendering`: names such as B04, B03, B02 or red, green, blue, or numbers counted from 1, of
+    which 1, 2, 3 are red, green and blue. Numbers without these three are taken to begin with RGB, as for pictures.
+    """
+    if bands is None or not all(isinstance(band, str) for band in bands):
+        positions = {band: channel for channel, band in enumerate(bands or ())}
+        return (positions[1], positions[2], positions[3]) if {1, 2, 3} <= positions.keys() else DEFAULT_RGB
+    found = {re.sub(r"^b0+(?=\d)", "b", str(band).lower()): channel for channel, band in enumerate(bands)}
+    for red, green, blue in _COLOUR_NAMES:
+        if {red, green, blue} <= found.keys():
+            return found[red], found[green], found[blue]
+    return None
+
+
+def _replace_first_convolution(
+    body: nn.Module, channels: int, rgb: tuple[int, int, int] | None, is_pretrained: bool
+) -> None:
+    """Replace the first convolution by one of `channels` bands.
+
+    Of pretrained weights, the channels `rgb` keep their filters, and E extra channels get the mean filter divided by E:
+    colours keep their meaning, and all extra bands together weigh as much as one colour. Without RGB, each of C
+    channels gets the mean filter times 3 / C, so an image of C equal bands has the features of the grey image. (CDNE's
+    authors start the filters at random.)
     """
     path, first = next((path, module) for path, module in body.named_modules() if isinstance(module, nn.Conv2d))
     made = nn.Conv2d(
@@ -122,35 +158,53 @@ def _replace_first_convolution(body: nn.Module, channels: int, is_pretrained: bo
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
     with torch.no_grad():
         if is_pretrained:
-            made.weight.copy_(first.weight.mean(dim=1, keepdim=True) * 3 / channels)
+            mean = first.weight.mean(dim=1, keepdim=True)
+            if rgb is not None and channels > 3:
+                made.weight.copy_(mean / (channels - 3))
+                made.weight[:, list(rgb)] = first.weight
+            else:
+                made.weight.copy_(mean * 3 / channels)
         if made.bias is not None and first.bias is not None:
             made.bias.copy_(first.bias)
     parent, _, name = path.rpartition(".")
     setattr(body.get_submodule(parent), name, made)
 
 
-def build_backbone(name: str, norm: str, weights: str | None = None, channels: int = 3) -> nn.Module:
-    """Builds backbone `name` from images [N, channels, H, W] to a feature map [N, D, h, w].
+def build_backbone(
+    name: str,
+    norm: str,
+    weights: str | None = None,
+    channels: int = 3,
+    rgb: tuple[int, int, int] | None = DEFAULT_RGB,
+) -> nn.Module:
+    """Build a backbone: images float [N, channels, H, W] to a feature map [N, D, h, w].
 
-    `norm` is one of `NORMS`. The first two give an image the same features in any batch and on any number of ranks:
-    frozen batch norm belongs to pretrained weights, group norm to training from scratch. "batch" trains batch norm on
-    the statistics of the whole batch, all ranks' images included. `weights` is the name of torchvision weights
-    (downloaded once), the path of a safetensors file that holds the state of the whole torchvision model, or None for a
-    random start.
+    Args:
+        name: one of `BACKBONES`.
+        norm: one of `NORMS`. With frozen batch norm, which belongs to pretrained weights, and group norm, for training
+            from scratch, the features of an image do not depend on the other images of the batch or on the number of
+            ranks. "batch" trains batch norm on the statistics of the whole batch, over all ranks.
+        weights: name of torchvision weights (downloaded once), path of a safetensors file with the state of the whole
+            torchvision model, or None for random weights.
+        channels: number of bands of an image.
+        rgb: channels of red, green and blue, which keep the pretrained filters if there are more than three channels;
+            None for bands without RGB. See `rgb_channels`.
     """
     if name not in BACKBONES:
-        raise InputError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}")
+        raise InputError(f"backbone is {name!r}; allowed are {', '.join(BACKBONES)}")
     if norm not in NORMS:
-        raise InputError(f"unknown norm {norm!r}; there are {', '.join(NORMS)}")
+        raise InputError(f"norm is {norm!r}; allowed are {', '.join(NORMS)}")
     if weights is not None and norm == "group":
-        raise InputError(f"the weights {weights!r} were trained with batch norm; norm=group takes no weights")
+        raise InputError(
+            f"the weights {weights!r} were trained with batch norm, but norm is group; use frozen-batch or no weights"
+        )
     options = {"aux_logits": False, "init_weights": True} if name in _INCEPTIONS else {}
     model = resnet8() if name == "resnet8" else torchvision.models.get_model(name, weights=None, **options)
     if weights is not None:
         load_weights(model, name, weights)
     body = BACKBONES[name](model)
     if channels != 3:
-        _replace_first_convolution(body, channels, is_pretrained=weights is not None)
+        _replace_first_convolution(body, channels, rgb, is_pretrained=weights is not None)
     if name in _INCEPTIONS:
         body = nn.Sequential(_PlusMinusOne(channels), body)
     if norm == "frozen-batch":
@@ -163,7 +217,7 @@ def build_backbone(name: str, norm: str, weights: str | None = None, channels: i
 
 
 def num_features(backbone: nn.Module, channels: int = 3) -> int:
-    """D of the feature map that a backbone makes of images of so many bands."""
+    """Return D of the feature map [N, D, h, w] of a backbone for images of `channels` bands."""
     was_training = backbone.training
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, channels, 96, 96))
@@ -172,22 +226,22 @@ def num_features(backbone: nn.Module, channels: int = 3) -> int:
 
 
 def load_weights(model: nn.Module, name: str, weights: str) -> None:
-    """Fills torchvision model `name` from a safetensors file or from torchvision's weights of that name."""
+    """Load the weights of torchvision model `name` from a safetensors file or by the name of torchvision weights."""
     path = Path(weights)
     if path.suffix == ".safetensors" or path.exists():
         state: Mapping[str, torch.Tensor] = _read_safetensors(path)
     else:
         state = _download(name, weights)
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    # A counter of training steps; converted files leave it out and nothing here reads it.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in wanted and not key.startswith(_SECOND_CLASSIFIERS)]
-    misfit = [key for key in wanted if key in state and state[key].shape != wanted[key]]
-    if missing or foreign or misfit:
-        example = (missing + foreign + misfit)[0]
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    # num_batches_tracked is missing in converted files, and nothing here reads it.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in expected and not key.startswith(_SECOND_CLASSIFIERS)]
+    misfit = [key for key in expected if key in state and state[key].shape != expected[key]]
+    if missing or unknown or misfit:
+        example = (missing + unknown + misfit)[0]
         raise InputError(
-            f"{weights}: not the weights of backbone {name}: {len(missing)} tensors missing, {len(foreign)} unknown, "
-            f"{len(misfit)} of another shape (first: {example}); give the backbone that the weights belong to"
+            f"{weights}: not the weights of backbone {name}: {len(missing)} tensors missing, {len(unknown)} unknown, "
+            f"{len(misfit)} of another shape (first: {example}); give the weights of this backbone"
         )
     model.load_state_dict(dict(state), strict=False)
 

@@ -1,4 +1,4 @@
-"""`model.json`: what a model is, readable without torch."""
+"""The description of a model in `model.json`, readable without torch."""
 
 import dataclasses
 import hashlib
@@ -10,27 +10,33 @@ from typing import Any
 
 from orbithash.encoders.codes import check_bits
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.label_codes import label_table
 
 __all__ = ["POOLINGS", "HeadSpec", "ModelCard", "NetworkSpec", "TextSpec", "read_model_folder", "write_card"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 POOLINGS = ("avg", "max", "avg+max")
 
-# Activation of a head's outputs -> the threshold of its bits.
+# Activation of the outputs of a head: threshold of its bits.
 ACTIVATIONS = {"tanh": 0.0, "sigmoid": 0.5, "none": 0.0}
+
+# The fields that decide codes. Their hash, with that of the weights, is the `model_id`. Other fields, such as a
+# metric, can be corrected, and the model still belongs to the archives that it encoded.
+_DECIDING = ("bits", "network", "thresholds", "label_code", "label_weight", "preprocessing", "text_encoder")
+
 HEAD_NORMS = ("none", "layer", "standardise")
 HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
-    """What turns features into `bits` outputs, without its weights.
+    """The layers of a `HashHead`, without weights: features to `bits` outputs.
 
-    A normalisation of the features, hidden layers of these widths (with batch norm where asked for), a linear layer,
-    an activation.
+    In order: a normalisation of the features (`norm`), hidden layers of the widths `hidden`, each with an optional
+    batch norm and `hidden_activation`, a linear layer, and `activation`.
     """
 
     bits: int
@@ -48,26 +54,27 @@ class HeadSpec:
             ("activation", self.activation, tuple(ACTIVATIONS)),
         ):
             if value not in known:
-                raise InputError(f"unknown {what} {value!r} of a head; there are {', '.join(known)}")
+                raise InputError(f"the {what} of the head is {value!r}; {', '.join(known)} are allowed")
         if not all(width > 0 for width in self.hidden):
-            raise InputError(f"hidden layers of widths {list(self.hidden)}; each must be above 0")
+            raise InputError(f"the widths of the hidden layers are {list(self.hidden)}; each must be above 0")
 
     @property
     def threshold(self) -> float:
-        """A bit is 1 where its output is at least this."""
+        """The lowest output whose bit is 1."""
         return ACTIVATIONS[self.activation]
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "HeadSpec":
-        """The inverse of `dataclasses.asdict` through JSON, which knows no tuples."""
+        """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
         return cls(**{**_all_of(cls, fields), "hidden": tuple(fields["hidden"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What a `HashNetwork` is made of, without its weights.
+    """The layers of a `HashNetwork`, without weights.
 
-    `num_classes` is the width of the classifier that reads the head's outputs, or 0; `channels` the bands of an image.
+    `num_classes` is the number of outputs of the classifier on the hashes, 0 for no classifier; `channels` is the
+    number of bands of an image.
     """
 
     backbone: str
@@ -79,7 +86,7 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise InputError(f"unknown pooling {self.pooling!r}; there are {', '.join(POOLINGS)}")
+            raise InputError(f"pooling is {self.pooling!r}; {', '.join(POOLINGS)} are allowed")
         if self.num_classes < 0:
             raise InputError(f"num_classes is {self.num_classes}; 0 (no classifier) or more is allowed")
         if self.channels < 2:
@@ -87,18 +94,18 @@ class NetworkSpec:
 
     @property
     def bits(self) -> int:
-        """Outputs of the head."""
+        """Number of outputs of the head."""
         return self.head.bits
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "NetworkSpec":
-        """The inverse of `dataclasses.asdict` through JSON."""
+        """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
         return cls(**{**_all_of(cls, fields), "head": HeadSpec.from_json(fields["head"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """The text side: which frozen encoder (the hash of its files, the width of its features) and the head after it."""
+    """The text side of a model: the hash and the feature width of its frozen text encoder, and the head after it."""
 
     encoder_sha256: str
     num_features: int
@@ -106,18 +113,26 @@ class TextSpec:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "TextSpec":
-        """The inverse of `dataclasses.asdict` through JSON."""
+        """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
         return cls(**{**_all_of(cls, fields), "head": HeadSpec.from_json(fields["head"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """All of `model.json` but the format version and the two hashes.
+    """The content of `model.json` without the format version and the hashes.
 
-    `label_code` and `label_weight`: the predicted class's label bits, that many times, follow the hash bits.
-    `thresholds` has one number for each hash bit: the bit is 1 where the output is at least its threshold.
-    `dataset` names the training data and the hash of their manifest; `metrics` are those of the validation part. A
-    model that encodes sentences has a `text` side, whose head has as many outputs and no label bits.
+    Attributes:
+        method: name of the training method.
+        network: layers of the image network.
+        thresholds: one number per hash bit; a bit is 1 if its output is at least its threshold.
+        label_code: code of the predicted class, appended to the hash bits; one of `LABEL_CODES`.
+        label_weight: number of times that the label bits are appended.
+        preprocessing: how an image becomes the input of the network.
+        classes: names of the classes.
+        dataset: name, protocol and manifest hash of the training data.
+        metrics: metrics on the validation part.
+        text: text side of a model that encodes sentences; its head has `network.bits` outputs and no label bits.
+        versions: versions of orbithash and torch that trained the model.
     """
 
     method: str
@@ -139,28 +154,28 @@ class ModelCard:
             raise InputError(f"thresholds: one finite number for each of the {self.network.bits} hash bits is needed")
         if self.label_code != "none" and not 2 <= len(self.classes) == self.network.num_classes:
             raise InputError(
-                f"label code {self.label_code!r} needs a classifier of 2 or more classes and the names of all of them; "
+                f"label code {self.label_code!r} needs a classifier with one output per class, and 2 or more classes; "
                 f"it has {self.network.num_classes} outputs for {len(self.classes)} names"
             )
         if self.network.channels != self.preprocessing.channels:
             raise InputError(
-                f"a network for images of {self.network.channels} bands after preprocessing to "
-                f"{self.preprocessing.channels}; both need as many"
+                f"the network takes {self.network.channels} bands, but preprocessing returns "
+                f"{self.preprocessing.channels}; both numbers must be equal"
             )
         if self.text is not None and (self.text.head.bits != self.network.bits or self.label_code != "none"):
             raise InputError(
-                f"a text side of {self.text.head.bits} bits beside an image side of {self.bits}; both need as many"
+                f"the text side has {self.text.head.bits} bits and the image side {self.bits}; they must be equal"
             )
         check_bits(self.bits)
 
     @property
     def bits(self) -> int:
-        """Bits of a whole code, label bits included."""
+        """Number of bits of a code, with label bits."""
         num_label_bits: int = label_table(self.label_code, len(self.classes)).shape[1]
         return self.network.bits + self.label_weight * num_label_bits
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values, with `bits`."""
+        """Return the fields as JSON values, and `bits`."""
         return {
             "method": self.method,
             "bits": self.bits,
@@ -178,7 +193,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelCard":
-        """The inverse of `to_json`; `KeyError`, `TypeError` or `ValueError` for anything else."""
+        """Build from the output of `to_json`; `KeyError`, `TypeError` or `ValueError` for anything else."""
         return cls(
             method=str(fields["method"]),
             network=NetworkSpec.from_json(fields["network"]),
@@ -195,22 +210,26 @@ class ModelCard:
 
 
 def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
-    """The card, the `model_id` and the content of `model.safetensors`, whose hash the card states.
+    """Return the card, the `model_id` and the content of `model.safetensors`.
 
-    `InputError` when either file is absent or damaged, or `model.json` is short of a key or of an unknown version.
+    `InputError` if a file is missing or damaged, if `model.json` lacks a key or if its format version is unknown.
     """
+    recover_folder(folder)
     path = folder / "model.json"
     if not path.is_file():
-        raise InputError(f"{folder}: not a model folder (it has no model.json); training leaves one in RUN/model")
+        raise InputError(f"{folder}: not a model folder (it has no model.json); training writes one to RUN/model")
     try:
         fields = json.loads(path.read_bytes())
     except OSError as err:
         raise InputError(f"{path}: cannot be read ({err.strerror})") from err
     except (ValueError, RecursionError) as err:
-        raise InputError(f"{path}: damaged (not JSON: {err})") from err
+        raise InputError(f"{path}: damaged (not JSON: {err}); restore it from a backup or train again") from err
     found = fields.get("format_version") if isinstance(fields, dict) else None
     if found != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {found!r}; this orbithash reads version {FORMAT_VERSION}")
+        raise InputError(
+            f"{path}: format version {found!r}; this orbithash reads version {FORMAT_VERSION}; train again, or use "
+            "the orbithash that wrote it"
+        )
     try:
         model_id, weights_sha256 = fields["model_id"], fields["weights_sha256"]
         card = ModelCard.from_json(fields)
@@ -219,9 +238,8 @@ def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
     except (TypeError, ValueError) as err:
         problems = " ".join(str(err).split())
         raise InputError(f"{path}: a value is wrong ({problems})") from err
-    known = _fields(card, weights_sha256)
-    if {**known, "model_id": _content_hash(known)} != fields:
-        raise InputError(f"{path}: damaged (its content does not give its model_id {model_id!r})")
+    if _fields(card, weights_sha256) != fields:
+        raise InputError(f"{path}: damaged or edited (its content does not give its card_sha256); use HashModel.save")
     try:
         weights = (folder / "model.safetensors").read_bytes()
     except OSError as err:
@@ -232,25 +250,26 @@ def read_model_folder(folder: Path) -> tuple[ModelCard, str, bytes]:
 
 
 def write_card(card: ModelCard, weights_sha256: str, folder: Path) -> str:
-    """Writes `model.json` into `folder` and returns the `model_id`: a hash over all of it and over the weights."""
+    """Write `model.json` into `folder` and return the `model_id`."""
     fields = _fields(card, weights_sha256)
-    fields["model_id"] = _content_hash(fields)
     (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
     return str(fields["model_id"])
 
 
 def _all_of(cls: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields`, none of which may be left to its default; `KeyError` names the first that is missing."""
+    """Return the values of all fields of `cls`, including those with a default; `KeyError` names a missing one."""
     return {field.name: fields[field.name] for field in dataclasses.fields(cls)}
 
 
 def _fields(card: ModelCard, weights_sha256: str) -> dict[str, Any]:
-    # Through JSON, so that what was written and what was read compare equal.
-    fields: dict[str, Any] = json.loads(
-        json.dumps({"format_version": FORMAT_VERSION, **card.to_json(), "weights_sha256": weights_sha256})
-    )
-    return fields
+    """Return the content of `model.json`, with `model_id` and `card_sha256`, the hash of all other fields."""
+    fields = {"format_version": FORMAT_VERSION, **card.to_json(), "weights_sha256": weights_sha256}
+    fields["model_id"] = _hash({name: fields[name] for name in (*_DECIDING, "weights_sha256")})[:32]
+    fields["card_sha256"] = _hash(fields)
+    # Through JSON, so that written and read fields compare equal.
+    read: dict[str, Any] = json.loads(json.dumps(fields))
+    return read
 
 
-def _content_hash(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+def _hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -1,28 +1,29 @@
-"""The networks that make codes."""
+"""Networks whose thresholded outputs are the bits of a code."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from orbithash.encoders.networks.backbones import build_backbone, num_features
+from orbithash.encoders.networks.backbones import DEFAULT_RGB, build_backbone, num_features
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 
 __all__ = ["HashHead", "HashNetwork", "NetworkOutput", "Standardise"]
 
-# MHCLN's; the other methods use none.
+# Used by MHCLN only.
 LEAKY_SLOPE = 0.2
 
 
 class NetworkOutput(NamedTuple):
-    """`hashes` float [N, K]; `logits` float [N, C], or None without a classifier."""
+    """Outputs of the head and of the classifier: `hashes` float [N, K]; `logits` float [N, C] or None."""
 
     hashes: Tensor
     logits: Tensor | None
 
 
 class Standardise(nn.Module):
-    """Features less their mean, over their standard deviation, both fixed by `fit`."""
+    """Subtract the mean of the features and divide by their standard deviation; `fit` sets both."""
 
     mean: Tensor
     std: Tensor
@@ -33,9 +34,9 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(num_features))
 
     def fit(self, features: Tensor, per_dimension: bool = True) -> None:
-        """Takes the moments of training features [N, D]: of each dimension, or one pair for the whole matrix.
+        """Compute the moments of training features [N, D], per dimension or over the whole matrix.
 
-        A dimension that never changes is only centred.
+        A constant dimension is centred but not scaled.
         """
         features = features.double()
         std, mean = torch.std_mean(features, dim=0 if per_dimension else None, correction=0)
@@ -43,20 +44,20 @@ class Standardise(nn.Module):
         self.std.copy_(torch.where(std > 0, std, 1.0).expand_as(self.std))
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """Return standardised features [N, D]."""
         return (features - self.mean) / self.std
 
 
 class HashHead(nn.Module):
-    """Features float [N, D] to hashes float [N, K]: see `HeadSpec`."""
+    """Map features float [N, D] to hashes float [N, K]; `HeadSpec` lists the layers."""
 
     def __init__(self, num_features: int, spec: HeadSpec) -> None:
         super().__init__()
         self.spec = spec
         self.num_features = num_features
         if spec.norm == "layer":
-            # With the fan-in initialisation below, hashes start at unit variance before tanh. Pooled features are large
-            # and of one sign; without it tanh saturates at the first step and passes no gradient.
+            # Pooled features are large and positive. Without layer norm, tanh saturates at the first step and passes no
+            # gradient; with it and the fan-in initialisation below, its inputs start at unit variance.
             self.norm: nn.Module = nn.LayerNorm(num_features)
         else:
             self.norm = Standardise(num_features) if spec.norm == "standardise" else nn.Identity()
@@ -74,32 +75,53 @@ class HashHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """Return hashes [N, K]."""
         outputs: Tensor = self.output(self.hidden(self.norm(features)))
         if self.spec.activation == "tanh":
             return torch.tanh(outputs)
         return torch.sigmoid(outputs) if self.spec.activation == "sigmoid" else outputs
 
+    def error_scale(self, features: Tensor) -> Tensor:
+        """Return the size of the terms that each output sums up before the activation, float [N, K].
+
+        The rounding error of a hash is proportional to it: the sum of the absolute terms of the last layer, times the
+        factor by which the normalisation enlarges relative errors of the features.
+        """
+        normalised = self.norm(features)
+        if isinstance(self.norm, nn.LayerNorm):
+            mean, std = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True, correction=0)
+            subtracted, remaining = features.abs() + mean.abs(), std * features.shape[1] ** 0.5
+        elif isinstance(self.norm, Standardise):
+            subtracted, remaining = (features.abs() + self.norm.mean.abs()) / self.norm.std, normalised
+        else:
+            subtracted, remaining = features, features
+        tiny = torch.finfo(features.dtype).tiny
+        gain = subtracted.norm(dim=1, keepdim=True) / remaining.norm(dim=1, keepdim=True).clamp(min=tiny)
+        inputs = self.hidden(normalised)
+        return gain * F.linear(inputs.abs(), self.output.weight.abs(), self.output.bias.abs())
+
 
 class HashNetwork(nn.Module):
-    """Backbone, pooling, hash head; a linear classifier on the hashes where asked for.
+    """A backbone, pooling, a hash head and, if `spec.num_classes` is above 0, a linear classifier on the hashes.
 
-    `forward` takes normalised images float [N, C, H, W].
+    `forward` takes normalised images float [N, C, H, W]. `weights` and `rgb` are those of `build_backbone`.
     """
 
-    def __init__(self, spec: NetworkSpec, weights: str | None = None) -> None:
+    def __init__(
+        self, spec: NetworkSpec, weights: str | None = None, rgb: tuple[int, int, int] | None = DEFAULT_RGB
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = build_backbone(spec.backbone, spec.norm, weights, spec.channels)
+        self.backbone = build_backbone(spec.backbone, spec.norm, weights, spec.channels, rgb)
         self.head = HashHead(num_features(self.backbone, spec.channels), spec.head)
         self.classifier = nn.Linear(spec.bits, spec.num_classes) if spec.num_classes else None
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """See the class."""
+        """Return hashes and logits of normalised images."""
         return self.hash(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features float [N, D] of normalised images."""
+        """Return pooled features float [N, D] of normalised images."""
         maps = self.backbone(images)
         pooled = []
         if "avg" in self.spec.pooling:
@@ -109,6 +131,15 @@ class HashNetwork(nn.Module):
         return torch.stack(pooled).sum(dim=0)
 
     def hash(self, features: Tensor) -> NetworkOutput:
-        """Hashes, and logits where there is a classifier, of features [N, D]."""
+        """Return hashes and, with a classifier, logits of features [N, D]."""
         hashes = self.head(features)
         return NetworkOutput(hashes, None if self.classifier is None else self.classifier(hashes))
+
+    def error_scale(self, features: Tensor) -> NetworkOutput:
+        """Return the sizes of the terms that `hash` sums up for each hash and logit; see `HashHead.error_scale`."""
+        scale = self.head.error_scale(features)
+        if self.classifier is None:
+            return NetworkOutput(scale, None)
+        # No activation has a slope above 1: a hash has at most the error of its output before the activation.
+        inputs = scale + self.head(features).abs()
+        return NetworkOutput(scale, F.linear(inputs, self.classifier.weight.abs(), self.classifier.bias.abs()))

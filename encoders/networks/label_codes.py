@@ -1,6 +1,6 @@
-"""Binary codes of class indices: what DHCL appends to a hash code.
+"""Binary codes of class indices, which DHCL appends to a hash code.
 
-Natural binary is the paper's; neighbouring classes can differ in one bit or in all of them, so the others are offered.
+The paper uses natural binary, in which two classes may differ in one bit or in all bits; the other codes are additions.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ __all__ = ["LABEL_CODES", "label_table"]
 
 LABEL_CODES = ("none", "binary", "gray", "one-hot", "error-correcting")
 
-# Bits in which any two labels of the error-correcting code differ, at least.
+# Smallest Hamming distance between two labels of the error-correcting code.
 MIN_DISTANCE = 4
 
 
 def label_table(kind: str, num_classes: int) -> npt.NDArray[np.bool_]:
-    """One row of bits for each class: bool [C, L], the most significant bit first; L = 0 for `none`."""
+    """Return the label bits of each class, bool [C, L], the most significant bit first; L is 0 for `none`."""
     if kind not in LABEL_CODES:
-        raise InputError(f"unknown label code {kind!r}; there are {', '.join(LABEL_CODES)}")
+        raise InputError(f"label code is {kind!r}; allowed are {', '.join(LABEL_CODES)}")
     if kind == "none":
         return np.zeros((num_classes, 0), np.bool_)
     if kind == "one-hot":
@@ -37,7 +37,7 @@ def _bits(numbers: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.bool_]
 
 
 def _lexicode(num_words: int) -> npt.NDArray[np.bool_]:
-    """The first words, in numerical order, that differ from all before in `MIN_DISTANCE` bits: of the least width."""
+    """Return the shortest words with distances of at least `MIN_DISTANCE`, the first ones in numerical order."""
     for width in range(MIN_DISTANCE, 33):
         words: list[np.uint32] = []
         free = np.arange(2**width, dtype=np.uint32)
@@ -46,4 +46,4 @@ def _lexicode(num_words: int) -> npt.NDArray[np.bool_]:
             free = free[np.bitwise_count(free ^ free[0]) >= MIN_DISTANCE]
         if len(words) == num_words:
             return _bits(np.array(words, np.int64), width)
-    raise InputError(f"{num_words} classes are too many for the error-correcting label code; take binary or gray")
+    raise InputError(f"the error-correcting label code cannot hold {num_words} classes; use binary or gray")

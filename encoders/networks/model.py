@@ -1,15 +1,15 @@
-"""The model folder: what training leaves, and what everything else reads.
+"""The model folder, which training writes and everything else reads.
 
-`model.safetensors` holds the state of the networks, `model.json` everything else; the text encoder of a model that
-encodes sentences lies beside them in `text_encoder/`. `model_id` is a hash over all, so a flipped byte anywhere is
-found, and an archive can name the very network that made its codes.
+`model.safetensors` holds the weights, `model.json` everything else; the text encoder of a model with a text side is in
+`text_encoder/`. Hashes in `model.json` detect damage. `model_id` is the hash of all that decides codes: an archive
+names the model that made its codes.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +23,16 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
+from orbithash.encoders.networks.devices import check_device, exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
 from orbithash.encoders.networks.label_codes import label_table
+from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.encoders.networks.text import TextEncoder
 
 __all__ = ["HashModel"]
 
 # Images per pass of the network. Few on a CPU: the feature maps of many do not fit its caches, and their memory is
-# fetched from the kernel anew in every layer.
+# allocated anew in every layer.
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 # Rows per pass of a head alone, which is small, and sentences per pass of a text encoder.
@@ -39,122 +41,176 @@ TEXT_BATCH_SIZE = 32
 
 TEXT_ENCODER = "text_encoder"
 
-# An output nearer to its threshold than this is computed again, alone: the same image gives outputs that differ in the
-# last digits when its batch has another size. Far above those differences, far below what makes much work.
-MARGIN = 1e-4
+# An output closer to its threshold than this share of its `error_scale` is computed again, alone, because rounding
+# differs with the batch size. The largest difference measured is a tenth of it.
+MARGIN = 2e-6
+
+Codes = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
 
 
 class HashModel:
-    """Networks ready to encode: images, or sentences, in, packed codes out, the same codes whatever the batch size."""
+    """Trained networks that encode images, and sentences if the model has a text side, as packed binary codes.
+
+    A code does not depend on the batch size or on the other items of the call. `batch_size` of the methods below is the
+    number of items per pass of the network; it decides speed and memory only. None: 8 images on a CPU, 64 on a GPU.
+    """
 
     def __init__(
         self,
         card: ModelCard,
         network: HashNetwork,
         model_id: str = "",
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         text_head: HashHead | None = None,
         text_encoder: TextEncoder | None = None,
     ) -> None:
+        """Move the networks to `device` (`cpu`, `cuda` or `cuda:N`) and switch them to evaluation mode."""
         self.card = card
         self.model_id = model_id
-        self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.text_head = None if text_head is None else text_head.to(self.device).eval()
+        self.network = network
+        self.text_head = text_head
         self._text_encoder = text_encoder
-        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in _moments(card.preprocessing))
-        self._mean, self._std = mean * 255, std * 255
-        self._thresholds = torch.tensor(card.thresholds, device=self.device)
         self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
+        self._place(check_device(device))
+
+    def _place(self, device: torch.device) -> None:
+        self.device = device
+        self.network = self.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if self.text_head is not None:
+            self.text_head = self.text_head.to(device).eval()
+        preprocessing = self.card.preprocessing
+        moments = preprocessing.mean, preprocessing.std
+        self._mean, self._std = (255 * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
+        self._thresholds = torch.tensor(self.card.thresholds, device=device)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to `cpu`, `cuda` or `cuda:N` and return it; `InputError` for any other device."""
+        self._place(check_device(device))
+        if self._text_encoder is not None:
+            self._text_encoder.to(self.device)
+        return self
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits of a code."""
         return self.card.bits
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of a packed code."""
+        """Number of bytes of a packed code."""
         return num_bytes(self.card.bits)
 
     @property
+    def has_text(self) -> bool:
+        """Whether the model encodes sentences."""
+        return self.text_head is not None
+
+    @property
     def preprocessing(self) -> Preprocessing:
-        """What an image goes through before `encode_prepared`."""
+        """The preprocessing of images before `encode_prepared`."""
         return self.card.preprocessing
 
-    def encode(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Codes uint8 [N, num_bytes] of rendered images uint8 [H, W, C] of any sizes."""
-        return self.encode_prepared(self.prepare(images))
+    def encode_files(
+        self,
+        paths: Sequence[Path | str],
+        *,
+        batch_size: int | None = None,
+        root: Path | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Codes:
+        """Return codes uint8 [N, num_bytes] of N image files; `InputError` names all files that are refused.
 
-    def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Rendered images uint8 [H, W, C] of any sizes as uint8 [N, crop, crop, C]."""
+        Args:
+            paths: JPEG, PNG or TIFF files, or folders of one TIFF per band.
+            batch_size: images per pass of the network.
+            root: error messages name paths relative to this folder.
+            on_progress: called with the number of images encoded so far.
+        """
+        files = [Path(path) for path in paths]
+        codes = np.empty((len(files), self.num_bytes), np.uint8)
+        size, done = self._batch_size(batch_size), 0
+        for batch in read_batches(files, self.preprocessing, root=root, batch_size=max(size, READ_BATCH_SIZE)):
+            codes[done : done + len(batch)] = self.encode_prepared(batch, batch_size=size)
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done)
+        return codes
+
+    def encode(self, images: Sequence[Pixels], *, batch_size: int | None = None) -> Codes:
+        """Return codes uint8 [N, num_bytes] of rendered images uint8 [H, W, C] of any sizes."""
+        return self.encode_prepared(self.prepare(images), batch_size=batch_size)
+
+    def prepare(self, images: Sequence[Pixels]) -> Pixels:
+        """Return rendered images uint8 [H, W, C] of any sizes as uint8 [N, crop, crop, C]."""
         side = self.preprocessing.crop
         prepared = np.empty((len(images), side, side, self.preprocessing.channels), np.uint8)
         for row, image in enumerate(images):
             prepared[row] = self.preprocessing.prepare(image)
         return prepared
 
-    def encode_prepared(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
+    def encode_prepared(self, images: Pixels, *, batch_size: int | None = None) -> Codes:
+        """Return codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
         self._check_prepared(images)
-        size = BATCH_SIZE[self.device.type]
-        return self._encode(len(images), size, lambda rows: self.network.hash(self._pool(images[rows])))
+        return self._encode(len(images), self._batch_size(batch_size), lambda rows: self._pool(images[rows]))
 
-    def features(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """What the head sees, float32 [N, D], of prepared images uint8 [N, crop, crop, C]."""
+    def features(self, images: Pixels, *, batch_size: int | None = None) -> Features:
+        """Return the input of the head, float32 [N, D], for prepared images uint8 [N, crop, crop, C]."""
         self._check_prepared(images)
-        size = BATCH_SIZE[self.device.type]
+        size = self._batch_size(batch_size)
         features = np.empty((len(images), self.network.head.num_features), np.float32)
-        with torch.inference_mode(), _exact():
+        with torch.inference_mode(), exact_float32(self.device):
             for start in range(0, len(images), size):
-                features[start : start + size] = self._pool(images[start : start + size]).float().cpu().numpy()
+                features[start : start + size] = self._pool(images[start : start + size]).cpu().numpy()
         return features
 
-    def encode_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """Codes uint8 [N, num_bytes] of images whose features float32 [N, D] are known."""
+    def encode_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
+        """Return codes uint8 [N, num_bytes] of images from their features float32 [N, D]."""
+        size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
+        return self._encode(len(features), size, lambda rows: torch.from_numpy(features[rows]).to(self.device))
 
-        def hash_rows(rows: slice) -> NetworkOutput:
-            output: NetworkOutput = self.network.hash(torch.from_numpy(features[rows]).to(self.device))
-            return output
-
-        return self._encode(len(features), FEATURE_BATCH_SIZE, hash_rows)
-
-    def encode_texts(self, sentences: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Codes uint8 [N, num_bytes] of sentences; `InputError` where the model has no text side."""
-        text_head, text_encoder = self.text_head, self._text_encoder
-        if text_head is None or text_encoder is None:
+    def encode_texts(self, sentences: Sequence[str], *, batch_size: int | None = None) -> Codes:
+        """Return codes uint8 [N, num_bytes] of sentences; `InputError` if the model has no text side."""
+        encoder = self._text_encoder
+        if self.text_head is None or encoder is None:
             raise InputError(f"this model ({self.card.method}) encodes images only; train a method with captions: duch")
 
-        def hash_rows(rows: slice) -> NetworkOutput:
-            features = torch.from_numpy(text_encoder.encode(sentences[rows])).to(self.device)
-            return NetworkOutput(text_head(features), None)
+        def features_of(rows: slice) -> Tensor:
+            return torch.from_numpy(encoder.encode(sentences[rows])).to(self.device)
 
-        return self._encode(len(sentences), TEXT_BATCH_SIZE, hash_rows)
+        size = self._batch_size(batch_size, TEXT_BATCH_SIZE)
+        return self._encode(len(sentences), size, features_of, of_text=True)
 
-    def encode_text_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """Codes uint8 [N, num_bytes] of sentences whose features float32 [N, D] are known."""
-        text_head = self.text_head
-        assert text_head is not None, "a model with a text side"
+    def encode_text_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
+        """Return codes uint8 [N, num_bytes] of sentences from their features float32 [N, D]."""
+        assert self.text_head is not None, "a model with a text side"
+        size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
+        return self._encode(
+            len(features), size, lambda rows: torch.from_numpy(features[rows]).to(self.device), of_text=True
+        )
 
-        def hash_rows(rows: slice) -> NetworkOutput:
-            return NetworkOutput(text_head(torch.from_numpy(features[rows]).to(self.device)), None)
-
-        return self._encode(len(features), FEATURE_BATCH_SIZE, hash_rows)
-
-    def normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """The network's input float32 [N, C, crop, crop], channels last in memory, of uint8 [N, crop, crop, C]."""
+    def normalise(self, images: Pixels) -> Tensor:
+        """Return prepared images as the network's input, float32 [N, C, crop, crop] in channels_last memory format."""
         pixels = torch.from_numpy(np.array(images, order="C")).to(self.device).permute(0, 3, 1, 2)
         return (pixels.float() - self._mean) / self._std
 
-    def _pool(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Features [N, D] of a pass of prepared images, the mean over their orientations."""
+    def _batch_size(self, given: int | None, default: int | None = None) -> int:
+        if given is None:
+            return default or BATCH_SIZE[self.device.type]
+        if given < 1:
+            raise InputError(f"batch_size is {given}; at least 1 is needed")
+        return given
+
+    def _pool(self, images: Pixels) -> Tensor:
+        """Return features [N, D] of prepared images, the mean over their orientations."""
         features = []
         for orientation in range(self.preprocessing.orientations):
             view = np.rot90(images, orientation % 4, axes=(1, 2))
             features.append(self.network.features(self.normalise(view if orientation < 4 else view[:, :, ::-1])))
         return torch.stack(features).mean(dim=0)
 
-    def _check_prepared(self, images: npt.NDArray[np.uint8]) -> None:
+    def _check_prepared(self, images: Pixels) -> None:
         side, channels = self.preprocessing.crop, self.preprocessing.channels
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, channels):
             raise InputError(
@@ -162,45 +218,47 @@ class HashModel:
             )
 
     @torch.inference_mode()
-    def _encode(self, num_rows: int, size: int, hash_rows: Callable[[slice], NetworkOutput]) -> npt.NDArray[np.uint8]:
-        """Codes of rows 0 .. num_rows - 1, `size` at a time, those near a threshold again, alone."""
+    def _encode(self, num_rows: int, size: int, features_of: Callable[[slice], Tensor], of_text: bool = False) -> Codes:
+        """Return codes of rows 0 to num_rows - 1, `size` at a time; rows near a threshold are computed again, alone."""
         codes = np.empty((num_rows, self.num_bytes), np.uint8)
-        with _exact():
+        with exact_float32(self.device):
             for start in range(0, num_rows, size):
                 stop = min(start + size, num_rows)
-                output = hash_rows(slice(start, stop))
-                bits, labels = self._decide(output)
-                for row in self._unsure(output).nonzero()[:, 0].tolist():
-                    alone = hash_rows(slice(start + row, start + row + 1))
-                    bits[row : row + 1], labels[row : row + 1] = self._decide(alone)
+                bits, labels, unsure = self._decide(features_of(slice(start, stop)), of_text)
+                for row in unsure.nonzero()[:, 0].tolist():
+                    alone = features_of(slice(start + row, start + row + 1))
+                    bits[row : row + 1], labels[row : row + 1], _ = self._decide(alone, of_text)
                 label_bits = np.empty((stop - start, 0), np.bool_)
                 if self._labels.size:
                     label_bits = self._labels[labels.cpu().numpy()]
                 codes[start:stop] = pack(np.concatenate([bits.cpu().numpy(), label_bits], axis=1))
         return codes
 
-    def _decide(self, output: NetworkOutput) -> tuple[Tensor, Tensor]:
+    def _decide(self, features: Tensor, of_text: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return hash bits bool [N, K], predicted classes int64 [N], and bool [N]: rows that rounding could change."""
+        if of_text:
+            assert self.text_head is not None, "a model with a text side"
+            output = NetworkOutput(self.text_head(features), None)
+            scale = NetworkOutput(self.text_head.error_scale(features), None)
+        else:
+            output, scale = self.network.hash(features), self.network.error_scale(features)
         bits = output.hashes >= self._thresholds
-        if output.logits is None or not self._labels.shape[1]:
-            # Nobody asks for the class.
-            return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device)
-        return bits, output.logits.argmax(dim=1)
-
-    def _unsure(self, output: NetworkOutput) -> Tensor:
-        """Which rows to compute again, alone: rounding could decide one of their bits."""
-        unsure = ((output.hashes - self._thresholds).abs() < MARGIN).any(dim=1)
-        if self._labels.shape[1]:
-            assert output.logits is not None, "label bits come from a classifier"
-            best = output.logits.topk(2, dim=1).values
-            unsure |= best[:, 0] - best[:, 1] < MARGIN
-        return unsure
+        unsure = ((output.hashes - self._thresholds).abs() < MARGIN * scale.hashes).any(dim=1)
+        if not self._labels.shape[1]:
+            return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), unsure
+        assert output.logits is not None, "label bits come from a classifier"
+        assert scale.logits is not None, "as the logits"
+        best = output.logits.topk(2, dim=1).values
+        unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * scale.logits.amax(dim=1)
+        return bits, output.logits.argmax(dim=1), unsure
 
     def shortened(self, bits: int) -> "HashModel":
-        """The model of the first `bits` bits alone, for a head that was trained for nested lengths."""
+        """Return the model of the first `bits` bits, for a head that was trained for nested lengths."""
         card = self.card
         if not bits <= card.network.bits or card.label_code != "none":
             raise InputError(
-                f"{bits} bits of a model of {card.network.bits}, label code {card.label_code!r}: no prefix"
+                f"a prefix of {bits} bits of a model of {card.network.bits} bits and label code {card.label_code!r}; "
+                f"at most {card.network.bits} bits without label bits are allowed"
             )
 
         def shorter(spec: HeadSpec) -> HeadSpec:
@@ -214,7 +272,7 @@ class HashModel:
             short.load_state_dict(state)
             return short
 
-        # The classifier reads all bits.
+        # Without the classifier: it reads all bits.
         spec = dataclasses.replace(card.network, head=shorter(card.network.head), num_classes=0)
         network = HashNetwork(spec)
         network.backbone.load_state_dict(self.network.backbone.state_dict())
@@ -222,15 +280,17 @@ class HashModel:
         text = None if card.text is None else dataclasses.replace(card.text, head=shorter(card.text.head))
         short_card = dataclasses.replace(card, network=spec, thresholds=card.thresholds[:bits], text=text)
         text_head = None if self.text_head is None else cut(self.text_head)
-        return HashModel(short_card, network, "", str(self.device), text_head, self._text_encoder)
+        return HashModel(short_card, network, "", self.device, text_head, self._text_encoder)
 
-    def save(self, folder: Path) -> str:
-        """Writes the model folder (in place of an older one) and returns its `model_id`.
+    def save(self, folder: Path | str) -> str:
+        """Write the model folder and return its `model_id`; a model that is in `folder` is replaced.
 
-        The folder appears whole or not at all.
+        A process that is killed meanwhile leaves the older or the new model for `load`.
         """
+        folder = Path(folder)
+        recover_folder(folder)
         if folder.exists() and not (folder / "model.json").is_file():
-            raise InputError(f"{folder} is there and no model folder; give another place")
+            raise InputError(f"{folder} exists and is not a model folder; choose another path")
         weights = save(
             {k: v.contiguous().cpu() for k, v in _modules(self.network, self.text_head).state_dict().items()}
         )
@@ -243,35 +303,25 @@ class HashModel:
         return model_id
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> "HashModel":
-        """Reads a model folder; `InputError` when it is absent, damaged, short of a key or of an unknown version."""
-        folder = Path(folder)
-        recover_folder(folder)
+    def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> Self:
+        """Read a model folder; `InputError` if it is missing, damaged, incomplete or of an unknown version.
+
+        `device` is `cpu`, `cuda` or `cuda:N`.
+        """
+        folder, place = Path(folder), check_device(device)
         card, model_id, weights = read_model_folder(folder)
         network, text_head, text_encoder = HashNetwork(card.network), None, None
         if card.text is not None:
             text_head = HashHead(card.text.num_features, card.text.head)
-            text_encoder = TextEncoder.load(folder / TEXT_ENCODER, device=device)
+            text_encoder = TextEncoder.load(folder / TEXT_ENCODER, device=place)
             if text_encoder.sha256 != card.text.encoder_sha256:
                 raise InputError(f"{folder / TEXT_ENCODER}: damaged (its files do not give the hash in model.json)")
         try:
             _modules(network, text_head).load_state_dict(load(weights))
         except (SafetensorError, RuntimeError) as err:
             raise InputError(f"{folder}: model.safetensors does not fit the network of model.json") from err
-        return cls(card, network, model_id, device, text_head, text_encoder)
+        return cls(card, network, model_id, place, text_head, text_encoder)
 
 
 def _modules(network: HashNetwork, text_head: HashHead | None) -> nn.ModuleDict:
     return nn.ModuleDict({"network": network} if text_head is None else {"network": network, "text_head": text_head})
-
-
-def _exact() -> AbstractContextManager[None]:
-    """TensorFloat-32 would round a thousand times coarser than the margin allows for."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, deterministic=True, allow_tf32=False
-    )
-    return context
-
-
-def _moments(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return preprocessing.mean, preprocessing.std

@@ -1,16 +1,17 @@
-"""Sentences to feature vectors, by a frozen Hugging Face encoder that is read from safetensors only.
+"""Turn sentences into feature vectors with a frozen Hugging Face encoder.
 
-A model is given as a folder, as `organisation/name` on the Hugging Face hub (fetched once, then read from its cache),
-or as `organisation/name@revision`. No code of the model's authors is run and no pickle is read.
+A model is a folder, or `organisation/name` or `organisation/name@revision` on the Hugging Face hub, which is downloaded
+once. Weights are read from safetensors only; no pickle is read and no code of the model's authors is run.
 """
 
 import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +21,25 @@ from torch import Tensor
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import new_folder, recover_folder
+from orbithash.encoders.networks.devices import check_device, exact_float32
 
 __all__ = ["POOLINGS", "TextEncoder", "file_hashes", "model_folder", "normalised", "pretrained"]
 
 # "mean": the last layer, averaged over all tokens. "cls": the last layer at the first token. "last4": the sum of the
-# last four layers, averaged over all tokens. "last4-padded": that average over `max_tokens` places, of which no token
-# looks at those after the text (as DUCH's authors have it).
+# last four layers, averaged over all tokens. "last4-padded": as "last4", averaged over `max_tokens` positions: the
+# padding is masked in attention but part of the average (as in DUCH's code).
 POOLINGS = ("mean", "cls", "last4", "last4-padded")
 
 FORMAT_VERSION = 1
 CARD = "encoder.json"
 
-# What a model of the hub is made of: configuration, tokenizer, weights. All else in its folder is not looked at.
+# The files of a model: configuration, tokenizer, weights. Others in its folder are ignored.
 FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.safetensors")
 
-# A caption has some hundred; a longer text would only cost time, since all after `max_tokens` is cut off.
+# A caption has about 100. Longer texts cost time only, because tokens after `max_tokens` are cut off.
 MAX_CHARACTERS = 4096
 
-# What every model is tried on.
+# A sentence that every model must encode and every tokenizer must know.
 PROBE = "a river and some trees"
 
 # Sentences per pass of the network.
@@ -47,76 +49,91 @@ _PUNCTUATION = str.maketrans("", "", ".,!?")
 
 
 class TextEncoder:
-    """Sentences in, float32 features out.
+    """A frozen text encoder: sentences to float32 features.
 
-    A sentence has the same row whatever the others of the call are, but for the last digits: sentences of different
-    lengths never share a batch, so that none is padded to another's length, but a batch of another size may round
-    differently.
+    The features of a sentence do not depend on the other sentences of the call, up to rounding: only sentences of the
+    same number of tokens share a batch, so none is padded.
     """
 
     def __init__(
         self,
         source: str,
         pooling: str = "mean",
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         *,
         max_tokens: int = 64,
         normalise: bool = False,
     ) -> None:
-        """Reads the model; `InputError` when there is none at `source` or it is not a text encoder.
+        """Read the model; `InputError` if there is none at `source` or it is not a text encoder.
 
-        Tokens after the first `max_tokens` are cut off. With `normalise`, sentences go through `normalised` first.
+        Args:
+            source: folder of a Hugging Face model, or its name on the hub.
+            pooling: how token features become a sentence's; one of `POOLINGS`.
+            device: `cpu`, `cuda` or `cuda:N`.
+            max_tokens: later tokens of a sentence are cut off.
+            normalise: whether sentences go through `normalised` first.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         if pooling not in POOLINGS:
-            raise InputError(f"unknown text pooling {pooling!r}; there are {', '.join(POOLINGS)}")
+            raise InputError(f"text pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.normalise = normalise
-        self.device = torch.device(device)
+        self.device = check_device(device)
         self._folder = model_folder(source)
-        # Before the weights are read: what is hashed is what is loaded.
+        # Hashed before the weights are read, so that a change in between is found.
         self.sha256 = _content_hash(self._settings(), file_hashes(self._folder))
         config = pretrained(AutoConfig, self._folder)
         if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"{source}: translates or generates text; a text encoder such as BERT or MiniLM is needed")
+            raise InputError(
+                f"{source}: a model that translates or generates text; give a text encoder such as BERT or MiniLM"
+            )
         self.tokenizer = pretrained(AutoTokenizer, self._folder)
         self._model = pretrained(AutoModel, self._folder).to(self.device).eval().requires_grad_(False)
-        most = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
-        if not 3 <= max_tokens <= most:
-            raise InputError(f"max_tokens is {max_tokens}; the text model {source} takes 3 to {most}")
+        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
+        if not 3 <= max_tokens <= limit:
+            raise InputError(f"max_tokens is {max_tokens}; the text model {source} allows 3 to {limit}")
         try:
             self.num_features = self.encode([PROBE]).shape[1]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as err:
-            raise InputError(f"{source}: not a text encoder ({_one_line(err)}); BERT and MiniLM are such") from err
+            raise InputError(
+                f"{source}: not a text encoder ({_one_line(err)}); give one such as BERT or MiniLM"
+            ) from err
 
     def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Features float32 [N, num_features] of N sentences; `InputError` that lists all sentences it refuses.
+        """Return features float32 [N, num_features] of N sentences.
 
-        Refused are sentences without a word in them and those of more than `MAX_CHARACTERS` characters.
+        Raises:
+            InputError: some sentences are empty, longer than `MAX_CHARACTERS`, or not valid text; all are named.
         """
         cleaned = self._cleaned(sentences)
-        # Captions repeat a lot; each distinct one is computed once.
+        # Captions repeat often; each distinct one is encoded once.
         distinct = list(dict.fromkeys(cleaned))
         if not distinct:
             return np.empty((0, self.num_features), np.float32)
         rows = {sentence: row for row, sentence in enumerate(distinct)}
         return self._encode_distinct(distinct)[[rows[sentence] for sentence in cleaned]]
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move the encoder to `cpu`, `cuda` or `cuda:N` and return it."""
+        self.device = check_device(device)
+        self._model.to(self.device)
+        return self
+
     def _cleaned(self, sentences: Sequence[str]) -> list[str]:
         cleaned, problems = [], []
         for row, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
-                problems.append(f"sentence {row} is of type {type(sentence).__name__}, not text")
+                problems.append(f"sentence {row} is of type {type(sentence).__name__}; give a string")
             elif len(sentence) > MAX_CHARACTERS:
                 problems.append(f"sentence {row} has {len(sentence)} characters; {MAX_CHARACTERS} are allowed")
             elif any("\ud800" <= character <= "\udfff" for character in sentence):
-                problems.append(f"sentence {row} holds half of a surrogate pair; give valid Unicode")
+                problems.append(f"sentence {row} contains half of a surrogate pair; give valid Unicode")
             else:
                 text = normalised(sentence) if self.normalise else sentence
                 if not text.strip():
-                    problems.append(f"sentence {row} has no word in it: {sentence!r}")
+                    problems.append(f"sentence {row} contains no word: {sentence!r}")
                 cleaned.append(text)
         if problems:
             raise listed(problems, "text")
@@ -129,18 +146,19 @@ class TextEncoder:
         for row, ids in enumerate(tokens):
             by_length[len(ids)].append(row)
         features: npt.NDArray[np.float32] | None = None
-        for rows in by_length.values():
-            for start in range(0, len(rows), BATCH_SIZE[self.device.type]):
-                batch = rows[start : start + BATCH_SIZE[self.device.type]]
-                pooled = self._pooled(torch.tensor([tokens[row] for row in batch], device=self.device))
-                if features is None:
-                    features = np.empty((len(sentences), pooled.shape[1]), np.float32)
-                features[batch] = pooled.cpu().numpy()
-        assert features is not None, "the caller has sentences"
+        size = BATCH_SIZE[self.device.type]
+        with exact_float32(self.device):
+            for rows in by_length.values():
+                for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
+                    pooled = self._pooled(torch.tensor([tokens[row] for row in batch], device=self.device))
+                    if features is None:
+                        features = np.empty((len(sentences), pooled.shape[1]), np.float32)
+                    features[batch] = pooled.cpu().numpy()
+        assert features is not None, "there is at least one sentence"
         return features
 
     def _pooled(self, ids: Tensor) -> Tensor:
-        """Features [B, D] of token ids int64 [B, T] without padding."""
+        """Return features [B, D] of token ids int64 [B, T] without padding."""
         mask = torch.ones_like(ids)
         if self.pooling == "last4-padded":
             rest = (0, self.max_tokens - ids.shape[1])
@@ -153,12 +171,13 @@ class TextEncoder:
         return last[:, 0] if self.pooling == "cls" else last.mean(dim=1)
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `load` reads without the source, in place of an older one; it appears whole or not.
+        """Write a folder that `load` reads without the source; a text encoder that is in `folder` is replaced.
 
-        It holds byte for byte copies of the model's files and `encoder.json` with the settings and `sha256`.
+        The folder holds unchanged copies of the model's files, and `encoder.json` with the settings and `sha256`.
         """
+        recover_folder(folder)
         if folder.exists() and not (folder / CARD).is_file():
-            raise InputError(f"{folder} is there and no saved text encoder; give another place")
+            raise InputError(f"{folder} exists and is not a saved text encoder; choose another path")
         with new_folder(folder) as part:
             for path in _files(self._folder):
                 shutil.copyfile(path, part / path.name)
@@ -168,8 +187,8 @@ class TextEncoder:
             (part / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> "TextEncoder":
-        """Reads what `save` wrote; `InputError` when it is absent, damaged or of an unknown version."""
+    def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> Self:
+        """Read what `save` wrote; `InputError` if it is missing, damaged or of an unknown version."""
         folder = Path(folder)
         recover_folder(folder)
         path = folder / CARD
@@ -185,7 +204,7 @@ class TextEncoder:
         stated = card.pop("sha256", None)
         settings = {key: value for key, value in card.items() if key != "format_version"}
         if _content_hash(settings, file_hashes(folder)) != stated:
-            raise InputError(f"{folder}: a text encoder that is damaged (its files do not give the hash in {CARD})")
+            raise InputError(f"{folder}: a damaged text encoder (its files do not give the hash in {CARD})")
         return cls(str(folder), device=device, **settings)
 
     def _settings(self) -> dict[str, Any]:
@@ -193,14 +212,14 @@ class TextEncoder:
 
 
 def normalised(sentence: str) -> str:
-    """In lower case, without full stops, commas, exclamation and question marks."""
+    """Return a sentence in lower case without full stops, commas, exclamation marks and question marks."""
     return sentence.lower().translate(_PUNCTUATION).strip()
 
 
 def model_folder(source: str) -> Path:
-    """The folder of a Hugging Face model: `source` itself, or where the hub's copy of that name lies on this machine.
+    """Return the folder of a Hugging Face model: `source` itself, or the local copy of the hub's model of that name.
 
-    `InputError` when there is no such folder and the name cannot be fetched.
+    `InputError` if there is no such folder and the name cannot be downloaded.
     """
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
@@ -210,7 +229,7 @@ def model_folder(source: str) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        # Only the top folder: those below hold the same model in other formats.
+        # The top folder only: subfolders hold the same model in other formats.
         return Path(
             snapshot_download(
                 name, revision=revision or None, allow_patterns=list(FILES), ignore_patterns="*/*", dry_run=False
@@ -218,28 +237,25 @@ def model_folder(source: str) -> Path:
         )
     except (OSError, ValueError, RuntimeError) as err:
         raise InputError(
-            f"text model {source!r}: no such folder, and no model of that name could be fetched ({_one_line(err)}); "
+            f"text model {source!r}: no such folder, and no model of that name could be downloaded ({_one_line(err)}); "
             "give the folder of a Hugging Face model"
         ) from err
 
 
 def pretrained(kind: Any, folder: Path) -> Any:
-    """Loads a configuration, a tokenizer or a float32 model by `kind`, an Auto class of transformers, from `folder`.
+    """Load a configuration, a tokenizer or a float32 model from a folder; `kind` is an Auto class of transformers.
 
-    `InputError` when it cannot be read, needs code of its authors, or has weights only as a pickle or only in part.
+    `InputError` if it cannot be read, needs code of its authors, has no safetensors weights or lacks some weights.
     """
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
-    # One line on a terminal for each file that is read, and a table for weights that nobody needs.
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     is_model = hasattr(kind, "from_config")
     if is_model:
         arguments |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
     try:
-        loaded = kind.from_pretrained(str(folder), **arguments)
+        with _quiet_transformers():
+            loaded = kind.from_pretrained(str(folder), **arguments)
     except (
         OSError,
         ValueError,
@@ -251,21 +267,37 @@ def pretrained(kind: Any, folder: Path) -> Any:
         SafetensorError,
     ) as err:
         raise InputError(f"{folder}: cannot be loaded as a text model in safetensors ({_one_line(err)})") from err
-    # Without its files, a tokenizer of special tokens alone is made up, to which all sentences are the same.
+    # If its files are missing, transformers builds a tokenizer of special tokens only, which maps all sentences to one.
     if hasattr(loaded, "all_special_ids") and set(loaded(PROBE)["input_ids"]) <= set(loaded.all_special_ids):
-        raise InputError(f"{folder}: its tokenizer knows no English word; tokenizer files are missing or unfit")
+        raise InputError(f"{folder}: its tokenizer knows no English word; its files are missing or of another model")
     if not is_model:
         return loaded
     model, info = loaded
-    # A pooler is one more layer for classifiers; no pooling here reads it.
+    # A pooler is an extra layer for classifiers; no pooling here uses it.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise InputError(f"{folder}: {len(missing)} weights are missing (first: {missing[0]}); the model is incomplete")
     return model
 
 
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Suppress progress bars and tables of unused weights while a model is read; restore the caller's settings."""
+    from transformers.utils import logging
+
+    verbosity, has_progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_progress_bar:
+            logging.enable_progress_bar()
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each of a model's files, by name."""
+    """Return the SHA-256 of each file of a model by file name."""
     hashes = {}
     for path in _files(folder):
         with path.open("rb") as file:

@@ -1,5 +1,8 @@
 """What ranks say to each other, in two real processes and in one."""
 
+import time
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from orbithash.trainers.distributed import (
     gather_objects,
     gather_rows,
     gather_with_gradient,
+    on_every_rank,
     rank,
     sum_over_ranks,
     sum_with_gradient,
@@ -194,3 +198,43 @@ def test_synchronised_batch_norm_is_torchs_over_the_whole_batch(ranks):
 
 def test_objects_come_in_rank_order(ranks):
     assert all(found["objects"] == [{"rank": 0}, {"rank": 1}] for found in ranks)
+
+
+GROUP_TIMEOUT_S = 4
+
+
+def work_long(number, folder):
+    """One rank works longer than a collective of the group may take."""
+    timeout = timedelta(seconds=GROUP_TIMEOUT_S)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=number, world_size=2, timeout=timeout)
+
+    def work():
+        if number == 0:
+            time.sleep(1.5 * GROUP_TIMEOUT_S)
+        return number
+
+    assert from_first_rank(work) == 0
+    assert on_every_rank(work) == number
+    dist.destroy_process_group()
+
+
+def test_ranks_wait_longer_than_the_time_out_of_a_collective(tmp_path):
+    multiprocessing.spawn(work_long, (tmp_path,), nprocs=2)
+
+
+def refuse_on_one(number, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=number, world_size=2)
+    with pytest.raises(InputError, match="refused by 1"):
+        on_every_rank(lambda: refuse(number) if number == 1 else None)
+    assert on_every_rank(lambda: number) == number
+    dist.destroy_process_group()
+
+
+def test_an_error_of_one_rank_is_raised_on_all(tmp_path):
+    multiprocessing.spawn(refuse_on_one, (tmp_path,), nprocs=2)
+
+
+def test_one_process_works_alone():
+    assert on_every_rank(lambda: 5) == 5
+    with pytest.raises(InputError, match="refused by 0"):
+        on_every_rank(lambda: refuse(0))

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageEnhance
 
-from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.imagery.images import Limits, read_image
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing, resample
+from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
 from orbithash.trainers.data.memory_use import available_memory_mb
 from orbithash.trainers.datasets import Image as ManifestImage
 from orbithash.trainers.metrics.retrieval import Labels
@@ -45,9 +44,6 @@ LOADINGS = ("auto", "memory", "stream")
 
 # Of the memory that is free, what the images of all ranks on a machine may take.
 MEMORY_SHARE = 0.5
-
-# More threads wait for each other: between two calls of Pillow each holds Python's lock.
-MAX_THREADS = 8
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -74,10 +70,11 @@ class StreamedImages:
     def __getitem__(self, rows: int | slice) -> Pixels:
         if isinstance(rows, slice):
             return load_images(self._root, self._images[rows], self._preprocessing)
+        path = self._images[rows].path
         try:
-            return _decode(self._root, self._images[rows], self._preprocessing)
+            return read_prepared(self._root / path, self._preprocessing)
         except InputError as err:
-            raise InputError(f"{self._root}: an image that cannot be trained on: {err}") from err
+            raise InputError(f"{self._root}: images that cannot be read: {path}: {err}") from err
 
 
 Images = Pixels | StreamedImages
@@ -115,27 +112,11 @@ class Augmentation:
 def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
     """Decodes and prepares these images: uint8 [N, crop, crop, C]; `InputError` that lists all that are refused."""
     side = preprocessing.crop
-    pixels = np.empty((len(images), side, side, preprocessing.channels), np.uint8)
-
-    def load(row: int) -> str | None:
-        try:
-            pixels[row] = _decode(root, images[row], preprocessing)
-        except InputError as err:
-            return str(err)
-        return None
-
-    with ThreadPoolExecutor(_num_cores()) as pool:
-        problems = [problem for problem in pool.map(load, range(len(images))) if problem]
-    if problems:
-        raise listed(problems, f"{root}: images that cannot be trained on")
+    pixels, start = np.empty((len(images), side, side, preprocessing.channels), np.uint8), 0
+    for batch in read_batches([root / image.path for image in images], preprocessing, root=root):
+        pixels[start : start + len(batch)] = batch
+        start += len(batch)
     return pixels
-
-
-def _decode(root: Path, image: ManifestImage, preprocessing: Preprocessing) -> Pixels:
-    try:
-        return preprocessing.prepare(read_image(root / image.path, preprocessing.rendering, Limits()))
-    except InputError as err:
-        raise InputError(f"{image.path}: {err}") from err
 
 
 def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
@@ -144,11 +125,6 @@ def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
     # What torchrun, and Ray Train, tell each rank.
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return num_bytes * num_ranks <= MEMORY_SHARE * available_memory_mb() * 2**20
-
-
-def _num_cores() -> int:
-    """Cores for this process: those of its torch. Ray sets it to a worker's share of the machine."""
-    return min(torch.get_num_threads(), MAX_THREADS)
 
 
 _DEFAULT = Augmentation()
@@ -205,7 +181,7 @@ def views_of_steps(
 
         return views, pool.map(make, np.array_split(np.arange(len(rows)), num_threads))
 
-    num_threads = max(1, _num_cores() - 1)
+    num_threads = max(1, num_decoding_threads() - 1)
     with ThreadPoolExecutor(num_threads) as pool:
         begun = map(begin, steps)
         following = next(begun, None)

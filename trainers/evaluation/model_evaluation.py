@@ -1,14 +1,13 @@
 """Evaluation of a trained model on the test part of a manifest."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.images import read_image
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
@@ -16,9 +15,6 @@ from orbithash.trainers.evaluation.evaluation import EncodedPart, Evaluation, ev
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays, labelled
 
 __all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
-
-# Number of images decoded and encoded at a time.
-CHUNK = 64
 
 # Returns features float32 [N, D] of a manifest's images, from the backbone with its weights before training.
 FeaturesOf = Callable[[Sequence[Image]], npt.NDArray[np.float32]]
@@ -61,8 +57,10 @@ def evaluate_model(
     query_labels, database_labels = label_arrays(
         len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
     )
-    codes = {"image": _encode_images(model, images, root, on_progress)}
-    if model.text_head is not None and all(any(image.captions for image in part) for part in (queries, database)):
+    paths = [root / image.path for image in images]
+    encoded = model.encode_files(paths, root=root, on_progress=on_progress)
+    codes = {"image": dict(zip((image.id for image in images), encoded, strict=True))}
+    if model.has_text and all(any(image.captions for image in part) for part in (queries, database)):
         captions = {image.id: draw_caption(image, manifest.seed) for image in images if image.captions}
         codes["text"] = dict(zip(captions, model.encode_texts(list(captions.values())), strict=True))
     else:
@@ -120,20 +118,6 @@ def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
         )
 
 
-def _encode_images(
-    model: HashModel, images: Sequence[Image], root: Path, on_progress: Callable[[int], None] | None
-) -> Mapping[str, npt.NDArray[np.uint8]]:
-    """Return the code of each image by its id."""
-    codes: dict[str, npt.NDArray[np.uint8]] = {}
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
-        encoded = model.encode([_read(root / image.path, model) for image in chunk])
-        codes.update(zip((image.id for image in chunk), encoded, strict=True))
-        if on_progress:
-            on_progress(len(codes))
-    return codes
-
-
 def _baselines(
     features_of: FeaturesOf,
     manifest: Manifest,
@@ -159,10 +143,3 @@ def _baselines(
         seed=manifest.seed,
         cutoffs=(20, *cutoffs),
     )
-
-
-def _read(path: Path, model: HashModel) -> np.ndarray:
-    try:
-        return read_image(path, model.preprocessing.rendering)
-    except ImageError as err:
-        raise ImageError(f"{path}: {err}") from err

@@ -1,1 +1,1 @@
-"""Compute the features of frozen networks and cache them on disk."""
+"""Features of frozen networks, and their cache on disk."""

@@ -1,7 +1,7 @@
-"""Frozen features, computed once: of images by a backbone, of sentences by a text encoder.
+"""Features of images by a frozen backbone and of sentences by a frozen text encoder, computed once and cached.
 
-A cache file holds the rows of one kind (network and its weights, preprocessing, augmentation), each under the hash of
-its image or sentence. Splits of the same files therefore share it, and a changed file is another row.
+A cache file holds the rows of one kind (network and its weights, preprocessing, augmentation) by the hash of the image
+or sentence. All splits of the same files share it, and a changed file is another row.
 """
 
 import hashlib
@@ -14,42 +14,41 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
-from orbithash.encoders.imagery.images import Limits, read_image
+from orbithash.encoders.imagery.images import Image as RenderedImage
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.datasets.layouts import cut
-from orbithash.trainers.distributed import gather_objects, gather_rows, rank, world_size
+from orbithash.trainers.distributed import from_first_rank, gather_objects, gather_rows, on_every_rank, rank, world_size
 
 __all__ = ["FeatureExtractor", "Table", "cache_folder", "caption_features"]
 
 Features = npt.NDArray[np.float32]
 
-# Images decoded at a time.
-CHUNK = 64
-
 
 @dataclass(frozen=True)
 class Table:
-    """Which features a method trains on.
+    """The features that a method trains on.
 
-    `source`: the images, their second source, or their captions. A table of which validation knows nothing is
-    `training_only`.
-
-    Of images: `augmentation` names one of `views.VIEWS`; `preprocessing` and `backbone` are the method's own where they
-    are None. A backbone that is not has its `weights`, random ones where they are None.
-
-    Of captions: `augmentation` names one of `captions.KINDS`; `translators` and `glove` are what `augment_captions`
-    makes it with.
+    Attributes:
+        source: images, their second source, or their captions.
+        augmentation: for images one of `views.VIEWS`, for captions one of `captions.KINDS`; None: unchanged.
+        training_only: whether validation does without this table.
+        preprocessing: of images; None: the method's.
+        backbone: of images; None: the method's, with its weights.
+        weights: of `backbone`; None: random.
+        translators: of captions, see `augment_captions`.
+        glove: of captions, see `augment_captions`.
     """
 
     source: Literal["image", "second", "caption"]
@@ -63,14 +62,14 @@ class Table:
 
 
 def cache_folder() -> Path:
-    """Where features are kept: ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
+    """Return the folder of the cache: ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
     if given := os.environ.get("ORBITHASH_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orbithash"
 
 
 class FeatureExtractor:
-    """Pooled features of a network's backbone with the weights it has now, in evaluation mode."""
+    """Compute pooled features with the backbone of a network and its current weights, in evaluation mode."""
 
     def __init__(self, network: HashNetwork, preprocessing: Preprocessing, device: str = "cpu") -> None:
         card = ModelCard(
@@ -104,108 +103,126 @@ class FeatureExtractor:
         augmentation: str | None = None,
         seed: int = 0,
     ) -> Features:
-        """Features float32 [N, D]; `InputError` that lists all images that are refused.
+        """Return features float32 [N, D] of N images; `InputError` names all images that are refused.
 
-        With an augmentation, the one view of each image that `seed` and the image's hash draw.
+        With an augmentation, the features are of one view per image; `seed` and the hash of the image draw it.
         """
         from orbithash.trainers.data.views import view
 
         if augmentation is not None and self._preprocessing.channels != 3:
             raise InputError(
                 f"the view {augmentation!r} needs images of three bands, and bands has "
-                f"{self._preprocessing.channels}; take three"
+                f"{self._preprocessing.channels}; choose three bands or another view"
             )
         kind = {**self._kind, "view": None if augmentation is None else [augmentation, seed]}
         if source == "image":
             paths, hashes = [root / image.path for image in images], [image.sha256 for image in images]
         else:
             paths = [root / (image.second or "") for image in images]
-            if absent := [f"{path.relative_to(root)}: absent" for path in paths if not path.exists()]:
-                raise listed(cut(absent), f"{root}: images that cannot be trained on")
+            if absent := [f"{path.relative_to(root)}: no such file" for path in paths if not path.exists()]:
+                raise listed(cut(absent), f"{root}: images that cannot be read")
             hashes = [image.second_sha256 or "" for image in images]
 
         def compute(missing: list[int]) -> Features:
-            rows, problems = [], []
-            for start in range(0, len(missing), CHUNK):
-                prepared = []
-                for i in missing[start : start + CHUNK]:
-                    try:
-                        image = read_image(paths[i], self._preprocessing.rendering, Limits())
-                    except InputError as err:
-                        problems.append(f"{paths[i].relative_to(root)}: {err}")
-                        continue
-                    if augmentation is not None:
-                        image = view(augmentation, image, np.random.default_rng([seed, *bytes.fromhex(hashes[i])]))
-                    prepared.append(image)
-                rows.append(self._model.features(self._model.prepare(prepared)))
-            if problems:
-                raise listed(problems, f"{root}: images that cannot be trained on")
+            def change(row: int, image: RenderedImage) -> RenderedImage:
+                assert augmentation is not None, "used only with an augmentation"
+                return view(augmentation, image, np.random.default_rng([seed, *bytes.fromhex(hashes[missing[row]])]))
+
+            batches = read_batches(
+                [paths[i] for i in missing],
+                self._preprocessing,
+                root=root,
+                change=None if augmentation is None else change,
+            )
+            rows = [self._model.features(batch) for batch in batches]
             return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
         return _cached(kind, hashes, compute)
 
 
 def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) -> Features:
-    """Features float32 [N, C, D] of the captions of N images.
+    """Return features float32 [N, C, D] of the captions of N images, each of which has at least one.
 
-    C is the most captions that one of them has; the captions of an image with fewer are repeated. Each image has one.
+    C is the maximum number of captions of an image; the captions of an image with fewer are repeated.
     """
-    most = max((len(of_image) for of_image in captions), default=1)
-    sentences = [of_image[i % len(of_image)] for of_image in captions for i in range(most)]
+    num_captions = max((len(of_image) for of_image in captions), default=1)
+    sentences = [of_image[i % len(of_image)] for of_image in captions for i in range(num_captions)]
     hashes = [hashlib.sha256(sentence.encode()).hexdigest() for sentence in sentences]
     features = _cached(
         {"text_encoder": encoder.sha256}, hashes, lambda missing: encoder.encode([sentences[i] for i in missing])
     )
-    return features.reshape(len(captions), most, -1)
+    return features.reshape(len(captions), num_captions, -1)
 
 
 def _cached(kind: dict[str, Any], hashes: list[str], compute: Callable[[list[int]], Features]) -> Features:
-    """A row for each hash: from the cache, the missing ones computed, each rank its share, and added to it."""
+    """Return one row per hash: cached rows, and missing rows, which the ranks compute together and add to the cache.
+
+    `compute` returns the rows of the given positions in `hashes`. Ranks on different machines may have different
+    caches: what one of them lacks is computed, and each cache that lacks rows is completed.
+    """
     path = cache_folder() / "features" / f"{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]}.safetensors"
     known, rows = _read(path)
     first = {hash: position for position, hash in reversed(list(enumerate(hashes)))}
-    # Ranks on other machines have caches of their own.
     lacking = set().union(*gather_objects(set(first) - known.keys()))
     if lacking:
         missing = sorted(first[hash] for hash in lacking)
-        computed = _gather_floats(compute(missing[rank() :: world_size()]))
+        computed = _gather_floats(on_every_rank(lambda: compute(missing[rank() :: world_size()])))
         rows = np.concatenate([rows, computed]) if len(rows) else computed
-        # A row that only another rank lacked is here twice: the later one is taken.
+        # A row that only another rank lacked is in `rows` twice: use the later one, the same on every rank.
         known |= {hashes[position]: len(rows) - len(missing) + i for i, position in enumerate(missing)}
-        if rank() == 0:
-            _write(path, known, rows)
+
+        def complete() -> None:
+            if not known.keys() <= _read_hashes(path):
+                _write(path, known, rows)
+
+        # The first rank writes first: in a cache that ranks share, the others find its rows.
+        from_first_rank(complete)
+        on_every_rank(complete)
     return rows[[known[hash] for hash in hashes]] if hashes else np.empty((0, 0), np.float32)
 
 
 def _gather_floats(rows: Features) -> Features:
-    """Rows of every rank, dealt round robin, back in order."""
+    """Merge rows that were dealt to the ranks round robin."""
     if world_size() == 1:
         return rows
-    # A rank without a share does not know how wide a row is.
+    # A rank without rows does not know their width.
     width = max(gather_objects(rows.shape[1]))
     return gather_rows(rows if len(rows) else np.empty((0, width), np.float32))
 
 
 def _read(path: Path) -> tuple[dict[str, int], Features]:
+    """Return the row number of each hash, and the rows; nothing for a cache that is missing or damaged."""
     try:
         tensors = load_file(path)
         hashes, rows = tensors["hashes"], tensors["features"]
         if len(hashes) != len(rows):
-            raise ValueError("not a hash for each row")
-    except FileNotFoundError:
-        return {}, np.empty((0, 0), np.float32)
+            raise ValueError("not one hash per row")
     except (OSError, SafetensorError, KeyError, ValueError):
-        # A cache that cannot be read is only lost time.
+        # The rows are computed again.
         return {}, np.empty((0, 0), np.float32)
     return {bytes(hash).hex(): row for row, hash in enumerate(hashes)}, rows
 
 
-def _write(path: Path, known: dict[str, int], rows: Features) -> None:
-    """Replaces the file as a whole; of two writers the later wins, and what the other added is computed again."""
-    hashes = np.array([list(bytes.fromhex(hash)) for hash in known], np.uint8)
+def _read_hashes(path: Path) -> set[str]:
+    """Return the hashes of a cache, none for a cache that is missing or damaged."""
     try:
-        write_file(path, save({"hashes": hashes, "features": np.ascontiguousarray(rows[list(known.values())])}))
+        with safe_open(path, "np") as tensors:
+            hashes = tensors.get_tensor("hashes")
+            if len(hashes) != tensors.get_slice("features").get_shape()[0]:
+                return set()
+            return {bytes(hash).hex() for hash in hashes}
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return set()
+
+
+def _write(path: Path, known: dict[str, int], rows: Features) -> None:
+    """Replace the cache file. If two runs write it at once, the later one wins and lost rows are computed again."""
+    hashes = np.array([list(bytes.fromhex(hash)) for hash in known], np.uint8)
+    content = save({"hashes": hashes, "features": np.ascontiguousarray(rows[list(known.values())])})
+    try:
+        write_file(path, content)
     except OSError as err:
         raise InputError(
-            f"{path.parent}: features cannot be kept there ({err.strerror}); set ORBITHASH_CACHE to a folder with room"
+            f"{path.parent}: features cannot be written there ({err.strerror}); set ORBITHASH_CACHE to a folder on a "
+            "disk with free space"
         ) from err

@@ -10,7 +10,7 @@ import torch
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.backbones import build_backbone
+from orbithash.encoders.networks.backbones import build_backbone, rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.datasets import Image
@@ -46,24 +46,24 @@ def load_tables(
         its_own = table.preprocessing or preprocessing
         which = (table.backbone, table.weights, its_own)
         if which not in extractors:
-            extractors[which] = FeatureExtractor(_network(table, method, its_own.channels), its_own, device)
+            extractors[which] = FeatureExtractor(_network(table, method, its_own), its_own, device)
         tables[name] = extractors[which](root, images, table.source, table.augmentation, config.seed)
     return tables
 
 
-def _network(table: Table, method: Method, channels: int) -> HashNetwork:
+def _network(table: Table, method: Method, preprocessing: Preprocessing) -> HashNetwork:
     """The method's own, or one of the table's backbone or for its number of bands."""
     spec, config = method.network.spec, method.config
     assert isinstance(config, TrainConfig)
-    if table.backbone is None and channels == spec.channels:
+    if table.backbone is None and preprocessing.channels == spec.channels:
         return method.network
-    spec, weights = dataclasses.replace(spec, channels=channels), config.weights
+    spec, weights = dataclasses.replace(spec, channels=preprocessing.channels), config.weights
     if table.backbone is not None:
         spec, weights = dataclasses.replace(spec, backbone=table.backbone, norm=_norm(table)), table.weights
     # Random weights are the same on every rank and whenever tables are made, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return HashNetwork(spec, weights)
+        return HashNetwork(spec, weights, rgb_channels(preprocessing.rendering.bands))
 
 
 def _norm(table: Table) -> str:

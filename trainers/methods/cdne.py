@@ -145,7 +145,7 @@ class Cdne(FineTuned):
         self.config: CdneConfig = config
         head = HeadSpec(config.bits, norm=config.head_norm, activation="none")
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
         self._embeddings: list[Tensor] = []
         self.memory: Memory | None = None
         if config.variant != "in-batch":

@@ -37,7 +37,7 @@ class Classifier(FineTuned):
         self.config: ClassifierConfig = config
         head = HeadSpec(config.bits)
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See `Method`. Both losses are means over this rank's images."""

@@ -149,7 +149,7 @@ class Dhcl(FineTuned):
         self.config: DhclConfig = config
         head = HeadSpec(config.hash_bits(num_classes))
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
         self.proxies = nn.Parameter(torch.empty(num_classes, spec.bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 

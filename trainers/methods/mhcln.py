@@ -134,7 +134,7 @@ class Mhcln(Method):
             activation="sigmoid",
         )
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
         self.network.backbone.requires_grad_(False)
 
     @property

@@ -192,7 +192,7 @@ class MrHash(Method):
             raise InputError(f"num_clusters is {config.num_clusters}: at most the {num_rows} training images")
         head = HeadSpec(config.bits, norm="standardise", hidden=config.hidden)
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
         self.network.backbone.requires_grad_(config.fine_tune)
         self.bridge = nn.Linear(config.bits, config.num_latents, bias=False)
         num_sources = 1 + (config.sources == "both")

@@ -82,7 +82,7 @@ class Triplet(FineTuned):
         spec = NetworkSpec(
             config.backbone, config.norm, config.pooling, HeadSpec(config.bits), channels=config.channels
         )
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See `Method`. Every rank computes the triplet loss on all ranks' hashes."""

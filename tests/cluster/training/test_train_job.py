@@ -119,7 +119,7 @@ def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
     ended = cli(*command(data, run, epochs=1))
     assert ended.code == 2
     said = ended.err[ended.err.index("error: ") :].splitlines()
-    assert "images that cannot be trained on" in said[0]
+    assert "images that cannot be read" in said[0]
     assert len(said) > 2
     assert all(": not a JPEG, PNG or TIFF" in line for line in said[1:])
     assert not run.exists(), "the name is free for the command with the images mended"

@@ -7,7 +7,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
+from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features, rgb_channels
 
 
 def images(num, side=64, seed=0):
@@ -85,10 +85,12 @@ def test_features_of_inceptions_are_those_of_torchvision(name, tmp_path):
         backbone = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors")).train()
         scale = float(found["maps"].std())
         torch.testing.assert_close(backbone(x), found["maps"], rtol=1e-4, atol=1e-4 * scale)
-        # Grey pixels, as other bands than RGB are normalised: they have the features of grey RGB.
+        # Grey pixels, normalised as bands other than RGB: the features of a brighter grey RGB image, because the two
+        # extra bands weigh as much as one colour.
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         pixels = (x[:, :1].clamp(-2, 2) + 2) / 4
-        grey = backbone(((pixels - mean) / std).float())
+        brighter = (2 * pixels - 1) * 4 / 3 / 2 + 0.5
+        grey = backbone(((brighter - mean) / std).float())
         five = build_backbone(name, "frozen-batch", str(tmp_path / "w.safetensors"), channels=5)
         torch.testing.assert_close(five(((pixels - 0.5) / 0.25).repeat(1, 5, 1, 1)), grey, rtol=1e-3, atol=1e-3 * scale)
 
@@ -165,9 +167,9 @@ def test_a_pickle_is_not_opened(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet19", "group"), r"'resnet19'; there are mobilenet_v2, .*resnet101"),
-        (("resnet18", "instance"), r"'instance'; there are frozen-batch, group, batch"),
-        (("resnet18", "group", "DEFAULT"), "norm=group takes no weights"),
+        (("resnet19", "group"), r"'resnet19'; allowed are mobilenet_v2, .*resnet101"),
+        (("resnet18", "instance"), r"'instance'; allowed are frozen-batch, group, batch"),
+        (("resnet18", "group", "DEFAULT"), "but norm is group; use frozen-batch or no weights"),
         (("resnet18", "frozen-batch", "absent.safetensors"), "absent.safetensors: no such weights file"),
         (("resnet18", "frozen-batch", "IMAGENET"), r"'IMAGENET'.*IMAGENET1K_V1"),
     ],
@@ -196,3 +198,49 @@ def test_the_real_mobilenet_weights_load(shared):
     # ReLU6 features of a trained network: neither dead nor saturated.
     assert 0 < float((features > 0).float().mean()) < 0.9
     assert 0 < float(features.max()) <= 6
+
+
+def first_filters(backbone):
+    return next(module.weight for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("bands", "rgb"),
+    [
+        (None, (0, 1, 2)),
+        ((1, 2, 3, 4), (0, 1, 2)),
+        ((4, 3, 2, 1), (3, 2, 1)),
+        ((8, 4, 3, 5), (0, 1, 2)),
+        (("B02", "B03", "B04", "B08"), (2, 1, 0)),
+        (("nir", "Red", "green", "Blue"), (1, 2, 3)),
+        (("B4", "B3", "B2", "B5"), (0, 1, 2)),
+        (("SR_B2", "SR_B3", "SR_B4", "SR_B5"), (2, 1, 0)),
+        (("VV", "VH"), None),
+        (("B05", "B06", "B07", "B8A"), None),
+    ],
+)
+def test_red_green_and_blue_are_found_among_the_bands(bands, rgb):
+    assert rgb_channels(bands) == rgb
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "alexnet"])
+def test_extra_bands_leave_the_filters_of_colours_as_they_are(name, tmp_path):
+    model = torchvision.models.get_model(name, weights=None, **({"init_weights": True} if name == "googlenet" else {}))
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    weights = str(tmp_path / "w.safetensors")
+    original = first_filters(build_backbone(name, "frozen-batch", weights))
+    filters = first_filters(build_backbone(name, "frozen-batch", weights, 5, (2, 1, 4)))
+    torch.testing.assert_close(filters[:, [2, 1, 4]], original, rtol=0, atol=0)
+    for extra in (0, 3):
+        torch.testing.assert_close(filters[:, extra], original.mean(dim=1) / 2)
+
+
+def test_bands_without_colours_have_the_features_of_the_grey_image(tmp_path):
+    model = torchvision.models.get_model("resnet18", weights=None)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    weights, x = str(tmp_path / "w.safetensors"), images(2)[:, :1]
+    with torch.no_grad():
+        expected = build_backbone("resnet18", "frozen-batch", weights)(x.expand(-1, 3, -1, -1))
+        for channels in (2, 4, 13):
+            found = build_backbone("resnet18", "frozen-batch", weights, channels, None)(x.expand(-1, channels, -1, -1))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

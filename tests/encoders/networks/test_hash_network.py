@@ -55,7 +55,7 @@ def test_a_fresh_network_does_not_saturate():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooling": "median"}, r"'median'; there are avg, max, avg\+max"),
+        ({"pooling": "median"}, r"pooling is 'median'; avg, max, avg\+max are allowed"),
         ({"num_classes": -1}, "num_classes is -1"),
     ],
 )
@@ -71,10 +71,10 @@ def test_a_wrong_spec_is_refused(changes, message):
         ({"bits": 7}, "bits is 7"),
         ({"bits": 513}, "bits is 513"),
         ({"bits": True}, "bits is True"),
-        ({"norm": "batch"}, "unknown norm 'batch' of a head; there are none, layer, standardise"),
-        ({"hidden_activation": "gelu"}, "unknown hidden activation 'gelu'"),
-        ({"activation": "sign"}, "unknown activation 'sign' of a head; there are tanh, sigmoid, none"),
-        ({"hidden": (64, 0)}, r"hidden layers of widths \[64, 0\]"),
+        ({"norm": "batch"}, "the norm of the head is 'batch'; none, layer, standardise are allowed"),
+        ({"hidden_activation": "gelu"}, "the hidden activation of the head is 'gelu'"),
+        ({"activation": "sign"}, "the activation of the head is 'sign'; tanh, sigmoid, none are allowed"),
+        ({"hidden": (64, 0)}, r"widths of the hidden layers are \[64, 0\]"),
     ],
 )
 def test_a_wrong_head_is_refused(changes, message):
@@ -114,3 +114,29 @@ def test_standardising_by_one_pair_of_moments_and_a_constant_dimension():
 def test_batch_norm_stands_between_linear_and_relu():
     head = HashHead(5, HeadSpec(8, hidden=(7,), batch_norm=True))
     assert [type(layer).__name__ for layer in head.hidden] == ["Linear", "BatchNorm1d", "ReLU"]
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "standardise"])
+def test_the_error_scale_bounds_the_effect_of_rounding(norm):
+    """Features that change by a relative error change no output by more than that share of its scale."""
+    torch.manual_seed(0)
+    head = HashHead(50, HeadSpec(8, norm=norm, activation="none")).double()
+    features = torch.rand(200, 50, dtype=torch.float64) + 20
+    if norm == "standardise":
+        head.norm.fit(features)
+    error = 1e-6
+    with torch.no_grad():
+        changed = head(features * (1 + error * (2 * torch.rand_like(features) - 1)))
+        shares = (changed - head(features)).abs() / head.error_scale(features)
+    assert shares.max() < error
+    # Not a bound far above what happens.
+    assert shares.max() > error / 100
+
+
+def test_the_error_scale_grows_with_the_outputs():
+    torch.manual_seed(0)
+    head, features = HashHead(50, HeadSpec(8, activation="none")), torch.randn(3, 50)
+    with torch.no_grad():
+        before = head.error_scale(features)
+        head.output.weight *= 1000
+        torch.testing.assert_close(head.error_scale(features), 1000 * before)

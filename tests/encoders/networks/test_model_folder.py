@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -85,13 +86,13 @@ def assert_refused(folder, message=None):
 
 
 def rewrite(folder, change, stated=True):
-    """Changes the fields of model.json; with `stated`, its model_id is that of the changed fields."""
+    """Changes the fields of model.json; with `stated`, its card_sha256 is that of the changed fields."""
     path = folder / "model.json"
     fields = json.loads(path.read_text())
     change(fields)
     if stated:
-        del fields["model_id"]
-        fields["model_id"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+        fields.pop("card_sha256", None)
+        fields["card_sha256"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(fields))
 
 
@@ -112,14 +113,43 @@ def test_a_loaded_model_gives_the_same_codes_and_says_the_same_of_itself(saved):
     assert not list(folder.parent.glob(".*"))
 
 
-def test_the_model_id_is_of_the_weights_and_of_the_card(saved, tmp_path):
-    _, model = saved
-    same = HashModel(make_card(label_code="gray"), make_network())
-    other_card = HashModel(make_card(label_code="gray", metrics={"validation/ap_min@20": 0.6}), make_network())
-    other_weights = HashModel(make_card(label_code="gray"), make_network(seed=1))
-    ids = [m.save(tmp_path / str(i)) for i, m in enumerate((same, other_card, other_weights))]
-    assert ids[0] == model.model_id
-    assert len({*ids}) == 3
+RENAMED = tuple(name.upper() for name in CLASSES)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"metrics": {"validation/ap_min@20": 0.6}},
+        {"versions": {"orbithash": "9", "torch": "9"}},
+        {"dataset": {"name": "renamed"}},
+        {"method": "another"},
+        {"classes": RENAMED},
+    ],
+)
+def test_the_model_id_stays_when_the_codes_stay(saved, tmp_path, changes):
+    """An archive of a model stays usable when a metric of the model is corrected."""
+    model = HashModel(make_card(label_code="gray", **changes), make_network())
+    assert model.save(tmp_path / "model") == saved[1].model_id == HashModel.load(tmp_path / "model").model_id
+    assert model.card == HashModel.load(tmp_path / "model").card
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"thresholds": (0.1,) * BITS},
+        {"label_code": "binary"},
+        {"label_weight": 2},
+        {"preprocessing": Preprocessing(Rendering(), SIDE, SIDE, orientations=4)},
+        {"preprocessing": Preprocessing(Rendering(stretch="range:0:100"), SIDE, SIDE)},
+        {"network": dataclasses.replace(make_card().network, pooling="avg")},
+        {"seed": 1},
+    ],
+)
+def test_the_model_id_changes_with_what_decides_codes(saved, tmp_path, changes):
+    network = make_network(seed=changes.pop("seed", 0))
+    model = HashModel(make_card(**{"label_code": "gray", **changes}), network)
+    assert model.save(tmp_path / "model") != saved[1].model_id
 
 
 def test_saving_over_an_older_model_leaves_only_the_new_one(saved, copy):
@@ -180,16 +210,24 @@ def test_an_output_at_its_threshold_is_a_one():
 
 
 class Rounding(HashNetwork):
-    """A network whose outputs move in the last digits with the size of the batch, as those of a GPU do."""
+    """A network whose outputs differ in the last digits with the size of the batch, as those of a GPU do."""
+
+    noise = 4e-5
 
     def hash(self, features):
         hashes, logits = super().hash(features)
         if len(features) == 1:
             return NetworkOutput(hashes, logits)
-        noise = torch.Generator().manual_seed(len(features))
+        generator = torch.Generator().manual_seed(len(features))
         return NetworkOutput(
-            *(part + (torch.rand(part.shape, generator=noise) - 0.5) * 4e-5 for part in (hashes, logits))
+            *(part + (torch.rand(part.shape, generator=generator) - 0.5) * self.noise for part in (hashes, logits))
         )
+
+
+class LargeRounding(Rounding):
+    """The same for a linear head of outputs about 1,000 times as large."""
+
+    noise = 4e-2
 
 
 def unsure_model():
@@ -205,16 +243,30 @@ def unsure_model():
     return HashModel(dataclasses.replace(model.card, thresholds=thresholds), network)
 
 
+def large_model():
+    """A linear head with large outputs, of which those of some images lie on thresholds."""
+    card = make_card(network=dataclasses.replace(make_card().network, head=HeadSpec(BITS, activation="none")))
+    network = make_network(network=card.network)
+    network.__class__ = LargeRounding
+    with torch.no_grad():
+        network.head.output.weight *= 1000
+    hashes, _ = outputs(HashModel(card, network), make_images(50))
+    thresholds = tuple(float(hashes[2 * bit, bit]) for bit in range(BITS))
+    return HashModel(dataclasses.replace(card, thresholds=thresholds), network)
+
+
 def in_batches(model, images, size):
     return np.concatenate([model.encode(images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def test_the_same_codes_whatever_the_batch_size():
-    model, images = unsure_model(), make_images(50)
+@pytest.mark.parametrize("make_model", [unsure_model, large_model])
+def test_the_same_codes_whatever_the_batch_size(make_model):
+    model, images = make_model(), make_images(50)
     alone = in_batches(model, images, 1)
     assert (in_batches(model, images, 7) == alone).all()
     assert (model.encode(images) == alone).all()
     assert (model.encode(images * 3) == np.tile(alone, (3, 1))).all()
+    assert (model.encode(images, batch_size=13) == alone).all()
 
 
 def test_it_is_the_second_look_that_makes_them_the_same(monkeypatch):
@@ -235,11 +287,11 @@ def test_only_unsure_images_are_computed_twice():
     near[[3, 17]] = True
     # Column 0 decides: one threshold at the output of two images, the others out of reach.
     thresholds = (float(hashes[3, 0]), float(hashes[17, 1]), *[2.0] * (BITS - 2))
-    near |= (np.abs(hashes - np.array(thresholds)) < 1e-4).any(axis=1)
+    near |= (np.abs(hashes - np.array(thresholds)) < 1e-3).any(axis=1)
     network.backbone.register_forward_pre_hook(lambda module, inputs: looked_at.append(len(inputs[0])))
     HashModel(make_card(thresholds=thresholds), network).encode(images)
-    assert looked_at.count(1) == near.sum()
-    assert sum(looked_at) == 50 + near.sum()
+    assert 2 <= looked_at.count(1) <= near.sum() < 10
+    assert sum(looked_at) == 50 + looked_at.count(1)
 
 
 @pytest.mark.parametrize("orientations", [1, 4, 8])
@@ -279,6 +331,67 @@ def test_no_images_give_no_codes(saved):
 def test_what_is_not_prepared_is_refused(saved, images):
     with pytest.raises(InputError, match=r"prepared images are uint8 \[N, 32, 32, 3\]"):
         saved[1].encode_prepared(images)
+
+
+# Devices, files, sentences.
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "gpu", "cuda:99", "cpu:1", "", None, 3])
+def test_an_unknown_device_is_refused_in_one_line(saved, device):
+    for place in (lambda: HashModel.load(saved[0], device), lambda: HashModel.load(saved[0]).to(device)):
+        with pytest.raises(InputError, match=r"^device is .* allowed$|^device is .*, but torch can use|^device is"):
+            place()
+
+
+def test_a_model_can_be_moved(saved):
+    model = HashModel.load(saved[0])
+    assert model.to("cpu") is model
+    assert model.to(torch.device("cpu")).device.type == "cpu"
+    assert (model.encode(make_images(3)) == saved[1].encode(make_images(3))).all()
+    assert not model.has_text
+
+
+def test_files_are_encoded_as_their_images(saved, tmp_path):
+    images, paths, done = make_images(70), [], []
+    for number, image in enumerate(images):
+        paths.append(tmp_path / f"{number}.png")
+        PIL.Image.fromarray(image).save(paths[-1])
+    model = saved[1]
+    expected = model.encode(images)
+    assert (model.encode_files(paths, on_progress=done.append) == expected).all()
+    assert (model.encode_files([str(path) for path in paths], batch_size=9) == expected).all()
+    assert done == [64, 70]
+    assert model.encode_files([]).shape == (0, 3)
+    paths[3].write_bytes(b"no image")
+    paths[69].unlink()
+    with pytest.raises(InputError, match="images that cannot be read: found 2 problems") as caught:
+        model.encode_files(paths, root=tmp_path)
+    assert [f"- {number}.png: " in str(caught.value) for number in (3, 4, 69)] == [True, False, True]
+    with pytest.raises(InputError, match="batch_size is 0; at least 1 is needed"):
+        model.encode_files(paths[:1], batch_size=0)
+
+
+def test_the_callers_precision_does_not_change_codes(saved):
+    """Products in bfloat16 or TensorFloat-32 are switched off for codes, and on again afterwards."""
+    model, images = saved[1], make_images(20)
+    expected, features = model.encode(images), model.features(model.prepare(images))
+    before = torch.get_float32_matmul_precision()
+    seen = []
+    handle = model.network.head.output.register_forward_pre_hook(
+        lambda module, inputs: seen.append((torch.backends.cuda.matmul.fp32_precision, inputs[0].dtype))
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        allowed = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (model.encode(images) == expected).all()
+            np.testing.assert_array_equal(model.features(model.prepare(images)), features)
+        after = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        assert after == allowed == ("tf32", "bf16")
+    finally:
+        torch.set_float32_matmul_precision(before)
+        handle.remove()
+    assert {*seen} == {("ieee", torch.float32)}
 
 
 # Damage.
@@ -323,13 +436,13 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     assert_refused(tmp_path / "absent", "not a model folder")
 
 
-KEYS = [*make_card().to_json(), "format_version", "weights_sha256", "model_id"]
+KEYS = [*make_card().to_json(), "format_version", "weights_sha256", "model_id", "card_sha256"]
 
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("stated", [False, True])
 def test_a_missing_key_is_found(copy, key, stated):
-    rewrite(copy, lambda fields: fields.pop(key), stated=stated and key != "model_id")
+    rewrite(copy, lambda fields: fields.pop(key), stated=stated and key != "card_sha256")
     assert_refused(copy)
 
 
@@ -344,10 +457,10 @@ def test_a_key_too_many_is_found(copy):
     assert_refused(copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "3", None, [3]])
+@pytest.mark.parametrize("version", [0, 3, "4", None, [4]])
 def test_another_format_version_is_refused(copy, version):
     rewrite(copy, lambda fields: fields.update(format_version=version))
-    assert_refused(copy, "format version .*; this orbithash reads version 3")
+    assert_refused(copy, "format version .*; this orbithash reads version 4")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", '"text"', "{", "\udc80", "[" * 200_000])

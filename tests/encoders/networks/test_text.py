@@ -121,7 +121,7 @@ def test_tokens_after_the_limit_are_cut_off(small):
 
 @pytest.mark.parametrize("max_tokens", [2, 81])
 def test_a_limit_that_the_model_does_not_allow_is_refused(small, max_tokens):
-    with pytest.raises(InputError, match=f"max_tokens is {max_tokens}; .* takes 3 to 80"):
+    with pytest.raises(InputError, match=f"max_tokens is {max_tokens}; .* allows 3 to 80"):
         TextEncoder(str(small), max_tokens=max_tokens)
 
 
@@ -167,7 +167,7 @@ def test_a_saved_encoder_loads_without_its_source(small, tmp_path):
 
 def test_saving_over_something_else_is_refused(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="no saved text encoder"):
+    with pytest.raises(InputError, match="exists and is not a saved text encoder"):
         TextEncoder(str(small)).save(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -255,7 +255,7 @@ def test_a_name_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
         raise huggingface_hub.errors.LocalEntryNotFoundError("nothing here\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    refused("somebody/something", "no model of that name could be fetched .nothing here.; give the folder")
+    refused("somebody/something", "no model of that name could be downloaded .nothing here.; give the folder")
     refused("somebody/something@refs/pr/4", "no model of that name")
     refused(tmp_path / "absent", "no such folder")
     assert asked[:2] == [("somebody/something", None), ("somebody/something", "refs/pr/4")]
@@ -270,7 +270,7 @@ def test_a_name_that_was_fetched_is_read_from_its_copy(monkeypatch, small):
 
 def test_folders_that_are_no_text_encoder_are_refused(small, tmp_path):
     refused(tmp_path, "not a Hugging Face model folder")
-    refused(small, "unknown text pooling 'max'; there are mean, cls, last4, last4-padded", pooling="max")
+    refused(small, "text pooling is 'max'; allowed are mean, cls, last4, last4-padded", pooling="max")
 
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
@@ -295,7 +295,7 @@ def test_folders_that_are_no_text_encoder_are_refused(small, tmp_path):
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     marian = MarianConfig(vocab_size=90, pad_token_id=0, decoder_start_token_id=0, **sizes, **heads)
     MarianMTModel(marian).save_pretrained(translator)
-    refused(translator, "translates or generates text; a text encoder such as BERT")
+    refused(translator, "a model that translates or generates text; give a text encoder")
 
 
 def test_weights_in_a_pickle_are_never_read(small, tmp_path):
@@ -351,3 +351,31 @@ def test_a_real_encoder_knows_what_sentences_mean(minilm, tmp_path):
     minilm.save(tmp_path / "saved")
     assert {p.suffix for p in Path(tmp_path / "saved").iterdir()} == {".json", ".txt", ".safetensors"}
     assert np.array_equal(TextEncoder.load(tmp_path / "saved").encode(sentences), minilm.encode(sentences))
+
+
+def test_loading_leaves_the_settings_of_transformers_as_they_were(small):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        TextEncoder(str(small))
+        with pytest.raises(InputError):
+            TextEncoder(str(small), max_tokens=10**6)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+        logging.disable_progress_bar()
+        TextEncoder(str(small))
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(before[0])
+        if before[1]:
+            logging.enable_progress_bar()
+
+
+@pytest.mark.parametrize("device", ["mps", "tpu", "cuda:99"])
+def test_another_device_is_refused(small, device):
+    with pytest.raises(InputError, match=f"device is '{device}'"):
+        TextEncoder(str(small), device=device)
+    with pytest.raises(InputError, match=f"device is '{device}'"):
+        TextEncoder(str(small)).to(device)

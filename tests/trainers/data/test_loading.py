@@ -246,7 +246,7 @@ def test_a_refused_image_is_named_when_it_is_needed(tmp_path):
     streamed = StreamedImages(tmp_path, images, Preprocessing(Rendering(), 32, 32))
     views = views_of_steps(streamed, np.array([[0, 1], [1, 2]]), SIDE, Augmentation(), 1, 0)
     next(views)
-    with pytest.raises(InputError, match=r"an image that cannot be trained on: a/3.png: "):
+    with pytest.raises(InputError, match=r"images that cannot be read: a/3.png: "):
         next(views)
 
 

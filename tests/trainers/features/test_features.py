@@ -56,7 +56,9 @@ def count_computed(monkeypatch):
     computed = []
     features = module.HashModel.features
     monkeypatch.setattr(
-        module.HashModel, "features", lambda self, images: computed.append(len(images)) or features(self, images)
+        module.HashModel,
+        "features",
+        lambda self, images, **options: computed.append(len(images)) or features(self, images, **options),
     )
     return computed
 
@@ -119,7 +121,7 @@ def test_a_damaged_cache_is_only_lost_time(cache, data, images, damage):
 def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, data, images, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder with room"):
+    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder on a disk with free space"):
         FeatureExtractor(make_network(), PREPROCESSING)(data, images[:2])
 
 
@@ -154,34 +156,53 @@ def test_captions_have_a_row_each_and_few_are_repeated(cache):
     assert len(encoder.seen) == 4
 
 
-def work(rank, root, folder):
-    """Two processes, each with a cache of its own, of which one knows some of the rows."""
+def work(rank, root, folder, num_caches):
+    """Two ranks with caches of their own, or a common one; the cache of the second rank has some rows."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     images = make_run(root, "dhcl").manifest.part("train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
-        computed = count_computed(patch)
+        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank % num_caches}"))
         extractor = FeatureExtractor(make_network(), PREPROCESSING)
         if rank == 1:
-            patch.setattr(module, "world_size", lambda: 1)
-            patch.setattr(module, "rank", lambda: 0)
-            patch.setattr(module, "gather_objects", lambda value: [value])
             extractor(root, images[:3])
-            for name in ("world_size", "rank", "gather_objects"):
-                patch.setattr(
-                    module, name, getattr(__import__("orbithash.trainers.distributed", fromlist=[name]), name)
-                )
-            computed.clear()
-        torch.save((extractor(root, images), sum(computed)), folder / f"{rank}.pt")
+        dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+        dist.barrier()
+        found = {"computed": count_computed(patch), "written": []}
+        write = module.write_file
+        patch.setattr(module, "write_file", lambda *arguments: found["written"].append(1) or write(*arguments))
+        for _ in range(3):
+            found["rows"] = extractor(root, images)
+        dist.destroy_process_group()
+        found["in cache"] = extractor(root, images)
+        torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("num_caches", [1, 2])
+def test_ranks_share_the_work_and_each_cache_has_every_row(cache, data, images, tmp_path, num_caches):
+    torch.multiprocessing.spawn(work, (data, tmp_path, num_caches), nprocs=2)
+    alone = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    for found in ranks:
+        assert np.allclose(found["rows"], alone, atol=1e-4)
+        assert (found["in cache"] == found["rows"]).all()
+    # Once in three times, and half by each rank.
+    by_one, by_other = (sum(found["computed"]) for found in ranks)
+    assert by_one + by_other == (len(images) if num_caches == 2 else len(images) - 3)
+    assert by_one - by_other in (0, 1)
+    assert [len(found["written"]) for found in ranks] == ([1, 1] if num_caches == 2 else [1, 0])
+
+
+def fail(rank, root, folder):
+    """Two ranks, of which one finds an image that it cannot read."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    images = make_run(root, "dhcl").manifest.part("train")
+    images[1] = dataclasses.replace(images[1], path="absent.png", sha256="1" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBITHASH_CACHE", str(folder / "cache"))
+        with pytest.raises(InputError, match=r"absent\.png"):
+            FeatureExtractor(make_network(), PREPROCESSING)(root, images)
     dist.destroy_process_group()
 
 
-def test_ranks_share_the_work_and_all_have_every_row(cache, data, images, tmp_path):
-    torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
-    alone = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
-    (one, by_one), (other, by_other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    assert np.allclose(one, alone, atol=1e-4)
-    assert np.allclose(other, alone, atol=1e-4)
-    assert by_one + by_other == len(images)
-    assert by_one - by_other in (0, 1)
+def test_an_image_that_one_rank_refuses_is_an_error_on_all(data, tmp_path):
+    torch.multiprocessing.spawn(fail, (data, tmp_path), nprocs=2)

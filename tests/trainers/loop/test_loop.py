@@ -258,7 +258,7 @@ def test_the_test_part_is_never_opened(data, tmp_path):
         (root / image.path).unlink()
     assert METRIC in trained(run).history[-1]
     (root / run.manifest.part("validation")[0].path).unlink()
-    with pytest.raises(InputError, match="images that cannot be trained on"):
+    with pytest.raises(InputError, match="images that cannot be read"):
         trained(run)
 
 

@@ -90,7 +90,7 @@ class Duch(Method):
         self._text_encoders: dict[str, TextEncoder] = {}
         head = HeadSpec(config.bits, norm="standardise", hidden=(config.hidden,), batch_norm=True)
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights)
+        self.network = HashNetwork(spec, config.weights, config.rgb)
         self.network.backbone.requires_grad_(False)
         self.text_head = HashHead(self.text_encoder().num_features, head)
         self.discriminator = None
