@@ -131,7 +131,7 @@ def on_every_rank(make: Callable[[], Made]) -> Made:
     return made  # type: ignore[no-any-return] # the result of `make`
 
 
-def _attempt(make: Callable[[], Made]) -> tuple[Made | None, str | None]:
+def _attempt(make: Callable[[], Any]) -> tuple[Any, str | None]:
     """Return the result of `make`, or the message of its `InputError`."""
     try:
         return make(), None

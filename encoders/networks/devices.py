@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -40,7 +41,8 @@ class _ExactFloat32:
     def enter(self) -> None:
         with self._lock:
             if self._num_users == 0:
-                backends = torch.backends
+                # Any: torch has types for some of these modules only.
+                backends: Any = torch.backends
                 self._settings.enter_context(backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
                 for operation in (
                     backends.cuda.matmul,

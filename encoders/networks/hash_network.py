@@ -98,7 +98,8 @@ class HashHead(nn.Module):
         tiny = torch.finfo(features.dtype).tiny
         gain = subtracted.norm(dim=1, keepdim=True) / remaining.norm(dim=1, keepdim=True).clamp(min=tiny)
         inputs = self.hidden(normalised)
-        return gain * F.linear(inputs.abs(), self.output.weight.abs(), self.output.bias.abs())
+        scale: Tensor = gain * F.linear(inputs.abs(), self.output.weight.abs(), self.output.bias.abs())
+        return scale
 
 
 class HashNetwork(nn.Module):
