@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import ARCHIVE, FilterOption, JsonOption, ModelOption
+from orbithash.cluster.cli.options import ARCHIVE, AssetOption, FilterOption, JsonOption, ModelOption
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -33,6 +33,7 @@ def encode(
     tile: Annotated[
         int | None, typer.Option("--tile", help="Cut GeoTIFF scenes into square tiles of this side, pixels.")
     ] = None,
+    asset: AssetOption = None,
     gpus: Annotated[
         float | None,
         typer.Option(
@@ -54,7 +55,7 @@ def encode(
     from orbithash.cluster.encoding.watch import watch
 
     run = watch if watching else run_encode
-    summary = run(source, model, archive, Workers.parse(workers, gpus), tile)
+    summary = run(source, model, archive, Workers.parse(workers, gpus), tile, asset)
     if as_json:
         print_json(summary.to_json())
     else:

@@ -31,14 +31,14 @@ class Upserted:
     refused: dict[str, str]
 
 
-def upsert_source(client: Client, source: str) -> Upserted:
+def upsert_source(client: Client, source: str, asset: str | None = None) -> Upserted:
     """Sends every image of `source` (see `list_source`), which the gateway encodes; refused ones do not stop it."""
     # Here: `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.imagery.sources import list_source
 
     check_projections()
-    items = list_source(source)
+    items = list_source(source, asset=asset)
     refused: dict[str, str] = {}
     num_written = 0
     with track("writing", len(items), "images") as advance_to:
@@ -73,6 +73,8 @@ def _row(item: "Item") -> Row:
     from orbithash.encoders.imagery.remote import is_remote, read_object
     from orbithash.encoders.imagery.rendering import Limits
 
+    if item.problem is not None:
+        raise ImageError(item.problem)
     try:
         image = read_object(item.path, Limits()) if is_remote(item.path) else Path(item.path).read_bytes()
     except OSError as err:

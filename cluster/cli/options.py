@@ -14,6 +14,7 @@ __all__ = [
     "LEARN",
     "MEASURE",
     "SEARCH",
+    "AssetOption",
     "BitsOption",
     "CaptionsOption",
     "ConfigOption",
@@ -80,6 +81,13 @@ GpusPerWorkerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder; training writes it to RUN/model.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Maximum time to wait for the gateway, seconds.")]
+AssetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--asset",
+        help="Key of the asset to read in each STAC item. Default: the visual image, else the best other one.",
+    ),
+]
 FilterOption = Annotated[
     str, typer.Option("--filter", help="Condition on rows in CQL2 text, such as \"label = 'harbor'\".")
 ]

@@ -17,6 +17,7 @@ from orbithash.cluster.cli.connection import (
 from orbithash.cluster.cli.options import (
     DEFAULT_ADDRESS,
     SEARCH,
+    AssetOption,
     FilterOption,
     JsonOption,
     ModelOption,
@@ -177,6 +178,7 @@ def upsert(
         str,
         typer.Argument(metavar="SOURCE", help="Folder, image, text list of paths, Parquet table or STAC items."),
     ],
+    asset: AssetOption = None,
     address: GatewayOption = DEFAULT_ADDRESS,
     timeout: TimeoutOption = 60.0,
     token_file: TokenFileOption = None,
@@ -189,7 +191,7 @@ def upsert(
     from orbithash.cluster.cli.changes import upsert_source
 
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
-        done = upsert_source(client, source)
+        done = upsert_source(client, source, asset)
     if as_json:
         print_json({"written": done.num_written, "refused": done.refused})
         return

@@ -190,31 +190,39 @@ class Job:
     model_id: str
     archive: str
     workers: Workers
+    asset: str | None = None
 
     @classmethod
-    def of(cls, source: str, model: Path, archive: str, workers: Workers, tile_px: int | None) -> "Job":
+    def of(
+        cls, source: str, model: Path, archive: str, workers: Workers, tile_px: int | None, asset: str | None = None
+    ) -> "Job":
         """Return the job; `InputError` for an invalid model folder, or if no image could get a place."""
         check_projections()
         card, model_id, _ = read_model_folder(model)
-        return cls(source, tile_px, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers)
+        return cls(source, tile_px, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers, asset)
 
 
 def encode(
-    source: str, model: Path, archive: str, workers: Workers | None = None, tile_px: int | None = None
+    source: str,
+    model: Path,
+    archive: str,
+    workers: Workers | None = None,
+    tile_px: int | None = None,
+    asset: str | None = None,
 ) -> EncodeSummary:
     """Encodes what of `source` the archive does not hold yet.
 
     Raises `InputError` for a source, model or archive that does not fit; an image that cannot be read is no error but
     a row of the side table.
     """
-    job = Job.of(source, model, archive, workers or Workers(), tile_px)
-    num_listed = count_source(source, tile_px)
+    job = Job.of(source, model, archive, workers or Workers(), tile_px, asset)
+    num_listed = count_source(source, tile_px, asset)
     target = Archive.open_or_create(archive, job.bits, job.model_id)
     tally, num_seen = Tally(), 0
     with ExitStack() as stack:
         stack.enter_context(writing(target))
         target.update_index()
-        for todo, num_done in new_items(iter_source(source, tile_px), target):
+        for todo, num_done in new_items(iter_source(source, tile_px, asset), target):
             tally.num_done_before += num_done
             num_seen += len(todo) + num_done
             seen = "" if num_seen == num_listed else f"looked through {num_seen} of "

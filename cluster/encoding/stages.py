@@ -37,6 +37,7 @@ _ITEMS = pa.schema(
         ("lat", pa.float64()),
         ("footprint", pa.binary()),
         ("window", pa.list_(pa.int64())),
+        ("problem", pa.string()),
     ]
 )
 

@@ -43,7 +43,12 @@ OPTIMIZE_EVERY = 100
 
 
 def watch(
-    source: str, model: Path, archive: str, workers: Workers | None = None, tile_px: int | None = None
+    source: str,
+    model: Path,
+    archive: str,
+    workers: Workers | None = None,
+    tile_px: int | None = None,
+    asset: str | None = None,
 ) -> EncodeSummary:
     """Encodes what is and what comes into `source`, until SIGTERM or Ctrl-C; what was committed stays.
 
@@ -53,10 +58,10 @@ def watch(
         InputError: as `encode`; a source that becomes unreadable later, and an archive that others write, are said and
             tried again.
     """
-    job = Job.of(source, model, archive, workers or Workers(), tile_px)
+    job = Job.of(source, model, archive, workers or Workers(), tile_px, asset)
     with suppress(EmptySource):
-        next(iter_source(source, tile_px))
-        count_source(source)
+        next(iter_source(source, tile_px, asset))
+        count_source(source, asset=asset)
     watcher = _Watcher(job, Archive.open_or_create(archive, job.bits, job.model_id))
     with _stopped_by_signals():
         say(f"watching {source}; Ctrl-C or SIGTERM ends it")
@@ -114,7 +119,7 @@ class _Watcher:
         """What is not taken yet and did not change since the last look; scenes are whole."""
         settled, stamps = [], {}
         try:
-            for item in iter_source(self._job.source):
+            for item in iter_source(self._job.source, asset=self._job.asset):
                 if item.key not in self._taken and (stamp := _stamp(item.path)):
                     stamps[item.key] = stamp
                     if self._stamps.get(item.key) == stamp:

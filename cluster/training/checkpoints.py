@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as filesystems
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.remote import is_remote
 
 __all__ = ["NAME", "Storage"]
 
@@ -39,7 +40,7 @@ class Storage:
     @property
     def is_remote(self) -> bool:
         """Whether writing there takes a network."""
-        return "://" in self.uri and not self.uri.startswith("file://")
+        return is_remote(self.uri)
 
     def check(self, is_new: bool) -> None:
         """`InputError` where no checkpoint could be written, or where a new run would find those of another."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, Stretch, read_image, stretch_limits
 from orbithash.encoders.imagery.listings import Item
@@ -42,12 +43,16 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
 
     What the item itself says of place and time goes before what the file says.
     """
+    if item.problem is not None:
+        raise ImageError(item.problem)
     rendering, path = preprocessing.rendering, Path(item.path)
     source: Path | bytes = read_object(item.path, Limits()) if is_remote(item.path) else path
     if item.window is None:
         image = read_image(source, rendering)
         uri = item.path
     else:
+        if isinstance(source, bytes):
+            raise ImageError("only scenes in files of this machine are cut into tiles: copy it first")
         image = read_tile(path, item.window, rendering, Limits(), _scene_stretch(path, rendering))
         uri = f"{item.path}#{','.join(str(number) for number in item.window)}"
     place = read_georeference(source, item.window)

@@ -1,9 +1,10 @@
 """Images in object stores, through pyarrow's file systems: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`.
 
-Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …) or, but for
-credentials, from the URI's query (`?endpoint_override=HOST:PORT&scheme=http`), as pyarrow takes them.
+Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). All but the
+credentials may instead be in the URI's query, as pyarrow reads it (`?endpoint_override=HOST:PORT&scheme=http`).
 """
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -13,21 +14,35 @@ from urllib.parse import quote, unquote, urlsplit
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.rendering import Limits
 
-__all__ = ["is_remote", "read_object", "walk_objects"]
+__all__ = ["check_uri", "is_remote", "read_object", "walk_objects"]
 
 _SCHEMES = ("s3", "gs", "gcs")
 _SECRETS = ("access_key", "secret_key", "session_token")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def is_remote(text: str) -> bool:
-    """Whether it is the URI of an object or of a folder of objects."""
-    return text.partition("://")[0].lower() in _SCHEMES and "://" in text
+def is_remote(location: str) -> bool:
+    """Whether `location` is a URI of any scheme but `file`; everything else is a path on this machine."""
+    scheme = _SCHEME.match(location)
+    return scheme is not None and scheme[1].lower() != "file"
+
+
+def check_uri(uri: str) -> None:
+    """Raise `InputError` for a URI that is not of an object store, or that has a secret in it."""
+    parts = urlsplit(uri)
+    if parts.scheme.lower() not in _SCHEMES:
+        raise InputError(f"{uri} is remote; of remote images only s3:// and gs:// are read: copy it to a folder first")
+    if any(f"{name}=" in parts.query for name in _SECRETS) or "@" in parts.netloc:
+        raise InputError(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is given with a secret, which the archive "
+            "would store; set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
-    """Path within the folder `uri` and URI of each object, one folder after another; of an object itself that alone.
+    """Yield the path within the folder `uri` and the URI of each object, folder by folder; or of the one object `uri`.
 
-    Names that begin with a dot are left out, as in folders of this machine.
+    Names that begin with a dot are skipped, as in local folders.
 
     Raises:
         InputError: nothing there, no permission, no answer.
@@ -35,7 +50,7 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
     from pyarrow.fs import FileSelector, FileType
 
     scheme, query = uri.partition("://")[0], urlsplit(uri).query
-    system, root = _located(uri)
+    system, root = _open(uri)
 
     def address(path: str) -> str:
         return f"{scheme}://{quote(path)}" + (f"?{query}" if query else "")
@@ -62,13 +77,13 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
 
 
 def read_object(uri: str, limits: Limits) -> bytes:
-    """All of an object, whose size is held against `limits` before it is read.
+    """Return the content of an object; its size is checked against `limits` before it is read.
 
     Raises:
         ImageError: no such object, or too long.
-        InputError: no permission, no answer: of these the object is innocent, so it is not refused.
+        InputError: no permission, or no answer. The image is not refused, because it may be sound.
     """
-    system, path = _located(uri)
+    system, path = _open(uri)
     try:
         with system.open_input_file(path) as file:
             limits.check_bytes(file.size())
@@ -76,17 +91,13 @@ def read_object(uri: str, limits: Limits) -> bytes:
     except FileNotFoundError as error:
         raise ImageError("there is no such object") from error
     except OSError as error:
-        raise InputError(f"{uri} cannot be read: {_line(error)}; run it again, and it goes on") from error
+        raise InputError(f"{uri} cannot be read: {_line(error)}; run the command again to resume") from error
 
 
-def _located(uri: str) -> tuple[Any, str]:
-    """The file system and the path in it."""
+def _open(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path in it."""
+    check_uri(uri)
     parts = urlsplit(uri)
-    if any(f"{name}=" in parts.query for name in _SECRETS) or "@" in parts.netloc:
-        raise InputError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is given with a secret, which would stand "
-            "in the archive; put it into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
     system, _ = _system(parts.scheme, parts.netloc, parts.query)
     return system, unquote(f"{parts.netloc}{parts.path}").rstrip("/")
 

@@ -17,13 +17,13 @@ from orbithash.encoders.imagery.listings import (
     SUFFIXES,
     Item,
     list_paths,
-    list_stac,
-    list_table,
     local_path,
     read_json,
     report,
 )
 from orbithash.encoders.imagery.remote import is_remote, walk_objects
+from orbithash.encoders.imagery.stac import list_stac
+from orbithash.encoders.imagery.tables import list_table
 from orbithash.encoders.imagery.tiles import check_tile, plan_tiles, tile_key
 
 __all__ = [
@@ -47,7 +47,7 @@ class EmptySource(InputError):
     """A source without an image, of which there may be some later."""
 
 
-def list_source(source: str | Path, tile_px: int | None = None) -> list[Item]:
+def list_source(source: str | Path, tile_px: int | None = None, asset: str | None = None) -> list[Item]:
     """Every image of `source`, sorted by key in natural order (`a2` before `a10`).
 
     For lists that fit into the memory; arguments and errors are those of `iter_source`.
@@ -55,12 +55,12 @@ def list_source(source: str | Path, tile_px: int | None = None) -> list[Item]:
     Raises:
         InputError: also where a key is there twice.
     """
-    items = list(iter_source(source, tile_px))
+    items = list(iter_source(source, tile_px, asset))
     _check_once((item.key for item in items), source)
     return sorted(items, key=lambda item: natural(item.key))
 
 
-def count_source(source: str | Path, tile_px: int | None = None) -> int:
+def count_source(source: str | Path, tile_px: int | None = None, asset: str | None = None) -> int:
     """How many images `iter_source` yields. What it would raise in the end is raised here, before anything is done.
 
     Keeps 8 bytes an image.
@@ -68,15 +68,15 @@ def count_source(source: str | Path, tile_px: int | None = None) -> int:
     Raises:
         InputError: as `list_source`.
     """
-    hashes = array("q", (hash(item.key) for item in iter_source(source, tile_px)))
+    hashes = array("q", (hash(item.key) for item in iter_source(source, tile_px, asset)))
     values = np.sort(np.frombuffer(hashes, np.int64))
     if twice := set(values[1:][values[1:] == values[:-1]].tolist()):
         # Mostly keys that are there twice, and hardly ever two keys of one hash.
-        _check_once((item.key for item in iter_source(source, tile_px) if hash(item.key) in twice), source)
+        _check_once((item.key for item in iter_source(source, tile_px, asset) if hash(item.key) in twice), source)
     return len(hashes)
 
 
-def iter_source(source: str | Path, tile_px: int | None = None) -> Iterator[Item]:
+def iter_source(source: str | Path, tile_px: int | None = None, asset: str | None = None) -> Iterator[Item]:
     """The images of `source` one after another: one folder of it is in memory at a time, a list as a whole.
 
     Files are taken by their name's ending and not opened: a broken one is listed like any other and refused when it
@@ -87,6 +87,7 @@ def iter_source(source: str | Path, tile_px: int | None = None) -> Iterator[Item
             STAC item collection; or a folder of an object store (`orbithash.encoders.imagery.remote`).
         tile_px: side of the tiles that GeoTIFF scenes are cut into; None for whole images. Other formats are then
             left out.
+        asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.imagery.stac`).
 
     Raises:
         InputError: no such source, of an unknown kind, remote, or without images (`EmptySource`); maybe at the end.
@@ -96,9 +97,10 @@ def iter_source(source: str | Path, tile_px: int | None = None) -> Iterator[Item
         if tile_px is not None:
             raise InputError(f"{source} is remote; only scenes in folders of this machine are cut: copy it first")
         where, items = str(source), _iter_objects(str(source))
+        _check_has_assets(where, asset)
     else:
         where = str(local_path(str(source), Path.cwd()))
-        items = _iter_local(Path(where))
+        items = _iter_local(Path(where), asset)
     if tile_px is not None:
         items = cut(items, check_tile(tile_px))
     empty = True
@@ -109,9 +111,17 @@ def iter_source(source: str | Path, tile_px: int | None = None) -> Iterator[Item
         raise EmptySource(f"{where} lists no image ({', '.join(SUFFIXES)})")
 
 
-def _iter_local(path: Path) -> Iterable[Item]:
+def _check_has_assets(where: str | Path, asset: str | None) -> None:
+    if asset is not None:
+        raise InputError(f"--asset {asset} names an asset of STAC items, and {where} is not a STAC .json")
+
+
+def _iter_local(path: Path, asset: str | None) -> Iterable[Item]:
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if path.is_file() and path.suffix.lower() in (".json", ".geojson"):
+        return list_stac(path, asset)
+    _check_has_assets(path, asset)
     if path.is_dir():
         return _iter_folder(path.resolve())
     suffix = path.suffix.lower()
@@ -121,8 +131,6 @@ def _iter_local(path: Path) -> Iterable[Item]:
         return list_paths(path)
     if suffix == ".parquet":
         return list_table(path)
-    if suffix in (".json", ".geojson"):
-        return list_stac(path)
     raise InputError(f"{path} is neither a folder nor an image, a .txt list, a .parquet table or a STAC .json")
 
 
@@ -271,6 +279,9 @@ def cut(items: Iterable[Item], tile_px: int) -> Iterator[Item]:
     """The tiles of all scenes among the items."""
     num_others = 0
     for item in items:
+        if item.problem is not None:
+            yield item
+            continue
         if not item.path.lower().endswith(_SCENE_SUFFIXES):
             num_others += 1
             continue

@@ -85,7 +85,7 @@ def test_a_bucket_without_permission(s3, endpoint, monkeypatch, known):
         ) as one:
             list_source(s3("tiles/in"))
         # Not a refusal: the image is innocent.
-        with pytest.raises(InputError, match=r"cannot be read: .*; run it again, and it goes on") as other:
+        with pytest.raises(InputError, match=r"cannot be read: .*; run the command again to resume") as other:
             read_object(image, Limits())
     remote._system.cache_clear()
     assert not isinstance(other.value, ImageError)
@@ -135,7 +135,7 @@ def test_a_store_that_does_not_answer(monkeypatch):
 
 def test_secrets_do_not_go_into_the_archive():
     for source in ("s3://key:secret@tiles/in", "s3://tiles/in?access_key=key&secret_key=secret"):
-        with pytest.raises(InputError, match="put it into the environment") as error:
+        with pytest.raises(InputError, match="set it in the environment") as error:
             list_source(source)
         assert "secret@" not in str(error.value)
         assert "=secret" not in str(error.value)

@@ -7,11 +7,8 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import rasterio
-import shapely
 from rasterio.transform import from_origin
 
 from orbithash.encoders.errors import ImageError, InputError
@@ -189,225 +186,13 @@ def test_sources_that_hold_nothing_or_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("source", ["http://a.b/c.tif", "ftp://a.b/folder", "HTTPS://a.b/c.json", "/vsis3://x"])
 def test_remote_sources_are_refused(source):
-    with pytest.raises(InputError, match=r"is remote; only local files are read for now|does not exist"):
+    with pytest.raises(InputError, match=r"is remote; of remote images only s3:// and gs:// are read|does not exist"):
         list_source(source)
 
 
 def test_one_image_is_a_source(tmp_path):
     touch(tmp_path, "one.JPG")
     assert list_source(tmp_path / "one.JPG") == [Item("one.JPG", str(tmp_path / "one.JPG"))]
-
-
-# Lists
-
-
-def test_a_list_of_paths(tmp_path):
-    text = "# my images\n\n./sub//b10.tif\n  b9.jpg  \nmissing.jpg\n/abs/olute.png\n../up.tif\nsub/a#1.tif\n"
-    (tmp_path / "list.TXT").write_text("\ufeff" + text, "utf-8")
-    items = list_source(tmp_path / "list.TXT")
-    assert {item.key: item.path for item in items} == {
-        "sub/b10.tif": str(tmp_path / "sub/b10.tif"),
-        "b9.jpg": str(tmp_path / "b9.jpg"),
-        "missing.jpg": str(tmp_path / "missing.jpg"),
-        "/abs/olute.png": "/abs/olute.png",
-        "../up.tif": str(tmp_path.parent / "up.tif"),
-        "sub/a#1.tif": str(tmp_path / "sub/a#1.tif"),
-    }
-    assert keys(items) == sorted(keys(items), key=natural)
-
-
-def test_lists_that_are_refused(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("# nothing\n\n")
-    with pytest.raises(InputError, match="lists no image"):
-        list_source(path)
-    path.write_text("a.jpg\n./a.jpg\nb.jpg\nb.jpg\nc.jpg\n")
-    with pytest.raises(InputError, match="found 2 problems") as error:
-        list_source(path)
-    assert "'a.jpg' is there more than once" in str(error.value)
-    assert "'c.jpg'" not in str(error.value)
-    path.write_text("".join(f"http://x/{i}.jpg\n" for i in range(30)))
-    with pytest.raises(InputError, match="only local files are read for now") as error:
-        list_source(path)
-    assert "and 20 more" in str(error.value)
-    path.write_bytes(b"caf\xe9.jpg\n")
-    with pytest.raises(InputError, match=r"list.txt is not UTF-8 text"):
-        list_source(path)
-
-
-# Parquet
-
-
-def write_table(file, /, **columns):
-    pq.write_table(pa.table(columns), file)
-    return file
-
-
-def test_a_table_with_every_column(tmp_path):
-    zone = pa.timestamp("ns", "Europe/Berlin")
-    moment = dt.datetime(2020, 6, 1, 12, tzinfo=UTC)
-    path = write_table(
-        tmp_path / "table.parquet",
-        uri=["b.tif", f"file://{tmp_path}/a.tif"],
-        key=["two", None],
-        label=pa.array(["river", None]).dictionary_encode(),
-        caption=["A river .", None],
-        datetime=pa.array([moment, None], zone),
-        lon=[179.5, float("nan")],
-        lat=pa.array([-90, None], pa.int64()),
-        other=[1, 2],
-    )
-    first, second = list_source(path)
-    assert first == Item(f"file://{tmp_path}/a.tif", str(tmp_path / "a.tif"))
-    assert second == Item("two", str(tmp_path / "b.tif"), "river", "A river .", moment, 179.5, -90.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (pa.array([dt.datetime(2020, 6, 1, 12)], pa.timestamp("ms")), dt.datetime(2020, 6, 1, 12, tzinfo=UTC)),
-        (pa.array([dt.date(2020, 6, 1)]), dt.datetime(2020, 6, 1, tzinfo=UTC)),
-        (pa.array(["2020-06-01T12:00:00Z"]), dt.datetime(2020, 6, 1, 12, tzinfo=UTC)),
-        (pa.array(["2020-06-01T14:00:00+02:00"]), dt.datetime(2020, 6, 1, 12, tzinfo=UTC)),
-    ],
-)
-def test_times_in_a_table_become_utc(tmp_path, values, expected):
-    (item,) = list_source(write_table(tmp_path / "t.parquet", path=["a.tif"], datetime=values))
-    assert item.datetime == expected
-    assert item.datetime.utcoffset() == dt.timedelta(0)
-
-
-def test_path_goes_before_uri_and_numbers_become_labels(tmp_path):
-    (item,) = list_source(write_table(tmp_path / "t.parquet", path=["a.tif"], uri=["http://x/a.tif"], label=[3]))
-    assert (item.key, item.label) == ("a.tif", "3")
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"file": ["a.tif"]}, "has no column path or uri; it has file"),
-        ({"path": ["a.tif", None, ""]}, "found 2 problems"),
-        ({"path": ["a.tif"], "lon": [181.0], "lat": [0.0]}, "row 0 has lon 181.0 and lat 0.0"),
-        ({"path": ["a.tif"], "lat": [float("inf")]}, "row 0 has lon None and lat inf"),
-        ({"path": ["a.tif"], "lon": ["east"], "datetime": ["noon"]}, "found 2 problems"),
-        ({"path": ["a.tif"], "label": [[1]]}, "column label of type list"),
-        ({"path": ["s3://b/a.tif"]}, "s3://b/a.tif is remote"),
-        ({"path": ["a.tif", "b.tif"], "key": ["same", "same"]}, "the key 'same' is there more than once"),
-        ({"path": pa.array([], pa.string())}, "lists no image"),
-    ],
-)
-def test_tables_that_are_refused(tmp_path, columns, message):
-    with pytest.raises(InputError, match=message):
-        list_source(write_table(tmp_path / "t.parquet", **columns))
-
-
-def test_what_is_no_parquet_is_refused(tmp_path):
-    for data in (b"", b"PAR1", b"text" * 100):
-        (tmp_path / "t.parquet").write_bytes(data)
-        with pytest.raises(InputError, match="is not a readable Parquet file"):
-            list_source(tmp_path / "t.parquet")
-
-
-# STAC
-
-SQUARE = {"type": "Polygon", "coordinates": [[[10, 40], [12, 40], [12, 44], [10, 44], [10, 40]]]}
-
-
-def feature(name="item", assets=None, geometry=SQUARE, **properties):
-    assets = {"image": {"href": "a.tif", "type": "image/tiff; application=geotiff"}} if assets is None else assets
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "id": name,
-        "geometry": geometry,
-        "properties": {"datetime": "2015-05-02T01:31:04.5Z", **properties},
-        "assets": assets,
-    }
-
-
-def write_stac(tmp_path, *features):
-    path = tmp_path / "items.json"
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return path
-
-
-def test_stac_items(tmp_path):
-    second = feature(
-        "S2/10", {"B": {"href": "./sub/b.png"}}, None, datetime=None, start_datetime="2020-01-01T02:00:00+02:00"
-    )
-    first, other = list_source(write_stac(tmp_path, second, feature("S2/9")))
-    assert first == Item(
-        "S2/9",
-        str(tmp_path / "a.tif"),
-        datetime=dt.datetime(2015, 5, 2, 1, 31, 4, 500_000, tzinfo=UTC),
-        lon=11.0,
-        lat=42.0,
-        footprint=first.footprint,
-    )
-    assert shapely.from_wkb(first.footprint).equals(shapely.box(10, 40, 12, 44))
-    assert other == Item("S2/10", str(tmp_path / "sub/b.png"), datetime=dt.datetime(2020, 1, 1, tzinfo=UTC))
-
-
-def test_one_stac_item_is_a_source(tmp_path):
-    (tmp_path / "item.geojson").write_text(json.dumps(feature(datetime=None)))
-    (item,) = list_source(tmp_path / "item.geojson")
-    assert (item.key, item.datetime) == ("item", None)
-
-
-@pytest.mark.parametrize(
-    ("assets", "expected"),
-    [
-        ({"a": {"href": "a.tif"}, "b": {"href": "b.tif", "roles": ["data"]}}, "b.tif"),
-        ({"a": {"href": "a.tif", "roles": ["overview"]}, "b": {"href": "b.tif", "roles": ["x", "visual"]}}, "b.tif"),
-        ({"a": {"href": "a.png", "roles": ["thumbnail"]}, "b": {"href": "b.png", "roles": ["overview"]}}, "b.png"),
-        ({"m": {"href": "m.xml", "roles": ["data"]}, "b": {"href": "b.JPG"}}, "b.JPG"),
-        ({"m": {"href": "m", "type": "image/png"}, "b": {"href": "b.JPG"}}, "m"),
-        ({"j": {"href": "j.tif", "type": "image/jp2"}, "b": {"href": "b.tif", "roles": None}}, "b.tif"),
-    ],
-)
-def test_which_asset_is_read(tmp_path, assets, expected):
-    (item,) = list_source(write_stac(tmp_path, feature(assets=assets)))
-    assert item.path == str(tmp_path / expected)
-
-
-def test_an_item_across_180_degrees_is_centred_there(tmp_path):
-    halves = [
-        [[[178, 0], [180, 0], [180, 2], [178, 2], [178, 0]]],
-        [[[-180, 0], [-176, 0], [-176, 2], [-180, 2], [-180, 0]]],
-    ]
-    (item,) = list_source(write_stac(tmp_path, feature(geometry={"type": "MultiPolygon", "coordinates": halves})))
-    assert (item.lon, item.lat) == pytest.approx((-179, 1))
-
-
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        ([feature(assets={})], "item item has no JPEG, PNG or TIFF asset"),
-        ([feature(assets={"a": {"href": "https://x/a.tif"}})], "https://x/a.tif is remote; only local files"),
-        ([feature(assets={"a": {"href": "s3://x/a.tif"}})], "s3://x/a.tif is remote"),
-        ([feature(name=None)], "item 0 has no id"),
-        ([feature(datetime="yesterday")], "datetime is 'yesterday'; a time such as"),
-        ([feature(datetime=2015)], "datetime is 2015"),
-        ([feature(geometry={"type": "Polygon"})], "its geometry is not GeoJSON"),
-        ([feature(geometry={"type": "Point", "coordinates": [200, 0]})], "its geometry reaches from 200"),
-        ([feature(geometry=[1])], "its geometry is not GeoJSON"),
-        ([feature(), feature()], "the key 'item' is there more than once"),
-        ([feature(name=None), feature(assets={})], "found 2 problems"),
-        ([{"type": "Thing"}], "is not a STAC item collection"),
-        ([1], "is not a STAC item collection"),
-        ([], "lists no image"),
-    ],
-)
-def test_stac_that_is_refused(tmp_path, features, message):
-    with pytest.raises(InputError, match=message):
-        list_source(write_stac(tmp_path, *features))
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", "1", '{"type": "FeatureCollection"}', "[" * 10**5])
-def test_json_that_is_no_stac_is_refused(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match=r"is not (readable as JSON|a STAC item collection)"):
-        list_source(tmp_path / "a.json")
 
 
 # Tiles
@@ -432,14 +217,6 @@ def test_scenes_are_cut(tmp_path, caplog):
     assert keys(list_source(tmp_path / "river" / "s9.tiff", 64)) == ["s9.tiff#0,0,64,64"]
     (tmp_path / "list.txt").write_text("river/s9.tiff\n")
     assert keys(list_source(tmp_path / "list.txt", 32))[-1] == "river/s9.tiff#32,32,32,32"
-
-
-def test_tiles_of_a_stac_item_have_its_time_but_not_its_place(tmp_path):
-    write_scene(tmp_path / "a.tif", 64, 128)
-    items = list_source(write_stac(tmp_path, feature()), 64)
-    assert keys(items) == ["item#0,0,64,64", "item#64,0,64,64"]
-    assert {item.datetime.year for item in items} == {2015}
-    assert {(item.lon, item.lat, item.footprint) for item in items} == {(None, None, None)}
 
 
 @pytest.mark.parametrize("damage", ["broken", "small", "missing"])
