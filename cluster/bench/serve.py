@@ -21,7 +21,7 @@ from orbithash.cluster.bench.services import RandomArchive, start_empty_service,
 from orbithash.cluster.output import say
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
-from orbithash.search.client.client import AsyncClient
+from orbithash.search.client.async_client import AsyncClient
 
 __all__ = ["bench_serve"]
 

@@ -18,7 +18,7 @@ from orbithash.cluster.bench.services import RandomArchive, start_gateway
 from orbithash.cluster.output import say, track
 from orbithash.encoders.codes import check_bits, pack
 from orbithash.encoders.errors import InputError
-from orbithash.search.client.client import AsyncClient
+from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row
 

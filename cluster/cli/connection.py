@@ -47,7 +47,7 @@ class Connection:
 
     def client(self) -> "Client":
         """A client that has contacted nobody yet; `InputError` for wrong options."""
-        from orbithash.search.client.client import Client, Tls
+        from orbithash.search.client import Client, Tls
         from orbithash.search.gateway.tokens import read_token
 
         if not self.timeout_s > 0:

@@ -19,8 +19,10 @@ from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
 from orbithash.search.protocol.queries import (
+    MAX_BATCH_HITS,
     MAX_K,
     MAX_LARGE_ROWS,
+    MAX_QUERIES,
     Answer,
     Column,
     Query,
@@ -30,13 +32,9 @@ from orbithash.search.protocol.queries import (
 )
 from orbithash.search.protocol.rows import Row, RowUpdate, check_keys
 
-__all__ = ["MAX_QUERIES", "Service", "Target", "check_num_queries", "open_service"]
+__all__ = ["Service", "Target", "check_num_queries", "open_service"]
 
 logger = logging.getLogger(__name__)
-
-MAX_QUERIES = 256
-# Of all queries of a batch together.
-MAX_BATCH_HITS = 100_000
 
 # Rows of one step of a deletion by filter.
 _MAX_DELETE = 20_000

@@ -1,7 +1,6 @@
 """The messages of a stream of changes, prepared ahead of the commits."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Generic, TypeVar
@@ -15,54 +14,58 @@ __all__ = ["prepared"]
 Request = TypeVar("Request")
 Piece = TypeVar("Piece")
 
-# Messages of one stream that are prepared while an earlier one is committed.
-_MAX_AHEAD = 2
-
 
 async def prepared(
     requests: AsyncIterator[Request], prepare: Callable[[Request], Awaitable[Piece]], calls: Calls
 ) -> AsyncIterator[Piece]:
     """Yield `prepare(message)` of each message of a stream, in order.
 
-    While the caller works on one message, the next messages are read and prepared, as far as the limit on the bytes of
+    While the caller works on one message, up to two more are read and prepared, as far as the limit on the bytes of
     requests allows. A failure is raised when its message is due.
 
     Raises `DeadlineExceeded` if the next message takes more than `max_idle_s` and no earlier message is in progress,
     and `Overloaded` if there is no room for one message.
     """
-    waiting: deque[_Waiting[Request, Piece]] = deque()
-    reading: asyncio.Future[Request | None] | None = None
-    has_ended = False
+    # One message waits here, and one outside until there is room.
+    waiting: asyncio.Queue[_Waiting[Request, Piece] | Exception | None] = asyncio.Queue(maxsize=1)
+    in_progress: set[_Waiting[Request, Piece]] = set()
+
+    async def read() -> None:
+        try:
+            while True:
+                if not calls.request_bytes.has_room(calls.limits.max_receive_bytes):
+                    await waiting.join()
+                request = await anext(requests, None)
+                if request is None:
+                    break
+                message = _Waiting(request, prepare, calls)
+                in_progress.add(message)
+                await waiting.put(message)
+        except Exception as error:
+            await waiting.put(error)
+        else:
+            await waiting.put(None)
+
+    reader = asyncio.create_task(read())
     try:
         while True:
-            has_room = not waiting or (
-                len(waiting) < _MAX_AHEAD and calls.request_bytes.has_room(calls.limits.max_receive_bytes)
-            )
-            if reading is None and not has_ended and has_room:
-                reading = asyncio.ensure_future(anext(requests, None))
-            if reading is None and not waiting:
+            try:
+                async with asyncio.timeout(calls.limits.max_idle_s):
+                    message = await waiting.get()
+            except TimeoutError:
+                idle_s = calls.limits.max_idle_s
+                raise DeadlineExceeded(f"the stream sent no message for {idle_s:g} s; open it again") from None
+            if message is None:
                 return
-            awaited: list[asyncio.Future[object]] = [reading] if reading else []  # type: ignore[list-item]
-            awaited += [waiting[0].piece] if waiting else []  # type: ignore[list-item]
-            idle_s = None if waiting else calls.limits.max_idle_s
-            done, _ = await asyncio.wait(awaited, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                raise DeadlineExceeded(f"the stream sent no message for {calls.limits.max_idle_s:g} s; open it again")
-            if reading in done:
-                request = reading.result()
-                reading = None
-                if request is None:
-                    has_ended = True
-                else:
-                    waiting.append(_Waiting(request, prepare, calls))
-                continue
-            first = waiting.popleft()
-            with first.held:
-                yield await first.piece
+            if isinstance(message, Exception):
+                raise message
+            with message.held:
+                yield await message.piece
+            in_progress.discard(message)
+            waiting.task_done()
     finally:
-        if reading is not None:
-            reading.cancel()
-        for each in waiting:
+        reader.cancel()
+        for each in in_progress:
             each.cancel()
 
 
@@ -76,11 +79,16 @@ class _Waiting(Generic[Request, Piece]):
             self.held.enter_context(calls.request_bytes.hold(num_bytes(request)))
             return await prepare(readable(request))
 
-        self.piece = asyncio.ensure_future(run())
+        self.piece = asyncio.create_task(run())
 
     def cancel(self) -> None:
-        """Stop the preparation."""
+        """Stop the preparation and release the bytes."""
+
+        def end(piece: asyncio.Task[Piece]) -> None:
+            self.held.close()
+            if not piece.cancelled():
+                # Retrieves the exception of a message that failed after an earlier one.
+                piece.exception()
+
         self.piece.cancel()
-        # Retrieves the exception of a message that failed after an earlier one.
-        self.piece.add_done_callback(lambda piece: piece.cancelled() or piece.exception())
-        self.piece.add_done_callback(lambda _: self.held.close())
+        self.piece.add_done_callback(end)

@@ -11,11 +11,13 @@ from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeFi
 
 __all__ = [
     "INCLUDABLE",
+    "MAX_BATCH_HITS",
     "MAX_EXAMPLES",
     "MAX_FILTER_CHARS",
     "MAX_IMAGE_BYTES",
     "MAX_K",
     "MAX_LARGE_ROWS",
+    "MAX_QUERIES",
     "MAX_SENTENCE_CHARS",
     "MAX_SHARDS",
     "Answer",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 MAX_K = 10_000
+# Queries of one batch, and hits of all its queries together.
+MAX_QUERIES, MAX_BATCH_HITS = 256, 100_000
 MAX_SENTENCE_CHARS = 2000
 # A polygon of 10,000 vertices with coordinates of full precision has 400,000 characters.
 MAX_FILTER_CHARS = 500_000
@@ -70,6 +74,8 @@ def has_large(include: Sequence[str]) -> bool:
 
 
 def _filter_problems(text: str) -> list[tuple[str, str]]:
+    if not isinstance(text, str):
+        return [("filter", f"a filter is a string of CQL2 text, got {type(text).__name__}")]
     if len(text) > MAX_FILTER_CHARS:
         return [("filter", f"at most {MAX_FILTER_CHARS:,} characters, got {len(text):,}")]
     return []
@@ -121,9 +127,13 @@ class Example:
             problems.append((field, f"give exactly one of image, text, code and key, got {got}"))
         if self.image is not None and not 0 < len(self.image) <= MAX_IMAGE_BYTES:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
-        if self.text is not None and not 0 < len(self.text) <= MAX_SENTENCE_CHARS:
+        if self.text is not None and not isinstance(self.text, str):
+            problems.append(("text", f"a sentence is a string, got {type(self.text).__name__}"))
+        elif self.text is not None and not 0 < len(self.text) <= MAX_SENTENCE_CHARS:
             problems.append(("text", f"a sentence has 1 to {MAX_SENTENCE_CHARS:,} characters, got {len(self.text):,}"))
-        if self.key is not None and (problem := key_problem(self.key)):
+        if self.key is not None and not isinstance(self.key, str):
+            problems.append(("key", f"a key is a string, got {type(self.key).__name__}"))
+        elif self.key is not None and (problem := key_problem(self.key)):
             problems.append(("key", problem))
         return problems
 

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypedDict
 
 from orbithash.encoders.keys import MAX_KEY_CHARS, key_problem
@@ -17,6 +18,13 @@ MAX_ROWS = 1000
 _MAX_CHARS = {"uri": MAX_KEY_CHARS, "label": 10_000, "caption": 10_000}
 _MAX_BYTES = {"footprint": 64 * 2**10, "thumbnail": 256 * 2**10}
 _MAX_DEGREES = {"lon": 180, "lat": 90}
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(_MAX_CHARS, str),
+    **dict.fromkeys(_MAX_BYTES, bytes),
+    **dict.fromkeys(_MAX_DEGREES, Real),
+    "datetime": dt.datetime,
+}
+_NOUNS: dict[Any, str] = {str: "text", bytes: "bytes", Real: "a number of degrees", dt.datetime: "a datetime"}
 
 
 class Columns(TypedDict, total=False):
@@ -126,24 +134,27 @@ def check_keys(keys: Sequence[str]) -> None:
 
 
 def _key_problems(key: str) -> list[tuple[str, str]]:
+    if not isinstance(key, str):
+        return [("key", f"a key is a string, got {type(key).__name__}")]
     problem = key_problem(key)
     return [] if problem is None else [("key", problem)]
 
 
 def _column_problems(columns: Mapping[str, Any]) -> list[tuple[str, str]]:
     problems = []
-    for name, limit in _MAX_CHARS.items():
-        if len(columns.get(name) or "") > limit:
-            problems.append((name, f"at most {limit:,} characters, got {len(columns[name]):,}"))
-    for name, limit in _MAX_BYTES.items():
-        if len(columns.get(name) or b"") > limit:
-            problems.append((name, f"at most {limit:,} bytes, got {len(columns[name]):,}"))
-    for name, limit in _MAX_DEGREES.items():
-        value = columns.get(name)
-        if value is not None and not -limit <= value <= limit:
-            problems.append((name, f"from -{limit} to {limit} degrees, got {value!r}"))
+    for name, value in columns.items():
+        if value is None:
+            continue
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            problems.append((name, f"{_NOUNS[_TYPES[name]]}, got {type(value).__name__}"))
+        elif name in _MAX_CHARS and len(value) > _MAX_CHARS[name]:
+            problems.append((name, f"at most {_MAX_CHARS[name]:,} characters, got {len(value):,}"))
+        elif name in _MAX_BYTES and len(value) > _MAX_BYTES[name]:
+            problems.append((name, f"at most {_MAX_BYTES[name]:,} bytes, got {len(value):,}"))
+        elif name in _MAX_DEGREES and not -_MAX_DEGREES[name] <= value <= _MAX_DEGREES[name]:
+            problems.append((name, f"from -{_MAX_DEGREES[name]} to {_MAX_DEGREES[name]} degrees, got {value!r}"))
     return problems
 
 
 def _invalid(problems: list[tuple[str, str]], key: str) -> InvalidQuery:
-    return InvalidQuery(*((field, f"{problem} (row {key[:80]!r})") for field, problem in problems))
+    return InvalidQuery(*((field, f"{problem} (row {str(key)[:80]!r})") for field, problem in problems))

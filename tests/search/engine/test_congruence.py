@@ -8,7 +8,7 @@ import pytest
 from search_parts import StubEncoder, random_codes
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.client.client import AsyncClient
+from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend, LocalShardClient
 from orbithash.search.engine.replicas import Copy, Latencies, Replicas
 from orbithash.search.engine.service import Target, open_service

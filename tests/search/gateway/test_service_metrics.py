@@ -20,7 +20,7 @@ from search_parts import StubBackend, StubEncoder, StubShard, build_shards, smal
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search import logs
-from orbithash.search.client.client import AsyncClient
+from orbithash.search.client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.replicas import Copy, Latencies, Replicas
@@ -103,7 +103,7 @@ def test_searches_in_figures():
             assert (await client.search(code=b"ab")).coverage.fraction == 0.5
             with pytest.raises(Unavailable):
                 await client.search(code=b"ab", min_coverage=0.9)
-            await client.search_many([Query(code=b"ab")] * 5)
+            await client.search_batch([Query(code=b"ab")] * 5)
             after = await figures()
 
         # The client asks three times before it believes that something is unavailable.
