@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+comma := ,
+# Address of a package index with a CPU build of torch and torchvision; empty: the usual index, whose build has CUDA.
+TORCH_INDEX ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-slow check format proto install
 
 install: .venv/installed
 
-# Installs again only when what is to be installed has changed.
+# Installs again only when the requirements have changed.
 .venv/installed: pyproject.toml constraints.txt
-	@echo 'installing into .venv: about 6 GB, a few minutes, once'
+	@echo 'installing into .venv, once, in a few minutes: $(if $(TORCH_INDEX),about 1 GB to download (torch for CPUs),3.6 GB to download$(comma) 7 GB on disk (torch with CUDA; TORCH_INDEX=… takes torch for CPUs))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	@$(if $(TORCH_INDEX),$(PIP_INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
+	@$(PIP_INSTALL) --editable '.[cpu,dev]'
 	@touch $@
 
 demo: install

@@ -6,9 +6,14 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from orbithash.cluster.cli.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,8 +63,8 @@ def test_the_wheel_holds_what_is_not_python(wheel):
     for wanted in (
         "orbithash/v1/search.proto",
         "orbithash/v1/search_pb2.pyi",
-        "orbithash/trainers/templates/report.html.jinja",
-        "orbithash/trainers/templates/report.css",
+        "orbithash/trainers/reports/templates/report.html.jinja",
+        "orbithash/trainers/reports/templates/report.css",
         "orbithash/trainers/recipes/from_scratch.yaml",
     ):
         assert wanted in names
@@ -88,3 +93,92 @@ def test_its_command_line_works(environment):
     done = run(environment, "-c", start, "scenes", "drawn", "--count", "3", "--size", "64")
     assert done.returncode == 0, done.stderr
     assert len(list((environment / "drawn").rglob("*.tif"))) == 6
+
+
+@pytest.fixture(scope="module")
+def client_only(wheel, tmp_path_factory):
+    """Return an environment in which only the wheel and its base requirements are installed.
+
+    The base packages are linked from the environment of the tests: this machine may have no package index.
+    """
+    folder = tmp_path_factory.mktemp("client")
+    venv.create(folder, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel]
+    subprocess.run([str(part) for part in install], check=True, capture_output=True, timeout=120)
+    for name in requirement_closure("orbithash"):
+        for file in metadata.distribution(name).files or ():
+            top = Path(file.parts[0])
+            source = Path(str(metadata.distribution(name).locate_file(top)))
+            if ".." not in file.parts and source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+    return folder
+
+
+def requirement_closure(name, extras=("",)):
+    """Return the names of the distributions that `name` requires with these extras, itself not included."""
+    found, waiting = set(), [(name, extra) for extra in extras]
+    while waiting:
+        current, extra = waiting.pop()
+        try:
+            texts = metadata.requires(current) or ()
+        except metadata.PackageNotFoundError:
+            # Of an extra that is not installed here; its own requirements are not needed.
+            continue
+        for text in texts:
+            requirement = Requirement(text)
+            needed = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+            if needed and (key := canonicalize_name(requirement.name)) not in found:
+                waiting += [(requirement.name, each) for each in ("", *requirement.extras)]
+                if key != name:
+                    found.add(key)
+            elif needed and requirement.extras and canonicalize_name(requirement.name) == name:
+                waiting += [(name, each) for each in requirement.extras]
+    return found
+
+
+def test_the_base_requirements_are_few():
+    heavy = {"torch", "ray", "numpy", "pyarrow", "pylance", "faiss-cpu", "pillow", "transformers"}
+    assert not requirement_closure("orbithash") & heavy
+
+
+def test_the_client_works_with_the_base_requirements_alone(client_only):
+    program = (
+        "from orbithash.search.client.client import AsyncClient, Client\n"
+        "import importlib.util\n"
+        "assert not any(map(importlib.util.find_spec, ('numpy', 'torch', 'ray', 'pyarrow')))\n"
+        "try:\n"
+        "    with Client('127.0.0.1:1') as client: client.describe()\n"
+        "except Exception as err: print(type(err).__name__)"
+    )
+    done = run(client_only, "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["GatewayUnreachable"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--help",), 0, ""),
+        (("query", "--key", "a.tif", "--address", "127.0.0.1:1", "--timeout", "1"), 2, "no gateway at 127.0.0.1:1"),
+        (("train", "dhcl", "--data", ".", "--out", "run"), 2, "pip install 'orbithash[train]'"),
+        (("serve", "archive", "--model", "model"), 2, "pip install 'orbithash[serve]'"),
+    ],
+)
+def test_the_command_line_says_what_to_install(client_only, words, code, message):
+    start = "import sys; from orbithash.cluster.cli.main import main; sys.argv[0] = 'orbithash'; main()"
+    done = run(client_only, "-c", start, *words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_extras_install_what_the_messages_name():
+    distributions = metadata.packages_distributions()
+    for module, extras in EXTRAS.items():
+        names = {canonicalize_name(name) for name in distributions.get(module, ())}
+        if not names:
+            continue
+        # `gpu` has another build of the same module.
+        for extra in set(extras) - {"gpu"}:
+            assert names & requirement_closure("orbithash", ("", extra)), (module, extra)

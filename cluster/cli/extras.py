@@ -2,15 +2,14 @@
 
 import importlib.util
 
-__all__ = ["missing_extra"]
+__all__ = ["EXTRAS", "missing_extra"]
 
 # Extras that install a module. The ones of the verb are preferred, else the first.
-_EXTRAS = {
+EXTRAS = {
     "aiohttp": ("train", "serve"),
     "cql2": ("serve",),
     "faiss": ("cpu", "gpu"),
     "fsspec": ("train", "serve"),
-    "grpc_health": ("serve",),
     "grpc_reflection": ("serve",),
     "huggingface_hub": ("train", "serve"),
     "jinja2": ("train",),
@@ -54,7 +53,7 @@ def missing_extra(error: BaseException, verb: str) -> str | None:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             module = cause.name.partition(".")[0]
             # An installed package whose own submodule is missing is broken, not absent.
-            if module in _EXTRAS and importlib.util.find_spec(module) is None:
+            if module in EXTRAS and importlib.util.find_spec(module) is None:
                 return _message(module, verb)
         cause = cause.__cause__ or cause.__context__
     return None
@@ -62,6 +61,6 @@ def missing_extra(error: BaseException, verb: str) -> str | None:
 
 def _message(module: str, verb: str) -> str:
     preferred = "serve" if verb in _SERVING else "train"
-    extras = _EXTRAS[module]
+    extras = EXTRAS[module]
     extra = preferred if preferred in extras else extras[0]
     return f"`orbithash {verb}` needs {module}, which is not installed; run: pip install 'orbithash[{extra}]'"

@@ -3,17 +3,29 @@
 Arguments: PYPROJECT DEVICE; the device is cpu or cuda.
 """
 
+import re
 import sys
 import tomllib
 from pathlib import Path
 
 EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 
+_OWN_EXTRAS = re.compile(r"orbithash\[([\w,]+)\]")
+
 
 def requirements(pyproject: Path, device: str) -> list[str]:
-    """Return the requirements in pip's format: those of the project, then those of the device's extra."""
+    """Return the requirements in pip's format: those to train and serve, then those of the device's extra."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"][EXTRAS[device]]]
+    extras = project["optional-dependencies"]
+
+    def expanded(requirement: str) -> list[str]:
+        own = _OWN_EXTRAS.fullmatch(requirement)
+        if own is None:
+            return [requirement]
+        return [each for name in own[1].split(",") for inner in extras[name] for each in expanded(inner)]
+
+    found = [*project["dependencies"], *expanded("orbithash[train,serve]"), *extras[EXTRAS[device]]]
+    return list(dict.fromkeys(found))
 
 
 if __name__ == "__main__":

@@ -123,8 +123,9 @@ def test_the_launcher_commands_are_valid(launcher):
     assert "--num-cpus=0" in shlex.split(launcher["head_start_ray_commands"][1])
     (install,) = [each for each in launcher["setup_commands"] if "pip install" in each]
     assert f"/{PROJECT['name']}-{VERSION}-*.whl" in install
-    extra = re.search(r"orbithash\[(\w+)\]", install)[1]
-    assert extra in PROJECT["optional-dependencies"]
+    extras = re.search(r"orbithash\[([\w,]+)\]", install)[1].split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    assert {"train", "serve"} <= set(extras)
     folder = re.search(r"--constraint (\S+)/constraints.txt", install)[1]
     assert launcher["file_mounts"][folder] == "dist"
     assert launcher["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
