@@ -61,7 +61,7 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
     backend = await RayBackend.start(archive, encoder, lambda: None, num_shards, 1, "flat", Observer())
     try:
         snapshot = await backend.at(archive.version)
-        snapshot.rows.warm()
+        snapshot.row_cache.warm()
         engine = Engine(snapshot)
 
         async def search(numbers: Sequence[int]) -> list[float]:

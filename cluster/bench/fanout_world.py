@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.replicas import Copy, Latencies, Replicas
-from orbithash.search.engine.snapshot import Scope, ShardClient
+from orbithash.search.engine.protocols import Scope, ShardClient
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.index.shard import Ids, Shard, ShardAnswer
 from orbithash.search.observer import Observer
 
@@ -153,10 +153,10 @@ class World:
     def clients(self, scenario: Scenario, observer: Observer) -> list[ShardClient]:
         """Return the shards of a scenario as clients for the engine."""
         return [
-            Replicas(
+            ReplicatedShard(
                 [_SimulatedReplica(self, scenario, shard, replica) for replica in range(scenario.replicas)],
-                [Copy() for _ in range(scenario.replicas)],
-                Latencies() if scenario.hedges else _NeverSlow(),
+                [Replica() for _ in range(scenario.replicas)],
+                Hedging() if scenario.hedges else _NeverSlow(),
                 observer,
             )
             for shard in range(1 if scenario.is_one_shard else len(self.shards))
@@ -215,9 +215,9 @@ class _SimulatedReplica:
         return ShardAnswer(self._answer.distances[one], self._answer.ids[one], self._answer.ties[one])
 
 
-class _NeverSlow(Latencies):
+class _NeverSlow(Hedging):
     """Never hedge: a second replica is called only after the first one failed."""
 
     @property
-    def hedge_s(self) -> float:
+    def delay_s(self) -> float:
         return 1e6

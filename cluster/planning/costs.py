@@ -89,7 +89,7 @@ MEASURED = Costs(
     # merge_ms of orbithash bench fanout, by the numbers of shards and hits.
     merge_s=1.5e-6,
     merge_hit_s=0.1e-6,
-    # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): HitRows.read, ShardHost.num_rows, Shard.changed.
+    # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): RowCache.read, ShardHost.num_rows, Shard.changed.
     take_s=3e-3,
     take_hit_s=75e-6,
     load_s=30e-9,

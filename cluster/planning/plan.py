@@ -155,7 +155,7 @@ def shard_bytes(rows: float, distinct: float, bits: int) -> dict[str, float]:
 
 
 def hit_row_bytes(rows: float, key_chars: float) -> float:
-    """Memory of what hits hold of these rows (`search.hits.HitRows`), where they are few enough to be kept."""
+    """Memory of what hits hold of these rows (`search.engine.row_cache.RowCache`), where they are few enough to be kept."""
     # An id, an offset, a label's number, lon, lat, a time, whether a change touched the row, and the key.
     return rows * (8 + 8 + 4 + 8 + 8 + 8 + 1 + key_chars)
 

@@ -4,7 +4,7 @@ import asyncio
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from orbithash.cluster.runtime import check_resources
@@ -12,9 +12,10 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import codes_of
-from orbithash.search.engine.replicas import Copy, Latencies, Replicas
-from orbithash.search.engine.snapshot import QueryEncoder, Scope, ShardClient, Snapshot
-from orbithash.search.index.host import Change, Rows, ShardHost
+from orbithash.search.engine.protocols import QueryEncoder, Scope, ShardClient
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.index.host import Diff, Selection, ShardHost
 from orbithash.search.index.indexes import is_exact_index
 from orbithash.search.index.shard import Ids, ShardAnswer, part_of
 from orbithash.search.observer import Observer
@@ -31,9 +32,9 @@ SHARD_THREADS = 4
 MAX_RESTARTS = -1
 
 START_TIMEOUT_S = 600.0
-# Of a copy that does not take a change for so long, the change goes on without it: it reads the version when asked.
-CHANGE_TIMEOUT_S = 10.0
-HEALTH_EVERY_S = 0.5
+# A replica that has not taken a change after this time is pinged; a change goes on without a replica that does not
+# answer the ping.
+APPLY_TIMEOUT_S, PING_TIMEOUT_S = 10.0, 5.0
 
 _KEPT_SELECTIONS = 32
 
@@ -49,13 +50,16 @@ class _ShardActor:
     def num_rows(self, version: int) -> int:
         return self._host.num_rows(version)
 
-    def change(self, change: Change) -> int:
-        return self._host.change(change)
+    def apply(self, diff: Diff) -> int:
+        return self._host.apply(diff)
+
+    def ping(self) -> None:
+        """Return at once, also while another thread loads a version."""
 
     def search(self, asked: bytes, ids: Ids | None = None) -> bytes:
         version, queries, k, radius, after, token = pickle.loads(asked)
-        rows = None if ids is None else Rows(token, ids)
-        return pickle.dumps(self._host.search(version, queries, k, radius, after, rows), _PROTOCOL)
+        selection = None if ids is None else Selection(token, ids)
+        return pickle.dumps(self._host.search(version, queries, k, radius, after, selection), _PROTOCOL)
 
 
 class _RayShardClient:
@@ -71,10 +75,10 @@ class _RayShardClient:
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
-        token = "" if scope.rows is None else scope.rows.token
+        token = "" if scope.selection is None else scope.selection.token
         # As bytes: what Ray makes of arrays takes longer than a search (docs/results.md). Nobody outside sends these.
         asked = pickle.dumps((self._version, queries, k, scope.radius, scope.after, token), _PROTOCOL)
-        ids = () if scope.rows is None else (self._backend.reference(self._version, scope.rows),)
+        ids = () if scope.selection is None else (self._backend.reference(self._version, scope.selection),)
         answer: ShardAnswer = pickle.loads(await self._search.remote(asked, *ids))
         return answer
 
@@ -101,11 +105,11 @@ class RayBackend:
         # By shard, then by copy.
         self._actors = actors
         self._close_encoder = close_encoder
-        self._copies = [[Copy() for _ in of_shard] for of_shard in actors]
-        self._latencies = [Latencies() for _ in actors]
+        self._replicas = [[Replica() for _ in of_shard] for of_shard in actors]
+        self._hedging = [Hedging() for _ in actors]
         self._version = archive.version
         self._references: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        self._watch = asyncio.create_task(self._keep_watch())
+        self._watch = ReplicaWatch([(replica, partial(self._probe, actor)) for actor, replica in self._each_replica()])
 
     @classmethod
     async def start(
@@ -147,59 +151,68 @@ class RayBackend:
         return cls(archive, encoder, index, actors, close_encoder, group, observer)
 
     async def at(self, version: int) -> Snapshot:
-        """See `Backend`. Every copy is ready when it returns."""
+        """See `Backend`. Every healthy replica has loaded the version when it returns.
+
+        A replica that is not healthy loads it when it answers again; a shard without healthy replicas does not answer
+        until then.
+        """
         from ray.exceptions import RayTaskError
+
+        async def load(actor: Any, replica: Replica) -> int:
+            try:
+                return int(await actor.num_rows.options(max_task_retries=1).remote(version))
+            except Exception:
+                replica.failed()
+                raise
+
+        async def load_shard(number: int) -> int:
+            healthy = [each for each in self._replicas_of(number) if each[1].is_healthy]
+            counts = await asyncio.gather(*(load(*each) for each in healthy))
+            return counts[0] if counts else await asyncio.to_thread(self._num_rows_of, number, version)
 
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                counts = await asyncio.gather(
-                    *(
-                        actor.num_rows.options(max_task_retries=1).remote(version)
-                        for of_shard in self._actors
-                        for actor in of_shard
-                    )
-                )
+                counts = await asyncio.gather(*map(load_shard, range(len(self._actors))))
         except TimeoutError as err:
             raise InputError(f"the shards were not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?") from err
         except RayTaskError as err:
             raise err.cause from err
-        num_replicas = len(self._actors[0])
-        return await self._snapshot(version, counts[::num_replicas])
+        return await self._snapshot(version, counts)
 
-    async def change(self, change: Change) -> Snapshot:
-        """See `Backend`. A copy that does not answer reads the version when it is asked for it."""
+    async def apply(self, diff: Diff) -> Snapshot:
+        """See `Backend`. A replica that does not answer loads the version when it answers again."""
         import ray
 
-        reference = ray.put(change)
+        reference = ray.put(diff)
         counts: list[int] = []
         outcomes = await asyncio.gather(
-            *(self._change_shard(number, reference) for number in range(len(self._actors))), return_exceptions=True
+            *(self._apply_to_shard(number, reference) for number in range(len(self._actors))), return_exceptions=True
         )
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
-                outcome = await asyncio.to_thread(self._num_rows_of, number, change.after)
+                outcome = await asyncio.to_thread(self._num_rows_of, number, diff.after)
             counts.append(outcome)
-        return await self._snapshot(change.after, counts)
+        return await self._snapshot(diff.after, counts)
 
     async def close(self) -> None:
         """See `Backend`."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
-        self._watch.cancel()
+        self._watch.close()
         self._close_encoder()
         for of_shard in self._actors:
             for actor in of_shard:
                 ray.kill(actor)
         remove_placement_group(self._group)
 
-    def reference(self, version: int, rows: Rows) -> Any:
-        """The ids of the rows in Ray's object store, put there once for all shards and searches."""
+    def reference(self, version: int, selection: Selection) -> Any:
+        """Return a reference to the ids of a selection in Ray's object store, where they are put once."""
         import ray
 
-        place = (version, rows.token)
+        place = (version, selection.token)
         if place not in self._references:
-            self._references[place] = ray.put(rows.ids)
+            self._references[place] = ray.put(selection.ids)
             while len(self._references) > _KEPT_SELECTIONS:
                 self._references.popitem(last=False)
         return self._references[place]
@@ -208,25 +221,40 @@ class RayBackend:
         batches = codes_of(self.archive.path, version)
         return sum(int(part_of(ids, number, len(self._actors)).sum()) for ids, _ in batches)
 
-    async def _change_shard(self, number: int, reference: Any) -> int:
-        """Rows of the shard after the change, by whichever copy; waits for all of them."""
+    def _each_replica(self) -> list[tuple[Any, Replica]]:
+        return [each for number in range(len(self._actors)) for each in self._replicas_of(number)]
 
-        async def of_copy(actor: Any, copy: Copy) -> int:
+    def _replicas_of(self, number: int) -> list[tuple[Any, Replica]]:
+        """Return the actor and the health of each replica of a shard."""
+        return list(zip(self._actors[number], self._replicas[number], strict=True))
+
+    async def _apply_to_shard(self, number: int, reference: Any) -> int:
+        """Return the rows of a shard after a change that its healthy replicas have applied.
+
+        Raises an error if no replica has applied it.
+        """
+
+        async def apply(actor: Any, replica: Replica) -> int:
+            call = asyncio.ensure_future(_result_of(actor.apply.remote(reference)))
             try:
-                async with asyncio.timeout(CHANGE_TIMEOUT_S):
-                    return int(await actor.change.remote(reference))
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    while not (await asyncio.wait([call], timeout=APPLY_TIMEOUT_S))[0]:
+                        # A replica that loads the version after a restart answers the ping; one that hangs does not.
+                        async with asyncio.timeout(PING_TIMEOUT_S):
+                            await actor.ping.remote()
+                return int(call.result())
             except Exception:
-                copy.is_healthy = False
+                replica.failed()
                 raise
+            finally:
+                call.cancel()
 
-        outcomes = await asyncio.gather(
-            *(of_copy(*each) for each in zip(self._actors[number], self._copies[number], strict=True)),
-            return_exceptions=True,
-        )
+        healthy = [each for each in self._replicas_of(number) if each[1].is_healthy]
+        outcomes = await asyncio.gather(*(apply(*each) for each in healthy), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, int):
                 return outcome
-        raise RuntimeError(f"no copy of shard {number} took a change")
+        raise RuntimeError(f"no replica of shard {number} has applied a change")
 
     async def _snapshot(self, version: int, counts: Sequence[int]) -> Snapshot:
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
@@ -234,23 +262,15 @@ class RayBackend:
         # A lone copy that is restarting is worth waiting for; of several another answers meanwhile.
         max_retries = 1 if len(self._actors[0]) == 1 else 0
         shards: list[ShardClient] = []
-        for of_shard, copies, latencies, count in zip(self._actors, self._copies, self._latencies, counts, strict=True):
+        for of_shard, replicas, hedging, count in zip(self._actors, self._replicas, self._hedging, counts, strict=True):
             clients = [_RayShardClient(self, actor, version, count, max_retries) for actor in of_shard]
-            shards.append(Replicas(clients, copies, latencies, self._observer))
+            shards.append(ReplicatedShard(clients, replicas, hedging, self._observer))
         return Snapshot.of(archive, shards, self.encoder, is_exact_index(self.index))
 
-    async def _keep_watch(self) -> None:
-        """Asks copies that failed whether they are back; the question makes them load their rows."""
-        while True:
-            await asyncio.sleep(HEALTH_EVERY_S)
-            failed = [
-                (actor, copy)
-                for of_shard, copies in zip(self._actors, self._copies, strict=True)
-                for actor, copy in zip(of_shard, copies, strict=True)
-                if not copy.is_healthy
-            ]
-            for actor, copy in failed:
-                with suppress(Exception):
-                    async with asyncio.timeout(START_TIMEOUT_S):
-                        await actor.num_rows.remote(self._version)
-                    copy.answered()
+    async def _probe(self, actor: Any) -> None:
+        """Return when the replica has loaded the newest version."""
+        await actor.num_rows.remote(self._version)
+
+
+async def _result_of(reference: Any) -> Any:
+    return await reference

@@ -196,6 +196,17 @@ class Archive:
             table = self._dataset.to_table(columns=list(columns), filter=id_filter, with_row_id=True)
         return table["_rowid"].to_numpy(), table.select(list(columns))
 
+    def scan_batches(
+        self, columns: Sequence[str], among: npt.NDArray[np.uint64] | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.uint64], pa.Table]]:
+        """Yield the result of `scan` in batches, so that a caller can stop early and need not hold all rows."""
+        if among is not None and not len(among):
+            return
+        passing = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
+        with reading(self.path):
+            for batch in self._dataset.to_batches(columns=list(columns), filter=passing, with_row_id=True):
+                yield batch["_rowid"].to_numpy(), pa.Table.from_batches([batch.select(list(columns))])
+
     def find(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ids of the rows with these keys; keys without a row are omitted."""
         if not keys:

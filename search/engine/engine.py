@@ -1,4 +1,4 @@
-"""A query to its answer: check it, make it a code, ask all shards, merge, and look up what the hits are."""
+"""Answer queries: validate, compute the code, search all shards, merge, and look up the columns of the hits."""
 
 import asyncio
 import logging
@@ -9,37 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from orbithash.encoders.codes import Codes, check_codes, num_bytes, pack, unpack
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.codes import Codes
 from orbithash.search.engine.batching import Batcher
-from orbithash.search.engine.hits import Known
-from orbithash.search.engine.snapshot import ArchiveReader, QuickShardClient, Scope, ShardClient, Snapshot
-from orbithash.search.index.host import Rows
+from orbithash.search.engine.protocols import QuickShardClient, Scope, ShardClient
+from orbithash.search.engine.query_codes import check_code, code_of
+from orbithash.search.engine.row_cache import RowValues
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.index.host import Selection
 from orbithash.search.index.merge import Merged, merge
 from orbithash.search.index.shard import ShardAnswer
 from orbithash.search.observer import Observer
-from orbithash.search.protocol.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, SearchError, Unavailable
-from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Example, Hit, Query
+from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, Unavailable
+from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Hit, Query
 
 __all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
-# Of the time a query has, the part that shards get; the rest is for the merge and the look-up of the hits.
+# Share of the time until the deadline that shards get; the rest is for the merge and the columns of the hits.
 _SHARDS_SHARE = 0.9
 
-# Hits that are merged in the event loop itself: less work than a thread costs.
+# Maximum number of hits that are merged in the event loop: a thread would cost more.
 _FEW_HITS = 4096
 
 
 class _Group:
-    """What a batch has in common."""
+    """Snapshot and scope of a batch; queries with equal groups share batches."""
 
     def __init__(self, snapshot: Snapshot, scope: Scope) -> None:
         self.snapshot = snapshot
         self.scope = scope
-        rows = scope.rows and scope.rows.token
-        self._key = (id(snapshot), scope.radius, scope.after, rows, scope.include)
+        filter_token = scope.selection and scope.selection.token
+        self._key = (id(snapshot), scope.radius, scope.after, filter_token, scope.include)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -49,8 +50,8 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a batch found for one of its queries."""
+class _Result:
+    """Result of one query of a batch."""
 
     hits: tuple[Hit, ...]
     ties_at_cutoff: int
@@ -60,8 +61,8 @@ class _Found:
 class Engine:
     """Answers queries over a snapshot.
 
-    Belongs to one event loop. Shards that fail or are late do not fail a search: the answer's `coverage` says what was
-    searched.
+    Belongs to one event loop. A shard that fails or exceeds its time-out does not fail a search: the `coverage` of the
+    answer reports which part of the archive was searched.
     """
 
     def __init__(
@@ -73,40 +74,42 @@ class Engine:
         shard_timeout_s: float = 5.0,
         observer: Observer | None = None,
     ) -> None:
-        """Builds an engine; nothing is asked of the shards yet.
+        """Create an engine without contacting the shards.
 
         Args:
-            snapshot: what is searched until `swap`.
-            max_fan_outs: batches in flight to the shards at a time. One gave the most queries per second on two cores,
-                because its batches grow largest; with replicas, one for each.
-            max_waiting: queries that may queue behind them before new ones are refused as `Overloaded`.
-            shard_timeout_s: a shard that is silent for so long counts as failed, even if the query has more time.
-            observer: is told of the work, and of the service's and the gateway's around it.
+            snapshot: the snapshot to search until `swap`.
+            max_fan_outs: maximum number of batches in flight to the shards. One gave the most queries per second on two
+                cores, because its batches grow largest; with replicas, use one per replica.
+            max_waiting: maximum number of queries that wait for a batch; further ones raise `Overloaded`.
+            shard_timeout_s: seconds after which a shard counts as failed, even if the query has more time.
+            observer: receives the metrics of the engine, the service and the gateway.
         """
         self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
-        self._batcher: Batcher[_Found] = Batcher(self._search_batch, max_fan_outs, max_waiting, self.observer)
+        self._batcher: Batcher[Codes, _Result] = Batcher(
+            self._search_batch, max_fan_outs, max_waiting, on_batch=self.observer.batch
+        )
 
     @property
     def snapshot(self) -> Snapshot:
-        """What a search that begins now is over."""
+        """The snapshot that new searches use."""
         return self._snapshot
 
     @property
     def num_waiting(self) -> int:
-        """Queries that wait for a batch."""
+        """Number of queries that wait for a batch."""
         return self._batcher.num_waiting
 
     def swap(self, snapshot: Snapshot) -> None:
-        """Searches that begin from now on are over `snapshot`."""
+        """Use `snapshot` for searches that begin from now on."""
         self._snapshot = snapshot
 
     async def search(self, query: Query, timeout_s: float) -> Answer:
-        """The answer to one query within `timeout_s`.
+        """Return the answer to one query within `timeout_s`.
 
-        Raises `InvalidQuery`, `KeyNotFound`, `Overloaded` or `DeadlineExceeded`, and `Unavailable` when every shard
-        failed or too few answered.
+        Raises `InvalidQuery`, `KeyNotFound`, `Overloaded` or `DeadlineExceeded`, and `Unavailable` if every shard
+        failed or the answer covers less of the archive than the query requires.
         """
         started = time.perf_counter()
         query.check()
@@ -117,9 +120,12 @@ class Engine:
             return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            with snapshot.uses:
+            with snapshot.usage:
                 async with asyncio.timeout_at(deadline) as scope:
                     answer = await self._answer(snapshot, query, deadline)
+        except Overloaded:
+            self.observer.count("shed_queries")
+            raise
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -127,112 +133,86 @@ class Engine:
         return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
 
     async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
-        rows = await snapshot.selections.rows(query.filter) if query.filter else None
-        code = await self._code(snapshot, query)
-        scope = Scope(query.radius, query.after, rows, query.include)
-        found = await self._batcher.submit(code, query.k, _Group(snapshot, scope), deadline)
-        return self._checked(snapshot, query, found, rows)
+        selection = await snapshot.selections.get(query.filter) if query.filter else None
+        code = await code_of(query, snapshot)
+        scope = Scope(query.radius, query.after, selection, query.include)
+        result = await self._batcher.submit(code, query.k, _Group(snapshot, scope), deadline)
+        return self._answer_with(snapshot, query, result, selection)
 
     def _answer_now(self, snapshot: Snapshot, query: Query) -> Answer | None:
-        """The answer, where it takes a moment only: a code and short scans. None for all else.
+        """Return the answer to a query by code if the scans are short; None for any other query.
 
-        What waits for others, even for a moment, costs the event loop more than such a scan.
+        Waiting for other queries would cost the event loop more than such a scan.
         """
         if query.code is None or query.filter or query.include or not snapshot.quick_shards:
             return None
-        if 2 * snapshot.rows.num_known < snapshot.num_rows:
-            # The scan would often be in vain: rows must be read, which takes its time.
+        if 2 * snapshot.row_cache.num_cached < snapshot.num_rows:
+            # Often the scan would be wasted, because rows of hits must be read from the archive.
             return None
-        code = _checked_code(query.code, snapshot.archive.bits)
-        given = self._answers_now(snapshot.quick_shards, code[None], [query.k], Scope(query.radius, query.after))
-        if not given:
+        code = check_code(query.code, snapshot.archive.bits)
+        answers = self._search_now(snapshot.quick_shards, code[None], [query.k], Scope(query.radius, query.after))
+        if not answers:
             return None
         with self.observer.stage("merge"):
-            merged = merge(given, [query.k])
-            known = snapshot.rows.known(_ids(merged))
-        if known is None:
+            merged = merge(answers, [query.k])
+            values = snapshot.row_cache.cached(_ids(merged))
+        if values is None:
             return None
         self.observer.batch(1, 0.0)
-        coverage = Coverage(snapshot.num_rows, snapshot.num_rows, len(given), len(given))
-        return self._checked(snapshot, query, _hits(merged, known, {}, coverage)[0], None)
+        coverage = Coverage(snapshot.num_rows, snapshot.num_rows, len(answers), len(answers))
+        return self._answer_with(snapshot, query, _results(merged, values, {}, coverage)[0], None)
 
-    def _checked(self, snapshot: Snapshot, query: Query, found: _Found, rows: Rows | None) -> Answer:
-        """The answer that was found, where it covers enough."""
-        if found.coverage.fraction < query.min_coverage:
+    def _answer_with(self, snapshot: Snapshot, query: Query, result: _Result, selection: Selection | None) -> Answer:
+        """Return the answer with this result; raise `Unavailable` if its coverage is below the required minimum."""
+        if result.coverage.fraction < query.min_coverage:
             raise Unavailable(
-                f"{found.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
+                f"{result.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
                 f"{query.min_coverage:.3f}; try again later"
             )
-        if found.coverage.fraction < 1:
+        if result.coverage.fraction < 1:
             self.observer.count("partial_answers")
-        last = found.hits[-1] if len(found.hits) == query.k else None
+        last = result.hits[-1] if len(result.hits) == query.k else None
         return Answer(
-            found.hits,
-            found.ties_at_cutoff,
-            found.coverage,
+            result.hits,
+            result.ties_at_cutoff,
+            result.coverage,
             0.0,
             snapshot.archive.model_id,
             snapshot.archive.version,
             None if last is None else Cursor(last.distance, last.id),
-            None if rows is None else len(rows.ids),
+            None if selection is None else len(selection.ids),
             snapshot.is_exact,
         )
 
-    async def _code(self, snapshot: Snapshot, query: Query) -> Codes:
-        """The code uint8 [B] that is searched for."""
-        if not query.positives:
-            codes = await self._codes(snapshot, [query])
-            code: Codes = codes[0]
-            return code
-        codes = await self._codes(snapshot, (*query.positives, *query.negatives))
-        signs = 2 * unpack(codes, snapshot.archive.bits).astype(np.int64) - 1
-        num_positives, num_negatives = len(query.positives), len(query.negatives)
-        # The difference of two shares over a common denominator, so that even means even.
-        votes = signs[:num_positives].sum(axis=0) * max(1, num_negatives)
-        votes -= signs[num_positives:].sum(axis=0) * num_positives
-        return pack(np.where(votes == 0, signs[0] > 0, votes > 0))
-
-    async def _codes(self, snapshot: Snapshot, examples: Sequence[Example]) -> Codes:
-        """Codes uint8 [N, B] of examples."""
-        codes = np.zeros((len(examples), num_bytes(snapshot.archive.bits)), np.uint8)
-        for kind in ("image", "text", "key", "code"):
-            places = [place for place, example in enumerate(examples) if getattr(example, kind) is not None]
-            if places:
-                try:
-                    codes[places] = await _encode(snapshot, kind, [getattr(examples[place], kind) for place in places])
-                except SearchError:
-                    raise
-                except InputError as error:
-                    raise InvalidQuery((kind, str(error))) from error
-        return codes
-
-    async def _search_batch(self, codes: Codes, ks: Sequence[int], group: _Group, timeout_s: float) -> Sequence[_Found]:
-        shards = group.snapshot.shards
+    async def _search_batch(
+        self, items: Sequence[Codes], ks: Sequence[int], group: _Group, timeout_s: float
+    ) -> Sequence[_Result]:
+        shards, codes = group.snapshot.shards, np.stack(items)
         with self.observer.stage("fan_out"):
-            # A turn of the event loop for each shard would cost more than short scans do.
-            answers: Sequence[ShardAnswer | None] = self._answers_now(
+            # Short scans cost less than the turns of the event loop that concurrent calls need.
+            answers: Sequence[ShardAnswer | None] = self._search_now(
                 group.snapshot.quick_shards, codes, ks, group.scope
             )
             if not answers:
-                answers = await self._ask_shards(
+                answers = await self._search_shards(
                     shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
                 )
         searched = [shard.num_rows for shard, answer in zip(shards, answers, strict=True) if answer is not None]
         coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
-        given = [answer for answer in answers if answer is not None]
+        complete = [answer for answer in answers if answer is not None]
         with self.observer.stage("merge"):
             if len(ks) * max(ks) > _FEW_HITS:
-                return await asyncio.to_thread(lambda: _with_rows(group, merge(given, ks), coverage))
-            merged = merge(given, ks)
-            known = None if group.scope.include else group.snapshot.rows.known(_ids(merged))
-            if known is None:
-                return await asyncio.to_thread(_with_rows, group, merged, coverage)
-            return _hits(merged, known, {}, coverage)
+                return await asyncio.to_thread(lambda: _read_results(group, merge(complete, ks), coverage))
+            merged = merge(complete, ks)
+            values = None if group.scope.include else group.snapshot.row_cache.cached(_ids(merged))
+            if values is None:
+                return await asyncio.to_thread(_read_results, group, merged, coverage)
+            return _results(merged, values, {}, coverage)
 
-    def _answers_now(
+    def _search_now(
         self, shards: Sequence[QuickShardClient], codes: Codes, ks: Sequence[int], scope: Scope
     ) -> list[ShardAnswer]:
-        """Each shard's answer, nothing where one of them would take its time."""
+        """Return the answers of all shards, or an empty list if one of them would block the event loop for long."""
         answers = []
         for shard in shards:
             with self.observer.stage("scan"):
@@ -242,17 +222,17 @@ class Engine:
             answers.append(answer)
         return answers
 
-    async def _ask_shards(
+    async def _search_shards(
         self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
     ) -> list[ShardAnswer | None]:
-        """Each shard's answer, None for those that failed. An error only when all did."""
+        """Return the answer of each shard, None for a failed one; raise only if all failed."""
 
-        async def ask(shard: ShardClient) -> ShardAnswer:
+        async def search(shard: ShardClient) -> ShardAnswer:
             with self.observer.stage("scan"):
                 async with asyncio.timeout(timeout_s):
                     return await shard.search(codes, k, scope, timeout_s)
 
-        outcomes = await asyncio.gather(*map(ask, shards), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(search, shards), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         self.observer.count("failed_shard_calls", len(failures))
         for number, outcome in enumerate(outcomes):
@@ -266,51 +246,24 @@ class Engine:
         return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
-def _codes_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> Codes:
-    rows = archive.find(keys)
-    if absent := [key for key in keys if key not in rows]:
-        raise KeyNotFound(f"no row of the archive has the key {absent[0]!r}")
-    table = archive.take(np.array([rows[key] for key in keys], np.uint64), ["code"])
-    codes: Codes = np.array(table.column("code").to_pylist(), np.uint8)
-    return codes
-
-
-async def _encode(snapshot: Snapshot, kind: str, values: list[Any]) -> Codes:
-    if kind == "image":
-        return await snapshot.encoder.encode_images(values)
-    if kind == "text":
-        return await snapshot.encoder.encode_texts(values)
-    if kind == "key":
-        return await asyncio.to_thread(_codes_of_keys, snapshot.archive, values)
-    return np.stack([_checked_code(code, snapshot.archive.bits) for code in values])
-
-
-def _checked_code(code: bytes, bits: int) -> Codes:
-    """As uint8 [B]; `InvalidQuery` for a code of another length."""
-    try:
-        return check_codes(np.frombuffer(code, np.uint8), bits)
-    except InputError as error:
-        raise InvalidQuery(("code", str(error))) from error
-
-
 def _ids(answers: Sequence[Merged]) -> list[int]:
     return [id_ for answer in answers for id_ in answer.ids.tolist()]
 
 
-def _with_rows(group: _Group, answers: Sequence[Merged], coverage: Coverage) -> list[_Found]:
-    """Each answer with what the archive knows of its rows."""
-    rows, ids = group.snapshot.rows, _ids(answers)
-    return _hits(answers, rows.read(ids), rows.extras(ids, group.scope.include), coverage)
+def _read_results(group: _Group, answers: Sequence[Merged], coverage: Coverage) -> list[_Result]:
+    """Return the results with the columns of their rows, which are read from the archive if they are not cached."""
+    row_cache, ids = group.snapshot.row_cache, _ids(answers)
+    return _results(answers, row_cache.read(ids), row_cache.extras(ids, group.scope.include), coverage)
 
 
-def _hits(
-    answers: Sequence[Merged], rows: Known, extras: dict[int, dict[str, Any]], coverage: Coverage
-) -> list[_Found]:
-    nothing: dict[str, Any] = {}
+def _results(
+    answers: Sequence[Merged], values: RowValues, extras: dict[int, dict[str, Any]], coverage: Coverage
+) -> list[_Result]:
+    no_extras: dict[str, Any] = {}
     return [
-        _Found(
+        _Result(
             tuple(
-                Hit._make((rank, distance, id_, *rows[id_], extras.get(id_, nothing)))
+                Hit._make((rank, distance, id_, *values[id_], extras.get(id_, no_extras)))
                 for rank, (id_, distance) in enumerate(
                     zip(answer.ids.tolist(), answer.distances.tolist(), strict=True), 1
                 )

@@ -86,7 +86,7 @@ async def keys_of(snapshot: Snapshot, filter_text: str) -> list[str]:
 async def _ids(snapshot: Snapshot, filter_text: str) -> "Ids":
     """Return the ids uint64 [N] of the rows that pass a filter, ascending."""
     check_filter(filter_text)
-    return (await snapshot.selections.rows(filter_text or _ALL)).ids
+    return (await snapshot.selections.get(filter_text or _ALL)).ids
 
 
 def _read(snapshot: Snapshot, ids: Sequence[int], include: Sequence[Column]) -> list[Row]:

@@ -1,12 +1,12 @@
-"""What the gateway offers, without the wire: searches and changes of the archive that is served at the moment."""
+"""The service behind the gateway: searches and changes of the archive that is served now."""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import version as version_of
+from typing import Any, TypeVar
 
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import Backend
@@ -14,7 +14,7 @@ from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, keys_of, scroll_rows
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.engine.writer import Committed, Writer
-from orbithash.search.index.host import MAX_VERSIONS, Change
+from orbithash.search.index.host import MAX_VERSIONS, Diff
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
@@ -36,22 +36,24 @@ __all__ = ["Service", "Target", "check_num_queries", "open_service"]
 
 logger = logging.getLogger(__name__)
 
-# Rows of one step of a deletion by filter.
+# Maximum rows of one step of a deletion by filter.
 _MAX_DELETE = 20_000
 
-# How long the searches have that began before another archive took its place.
+# Seconds until the backend of an archive that was replaced is closed; searches that use it must end by then.
 _LAST_SEARCHES_S = 60.0
 
-# How long a change waits for the searches of the version whose place it takes.
+# Maximum seconds that a change waits for the searches on the oldest version, whose place in memory it takes.
 _CHANGE_WAITS_S = 1.0
 
-# How soon searches see what other programs write.
-_FOLLOW_EVERY_S = 1.0
+# Seconds between two looks for versions that other programs wrote, and the maximum after repeated failures.
+_FOLLOW_EVERY_S, _MAX_FOLLOW_EVERY_S = 1.0, 60.0
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be served: an archive, the folder of its model, and into how many shards it is cut."""
+    """An archive to serve, the folder of its model, and the number of shards."""
 
     archive: str
     model: str
@@ -62,7 +64,7 @@ OpenBackend = Callable[[Target], Awaitable[Backend]]
 
 
 class Service:
-    """Belongs to one event loop; made by `open_service`."""
+    """Serves one archive at a time. Belongs to one event loop; created by `open_service`."""
 
     def __init__(self, target: Target, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
         self._target = target
@@ -71,21 +73,20 @@ class Service:
         self.observer = engine.observer
         self._open_backend = open_backend
         self._writer = self._new_writer(backend)
-        # One move to another version at a time.
-        self._moving = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
-        self._refreshes: set[asyncio.Task[None]] = set()
+        # Only one refresh at a time.
+        self._refreshing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def search(self, query: Query, timeout_s: float) -> Answer:
         """See `Engine.search`."""
         return await self._engine.search(query, timeout_s)
 
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
-        """An answer or what went wrong for each of at most `MAX_QUERIES` queries."""
+        """Return an answer or an error for each of at most `MAX_QUERIES` queries."""
         check_num_queries(len(queries))
         if (num_hits := sum(query.k for query in queries if 0 < query.k <= MAX_K)) > MAX_BATCH_HITS:
             raise InvalidQuery(
-                ("requests", f"at most {MAX_BATCH_HITS:,} hits of all queries together, got {num_hits:,}")
+                ("requests", f"the queries of a call may ask for {MAX_BATCH_HITS:,} hits in total, got {num_hits:,}")
             )
         if (num_large := sum(query.k for query in queries if has_large(query.include))) > MAX_LARGE_ROWS:
             raise InvalidQuery(
@@ -95,16 +96,16 @@ class Service:
                     f"{num_large:,}",
                 )
             )
-        found = await asyncio.gather(
+        outcomes = await asyncio.gather(
             *(self._engine.search(query, timeout_s) for query in queries), return_exceptions=True
         )
-        for outcome in found:
+        for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, SearchError):
                 raise outcome
-        return [outcome for outcome in found if isinstance(outcome, Answer | SearchError)]
+        return [outcome for outcome in outcomes if isinstance(outcome, Answer | SearchError)]
 
     def describe(self) -> Description:
-        """What a search that begins now is over."""
+        """Describe the snapshot that new searches use."""
         snapshot = self._engine.snapshot
         archive = snapshot.archive
         return Description(
@@ -115,22 +116,22 @@ class Service:
             self._backend.index,
             snapshot.encoder.has_text,
             tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
-            version("orbithash"),
+            version_of("orbithash"),
         )
 
     @property
     def can_answer(self) -> bool:
-        """Whether some part of the archive can be searched."""
+        """Whether at least one shard can be searched."""
         return any(shard.num_healthy for shard in self._engine.snapshot.shards)
 
     @property
     def num_queries_waiting(self) -> int:
-        """Queries that wait for a batch."""
+        """Number of queries that wait for a batch."""
         return self._engine.num_waiting
 
     @property
     def num_rows_waiting(self) -> int:
-        """Changes of rows that wait to be written."""
+        """Number of rows that wait for a commit."""
         return self._writer.num_waiting
 
     async def get(self, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
@@ -180,25 +181,50 @@ class Service:
             yield len(step), await self._writer.delete(step)
 
     async def refresh(self, archive: str = "", model: str = "", num_shards: int = 0) -> Description:
-        """Move to the newest version, to another archive or to another number of shards; "" and 0: no change.
+        """Serve the newest version, another archive, or another number of shards; "" and 0 keep the current value.
 
-        The move is completed even if the caller is cancelled. Raises `InvalidQuery` if the target cannot be served.
+        It continues when the caller is cancelled. Raises `InvalidQuery` if the target cannot be served.
         """
         check_num_shards(num_shards)
-        task = asyncio.create_task(self._refresh(archive, model, num_shards))
-        self._refreshes.add(task)
-        task.add_done_callback(self._refreshed)
-        await asyncio.shield(task)
-        return self.describe()
+        return await asyncio.shield(self._start(self._refresh(archive, model, num_shards)))
 
-    def _refreshed(self, task: asyncio.Task[None]) -> None:
-        self._refreshes.discard(task)
-        # Retrieves the exception, also if the caller has gone.
-        if not task.cancelled() and (error := task.exception()):
-            logger.warning("a refresh failed: %s", error)
+    async def follow(self) -> None:
+        """Show versions that other programs write, until it is cancelled. Errors are logged; then the delay grows."""
+        delay_s = _FOLLOW_EVERY_S
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                newest = await asyncio.to_thread(self._backend.archive.newest_version)
+                if newest > self._engine.snapshot.archive.version:
+                    await self._writer.refresh()
+                delay_s = _FOLLOW_EVERY_S
+            except BaseException as error:
+                # A panic of native code is not an `Exception`. A CancelledError may come from a shut down executor.
+                task = asyncio.current_task()
+                is_stopping = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+                if is_stopping or isinstance(error, KeyboardInterrupt | SystemExit):
+                    raise
+                delay_s = min(2 * delay_s, _MAX_FOLLOW_EVERY_S)
+                logger.warning("the archive cannot be followed (next attempt in %g s): %r", delay_s, error)
 
-    async def _refresh(self, archive: str, model: str, num_shards: int) -> None:
-        async with self._moving:
+    async def close(self) -> None:
+        """Finish commits that were requested and release all resources. No search may be in flight. Never raises."""
+        await _logged("finishing commits", self._writer.close())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._engine.snapshot.selections.close()
+        await _logged("closing the shards", self._backend.close())
+
+    def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Run `work` in a task that `close` cancels."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _refresh(self, archive: str, model: str, num_shards: int) -> Description:
+        async with self._refreshing:
             now = self._target
             target = Target(archive or now.archive, model or now.model, num_shards or now.num_shards)
             try:
@@ -210,98 +236,88 @@ class Service:
                 raise
             except InputError as error:
                 raise InvalidQuery(("archive", str(error))) from error
-
-    async def follow(self) -> None:
-        """Shows what other programs write into the archive, for as long as it runs."""
-        while True:
-            await asyncio.sleep(_FOLLOW_EVERY_S)
-            try:
-                newest = await asyncio.to_thread(self._backend.archive.newest_version)
-                if newest > self._engine.snapshot.archive.version:
-                    await self._writer.refresh()
-            except (InputError, SearchError) as error:
-                logger.warning("the archive could not be followed: %s", error)
-
-    async def close(self) -> None:
-        """After the last search: ends what was begun and lets go of everything."""
-        refreshes = list(self._refreshes)
-        for refresh in refreshes:
-            refresh.cancel()
-        await asyncio.gather(*refreshes, return_exceptions=True)
-        await self._writer.close()
-        for task in self._ending:
-            task.cancel()
-        await self._backend.close()
+        return self.describe()
 
     async def _move(self, target: Target) -> None:
-        backend = await self._open_backend(target)
         old, old_writer = self._backend, self._writer
-        async with _closed_on_failure(backend):
-            snapshot = await _snapshot(backend)
-            async with old_writer.held:
-                is_same = old.archive.path == backend.archive.path
+        backend = await self._open_backend(target)
+        try:
+            is_same = old.archive.path == backend.archive.path
+            before = self._engine.snapshot if is_same else None
+            snapshot = await _snapshot_of(backend, before)
+            async with old_writer.lock:
                 if is_same and old.archive.version > snapshot.archive.version:
-                    # Written while the shards were loaded. What searches have seen they go on to see.
+                    # Rows were written while the shards were loaded; searches must not go back to an older version.
                     await asyncio.to_thread(backend.archive.refresh)
-                    snapshot = await _snapshot(backend)
+                    snapshot = await _snapshot_of(backend, before)
                 self._engine.swap(snapshot)
                 self._target, self._backend, self._writer = target, backend, self._new_writer(backend)
                 if is_same:
                     old_writer.hand_over(self._writer)
-        task = asyncio.create_task(_end(old, old_writer))
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        except BaseException:
+            if self._backend is not backend:
+                await _logged("closing the new shards", backend.close())
+            raise
+        self._start(_retire(old, old_writer))
 
     def _new_writer(self, backend: Backend) -> Writer:
-        # Of the versions that shards hold. One more takes the oldest one's place: who still searches that one is waited
-        # for, or changes that come faster than searches end would make shards load what they have just let go of.
-        held = deque([self._engine.snapshot], maxlen=MAX_VERSIONS)
+        # The snapshots whose versions the shards hold. A new one replaces the oldest, whose searches are waited for:
+        # otherwise shards would have to load a version that they have just dropped.
+        snapshots = deque([self._engine.snapshot], maxlen=MAX_VERSIONS)
 
-        async def show(change: Change) -> None:
-            if len(held) == MAX_VERSIONS:
-                await held[0].uses.ended(_CHANGE_WAITS_S)
-            snapshot = (await backend.change(change)).after(held[-1], change)
-            held.append(snapshot)
+        async def show(version: int, diff: Diff | None) -> None:
+            if version == snapshots[-1].archive.version:
+                return
+            if len(snapshots) == MAX_VERSIONS:
+                await snapshots[0].usage.ended(_CHANGE_WAITS_S)
+            if diff is None:
+                # Loaded from the archive; until it is ready, searches use the version before.
+                snapshot = await (await backend.at(version)).warmed(snapshots[-1])
+            else:
+                snapshot = (await backend.apply(diff)).after(snapshots[-1], diff)
+            snapshots.append(snapshot)
             if self._backend is backend:
                 self._engine.swap(snapshot)
 
         return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
 
 
-async def _end(backend: Backend, writer: Writer) -> None:
-    await writer.close()
-    await asyncio.sleep(_LAST_SEARCHES_S)
-    await backend.close()
+async def _retire(backend: Backend, writer: Writer) -> None:
+    """Close the backend of an archive that was replaced, after its last commits and searches."""
+    try:
+        await writer.close()
+        await asyncio.sleep(_LAST_SEARCHES_S)
+    finally:
+        await _logged("closing the old shards", backend.close())
+
+
+async def _logged(what: str, work: Awaitable[None]) -> None:
+    """Await `work`; log an error in place of raising it."""
+    try:
+        await work
+    except Exception:
+        logger.exception("%s failed", what)
 
 
 def check_num_queries(count: int) -> None:
-    """Raises `InvalidQuery` for more or fewer queries than can be asked at once."""
+    """Raise `InvalidQuery` unless the number of queries of a call is allowed."""
     if not 1 <= count <= MAX_QUERIES:
-        raise InvalidQuery(("requests", f"from 1 to {MAX_QUERIES} queries, got {count}"))
+        raise InvalidQuery(("requests", f"a call has 1 to {MAX_QUERIES} queries, got {count}"))
 
 
-@asynccontextmanager
-async def _closed_on_failure(backend: Backend) -> AsyncIterator[None]:
-    """Close a new backend if the block fails or is cancelled."""
-    try:
-        yield
-    except BaseException:
-        await backend.close()
-        raise
-
-
-async def _snapshot(backend: Backend) -> Snapshot:
-    """Return a snapshot of the version that a backend was opened with."""
-    snapshot = await backend.at(backend.archive.version)
-    await asyncio.to_thread(snapshot.rows.warm)
-    return snapshot
+async def _snapshot_of(backend: Backend, before: Snapshot | None = None) -> Snapshot:
+    """Return a snapshot of the version that a backend was opened with, its caches filled."""
+    return await (await backend.at(backend.archive.version)).warmed(before)
 
 
 async def open_service(
     open_backend: OpenBackend, target: Target, observer: Observer | None = None, **options: float
 ) -> Service:
-    """A service over what `open_backend(target)` opens; `options` are those of `Engine`."""
+    """Return a service over the backend that `open_backend(target)` opens; `options` are those of `Engine`."""
     backend = await open_backend(target)
-    async with _closed_on_failure(backend):
-        snapshot = await _snapshot(backend)
+    try:
+        snapshot = await _snapshot_of(backend)
+    except BaseException:
+        await _logged("closing the shards", backend.close())
+        raise
     return Service(target, backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]

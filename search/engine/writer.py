@@ -1,7 +1,7 @@
-"""Changes of an archive while it is searched.
+"""Write to an archive while it is searched.
 
-What streams want at the same time goes into the archive together: while one commit is made, the next is collected. A
-change is acknowledged when it is committed and searches see it.
+Changes that arrive at the same time share a commit: while one commit is written, the next one is collected. A change is
+acknowledged when it is committed and searches see it.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ import numpy as np
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.maintenance import Maintenance
 from orbithash.search.engine.merging import Counts, RowChange, merged, updated_rows
-from orbithash.search.engine.snapshot import QueryEncoder
-from orbithash.search.index.host import UNKNOWN, Change
+from orbithash.search.engine.protocols import QueryEncoder
+from orbithash.search.index.host import Diff
+from orbithash.search.index.shard import Ids
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
@@ -27,12 +29,11 @@ __all__ = ["Committed", "Writer"]
 
 logger = logging.getLogger(__name__)
 
+_NO_IDS: Ids = np.empty(0, np.uint64)
+
 # Limits of one commit, and of the changes that wait for a commit.
 _MAX_COMMIT, _MAX_WAITING = 20_000, 100_000
 _MAX_COMMIT_BYTES, _MAX_WAITING_BYTES = 256 * 2**20, 512 * 2**20
-
-# Commits after which small pieces of the archive are joined, and after which old versions are removed.
-_OPTIMIZE_EVERY, _CLEAN_UP_EVERY = 200, 1000
 
 
 @dataclass(frozen=True)
@@ -45,50 +46,49 @@ class Committed:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Changes that one caller waits for, by key."""
+class _Request:
+    """Changes of one caller by key; `done` is resolved when searches see them."""
 
     rows: dict[str, RowChange]
+    num_bytes: int
     done: asyncio.Future[Committed]
     request: str = field(default_factory=current_request)
-
-    @property
-    def num_bytes(self) -> int:
-        """The approximate size of the changes in memory, in bytes."""
-        return sum(len(key) if row is None else row.num_bytes for key, row in self.rows.items())
 
 
 class Writer:
     """Commits to `archive`. Belongs to one event loop.
 
-    `show` makes searches see a change; it is called in the order of the versions, and must not fail.
+    After each commit `show(version, diff)` is called, in the order of versions; it makes searches see the version.
+    `diff` is the difference from the version shown before, None if another program has written in between.
+
+    Attributes:
+        lock: held during a commit; its holder knows that nothing is written here meanwhile, and new requests wait.
     """
 
     def __init__(
         self,
         archive: Archive,
         encoder: QueryEncoder,
-        show: Callable[[Change], Awaitable[None]],
-        seen: int,
+        show: Callable[[int, Diff | None], Awaitable[None]],
+        shown: int,
         observer: Observer | None = None,
     ) -> None:
-        """`seen`: the version that searches see now."""
+        """`shown`: the version that searches see now."""
+        self.lock = asyncio.Lock()
         self._observer = observer or Observer()
         self._archive = archive
         self._encoder = encoder
         self._show = show
-        self._seen = seen
-        self._waiting: list[_Wanted] = []
+        self._shown = shown
+        self._waiting: list[_Request] = []
         self._num_waiting = self._num_waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._num_commits = 0
-        # Whoever has it knows that nothing is written here meanwhile; what is asked for waits.
-        self.held = asyncio.Lock()
         self._successor: Writer | None = None
+        self._maintenance = Maintenance(archive, self._maintain)
 
     @property
     def num_waiting(self) -> int:
-        """Changes of rows that no commit has begun to write."""
+        """Number of rows that wait for a commit."""
         return self._num_waiting
 
     async def upsert(self, rows: Sequence[Row]) -> Committed:
@@ -144,11 +144,11 @@ class Writer:
         return await self._commit(dict.fromkeys(keys))
 
     async def refresh(self) -> Committed:
-        """Makes searches see what other programs have written."""
+        """Make searches see the newest version, which another program may have written."""
         return await self._commit({})
 
     async def _encode(self, rows: Sequence[Row]) -> tuple[Codes, list[bytes]]:
-        """Codes and thumbnails of rows with images; `InvalidQuery` that names the first refused one."""
+        """Return codes and thumbnails of rows with images; raise `InvalidQuery` that names the first invalid one."""
         try:
             return await self._encoder.encode_rows([row.image or b"" for row in rows])
         except SearchError:
@@ -162,91 +162,121 @@ class Writer:
             raise
 
     def hand_over(self, successor: "Writer") -> None:
-        """Another writer of the same archive does what waits here, and whatever is asked for from now on.
+        """Pass all waiting and future requests to another writer of the same archive.
 
-        Two would be in each other's way. For whoever has `held`.
+        The caller must hold `lock`: two writers would conflict.
         """
         self._successor = successor
         successor._take(self._waiting)
         self._waiting, self._num_waiting, self._num_waiting_bytes = [], 0, 0
 
     async def close(self) -> None:
-        """After the last commit that was asked for."""
+        """Wait for the last commit."""
         if self._task is not None:
-            await self._task
+            await asyncio.wait([self._task])
+        await self._maintenance.close()
 
     async def _commit(self, rows: dict[str, RowChange]) -> Committed:
         if self._successor is not None:
             return await self._successor._commit(rows)
-        wanted = _Wanted(rows, asyncio.get_running_loop().create_future())
-        if (
-            self._num_waiting + len(rows) > _MAX_WAITING
-            or self._num_waiting_bytes + wanted.num_bytes > _MAX_WAITING_BYTES
-        ):
+        size = sum(len(key) if row is None else row.num_bytes for key, row in rows.items())
+        if self._num_waiting + len(rows) > _MAX_WAITING or self._num_waiting_bytes + size > _MAX_WAITING_BYTES:
             raise Overloaded(
                 f"{self._num_waiting:,} rows of {self._num_waiting_bytes:,} bytes wait to be written; try again later",
                 retry_after_s=1.0,
             )
-        self._take([wanted])
-        # A caller that goes away does not take back what it asked for.
-        return await asyncio.shield(wanted.done)
+        request = _Request(rows, size, asyncio.get_running_loop().create_future())
+        self._take([request])
+        # The shield: a request goes on when its caller is cancelled.
+        return await asyncio.shield(request.done)
 
-    def _take(self, waiting: Sequence[_Wanted]) -> None:
-        self._waiting += waiting
-        self._num_waiting += sum(len(wanted.rows) for wanted in waiting)
-        self._num_waiting_bytes += sum(wanted.num_bytes for wanted in waiting)
+    def _take(self, requests: Sequence[_Request]) -> None:
+        self._waiting += requests
+        self._num_waiting += sum(len(request.rows) for request in requests)
+        self._num_waiting_bytes += sum(request.num_bytes for request in requests)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         while self._waiting:
-            async with self.held:
-                # Not before: until then another writer may take them.
-                group: list[_Wanted] = []
+            async with self.lock:
+                # Only now: `hand_over` may have passed the requests on while this task waited for the lock.
+                group: list[_Request] = []
                 num_rows = size = 0
                 while self._waiting and (not group or (num_rows < _MAX_COMMIT and size < _MAX_COMMIT_BYTES)):
                     group.append(self._waiting.pop(0))
                     num_rows += len(group[-1].rows)
                     size += group[-1].num_bytes
+                self._num_waiting -= num_rows
+                self._num_waiting_bytes -= size
                 if group:
-                    await self._do(group)
+                    await self._process(group)
 
-    async def _do(self, group: Sequence[_Wanted]) -> None:
-        self._num_waiting -= sum(len(wanted.rows) for wanted in group)
-        self._num_waiting_bytes -= sum(wanted.num_bytes for wanted in group)
-        set_requests(wanted.request for wanted in group)
+    async def _process(self, group: Sequence[_Request]) -> None:
+        """Commit a group of requests and show the version; resolve all requests whatever happens."""
+        set_requests(request.request for request in group)
+        version: int | None = None
         try:
-            change, counts = await asyncio.to_thread(self._write, group)
+            version, diff, counts = await asyncio.to_thread(self._write, group)
             with self._observer.stage("show"):
-                await self._show(change)
-            self._seen = change.after
+                await self._show(version, diff)
+            self._shown = version
         except BaseException as error:
-            # A panic in native code is no `Exception`; whoever waits has to hear of it all the same.
-            logger.exception("a commit of %d changes failed", len(group))
-            for wanted in group:
-                if not wanted.done.done():
-                    wanted.done.set_exception(_told(error))
+            # Also for what is not an `Exception`, such as a panic of native code: the callers must get an answer.
+            if version is None:
+                logger.exception("a commit of %d requests failed", len(group))
+                failure = _commit_error(error)
+            else:
+                logger.exception("version %d is committed, but was not shown to searches", version)
+                failure = Unavailable(
+                    f"version {version} is committed, but searches do not see it yet; try again later"
+                )
+            for request in group:
+                if not request.done.done():
+                    request.done.set_exception(failure)
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
             return
-        for wanted, (removed, updated) in zip(group, counts, strict=True):
-            if not wanted.done.done():
-                wanted.done.set_result(Committed(change.after, removed, updated))
+        for request, (removed, updated) in zip(group, counts, strict=True):
+            if not request.done.done():
+                request.done.set_result(Committed(version, removed, updated))
+        if any(request.rows for request in group):
+            self._maintenance.schedule()
 
-    def _write(self, group: Sequence[_Wanted]) -> tuple[Change, Counts]:
-        """Commit the changes of a group; return what changed, and the counts of each member of the group."""
-        if not any(wanted.rows for wanted in group):
+    async def _maintain(self, work: Callable[[], None]) -> None:
+        """Run `work`, which may commit versions without changed rows, between the commits of requests."""
+        async with self.lock:
+            if self._successor is not None:
+                # The other writer maintains the archive.
+                return
+            before, after = await asyncio.to_thread(self._versions_around, work)
+            if after != self._shown:
+                await self._show(after, self._diff(before, after) if before == self._shown else None)
+                self._shown = after
+
+    def _versions_around(self, work: Callable[[], None]) -> tuple[int, int]:
+        with self._archive.writing():
+            before = self._archive.version
+            work()
+            return before, self._archive.version
+
+    def _write(self, group: Sequence[_Request]) -> tuple[int, Diff | None, Counts]:
+        """Commit the changes of a group.
+
+        Returns:
+            The new version, its difference from the version that is shown (None if another program has written in
+            between), and the counts of each request.
+        """
+        if not any(request.rows for request in group):
             self._archive.refresh()
-            nothing = np.empty(0, np.uint64)
             version = self._archive.version
-            before = version if version == self._seen else UNKNOWN
-            change = Change(before, version, nothing, nothing, _codes(self._archive.bits, []))
-            return change, [(0, 0)] * len(group)
+            diff = self._diff(version, version) if version == self._shown else None
+            return version, diff, [(0, 0)] * len(group)
         with self._observer.stage("commit"), self._archive.writing():
             before = self._archive.version
-            lookups = {key for wanted in group for key, row in wanted.rows.items() if not isinstance(row, Row)}
+            lookups = {key for request in group for key, row in request.rows.items() if not isinstance(row, Row)}
             existing = self._archive.find(sorted(lookups))
-            changes, counts = merged([wanted.rows for wanted in group], existing)
+            changes, counts = merged([request.rows for request in group], existing)
             gone = [key for key, change in changes.items() if change is None and key in existing]
             updates = [change for change in changes.values() if isinstance(change, RowUpdate)]
             rows = [change for change in changes.values() if isinstance(change, Row)]
@@ -255,20 +285,21 @@ class Writer:
             codes = _codes(self._archive.bits, rows)
             ids = self._archive.upsert(_table(self._archive.bits, rows, codes)) if rows else np.empty(0, np.uint64)
             after = self._archive.version
-            # Each of the two is one version; in an object store, where nothing is locked, others may lie between.
-            is_alone = after == before + bool(len(removed)) + bool(rows)
-            self._num_commits += 1
-            if self._num_commits % _OPTIMIZE_EVERY == 0:
-                self._archive.optimize()
-                after = self._archive.version
-            if self._num_commits % _CLEAN_UP_EVERY == 0:
-                self._archive.clean_up()
         self._observer.count("rows_upserted", len(rows))
         self._observer.count("rows_deleted", len(removed))
-        if before != self._seen or not is_alone:
-            # Another program has written meanwhile: what it changed is not known here.
-            before = UNKNOWN
-        return Change(before, after, removed, ids, codes), counts
+        # In an object store, which has no lock, versions of other programs can lie between the two commits.
+        is_known = before == self._shown and after == before + bool(len(removed)) + bool(rows)
+        return after, self._diff(before, after, removed, ids, codes) if is_known else None, counts
+
+    def _diff(
+        self,
+        before: int,
+        after: int,
+        removed: Ids = _NO_IDS,
+        ids: Ids = _NO_IDS,
+        codes: Codes | None = None,
+    ) -> Diff:
+        return Diff(before, after, removed, ids, _codes(self._archive.bits, []) if codes is None else codes)
 
 
 def _codes(bits: int, rows: Sequence[Row]) -> Codes:
@@ -277,7 +308,7 @@ def _codes(bits: int, rows: Sequence[Row]) -> Codes:
 
 
 def _table(bits: int, rows: Sequence[Row], codes: Codes) -> Any:
-    """Rows for `Archive.upsert`."""
+    """Return the table of rows for `Archive.upsert`."""
     names = ("label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
     return Archive.table(
         codes,
@@ -288,9 +319,9 @@ def _table(bits: int, rows: Sequence[Row], codes: Codes) -> Any:
     )
 
 
-def _told(error: BaseException) -> Exception:
-    """What whoever waits is told."""
+def _commit_error(error: BaseException) -> Exception:
+    """Return the error for the callers of a failed commit."""
     if not isinstance(error, Exception) or (isinstance(error, InputError) and not isinstance(error, SearchError)):
-        # Where the archive lies is not for everyone; the log has it.
-        return Unavailable("the archive cannot be written now, maybe another program writes; try again later")
+        # Its message names the archive's path, which is not for every user; it is in the log.
+        return Unavailable("the archive cannot be written now; another program may be writing; try again later")
     return error

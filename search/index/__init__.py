@@ -1,1 +1,1 @@
-"""Answer queries from codes: FAISS indexes, shards, and the merge of their answers."""
+"""Search codes with FAISS: indexes, shards, the versions of a shard, the merge of shard answers, and duplicates."""

@@ -1,4 +1,4 @@
-"""Near-duplicates in an archive: rows that are linked by small distances."""
+"""Find near-duplicates in an archive: groups of rows connected by small distances."""
 
 from collections.abc import Iterator
 
@@ -15,37 +15,40 @@ __all__ = ["duplicate_groups"]
 Numbers = npt.NDArray[np.int64]
 
 _QUERIES_AT_ONCE = 256
-# Links held before they are made groups: 16 bytes each.
+# Links collected before they are merged into groups; 16 bytes each.
 _MAX_LINKS = 10_000_000
 
 
 def duplicate_groups(ids: Ids, codes: Codes, bits: int, radius: int) -> list[Ids]:
-    """Groups of two or more rows, the largest first, of equal size the one with the smallest id.
+    """Return the ids of each group of two or more near-duplicates, ascending.
 
-    Two rows are in one group when a chain of rows leads from one to the other in which neighbours are at most `radius`
-    bits apart; the ends of a chain may be farther. Ids ascend within a group. The time grows with the number of rows
-    for a radius of a few bits, and with its square for a large one.
+    Groups are sorted by size, largest first, then by smallest id. Two rows are in one group if a chain of rows connects
+    them in which neighbours are at most `radius` bits apart; the ends of a chain may be farther apart. The time is
+    linear in the number of rows for a radius of a few bits, and quadratic for a large one.
 
     Args:
         ids: uint64 [N].
         codes: uint8 [N, ceil(bits/8)], packed.
         bits: bits of a code.
-        radius: from 0 (equal codes) to `bits`.
+        radius: maximum distance of neighbours in bits, from 0 (equal codes) to `bits`.
+
+    Raises:
+        InputError: `radius` is out of range or the codes do not have `bits` bits.
     """
     check_codes(codes, bits)
     if not 0 <= radius <= bits:
-        raise InputError(f"a radius of {radius} bits; from 0 to the {bits} bits of a code are allowed")
+        raise InputError(f"the radius is {radius} bits; it must be from 0 to the {bits} bits of a code")
     if not len(ids):
         return []
     width = codes.shape[1]
-    # Equal codes are one node.
+    # Each distinct code is one node.
     keys = np.ascontiguousarray(codes).view(f"S{width}").reshape(-1)
     distinct, node_of = np.unique(keys, return_inverse=True)
     nodes = distinct.view(np.uint8).reshape(-1, width)
     group_of = np.arange(len(nodes))
     if radius:
         for links in _links(nodes, radius):
-            group_of = _joined(group_of, links)
+            group_of = _connected(group_of, links)
     row_groups = group_of[node_of]
     order = np.lexsort((ids, row_groups))
     bounds = np.flatnonzero(np.diff(row_groups[order])) + 1
@@ -54,25 +57,25 @@ def duplicate_groups(ids: Ids, codes: Codes, bits: int, radius: int) -> list[Ids
 
 
 def _links(nodes: Codes, radius: int) -> Iterator[Numbers]:
-    """Pairs [2, L] of nodes at most so far apart, each once, in pieces."""
+    """Yield the pairs [2, L] of nodes at most `radius` apart, each pair once, in batches."""
     index = build_index("multi-hash", nodes)
-    pieces: list[Numbers] = []
+    batches: list[Numbers] = []
     num_links = 0
     for start in range(0, len(nodes), _QUERIES_AT_ONCE):
         found = index.within(nodes[start : start + _QUERIES_AT_ONCE], radius)
         here = start + np.repeat(np.arange(len(found.limits) - 1), np.diff(found.limits))
-        is_once = here < found.numbers
-        pieces.append(np.stack([here[is_once], found.numbers[is_once]]))
-        num_links += pieces[-1].shape[1]
+        is_ordered = here < found.numbers
+        batches.append(np.stack([here[is_ordered], found.numbers[is_ordered]]))
+        num_links += batches[-1].shape[1]
         if num_links > _MAX_LINKS:
-            yield np.concatenate(pieces, axis=1)
-            pieces, num_links = [], 0
-    if pieces:
-        yield np.concatenate(pieces, axis=1)
+            yield np.concatenate(batches, axis=1)
+            batches, num_links = [], 0
+    if batches:
+        yield np.concatenate(batches, axis=1)
 
 
-def _joined(group_of: Numbers, links: Numbers) -> Numbers:
-    """The groups of nodes after these links."""
+def _connected(group_of: Numbers, links: Numbers) -> Numbers:
+    """Return the group of each node after groups connected by `links` were merged."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -80,5 +83,5 @@ def _joined(group_of: Numbers, links: Numbers) -> Numbers:
     ends = group_of[links]
     graph = coo_array((np.ones(ends.shape[1], np.bool_), (ends[0], ends[1])), shape=(size, size))
     _, labels = connected_components(graph, directed=False)
-    joined: Numbers = labels[group_of].astype(np.int64)
-    return joined
+    connected: Numbers = labels[group_of].astype(np.int64)
+    return connected

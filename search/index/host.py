@@ -1,4 +1,4 @@
-"""One part of an archive in the versions that are asked for: what an actor, or this process, keeps of it."""
+"""A shard in several versions of an archive, as an actor or this process holds it."""
 
 import threading
 from collections import OrderedDict
@@ -10,29 +10,35 @@ import numpy as np
 from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.search.index.shard import Ids, Shard, ShardAnswer, part_of
 
-__all__ = ["MAX_VERSIONS", "UNKNOWN", "Change", "Rows", "ShardHost"]
+__all__ = ["MAX_VERSIONS", "Diff", "Selection", "ShardHost"]
 
-# A version that no shard holds.
-UNKNOWN = -1
-
-# A search that began before a change ends on the version it began with; one that is gone must be loaded anew.
+# Number of versions held. A search ends on the version that it began with; a version that was dropped is loaded again.
 MAX_VERSIONS = 4
-_FILTERED = 16
+# Number of shards of filtered rows held, over all versions.
+_MAX_FILTERED = 16
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows that pass a filter: their ids, ascending, and what names this set among those of the same version."""
+class Selection:
+    """The rows of one version that pass a filter.
+
+    Attributes:
+        token: identifies the filter among those of the same version.
+        ids: uint64 [N], ascending.
+    """
 
     token: str
     ids: Ids
 
 
 @dataclass(frozen=True)
-class Change:
-    """What leads from one version to the next: rows that are gone, and rows that are new or have another code.
+class Diff:
+    """The difference between two versions of an archive.
 
-    From the version `UNKNOWN` nothing leads to the next: it is loaded.
+    Attributes:
+        before, after: the two versions.
+        removed: ids uint64 [R] of rows that only `before` has.
+        ids, codes: uint64 [N] and uint8 [N, B], the rows that are new in `after` or have another code there.
     """
 
     before: int
@@ -53,7 +59,7 @@ class ShardHost:
         num_shards: int,
         index: str = "flat",
     ) -> None:
-        """`load`: the ids and codes of all rows of a version, some at a time: only those of this part are kept."""
+        """`load` yields the ids and codes of all rows of a version in batches; only the shard's own rows are kept."""
         self._load = load
         self._bits = bits
         self._number, self._num_shards = number, num_shards
@@ -63,21 +69,21 @@ class ShardHost:
         self._filtered: OrderedDict[tuple[int, str], Shard] = OrderedDict()
 
     def holds(self, version: int) -> bool:
-        """Whether this version is here already."""
+        """Return whether the version is loaded."""
         return version in self._shards
 
     def num_rows(self, version: int) -> int:
-        """Rows of this part of a version, which is loaded where it is not here yet."""
+        """Return the shard's number of rows in a version, which is loaded if necessary."""
         return self._shard(version).num_rows
 
-    def change(self, change: Change) -> int:
-        """Makes the version after the change from the one before it; returns its number of rows."""
+    def apply(self, diff: Diff) -> int:
+        """Build version `diff.after` from `diff.before`, or load it if that is not held; return its number of rows."""
         with self._lock:
-            before = self._shards.get(change.before)
-        if before is not None and change.after not in self._shards:
-            mine, gone = (part_of(ids, self._number, self._num_shards) for ids in (change.ids, change.removed))
-            self._keep(change.after, before.changed(change.removed[gone], change.ids[mine], change.codes[mine]))
-        return self._shard(change.after).num_rows
+            before = self._shards.get(diff.before)
+        if before is not None and diff.after not in self._shards:
+            is_mine, is_gone = (part_of(ids, self._number, self._num_shards) for ids in (diff.ids, diff.removed))
+            self._keep(diff.after, before.changed(diff.removed[is_gone], diff.ids[is_mine], diff.codes[is_mine]))
+        return self._shard(diff.after).num_rows
 
     def search(
         self,
@@ -86,17 +92,17 @@ class ShardHost:
         k: int,
         radius: int | None = None,
         after: tuple[int, int] | None = None,
-        rows: Rows | None = None,
+        selection: Selection | None = None,
     ) -> ShardAnswer:
-        """As `Shard.search`, over the `rows` of one version."""
-        shard = self._shard(version) if rows is None else self._of_rows(version, rows)
+        """Search one version as `Shard.search`, optionally only the rows of a selection."""
+        shard = self._shard(version) if selection is None else self._selected(version, selection)
         return shard.search(queries, k, radius, after)
 
     def _shard(self, version: int) -> Shard:
         shard = self._shards.get(version)
         if shard is not None:
             return shard
-        # Once, however many ask.
+        # Concurrent callers wait for one load.
         with self._loading:
             shard = self._shards.get(version)
             if shard is None:
@@ -106,8 +112,8 @@ class ShardHost:
     def _part(self, version: int) -> tuple[Ids, Codes]:
         parts = [(np.empty(0, np.uint64), np.empty((0, num_bytes(self._bits)), np.uint8))]
         for ids, codes in self._load(version):
-            mine = part_of(ids, self._number, self._num_shards)
-            parts.append((ids[mine], codes[mine]))
+            is_mine = part_of(ids, self._number, self._num_shards)
+            parts.append((ids[is_mine], codes[is_mine]))
         ids, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         return ids, codes
 
@@ -115,25 +121,25 @@ class ShardHost:
         with self._lock:
             self._shards[version] = shard
             while len(self._shards) > MAX_VERSIONS:
-                # Never the newest, from which the next change leads on, for the sake of an old one.
-                gone = min(self._shards.keys() - {version})
-                del self._shards[gone]
-                self._filtered = OrderedDict(item for item in self._filtered.items() if item[0][0] != gone)
+                # `version` may be an old one that was loaded again; the newest stays, because the next diff needs it.
+                oldest = min(self._shards.keys() - {version})
+                del self._shards[oldest]
+                self._filtered = OrderedDict(item for item in self._filtered.items() if item[0][0] != oldest)
         return shard
 
-    def _of_rows(self, version: int, rows: Rows) -> Shard:
-        """The shard of some rows, kept for the next query with the same filter."""
-        place = (version, rows.token)
+    def _selected(self, version: int, selection: Selection) -> Shard:
+        """Return the shard of the selected rows, which is kept for later queries with the same filter."""
+        place = (version, selection.token)
         with self._lock:
             shard = self._filtered.get(place)
             if shard is not None:
                 self._filtered.move_to_end(place)
                 return shard
-        shard = self._shard(version).where(rows.ids)
+        shard = self._shard(version).where(selection.ids)
         with self._lock:
             self._filtered[place] = shard
-            # Together no larger than the shard itself, so that filters at most double its memory.
+            # Together at most as large as the shard itself, so that filters at most double its memory.
             limit = max(shard.num_rows, self._shards[version].num_rows if version in self._shards else 0)
-            while len(self._filtered) > _FILTERED or sum(kept.num_rows for kept in self._filtered.values()) > limit:
+            while len(self._filtered) > _MAX_FILTERED or sum(kept.num_rows for kept in self._filtered.values()) > limit:
                 self._filtered.popitem(last=False)
         return shard

@@ -1,8 +1,10 @@
-"""The FAISS indexes that a shard can keep its distinct codes in, by name.
+"""FAISS indexes over the distinct codes of a shard, by name.
 
-Two are exact: "flat" compares a query with every code, and "multi-hash" answers small radii from tables of parts of the
-codes and everything else as "flat". "ivf" and "hnsw" look at some of the codes only: they may miss hits, so an answer
-then depends on how rows are spread over shards. "gpu-flat" is "flat" on a GPU, where faiss-gpu and a GPU are there.
+"flat" and "multi-hash" are exact: "flat" compares a query with every code, "multi-hash" answers small radii from hash
+tables and everything else as "flat". "ivf" and "hnsw" are approximate: they compare a query with some of the codes, so
+they can miss hits, and answers depend on the number of shards. An index cannot be updated: it is built again after each
+change of the rows and for each filter, which takes long for "ivf" and "hnsw". "gpu-flat" is "flat" on a GPU and
+requires faiss-gpu.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -18,28 +20,29 @@ __all__ = ["INDEXES", "CodeIndex", "Near", "Within", "build_index", "is_exact_in
 Distances = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]
 
-# Multi-index hashing: bits of a part, which has a table of up to 2^bits buckets, and bits flipped of each when asked.
+# Multi-index hashing: limits on the bits of a part, whose table has up to 2^bits buckets, and the number of flipped
+# bits that a search tries in each part.
 _MIN_PART_BITS, _MAX_PART_BITS, _FLIPS = 8, 24, 1
 
-# Lists of "ivf" for each square root of the number of codes, and the share of them that a query looks at.
+# Number of lists of "ivf", as a multiple of the square root of the number of codes, and the share that a query probes.
 _LISTS_PER_ROOT, _PROBED_SHARE = 1.0, 1 / 16
 
-# Links of a code in the graph of "hnsw", and candidates that a query keeps.
+# Links per code in the graph of "hnsw", and the number of candidates that a query keeps.
 _LINKS, _CANDIDATES = 32, 256
 
-# The most that the kernel of FAISS on a GPU can select.
+# Largest k of the selection kernel of FAISS on a GPU.
 _MAX_GPU_K = 2048
 
 
 class Near(NamedTuple):
-    """The nearest codes of Q queries: distances int32 [Q, k], ascending, and code numbers int64 [Q, k], -1 for none."""
+    """Nearest codes of Q queries: distances int32 [Q, k], ascending, and code numbers int64 [Q, k] (-1: no code)."""
 
     distances: Distances
     numbers: Numbers
 
 
 class Within(NamedTuple):
-    """The codes near each of Q queries, flat: those of query q lie from limits[q] to limits[q + 1], in any order."""
+    """Codes near each of Q queries, concatenated: query q has those from limits[q] to limits[q + 1], in any order."""
 
     limits: Numbers
     distances: Distances
@@ -47,22 +50,22 @@ class Within(NamedTuple):
 
 
 class CodeIndex(Protocol):
-    """Distinct codes, numbered from 0 in the order in which they were given. A search uses the calling thread only."""
+    """Index over distinct codes, numbered from 0 in input order. A search uses only the calling thread."""
 
     is_exact: bool
 
     def nearest(self, queries: Codes, k: int) -> Near:
-        """The `k` nearest codes of each query uint8 [Q, B]; k is at most the number of codes."""
+        """Return the `k` nearest codes of each query uint8 [Q, B]; k is at most the number of codes."""
 
     def within(self, queries: Codes, radius: int) -> Within:
-        """The codes at most `radius` away."""
+        """Return the codes at most `radius` bits from each query uint8 [Q, B]."""
 
     def is_quick_within(self, radius: int) -> bool:
-        """Whether `within` is better than `nearest` for a query of this radius."""
+        """Return whether `within` is faster than `nearest` for queries of this radius."""
 
 
 class _Flat:
-    """A scan of all codes."""
+    """Linear scan of all codes."""
 
     is_exact = True
 
@@ -84,10 +87,11 @@ class _Flat:
 
 
 class _MultiHash(_Flat):
-    """Multi-index hashing (Norouzi et al., CVPR 2012) beside a scan.
+    """Multi-index hashing (Norouzi et al., CVPR 2012) for small radii, a linear scan for other queries.
 
-    A code at distance r of the query differs from it in at most r // parts bits of one of its parts. Each part has a
-    table; asked with up to `_FLIPS` flipped bits, the tables together know every code up to `_reach`.
+    Codes are cut into parts. A code at distance r from the query differs from it in at most r // parts bits of at least
+    one part. Each part has a hash table; searched with up to `_FLIPS` flipped bits, the tables together contain every
+    code up to distance `_reach`.
     """
 
     def __init__(self, codes: Codes) -> None:
@@ -95,9 +99,9 @@ class _MultiHash(_Flat):
 
         super().__init__(codes)
         bits = 8 * codes.shape[1]
-        wanted = max(_MIN_PART_BITS, min(_MAX_PART_BITS, int(np.log2(max(2, len(codes))))))
-        num_parts = max(1, bits // wanted)
-        self._tables = faiss.IndexBinaryMultiHash(bits, num_parts, min(wanted, bits // num_parts))
+        part_bits = max(_MIN_PART_BITS, min(_MAX_PART_BITS, int(np.log2(max(2, len(codes))))))
+        num_parts = max(1, bits // part_bits)
+        self._tables = faiss.IndexBinaryMultiHash(bits, num_parts, min(part_bits, bits // num_parts))
         self._tables.nflip = _FLIPS
         self._tables.add(codes)
         self._reach = num_parts * (_FLIPS + 1) - 1
@@ -110,7 +114,7 @@ class _MultiHash(_Flat):
 
 
 class _Ivf:
-    """Codes in lists by the nearest of some centres; a query looks at the lists of the centres nearest to it."""
+    """Inverted lists: each code is in the list of its nearest centre; a query scans the lists of the nearest ones."""
 
     is_exact = False
 
@@ -121,7 +125,7 @@ class _Ivf:
         bits, num_lists = 8 * codes.shape[1], max(1, int(_LISTS_PER_ROOT * len(codes) ** 0.5))
         self._centres = faiss.IndexBinaryFlat(bits)
         self._index = faiss.IndexBinaryIVF(self._centres, bits, num_lists)
-        # FAISS recommends 39 codes a list, and says so where there are fewer.
+        # FAISS recommends 39 codes per list and warns if there are fewer.
         self._index.cp.min_points_per_centroid = 1
         self._index.nprobe = max(1, round(num_lists * _PROBED_SHARE))
         if len(codes):
@@ -140,7 +144,7 @@ class _Ivf:
 
 
 class _Hnsw:
-    """A graph of near codes, walked towards the query."""
+    """Hierarchical navigable small-world graph of codes."""
 
     is_exact = False
 
@@ -157,7 +161,7 @@ class _Hnsw:
         return Near(*self._index.search(queries, k))
 
     def within(self, queries: Codes, radius: int) -> Within:
-        """The graph knows no radius: what is near enough among the candidates."""
+        """Return the candidates within the radius: the graph has no range search."""
         near = self.nearest(queries, min(_CANDIDATES, self._index.ntotal))
         found = (near.numbers >= 0) & (near.distances <= radius)
         limits = np.concatenate([[0], np.cumsum(found.sum(axis=1))])
@@ -168,14 +172,14 @@ class _Hnsw:
 
 
 class _GpuFlat(_Flat):
-    """A scan on the first GPU. What its kernel cannot do, the scan on the CPU does."""
+    """Linear scan on the first GPU; on the CPU for range searches and for k above the kernel's limit."""
 
     def __init__(self, codes: Codes) -> None:
         import faiss
 
         super().__init__(codes)
         if not getattr(faiss, "get_num_gpus", lambda: 0)():
-            raise InputError("the index gpu-flat needs a GPU and faiss-gpu; choose flat")
+            raise InputError("the index gpu-flat requires a GPU and faiss-gpu; choose flat")
         self._resources: Any = faiss.StandardGpuResources()
         self._gpu: Any = faiss.GpuIndexBinaryFlat(self._resources, self._flat)
 
@@ -193,7 +197,7 @@ INDEXES: dict[str, type[_Flat] | type[_Ivf] | type[_Hnsw]] = {
 
 
 def build_index(name: str, codes: Codes) -> CodeIndex:
-    """The index of this name over distinct codes uint8 [N, B]; `InputError` for an unknown one."""
+    """Return the index of this name over distinct codes uint8 [N, B]; raise `InputError` for an unknown name."""
     _check_name(name)
     return INDEXES[name](codes)
 
@@ -210,9 +214,9 @@ def _check_name(name: str) -> None:
 
 
 def _one_thread() -> None:
-    """OpenMP keeps this number for each thread that calls it.
+    """Limit FAISS to one OpenMP thread. OpenMP stores the limit per calling thread, so each search sets it.
 
-    The cores are shared with other searches, and spinning for each other costs more than a second core gains.
+    Searches run side by side on all cores; waiting for each other at barriers would cost more than it gains.
     """
     import faiss
 
@@ -221,6 +225,6 @@ def _one_thread() -> None:
 
 def _range_search(index: Any, queries: Codes, radius: int) -> Within:
     _one_thread()
-    # FAISS leaves out what lies at the radius itself.
+    # The radius of FAISS is exclusive.
     limits, distances, numbers = index.range_search(queries, radius + 1)
     return Within(limits.astype(np.int64), distances.astype(np.int32), numbers)

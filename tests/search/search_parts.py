@@ -132,6 +132,9 @@ class MemoryArchive:
         ids = np.array(list(wanted), np.uint64)
         return ids, self.take(ids, columns).cast(pa.schema([ARCHIVE_SCHEMA.field(name) for name in columns]))
 
+    def scan_batches(self, columns, among=None):
+        yield self.scan(columns, among)
+
 
 class StubEncoder:
     """A model that knows the codes of the images and texts that the test gives it, or does what the test says."""

@@ -12,8 +12,8 @@ from orbithash.cluster.planning import plan as planning
 from orbithash.cluster.planning.costs import MEASURED, fitted
 from orbithash.cluster.planning.plan import Wanted, distinct_of_shard, hit_row_bytes, make_plan, shard_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine import batching, hits, selections
-from orbithash.search.index.host import MAX_VERSIONS, Change, Rows, ShardHost
+from orbithash.search.engine import batching, row_cache, selections
+from orbithash.search.index.host import MAX_VERSIONS, Diff, Selection, ShardHost
 from orbithash.search.index.shard import Shard, part_of
 
 
@@ -67,9 +67,9 @@ def test_memory_of_the_versions_and_filters_of_a_shard():
     assert host.num_rows(0) == 3000
     for version in range(MAX_VERSIONS + 3):
         # A row takes another's code: as many rows and codes as before.
-        host.change(Change(version, version + 1, ids[:0], ids[:1], codes[version + 1 : version + 2]))
+        host.apply(Diff(version, version + 1, ids[:0], ids[:1], codes[version + 1 : version + 2]))
         for filter_number in range(5):
-            host.search(version + 1, codes[:1], 3, rows=Rows(str(filter_number), ids[filter_number::2]))
+            host.search(version + 1, codes[:1], 3, selection=Selection(str(filter_number), ids[filter_number::2]))
     one = sum(shard_bytes(3000, 3000, 64).values())
     versions, filtered = list(host._shards.values()), list(host._filtered.values())
     assert true_bytes(*versions) == pytest.approx(MAX_VERSIONS * one, rel=0.01)
@@ -113,7 +113,7 @@ class Archive:
 @pytest.mark.parametrize("key_chars", [8, 60])
 def test_memory_of_rows_of_hits(key_chars):
     keys = [f"{row:0{key_chars}d}" for row in range(20_000)]
-    rows = hits.HitRows(Archive(keys))
+    rows = row_cache.RowCache(Archive(keys))
     rows.warm()
     held = [*vars(rows._table).values(), rows._is_touched]
     true = sum(each.nbytes for each in held if hasattr(each, "nbytes"))
@@ -129,8 +129,8 @@ def test_bytes_on_disk(tmp_path):
 
 
 def test_the_bounds_are_those_of_the_search():
-    assert planning.ROWS_IN_MEMORY == hits._MAX_TABLE
-    assert planning.READY_ROWS == hits._MAX_READY
+    assert planning.ROWS_IN_MEMORY == row_cache._MAX_TABLE
+    assert planning.READY_ROWS == row_cache._MAX_READY
     assert planning.SELECTED_IDS == selections._MAX_KEPT_IDS
     assert planning.MAX_BATCH == batching._MAX_BATCH
 

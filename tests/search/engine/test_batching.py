@@ -20,7 +20,7 @@ class Runs:
 
     async def __call__(self, codes, ks, group, timeout_s):
         gate = asyncio.Event()
-        self.batches.append((codes[:, 0].tolist(), list(ks)))
+        self.batches.append(([int(code[0]) for code in codes], list(ks)))
         self.timeouts.append(timeout_s)
         self.gates.append(gate)
         self.arrived.set()
@@ -46,7 +46,7 @@ async def let_tasks_run():
 def test_a_lone_query_leaves_at_once_and_those_behind_it_leave_together():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         first = submit(batcher, 1)
         await runs.next_arrival()
         others = [submit(batcher, number) for number in (2, 3, 4)]
@@ -64,7 +64,7 @@ def test_a_lone_query_leaves_at_once_and_those_behind_it_leave_together():
 def test_those_that_arrive_in_one_turn_leave_together():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         tasks = [submit(batcher, number) for number in range(5)]
         await runs.next_arrival()
         assert runs.batches == [([0, 1, 2, 3, 4], [10] * 5)]
@@ -77,7 +77,7 @@ def test_those_that_arrive_in_one_turn_leave_together():
 def test_queries_of_other_groups_are_of_other_batches():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         tasks = [submit(batcher, number, group=number % 2) for number in range(6)]
         await runs.next_arrival()
         runs.gates[0].set()
@@ -92,7 +92,7 @@ def test_queries_of_other_groups_are_of_other_batches():
 def test_a_batch_holds_similar_k_only_and_oldest_first():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         tasks = [submit(batcher, 0)]
         await runs.next_arrival()
         tasks += [submit(batcher, number, k) for number, k in ((1, 8), (2, 10_000), (3, 15), (4, 16), (5, 9_000))]
@@ -111,7 +111,7 @@ def test_a_batch_holds_similar_k_only_and_oldest_first():
 def test_a_batch_is_bounded(k, largest):
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         tasks = [submit(batcher, 0)]
         await runs.next_arrival()
         tasks += [submit(batcher, number, k) for number in range(70)]
@@ -129,7 +129,7 @@ def test_a_batch_is_bounded(k, largest):
 def test_as_many_fan_outs_as_allowed_are_in_flight():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=2, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=2, max_waiting=100)
         tasks = []
         for number in range(4):
             tasks.append(submit(batcher, number))
@@ -149,7 +149,7 @@ def test_as_many_fan_outs_as_allowed_are_in_flight():
 def test_a_batch_has_the_time_of_its_most_patient_query():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         tasks = [submit(batcher, 0)]
         await runs.next_arrival()
         tasks += [submit(batcher, 1, timeout_s=100.0), submit(batcher, 2, timeout_s=1000.0)]
@@ -166,7 +166,7 @@ def test_a_batch_has_the_time_of_its_most_patient_query():
 def test_those_that_gave_up_or_are_too_late_are_not_sent():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=100)
         first = submit(batcher, 0)
         await runs.next_arrival()
         gave_up, late, patient = submit(batcher, 1), submit(batcher, 2, timeout_s=-1.0), submit(batcher, 3)
@@ -192,7 +192,7 @@ def test_an_error_reaches_all_of_its_batch_and_none_after():
                 raise error
             return list(ks)
 
-        batcher = Batcher(run, max_fan_outs=1, max_waiting=100)
+        batcher = Batcher(run, max_in_flight=1, max_waiting=100)
         with pytest.raises(RuntimeError, match="broken"):
             await submit(batcher, 0)
         assert await submit(batcher, 1, k=3) == 3
@@ -203,7 +203,7 @@ def test_an_error_reaches_all_of_its_batch_and_none_after():
 def test_a_full_queue_refuses():
     async def scenario():
         runs = Runs()
-        batcher = Batcher(runs, max_fan_outs=1, max_waiting=2)
+        batcher = Batcher(runs, max_in_flight=1, max_waiting=2)
         tasks = [submit(batcher, 0)]
         await runs.next_arrival()
         tasks += [submit(batcher, 1), submit(batcher, 2)]

@@ -10,7 +10,7 @@ from search_parts import StubEncoder, random_codes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend, LocalShardClient
-from orbithash.search.engine.replicas import Copy, Latencies, Replicas
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.engine.service import Target, open_service
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.gateway.gateway import start_gateway
@@ -43,10 +43,10 @@ class CopiedBackend(LocalBackend):
 
     async def _snapshot(self, version):
         shards = [
-            Replicas(
+            ReplicatedShard(
                 [LocalShardClient(host, version)] * self.num_replicas,
-                [Copy() for _ in range(self.num_replicas)],
-                Latencies(),
+                [Replica() for _ in range(self.num_replicas)],
+                Hedging(),
             )
             for host in self._hosts
         ]

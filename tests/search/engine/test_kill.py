@@ -21,13 +21,13 @@ NUM_WRITERS = 3
 SERVER = """
 import asyncio, sys
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.engine import writer
+from orbithash.search.engine import maintenance
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.engine.service import Target, open_service
 
-# Joining pieces is part of what can be interrupted.
-writer._OPTIMIZE_EVERY = 7
+# A kill may interrupt maintenance, too.
+maintenance._PAUSE_S = 0.05
 
 class NoModel:
     has_text = False

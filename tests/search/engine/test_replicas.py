@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from search_parts import StubShard, random_codes
 
-from orbithash.search.engine.replicas import Copy, Latencies, Replicas
-from orbithash.search.engine.snapshot import Scope
+from orbithash.search.engine.protocols import Scope
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.index.shard import Shard
 
 SCOPE = Scope()
@@ -28,14 +28,14 @@ async def never():
 
 def replicas(*befores, latencies=None):
     stubs = [StubShard(SHARD, before) for before in befores]
-    copies = [Copy() for _ in befores]
-    return Replicas(stubs, copies, latencies or Latencies()), stubs, copies
+    copies = [Replica() for _ in befores]
+    return ReplicatedShard(stubs, copies, latencies or Hedging()), stubs, copies
 
 
 def known_latencies(seconds=0.001):
-    latencies = Latencies()
+    latencies = Hedging()
     for _ in range(30):
-        latencies.add(seconds)
+        latencies.took(seconds)
     return latencies
 
 
@@ -184,14 +184,14 @@ def test_silence_of_all_copies_is_a_failure_in_time():
 
 
 def test_what_is_slow_is_the_95th_percentile():
-    latencies = Latencies()
-    assert latencies.hedge_s == 0.5, "nothing is known yet"
+    latencies = Hedging()
+    assert latencies.delay_s == 0.5, "nothing is known yet"
     for milliseconds in range(1, 101):
-        latencies.add(milliseconds / 1000)
-    assert latencies.hedge_s == pytest.approx(0.095)
+        latencies.took(milliseconds / 1000)
+    assert latencies.delay_s == pytest.approx(0.095)
 
 
-@pytest.mark.parametrize("known", [Latencies, known_latencies])
+@pytest.mark.parametrize("known", [Hedging, known_latencies])
 def test_a_copy_that_falls_silent_is_asked_last_in_the_end(known):
     """Also where it is silent from the start."""
 

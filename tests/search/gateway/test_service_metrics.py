@@ -23,9 +23,9 @@ from orbithash.search import logs
 from orbithash.search.client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.replicas import Copy, Latencies, Replicas
+from orbithash.search.engine.protocols import Scope
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.engine.service import Service, Target, open_service
-from orbithash.search.engine.snapshot import Scope
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.metrics import Metrics, exposed
@@ -227,8 +227,8 @@ def test_second_copies_in_figures():
         (part,) = build_shards(case.ids, case.codes, case.bits, 1)
         slow = asyncio.Event()
         clients = [StubShard(part, fails), StubShard(part, nothing)]
-        latencies = Latencies()
-        shard = Replicas(clients, [Copy(), Copy()], latencies, metrics)
+        latencies = Hedging()
+        shard = ReplicatedShard(clients, [Replica(), Replica()], latencies, metrics)
         service = Service(Target("", "", 2), StubBackend(), Engine(snapshot_of(case, [shard]), observer=metrics), None)
         async with running(service, metrics) as (_, client, figures):
             assert (await client.search(code=b"ab")).coverage.fraction == 1
@@ -239,7 +239,7 @@ def test_second_copies_in_figures():
             assert counted(after, "orbithash_healthy_replicas") == {"[0]": 1}
 
             for _ in range(20):
-                latencies.add(0.001)
+                latencies.took(0.001)
             clients[0].before, clients[1].before = nothing, slow.wait
             await shard.search(case.queries, 1, Scope(), 5.0)
             after = await figures()

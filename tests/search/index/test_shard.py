@@ -5,7 +5,7 @@ import pytest
 from search_parts import oracle, random_case, random_codes, rows_of
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.index.host import MAX_VERSIONS, Change, ShardHost
+from orbithash.search.index.host import MAX_VERSIONS, Diff, ShardHost
 from orbithash.search.index.shard import Shard, part_of
 
 
@@ -232,6 +232,6 @@ def test_versions_that_are_loaded_again_do_not_take_the_newest_ones_place():
         assert host.num_rows(version) == version
     assert host.holds(20)
     assert sum(host.holds(version) for version in range(30)) == MAX_VERSIONS
-    host.change(Change(20, 21, np.array([3], np.uint64), np.empty(0, np.uint64), np.empty((0, 1), np.uint8)))
+    host.apply(Diff(20, 21, np.array([3], np.uint64), np.empty(0, np.uint64), np.empty((0, 1), np.uint8)))
     assert host.num_rows(21) == 19
     assert 21 not in loaded

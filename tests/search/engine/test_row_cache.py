@@ -7,8 +7,8 @@ import pytest
 from search_parts import random_codes
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.engine import hits as hits_module
-from orbithash.search.engine.hits import HitRows
+from orbithash.search.engine import row_cache as row_cache_module
+from orbithash.search.engine.row_cache import RowCache
 
 BITS = 16
 
@@ -42,14 +42,14 @@ def wanted(archive, ids):
 
 @pytest.mark.parametrize(("max_table", "max_ready"), [(10**6, 10**6), (10**6, 5), (0, 10**6), (0, 5)])
 def test_rows_through_changes(tmp_path, monkeypatch, max_table, max_ready):
-    monkeypatch.setattr(hits_module, "_MAX_TABLE", max_table)
-    monkeypatch.setattr(hits_module, "_MAX_READY", max_ready)
+    monkeypatch.setattr(row_cache_module, "_MAX_TABLE", max_table)
+    monkeypatch.setattr(row_cache_module, "_MAX_READY", max_ready)
     rng = np.random.default_rng(4)
     writer = Archive.create(tmp_path / "a", BITS, "m" * 32)
     write(writer, rng, [f"k{i}" for i in range(40)])
-    rows = HitRows(Archive.open(tmp_path / "a"))
+    rows = RowCache(Archive.open(tmp_path / "a"))
     rows.warm()
-    assert rows.num_known == (40 if max_table else 0)
+    assert rows.num_cached == (40 if max_table else 0)
     for step in range(25):
         if step % 5 == 4:
             touched = writer.delete([f"k{rng.integers(60)}" for _ in range(3)])
@@ -60,35 +60,35 @@ def test_rows_through_changes(tmp_path, monkeypatch, max_table, max_ready):
         there = archive.scan(["key"])[0]
         for _ in range(4):
             ids = rng.choice(there, rng.integers(1, 9)).tolist()
-            known = rows.known(ids)
+            known = rows.cached(ids)
             assert known is None or known == wanted(archive, ids)
             assert rows.read(ids) == wanted(archive, ids)
         # Rows that no change has touched need not be read again, and the version before is as it was.
-        assert before.num_known >= rows.num_known
-        assert rows.known([]) == {}
+        assert before.num_cached >= rows.num_cached
+        assert rows.cached([]) == {}
 
 
 def test_rows_in_memory_are_not_read(tmp_path, monkeypatch):
     rng = np.random.default_rng(4)
     archive = Archive.create(tmp_path / "a", BITS, "m" * 32)
     ids = write(archive, rng, [f"k{i}" for i in range(40)]).tolist()
-    rows = HitRows(archive)
-    assert rows.known(ids) is None
+    rows = RowCache(archive)
+    assert rows.cached(ids) is None
     rows.warm()
     expected = wanted(archive, ids)
     monkeypatch.setattr(Archive, "take", None)
-    assert rows.known(ids[::-1] + ids) == expected
+    assert rows.cached(ids[::-1] + ids) == expected
     after = rows.after(archive, np.array(ids[:2], np.uint64))
-    assert (after.num_known, rows.num_known) == (38, 40)
-    assert after.known(ids[1:]) is None
-    assert after.known(ids[2:]) == {id_: expected[id_] for id_ in ids[2:]}
-    assert rows.known(ids) == expected
+    assert (after.num_cached, rows.num_cached) == (38, 40)
+    assert after.cached(ids[1:]) is None
+    assert after.cached(ids[2:]) == {id_: expected[id_] for id_ in ids[2:]}
+    assert rows.cached(ids) == expected
 
 
 def test_an_archive_without_rows(tmp_path):
     archive = Archive.create(tmp_path / "a", BITS, "m" * 32)
-    rows = HitRows(archive)
+    rows = RowCache(archive)
     rows.warm()
-    assert rows.known([]) == rows.read([]) == {}
-    assert rows.known([3]) is None
-    assert rows.after(archive, np.array([3], np.uint64)).num_known == 0
+    assert rows.cached([]) == rows.read([]) == {}
+    assert rows.cached([3]) is None
+    assert rows.after(archive, np.array([3], np.uint64)).num_cached == 0
