@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orbithash.cluster.planning.costs import MEASURED, Costs
-from orbithash.cluster.serving.shards import CHANGE_TIMEOUT_S, SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
+from orbithash.cluster.serving.shards import APPLY_TIMEOUT_S, SHARD_CPUS, SHARD_THREADS, START_TIMEOUT_S
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.host import MAX_VERSIONS
@@ -155,7 +155,7 @@ def shard_bytes(rows: float, distinct: float, bits: int) -> dict[str, float]:
 
 
 def hit_row_bytes(rows: float, key_chars: float) -> float:
-    """Memory of what hits hold of these rows (`search.engine.row_cache.RowCache`), where they are few enough to be kept."""
+    """Return the bytes of the cache of these rows (`search.engine.row_cache.RowCache`), if they are few enough."""
     # An id, an offset, a label's number, lon, lat, a time, whether a change touched the row, and the key.
     return rows * (8 + 8 + 4 + 8 + 8 + 8 + 1 + key_chars)
 
@@ -354,8 +354,8 @@ def _sized(wanted: Wanted, costs: Costs, shards: int, gateways: int, batch: floa
         )
     if start_s > START_TIMEOUT_S:
         problems.append(f"a copy takes {start_s:,.0f} s to read its rows and is given up after {START_TIMEOUT_S:.0f}")
-    if change_s > CHANGE_TIMEOUT_S:
-        problems.append(f"a copy takes {change_s:,.0f} s for a commit and is given up after {CHANGE_TIMEOUT_S:.0f}")
+    if change_s > APPLY_TIMEOUT_S:
+        problems.append(f"a replica takes {change_s:,.0f} s to apply a commit, and changes wait for it")
     read_gb = wanted.qps * shards * distinct * num_bytes(wanted.bits) / nodes / _GB
     return Plan(
         wanted=wanted,

@@ -19,7 +19,9 @@ __all__ = ["Batcher"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Limit on the sum of `size` in one batch; for queries: the number of hits that shards send back.
+# Maximum number of items in one batch.
+_MAX_BATCH = 64
+# Maximum sum of `size` in one batch; for queries: the number of hits that shards send back.
 _MAX_BATCH_SIZE = 2**18
 
 
@@ -47,7 +49,7 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[list[Item], list[int], Any, float], Awaitable[Sequence[Result]]],
         max_in_flight: int,
         max_waiting: int,
-        max_batch: int = 64,
+        max_batch: int = _MAX_BATCH,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         """Create a batcher.
