@@ -203,7 +203,7 @@ class Archive:
         if among is not None and not len(among):
             return
         passing = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
-        with reading(self.path):
+        with one_line_errors(self.path):
             for batch in self._dataset.to_batches(columns=list(columns), filter=passing, with_row_id=True):
                 yield batch["_rowid"].to_numpy(), pa.Table.from_batches([batch.select(list(columns))])
 

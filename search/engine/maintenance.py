@@ -16,15 +16,17 @@ logger = logging.getLogger(__name__)
 # Seconds between a commit and the maintenance after it.
 _PAUSE_S = 5.0
 
-# Calls a function that writes to the archive without changing rows, between the commits of the writer.
-Exclusive = Callable[[Callable[[], None]], Awaitable[None]]
+# Calls a function that may commit versions without changed rows, between the commits of the writer.
+Exclusive = Callable[[Callable[[], object]], Awaitable[None]]
 
 
 class Maintenance:
     """Maintains `archive` after commits. Belongs to one event loop."""
 
-    def __init__(self, archive: Archive, exclusive: Exclusive) -> None:
+    def __init__(self, archive: Archive, version: int, exclusive: Exclusive) -> None:
+        """`version`: the newest version for which `clean_up` was considered."""
         self._archive = archive
+        self._considered = version
         self._exclusive = exclusive
         self._is_due = False
         self._task: asyncio.Task[None] | None = None
@@ -57,5 +59,18 @@ class Maintenance:
                 logger.warning("the archive could not be maintained; it is tried again after later commits: %r", error)
 
     async def _maintain(self) -> None:
-        await self._exclusive(self._archive.optimize)
-        await asyncio.to_thread(self._archive.clean_up)
+        # The long part, which needs no lock.
+        compaction = await asyncio.to_thread(self._archive.prepare_compaction)
+        must_clean_up = False
+
+        def commit() -> None:
+            nonlocal must_clean_up
+            if compaction is not None:
+                self._archive.commit_compaction(compaction)
+            self._archive.update_index()
+            must_clean_up = self._archive.is_clean_up_due(self._considered)
+            self._considered = self._archive.version
+
+        await self._exclusive(commit)
+        if must_clean_up:
+            await asyncio.to_thread(self._archive.clean_up)

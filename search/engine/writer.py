@@ -84,7 +84,7 @@ class Writer:
         self._num_waiting = self._num_waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._successor: Writer | None = None
-        self._maintenance = Maintenance(archive, self._maintain)
+        self._maintenance = Maintenance(archive, shown, self._maintain)
 
     @property
     def num_waiting(self) -> int:
@@ -243,7 +243,7 @@ class Writer:
         if any(request.rows for request in group):
             self._maintenance.schedule()
 
-    async def _maintain(self, work: Callable[[], None]) -> None:
+    async def _maintain(self, work: Callable[[], object]) -> None:
         """Run `work`, which may commit versions without changed rows, between the commits of requests."""
         async with self.lock:
             if self._successor is not None:
@@ -254,7 +254,7 @@ class Writer:
                 await self._show(after, self._diff(before, after) if before == self._shown else None)
                 self._shown = after
 
-    def _versions_around(self, work: Callable[[], None]) -> tuple[int, int]:
+    def _versions_around(self, work: Callable[[], object]) -> tuple[int, int]:
         with self._archive.writing():
             before = self._archive.version
             work()

@@ -227,7 +227,7 @@ def test_many_small_commits_are_joined_and_nothing_is_lost(tmp_path, monkeypatch
             await service.upsert([Row(key=f"k{number}", code=code(number))])
         assert set(await held(service)) == {f"k{number}" for number in range(23)}
         async with asyncio.timeout(60):
-            while len(Archive.open(tmp_path / "a")._dataset.get_fragments()) >= 10:
+            while len(Archive.open(tmp_path / "a")._dataset.get_fragments()) >= 16:
                 await asyncio.sleep(0.01)
         assert set(await held(service)) == {f"k{number}" for number in range(23)}
 
