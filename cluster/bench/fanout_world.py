@@ -6,7 +6,7 @@ scenarios, so that scenarios differ only in what they name.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +176,9 @@ class _Archive:
 
     def take(self, ids: Ids, columns: list[str]) -> Any:
         return self.scan(columns)[1].take(ids)
+
+    def scan_batches(self, columns: list[str], among: Ids | None = None) -> Iterator[tuple[Ids, Any]]:
+        yield self.scan(columns, among)
 
     def scan(self, columns: list[str], among: Ids | None = None) -> tuple[Ids, Any]:
         import pyarrow as pa

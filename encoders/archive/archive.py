@@ -34,6 +34,8 @@ from orbithash.encoders.keys import key_problem
 
 __all__ = ["Archive"]
 
+Ids = npt.NDArray[np.uint64]
+
 
 class Archive:
     """One version of an archive; `refresh` and the changes made through it move it to the newest one.
@@ -146,14 +148,14 @@ class Archive:
         with one_line_errors(self.path):
             return set(self._dataset.to_table(columns=["key"])["key"].to_pylist())
 
-    def codes(self) -> tuple[npt.NDArray[np.uint64], Codes]:
+    def codes(self) -> tuple[Ids, Codes]:
         """Return the ids uint64 [N], ascending, and the codes uint8 [N, ceil(bits/8)] of all rows."""
         parts = [(np.empty(0, np.uint64), np.empty((0, num_bytes(self.bits)), np.uint8)), *self.code_batches()]
         ids, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(ids, kind="stable")
         return ids[order], codes[order]
 
-    def code_batches(self) -> Iterator[tuple[npt.NDArray[np.uint64], Codes]]:
+    def code_batches(self) -> Iterator[tuple[Ids, Codes]]:
         """Yield ids and codes as `codes`, in batches of rows in any order, for callers that keep a part of them."""
         with one_line_errors(self.path):
             # One fragment ahead: the memory that this takes is what is read ahead.
@@ -162,7 +164,7 @@ class Archive:
                 codes = batch["code"].flatten().to_numpy().reshape(-1, num_bytes(self.bits))
                 yield batch["_rowid"].to_numpy(), codes
 
-    def take(self, ids: Sequence[int] | npt.NDArray[np.uint64], columns: Sequence[str]) -> pa.Table:
+    def take(self, ids: Sequence[int] | Ids, columns: Sequence[str]) -> pa.Table:
         """Return `columns` of the rows with these ids, in the order of `ids`, which may repeat.
 
         Raises:
@@ -185,26 +187,18 @@ class Archive:
             raise InputError(f"no row with id {missing[0]} in version {self.version} of {self.path}")
         return found.select(list(columns)).take([place[row] for row in asked])
 
-    def scan(
-        self, columns: Sequence[str], among: npt.NDArray[np.uint64] | None = None
-    ) -> tuple[npt.NDArray[np.uint64], pa.Table]:
+    def scan(self, columns: Sequence[str], among: Ids | None = None) -> tuple[Ids, pa.Table]:
         """Return ids uint64 [N] and `columns` of all rows, or of the rows with the ids `among`, in any order."""
-        if among is not None and not len(among):
+        parts = list(self.scan_batches(columns, among))
+        if not parts:
             return np.empty(0, np.uint64), pa.schema([self.schema.field(name) for name in columns]).empty_table()
-        id_filter = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
-        with one_line_errors(self.path):
-            table = self._dataset.to_table(columns=list(columns), filter=id_filter, with_row_id=True)
-        return table["_rowid"].to_numpy(), table.select(list(columns))
+        return np.concatenate([ids for ids, _ in parts]), pa.concat_tables([table for _, table in parts])
 
-    def scan_batches(
-        self, columns: Sequence[str], among: npt.NDArray[np.uint64] | None = None
-    ) -> Iterator[tuple[npt.NDArray[np.uint64], pa.Table]]:
+    def scan_batches(self, columns: Sequence[str], among: Ids | None = None) -> Iterator[tuple[Ids, pa.Table]]:
         """Yield the result of `scan` in batches, so that a caller can stop early and need not hold all rows."""
-        if among is not None and not len(among):
-            return
-        passing = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist()))})"
+        id_filter = None if among is None else f"_rowid IN ({', '.join(map(str, among.tolist())) or 'NULL'})"
         with one_line_errors(self.path):
-            for batch in self._dataset.to_batches(columns=list(columns), filter=passing, with_row_id=True):
+            for batch in self._dataset.to_batches(columns=list(columns), filter=id_filter, with_row_id=True):
                 yield batch["_rowid"].to_numpy(), pa.Table.from_batches([batch.select(list(columns))])
 
     def find(self, keys: Sequence[str]) -> dict[str, int]:
@@ -301,7 +295,7 @@ class Archive:
             operation = lance.LanceOperation.Append([FragmentMetadata.from_json(fragment) for fragment in fragments])
             self._dataset = lance.LanceDataset.commit(self._dataset, operation, read_version=self.version)
 
-    def upsert(self, table: pa.Table) -> npt.NDArray[np.uint64]:
+    def upsert(self, table: pa.Table) -> Ids:
         """Add rows in one commit, each in the place of the row with its key if there is one; return their ids in order.
 
         A row keeps its id when it is replaced.
@@ -319,7 +313,7 @@ class Archive:
         rows = self.find(keys)
         return np.array([rows[key] for key in keys], np.uint64)
 
-    def delete(self, keys: Sequence[str]) -> npt.NDArray[np.uint64]:
+    def delete(self, keys: Sequence[str]) -> Ids:
         """Remove the rows with these keys in one commit; return the ids of the rows that existed."""
         rows = self.find(keys)
         if rows:

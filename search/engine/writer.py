@@ -215,21 +215,22 @@ class Writer:
     async def _process(self, group: Sequence[_Request]) -> None:
         """Commit a group of requests and show the version; resolve all requests whatever happens."""
         set_requests(request.request for request in group)
-        version: int | None = None
+        committed: int | None = None
         try:
             version, diff, counts = await asyncio.to_thread(self._write, group)
+            committed = version
             with self._observer.stage("show"):
                 await self._show(version, diff)
             self._shown = version
         except BaseException as error:
             # Also for what is not an `Exception`, such as a panic of native code: the callers must get an answer.
-            if version is None:
+            if committed is None:
                 logger.exception("a commit of %d requests failed", len(group))
                 failure = _commit_error(error)
             else:
-                logger.exception("version %d is committed, but was not shown to searches", version)
+                logger.exception("version %d is committed, but was not shown to searches", committed)
                 failure = Unavailable(
-                    f"version {version} is committed, but searches do not see it yet; try again later"
+                    f"version {committed} is committed, but searches do not see it yet; try again later"
                 )
             for request in group:
                 if not request.done.done():

@@ -251,7 +251,7 @@ def test_a_move_that_is_cancelled_closes_the_new_backend(tmp_path):
         gate.set()
         async with service._writer.lock:
             # The move waits for the lock.
-            while service._moving.locked() and len(service._writer.lock._waiters or ()) == 0:
+            while service._refreshing.locked() and len(service._writer.lock._waiters or ()) == 0:
                 await asyncio.sleep(0)
             await service.close()
             assert is_open == []
