@@ -1,4 +1,8 @@
-"""The methods by name. A method is one module: its config, its losses as pure functions, its network."""
+"""The hashing methods by name. A method is one module or package: its settings, losses and network.
+
+No method imports from another: shared losses are in `losses`, other shared parts in `base`, `fine_tuning`, `memory` and
+`autoencoder`.
+"""
 
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.methods.base import Batch, Method
@@ -24,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def get_method(name: str) -> type[Method]:
-    """The method of that name; `InputError` with the names that exist."""
+    """Return the method of this name; `InputError` lists the names that exist."""
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]

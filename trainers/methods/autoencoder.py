@@ -1,6 +1,6 @@
-"""An autoencoder that predicts two sources from the first, and soft clusters of its latents: stage 1 of MrHash.
+"""The autoencoder of MrHash, which reconstructs two sources from the first, and soft clusters of its latents.
 
-The soft clusters and the target that sharpens them are those of DEC (Xie, Girshick, Farhadi, ICML 2016).
+The soft clusters and the sharpened target distribution are those of DEC (Xie, Girshick, Farhadi, ICML 2016).
 """
 
 import itertools
@@ -17,20 +17,20 @@ from orbithash.encoders.networks.hash_network import Standardise
 
 __all__ = ["Autoencoder", "PreTraining", "cluster_centres", "pre_train", "soft_assignment", "target_distribution"]
 
-# Of the layers between the features and the latents.
+# Widths of the layers between features and latents.
 WIDTHS = (512, 512, 256, 256)
 
-# Rows at a time where nothing is trained.
+# Number of rows at a time in inference.
 CHUNK_ROWS = 4096
 
 Features = npt.NDArray[np.float32]
 
 
 class Autoencoder(nn.Module):
-    """Features of the first source float [N, D] to latents [N, L], and latents to both sources again.
+    """Encodes features of the first source, float [N, D], as latents [N, L]; decodes latents into each source.
 
-    Only the first source is seen: what latents keep of the second is what the first tells of it. Without a second
-    source there is one decoder.
+    The input is the first source only: latents contain of the second source what can be predicted from the first. With
+    one source there is one decoder.
     """
 
     def __init__(self, num_features: int, num_latents: int, num_sources: int) -> None:
@@ -41,16 +41,16 @@ class Autoencoder(nn.Module):
         self.decoders = nn.ModuleList(_layers(widths[::-1]) for _ in range(num_sources))
 
     def standardise(self, sources: list[Tensor]) -> list[Tensor]:
-        """Each source [N, D] in the form that is encoded and decoded; as it is while the norms are not fitted."""
+        """Return each source [N, D] standardised; unchanged as long as the norms are not fitted."""
         return [norm(source) for norm, source in zip(self.norms, sources, strict=True)]
 
     def errors(self, latents: Tensor, sources: list[Tensor]) -> list[Tensor]:
-        """The mean squared error, over rows and features, of each standardised source told from these latents."""
+        """Return the mean squared error, over rows and features, of each standardised source's reconstruction."""
         return [F.mse_loss(decoder(latents), source) for decoder, source in zip(self.decoders, sources, strict=True)]
 
     @torch.no_grad()
     def latents(self, features: Features) -> Tensor:
-        """Latents [N, L] of unstandardised features of the first source."""
+        """Return the latents [N, L] of features of the first source, without standardisation."""
         like = next(self.parameters())
         return torch.cat(
             [
@@ -61,7 +61,7 @@ class Autoencoder(nn.Module):
 
 
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them."""
+    """Return linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []
     for width, next_width in itertools.pairwise(widths):
         layers += [nn.Linear(width, next_width), nn.ReLU()]
@@ -70,7 +70,10 @@ def _layers(widths: tuple[int, ...]) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class PreTraining:
-    """How the autoencoder is trained before the hash network. `first_weight` is that of the first source's error."""
+    """Settings of the autoencoder's training, which precedes that of the hash network.
+
+    `held_out` is the fraction of rows that select the epoch, `first_weight` the weight of the first source's error.
+    """
 
     epochs: int
     batch_size: int
@@ -82,19 +85,18 @@ class PreTraining:
 
 
 def pre_train(autoencoder: Autoencoder, sources: list[Features], settings: PreTraining) -> list[float]:
-    """Trains on the sources float32 [N, D] of the training part, and returns each epoch's error on the rows held out.
+    """Train on the sources float32 [N, D] of the training part; return each epoch's error on the held-out rows.
 
-    The autoencoder is left with the state of the epoch that had the least. No label is seen.
+    The autoencoder keeps the weights of the epoch with the lowest error. Labels are not used.
     """
     like = next(autoencoder.parameters())
     rng = np.random.default_rng([settings.seed, len(sources[0])])
     held_out, rows = np.split(rng.permutation(len(sources[0])), [max(1, round(settings.held_out * len(sources[0])))])
     optimizer = Adam(autoencoder.parameters(), lr=settings.lr)
 
-    def error(some: npt.NDArray[np.int64]) -> Tensor:
-        inputs = autoencoder.standardise([torch.from_numpy(source[some]).to(like) for source in sources])
+    def error(chunk: npt.NDArray[np.int64]) -> Tensor:
+        inputs = autoencoder.standardise([torch.from_numpy(source[chunk]).to(like) for source in sources])
         first, *second = autoencoder.errors(autoencoder.encoder(inputs[0]), inputs)
-        # Alone, the first source is what matters.
         return second[0] + settings.first_weight * first if second else first
 
     @torch.no_grad()
@@ -103,7 +105,7 @@ def pre_train(autoencoder: Autoencoder, sources: list[Features], settings: PreTr
         chunks = [held_out[start : start + CHUNK_ROWS] for start in starts]
         return sum(float(error(chunk)) * len(chunk) for chunk in chunks) / len(held_out)
 
-    found: list[float] = []
+    errors: list[float] = []
     best: dict[str, Tensor] = {}
     for epoch in range(settings.epochs):
         optimizer.param_groups[0]["lr"] = settings.lr * 0.5 ** (epoch // settings.halve_epochs)
@@ -112,37 +114,38 @@ def pre_train(autoencoder: Autoencoder, sources: list[Features], settings: PreTr
             optimizer.zero_grad()
             error(order[start : start + settings.batch_size]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        found.append(error_held_out())
-        if found[-1] <= min(found):
+        errors.append(error_held_out())
+        if errors[-1] <= min(errors):
             best = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
     if best:
         autoencoder.load_state_dict(best)
     optimizer.zero_grad()
-    return found
+    return errors
 
 
 def cluster_centres(latents: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """The best of 20 k-means of latents [N, L]: centres [M, L]."""
+    """Return the centres [M, L] of latents [N, L], the best of 20 runs of k-means."""
     from sklearn.cluster import KMeans
 
-    found = KMeans(num_clusters, n_init=20, random_state=seed).fit(latents.cpu().numpy())
-    return torch.from_numpy(found.cluster_centers_).to(latents)
+    kmeans = KMeans(num_clusters, n_init=20, random_state=seed).fit(latents.cpu().numpy())
+    return torch.from_numpy(kmeans.cluster_centers_).to(latents)
 
 
 def soft_assignment(latents: Tensor, centres: Tensor, alpha: float) -> Tensor:
-    """Student-t shares q float [N, M], rows of sum 1, of latents [N, L] in clusters around centres [M, L].
+    """Return the soft assignment q float [N, M] of latents z [N, L] to centres mu [M, L]; rows sum to 1.
 
-    Proportional to (1 + |z - mu|^2 / alpha)^(-(alpha + 1) / 2).
+    q is proportional to the Student-t kernel (1 + |z - mu|^2 / alpha)^(-(alpha + 1) / 2).
     """
-    # Distances from products of the rows would lose what lies close.
+    # Not from dot products, which would lose the precision of small distances.
     distances = (latents.float()[:, None] - centres.float()).square().sum(dim=2)
     return torch.softmax(-(alpha + 1) / 2 * torch.log1p(distances / alpha), dim=1)
 
 
 def target_distribution(shares: Tensor, hard: bool = False) -> Tensor:
-    """DEC's target p float [N, M] of all training rows' shares q [N, M]: sharper, and fair to small clusters.
+    """Return DEC's target p float [N, M] of the soft assignment q [N, M] of all training rows; rows sum to 1.
 
-    p_ij is proportional to q_ij^2 / sum_i q_ij, rows of sum 1. `hard`: 1 for the nearest centre, 0 for the others.
+    p_ij is proportional to q_ij^2 / sum_i q_ij: sharper than q, and normalised by the size of each cluster. With
+    `hard`, p is 1 for the nearest centre and 0 for all others.
     """
     if hard:
         return F.one_hot(shares.argmax(dim=1), shares.shape[1]).to(shares)

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a method."""
+"""The interface between a method and the training loop, and the orders of training images that methods share."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -21,16 +21,19 @@ from orbithash.trainers.metrics.retrieval import Labels
 __all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
 
 
-# Images that are decoded together where they are not in memory.
+# Number of images decoded together if the part is not in memory.
 BLOCK_SIZE = 256
 
 
 class Batch(NamedTuple):
-    """This rank's share of a step, or of a piece of one.
+    """This rank's share of a batch, or of a micro-batch.
 
-    `rows` int64 [B] are places in the training part, `labels` those of `Part`: int64 [B] for a method that needs them;
-    `images` float32 [B, C, S, S] are augmented and normalised, absent for a method that trains on features; `features`
-    holds the rows of each of the method's tables, float32 [B, ...]. `seed` is the step's own, the same on all ranks.
+    Attributes:
+        rows: int64 [B], positions in the training part.
+        labels: as in `Part`; int64 [B] for a method that needs labels.
+        images: float32 [B, C, S, S], augmented and normalised; None for a method that trains on features.
+        features: the rows of each of the method's tables, float32 [B, ...].
+        seed: the seed of the step, the same on all ranks.
     """
 
     rows: Tensor
@@ -41,29 +44,29 @@ class Batch(NamedTuple):
 
 
 class Method(nn.Module):
-    """Networks and how a batch becomes a loss. DDP wraps the whole of it, proxies and the like included.
+    """Networks, and the loss of a batch. DDP wraps the whole module.
 
-    All that has to survive an interruption is a parameter, a buffer or in the optimizer. What is random follows from
-    the batch's seed or from torch's generator, which the loop seeds at the start of each epoch.
+    All state that a resumed run needs is a parameter, a buffer or in the optimizer. All randomness follows from the
+    batch's seed or from torch's generator, which the loop seeds at the start of each epoch.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[TrainConfig]]
 
-    # The training data that the method needs, and its publication, for people.
+    # The training data that the method needs, and its publication; `orbithash methods` prints both.
     learns_from: ClassVar[str]
     paper: ClassVar[str]
 
-    # The metric of `validate` whose best epoch becomes the model; None: the last epoch does.
+    # The metric of `validate` that selects the epoch of the exported model; None: the last epoch.
     selection_metric: ClassVar[str | None] = "ap_min@20"
 
-    # The metric of `validate` by which settings are compared.
+    # The metric of `validate` that `tune` maximises.
     tuning_metric: ClassVar[str] = "ap_min@20"
 
-    # Whether training needs the class of every image, one each.
+    # Whether training needs exactly one class for each image.
     needs_labels: ClassVar[bool] = True
 
-    # Consecutive rows of a step that belong together: every rank's share is a multiple of so many.
+    # Number of consecutive rows of a step that belong together. Each rank's share is a multiple of it.
     group_size: ClassVar[int] = 1
 
     network: HashNetwork
@@ -71,84 +74,88 @@ class Method(nn.Module):
 
     @abstractmethod
     def __init__(self, config: Any, num_classes: int, num_rows: int) -> None:
-        """`num_rows`: images of the training part."""
+        """Build the networks for `num_rows` training images of `num_classes` classes."""
         super().__init__()
-        # Not at the class, where it would hide a module of that name.
+        # An attribute of the class would hide a submodule of the same name.
         self.text_head = None
 
     @property
     def trains_on_images(self) -> bool:
-        """Whether batches hold images."""
+        """Whether batches have images."""
         return True
 
     @classmethod
     def tables_of(cls, config: Any) -> dict[str, Table]:
-        """The frozen features that batches hold, by name; "image" is what a code is made of without `images`."""
+        """Return the tables of frozen features that batches contain, by name.
+
+        The codes of a method that does not train on images are computed from the table "image".
+        """
         return {}
 
     @property
     def tables(self) -> dict[str, Table]:
-        """Those of its own config."""
+        """The tables of this method's own config."""
         return self.tables_of(self.config)
 
     @property
     def label_code(self) -> tuple[str, int]:
-        """Kind and weight of the label bits that follow the hash bits."""
+        """Kind and weight of the label bits appended to the hash bits."""
         return "none", 1
 
     @property
     def nested_bits(self) -> tuple[int, ...]:
-        """Lengths below the full one whose prefix of the code was trained to be used alone."""
+        """Shorter code lengths whose prefix of the code is trained as a code of its own."""
         return ()
 
     def text_encoder(self, device: str = "cpu") -> TextEncoder | None:
-        """What makes features of sentences, for a method with a text side."""
+        """Return the encoder of sentences, for a method with a text side."""
         return None
 
     @abstractmethod
     def build_optimizer(self) -> Optimizer:
-        """The optimizer over all parameters, with the learning rates of epoch 0."""
+        """Return the optimizer over all parameters, with the learning rates of epoch 0."""
 
     def begin(self, training: Part) -> None:
-        """Before the first epoch of a new run, on the first rank; the others receive the state it leaves."""
+        """Prepare a new run. Called on the first rank only; the other ranks receive the resulting state."""
 
     @abstractmethod
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """Sets what trains in this epoch (from 0) and returns the factor on all learning rates.
+        """Set which parameters train in this epoch (from 0) and return the factor on all learning rates.
 
-        Every rank calls it with the whole training part.
+        Called on every rank with the whole training part.
         """
 
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
-        """The epoch's batches over all ranks: rows int64 [steps, batch]. Rank r takes the r-th piece of each.
+        """Return the epoch's batches over all ranks, rows int64 [steps, batch]. Rank r takes the r-th part of each.
 
-        `InputError` when these labels allow no batches.
+        Raises:
+            InputError: no batch can be drawn from these labels.
         """
         config: TrainConfig = self.config  # type: ignore[assignment]
         return shuffled(len(labels), config.batch_size, config.seed, epoch)
 
     def before_step(self, batch: Batch, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Before the step, outside DDP: the place of a second player. Returns losses to record."""
+        """Run before each step, outside DDP, for example to train a discriminator. Return losses to record."""
         return {}
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses by name for this rank's share; `loss` is minimised.
+        """Return scalar losses by name for this rank's share; `loss` is minimised.
 
-        Averaged over ranks, the gradient of `loss` is that of one process with all ranks' shares in its batch.
+        The mean over ranks of the gradient of `loss` equals the gradient of one process with the whole batch.
         """
 
     def after_step(self, batch: Batch) -> None:
-        """After the optimizer's step: the place of memories and momentum encoders."""
+        """Run after each optimizer step, for example to update a memory or a momentum encoder."""
 
     def end_epoch(self) -> None:
-        """After the epoch's last step, before its checkpoint."""
+        """Run after the epoch's last step, before its checkpoint is written."""
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
-        """Metrics of the validation part, higher is better; `reference` is the training part as it is encoded.
+        """Return metrics of the validation part; higher is better.
 
-        Each rank holds its share, dealt round robin, of both. Here: expected `ap_min@20` of validation queries in the
-        training part.
+        `reference` is the training part, without augmentation. Each rank has its share of both parts, dealt round
+        robin. By default: the expected `ap_min@20` of validation queries in the training part.
         """
         codes = [gather_rows(encode_part(encoder, part)) for part in (validation, reference)]
         labels = [gather_rows(part.labels) for part in (validation, reference)]
@@ -156,26 +163,26 @@ class Method(nn.Module):
 
 
 def encode_part(encoder: HashModel, part: Part) -> npt.NDArray[np.uint8]:
-    """Codes of a part's images, from their features where it holds no images."""
+    """Return the codes uint8 [N, ceil(K/8)] of a part's images, computed from features if the part has no images."""
     images = part.images
     if images is not None:
-        # What is not in memory is decoded a block at a time.
+        # In blocks, because the images may be decoded from disk.
         starts = range(0, max(1, len(images)), BLOCK_SIZE)
         return np.concatenate([encoder.encode_prepared(images[start : start + BLOCK_SIZE]) for start in starts])
     return encoder.encode_features(part.features["image"])
 
 
 def shuffled(num_rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """All rows once in random order, int64 [steps, batch_size]; the ragged last batch is dropped."""
+    """Return all rows once in random order, int64 [steps, batch_size]; an incomplete last batch is dropped."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     return order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
 
 
 def balanced(labels: Labels, batch_size: int, images_per_class: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """As many batches as `shuffled` makes, each of whole classes: int64 [steps, batch_size].
+    """Return class-balanced batches int64 [steps, batch_size], as many as `shuffled` returns.
 
-    The classes of a batch are drawn without replacement while they last, the images of each with replacement. A batch
-    of which `images_per_class` is no divisor ends with a smaller group.
+    Each batch has `images_per_class` images of each of its classes. Classes are drawn without replacement until all
+    were drawn, images with replacement. If `images_per_class` does not divide `batch_size`, the last class has fewer.
     """
     rng = np.random.default_rng([seed, epoch])
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -183,7 +190,7 @@ def balanced(labels: Labels, batch_size: int, images_per_class: int, seed: int, 
     steps = []
     for _ in range(len(labels) // batch_size):
         rounds = [rng.permutation(len(members)) for _ in range(-(-groups // len(members)))]
-        drawn = [rng.choice(members[place], images_per_class) for place in np.concatenate(rounds)[:groups]]
-        # Ranks take consecutive pieces: shuffled, each has a fair share of the classes.
+        drawn = [rng.choice(members[number], images_per_class) for number in np.concatenate(rounds)[:groups]]
+        # Ranks take consecutive parts of the batch. Shuffled, each part has images of many classes.
         steps.append(rng.permutation(np.concatenate(drawn)[:batch_size]))
     return np.array(steps, np.int64).reshape(-1, batch_size)

@@ -1,26 +1,27 @@
 """CDNE: class-discriminated neighborhood embedding (Kang, Fernandez-Beltran, Ye, Tong, Plaza, IEEE JSTARS 2020).
 
-The hash layer has no activation: f are its outputs, bits their signs, e = f / |f| the embedding. Three losses:
-scalable neighbourhood component analysis (SNCA; Wu, Efros, Yu, ECCV 2018), in which the probability that a softmax over
-the cosines with all other training images falls on one of the own class is raised; cross-entropy of a classifier on f;
-quantisation of f. The other images' embeddings come from a memory, a row m for each training image:
+The hash layer has no activation: f are its outputs, the bits are their signs, e = f / |f| is the embedding. There are
+three losses. Scalable neighbourhood component analysis (SNCA; Wu, Efros, Yu, ECCV 2018) raises the probability, under a
+softmax over the cosines with all other training images, of images of the same class. The others are the cross-entropy
+of a classifier on f and the quantisation of f. The other images' embeddings come from a memory with one row m per
+training image:
 
-- "memory-bank": after each step, m becomes mu * m + (1 - mu) * e of unit length, with the e that the step trained on;
-- "momentum": m becomes the embedding by a second network, the moving average of the trained one;
-- "in-batch": no memory, the softmax is over the step's images, and gradients flow to both sides.
+- "memory-bank": after each step, m becomes mu * m + (1 - mu) * e, scaled to unit length, with the e of that step.
+- "momentum": m becomes the embedding by a second network, the moving average of the trained one.
+- "in-batch": without a memory. The softmax is over the images of the step, and gradients flow to both sides.
 
 Deviations from the authors' code:
 
-- logarithms of sums of exponentials throughout, so that no probability is 0; only an image that is the only one of its
-  class adds nothing, as there, where the mean is over all of the batch, too;
-- the memory is written after the optimizer's step; the code does so in the backward pass. It starts with embeddings by
-  the initial network (an option); the code's starts with noise;
-- the moving average forgets faster in runs shorter than the code's, see `encoder_momentum`. The code shuffles images
-  before that network, for the sake of batch norm. It is left out: here the statistics of batch norm are those of all
-  ranks' images (norm=batch) or frozen, and no order changes either. Its batch norm layers are in training mode;
-- mu changes at the same shares of the run as in the code, whose epochs are 130;
-- a layer norm before the hash layer (an option), as for DHCL;
-- AdamW with smaller rates and a warm-up of the hash layer by default. The code has SGD: optimizer=sgd lr=0.1
+- Probabilities are computed as logarithms, so none is 0. As in the code, an image that is the only one of its class
+  adds 0 to a mean over the whole batch.
+- The memory is written after the optimizer's step (in the code: in the backward pass). By default it starts with
+  embeddings by the initial network (in the code: with noise).
+- The moving average forgets faster in runs shorter than the code's, see `encoder_momentum`. The code shuffles images
+  before the second network because of batch norm. Here the statistics of batch norm are those of all ranks' images
+  (norm=batch) or frozen, so the order has no effect. The second network's batch norm layers are in training mode.
+- mu changes at the same fractions of the run as in the code, which has 130 epochs.
+- A layer norm before the hash layer, by default, as for DHCL.
+- AdamW with smaller learning rates and a warm-up of the hash layer by default. The code has SGD: optimizer=sgd lr=0.1
   head_lr_factor=1 warm_up_epochs=0 schedule=step lr_decay=0.5 lr_decay_epochs=30.
 """
 
@@ -45,91 +46,107 @@ from orbithash.trainers.search_space import Linear, Log
 
 __all__ = ["Cdne", "CdneConfig", "Embedded", "neighbour_log_sums", "snca_loss"]
 
-# The code's shares of the run from which mu is so much.
+# (fraction of the run, mu from there on), as in the code.
 MU_OF_SHARE = ((0.0, 0.5), (80 / 130, 0.8), (120 / 130, 0.9))
 
-# The code's rate of the moving average is 0.001, but its runs have some 10,000 steps; the average should not reach
-# further back than a tenth of a run.
+# The code's rate of the moving average is 0.001, in runs of about 10,000 steps. In shorter runs, the rate is larger, so
+# that the average covers at most a tenth of the run.
 MIN_RATE, MEMORY_SHARE = 0.001, 0.1
 
-# Images per pass of the network when the memory is filled.
+# Number of images per pass of the network when the memory is filled.
 FILL_BATCH = 32
 
 
 class CdneConfig(FineTuningConfig):
-    """Settings of CDNE. "Code" is the value of the authors' released code where it differs from the default here."""
+    """Settings of CDNE. "code: X" in a description is the value in the authors' released code if it differs."""
 
-    variant: Literal["memory-bank", "momentum", "in-batch"] = Field("memory-bank", description="where neighbours are")
+    variant: Literal["memory-bank", "momentum", "in-batch"] = Field(
+        "memory-bank", description="source of the other images' embeddings"
+    )
     temperature: Annotated[float, Log(0.02, 0.2)] = Field(
-        0.05, ge=0.005, le=1, description="T, of the softmax over cosines"
+        0.05, ge=0.005, le=1, description="temperature T of the softmax over cosines"
     )
     margin: Annotated[float, Linear(0, 0.3)] = Field(
-        0.0, ge=0, le=1, description="d, taken from the cosines with the own class"
+        0.0, ge=0, le=1, description="margin d, subtracted from the cosines with images of the same class"
     )
-    snca_weight: Annotated[float, Log(0.1, 10)] = Field(1.0, ge=0, le=1000, description="lambda")
+    snca_weight: Annotated[float, Log(0.1, 10)] = Field(
+        1.0, ge=0, le=1000, description="weight lambda of the SNCA loss"
+    )
     classification_weight: Annotated[float, Log(0.1, 10)] = Field(
-        1.0, ge=0, le=1000, description="of the cross-entropy"
+        1.0, ge=0, le=1000, description="weight of the cross-entropy"
     )
     quantisation_weight: Annotated[float, Log(1e-2, 10)] = Field(
-        1.0, ge=0, le=1000, description="of the mean of (|f| - 1)^2"
+        1.0, ge=0, le=1000, description="weight of the mean of (|f| - 1)^2"
     )
     memory_momentum: float | None = Field(
-        None, ge=0, lt=1, description="mu of the memory bank; none: 0.5, then 0.8 and 0.9 in the last 5/13 and 1/13"
+        None,
+        ge=0,
+        lt=1,
+        description="mu of the memory bank; null: 0.5, then 0.8 in the last 5/13 and 0.9 in the last 1/13 of the run",
     )
     encoder_momentum: float | None = Field(
-        None, ge=0, le=1, description="of the moving average; none: 1 - max(0.001, 10 / steps of the run)"
+        None,
+        ge=0,
+        le=1,
+        description="momentum of the moving average; null: 1 - max(0.001, 10 / number of steps of the run)",
     )
-    memory_start: Literal["forward", "random"] = Field("forward", description="the memory's first rows; code: random")
+    memory_start: Literal["forward", "random"] = Field(
+        "forward", description="initial memory: embeddings by the initial network, or random; code: random"
+    )
     sharded_memory: bool = Field(False, description="whether each worker holds only its share of the memory")
-    head_norm: Literal["layer", "none"] = Field("layer", description="before the hash layer; code: none")
+    head_norm: Literal["layer", "none"] = Field("layer", description="normalisation before the hash layer; code: none")
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
         if self.images_per_class and self.variant != "in-batch":
-            raise ValueError(f"images_per_class with variant={self.variant}: a memory has all images, set it to 0")
+            raise ValueError(
+                f"images_per_class is {self.images_per_class} with variant={self.variant}: the memory has images of "
+                "all classes; set images_per_class=0"
+            )
         return self
 
 
 def _embed(hashes: Tensor) -> Tensor:
-    """Unit rows of hashes [N, K], float32 or wider."""
+    """Return hashes [N, K] scaled to unit length, float32 or wider."""
     return F.normalize(at_least_float32(hashes), dim=1, eps=NORM_FLOOR)
 
 
 class Embedded(NamedTuple):
-    """Images in the space of the softmax: unit `embeddings` [N, K], their classes and rows of the training part."""
+    """Images as unit `embeddings` [N, K], with their classes and their rows of the training part."""
 
     embeddings: Tensor
     labels: Tensor
     rows: Tensor
 
     def gather(self) -> "Embedded":
-        """Those of all ranks."""
+        """Return the images of all ranks."""
         return Embedded(*(gather_with_gradient(values) for values in self))
 
 
 def neighbour_log_sums(anchors: Embedded, keys: Embedded, temperature: float, margin: float) -> Tensor:
-    """Logarithms [2, B] of two sums of exp(cosine / T) over keys: those of the anchor's class, and all.
+    """Return the logarithms [2, B] of two sums of exp(cosine / T) for each anchor: over keys of its class, and all.
 
-    A key of the anchor's own row is left out, and the cosines with its class are less the margin in both sums. A sum
-    over nothing has about the lowest number of its type. Sums over parts of the keys can be joined by logsumexp.
+    The key of the anchor's own row is excluded. The margin is subtracted from the cosines with the anchor's class in
+    both sums. The logarithm of an empty sum is about the lowest number of its type. Sums over parts of the keys can be
+    joined by logsumexp.
     """
     embeddings = at_least_float32(anchors.embeddings)
     is_other = anchors.rows[:, None] != keys.rows
     is_same = (anchors.labels[:, None] == keys.labels) & is_other
     exponents = (embeddings @ keys.embeddings.to(embeddings.dtype).T - margin * is_same) / temperature
-    nothing = torch.finfo(exponents.dtype).min
-    sums = [torch.logsumexp(exponents.masked_fill(~mask, nothing), dim=1) for mask in (is_same, is_other)]
+    lowest = torch.finfo(exponents.dtype).min
+    sums = [torch.logsumexp(exponents.masked_fill(~mask, lowest), dim=1) for mask in (is_same, is_other)]
     return torch.stack(sums)
 
 
 def snca_loss(log_sums: Tensor) -> Tensor:
-    """The mean over anchors of -log(sum of the class / sum of all) of `neighbour_log_sums` [2, B].
+    """Return the mean over anchors of -log(sum over the class / sum over all), from `neighbour_log_sums` [2, B].
 
-    An anchor without another image of its class adds 0. Zero for no anchors.
+    An anchor without another image of its class adds 0. The loss is 0 for an empty batch.
     """
-    same, everyone = log_sums
+    same, all_keys = log_sums
     has_same = same > torch.finfo(same.dtype).min / 2
-    return torch.where(has_same, everyone - same, 0).sum() / max(1, len(same))
+    return torch.where(has_same, all_keys - same, 0).sum() / max(1, len(same))
 
 
 class Cdne(FineTuned):
@@ -163,7 +180,7 @@ class Cdne(FineTuned):
 
     @torch.no_grad()
     def begin(self, training: Part) -> None:
-        """See `Method`. Fills the memory with embeddings of the images as they are."""
+        """Fill the memory with embeddings of the images without augmentation, see `Method`."""
         if self.memory is None or self.config.memory_start == "random":
             return
         assert training.images is not None, "trains on images"
@@ -178,7 +195,7 @@ class Cdne(FineTuned):
             self.memory.whole[start : start + FILL_BATCH] = _embed(hashes)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. Opens the memory."""
+        """Open the memory and set mu, see `Method`."""
         if self.memory is not None:
             self.memory.open()
             self._labels = torch.from_numpy(training.labels).to(self.memory.whole.device)
@@ -188,13 +205,13 @@ class Cdne(FineTuned):
         return super().start_epoch(epoch, training)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`."""
+        """Return the losses, see `Method`."""
         config = self.config
         assert batch.images is not None, "trains on images"
         hashes, logits = self.network(batch.images)
         assert logits is not None
         embeddings = _embed(hashes)
-        # For the memory bank, which is written with what this step trains on, piece by piece.
+        # One tensor per micro-batch; the memory bank is written with them after the step.
         self._embeddings.append(embeddings.detach())
         snca = snca_loss(self._log_sums(embeddings, batch))
         classification = F.cross_entropy(at_least_float32(logits), batch.labels)
@@ -209,7 +226,7 @@ class Cdne(FineTuned):
         }
 
     def _log_sums(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """`neighbour_log_sums` of this rank's anchors, or of all ranks' where each has a share of the memory."""
+        """Return `neighbour_log_sums` of this rank's anchors over the whole memory, or over all ranks' images."""
         config, memory = self.config, self.memory
         anchors = Embedded(embeddings, batch.labels, batch.rows)
         if memory is None:
@@ -217,19 +234,20 @@ class Cdne(FineTuned):
         keys = Embedded(memory.share, self._labels[memory.numbers], memory.numbers)
         if not memory.sharded:
             return neighbour_log_sums(anchors, keys, config.temperature, config.margin)
-        of_share = neighbour_log_sums(anchors.gather(), keys, config.temperature, config.margin)
-        return torch.logsumexp(gather_with_gradient(of_share[None]), dim=0)
+        # Every rank sums over its share for the anchors of all ranks; the mean over ranks' losses is unchanged.
+        partial = neighbour_log_sums(anchors.gather(), keys, config.temperature, config.margin)
+        return torch.logsumexp(gather_with_gradient(partial[None]), dim=0)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
-        """See `Method`. Writes the memory, then moves the average."""
-        trained_on, self._embeddings = self._embeddings, []
+        """Write the memory, then update the moving average, see `Method`."""
+        embeddings_of_step, self._embeddings = self._embeddings, []
         if self.memory is None:
             return
         if self.average is None:
             assert self._mu is not None
-            # The last ones are this step's, whoever asked for a loss before it.
-            self.memory.write(batch.rows, torch.cat(trained_on)[-len(batch.rows) :], keep=self._mu)
+            # Only the last rows are of this step: `forward` may have been called before it.
+            self.memory.write(batch.rows, torch.cat(embeddings_of_step)[-len(batch.rows) :], keep=self._mu)
             return
         assert batch.images is not None
         embeddings = _embed(self.average(batch.images).hashes)
@@ -239,6 +257,6 @@ class Cdne(FineTuned):
             parameter.lerp_(current[name], 1 - self.encoder_momentum)
 
     def end_epoch(self) -> None:
-        """See `Method`. The checkpoint holds the whole memory."""
+        """Close the memory, so that the checkpoint has all of it, see `Method`."""
         if self.memory is not None:
             self.memory.close()

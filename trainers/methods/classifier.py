@@ -1,4 +1,4 @@
-"""The simplest supervised baseline: a classifier on tanh hashes whose signs are the codes."""
+"""The classifier baseline: a linear classifier on tanh hashes whose signs are the codes."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ class ClassifierConfig(FineTuningConfig):
     """Settings of the classifier baseline."""
 
     quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
-        0.1, ge=0, le=1000, description="of the mean squared distance to the sign"
+        0.1, ge=0, le=1000, description="weight of the mean squared distance of a hash to its sign"
     )
 
 
@@ -40,7 +40,7 @@ class Classifier(FineTuned):
         self.network = HashNetwork(spec, config.weights, config.rgb)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. Both losses are means over this rank's images."""
+        """Return the losses, see `Method`. Both are means over this rank's images."""
         assert batch.images is not None, "trains on images"
         hashes, logits = self.network(batch.images)
         assert logits is not None

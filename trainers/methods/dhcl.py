@@ -1,24 +1,26 @@
 """DHCL: deep hashing assisted by classification labels (Liu, Liu, Shan, Zhou, Remote Sensing 14(24):6358, 2022).
 
-One network hashes and classifies: the classifier reads the hash layer, and at retrieval the bits of the predicted label
-can follow the hash bits. Three losses: a self-paced proxy loss on the cosine between hashes and one learned proxy a
-class, cross-entropy, and quantisation.
+One network hashes and classifies: the classifier reads the hash layer, and the bits of the predicted label can be
+appended to the hash bits. There are three losses: a self-paced proxy loss on the cosines between hashes and one learned
+proxy per class, cross-entropy, and quantisation.
 
-The authors' released code cannot run, and its proxy loss has the wrong sign; the formulas of the paper's body were not
-available. What stands here is their architecture with the proxy loss in the form of circle loss (Sun et al., CVPR 2020)
-summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from the released code:
+The authors' released code does not run, and its proxy loss has the wrong sign; the formulas in the paper's body were
+not available. This module implements their architecture with the proxy loss in the form of circle loss (Sun et al.,
+CVPR 2020), summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Deviations from the released code:
 
-- the positive exponent has a negative sign, so that images are pulled towards their own proxy; the self-paced weights
-  are clamped at 0 and carry no gradient; the scale is a setting (the code forgets it);
-- cross-entropy is taken on the logits, quantisation on the hashes (the code feeds both something else);
-- the hashes are tanh outputs, not L2-normalised ones; the proxies are always trained;
-- the classifier trains in the warm-up too; the best epoch is chosen on held-back training images, never on test;
-- labels are smoothed in the cross-entropy;
-- rates fall along a cosine, and those of the head are larger. The code has lr=1e-4 head_lr_factor=1
+- The default has no label bits, for which the method is named (label_code=binary restores them).
+- The exponent of positives has a negative sign, so that images are pulled towards their own proxy. The self-paced
+  weights are clamped at 0 and have no gradient. The scale is a setting (the code omits it).
+- The cross-entropy is computed from the logits, the quantisation loss from the hashes (not so in the code).
+- The hashes are tanh outputs without L2 normalisation. The proxies are always trained.
+- The classifier also trains during the warm-up. The best epoch is chosen on held-back training images, never on the
+  test part.
+- The cross-entropy has label smoothing.
+- The learning rates follow a cosine, and the head's are larger. The code has lr=1e-4 head_lr_factor=1
   proxy_lr_factor=100 schedule=step lr_decay=0.5 lr_decay_epochs=10.
 
-Beyond the paper: with `nested_bits` the losses are averaged over prefixes of the code as well, in the way of nested
-(Matryoshka) representations, so that one training gives codes of several lengths.
+Extension: with `nested_bits` the losses are averaged over prefixes of the code, as in nested (Matryoshka)
+representations, so that one training gives codes of several lengths.
 """
 
 from typing import Annotated, Literal, Self
@@ -44,69 +46,82 @@ __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss"]
 
 
 class DhclConfig(FineTuningConfig):
-    """Settings of DHCL. "Code" is the value of the authors' released code where it differs from the default here."""
+    """Settings of DHCL. "code: X" in a description is the value in the authors' released code if it differs."""
 
     pooling: Annotated[Literal["avg", "max", "avg+max"], Choice(("avg", "max", "avg+max"))] = Field(
-        "avg+max", description="of the last feature map"
+        "avg+max", description="pooling of the last feature map"
     )
     proxy_loss: Annotated[Literal["circle", "proxy-anchor"], Choice(("circle", "proxy-anchor"))] = Field(
         "circle", description="form of the proxy loss"
     )
     margin: Annotated[float, Linear(0.1, 0.4)] = Field(
-        0.25, gt=0, lt=1, description="m of the circle form; the anchor form's delta is 0.1"
+        0.25, gt=0, lt=1, description="margin m of the circle form; the anchor form has delta 0.1 instead"
     )
-    scale: Annotated[float, Log(8, 64)] = Field(32.0, gt=0, le=256, description="g, on cosines; code: 1, by oversight")
-    classification_weight: Annotated[float, Log(0.1, 10)] = Field(1.0, ge=0, description="of the cross-entropy")
+    scale: Annotated[float, Log(8, 64)] = Field(
+        32.0, gt=0, le=256, description="factor g on cosines; code: 1, by oversight"
+    )
+    classification_weight: Annotated[float, Log(0.1, 10)] = Field(1.0, ge=0, description="weight of the cross-entropy")
     label_smoothing: Annotated[float, Linear(0, 0.2)] = Field(
-        0.1, ge=0, lt=1, description="of the cross-entropy; code: 0"
+        0.1, ge=0, lt=1, description="label smoothing of the cross-entropy; code: 0"
     )
     quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
-        1.0, ge=0, description="of the mean squared distance to the nearest sign"
+        1.0, ge=0, description="weight of the mean squared distance of a hash to its sign"
     )
-    proxy_lr_factor: Annotated[float, Log(1, 1000)] = Field(50.0, gt=0, le=1000, description="on lr, for the proxies")
-    nested_bits: tuple[int, ...] = Field((), description="lengths below `bits` that a prefix of the code serves, too")
+    proxy_lr_factor: Annotated[float, Log(1, 1000)] = Field(
+        50.0, gt=0, le=1000, description="factor on lr for the proxies; code: 100"
+    )
+    nested_bits: tuple[int, ...] = Field(
+        (), description="shorter lengths whose prefix of the code is trained as a code of its own"
+    )
     label_code: Literal["none", "binary", "gray", "one-hot", "error-correcting"] = Field(
-        "none", description="label bits after the hash bits; code: binary"
+        "none", description="code of the label bits appended to the hash bits; code: binary"
     )
-    label_weight: int = Field(1, ge=1, le=16, description="how many times the label bits follow")
+    label_weight: int = Field(1, ge=1, le=16, description="number of repetitions of the label bits")
     count_label_bits: bool = Field(False, description="whether `bits` includes the label bits")
 
     @model_validator(mode="after")
     def _check_nested(self) -> Self:
         if self.nested_bits and self.label_code != "none":
-            raise ValueError("nested_bits and label_code: label bits stand at the end of a code, so it has no prefixes")
+            raise ValueError(
+                f"nested_bits with label_code={self.label_code}: a prefix of the code would lack the label bits at its "
+                "end; set one of the two"
+            )
         if any(not MIN_BITS <= bits < self.bits for bits in self.nested_bits):
             raise ValueError(f"nested_bits {list(self.nested_bits)}: {MIN_BITS} to {self.bits - 1} are allowed")
         return self
 
     def hash_bits(self, num_classes: int) -> int:
-        """Outputs of the hash layer: `bits` less the label bits where those count."""
+        """Return the number of outputs of the hash layer: `bits`, less the label bits if `count_label_bits`.
+
+        Raises:
+            InputError: too few hash bits are left, or the code is too long.
+        """
         label_bits = self.label_weight * label_table(self.label_code, num_classes).shape[1]
         hash_bits = self.bits - label_bits if self.count_label_bits else self.bits
         total = hash_bits + label_bits
         if hash_bits < MIN_BITS or total > MAX_BITS:
             raise InputError(
                 f"bits={self.bits} with {label_bits} label bits leaves {hash_bits} hash bits in a code of {total}; "
-                f"at least {MIN_BITS} hash bits and at most {MAX_BITS} in all are allowed"
+                f"at least {MIN_BITS} hash bits and at most {MAX_BITS} bits in total are allowed"
             )
         return hash_bits
 
 
 def _cosines(hashes: Tensor, proxies: Tensor) -> Tensor:
-    """Cosines float32 [N, C] of hashes [N, K] and proxies [C, K]; the exponentials below need the range of float32."""
+    """Return the cosines of hashes [N, K] and proxies [C, K]; in float32 [N, C], the range that exponentials need."""
     return F.normalize(hashes.float(), dim=1, eps=1e-6) @ F.normalize(proxies.float(), dim=1, eps=1e-6).T
 
 
 def _pull_and_push(positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor:
-    """The sum over classes of log(1 + sum over images of exp(.)), once for own images and once for the others.
+    """Return the pull of own images plus the push of the others, each a mean over classes of log(1 + sum of exp(.)).
 
-    The pull is averaged over the classes present, the push over all. Exponents and `is_own` (image n is of class c)
-    are [N, C].
+    The sums run over images. The pull is averaged over the classes in the batch, the push over all classes. The
+    exponents and `is_own` (image n is of class c) are [N, C].
     """
-    nothing = torch.finfo(positive.dtype).min
+    lowest = torch.finfo(positive.dtype).min
 
     def log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
-        rows = torch.cat([exponents.new_zeros(1, exponents.shape[1]), exponents.masked_fill(~mask, nothing)])
+        rows = torch.cat([exponents.new_zeros(1, exponents.shape[1]), exponents.masked_fill(~mask, lowest)])
         return torch.logsumexp(rows, dim=0)
 
     num_present = is_own.any(dim=0).sum().clamp(min=1)
@@ -115,10 +130,10 @@ def _pull_and_push(positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor
 
 
 def circle_proxy_loss(hashes: Tensor, labels: Tensor, proxies: Tensor, margin: float, scale: float) -> Tensor:
-    """The self-paced proxy loss: hashes [N, K], labels int64 [N], proxies [C, K] to a float32 scalar.
+    """Return the self-paced proxy loss of hashes [N, K], labels int64 [N] and proxies [C, K], a float32 scalar.
 
-    With s the cosines: pull exp(-scale * a+ * (s - (1 - margin))), push exp(scale * a- * (s - margin)), where
-    a+ = max(0, 1 + margin - s) and a- = max(0, s + margin) are constants to the gradient. Zero for an empty batch.
+    With cosines s: pull exp(-scale * a+ * (s - (1 - margin))), push exp(scale * a- * (s - margin)). The paces
+    a+ = max(0, 1 + margin - s) and a- = max(0, s + margin) have no gradient. The loss is 0 for an empty batch.
     """
     cosines = _cosines(hashes, proxies)
     pull_pace = (1 + margin - cosines).clamp(min=0).detach()
@@ -130,14 +145,14 @@ def circle_proxy_loss(hashes: Tensor, labels: Tensor, proxies: Tensor, margin: f
 def proxy_anchor_loss(
     hashes: Tensor, labels: Tensor, proxies: Tensor, delta: float = 0.1, scale: float = 32.0
 ) -> Tensor:
-    """Proxy-Anchor (Kim et al., CVPR 2020, eq. 4), the baseline: arguments as in `circle_proxy_loss`."""
+    """Return the Proxy-Anchor loss (Kim et al., CVPR 2020, eq. 4); arguments as in `circle_proxy_loss`."""
     cosines = _cosines(hashes, proxies)
     is_own = F.one_hot(labels, len(proxies)).bool()
     return _pull_and_push(-scale * (cosines - delta), scale * (cosines + delta), is_own)
 
 
 class Dhcl(FineTuned):
-    """The hash network with its classifier, and one proxy a class."""
+    """The hash network with its classifier, and one proxy per class."""
 
     name = "dhcl"
     learns_from = "class labels"
@@ -155,23 +170,26 @@ class Dhcl(FineTuned):
 
     @property
     def label_code(self) -> tuple[str, int]:
-        """See `Method`."""
+        """Kind and weight of the label bits, see `Method`."""
         return self.config.label_code, self.config.label_weight
 
     @property
     def nested_bits(self) -> tuple[int, ...]:
-        """See `Method`."""
+        """Shorter code lengths, see `Method`."""
         return self.config.nested_bits
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes."""
+        """Return the losses, see `Method`.
+
+        The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes.
+        """
         config = self.config
         assert batch.images is not None, "trains on images"
         hashes, _ = self.network(batch.images)
         labels = gather_with_gradient(batch.labels)
-        everyone = gather_with_gradient(hashes)
+        gathered = gather_with_gradient(hashes)
         lengths = (*config.nested_bits, self.network.spec.bits)
-        proxy = torch.stack([self._proxy_loss(everyone[:, :k], labels, self.proxies[:, :k]) for k in lengths]).mean()
+        proxy = torch.stack([self._proxy_loss(gathered[:, :k], labels, self.proxies[:, :k]) for k in lengths]).mean()
         classification = torch.stack([self._cross_entropy(hashes[:, :k], batch.labels) for k in lengths]).mean()
         quantisation = quantisation_loss(hashes)
         return {
@@ -188,14 +206,14 @@ class Dhcl(FineTuned):
         return proxy_anchor_loss(hashes, labels, proxies, scale=config.scale)
 
     def _cross_entropy(self, hashes: Tensor, labels: Tensor) -> Tensor:
-        """Of a prefix, read by as much of the classifier."""
+        """Return the cross-entropy of a prefix of the hashes, with the same prefix of the classifier's weights."""
         classifier = self.network.classifier
         assert classifier is not None
         logits = F.linear(hashes, classifier.weight[:, : hashes.shape[1]], classifier.bias)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
 
     def build_optimizer(self) -> Optimizer:
-        """See `Method`."""
+        """Return the optimizer with a third group for the proxies, see `Method`."""
         optimizer = super().build_optimizer()
         optimizer.add_param_group({"params": [self.proxies], "lr": self.config.lr * self.config.proxy_lr_factor})
         return optimizer

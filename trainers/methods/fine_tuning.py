@@ -1,4 +1,7 @@
-"""What methods share that train a pretrained backbone together with a new head: sampling, optimizer, rates, warm-up."""
+"""Base of the methods that fine-tune a pretrained backbone together with a new head.
+
+It provides sampling, optimizer, learning-rate schedules and warm-up.
+"""
 
 import math
 from typing import Annotated, Literal
@@ -18,39 +21,43 @@ __all__ = ["FineTuned", "FineTuningConfig"]
 
 
 class FineTuningConfig(TrainConfig):
-    """How the network trains. The defaults are for pretrained weights, some thousand images and 15 to 20 epochs."""
+    """Settings of fine-tuning. The defaults suit pretrained weights, several thousand images and 15 to 20 epochs."""
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum 0.9")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     lr: Annotated[float, Log(2e-5, 1e-3)] = Field(
         2e-4, gt=0, le=1, description="learning rate of the backbone; for sgd try 0.01"
     )
     head_lr_factor: Annotated[float, Log(1, 100)] = Field(
-        10.0, gt=0, le=1000, description="on lr, for hash layer and classifier"
+        10.0, gt=0, le=1000, description="factor on lr for the hash layer and the classifier"
     )
-    weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(1e-4, ge=0, le=1, description="of the optimizer")
-    schedule: Literal["cosine", "step"] = Field("cosine", description="of the rates; cosine: to almost 0 at the end")
-    lr_decay: float = Field(0.5, gt=0, le=1, description="of schedule=step, each lr_decay_epochs")
-    lr_decay_epochs: int = Field(5, ge=1, description="epochs between two decays of schedule=step")
+    weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(1e-4, ge=0, le=1, description="weight decay")
+    schedule: Literal["cosine", "step"] = Field(
+        "cosine", description="schedule of all learning rates; cosine falls to almost 0 in the last epoch"
+    )
+    lr_decay: float = Field(0.5, gt=0, le=1, description="factor of schedule=step, applied every lr_decay_epochs")
+    lr_decay_epochs: int = Field(5, ge=1, description="number of epochs between two decays of schedule=step")
     warm_up_epochs: Annotated[int, Choice((0, 1, 2, 3))] = Field(
-        1, ge=0, description="first epochs, in which the backbone does not train"
+        1, ge=0, description="number of first epochs in which the backbone is frozen"
     )
-    images_per_class: int = Field(0, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+    images_per_class: int = Field(
+        0, ge=0, description="images of each class in a batch, for balanced sampling; 0: plain shuffling"
+    )
 
 
 class FineTuned(Method):
-    """A method that trains `network`, and what it adds to the optimizer itself."""
+    """Base class of a method that fine-tunes `network`. Subclasses add their own parameters to the optimizer."""
 
     config: FineTuningConfig
 
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
-        """See `Method`."""
+        """Return the epoch's batches, see `Method`; class-balanced if `images_per_class` is set."""
         config = self.config
         if not config.images_per_class:
             return super().order(labels, epoch)
         return balanced(labels, config.batch_size, config.images_per_class, config.seed, epoch)
 
     def build_optimizer(self) -> Optimizer:
-        """See `Method`."""
+        """Return the optimizer, see `Method`: one group for the backbone, one for the other layers."""
         config, network = self.config, self.network
         groups = [
             {"params": list(network.backbone.parameters()), "lr": config.lr},
@@ -64,7 +71,7 @@ class FineTuned(Method):
         return AdamW(groups, weight_decay=config.weight_decay)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. In the warm-up the backbone does not train."""
+        """Freeze the backbone during the warm-up and return the factor on the learning rates, see `Method`."""
         config = self.config
         self.network.backbone.requires_grad_(epoch >= config.warm_up_epochs)
         if config.schedule == "step":

@@ -1,4 +1,4 @@
-"""A memory of one embedding for each training image, on every rank or dealt among the ranks."""
+"""A memory bank: one embedding per training image, replicated on every rank or sharded among the ranks."""
 
 import numpy as np
 import torch
@@ -9,16 +9,17 @@ from orbithash.trainers.distributed import gather_objects, gather_with_gradient,
 
 __all__ = ["NORM_FLOOR", "Memory"]
 
-# Below this length a vector is divided by it instead: zeros stay zeros.
+# Minimum divisor when a vector is scaled to unit length: zeros stay zeros.
 NORM_FLOOR = 1e-6
 
 
 class Memory(nn.Module):
     """Embeddings float [N, K] by row of the training part, without gradient.
 
-    `whole` is what checkpoints hold. `open` and `close` enclose an epoch; in between, `share` holds rows
-    `numbers`: all of them, or with `sharded` every W-th one of W ranks, and then `whole` is empty. So the whole memory
-    takes room on a rank only between epochs, when no activations do, and a checkpoint serves any number of ranks.
+    `whole` is saved in checkpoints. `open` is called before an epoch and `close` after it; in between, `share` has the
+    rows `numbers`: all rows, or with `sharded` every W-th row on each of W ranks. While a sharded memory is open,
+    `whole` is empty: a rank holds the whole memory only between epochs, when no activations are allocated. A checkpoint
+    can be resumed by any number of ranks.
     """
 
     whole: Tensor
@@ -31,7 +32,7 @@ class Memory(nn.Module):
         self.register_buffer("whole", torch.zeros(num_rows, num_bits))
 
     def open(self) -> None:
-        """Takes this rank's share. Not a buffer: DDP would give every rank the first one's."""
+        """Take this rank's share. It is not a buffer, because DDP would broadcast the first rank's."""
         self._first, self._stride = (rank(), world_size()) if self.sharded else (0, 1)
         self.numbers = torch.arange(self._first, self.num_rows, self._stride, device=self.whole.device)
         self.share = self.whole
@@ -40,7 +41,7 @@ class Memory(nn.Module):
             self.whole = self.whole.new_empty(0, self.whole.shape[1])
 
     def close(self) -> None:
-        """Puts the shares together again, on every rank; `RuntimeError` where what should be one memory is several."""
+        """Join the shares on every rank; `RuntimeError` if replicas of the memory differ."""
         if self.sharded:
             whole = self.share.new_zeros(self.num_rows, self.share.shape[1])
             whole[self._first :: self._stride] = self.share
@@ -49,7 +50,7 @@ class Memory(nn.Module):
             self._check_replicas()
 
     def _check_replicas(self) -> None:
-        # Weighted by place, so that rows that changed places show. Processors may round differently.
+        # Weighted by position, so that swapped rows change the sum. The tolerance allows for rounding of processors.
         weights = torch.linspace(1, 2, self.num_rows, dtype=torch.float64, device=self.share.device)
         sums = np.array(gather_objects((weights @ self.share.double()).tolist()))
         if not np.allclose(sums, sums[0], rtol=0, atol=1e-3, equal_nan=True):
@@ -57,12 +58,12 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def write(self, rows: Tensor, embeddings: Tensor, keep: float) -> None:
-        """Each m of `rows` int64 [B], of every rank, becomes keep * m + (1 - keep) * e of unit length.
+        """Replace each row m of all ranks' `rows` int64 [B] by keep * m + (1 - keep) * e, scaled to unit length.
 
-        e are the rows' embeddings [B, K]; each rank brings its own rows.
+        e are the embeddings [B, K] of these rows. Each rank passes its own rows.
         """
         rows, embeddings = gather_with_gradient(rows), gather_with_gradient(embeddings)
         is_here = rows % self._stride == self._first
-        places = rows[is_here] // self._stride
-        mixed = keep * self.share[places] + (1 - keep) * embeddings[is_here].to(self.share.dtype)
-        self.share[places] = F.normalize(mixed, dim=1, eps=NORM_FLOOR)
+        positions = rows[is_here] // self._stride
+        mixed = keep * self.share[positions] + (1 - keep) * embeddings[is_here].to(self.share.dtype)
+        self.share[positions] = F.normalize(mixed, dim=1, eps=NORM_FLOOR)

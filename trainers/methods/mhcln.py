@@ -1,16 +1,18 @@
 """MHCLN (Roy, Sangineto, Demir, Sebe, IGARSS 2018) in the form of its journal version MiLaN (GRSL, arXiv 1904.01258).
 
-A small network on frozen, cached features of a pretrained backbone, with sigmoid outputs f in (0, 1). Three losses: a
-triplet loss on L2-normalised outputs, a push of outputs towards 0 or 1, and a balance that asks each code to have as
-many ones as zeros. Batches come from pairs of classes: anchors and positives of one, negatives of the other.
+A small network on frozen, cached features of a pretrained backbone, with sigmoid outputs f in (0, 1). There are three
+losses: a triplet loss on L2-normalised outputs, a push of the outputs towards 0 or 1, and a balance between the ones
+and zeros of each code. Batches are drawn from pairs of classes: anchors and positives from one, negatives from the
+other.
 
 Deviations from the authors' code:
 
-- features are standardised on the training part (an option; on UC Merced's MobileNetV2 features it is worth 6 points);
-- the classes of a step may be more than one pair, and the number of triplets a pair is capped by half of the smaller
-  class, so that small splits work; every rank takes its part of one global list of triplets;
-- an optional loss on the mean of each bit over the batch, which is what the code's comment on the balance loss means;
-- hidden layers start as torch's linear layers do, not with the code's uniform weights of variance 4 / (in + out).
+- Features are standardised with the moments of the training part (an option; it adds 6 points on UC Merced's
+  MobileNetV2 features).
+- A step may have several pairs of classes. The triplets of a pair repeat if half of its first class, or its second
+  class, has too few images, so that small splits work. Every rank takes its part of one global list of triplets.
+- An optional loss balances each bit over the batch, as the code's comment on the balance loss describes.
+- Hidden layers are initialised as torch's linear layers (in the code: uniform weights of variance 4 / (in + out)).
 """
 
 from typing import Annotated, Self
@@ -38,31 +40,38 @@ __all__ = ["Mhcln", "MhclnConfig", "class_pairs", "code_balance_loss", "normalis
 
 
 class MhclnConfig(TrainConfig):
-    """Settings of MHCLN. An epoch is `steps_per_epoch` batches, whatever the size of the training part."""
+    """Settings of MHCLN. An epoch has `steps_per_epoch` batches, independent of the number of training images."""
 
     bits: int = Field(32, ge=8, le=512, description="length of a code")
-    epochs: int = Field(20, ge=1, le=10_000, description="rounds of steps_per_epoch batches; code: 10,000 steps in all")
-    steps_per_epoch: int = Field(500, ge=1, description="batches in an epoch")
+    epochs: int = Field(20, ge=1, le=10_000, description="number of epochs; code: 10,000 steps in total")
+    steps_per_epoch: int = Field(500, ge=1, description="batches per epoch")
     batch_size: Annotated[int, Choice((90, 180, 360))] = Field(
-        90, ge=6, le=65_536, description="rows of a step over all workers, in thirds: anchors, positives, negatives"
+        90, ge=6, le=65_536, description="rows per step over all workers: a third each of anchors, positives, negatives"
     )
     class_pairs: Annotated[int, Choice((1, 2, 3))] = Field(
-        1, ge=1, le=1024, description="pairs of classes in a step; W, with batch_size=90*W: one for each of W workers"
+        1,
+        ge=1,
+        le=1024,
+        description="pairs of classes per step; W, with batch_size=90*W, gives each of W workers one pair",
     )
     hidden: Annotated[tuple[int, ...], Choice(((1024, 512), (512, 256), (2048, 1024)))] = Field(
         (1024, 512), description="widths of the hidden layers"
     )
-    standardise: bool = Field(True, description="whether features are standardised; code: no")
+    standardise: bool = Field(True, description="whether features are standardised; code: false")
     margin: Annotated[float, Linear(0.05, 1)] = Field(
         0.2, gt=0, le=2, description="alpha of the triplet loss, on squared distances in [0, 2]"
     )
-    push_weight: Annotated[float, Log(1e-5, 0.1)] = Field(0.001, ge=0, le=10, description="beta")
-    balance_weight: Annotated[float, Log(1e-3, 10)] = Field(1.0, ge=0, le=100, description="gamma")
+    push_weight: Annotated[float, Log(1e-5, 0.1)] = Field(
+        0.001, ge=0, le=10, description="weight beta of the push towards 0 or 1"
+    )
+    balance_weight: Annotated[float, Log(1e-3, 10)] = Field(
+        1.0, ge=0, le=100, description="weight gamma of the balance of each code"
+    )
     bit_balance_weight: Annotated[float, Linear(0, 1)] = Field(
-        0.0, ge=0, le=100, description="of the balance of each bit over the batch; code: 0"
+        0.0, ge=0, le=100, description="weight of the balance of each bit over the batch; code: 0"
     )
     lr: Annotated[float, Log(1e-5, 1e-3)] = Field(1e-4, gt=0, le=1, description="Adam's learning rate")
-    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's decay rate of the first moment")
 
     @model_validator(mode="after")
     def _check_thirds(self) -> Self:
@@ -74,33 +83,36 @@ class MhclnConfig(TrainConfig):
 
 
 def normalised_triplet_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """Mean of max(0, |a - p|^2 - |a - n|^2 + margin) over triplets of normalised outputs [M, K]; 0 for no triplets."""
+    """Return the mean of max(0, |a - p|^2 - |a - n|^2 + margin) over triplets of outputs [M, K]; 0 without triplets.
+
+    The outputs are scaled to unit length first.
+    """
     a, p, n = (_normalised(rows) for rows in (anchors, positives, negatives))
     distances = (a - p).square().sum(1) - (a - n).square().sum(1)
     return (distances + margin).clamp(min=0).sum() / max(1, len(a))
 
 
 def push_loss(outputs: Tensor) -> Tensor:
-    """The mean over rows and bits of -(f - 1/2)^2 of outputs [N, K]: between -1/4 and 0; 0 for no rows."""
+    """Return the mean over rows and bits of -(f - 1/2)^2 of outputs [N, K], from -1/4 to 0; 0 for an empty batch."""
     return -(outputs.float() - 0.5).square().sum() / max(1, outputs.numel())
 
 
 def code_balance_loss(outputs: Tensor) -> Tensor:
-    """The mean over rows of (mean over bits of f - 1/2)^2: each code's own balance; 0 for no rows."""
+    """Return the mean over rows of (mean over bits - 1/2)^2 of outputs [N, K]; 0 for an empty batch."""
     return (outputs.float().mean(1) - 0.5).square().sum() / max(1, len(outputs))
 
 
 def _normalised(rows: Tensor) -> Tensor:
     rows = rows.float()
-    # Inside the root, as in the code: a row of zeros has a gradient.
+    # Clamped inside the root, as in the code, so that a row of zeros has a gradient.
     return rows * torch.rsqrt(rows.square().sum(1, keepdim=True).clamp(min=1e-10))
 
 
 def class_pairs(labels: Labels, num_triplets: int, num_pairs: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The rows of one step, int64 [3 * num_triplets]: anchor, positive, negative, anchor, ...
+    """Return the rows of one step, int64 [3 * num_triplets], in the order anchor, positive, negative, anchor, ...
 
-    Each of `num_pairs` ordered pairs of distinct classes gives as many triplets. Anchors and positives of a pair are
-    disjoint; where half of the class, or the other class, is too small, its triplets repeat.
+    The triplets are shared equally among `num_pairs` ordered pairs of distinct classes. Anchors and positives of a pair
+    are disjoint. The triplets of a pair repeat if half of its first class, or its second class, has too few images.
     """
     members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
     share = num_triplets // num_pairs
@@ -115,7 +127,7 @@ def class_pairs(labels: Labels, num_triplets: int, num_pairs: int, rng: np.rando
 
 
 class Mhcln(Method):
-    """The hash head on frozen features."""
+    """The hash head, trained on frozen features."""
 
     name = "mhcln"
     learns_from = "class labels"
@@ -139,28 +151,28 @@ class Mhcln(Method):
 
     @property
     def trains_on_images(self) -> bool:
-        """See `Method`."""
+        """False: batches have features, see `Method`."""
         return False
 
     @classmethod
     def tables_of(cls, config: MhclnConfig) -> dict[str, Table]:
-        """See `Method`."""
+        """Return the table of image features, see `Method`."""
         return {"image": Table("image")}
 
     def begin(self, training: Part) -> None:
-        """See `Method`. Fits the standardisation."""
+        """Fit the standardisation, see `Method`."""
         if isinstance(self.network.head.norm, Standardise):
             self.network.head.norm.fit(torch.from_numpy(training.features["image"]))
 
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
-        """See `Method`."""
+        """Return the epoch's triplets, see `Method`."""
         config = self.config
         counts = np.bincount(labels)
         if np.count_nonzero(counts) < 2:
-            raise InputError("mhcln draws pairs of classes; all training images are of one")
+            raise InputError("mhcln needs training images of at least 2 classes; all are of one class")
         if (counts[counts > 0] < 2).any():
             alone = int(np.flatnonzero(counts == 1)[0])
-            raise InputError(f"mhcln needs 2 training images of each class; class number {alone} has 1")
+            raise InputError(f"mhcln needs at least 2 training images of each class; class number {alone} has 1")
         rng = np.random.default_rng([config.seed, epoch])
         steps = [
             class_pairs(labels, config.batch_size // 3, config.class_pairs, rng) for _ in range(config.steps_per_epoch)
@@ -168,7 +180,7 @@ class Mhcln(Method):
         return np.array(steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. All but the balance of bits are means over this rank's triplets or rows."""
+        """Return the losses, see `Method`. All but the bit balance are means over this rank's triplets or rows."""
         config = self.config
         outputs = self.network.head(batch.features["image"])
         triplet = normalised_triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
@@ -181,11 +193,11 @@ class Mhcln(Method):
         return {"loss": loss, **losses}
 
     def build_optimizer(self) -> Adam:
-        """See `Method`."""
-        # One pass over the weights, which are most of a step here. Not for convolutions: the fused step takes weights
-        # and its state in the order of their memory, and a checkpoint does not keep `channels_last`.
+        """Return a fused Adam over the head's parameters, see `Method`."""
+        # The update of the weights dominates a step here, and `fused` makes it one pass. It is wrong for convolutions:
+        # it reads weights and state in memory order, and a checkpoint does not keep `channels_last`.
         return Adam(self.network.head.parameters(), lr=self.config.lr, betas=(self.config.beta1, 0.999), fused=True)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. The rate is constant."""
+        """Return 1: the learning rate is constant."""
         return 1.0

@@ -1,17 +1,18 @@
 """MrHash: multisource reconstruction based unsupervised hashing (Sun et al., TGRS 2022, 10.1109/TGRS.2022.3231215).
 
-No label is used. An autoencoder learns to tell two sources of a place from frozen features of the first alone. Its
-latents are softly assigned to clusters, and the hash network learns codes that give, through a linear bridge, the same
-assignment. Of a new place only the first source is needed.
+No labels are used. An autoencoder learns to reconstruct the features of two sources of a place from those of the first.
+Its latents are softly assigned to clusters, and the hash network learns codes that give the same assignment through a
+linear layer, the bridge. To encode a new place, only the first source is needed.
 
-Deviations from the authors' code, beside the settings below:
+Deviations from the authors' code, in addition to the settings below:
 
-- the frozen features are those of the hash network's own backbone as training begins, and by default only the head on
-  them is trained. The code has ResNet-50's (`feature_backbone`) and trains an AlexNet with its two wide layers:
-  backbone=alexnet, hidden=[4096,4096], fine_tune, of which the wide ones begin at random here;
-- which epoch's autoencoder is kept is told by its error on training images held out; the code takes the one with the
-  best retrieval on labelled test images;
-- beyond the paper, optional losses: both sources told from the codes themselves, quantisation, balance of each bit.
+- The default adds a loss that is not in the paper, with weight 5: the error of both sources reconstructed from the
+  codes (code_reconstruction_weight=0 removes it). Optional further losses are quantisation and bit balance.
+- The frozen features are those of the hash network's own backbone before training, and by default only the head is
+  trained. The code uses features of ResNet-50 (`feature_backbone`) and trains an AlexNet with its two wide layers:
+  backbone=alexnet, hidden=[4096,4096], fine_tune. Here the wide layers start from random weights.
+- The autoencoder's epoch is selected by the error on held-out training images (in the code: by retrieval on labelled
+  test images).
 """
 
 import math
@@ -53,72 +54,92 @@ from orbithash.trainers.search_space import Choice, Linear, Log
 __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
 
 
-# A table of a part, or a batch's rows of it.
+# A feature table of a part, or the rows of a batch.
 Rows = TypeVar("Rows", npt.NDArray[np.float32], Tensor)
 
 
 class MrHashConfig(TrainConfig):
-    """Settings of MrHash. "Code" is the value of the authors' released code where it differs from the default here."""
+    """Settings of MrHash. "code: X" in a description is the value in the authors' released code if it differs."""
 
     epochs: int = Field(51, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(128, ge=2, le=65_536, description="images per step over all workers together")
     hidden: tuple[int, ...] = Field((1024,), description="widths of the head's hidden layers; code: 4096, 4096")
     dropout: Annotated[float, Linear(0, 0.7)] = Field(
-        0.5, ge=0, lt=1, description="share of features that the head trains without; code: within its layers"
+        0.5, ge=0, lt=1, description="dropout rate of the head's input features; code: within the head's layers"
     )
-    fine_tune: bool = Field(False, description="train the backbone, too, on augmented images; code: yes")
-    sources: Literal["both", "first"] = Field("both", description="what the autoencoder tells; first: no second source")
-    second_bands: tuple[int | str, ...] = Field((), description="numbers or names of the second source's; none: RGB")
-    second_stretch: str = Field("percentile:2:98", description="of the second source's data, as stretch is")
+    fine_tune: bool = Field(False, description="also train the backbone, on augmented images; code: true")
+    sources: Literal["both", "first"] = Field(
+        "both", description="sources that the autoencoder reconstructs; first: no second source is needed"
+    )
+    second_bands: tuple[int | str, ...] = Field(
+        (), description="band numbers or names of the second source; empty: RGB"
+    )
+    second_stretch: str = Field("percentile:2:98", description="as `stretch`, for the second source")
     feature_backbone: str | None = Field(
-        None, description="whose features the autoencoder tells; none: the hash network's as it begins; code: resnet50"
+        None,
+        description="backbone of the features that the autoencoder reconstructs; null: the hash network's, before "
+        "training; code: resnet50",
     )
     feature_weights: PathOrName | None = Field(
-        None, description="its weights: torchvision's by name, or a safetensors file; none: random"
+        None, description="weights of feature_backbone: torchvision weights by name or a safetensors file; null: random"
     )
-    standardise: bool = Field(True, description="whether the autoencoder's features are standardised; code: no")
+    standardise: bool = Field(True, description="whether the autoencoder's features are standardised; code: false")
     num_latents: Annotated[int, Choice((16, 32, 64, 128))] = Field(
         64, ge=2, le=1024, description="width of the autoencoder's latents"
     )
-    num_clusters: Annotated[int, Choice((8, 16, 32, 64))] = Field(16, ge=2, le=4096, description="M, the centres")
+    num_clusters: Annotated[int, Choice((8, 16, 32, 64))] = Field(16, ge=2, le=4096, description="number M of clusters")
     alpha: Annotated[float, Log(0.5, 5)] = Field(
         1.0, gt=0, le=100, description="degrees of freedom of the Student-t assignment"
     )
-    autoencoder_epochs: int = Field(200, ge=1, le=10_000, description="of the autoencoder's own training")
-    autoencoder_lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate there")
-    autoencoder_halve_epochs: int = Field(40, ge=1, description="epochs between two halvings of that rate")
-    autoencoder_batch_size: int = Field(512, ge=1, le=65_536, description="rows per step there")
-    autoencoder_held_out: float = Field(0.1, gt=0, le=0.5, description="share of rows that choose the epoch there")
+    autoencoder_epochs: int = Field(200, ge=1, le=10_000, description="epochs of the autoencoder's training")
+    autoencoder_lr: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate for the autoencoder")
+    autoencoder_halve_epochs: int = Field(40, ge=1, description="number of epochs between two halvings of that rate")
+    autoencoder_batch_size: int = Field(512, ge=1, le=65_536, description="rows per step of the autoencoder's training")
+    autoencoder_held_out: float = Field(
+        0.1, gt=0, le=0.5, description="fraction of the rows that select the autoencoder's epoch"
+    )
     first_source_weight: Annotated[float, Log(0.01, 1)] = Field(
-        0.1, gt=0, le=100, description="l1, on the first source's error there"
+        0.1, gt=0, le=100, description="weight l1 of the first source's error in the autoencoder's training"
     )
     kl_reduction: Literal["mean", "batchmean"] = Field(
-        "mean", description="of divergences: over rows and clusters, or rows alone, which is M times as much"
+        "mean",
+        description="reduction of the KL divergences: mean over rows and clusters, or over rows only (M times larger)",
     )
     reconstruction_weight: Annotated[float, Log(0.1, 200)] = Field(
-        5.0, ge=0, le=10_000, description="l0, in the unit of kl_reduction: 5 with mean and M = 16 is 80 with batchmean"
+        5.0,
+        ge=0,
+        le=10_000,
+        description="weight l0 of the reconstruction error; 5 with kl_reduction=mean and M = 16 corresponds to 80 with "
+        "batchmean",
     )
-    latent_divergence: bool = Field(True, description="whether the target also teaches autoencoder and centres")
-    hard_targets: bool = Field(False, description="whether each image belongs to its nearest centre alone")
-    target_epochs: int = Field(1, ge=0, description="epochs from one target to the next; 0: the first one stays")
+    latent_divergence: bool = Field(True, description="whether the target also trains the autoencoder and the centres")
+    hard_targets: bool = Field(False, description="whether each image is assigned to its nearest centre only")
+    target_epochs: int = Field(
+        1, ge=0, description="number of epochs between two updates of the target; 0: the first target stays"
+    )
     code_reconstruction_weight: Annotated[float, Log(0.1, 50)] = Field(
-        5.0, ge=0, le=10_000, description="of the error of the sources told from the hashes; code: 0"
+        5.0,
+        ge=0,
+        le=10_000,
+        description="weight of the error of the sources reconstructed from the hashes, not in the paper; code: 0",
     )
     quantisation_weight: Annotated[float, Linear(0, 1)] = Field(
-        0.0, ge=0, le=100, description="of the squared distance to the nearest sign"
+        0.0, ge=0, le=100, description="weight of the mean squared distance of a hash to its sign"
     )
     bit_balance_weight: Annotated[float, Linear(0, 1)] = Field(
-        0.0, ge=0, le=100, description="of each bit's squared mean over the batch; code: 0"
+        0.0, ge=0, le=100, description="weight of each bit's squared mean over the batch; code: 0"
     )
     lr: Annotated[float, Log(1e-4, 3e-3)] = Field(
         1e-3, gt=0, le=1, description="Adam's learning rate of all but the backbone"
     )
-    backbone_lr_factor: float = Field(0.01, ge=0, le=1, description="on lr, for the backbone where it is fine-tuned")
-    lr_decay: float = Field(0.7, gt=0, le=1, description="on every rate, each lr_decay_epochs")
-    lr_decay_epochs: int = Field(10, ge=1, description="epochs between two decays")
+    backbone_lr_factor: float = Field(
+        0.01, ge=0, le=1, description="factor on lr for the backbone, if it is fine-tuned"
+    )
+    lr_decay: float = Field(0.7, gt=0, le=1, description="factor on all learning rates, applied every lr_decay_epochs")
+    lr_decay_epochs: int = Field(10, ge=1, description="number of epochs between two decays")
 
     def second_preprocessing(self) -> Preprocessing:
-        """What an image of the second source goes through."""
+        """Return the preprocessing of the second source's images."""
         rendering = Rendering(self.second_bands or None, self.second_stretch)
         return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
 
@@ -138,14 +159,15 @@ class MrHashConfig(TrainConfig):
     @classmethod
     def _check_feature_backbone(cls, backbone: str | None) -> str | None:
         if backbone is not None and backbone not in BACKBONES:
-            raise ValueError(f"no such backbone; there are {', '.join(BACKBONES)}")
+            raise ValueError(f"unknown backbone; there are {', '.join(BACKBONES)}")
         return backbone
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
         if self.feature_backbone is None and self.feature_weights is not None:
             raise ValueError(
-                f"feature_weights is {self.feature_weights!r} without a feature_backbone; name the one they belong to"
+                f"feature_weights is {self.feature_weights!r}, but feature_backbone is not set; set it to the backbone "
+                "of these weights"
             )
         least = MIN_SIDE_PX.get(self.feature_backbone or "", 0)
         if self.image_size < least:
@@ -154,9 +176,9 @@ class MrHashConfig(TrainConfig):
 
 
 def kl_divergence(target: Tensor, shares: Tensor, reduction: str) -> Tensor:
-    """KL(p || q) float32 of target p [N, M] and shares q [N, M], a mean over rows; 0 for no rows.
+    """Return KL(p || q) of target p [N, M] and shares q [N, M], a float32 scalar; 0 for an empty batch.
 
-    `reduction` "batchmean" is that; "mean" divides by M as well.
+    `reduction` "batchmean" is the mean over rows; "mean" also divides by M.
     """
     target, shares = target.float(), shares.float()
     divergence = torch.xlogy(target, target) - target * shares.clamp(min=1e-12).log()
@@ -164,21 +186,24 @@ def kl_divergence(target: Tensor, shares: Tensor, reduction: str) -> Tensor:
 
 
 def cluster_entropy(shares: Tensor) -> Tensor:
-    """Of the clusters' sizes, each row of shares [N, M] in its greatest: 1 for equal sizes, 0 for one cluster alone."""
+    """Return the normalised entropy of cluster sizes, each row of shares [N, M] in its largest cluster.
+
+    1: all clusters have the same size; 0: all rows are in one cluster.
+    """
     sizes = torch.bincount(shares.argmax(dim=1), minlength=shares.shape[1]) / max(1, len(shares))
     return -torch.xlogy(sizes, sizes).sum() / math.log(shares.shape[1])
 
 
 class MrHash(Method):
-    """The hash network, the bridge from its hashes to latents, and the autoencoder with the centres of its latents."""
+    """The hash network, the bridge from hashes to latents, and the autoencoder with the centres of its latents."""
 
     name = "mrhash"
     learns_from = "images of one or two sources, without labels"
     paper = "Sun et al.: MrHash, IEEE TGRS 2022 (doi 10.1109/TGRS.2022.3231215)"
     Config = MrHashConfig
-    # As published. What could choose without labels, the error of reconstruction, hardly moves after the beginning.
+    # The last epoch, as published. The one criterion without labels, the reconstruction error, soon stops changing.
     selection_metric = None
-    # Without labels, as all of the method.
+    # Computed without labels.
     tuning_metric = "code_reconstructed_variance"
     needs_labels = False
 
@@ -189,7 +214,9 @@ class MrHash(Method):
         super().__init__(config, num_classes, num_rows)
         self.config = config
         if config.num_clusters > num_rows:
-            raise InputError(f"num_clusters is {config.num_clusters}: at most the {num_rows} training images")
+            raise InputError(
+                f"num_clusters is {config.num_clusters}: at most the number of training images, {num_rows}, is allowed"
+            )
         head = HeadSpec(config.bits, norm="standardise", hidden=config.hidden)
         spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
         self.network = HashNetwork(spec, config.weights, config.rgb)
@@ -198,7 +225,7 @@ class MrHash(Method):
         num_sources = 1 + (config.sources == "both")
         width = self.network.head.num_features
         if config.feature_backbone is not None:
-            # Its weights make features elsewhere; the exported model does without them.
+            # Only its width is needed here; `load_tables` builds it with its weights.
             width = num_features(build_backbone(config.feature_backbone, "group"))
         self.autoencoder = Autoencoder(width, config.num_latents, num_sources)
         self.centres = nn.Parameter(torch.zeros(config.num_clusters, config.num_latents))
@@ -207,14 +234,15 @@ class MrHash(Method):
 
     @property
     def trains_on_images(self) -> bool:
-        """See `Method`."""
+        """Whether the backbone is fine-tuned, see `Method`."""
         return self.config.fine_tune
 
     @classmethod
     def tables_of(cls, config: MrHashConfig) -> dict[str, Table]:
-        """See `Method`. "image" is of the hash network as it begins, which fine-tuning leaves as it is.
+        """Return the feature tables, see `Method`.
 
-        "first" and "second" are the autoencoder's; without `feature_backbone` "image" serves as "first".
+        "image": features of the hash network before training. "first" and "second": sources of the autoencoder;
+        without `feature_backbone`, "image" is also the first source.
         """
         backbone, weights = config.feature_backbone, config.feature_weights
         tables = {"image": Table("image")}
@@ -226,12 +254,12 @@ class MrHash(Method):
         return tables
 
     def _sources(self, features: dict[str, Rows]) -> list[Rows]:
-        """The autoencoder's tables, the first source's and, where there is one, the second's."""
+        """Return the tables of the autoencoder's sources, the first source first."""
         first = features["image" if self.config.feature_backbone is None else "first"]
         return [first, features["second"]] if self.config.sources == "both" else [first]
 
     def begin(self, training: Part) -> None:
-        """See `Method`. Trains the autoencoder and finds the centres."""
+        """Train the autoencoder and compute the centres, see `Method`."""
         config, autoencoder = self.config, self.autoencoder
         sources = self._sources(training.features)
         assert isinstance(self.network.head.norm, Standardise)
@@ -256,16 +284,16 @@ class MrHash(Method):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. The target of all rows, of the autoencoder and the centres as they are, by the first rank."""
+        """Update the target of all rows on the first rank and share it, see `Method`."""
         config, reconstructs = self.config, self.config.reconstruction_weight > 0
-        # What no loss reaches: DDP waits for the gradient of all else.
+        # Frozen if no loss reaches them, because DDP expects a gradient of every trainable parameter.
         self.autoencoder.encoder.requires_grad_(reconstructs or config.latent_divergence)
         self.autoencoder.decoders.requires_grad_(reconstructs or config.code_reconstruction_weight > 0)
         target, entropy = torch.zeros_like(self.target), torch.zeros_like(self.entropy)
         if rank() == 0:
             latents = self.autoencoder.latents(self._sources(training.features)[0])
             shares = torch.cat(
-                [soft_assignment(some, self.centres, config.alpha) for some in torch.split(latents, CHUNK_ROWS)]
+                [soft_assignment(chunk, self.centres, config.alpha) for chunk in torch.split(latents, CHUNK_ROWS)]
             )
             target.copy_(target_distribution(shares, config.hard_targets))
             entropy.copy_(cluster_entropy(shares))
@@ -275,7 +303,7 @@ class MrHash(Method):
         return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. All but the balance of bits are means over this rank's rows."""
+        """Return the losses, see `Method`. All but the bit balance are means over this rank's rows."""
         config, autoencoder = self.config, self.autoencoder
         features = batch.features["image"] if batch.images is None else self.network.features(batch.images)
         hashes = self.network.head(self._dropped(features, batch.seed) if self.training else features)
@@ -308,18 +336,18 @@ class MrHash(Method):
         return {"loss": loss, **losses, "cluster_entropy": self.entropy}
 
     def _dropped(self, features: Tensor, seed: int) -> Tensor:
-        """Features [B, D] with some of them at the training part's mean and the others as much further from it."""
+        """Return features [B, D] after dropout: dropped features are set to their training mean, others scaled up."""
         norm = self.network.head.norm
         assert isinstance(norm, Standardise)
         rate, mean = self.config.dropout, norm.mean
         rows = len(features)
-        # Drawn for all ranks' rows, of which these are a piece.
+        # Drawn for the rows of all ranks, so that the result does not depend on the number of ranks.
         drawn = torch.rand(world_size() * rows, features.shape[1], generator=torch.Generator().manual_seed(seed))
         kept = drawn[rank() * rows : (rank() + 1) * rows] >= rate
         return mean + (features - mean) * kept.to(features) / (1 - rate)
 
     def build_optimizer(self) -> Adam:
-        """See `Method`."""
+        """Return the optimizer, see `Method`: one group for the backbone if it is fine-tuned, one for the rest."""
         config = self.config
         rest = [p for name, p in self.named_parameters() if not name.startswith("network.backbone.")]
         groups = [{"name": "rest", "params": rest, "lr": config.lr}]
@@ -329,12 +357,15 @@ class MrHash(Method):
         return Adam(groups)
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
-        """See `Method`. The share of the sources' variance that latents, and codes, tell; the rest only with labels."""
+        """Return the fractions of the sources' variance reconstructed from latents and from codes, see `Method`.
+
+        If all validation images have labels, the metrics of `Method.validate` as well.
+        """
         latents = self.autoencoder.latents(self._sources(validation.features)[0])
-        metrics = {"reconstructed_variance": self._told(latents, validation)}
+        metrics = {"reconstructed_variance": self._explained_variance(latents, validation)}
         if self.config.code_reconstruction_weight:
             signs = 2.0 * unpack(encode_part(encoder, validation), self.config.bits) - 1
-            metrics["code_reconstructed_variance"] = self._told(
+            metrics["code_reconstructed_variance"] = self._explained_variance(
                 self.bridge(torch.from_numpy(signs).to(latents)), validation
             )
         if all(gather_objects(bool(labelled(validation.labels).all()))):
@@ -342,8 +373,8 @@ class MrHash(Method):
         return metrics
 
     @torch.no_grad()
-    def _told(self, latents: Tensor, part: Part) -> float:
-        """How much of the variance of a part's sources, over all ranks, these latents tell: 1 is all of it."""
+    def _explained_variance(self, latents: Tensor, part: Part) -> float:
+        """Return the fraction of the variance of a part's sources, over all ranks, that these latents explain."""
         sources = [torch.from_numpy(source).to(latents) for source in self._sources(part.features)]
         unexplained, total = 0.0, 0.0
         for source, decoder in zip(self.autoencoder.standardise(sources), self.autoencoder.decoders, strict=True):

@@ -1,8 +1,8 @@
-"""A triplet network on tanh hashes (Schroff et al., CVPR 2015), the baseline of metric learning; codes are the signs.
+"""The triplet baseline: a triplet network (Schroff et al., CVPR 2015) on tanh hashes whose signs are the codes.
 
-Distances are mean squared differences over 4: of codes of -1 and 1, the share of bits in which they differ. For each
-image of a step, one positive and one negative are drawn from all ranks' images: at random, or the hardest ones
-("batch hard", Hermans et al. 2017).
+The distance of two hashes is their mean squared difference divided by 4; for codes of -1 and 1, that is the share of
+bits that differ. For each image of a step, one positive and one negative are chosen from all ranks' images: at random,
+or the hardest ones ("batch hard", Hermans et al. 2017).
 """
 
 from typing import Annotated, Literal
@@ -26,30 +26,35 @@ class TripletConfig(FineTuningConfig):
     """Settings of the triplet baseline."""
 
     mining: Annotated[Literal["hard", "random"], Choice(("hard", "random"))] = Field(
-        "hard", description="which positives and negatives"
+        "hard", description="which positives and negatives are chosen"
     )
     margin: Annotated[float, Linear(0.05, 0.6)] = Field(
-        0.25, gt=0, le=1, description="share of bits by which negatives shall be farther"
+        0.25, gt=0, le=1, description="minimum additional distance of negatives, as a share of the bits"
     )
     quantisation_weight: Annotated[float, Log(1e-3, 10)] = Field(
-        0.1, ge=0, le=1000, description="of the mean squared distance to the sign"
+        0.1, ge=0, le=1000, description="weight of the mean squared distance of a hash to its sign"
     )
-    images_per_class: int = Field(4, ge=0, description="of a batch, for balanced sampling; 0: plain shuffling")
+    images_per_class: int = Field(
+        4, ge=0, description="images of each class in a batch, for balanced sampling; 0: plain shuffling"
+    )
 
 
 def _distances(hashes: Tensor) -> Tensor:
-    """Mean squared differences over 4, float32 [N, N], of hashes [N, K]."""
+    """Return the distances float32 [N, N] of hashes [N, K]: mean squared differences divided by 4."""
     hashes = hashes.float()
     squares = hashes.square().mean(1)
-    # Clamped: the rounding of a difference of equals may fall below 0.
+    # Clamped, because rounding can make the distance of equal hashes negative.
     return (squares[:, None] + squares - 2 * hashes @ hashes.T / hashes.shape[1]).clamp(min=0) / 4
 
 
 def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
-    """Places int64 [M, 3] of anchors, positives and negatives among N images with labels and rows int64 [N].
+    """Return positions int64 [M, 3] of anchors, positives and negatives among N images.
 
-    Of `scores` [2, N, N] the first choose the positive, the second the negative: the highest of an anchor's line.
-    Another view of the anchor's row is no positive; anchors that lack one or the other have no triplet.
+    Args:
+        labels: int64 [N].
+        rows: int64 [N], rows of the training part. Another view of the anchor's own row is not a positive.
+        scores: [2, N, N]. The positive of anchor i has the highest score in `scores[0, i]`, the negative in
+            `scores[1, i]`. Anchors without a positive or without a negative have no triplet.
     """
     same = labels[:, None] == labels
     masks = torch.stack([same & (rows[:, None] != rows), ~same])
@@ -62,7 +67,10 @@ def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
 
 
 def triplet_loss(distances: Tensor, triplets: Tensor, margin: float) -> Tensor:
-    """Mean of max(0, margin + d(a, p) - d(a, n)) over triplets [M, 3] of places in distances [N, N]; 0 for none."""
+    """Return the mean of max(0, margin + d(a, p) - d(a, n)) over triplets [M, 3]; 0 without triplets.
+
+    Triplets are positions in `distances` [N, N].
+    """
     anchors, positives, negatives = triplets.T
     losses = (margin + distances[anchors, positives] - distances[anchors, negatives]).clamp(min=0)
     return losses.sum() / max(1, len(triplets))
@@ -85,7 +93,7 @@ class Triplet(FineTuned):
         self.network = HashNetwork(spec, config.weights, config.rgb)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. Every rank computes the triplet loss on all ranks' hashes."""
+        """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""
         assert batch.images is not None, "trains on images"
         hashes, _ = self.network(batch.images)
         distances = _distances(gather_with_gradient(hashes))
@@ -100,7 +108,7 @@ class Triplet(FineTuned):
         }
 
     def _scores(self, distances: Tensor, seed: int) -> Tensor:
-        """What `draw_triplets` chooses by, the same on all ranks."""
+        """Return the scores for `draw_triplets`, the same on all ranks."""
         if self.config.mining == "hard":
             return torch.stack([distances, -distances])
         drawn = torch.rand(2, *distances.shape, generator=torch.Generator().manual_seed(seed))

@@ -318,7 +318,7 @@ def test_an_order_that_is_refused_is_found_before_training(data):
         for image in run.manifest.images
     )
     run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
-    with pytest.raises(InputError, match="needs 2 training images of each class; class number 2 has 1"):
+    with pytest.raises(InputError, match="needs at least 2 training images of each class; class number 2 has 1"):
         check_run(run, 2)
 
 

@@ -398,7 +398,7 @@ def test_the_warm_up_trains_all_but_the_backbone():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="images_per_class with variant=memory-bank"):
+    with pytest.raises(InputError, match="images_per_class is 4 with variant=memory-bank"):
         make(images_per_class=4)
     with pytest.raises(InputError, match="memory-bank"):
         make(variant="bank")

@@ -350,7 +350,7 @@ def test_nested_lengths_average_the_losses_of_the_prefixes():
     [
         ({"nested_bits": (16,)}, r"nested_bits \[16\]: 8 to 15 are allowed"),
         ({"nested_bits": (4,)}, r"nested_bits \[4\]"),
-        ({"nested_bits": (8,), "label_code": "gray"}, "label bits stand at the end"),
+        ({"nested_bits": (8,), "label_code": "gray"}, "would lack the label bits"),
     ],
 )
 def test_lengths_that_cannot_nest_are_refused(settings, message):

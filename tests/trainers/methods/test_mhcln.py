@@ -191,7 +191,7 @@ def test_batches_that_are_no_triplets_are_refused(settings, message):
 
 
 def test_classes_that_give_no_pairs_are_refused():
-    with pytest.raises(InputError, match="all training images are of one"):
+    with pytest.raises(InputError, match="at least 2 classes; all are of one class"):
         make().order(np.array([1, 1, 1]), 0)
     with pytest.raises(InputError, match="class number 2 has 1"):
         make().order(np.array([0, 0, 1, 1, 2]), 0)

@@ -278,7 +278,7 @@ def test_a_collapse_is_reported():
 
 
 def test_more_clusters_than_images_are_refused():
-    with pytest.raises(InputError, match="num_clusters is 25: at most the 24 training images"):
+    with pytest.raises(InputError, match="num_clusters is 25: at most the number of training images, 24,"):
         make_method(num_clusters=25)
 
 
@@ -390,8 +390,8 @@ def test_weights_of_features_are_tried_before_workers_start(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feature_backbone": "resnet19"}, "feature_backbone is 'resnet19': no such backbone; there are mobilenet_v2"),
-        ({"feature_weights": "IMAGENET1K_V1"}, "feature_weights is 'IMAGENET1K_V1' without a feature_backbone"),
+        ({"feature_backbone": "resnet19"}, "feature_backbone is 'resnet19': unknown backbone; there are mobilenet_v2"),
+        ({"feature_weights": "IMAGENET1K_V1"}, "feature_weights is 'IMAGENET1K_V1', but feature_backbone is not set"),
         ({"feature_backbone": "alexnet", "image_size": 32}, "image_size is 32: alexnet needs at least 63 pixels"),
     ],
 )
@@ -412,7 +412,7 @@ def test_reconstructed_variance(data):
         source = norm(torch.from_numpy(table)).numpy()
         unexplained += ((decoder(latents).detach().numpy() - source) ** 2).sum()
         total += ((source - source.mean(0)) ** 2).sum()
-    assert method._told(latents, training) == pytest.approx(1 - unexplained / total, abs=1e-5)
+    assert method._explained_variance(latents, training) == pytest.approx(1 - unexplained / total, abs=1e-5)
 
 
 def work(rank, folder):

@@ -1,34 +1,37 @@
 """DUCH: deep unsupervised cross-modal contrastive hashing (Mikriukov, Ravanbakhsh, Demir, ICASSP 2022).
 
-Images and sentences get codes that can be compared, from pairs alone: labels are only looked at to report validation
-figures. Both backbones are frozen, and a small network follows each. Four losses on the hashes of an image, an altered
-image, a caption and another wording of it: contrastive between images and captions and within each of them, adversarial
-(a discriminator is to take images for captions), quantisation against the pair's common code, and bit balance.
+Images and sentences get comparable codes, learned from pairs alone; labels are used only to report validation metrics.
+Both backbones are frozen, and a small network follows each. There are four losses on the hashes of an image, an
+augmented image, a caption and another wording of it: contrastive (between images and captions, and within each of
+them), adversarial (a discriminator shall take images for captions), quantisation against the pair's common code, and
+bit balance.
 
-What is done otherwise than in the authors' released code, whose losses and settings these are; `Code` is its value:
+Losses and settings are those of the authors' released code, with these deviations:
 
-- the second text view is used (the code compares the first with itself) and the adversarial loss acts on images (in the
-  code on captions, which the discriminator calls real already): `compat_txt_view` and `compat_adv_text_only` restore
-  both. The backbone is in evaluation mode; in the code it normalises with the statistics of batches of some 500
-  images, which is not here at all: an image would have no features of its own to make a code of;
-- captions are taken as they are and only their own tokens are averaged; `text_normalise` and text_pooling=last4-padded
-  are the code's. Of an image all is seen, not the middle alone (`original_view`);
-- without rewording, the second text view is another one of the image's captions, of which the code uses one in all;
-- losses are means, scaled to what the code's sums are for 256 pairs over two rows a pair, so the weights do not depend
-  on the batch; Adam does not see the factor that is left. A ragged last batch is dropped;
-- the contrastive loss masks a row's similarity to itself; the code subtracts it, which is right for temperature 1 only;
-- bits are balanced over the batch, not the bits of each code over the code (`bb_axis`);
-- features are standardised in each dimension with moments of the plain training images or captions, kept with the model
-  (`standardisation`; the code takes one pair of numbers over all splits);
-- the discriminator has no batch norm, with which a gradient penalty is not one of single points (`batch_norm_critic`);
-- both views of a modality share their batch norm statistics, as they do when a code is made;
-- the learning rate falls after epoch 50 only; the code lets it fall after the first epoch as well;
-- the temperature is 0.3 (on UC Merced, 64 bits, 60 epochs, validation `ap_first_k@20` of images to captions and back:
+- The second text view is used (the code compares the first with itself), and the adversarial loss acts on images (in
+  the code: on captions, the discriminator's real class). `compat_txt_view` and `compat_adv_text_only` restore the code.
+- The backbone is in evaluation mode. In the code, it normalises with the statistics of batches of about 500 images, so
+  that an image has no features of its own; there is no setting for that.
+- Captions are not normalised, and only their own tokens are averaged (`text_normalise` and text_pooling=last4-padded
+  restore the code). The whole image is used, not only its middle (`original_view`).
+- Without rewording, the second text view is another caption of the image; the code uses one caption in total.
+- Losses are means, scaled to the code's sums over 256 pairs with two rows each, so that the weights do not depend on
+  the batch size. The remaining constant factor has no effect under Adam. An incomplete last batch is dropped.
+- The contrastive loss masks the similarity of a row to itself. The code subtracts it, which is correct only for
+  temperature 1.
+- Each bit is balanced over the batch, not the bits of each code (`bb_axis`).
+- Features are standardised per dimension, with moments of the training part without augmentation, stored with the model
+  (`standardisation`; the code uses one mean and one deviation over all splits).
+- The discriminator has no batch norm, because then the gradient penalty would not be one of single points
+  (`batch_norm_critic`).
+- Both views of a modality share their batch norm statistics, as in encoding.
+- The learning rate falls after epoch 50 only; in the code also after the first epoch.
+- The temperature is 0.3 (on UC Merced, 64 bits, 60 epochs, validation `ap_first_k@20` of images to captions and back:
   0.883 and 0.966 with the code's 1, 0.939 and 0.990 with 0.3).
 
-Beyond the paper: contrast across modalities only, a learned temperature, all captions of an image, and pairs whose
-captions say nearly the same are no negatives. `recipes/duch_plus.yaml` takes the last two (0.947 and 0.991
-with the same split; one split and one seed each).
+Extensions: contrast across modalities only, a learned temperature, all captions of an image, and pairs with nearly the
+same captions excluded from the negatives. `recipes/duch_plus.yaml` uses the last two (0.947 and 0.991 with the same
+split; one split and one seed each).
 """
 
 import contextlib
@@ -76,7 +79,7 @@ class Duch(Method):
     learns_from = "pairs of images and captions"
     paper = "Mikriukov, Ravanbakhsh, Demir: DUCH, ICASSP 2022 (arXiv 2204.08707)"
     Config = DuchConfig
-    # As published. Validation figures need labels, which the method has no other use for.
+    # The last epoch, as published: validation metrics need labels, which the method does not require.
     selection_metric: ClassVar[str | None] = None
     tuning_metric = "t2i_ap_first_k@20"
     needs_labels = False
@@ -95,7 +98,7 @@ class Duch(Method):
         self.text_head = HashHead(self.text_encoder().num_features, head)
         self.discriminator = None
         if config.adversarial_weight:
-            # Only its own step trains it, and DDP takes no notice of it.
+            # Trained in `before_step` only, and frozen otherwise, so that DDP ignores it.
             self.discriminator = Discriminator(config.bits, config.batch_norm_critic).requires_grad_(False)
         self.log_temperature = None
         if config.learn_temperature:
@@ -103,20 +106,20 @@ class Duch(Method):
         draw = torch.Generator().manual_seed(config.seed)
         signs = torch.randint(0, 2, (num_rows, config.bits), generator=draw, dtype=torch.int8) * 2 - 1
         self.register_buffer("consensus", signs)
-        # Of each training row: which caption is its first text view and which its second. Drawn in `start_epoch`.
+        # For each training row, the indices of the captions of its two text views; drawn in `start_epoch`.
         self._chosen = torch.zeros(num_rows, 2, dtype=torch.int64)
 
     @property
     def trains_on_images(self) -> bool:
-        """See `Method`."""
+        """False: batches have features, see `Method`."""
         return False
 
     @classmethod
     def tables_of(cls, config: DuchConfig) -> dict[str, Table]:
-        """See `Method`. "text" and "text_augmented" hold all captions of an image, [N, C, D]."""
+        """Return the feature tables, see `Method`. "text" and "text_augmented" have all captions, [N, C, D]."""
         tables = {
             "image": Table("image"),
-            # Views crop by themselves.
+            # The whole image, because the augmentation itself crops.
             "image_augmented": Table(
                 "image",
                 augmentation=config.image_augmentation,
@@ -136,7 +139,7 @@ class Duch(Method):
         return tables
 
     def text_encoder(self, device: str = "cpu") -> TextEncoder:
-        """See `Method`. It is read once."""
+        """Return the text encoder, see `Method`; it is loaded once per device."""
         if self.config.text_encoder is None:
             raise InputError(
                 "text_encoder is not set: DUCH reads captions with a Hugging Face text model; give its name or folder"
@@ -148,7 +151,10 @@ class Duch(Method):
         return self._text_encoders[device]
 
     def build_optimizer(self) -> Adam:
-        """See `Method`. A step moves only what has a gradient: the discriminator, or all the rest."""
+        """Return one optimizer over all parameters, see `Method`.
+
+        A step updates only parameters with a gradient: the discriminator's, or all others.
+        """
         config = self.config
         heads = [*self.network.head.parameters(), *self.text_head.parameters()]
         groups: list[dict[str, Any]] = [{"params": heads, "lr": config.lr, "weight_decay": config.weight_decay}]
@@ -166,14 +172,14 @@ class Duch(Method):
         return Adam(groups)
 
     def begin(self, training: Part) -> None:
-        """See `Method`. Sets the moments that features are standardised with."""
+        """Fit the standardisation of features, see `Method`."""
         for head, name in ((self.network.head, "image"), (self.text_head, "text")):
             features = torch.from_numpy(training.features[name]).flatten(0, -2)
             assert isinstance(head.norm, Standardise)
             head.norm.fit(features, per_dimension=self.config.standardisation == "per-dimension")
 
     def start_epoch(self, epoch: int, training: Part) -> float:
-        """See `Method`. Draws the captions of each pair, two different ones where it has two."""
+        """Draw two captions of each pair, different ones if there are two, see `Method`."""
         config = self.config
         num_captions = training.features["text"].shape[1]
         rng = np.random.default_rng([config.seed, epoch] if config.captions == "random" else config.seed)
@@ -184,7 +190,7 @@ class Duch(Method):
         return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
 
     def before_step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """See `Method`. The discriminator's step."""
+        """Train the discriminator for one step, see `Method`."""
         discriminator, config = self.discriminator, self.config
         if discriminator is None:
             return {}
@@ -207,12 +213,15 @@ class Duch(Method):
         return {"discriminator": loss.detach()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Method`. No loss is a mean over pairs alone, so every rank computes all on all ranks' hashes."""
+        """Return the losses, see `Method`.
+
+        No loss is a plain mean over pairs, so every rank computes all losses on all ranks' hashes.
+        """
         config = self.config
         images, texts, others = self._hashes(batch)
         rows = gather_with_gradient(batch.rows)
         contrastive = self._contrastive(images, texts, others, self._near(batch))
-        # An image's captions, each once: with all of them the second views are the first in another order.
+        # Each caption once: with captions=all, the second views are the first ones in another order.
         second = others if config.captions != "all" or config.text_augmentation != "none" else others[:, :0]
         views = torch.cat([images, texts, second], dim=1)
         quantisation = consensus_loss(views, self.consensus[rows])
@@ -225,16 +234,16 @@ class Duch(Method):
             losses["adversarial"] = fooling_loss(self.discriminator, fakes.flatten(0, 1))
             loss = loss + config.adversarial_weight * losses["adversarial"]
         with torch.no_grad():
-            # A row comes once an epoch: what is written here is read in the next one.
+            # Each row occurs once per epoch, so this is read in the next epoch.
             self.consensus[rows] = consensus_of(images, torch.cat([texts, others], dim=1))
         if self.log_temperature is not None:
             losses["temperature"] = self.log_temperature.detach().exp()
         return {"loss": loss, **losses}
 
     def _hashes(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Hashes of all ranks' pairs: of both image views [N, 2, K], and of T first and T second text views [N, T, K].
+        """Return hashes of all ranks' pairs: of both image views [N, 2, K], of first and second text views [N, T, K].
 
-        T is 1, or the number of captions when all are taken; then each caption's second view is the next caption,
+        T is 1, or the number of captions with captions=all. Then the second view of a caption is the next caption,
         unless captions are reworded.
         """
         config, features = self.config, batch.features
@@ -255,17 +264,17 @@ class Duch(Method):
         return gather_with_gradient(images), one, other
 
     def _contrastive(self, images: Tensor, texts: Tensor, others: Tensor, near: Tensor | None) -> Tensor:
-        """The weighted contrastive losses, a mean over the text views."""
+        """Return the weighted sum of the contrastive losses, means over the text views."""
         config = self.config
 
         def contrast(one: Tensor, other: Tensor) -> Tensor:
             return nt_xent(one, other, self._temperature(), config.contrast == "cross-only", near, config.near_as)
 
         num_texts = texts.shape[1]
-        between = torch.stack([contrast(images[:, 0], texts[:, t]) for t in range(num_texts)]).mean()
-        of_texts = torch.stack([contrast(texts[:, t], others[:, t]) for t in range(num_texts)]).mean()
-        of_images = contrast(images[:, 0], images[:, 1])
-        return config.inter_weight * between + config.image_weight * of_images + config.text_weight * of_texts
+        inter = torch.stack([contrast(images[:, 0], texts[:, t]) for t in range(num_texts)]).mean()
+        within_texts = torch.stack([contrast(texts[:, t], others[:, t]) for t in range(num_texts)]).mean()
+        within_images = contrast(images[:, 0], images[:, 1])
+        return config.inter_weight * inter + config.image_weight * within_images + config.text_weight * within_texts
 
     def _temperature(self) -> Tensor | float:
         if self.log_temperature is None:
@@ -273,7 +282,7 @@ class Duch(Method):
         return self.log_temperature.exp().clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def _near(self, batch: Batch) -> Tensor | None:
-        """Which of all ranks' pairs have nearly the same captions, bool [N, N]."""
+        """Return which of all ranks' pairs have nearly the same captions, bool [N, N]; None if it does not matter."""
         if self.config.near_as == "negatives":
             return None
         captions = F.normalize(self.text_head.norm(batch.features["text"]), dim=2).mean(dim=1)
@@ -308,14 +317,14 @@ class Duch(Method):
 
 
 def _hash_views(head: HashHead, features: Tensor) -> Tensor:
-    """Hashes [B, V, K] of features [B, V, D]."""
+    """Return hashes [B, V, K] of features [B, V, D]."""
     hashes: Tensor = head(features.flatten(0, 1))
     return hashes.reshape(*features.shape[:2], hashes.shape[1])
 
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norm as in training, but its running statistics stay as they are."""
+    """Keep the running statistics of batch norm unchanged; it still normalises with those of the batch."""
     layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "running_mean")]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
