@@ -39,6 +39,9 @@ def common(
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 internal error, 2 wrong input or a missing dependency."""
     _ignore_missing_georeference()
+    # Read when a verb imports torch. OpenMP's threads otherwise spin at barriers: beside another busy process, each
+    # layer waits for a thread that has lost its core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # typer knows --debug before the verb only.
     if is_debug := "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")
