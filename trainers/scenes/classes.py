@@ -6,17 +6,17 @@ import numpy as np
 
 from orbithash.trainers.scenes.canvas import Canvas
 from orbithash.trainers.scenes.facts import Facts
-from orbithash.trainers.scenes.landuse_built import (
+from orbithash.trainers.scenes.landuse.built import (
     draw_dense_residential,
     draw_solar_farm,
     draw_sparse_residential,
     draw_storage_tanks,
 )
-from orbithash.trainers.scenes.landuse_fields import draw_circular_farmland, draw_farmland
-from orbithash.trainers.scenes.landuse_harbor import draw_harbor
-from orbithash.trainers.scenes.landuse_leisure import draw_golf_course, draw_running_track, draw_tennis_courts
-from orbithash.trainers.scenes.landuse_nature import draw_beach, draw_desert, draw_forest, draw_river
-from orbithash.trainers.scenes.landuse_transport import (
+from orbithash.trainers.scenes.landuse.fields import draw_circular_farmland, draw_farmland
+from orbithash.trainers.scenes.landuse.harbor import draw_harbor
+from orbithash.trainers.scenes.landuse.leisure import draw_golf_course, draw_running_track, draw_tennis_courts
+from orbithash.trainers.scenes.landuse.nature import draw_beach, draw_desert, draw_forest, draw_river
+from orbithash.trainers.scenes.landuse.transport import (
     draw_airport,
     draw_motorway,
     draw_parking_lot,

@@ -14,11 +14,12 @@ import rasterio
 from rasterio.warp import transform
 
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.scenes import landuse_built, landuse_fields, landuse_harbor, landuse_leisure, write_scenes
+from orbithash.trainers.scenes import write_scenes
 from orbithash.trainers.scenes.captions import counted, sentences, tokens
 from orbithash.trainers.scenes.classes import CLASSES, WITHOUT_SNOW
 from orbithash.trainers.scenes.facts import compass, course, joined, place
 from orbithash.trainers.scenes.georeference import CRS, PLACE_LAT, PLACE_LON, upper_left
+from orbithash.trainers.scenes.landuse import built, fields, harbor, leisure
 from orbithash.trainers.scenes.moment import SEASONS, light_at
 from orbithash.trainers.scenes.scene import Scene, draw_scene
 from orbithash.trainers.scenes.sentences import SENTENCES
@@ -202,10 +203,10 @@ class TestCaptions:
     @pytest.mark.parametrize(
         ("label", "module", "draws_one", "noun"),
         [
-            ("harbor", landuse_harbor, "_boat", "boat"),
-            ("storage_tanks", landuse_built, "_tank", "tank"),
-            ("tennis_courts", landuse_leisure, "_court", "court"),
-            ("circular_farmland", landuse_fields, "_pivot", "circle"),
+            ("harbor", harbor, "_boat", "boat"),
+            ("storage_tanks", built, "_tank", "tank"),
+            ("tennis_courts", leisure, "_court", "court"),
+            ("circular_farmland", fields, "_pivot", "circle"),
         ],
     )
     def test_counts_are_those_of_the_things_drawn(self, label, module, draws_one, noun, monkeypatch):
