@@ -26,7 +26,6 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import ModelCard, read_model_folder
 from orbithash.search.engine.backend import Backend, LocalBackend
-from orbithash.search.engine.service import Target, open_service
 from orbithash.search.gateway.decoding import Decoder
 from orbithash.search.gateway.gateway import Gateway, start_gateway
 from orbithash.search.gateway.metrics import Metrics, exposed
@@ -34,6 +33,7 @@ from orbithash.search.gateway.protection import Protection
 from orbithash.search.logs import Format, is_json, log_to_stderr
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.queries import MAX_SHARDS
+from orbithash.search.service.service import Target, open_service
 
 __all__ = ["serve", "serving"]
 

@@ -1,3 +1,1 @@
-"""Run searches and changes over shards: snapshots of an archive, batching, filters, replicas, the writer, the
-service.
-"""
+"""Answer queries over a snapshot of an archive: batches, filters, replicas, and the columns of hits."""

@@ -10,13 +10,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.service import Service
 from orbithash.search.gateway.calls import Calls
 from orbithash.search.gateway.limits import GatewayLimits, LimitedStreams
 from orbithash.search.gateway.malformed import Lenient
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.gateway.servicers import ArchiveServicer, SearchServicer
 from orbithash.search.protocol.address import is_loopback, parse_address
+from orbithash.search.service.service import Service
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["Gateway", "start_gateway"]

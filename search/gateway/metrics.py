@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.service import Service
 from orbithash.search.observer import Count, Observer, Stage
 from orbithash.search.protocol.address import is_loopback, parse_address
+from orbithash.search.service.service import Service
 from orbithash.v1 import search_pb2
 
 __all__ = ["Metrics", "exposed"]

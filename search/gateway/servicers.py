@@ -3,14 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from orbithash.search.engine.service import Service, check_num_queries
-from orbithash.search.engine.writer import Committed
 from orbithash.search.gateway.calls import Calls, within
 from orbithash.search.gateway.protection import audited
 from orbithash.search.gateway.streams import prepared
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
 from orbithash.search.protocol.rows import MAX_ROWS, Row, RowUpdate
+from orbithash.search.service.service import Service, check_num_queries
+from orbithash.search.service.writer import Committed
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["ArchiveServicer", "SearchServicer"]

@@ -14,13 +14,13 @@ import pyarrow as pa
 from orbithash.encoders.archive.storage import schema_of
 from orbithash.search.engine.backend import LocalShardClient
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.service import Service, Target
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.gateway.gateway import Gateway, start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.index.host import ShardHost
 from orbithash.search.index.shard import NO_HIT, Shard, ShardAnswer, part_of
+from orbithash.search.service.service import Service, Target
 
 ARCHIVE_SCHEMA = schema_of(8, "")
 

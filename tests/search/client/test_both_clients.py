@@ -18,12 +18,12 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.client import AsyncClient, Client
 from orbithash.search.client import streams as client_streams
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.engine.service import Target, open_service
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, Overloaded
 from orbithash.search.protocol.queries import Example, Query
 from orbithash.search.protocol.rows import Row
+from orbithash.search.service.service import Target, open_service
 from orbithash.v1 import search_pb2_grpc
 
 WHEN = datetime(2024, 5, 1, tzinfo=UTC)

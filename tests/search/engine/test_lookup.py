@@ -8,12 +8,12 @@ import pytest
 from search_parts import StubEncoder
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.engine import writer as writer_module
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.engine.service import Target, open_service
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row, RowUpdate
+from orbithash.search.service import writer as writer_module
+from orbithash.search.service.service import Target, open_service
 
 WHEN = datetime(2024, 5, 1, tzinfo=UTC)
 FULL = Row(
@@ -167,7 +167,7 @@ def test_changes_of_one_commit_apply_in_order(tmp_path):
 
 
 def test_deletion_by_filter(tmp_path, monkeypatch):
-    monkeypatch.setattr("orbithash.search.engine.service._MAX_DELETE", 2)
+    monkeypatch.setattr("orbithash.search.service.service._MAX_DELETE", 2)
 
     async def scenario(service):
         steps = [step async for step in service.delete_matching("label = 'beach'")]

@@ -16,11 +16,11 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.engine.service import Target, open_service
 from orbithash.search.gateway.decoding import Decoder
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol.queries import MAX_FILTER_CHARS, MAX_K
+from orbithash.search.service.service import Target, open_service
 from orbithash.v1 import search_pb2 as pb
 
 BITS, NUM_ROWS, SEED = 16, 300, 20_260_723

@@ -21,9 +21,9 @@ from search_parts import (
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.service import Service, Target
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
+from orbithash.search.service.service import Service, Target
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVICE = "orbithash.v1.SearchService"

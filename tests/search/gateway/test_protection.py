@@ -17,12 +17,12 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search.client import AsyncClient, Client, Tls
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.engine.service import Target, open_service
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.protection import Protection, ServerTls
 from orbithash.search.gateway.tokens import Tokens
 from orbithash.search.protocol.errors import GatewayUnreachable, InvalidQuery, PermissionDenied, Unauthenticated
 from orbithash.search.protocol.rows import Row
+from orbithash.search.service.service import Target, open_service
 from orbithash.v1 import search_pb2_grpc
 from orbithash.v1.search_pb2 import SearchRequest
 

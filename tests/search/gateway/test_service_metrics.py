@@ -25,13 +25,13 @@ from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.protocols import Scope
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
-from orbithash.search.engine.service import Service, Target, open_service
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.metrics import Metrics, exposed
 from orbithash.search.protocol.errors import GatewayError, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row
+from orbithash.search.service.service import Service, Target, open_service
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -15,8 +15,6 @@ import numpy as np
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.maintenance import Maintenance
-from orbithash.search.engine.merging import Counts, RowChange, merged, updated_rows
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.index.host import Diff
 from orbithash.search.index.shard import Ids
@@ -24,6 +22,8 @@ from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
 from orbithash.search.protocol.rows import Row, RowUpdate
+from orbithash.search.service.maintenance import Maintenance
+from orbithash.search.service.merging import Counts, RowChange, merged, updated_rows
 
 __all__ = ["Committed", "Writer"]
 

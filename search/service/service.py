@@ -13,7 +13,6 @@ from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, keys_of, scroll_rows
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.engine.writer import Committed, Writer
 from orbithash.search.index.host import MAX_VERSIONS, Diff
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
@@ -31,6 +30,7 @@ from orbithash.search.protocol.queries import (
     has_large,
 )
 from orbithash.search.protocol.rows import Row, RowUpdate, check_keys
+from orbithash.search.service.writer import Committed, Writer
 
 __all__ = ["Service", "Target", "check_num_queries", "open_service"]
 

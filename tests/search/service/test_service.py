@@ -11,15 +11,15 @@ from search_parts import StubEncoder, random_codes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine import backend as backend_module
-from orbithash.search.engine import maintenance as maintenance_module
-from orbithash.search.engine import service as service_module
-from orbithash.search.engine import writer as writer_module
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.engine.service import Service, Target, open_service
 from orbithash.search.index.host import MAX_VERSIONS
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Answer, Query
 from orbithash.search.protocol.rows import Row
+from orbithash.search.service import maintenance as maintenance_module
+from orbithash.search.service import service as service_module
+from orbithash.search.service import writer as writer_module
+from orbithash.search.service.service import Service, Target, open_service
 
 BITS = 16
 

@@ -21,10 +21,10 @@ NUM_WRITERS = 3
 SERVER = """
 import asyncio, sys
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.engine import maintenance
+from orbithash.search.service import maintenance
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.gateway.gateway import start_gateway
-from orbithash.search.engine.service import Target, open_service
+from orbithash.search.service.service import Target, open_service
 
 # A kill may interrupt maintenance, too.
 maintenance._PAUSE_S = 0.05

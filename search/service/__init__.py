@@ -1,0 +1,1 @@
+"""Serve an archive: searches and changes of the archive that is served now, commits, and maintenance."""
