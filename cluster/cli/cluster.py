@@ -94,11 +94,12 @@ def plan(
 ) -> None:
     """Estimate the nodes that serve an archive of this size, what limits them, and what would change the estimate."""
     from orbithash.cluster.planning.costs import MEASURED, fitted
-    from orbithash.cluster.planning.plan import Wanted, make_plan
+    from orbithash.cluster.planning.plan import make_plan
+    from orbithash.cluster.planning.requirements import Requirements
     from orbithash.cluster.planning.table import as_fields, as_table
 
-    wanted = Wanted(rows, bits, qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only)
-    made = make_plan(wanted, fitted(bench) if bench else MEASURED)
+    requirements = Requirements(rows, bits, qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only)
+    made = make_plan(requirements, fitted(bench) if bench else MEASURED)
     if as_json:
         print_json(as_fields(made))
     else:

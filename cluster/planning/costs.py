@@ -1,7 +1,7 @@
-"""What things cost: measured, the constants of `plan.py`.
+"""The constants of the cost model.
 
-`MEASURED` is what they cost on the machine of docs/results.md; `fitted` puts in what `orbithash bench search` left on
-another one.
+`MEASURED` are those of the machine of docs/results.md; `fitted` replaces those of the scan by measurements of
+`orbithash bench search` on another machine.
 """
 
 import json
@@ -20,27 +20,27 @@ __all__ = ["MEASURED", "Costs", "fitted"]
 
 @dataclass(frozen=True)
 class Costs:
-    """What things cost, in seconds of a core and bytes.
+    """Costs in seconds of one core and in bytes.
 
     Attributes:
-        source: where the figures are from.
-        scan_s: of one query in one shard, whatever its size.
-        code_s, byte_s: of comparing it with one distinct code, and of each of the code's bytes.
-        scan_tail: how many times as long as the median scan the 99th of 100 takes.
-        call_s: of the gateway for one call of one shard, whatever is asked.
-        hop_s: passing until a call is there and its answer back, while nobody works.
-        query_s: of the gateway for one query, whatever the shards.
-        merge_s, merge_hit_s: of merging the answer of one shard to one query, and of each of its hits.
-        take_s, take_hit_s: of reading the rows of hits that are not in memory, for a batch and for each hit.
-        load_s: of a copy of a shard while it reads the archive, for each row of it: it reads all and keeps its own.
-        build_s: of making a shard, for each of its rows.
-        change_s: of a commit, for each row of each shard, whatever the number of rows that change.
-        copy_bytes, gateway_bytes: of the process of a copy of a shard and of a gateway, without rows.
-        key_chars: of a row's key.
-        column_bytes, index_bytes, thumbnail_bytes: on disk of a row's columns but code and thumbnail, of its place in
-            the index of keys, and of its thumbnail.
-        is_by_code: equal codes are in one shard. Rows are dealt by their ids.
-        is_shared: gateways share copies of shards. Each has its own.
+        source: where the constants were measured.
+        scan_s: fixed cost of one query in one shard.
+        code_s, byte_s: cost of comparing a query with one distinct code: per code, and per byte of the code.
+        scan_tail: ratio of the 99th percentile of a scan to its median.
+        call_s: cost of one call to one shard in the gateway.
+        hop_s: latency of a call and its answer, without work.
+        query_s: cost of one query in the gateway, without shards.
+        merge_s, merge_hit_s: cost of merging one shard's answer to one query: per answer, and per hit.
+        take_s, take_hit_s: cost of reading the rows of hits from disk: per batch, and per hit.
+        load_s: cost of reading the archive, per row of the archive: each replica reads all rows and keeps its own.
+        build_s: cost of building a shard, per row of the shard.
+        change_s: cost of a commit, per row of the shard, whatever the number of changed rows.
+        replica_bytes, gateway_bytes: memory of the process of a replica and of a gateway, without rows.
+        key_chars: length of a key.
+        column_bytes, index_bytes, thumbnail_bytes: size of a row on disk: its columns without code and thumbnail, its
+            entry in the index of keys, its thumbnail.
+        is_by_code: equal codes are in one shard (not implemented: rows are dealt by id).
+        is_shared: gateways share the replicas of shards (not implemented: each gateway has its own).
     """
 
     source: str
@@ -58,7 +58,7 @@ class Costs:
     load_s: float
     build_s: float
     change_s: float
-    copy_bytes: float
+    replica_bytes: float
     gateway_bytes: float
     key_chars: float
     column_bytes: float
@@ -68,11 +68,11 @@ class Costs:
     is_shared: bool = False
 
     def compare_s(self, bits: int) -> float:
-        """Seconds of comparing a query with one distinct code."""
+        """Return the seconds of comparing a query with one distinct code."""
         return self.code_s + self.byte_s * num_bytes(bits)
 
 
-# All on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the figures themselves.
+# Measured on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the results.
 MEASURED = Costs(
     source="2 cores (AMD EPYC), 2026-11-22",
     # orbithash bench search --rows R --bits B --queries 256 --engine flat --engine faiss-flat: medians of a lone query
@@ -81,23 +81,23 @@ MEASURED = Costs(
     code_s=0.355e-9,
     byte_s=0.0272e-9,
     scan_tail=2.5,
-    # orbithash bench fanout --actors 16: CPU time of the process that asks, and what a lone query takes beyond it.
+    # orbithash bench fanout --actors 16: CPU time of the calling process, and the latency of a lone query beyond it.
     call_s=620e-6,
     hop_s=500e-6,
-    # orbithash bench serve --local (docs/results.md), without the scan.
+    # orbithash bench serve --local (docs/results.md), minus the scan.
     query_s=500e-6,
-    # merge_ms of orbithash bench fanout, by the numbers of shards and hits.
+    # merge_ms of orbithash bench fanout, for different numbers of shards and hits.
     merge_s=1.5e-6,
     merge_hit_s=0.1e-6,
-    # Of an archive of 10^6 and 10^7 rows (docs/scaling.md): RowCache.read, ShardHost.num_rows, Shard.changed.
+    # Archives of 10^6 and 10^7 rows (docs/scaling.md): RowCache.read, ShardHost.num_rows, Shard.changed.
     take_s=3e-3,
     take_hit_s=75e-6,
     load_s=30e-9,
     build_s=1.4e-6,
     change_s=110e-9,
-    # Resident memory of the actors and of the gateway under orbithash bench soak, without the rows; 50 MB of a copy are
-    # what it reads ahead.
-    copy_bytes=340e6,
+    # Resident memory of actors and gateway under orbithash bench soak, without rows; 50 MB of a replica are its read
+    # buffer.
+    replica_bytes=340e6,
     gateway_bytes=450e6,
     # The archives of orbithash bench serve, and thumbnails of UC Merced.
     key_chars=25.5,
@@ -108,10 +108,10 @@ MEASURED = Costs(
 
 
 def fitted(files: Sequence[Path]) -> Costs:
-    """`MEASURED` with the scan as `orbithash bench search` found it, one file for each size.
+    """Return `MEASURED` with the costs of the scan fitted to results of `orbithash bench search`, one file per size.
 
-    Least squares of relative errors over seconds = a + b x codes x seconds a code, the last being what a code of that
-    width costs in `MEASURED`. From one size b alone is found.
+    Fits seconds = a + b * codes * (seconds per code of that length in `MEASURED`) by least squares of the relative
+    errors. With one size, only b is fitted.
     """
     found = [_measured(path) for path in files]
     seconds, codes, bits, tails = (np.array(column) for column in zip(*found, strict=True))
@@ -120,13 +120,13 @@ def fitted(files: Sequence[Path]) -> Costs:
     if len(set(work.tolist())) > 1:
         terms = np.stack([1 / seconds, work / seconds], axis=1)
         fixed_s = float(np.linalg.lstsq(terms, np.ones(len(work)), rcond=None)[0][0])
-    # A scan takes no less than nothing, and the codes have a part in it.
+    # The fixed cost is not negative, and the codes have a share in every scan.
     fixed_s = min(max(0.0, fixed_s), 0.9 * float(seconds.min()))
     share = work / seconds
     factor = float(share @ (1 - fixed_s / seconds) / (share @ share))
     return replace(
         MEASURED,
-        source=f"scans: {', '.join(map(str, files))}; all else: {MEASURED.source}",
+        source=f"scans: {', '.join(map(str, files))}; other costs: {MEASURED.source}",
         scan_s=fixed_s,
         code_s=factor * MEASURED.code_s,
         byte_s=factor * MEASURED.byte_s,
@@ -135,18 +135,20 @@ def fitted(files: Sequence[Path]) -> Costs:
 
 
 def _measured(path: Path) -> tuple[float, float, int, float]:
-    """Median seconds of a scan, distinct codes, bits, and how many times the median the 99th of 100 is."""
-    what = f"--bench {path}"
+    """Return the median seconds of a scan, distinct codes, bits, and the ratio of the 99th percentile to the median."""
     try:
         result = json.loads(path.read_text())
         flat, radius = result["engines"]["flat"], result["radius"]
         found = flat["p50_ms"] * 1e-3, result["rows"] * result["distinct_share"], result["bits"], flat["p99_ms"] * 1e-3
-        is_good = radius is None and all(math.isfinite(value) and value > 0 for value in found)
+        is_valid = radius is None and all(math.isfinite(value) and value > 0 for value in found)
     except OSError as error:
-        raise InputError(f"{what}: {error.strerror}") from error
+        raise InputError(f"--bench {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
-        is_good = False
-    if not is_good:
-        raise InputError(f"{what} is no results.json of `orbithash bench search --out`, without --radius, of flat")
-    median_s, codes, bits, late_s = found
-    return median_s, codes, bits, late_s / median_s
+        is_valid = False
+    if not is_valid:
+        raise InputError(
+            f"--bench {path}: invalid file; a results.json of `orbithash bench search --out` without --radius that "
+            "measured the engine flat is needed"
+        )
+    median_s, codes, bits, p99_s = found
+    return median_s, codes, bits, p99_s / median_s

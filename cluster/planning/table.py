@@ -1,53 +1,54 @@
-"""A plan as a person or a program reads it."""
+"""Output of a plan: fields for a program, tables for a person."""
 
 import sys
 from dataclasses import asdict
 from typing import Any
 
-from orbithash.cluster.planning.plan import Plan
+from orbithash.cluster.planning.sizing import Plan
 
 __all__ = ["as_fields", "as_table"]
 
 
 def as_fields(plan: Plan) -> dict[str, Any]:
-    """The fields of `--json`."""
+    """Return the fields of `--json`."""
     return asdict(plan)
 
 
 def as_table(plan: Plan) -> None:
-    """Prints a plan for a person."""
+    """Print a plan for a person."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-    wanted = plan.wanted
-    about = Table(box=None, pad_edge=False, show_header=False)
-    about.add_column(style="bold")
-    about.add_column(overflow="fold")
+    given = plan.requirements
+    summary = Table(box=None, pad_edge=False, show_header=False)
+    summary.add_column(style="bold")
+    summary.add_column(overflow="fold")
     by = ", ".join(f"{name} {count:,}" for name, count in plan.nodes_by.items())
+    nodes = "not possible with these" if plan.problem else f"{plan.nodes:,}"
     for name, value in (
-        ("rows", f"{wanted.rows:,.0f} of {wanted.bits} bits, {wanted.num_distinct:,.0f} distinct codes"),
-        ("queries", f"{wanted.qps:g} a second, {wanted.k} hits each, 99 of 100 within {wanted.p99_ms:g} ms"),
-        ("a node", f"{wanted.cores} cores, {wanted.memory_gb:g} GB; {wanted.headroom:.0%} of both stays free"),
-        ("constants", plan.costs),
+        ("rows", f"{given.rows:,.0f} of {given.bits} bits, {given.num_distinct:,.0f} distinct codes"),
+        ("queries", f"{given.qps:g} per second, {given.k} hits each, 99 % within {given.p99_ms:g} ms"),
+        ("node", f"{given.cores} cores, {given.memory_gb:g} GB; {given.headroom:.0%} of both stays free"),
+        ("costs", plan.costs),
         ("problem", plan.problem),
-        (
-            "nodes",
-            f"{'not possible with these' if plan.problem else f'{plan.nodes:,}'}; {plan.decided_by} decides ({by})",
-        ),
+        ("nodes", f"{nodes}; {plan.decided_by} decides ({by})"),
         (
             "shards",
             f"{plan.shards:,} of {plan.rows_per_shard:,.0f} rows and {plan.distinct_per_shard:,.0f} distinct codes",
         ),
         ("gateways", f"{plan.gateways:,}"),
-        ("copies", f"{plan.copies:,} of {_short(plan.copy_gb)} GB: {wanted.replicas} of each shard for each gateway"),
-        ("batches", f"of {plan.batch:.1f} queries"),
+        (
+            "replicas",
+            f"{plan.replicas:,} of {_short(plan.replica_gb)} GB: {given.replicas} of each shard for each gateway",
+        ),
+        ("batches", f"{plan.batch:.1f} queries on average"),
     ):
         if value:
-            about.add_row(name, value)
-    console.print(about)
+            summary.add_row(name, value)
+    console.print(summary)
     parts = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("memory, GB", "", "cores, busy", "", "99th of 100, ms", "", "archive on disk, GB", ""):
+    for name in ("memory, GB", "", "busy cores", "", "p99, ms", "", "archive on disk, GB", ""):
         parts.add_column(name, justify="left" if name else "right")
     columns = [
         [(name, _short(value)) for name, value in _with_sum(part)]
@@ -57,15 +58,15 @@ def as_table(plan: Plan) -> None:
         parts.add_row(*(cell for column in columns for cell in (column[number] if number < len(column) else ("", ""))))
     console.print()
     console.print(parts)
-    changes = Table(box=None, pad_edge=False, header_style="bold")
+    alternatives = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("what would change it", "nodes", "shards", "gateways", "p99 ms", "what decides"):
-        changes.add_column(name, justify="left" if name in ("what would change it", "what decides") else "right")
-    for each in plan.what_if:
+        alternatives.add_column(name, justify="left" if name.startswith("what") else "right")
+    for each in plan.alternatives:
         nodes = "-" if each.problem else f"{each.nodes:,}"
         decided = f"not possible: {each.decided_by}" if each.problem else each.decided_by
-        changes.add_row(each.text, nodes, f"{each.shards:,}", f"{each.gateways:,}", f"{each.p99_ms:,.0f}", decided)
+        alternatives.add_row(each.text, nodes, f"{each.shards:,}", f"{each.gateways:,}", f"{each.p99_ms:,.0f}", decided)
     console.print()
-    console.print(changes)
+    console.print(alternatives)
     for limit in plan.limits:
         console.print(f"note: {limit}")
 
