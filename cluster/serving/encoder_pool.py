@@ -1,4 +1,4 @@
-"""Actors with the network that encodes queries, as many as the queries need."""
+"""A pool of actors that encode queries; its size follows the load."""
 
 import asyncio
 import logging
@@ -21,36 +21,36 @@ logger = logging.getLogger(__name__)
 
 ENCODER_CPUS = 0.5
 
-# Calls that each actor has before another one is started: one that runs, and one that waits.
+# Calls per actor before another actor is started: one runs, one waits.
 _MAX_CALLS = 2
-# An actor beyond the least number ends when it had nothing to do for so long.
+# Seconds without a call after which an actor above the minimum number ends.
 _IDLE_S = 60.0
-# So long nothing more is started where there was no room.
+# Seconds before the pool tries again to grow after the cluster had no room.
 _NO_ROOM_S = 60.0
-_LOOK_EVERY_S = 1.0
-_RETRY_EVERY_S = 0.1
+_WATCH_INTERVAL_S = 1.0
+_RETRY_INTERVAL_S = 0.1
 
 
 class Network:
-    """The model, for images that are decoded and prepared."""
+    """The network of a model, for prepared images and sentences."""
 
     def __init__(self, model: Path) -> None:
         from orbithash.encoders.networks.model import HashModel
 
         self._model = HashModel.load(model)
-        # The first pass of a network is slow; it is not to be a user's.
+        # The first pass of a network is slow, so run it before the first query.
         self._model.encode([np.zeros((64, 64, self._model.preprocessing.channels), np.uint8)])
 
     def has_text(self) -> bool:
-        """Whether it encodes sentences."""
+        """Return whether the model encodes sentences."""
         return self._model.has_text
 
     def encode_prepared(self, pixels: Pixels) -> Codes:
-        """See `HashModel`."""
+        """Return the codes uint8 [N, B] of prepared images, see `HashModel.encode_prepared`."""
         return self._model.encode_prepared(pixels)
 
     def encode_texts(self, texts: list[str]) -> Codes:
-        """See `HashModel`."""
+        """Return the codes uint8 [N, B] of sentences, see `HashModel.encode_texts`."""
         return self._model.encode_texts(texts)
 
 
@@ -65,14 +65,14 @@ class _Member:
 
 
 class EncoderPool:
-    """From `low` to `high` actors; made by `start`, belongs to one event loop.
+    """A pool of `low` to `high` actors for one event loop; created by `start`.
 
-    The one with the fewest calls is asked. One more is started when all are busy, which goes on beside the queries; one
-    that idles for a minute ends.
+    Each call goes to the actor with the fewest calls. If all are busy, another actor is started in the background; an
+    actor that is idle for a minute ends.
     """
 
     def __init__(self, model: Path, low: int, high: int) -> None:
-        """Without actors yet."""
+        """Create a pool without actors."""
         self.has_text = False
         self._model = model
         self._low, self._high = low, high
@@ -84,7 +84,7 @@ class EncoderPool:
 
     @classmethod
     async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
-        """The least number of actors, ready; `InputError` where there is no room for them."""
+        """Start `low` actors and wait until they are ready; raise `InputError` if the cluster has no room for them."""
         what = f"encoding queries with {low} networks"
         await asyncio.to_thread(check_resources, what, [{"CPU": ENCODER_CPUS}] * low)
         pool = cls(model, low, high)
@@ -97,9 +97,10 @@ class EncoderPool:
         return pool
 
     async def call(self, method: str, values: Any) -> Codes:
-        """What the least busy actor answers; the error is the one that the network raised.
+        """Return the result of a method of `Network`; raise the error that the network raised.
 
-        A call changes nothing, so it is made again where an actor dies. One that starts again fails its calls at once.
+        Calls are repeated if their actor dies, which is safe because they change nothing. An actor that restarts fails
+        its calls at once.
         """
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -115,26 +116,26 @@ class EncoderPool:
             except RayTaskError as err:
                 raise err.cause from None
             except RayActorError:
-                # Who asks has a deadline, which ends this.
+                # The caller's deadline ends this loop.
                 member.is_restarting = True
-                await asyncio.sleep(_RETRY_EVERY_S)
+                await asyncio.sleep(_RETRY_INTERVAL_S)
             finally:
                 member.num_calls -= 1
                 member.idle_since = asyncio.get_running_loop().time()
-        raise Unavailable("the networks were let go of; send it again")
+        raise Unavailable("the encoders of queries have been stopped; send the query again")
 
     def share(self) -> "EncoderPool":
-        """Itself, for one more user."""
+        """Return this pool and count one more user."""
         self._num_users += 1
         return self
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody uses it."""
+        """Whether the pool has a user."""
         return self._num_users > 0
 
     def close(self) -> None:
-        """Ends all actors when its last user calls it."""
+        """End all actors when the last user calls it."""
         import ray
 
         self._num_users -= 1
@@ -151,13 +152,13 @@ class EncoderPool:
         is_growing = self._growing is not None and not self._growing.done()
         is_full = asyncio.get_running_loop().time() < self._full_until
         if len(self._members) < self._high and not is_growing and not is_full:
-            self._growing = asyncio.create_task(self._add_if_there_is_room())
+            self._growing = asyncio.create_task(self._try_to_add())
 
-    async def _add_if_there_is_room(self) -> None:
+    async def _try_to_add(self) -> None:
         try:
             await self._add()
         except InputError as error:
-            logger.warning("no further network for queries: %s", error)
+            logger.warning("no further encoder of queries: %s", error)
             self._full_until = asyncio.get_running_loop().time() + _NO_ROOM_S
 
     async def _add(self) -> None:
@@ -182,15 +183,15 @@ class EncoderPool:
         self._members.append(member)
 
     async def _keep_watch(self) -> None:
-        """Asks those that died whether they are back, and lets go of idle ones."""
+        """Mark restarted actors as ready, and end idle ones."""
         import ray
 
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_WATCH_INTERVAL_S)
             for member in list(self._members):
                 if member.is_restarting:
                     with suppress(Exception):
-                        async with asyncio.timeout(_LOOK_EVERY_S):
+                        async with asyncio.timeout(_WATCH_INTERVAL_S):
                             await member.actor.has_text.remote()
                         member.is_restarting = False
             now = asyncio.get_running_loop().time()
@@ -202,14 +203,16 @@ class EncoderPool:
 
 
 class EncoderPools:
-    """Pools by model: shards that take the place of others go on with the networks that are there."""
+    """Pools by model, so that a new backend with the same model uses the running actors."""
 
     def __init__(self) -> None:
-        """None yet."""
         self._pools: dict[str, EncoderPool] = {}
 
     async def open(self, model_id: str, model: Path, low: int, high: int) -> EncoderPool:
-        """A pool for one more user, who closes it; `model` is the folder, in which another one may lie later."""
+        """Return the pool of a model for one more user, who must close it.
+
+        Pools are identified by `model_id`, because the folder `model` can contain another model later.
+        """
         pool = self._pools.get(model_id)
         if pool is not None and pool.is_open:
             return pool.share()

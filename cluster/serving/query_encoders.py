@@ -1,4 +1,4 @@
-"""The model that makes codes of queries: in this process, or in a pool of actors."""
+"""Encoders of queries: the network in this process, or in a pool of actors."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -13,12 +13,12 @@ from orbithash.search.observer import Observer
 
 __all__ = ["LocalEncoder", "PooledEncoder"]
 
-# Images of one caller that a network encodes before it is another's turn.
-TURN_IMAGES = 16
+# Maximum number of images of one caller in a row, before other callers get their turn.
+_TURN_IMAGES = 16
 
 
 class _Encoder(ABC):
-    """Images are strangers' bytes: they are decoded in processes beside the gateway, and only pixels go further."""
+    """An encoder that decodes untrusted images in separate processes and passes only pixels to the network."""
 
     def __init__(self, decoder: Decoder, preprocessing: Preprocessing, has_text: bool, observer: Observer) -> None:
         self._observer = observer
@@ -44,11 +44,11 @@ class _Encoder(ABC):
 
     @abstractmethod
     async def _encode_texts(self, texts: list[str]) -> Codes:
-        """Codes of sentences."""
+        """Return the codes uint8 [N, B] of sentences."""
 
     @abstractmethod
     async def _encode_prepared(self, pixels: Pixels) -> Codes:
-        """Codes of the network's input."""
+        """Return the codes uint8 [N, B] of prepared images."""
 
 
 class LocalEncoder(_Encoder):
@@ -57,7 +57,7 @@ class LocalEncoder(_Encoder):
     def __init__(self, decoder: Decoder, preprocessing: Preprocessing, network: Network, observer: Observer) -> None:
         super().__init__(decoder, preprocessing, network.has_text(), observer)
         self._network = network
-        # One at a time: the network takes all the threads it has for each image.
+        # One call at a time, because each call uses all threads.
         self._turn = asyncio.Semaphore(1)
 
     async def _encode_texts(self, texts: list[str]) -> Codes:
@@ -66,10 +66,10 @@ class LocalEncoder(_Encoder):
 
     async def _encode_prepared(self, pixels: Pixels) -> Codes:
         codes = []
-        # A few at a time: a query is not to wait for all the rows of somebody's upsert.
-        for start in range(0, max(1, len(pixels)), TURN_IMAGES):
+        # In small parts, so that a query does not wait for all the rows of an upsert.
+        for start in range(0, max(1, len(pixels)), _TURN_IMAGES):
             async with self._turn:
-                part = pixels[start : start + TURN_IMAGES]
+                part = pixels[start : start + _TURN_IMAGES]
                 codes.append(await asyncio.to_thread(self._network.encode_prepared, part))
         return np.concatenate(codes)
 
@@ -85,7 +85,7 @@ class PooledEncoder(_Encoder):
         return await self._pool.call("encode_texts", texts)
 
     async def _encode_prepared(self, pixels: Pixels) -> Codes:
-        parts = range(0, max(1, len(pixels)), TURN_IMAGES)
+        parts = range(0, max(1, len(pixels)), _TURN_IMAGES)
         return np.concatenate(
-            [await self._pool.call("encode_prepared", pixels[start : start + TURN_IMAGES]) for start in parts]
+            [await self._pool.call("encode_prepared", pixels[start : start + _TURN_IMAGES]) for start in parts]
         )

@@ -1,4 +1,4 @@
-"""Serving: shards and the query encoder as actors or in this process, the gateway in this process."""
+"""`serve`: the gateway in this process, shards and query encoder as Ray actors or in this process."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ __all__ = ["serve", "serving"]
 
 logger = logging.getLogger(__name__)
 
-# Decoding is the smaller part of encoding an image.
+# Decoding takes less time than the network, so two processes keep up with it.
 NUM_DECODERS = min(2, os.cpu_count() or 1)
 STOP_GRACE_S = 5.0
 
@@ -58,30 +58,30 @@ def serve(
     num_encoders: tuple[int, int] = (1, 1),
     open_metrics: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; then refuses new queries, ends those in flight and leaves."""
-    page = _page(metrics_address, open_metrics)
+    """Serve until SIGTERM or SIGINT; then refuse new queries, finish those in flight and return."""
+    page = _metrics_page(metrics_address, open_metrics)
     gateway = partial(
         serving, archive, model, num_shards, address, local, num_replicas, index, protection, num_encoders
     )
-    # Ray before the event loop's signal handlers: joining it installs its own.
+    # Connect to Ray before the event loop installs its signal handlers, because Ray installs its own.
     with log_to_stderr(log_format), nullcontext() if local else connected():
         asyncio.run(_until_signal(page, gateway))
 
 
 @contextmanager
-def _page(metrics_address: str | None, allow_remote: bool) -> Iterator[Metrics | None]:
-    """Figures that can be read for as long as the block lasts; None where nobody asks for them."""
+def _metrics_page(metrics_address: str | None, allow_remote: bool) -> Iterator[Metrics | None]:
+    """Serve metrics over HTTP for the block; yields None without an address."""
     if metrics_address is None:
         yield None
         return
     metrics = Metrics()
     with exposed(metrics, metrics_address, allow_remote) as address:
-        _tell(f"metrics at http://{address}/metrics")
+        _report(f"metrics at http://{address}/metrics")
         yield metrics
 
 
-def _tell(text: str) -> None:
-    """One line for a person, or for the program that reads the log."""
+def _report(text: str) -> None:
+    """Print a line for a person, or log it if the log is JSON."""
     if is_json():
         logger.info("%s", text)
     else:
@@ -97,12 +97,12 @@ async def _until_signal(
         loop.add_signal_handler(number, stop.set)
     with page as metrics:
         async with start(metrics=metrics) as gateway:
-            # What is there stays until the end. The collector looking at all of it again would stop every query.
+            # Existing objects stay until the end. Scanning them in each garbage collection would delay queries.
             gc.collect()
             gc.freeze()
-            _tell(f"ready at {gateway.address}; stop with Ctrl-C")
+            _report(f"ready at {gateway.address}; stop with Ctrl-C")
             await stop.wait()
-            _tell("stopping: queries in flight are answered, new ones refused")
+            _report("stopping: queries in flight are answered, new ones refused")
             gc.unfreeze()
 
 
@@ -119,17 +119,18 @@ async def serving(
     num_encoders: tuple[int, int] = (1, 1),
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A running gateway over an archive, as long as the block lasts. `local`: all in this process, without Ray.
+    """Run a gateway over an archive for the block.
 
-    `num_encoders`: the least and the largest number of actors with the network.
+    `local`: everything in this process, without Ray. `num_encoders`: minimum and maximum number of actors that encode
+    queries.
     """
-    for number, name in ((num_shards, "shards"), (num_replicas, "copies of each shard")):
+    for number, name in ((num_shards, "shards"), (num_replicas, "replicas of each shard")):
         if not 1 <= number <= MAX_SHARDS:
             raise InputError(f"{number} {name}; from 1 to {MAX_SHARDS} are allowed")
     if local and num_encoders != (1, 1):
-        raise InputError("--local keeps the one network in this process; leave --encoders away")
+        raise InputError("got --local and --encoders; --local encodes queries in this process, so omit --encoders")
     if local and num_replicas > 1:
-        raise InputError("--local keeps all shards in one process, where copies are of no use; leave --replicas away")
+        raise InputError("got --local and --replicas; --local keeps all shards in this process, so omit --replicas")
 
     decoder = Decoder(NUM_DECODERS)
     observer = metrics or Observer()
@@ -141,9 +142,9 @@ async def serving(
         folder, num_shards = Path(target.model), target.num_shards
         _check_beside(target.archive, served.archive, 1)
         _check_beside(target.model, served.model, 2)
-        # In a thread: searches go on while another archive is opened.
+        # In a thread, because searches continue while another archive is opened.
         opened, card = await asyncio.to_thread(_open, target.archive, folder)
-        _tell(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
+        _report(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
         if local:
             network = await asyncio.to_thread(Network, folder)
             local_encoder = LocalEncoder(decoder, card.preprocessing, network, observer)
@@ -161,7 +162,7 @@ async def serving(
         metrics.watch(service)
     try:
         if not local:
-            # Or the first image would wait a second. In one process nothing starts before it is needed.
+            # Otherwise the first image would wait a second. With --local, processes start when they are needed.
             await decoder.start()
         gateway = await start_gateway(service, address, protection=protection)
         follower = asyncio.create_task(service.follow())
@@ -177,25 +178,27 @@ async def serving(
         await decoder.close()
 
 
-def _check_beside(asked: str, served: str, levels: int) -> None:
-    """`InputError` for what does not lie below the folder so many levels above what `serve` was told to serve.
+def _check_beside(path: str, served: str, levels: int) -> None:
+    """Raise `InputError` unless `path` is below the folder `levels` above the path that `serve` was started with.
 
-    Whoever may write into an archive may not make the server read whatever it can reach.
+    A client with the permission to write rows must not be able to make the server read other files.
     """
-    if asked == served:
+    if path == served:
         return
     if "://" in served:
-        is_beside = asked.startswith(served.rstrip("/").rsplit("/", levels)[0] + "/") and ".." not in asked.split("/")
+        is_beside = path.startswith(served.rstrip("/").rsplit("/", levels)[0] + "/") and ".." not in path.split("/")
     else:
         allowed = Path(served).absolute().parents[levels - 1]
-        is_beside = "://" not in asked and "\0" not in asked
-        is_beside = is_beside and Path(asked).resolve().is_relative_to(allowed.resolve())
+        is_beside = "://" not in path and "\0" not in path
+        is_beside = is_beside and Path(path).resolve().is_relative_to(allowed.resolve())
     if not is_beside:
-        raise InputError("a gateway moves only to what lies beside what it serves; start another one for anything else")
+        raise InputError(
+            "a gateway moves only to archives and models beside those that it serves; start another gateway for others"
+        )
 
 
 def _open(archive: str, model: Path) -> tuple[Archive, ModelCard]:
-    """An archive and what is known of its model; `InputError` where they do not belong together."""
+    """Open an archive and its model's card; raise `InputError` if the archive was encoded by another model."""
     opened = Archive.open(archive)
     card, model_id, _ = read_model_folder(model)
     if (card.bits, model_id) != (opened.bits, opened.model_id):

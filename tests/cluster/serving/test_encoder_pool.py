@@ -1,4 +1,4 @@
-"""Networks for queries, as many as the queries need."""
+"""The pool of query encoders: growth, restart, sharing and errors."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
 def networks():
-    """Processes of the pool's actors, in this process's cluster."""
+    """Return the processes of the pool's actors in the cluster of this process."""
 
     def title(pid):
         try:
@@ -48,9 +48,9 @@ async def until(condition):
         await asyncio.sleep(0.02)
 
 
-def test_it_grows_with_the_queries_and_shrinks_again(ray_cluster, model, monkeypatch):
+def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
     monkeypatch.setattr(encoder_pool, "_IDLE_S", 0.5)
-    monkeypatch.setattr(encoder_pool, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(encoder_pool, "_WATCH_INTERVAL_S", 0.05)
     expected = HashModel.load(model).encode_prepared(IMAGES)
     assert expected.shape == (5, BITS // 8)
 
@@ -58,14 +58,14 @@ def test_it_grows_with_the_queries_and_shrinks_again(ray_cluster, model, monkeyp
         assert not pool.has_text
         assert len(networks()) == 1
         np.testing.assert_array_equal(await encode(), expected)
-        assert len(networks()) == 1, "one query at a time needs one"
+        assert len(networks()) == 1, "one query at a time needs one actor"
 
         async def ask_until(is_enough):
             while not is_enough():
                 np.testing.assert_array_equal(await encode(), expected)
 
         await asyncio.gather(*(ask_until(lambda: len(networks()) == 2) for _ in range(6)))
-        # Never more than allowed.
+        # Not more than the maximum.
         await asyncio.gather(*(encode() for _ in range(30)))
         assert len(networks()) == 2
         await until(lambda: len(networks()) == 1)
@@ -74,20 +74,20 @@ def test_it_grows_with_the_queries_and_shrinks_again(ray_cluster, model, monkeyp
     run(scenario, model, 1, 2)
 
 
-def test_one_that_dies_comes_back(ray_cluster, model):
+def test_an_actor_that_dies_restarts(ray_cluster, model):
     async def scenario(pool, encode):
         expected = await encode()
         (pid,) = networks()
-        asked = [asyncio.create_task(encode()) for _ in range(4)]
+        calls = [asyncio.create_task(encode()) for _ in range(4)]
         os.kill(pid, signal.SIGKILL)
-        for codes in await asyncio.gather(*asked):
+        for codes in await asyncio.gather(*calls):
             np.testing.assert_array_equal(codes, expected)
         assert networks() - {pid}
 
     run(scenario, model, 1, 1)
 
 
-def test_one_pool_for_all_who_use_a_model(ray_cluster, model):
+def test_users_of_a_model_share_a_pool(ray_cluster, model):
     async def scenario():
         pools = EncoderPools()
         first = await pools.open("id", model, 1, 1)
@@ -104,12 +104,12 @@ def test_one_pool_for_all_who_use_a_model(ray_cluster, model):
     asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
-def test_more_than_the_cluster_has(ray_cluster, model, monkeypatch):
+def test_a_pool_that_the_cluster_has_no_room_for(ray_cluster, model):
     with pytest.raises(InputError, match=r"encoding queries with 90 networks needs 45 CPUs, the cluster has 4"):
         asyncio.run(EncoderPool.start(model, 90, 90))
 
 
-def test_a_network_says_itself_what_is_wrong(ray_cluster, model):
+def test_errors_of_the_network_reach_the_caller(ray_cluster, model):
     async def scenario(pool, encode):
         with pytest.raises(InputError, match="encodes images only"):
             await pool.call("encode_texts", ["boats"])

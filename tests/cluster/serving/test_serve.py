@@ -1,4 +1,4 @@
-"""Serving as a process of its own: ready, right, told to stop, and whole again after a shard died."""
+"""`serve` as a process: answers, the command line, changes, a shard that dies, and a clean stop."""
 
 import contextlib
 import json
@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import threading
 from pathlib import Path
 
 import grpc
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from cluster_parts import REASONS, family, wait_for
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from serving_parts import queries_in_background, ready_at
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import hamming
@@ -25,12 +25,6 @@ from orbithash.search.protocol.errors import InvalidQuery, SearchError
 from orbithash.search.protocol.rows import Row
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-def ready_at(process):
-    """The address, once the gateway says that it is ready."""
-    found = wait_for(lambda: re.search(r"ready at (\S+);", process.err.read_text()), process)
-    return found[1]
 
 
 def is_healthy(address):
@@ -53,7 +47,7 @@ def is_free(address):
 
 
 class Oracle:
-    """All distances in numpy, sorted by (distance, id)."""
+    """The exact answers: all distances in numpy, sorted by (distance, id)."""
 
     def __init__(self, archive):
         self.archive = Archive.open(archive)
@@ -63,7 +57,7 @@ class Oracle:
         return self.codes[self.ids == self.archive.find([key])[key]][0]
 
     def __call__(self, code, k):
-        """Distances and ids of the hits, and the ties at the last of them."""
+        """Return (distance, id) of each hit, and the number of rows at the distance of the last one."""
         distances = hamming(np.asarray(code, np.uint8)[None], self.codes)[0]
         order = np.lexsort((self.ids, distances))[:k]
         pairs = [(int(distances[row]), int(self.ids[row])) for row in order]
@@ -75,7 +69,7 @@ def pairs_of(answer):
 
 
 def check_answers(address, oracle, scenes, model):
-    """By code, key and image: hits, order and ties are the oracle's, the columns the archive's."""
+    """Check hits, order, ties and columns of queries by code, key and image."""
     rng = np.random.default_rng(0)
     loaded = HashModel.load(model)
     keys = sorted(oracle.archive.keys())[::9]
@@ -98,7 +92,7 @@ def check_answers(address, oracle, scenes, model):
 
 
 def check_command_line(cli, address, oracle, scenes, bad_images):
-    """`query` against a running gateway: JSON, the table, and what only the gateway can refuse."""
+    """Check `query` against a running gateway: JSON, the table, and errors that only the gateway can find."""
     key = min(oracle.archive.keys())
     ended = cli("query", "--key", key, "-k", "3", "--address", address, "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -115,8 +109,8 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
     assert json.loads(by_image.out)["hits"] == answer["hits"]
 
     page = cli("query", "--key", key, "-k", "2", "--after", answer["next"], "--address", address, "--json")
-    every, _ = oracle(oracle.code_of(key), 5)
-    assert [(hit["distance"], hit["id"]) for hit in json.loads(page.out)["hits"]] == every[3:]
+    ordered, _ = oracle(oracle.code_of(key), 5)
+    assert [(hit["distance"], hit["id"]) for hit in json.loads(page.out)["hits"]] == ordered[3:]
     options = (
         "--like",
         key,
@@ -130,17 +124,17 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         "code",
     )
     found = json.loads(cli("query", *options, "-k", "99", "--address", address, "--json").out)
-    every, _ = oracle(oracle.code_of(key), len(oracle.ids))
+    ordered, _ = oracle(oracle.code_of(key), len(oracle.ids))
     own = oracle.archive.find([key])[key]
     assert [(hit["distance"], hit["id"]) for hit in found["hits"]] == [
-        (distance, row) for distance, row in every if distance <= 6 and row != own
+        (distance, row) for distance, row in ordered if distance <= 6 and row != own
     ]
-    assert found["matching_rows"] == len(every) - 1
+    assert found["matching_rows"] == len(ordered) - 1
     assert all(list(hit)[-2:] == ["uri", "code"] and len(hit["code"]) == 8 for hit in found["hits"])
 
     table = cli("query", "--key", key, "-k", "3", "--address", address).out
     for hit in answer["hits"]:
-        assert hit["key"] in table, "keys are whole: the next query is by one of them"
+        assert hit["key"] in table, "keys are not shortened, so that they can be used in a query"
     assert f"{ties} rows tie at distance {pairs[-1][0]}; 100% of the archive searched" in table
 
     for options, words in (
@@ -163,7 +157,7 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
 
 
 def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
-    """`upsert` and `delete`: seen at once, refused images told by name, and the archive as it was in the end."""
+    """Check `upsert` and `delete`: changes are visible at once, and refused images are named."""
     before = set(Archive.open(archive).keys())
     source = tmp_path / "source"
     shutil.copytree(bad_images, source)
@@ -171,10 +165,10 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
     shutil.copy(first, source / "copy.tif")
     ended = cli("upsert", source, "--address", address, "--json")
     assert ended.code == 0
-    told = json.loads(ended.out)
-    assert "copy.tif" not in told["refused"]
-    assert set(REASONS) <= set(told["refused"])
-    assert told["written"] == len(set(Archive.open(archive).keys()) - before)
+    summary = json.loads(ended.out)
+    assert "copy.tif" not in summary["refused"]
+    assert set(REASONS) <= set(summary["refused"])
+    assert summary["written"] == len(set(Archive.open(archive).keys()) - before)
     found = json.loads(cli("query", "--key", "copy.tif", "-k", "2", "--address", address, "--json").out)
     twin = next(hit for hit in found["hits"] if hit["key"] == min(before))
     assert twin["distance"] == 0
@@ -184,14 +178,14 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
     ended = cli("delete", "--keys", tmp_path / "keys", "--address", address)
     assert ended.out == f"removed {len(new)} rows\n"
     assert set(Archive.open(archive).keys()) == before
-    # Beside the copy there may be scenes whose codes are equal.
+    # Different scenes can have equal codes, too.
     ended = cli("duplicates", archive, "--json", "--filter", "key LIKE '%'")
     codes = dict(zip(*Archive.open(archive).codes(), strict=True))
     keys = {row: key for key, row in Archive.open(archive).find(list(before)).items()}
-    alike = {}
+    keys_by_code = {}
     for row, code in codes.items():
-        alike.setdefault(code.tobytes(), []).append(keys[int(row)])
-    expected = [group for group in alike.values() if len(group) > 1]
+        keys_by_code.setdefault(code.tobytes(), []).append(keys[int(row)])
+    expected = [group for group in keys_by_code.values() if len(group) > 1]
     assert sorted(map(sorted, json.loads(ended.out)["groups"])) == sorted(map(sorted, expected))
     other = shutil.copytree(archive, archive.with_name("other"))
     Archive.open(other).delete([min(before)])
@@ -199,7 +193,7 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
         client.refresh(str(other))
         assert client.describe().rows == len(before) - 1
         for place in ("/etc", str(archive / ".." / ".." / "x"), "s3://bucket/archive", "a\0b"):
-            with pytest.raises(InvalidQuery, match="only to what lies beside what it serves"):
+            with pytest.raises(InvalidQuery, match="moves only to archives and models beside"):
                 client.refresh(place)
         client.refresh(str(archive))
         assert client.describe().rows == len(before)
@@ -208,7 +202,7 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
 
 
 def check_other_shards(cli, address, oracle, scenes, model, counts):
-    """More and fewer shards give the same answers; a number that cannot be is refused."""
+    """Check that more and fewer shards give the same answers, and that an invalid number is refused."""
     for num_shards in counts:
         ended = cli("refresh", "--shards", num_shards, "--address", address, "--json")
         assert ended.code == 0, ended.err
@@ -277,12 +271,12 @@ def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
             with Client(address, timeout_s=5) as client:
                 answer = client.search(code=bytes(code), k=10)
         except SearchError:
-            # Allowed while a shard starts again; a wrong answer is not.
+            # Allowed while a shard restarts; a wrong answer is not.
             return False
         if answer.coverage.fraction == 1:
             assert (pairs_of(answer), answer.ties_at_cutoff) == (right, ties)
             return len(shard_processes(process) - {victim}) == 2
-        # It says that it is partial, and what it holds is true.
+        # A partial answer says so, and its hits are right.
         assert answer.coverage.answered_shards == 1
         assert [distance_of[id_] for _, id_ in pairs_of(answer)] == [distance for distance, _ in pairs_of(answer)]
         return False
@@ -297,33 +291,20 @@ def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
 
 
 @pytest.mark.ray
-def test_no_query_fails_while_a_copy_of_a_shard_dies_and_rows_are_written(start, archive, model, tmp_path):
+def test_no_query_fails_while_a_replica_dies_and_rows_are_written(start, archive, model, tmp_path):
     copied = shutil.copytree(archive, tmp_path / "archive")
     options = ("--shards", "2", "--replicas", "2", "--address", "127.0.0.1:0")
     process = start("serve", copied, "--model", model, *options)
     address = ready_at(process)
     oracle = Oracle(copied)
     code = np.zeros(4, np.uint8)
-    # Rows that are written lie behind all others, so that the answer to the load's query stays the same.
+    # The written rows are farther away than all others, so that the expected answer stays the same.
     expected = oracle(code, 10)
-    failures, stop = [], threading.Event()
-    num_asked = [0]
 
-    def ask():
-        with Client(address, timeout_s=30) as client:
-            while not stop.is_set():
-                try:
-                    answer = client.search(code=bytes(code), k=10)
-                    num_asked[0] += 1
-                    if (pairs_of(answer), answer.ties_at_cutoff) != expected or answer.coverage.fraction != 1:
-                        failures.append(answer)
-                except Exception as error:
-                    failures.append(error)
+    def is_right(answer):
+        return (pairs_of(answer), answer.ties_at_cutoff) == expected and answer.coverage.fraction == 1
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with queries_in_background(address, bytes(code), is_right, num_threads=3) as queries:
         shards = shard_processes(process)
         assert len(shards) == 4
         os.kill(min(shards), signal.SIGKILL)
@@ -336,13 +317,9 @@ def test_no_query_fails_while_a_copy_of_a_shard_dies_and_rows_are_written(start,
                 return all(shard.healthy_replicas == 2 for shard in client.describe().shards)
 
             wait_for(is_whole, process)
-            before = num_asked[0]
-            wait_for(lambda: num_asked[0] > before + 50, process)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+            before = queries.num_answers
+            wait_for(lambda: queries.num_answers > before + 50, process)
+    assert queries.failures == []
     with Client(address) as client:
         assert client.describe().rows == len(oracle.ids) + 5
     check_stop(process, address)
