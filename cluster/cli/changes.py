@@ -37,8 +37,9 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.imagery.sources import list_source
 
-    check_projections()
     items = list_source(source, asset=asset)
+    if any(item.path.lower().endswith((".tif", ".tiff")) for item in items):
+        check_projections()
     refused: dict[str, str] = {}
     num_written = 0
     with track("writing", len(items), "images") as advance_to:
