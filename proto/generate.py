@@ -1,10 +1,10 @@
-"""Generates the Python code beside each .proto file.
+"""Generate the Python code beside each .proto file.
 
-    python proto/generate.py            writes it
-    python proto/generate.py --check    exit code 1 and one line when the files in the tree are stale
+    python proto/generate.py            write it
+    python proto/generate.py --check    print one line and exit with 1 if the files in the tree are stale
 
-Needs the packages grpcio-tools and mypy-protobuf. Their versions are written into the generated code, so
-`constraints.txt` decides about them.
+Needs the packages grpcio-tools and mypy-protobuf. Their versions are part of the generated code; `constraints.txt`
+pins them.
 """
 
 import argparse
@@ -20,9 +20,9 @@ PACKAGE = Path("orbithash/v1")
 
 
 def generate(out: Path) -> None:
-    """Writes what `search.proto` and its neighbours generate to the folder `out`/orbithash/v1."""
+    """Write the generated code of all .proto files to the folder `out`/orbithash/v1."""
     scripts = Path(sys.executable).parent
-    # googleapis-common-protos keeps google.rpc's files beside their code.
+    # googleapis-common-protos has the .proto files of google.rpc beside their code.
     google_rpc = Path(status_pb2.__file__).parents[2]
     subprocess.run(
         [
@@ -37,12 +37,12 @@ def generate(out: Path) -> None:
 
 
 def generated(root: Path) -> dict[str, bytes]:
-    """The generated files under `root`/orbithash/v1: name to content."""
+    """Return the generated files under `root`/orbithash/v1 by name."""
     return {path.name: path.read_bytes() for path in (root / PACKAGE).glob("*_pb2*.py*") if path.is_file()}
 
 
 def stale(root: Path = ROOT) -> list[str]:
-    """Names of generated files under `root` that are missing, superfluous or differ from what is generated now."""
+    """Return the names of generated files under `root` that are missing, superfluous or out of date."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh, present = generated(Path(folder)), generated(root)
@@ -50,9 +50,9 @@ def stale(root: Path = ROOT) -> list[str]:
 
 
 def main() -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(description="generate the Python code of proto/")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when files are stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if files are stale")
     if not parser.parse_args().check:
         generate(ROOT)
         return 0

@@ -1,7 +1,7 @@
-"""Strangers' images are decoded in processes of their own, which have a limit of memory and of time for each.
+"""Decoding of users' images in separate processes, with limits on memory and on the time of each image.
 
-What breaks one of these processes is refused as an image and changes nothing for the others. The processes import no
-torch, and know neither the archive nor any secret beyond what they inherit.
+An image that breaks one of these processes is refused and does not affect the others. The processes do not import
+torch. They have no access to the archive, and to no secrets except those that they inherit.
 """
 
 import asyncio
@@ -29,21 +29,23 @@ logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
-# Decoders leak and fragment memory; a process that begins anew is ready within a tenth of a second.
+# Tasks after which a process is replaced: decoders leak and fragment memory.
 _MAX_TASKS = 1000
 _MAX_START_S = 10.0
 
+# Exit code of a process that reached its memory limit.
 _OUT_OF_MEMORY = 77
 
 
 class Decoder:
-    """Makes encoded image files the network's input. Belongs to one event loop; starts with the first image, or before.
+    """Turns encoded image files into the network's input. Belongs to one event loop.
 
     Attributes:
-        num_workers: processes, which is also how many images are decoded at a time.
-        timeout_s: the time of one image.
-        max_memory_bytes: what decoding one image may allocate.
-        max_waiting: images that may wait for a process before more are refused as `Overloaded`.
+        num_workers: number of processes, and of images that are decoded at a time.
+        timeout_s: time limit of one image, in seconds.
+        max_memory_bytes: memory that decoding one image may allocate.
+        max_waiting: number of images that may wait; more are refused as `Overloaded`.
+        max_waiting_bytes: size of all files that may wait, in bytes.
     """
 
     def __init__(
@@ -52,32 +54,37 @@ class Decoder:
         timeout_s: float = 10.0,
         max_memory_bytes: int = 2 * 2**30,
         max_waiting: int = 4096,
+        max_waiting_bytes: int = 512 * 2**20,
     ) -> None:
         self.num_workers = num_workers
         self.timeout_s = timeout_s
         self.max_memory_bytes = max_memory_bytes
         self.max_waiting = max_waiting
-        self._num_waiting = 0
-        # Images wait here and not in the pool, where those of callers that went away would still be sent around.
+        self.max_waiting_bytes = max_waiting_bytes
+        self._num_waiting = self._num_waiting_bytes = 0
+        # Images wait here and not in the pool, which would still decode those of callers that have gone.
         self._turns = asyncio.Semaphore(num_workers)
         self._pool: pebble.ProcessPool | None = None
 
     async def prepare(self, images: Sequence[bytes], preprocessing: Preprocessing) -> Pixels:
-        """uint8 [N, crop, crop, C] of encoded image files; `ImageError` for the first that is refused."""
+        """Return the input uint8 [N, crop, crop, C] of encoded image files.
+
+        Raises `ImageError` for the first image that is refused, and `Overloaded`.
+        """
         decoded = await self._decode(images, preprocessing, with_thumbnail=False)
         return _stacked([pixels for pixels, _ in decoded], preprocessing)
 
     async def prepare_rows(self, images: Sequence[bytes], preprocessing: Preprocessing) -> tuple[Pixels, list[bytes]]:
-        """As `prepare`, and the thumbnail of each."""
+        """Do the same as `prepare`, and return the thumbnail of each image too."""
         decoded = await self._decode(images, preprocessing, with_thumbnail=True)
         return _stacked([pixels for pixels, _ in decoded], preprocessing), [thumbnail for _, thumbnail in decoded]
 
     async def start(self) -> None:
-        """Starts the processes, so that the first image need not wait for them."""
+        """Start the processes, so that the first image does not wait for them."""
         await asyncio.wrap_future((await self._running_pool()).schedule(_nothing))
 
     async def close(self) -> None:
-        """Ends the processes, whatever they do."""
+        """End the processes, also while they decode."""
         pool, self._pool = self._pool, None
         if pool is not None:
             await asyncio.to_thread(_stop, pool)
@@ -85,12 +92,21 @@ class Decoder:
     async def _decode(
         self, images: Sequence[bytes], preprocessing: Preprocessing, with_thumbnail: bool
     ) -> list[tuple[Pixels, bytes]]:
-        if self._num_waiting + len(images) > self.max_waiting:
-            raise Overloaded(f"{self._num_waiting} images wait to be decoded; try again later", retry_after_s=1.0)
+        num_bytes = sum(map(len, images))
+        if (
+            self._num_waiting + len(images) > self.max_waiting
+            or self._num_waiting_bytes + num_bytes > self.max_waiting_bytes
+        ):
+            raise Overloaded(
+                f"{self._num_waiting:,} images of {self._num_waiting_bytes:,} bytes wait to be decoded; try again "
+                "later",
+                retry_after_s=1.0,
+            )
         decoded: list[tuple[Pixels, bytes]] = []
         self._num_waiting += len(images)
+        self._num_waiting_bytes += num_bytes
         try:
-            # Few at a time, so that one image does not wait for all of a long list.
+            # A few at a time, so that a single image does not wait for all images of a long list.
             for start in range(0, len(images), self.num_workers):
                 part = images[start : start + self.num_workers]
                 outcomes = await asyncio.gather(
@@ -102,6 +118,7 @@ class Decoder:
                     decoded.append(outcome)
         finally:
             self._num_waiting -= len(images)
+            self._num_waiting_bytes -= num_bytes
         return decoded
 
     async def _decode_one(
@@ -111,13 +128,13 @@ class Decoder:
             try:
                 return await self._run(image, preprocessing, with_thumbnail)
             except BrokenProcessPool:
-                # A process that died while it had nothing to do takes pebble's pool with it, not this image's fault.
+                # If an idle process dies, pebble stops the whole pool; the image is not the cause.
                 return await self._run(image, preprocessing, with_thumbnail)
 
     async def _run(self, *args: Any) -> tuple[Pixels, bytes]:
         future = (await self._running_pool()).schedule(_decode, args, timeout=self.timeout_s)
         try:
-            # pebble's time begins when a process takes the image; one that dies just then says nothing of it.
+            # pebble's time limit begins when a process takes the image, and is lost if the process dies just then.
             async with asyncio.timeout(self.timeout_s + _MAX_START_S):
                 decoded: tuple[Pixels, bytes] | ImageError = await asyncio.wrap_future(future)
         except BrokenProcessPool:
@@ -129,10 +146,10 @@ class Decoder:
                 raise ImageError(
                     f"decoding took more memory than {self.max_memory_bytes:,} bytes; send a smaller image"
                 ) from error
-            logger.warning("a process that decoded an image died (exit code %s)", error.exitcode)
+            logger.warning("a decoding process died (exit code %s)", error.exitcode)
             raise ImageError(
-                f"decoding it ended the decoder, which may use {self.max_memory_bytes:,} bytes of memory; send a "
-                "smaller image, written anew by another program"
+                f"the decoder, which may use {self.max_memory_bytes:,} bytes of memory, crashed on this image; send a "
+                "smaller image, or one written by another program"
             ) from error
         if isinstance(decoded, ImageError):
             raise decoded
@@ -143,16 +160,16 @@ class Decoder:
         if pool is not None and pool.active:
             return pool
         if pool is not None:
-            logger.warning("the decoding processes died and are started anew")
+            logger.warning("the decoding processes died and are restarted")
         started = self._pool = self._new_pool()
-        # The question starts it, which takes a moment.
+        # Reading `active` starts the pool, which blocks for a moment.
         await asyncio.to_thread(_is_active, started)
         if pool is not None:
             await asyncio.to_thread(_stop, pool)
         return started
 
     def _new_pool(self) -> pebble.ProcessPool:
-        # Not forked from this process, which has threads. The server of forks has imported once what all need.
+        # This process has threads and must not be forked. The fork server imports the modules once for all processes.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", __name__, "orbithash.encoders.imagery.records", "rasterio"])
         return pebble.ProcessPool(
@@ -175,24 +192,24 @@ def _stacked(pixels: list[Pixels], preprocessing: Preprocessing) -> Pixels:
 
 
 def _limit(max_memory_bytes: int) -> None:
-    """In each process, at its start."""
-    # pebble's own handler waits for the interpreter, which a decoder does not return to.
+    """Set the limits of a decoding process, at its start."""
+    # pebble's own handler needs the interpreter, which native decoding code holds.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = num_pages * resource.getpagesize() + max_memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # A picture of the process holds strangers' images.
+    # A core dump would contain users' images.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _nothing() -> None:
-    """In a process: shows that it is there."""
+    """Do nothing, in a decoding process; its return shows that the process has started."""
 
 
 def _decode(image: bytes, preprocessing: Preprocessing, with_thumbnail: bool) -> tuple[Pixels, bytes] | ImageError:
-    """In a process: the network's input of an encoded image, and its thumbnail, b"" where it is not wanted.
+    """Return the network's input of an encoded image and its thumbnail (b"" unless requested), in a decoding process.
 
-    A refusal is returned: an error that is raised keeps what was decoded in memory until the next image is there.
+    An `ImageError` is returned, not raised: a traceback would keep the decoded pixels in memory until the next image.
     """
     from orbithash.encoders.imagery.images import read_image
     from orbithash.encoders.imagery.records import make_thumbnail
@@ -205,5 +222,5 @@ def _decode(image: bytes, preprocessing: Preprocessing, with_thumbnail: bool) ->
     except ImageError as error:
         return ImageError(str(error))
     except MemoryError:
-        # There may be too little left for the next image, too.
+        # The process may have too little memory left for the next image.
         os._exit(_OUT_OF_MEMORY)

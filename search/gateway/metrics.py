@@ -1,4 +1,4 @@
-"""Figures of a running service for Prometheus, and the page that they are read from."""
+"""Metrics of a running service, and the HTTP page from which Prometheus reads them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,18 +18,18 @@ __all__ = ["Metrics", "exposed"]
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _COUNTS: dict[Count, str] = {
-    "partial_answers": "Answers that speak for a part of the archive only.",
-    "shed_queries": "Queries refused because too many waited.",
-    "failed_shard_calls": "Shards that did not answer a batch, whichever copy was asked.",
-    "hedged_shard_calls": "Searches sent to a second copy of a shard because the first was slow.",
-    "retried_shard_calls": "Searches sent to a second copy of a shard because the first failed.",
-    "rows_upserted": "Rows written into the archive.",
+    "partial_answers": "Answers that cover only a part of the archive.",
+    "shed_queries": "Queries refused because too many were waiting.",
+    "failed_shard_calls": "Shards of which no replica answered a batch.",
+    "hedged_shard_calls": "Searches sent to a second replica of a shard because the first was slow.",
+    "retried_shard_calls": "Searches sent to a second replica of a shard because the first failed.",
+    "rows_upserted": "Rows written to the archive.",
     "rows_deleted": "Rows removed from the archive.",
 }
 
 
 class Metrics(Observer):
-    """Counts in a registry of its own, so that several services fit into one process."""
+    """An observer that counts in its own registry, so that one process can have several services."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -39,24 +39,24 @@ class Metrics(Observer):
             return Histogram(f"orbithash_{name}", text, labels, buckets=buckets, registry=self.registry)
 
         self._requests = Counter(
-            "orbithash_requests", "Calls that ended, by gRPC status code.", ("rpc", "outcome"), registry=self.registry
+            "orbithash_requests", "Finished calls, by gRPC status code.", ("rpc", "outcome"), registry=self.registry
         )
-        self._request_seconds = histogram("request_seconds", "From a call's arrival to its end.", _SECONDS, "rpc")
-        seconds = histogram("stage_seconds", "Work of a stage, once a batch where queries share it.", _SECONDS, "stage")
+        self._request_seconds = histogram("request_seconds", "Time of a call, from arrival to end.", _SECONDS, "rpc")
+        seconds = histogram("stage_seconds", "Time of a stage, counted once per batch of queries.", _SECONDS, "stage")
         self._stages: dict[Stage, Histogram] = {name: seconds.labels(name) for name in get_args(Stage)}
-        self._batches = histogram("batch_queries", "Queries that went to the shards together.", _BATCHES)
-        self._in_flight = Gauge("orbithash_calls_in_flight", "Calls that have not ended.", registry=self.registry)
+        self._batches = histogram("batch_queries", "Queries of a batch that is sent to the shards.", _BATCHES)
+        self._in_flight = Gauge("orbithash_calls_in_flight", "Calls in progress.", registry=self.registry)
         self._counts = {
             name: Counter(f"orbithash_{name}", text, registry=self.registry) for name, text in _COUNTS.items()
         }
         for service in search_pb2.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
-                # From zero, or the first call would not show as a rise.
+                # Start at zero; otherwise the first call would not show as an increase.
                 self._requests.labels(method.name, "OK")
                 self._request_seconds.labels(method.name)
 
     def watch(self, service: Service) -> None:
-        """Reads the state of `service` whenever the figures are asked for; once, for as long as it lives."""
+        """Add the state of `service` to each reading. Call it once per registry."""
         self.registry.register(_State(service))
 
     def stage(self, name: Stage) -> AbstractContextManager[Any]:
@@ -84,7 +84,7 @@ class Metrics(Observer):
 
 
 class _State:
-    """What a service is at the moment of asking."""
+    """A collector that reads the state of a service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -94,33 +94,35 @@ class _State:
         for name, text, value in (
             ("rows", "Rows of the version that is searched.", now.rows),
             ("archive_version", "Version of the archive that is searched.", now.archive_version),
-            ("shards", "Parts of the archive.", len(now.shards)),
+            ("shards", "Shards of the archive.", len(now.shards)),
             ("queries_waiting", "Queries that wait for a batch.", self._service.num_queries_waiting),
-            ("rows_waiting", "Changes of rows that wait to be written.", self._service.num_rows_waiting),
+            ("rows_waiting", "Changes of rows that wait for a commit.", self._service.num_rows_waiting),
         ):
             yield GaugeMetricFamily(f"orbithash_{name}", text, value)
-        copies = GaugeMetricFamily("orbithash_replicas", "Copies of a shard.", labels=("shard",))
+        replicas = GaugeMetricFamily("orbithash_replicas", "Replicas of a shard.", labels=("shard",))
         healthy = GaugeMetricFamily(
-            "orbithash_healthy_replicas", "Copies of a shard that answered when last asked.", labels=("shard",)
+            "orbithash_healthy_replicas",
+            "Replicas that answered their last health check.",
+            labels=("shard",),
         )
         for number, shard in enumerate(now.shards):
-            copies.add_metric((str(number),), shard.replicas)
+            replicas.add_metric((str(number),), shard.replicas)
             healthy.add_metric((str(number),), shard.healthy_replicas)
-        yield copies
+        yield replicas
         yield healthy
 
 
 @contextmanager
 def exposed(metrics: Metrics, address: str, allow_remote: bool = False) -> Iterator[str]:
-    """The figures at http://ADDRESS/metrics for as long as the block lasts; yields the address with its port.
+    """Serve the metrics at http://ADDRESS/metrics during the block; yield the address with its port.
 
-    Raises `InputError` when the address (HOST:PORT, port 0 takes a free one) is wrong or taken, or open to other
-    machines without `allow_remote`.
+    Raises `InputError` if the address (HOST:PORT; port 0 takes a free one) is invalid or in use, or if other machines
+    can reach it without `allow_remote`.
     """
     host, port = parse_address(address)
     if not (allow_remote or is_loopback(host)):
         raise InputError(
-            f"the metrics have no access control, so they are served at loopback addresses only (127.0.0.1, ::1, "
+            f"the metrics have no access control, so they are served on loopback addresses only (127.0.0.1, ::1, "
             f"localhost) without --open-metrics; got {host!r}"
         )
     try:

@@ -1,4 +1,4 @@
-"""What keeps strangers from a gateway: encryption, tokens, and an audit line for each change."""
+"""Access control of a gateway: encryption, tokens, and an audit log of changes."""
 
 import asyncio
 import logging
@@ -15,22 +15,22 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.gateway.tokens import Role, Tokens
 from orbithash.search.protocol.errors import PermissionDenied, SearchError, Unauthenticated
 
-__all__ = ["Change", "Protection", "ServerTls", "audited"]
+__all__ = ["AuditEntry", "Protection", "ServerTls", "audited"]
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("orbithash.audit")
 
-# Every other call needs the role "read".
+# Methods that need the role "write"; all others need "read".
 _WRITES = ("Upsert", "Update", "Delete", "Refresh")
 
 
 @dataclass(frozen=True)
 class ServerTls:
-    """What a gateway proves itself with; files in PEM, which may be replaced by newer ones while it runs.
+    """Certificates of a gateway: files in PEM, which may be replaced while it runs.
 
     Attributes:
-        certificate, key: its own; the certificate with those that lead to the root.
-        client_ca: clients must have a certificate that one of these signed (mutual TLS); None: they need none.
+        certificate, key: the gateway's own; the certificate followed by its intermediate certificates.
+        client_ca: authorities whose certificates clients must show (mutual TLS); None: clients need no certificate.
     """
 
     certificate: Path
@@ -38,23 +38,23 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """`InputError` for files that cannot be read or do not belong together.
+        """Return the credentials of a server. Raises `InputError` for unreadable or mismatched files.
 
-        A connection that begins later is by the files as they are then, or by the last good ones.
+        Later connections use the files as they are then, or the last valid ones.
         """
-        seen = self._contents()
-        first = self._configuration(seen)
+        current = self._contents()
+        first = self._configuration(current)
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal seen
+            nonlocal current
             try:
-                now = self._contents()
-                if now == seen:
+                newest = self._contents()
+                if newest == current:
                     return None
-                seen = now
-                return self._configuration(now)
+                current = newest
+                return self._configuration(newest)
             except InputError as error:
-                # Also while the one is new and the other not yet.
+                # This happens, too, while only one of certificate and key has been replaced.
                 logger.warning("the certificate was not renewed: %s", error)
                 return None
 
@@ -64,21 +64,22 @@ class ServerTls:
         return _read(self.certificate), _read(self.key), None if self.client_ca is None else _read(self.client_ca)
 
     def _configuration(self, contents: tuple[bytes, bytes, bytes | None]) -> grpc.ServerCertificateConfiguration:
-        # gRPC would only say that it cannot listen.
+        # Checked here because gRPC only reports that it cannot listen.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate, key, authorities = contents
         try:
-            # Without the password OpenSSL would ask the terminal.
+            # An empty password: otherwise OpenSSL would ask for one at the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (ssl.SSLError, ValueError) as error:
             raise InputError(
-                f"{self.certificate} and {self.key} are no certificate in PEM with its key, unencrypted; give the two"
+                f"{self.certificate} and {self.key} are not a certificate and its unencrypted key, both in PEM; give a "
+                "matching pair"
             ) from error
         if authorities is not None:
             try:
                 context.load_verify_locations(cadata=authorities.decode("ascii"))
             except (ssl.SSLError, ValueError) as error:
-                raise InputError(f"{self.client_ca}: no certificates in PEM") from error
+                raise InputError(f"{self.client_ca}: not a file of certificates in PEM") from error
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
 
@@ -91,13 +92,13 @@ def _read(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Protection:
-    """Who can reach a gateway.
+    """Who can use a gateway.
 
     Attributes:
-        tls: None: no encryption.
-        tokens: who may call; None: anyone.
-        insecure_listen: listen beyond loopback also without both of them.
-        reflection: tell anyone what calls there are.
+        tls: certificates; None: no encryption.
+        tokens: callers that are admitted; None: everyone.
+        insecure_listen: listen on addresses that other machines can reach, even without TLS or tokens.
+        reflection: offer gRPC reflection, which lists the methods to everyone.
     """
 
     tls: ServerTls | None = None
@@ -115,29 +116,29 @@ class Protection:
         insecure_listen: bool = False,
         reflection: bool = False,
     ) -> "Protection":
-        """Raises `InputError` for files that do not go together, and for tokens that are none."""
+        """Return the protection that these files give. Raises `InputError` for incomplete sets and invalid tokens."""
         tls = None
         if certificate is not None and key is not None:
             tls = ServerTls(certificate, key, client_ca)
         elif certificate is not None or key is not None:
-            raise InputError("a certificate and its key come together: give --tls-cert and --tls-key, or neither")
+            raise InputError("a certificate needs its key: give --tls-cert and --tls-key, or neither")
         elif client_ca is not None:
-            raise InputError("--client-ca is for encrypted connections: give --tls-cert and --tls-key, too")
+            raise InputError("--client-ca needs encrypted connections: give --tls-cert and --tls-key, too")
         return cls(tls, None if tokens is None else Tokens(tokens), insecure_listen, reflection)
 
     def check_open(self, host: str) -> None:
-        """Raises `InputError` where other machines could reach a gateway that does not know them."""
-        lacking = [name for name, has in (("TLS", self.tls), ("tokens", self.tokens)) if has is None]
-        if lacking and not self.insecure_listen:
+        """Raise `InputError` if other machines could reach the gateway without both TLS and tokens."""
+        missing = [name for name, part in (("TLS", self.tls), ("tokens", self.tokens)) if part is None]
+        if missing and not self.insecure_listen:
             raise InputError(
-                f"the gateway has no {' and no '.join(lacking)}, so it serves loopback addresses only (127.0.0.1, ::1, "
-                f"localhost); got {host!r}: give --tls-cert, --tls-key and --tokens, too, or --insecure-listen"
+                f"the gateway has no {' and no '.join(missing)}, so it listens on loopback addresses only (127.0.0.1, "
+                f"::1, localhost); got {host!r}: give --tls-cert, --tls-key and --tokens, too, or --insecure-listen"
             )
 
     def admit(self, context: Any, call: str, request_id: str) -> str:
-        """Who changes something, for lines of the log, "" for other calls.
+        """Return the caller of a change for the audit log; "" for other calls.
 
-        Raises `Unauthenticated` or `PermissionDenied` for a caller that may not call this.
+        Raises `Unauthenticated` or `PermissionDenied` for a caller that may not call this method.
         """
         if call not in _WRITES:
             if self.tokens is not None:
@@ -150,22 +151,22 @@ class Protection:
             raise
 
     def _name(self, context: Any, call: str) -> str:
-        """Whose token or, after "cert:", whose certificate the caller has; "anonymous" where neither is needed."""
+        """Return the name of the token's holder, "cert:" with the name in the certificate, or "anonymous"."""
         if self.tokens is None:
             names = context.auth_context().get("x509_common_name")
-            # What an authority lets into a certificate is no reason to let it into a log as it is.
+            # The name in a certificate may hold line breaks and control characters.
             return "cert:" + ascii(names[0].decode(errors="replace"))[1:-1] if names else "anonymous"
         token = _token(context)
         if token is None:
-            raise Unauthenticated("this gateway asks for a token: send the metadata authorization: Bearer TOKEN")
+            raise Unauthenticated("this gateway requires a token: send the metadata authorization: Bearer TOKEN")
         holder = self.tokens.holder(token)
         if holder is None:
-            raise Unauthenticated("the token is not one that this gateway knows; ask its operator for one")
+            raise Unauthenticated("this gateway does not know the token; ask its operator for one")
         needed: Role = "write" if call in _WRITES else "read"
         if not holder.may(needed):
             raise PermissionDenied(
-                f"the token of {holder.name!r} has the role {holder.role}, and {call} needs {needed}; give one that "
-                "has it"
+                f"the token of {holder.name!r} has the role {holder.role}, and {call} needs {needed}; give a token "
+                "with that role"
             )
         return holder.name
 
@@ -179,30 +180,30 @@ def _token(context: Any) -> str | None:
 
 
 @dataclass
-class Change:
-    """A change while it is made; `version` is the archive's with it, once known."""
+class AuditEntry:
+    """A change in progress; `version` is the archive version that has it, once it is known."""
 
     version: int | None = None
 
 
 @contextmanager
-def audited(caller: str, call: str, what: str, request_id: str) -> Iterator[Change]:
-    """Writes one line of the change that the block makes, also when it fails; `what` is how much, such as "3 rows"."""
-    change = Change()
+def audited(caller: str, call: str, what: str, request_id: str) -> Iterator[AuditEntry]:
+    """Log one line about the change that the block makes, also if it fails; `what` is its size, such as "3 rows"."""
+    entry = AuditEntry()
     outcome = "failed"
     try:
-        yield change
+        yield entry
         outcome = "done"
     except SearchError as error:
         outcome = error.reason
         raise
     except asyncio.CancelledError:
-        # It goes on where it had begun.
-        outcome = "given up by the caller"
+        # A change that has begun is completed.
+        outcome = "cancelled by the caller"
         raise
     finally:
-        version = "unknown" if change.version is None else change.version
-        fields = {"caller": caller, "rpc": call, "change": what, "outcome": outcome, "version": change.version}
+        version = "unknown" if entry.version is None else entry.version
+        fields = {"caller": caller, "rpc": call, "change": what, "outcome": outcome, "version": entry.version}
         audit.info(
             "%s: %s of %s: %s, version %s, request %s",
             *(caller, call, what, outcome, version, request_id),

@@ -104,11 +104,11 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
 
             num_rows = 0
             async for size, rows in prepared(request_iterator, prepare, self._calls):
-                with audited(call.caller, "Upsert", f"{size} rows", call.request_id) as change:
+                with audited(call.caller, "Upsert", f"{size} rows", call.request_id) as entry:
                     if isinstance(rows, SearchError):
                         raise rows
                     done = await within(call.timeout_s, self._service.write(rows), _LATE)
-                    change.version = done.version
+                    entry.version = done.version
                 num_rows += size
                 yield search_pb2.UpsertResponse(committed_rows=num_rows, archive_version=done.version)
 
@@ -124,9 +124,9 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         num_updates = num_updated = 0
         async with self._calls.call(context, "Update", is_stream=True) as call:
             async for updates in prepared(request_iterator, prepare, self._calls):
-                with audited(call.caller, "Update", f"{len(updates)} rows", call.request_id) as change:
+                with audited(call.caller, "Update", f"{len(updates)} rows", call.request_id) as entry:
                     done = await within(call.timeout_s, self._service.update(updates), _LATE)
-                    change.version = done.version
+                    entry.version = done.version
                 num_updates += len(updates)
                 num_updated += done.updated
                 yield search_pb2.UpdateResponse(
@@ -149,11 +149,11 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         async with self._calls.call(context, "Delete", is_stream=True) as call:
             async for keys, text in prepared(request_iterator, prepare, self._calls):
                 what = f"rows that pass {text[:200]!a}" if text else f"{len(keys)} keys"
-                with audited(call.caller, "Delete", what, call.request_id) as change:
+                with audited(call.caller, "Delete", what, call.request_id) as entry:
                     steps = self._service.delete_matching(text) if text else self._delete(keys)
                     while (step := await within(call.timeout_s, anext(steps, None), _LATE)) is not None:
                         size, done = step
-                        change.version = done.version
+                        entry.version = done.version
                         num_keys += size
                         num_removed += done.removed
                         yield search_pb2.DeleteResponse(
@@ -170,9 +170,9 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
             message = call.read(request)
             what = f"archive {message.archive[:200]!a}" if message.archive else "the archive"
             what += f" in {message.shards} shards" if message.shards else ""
-            with audited(call.caller, "Refresh", what, call.request_id) as change:
+            with audited(call.caller, "Refresh", what, call.request_id) as entry:
                 now = await self._service.refresh(message.archive, message.model, message.shards)
-                change.version = now.archive_version
+                entry.version = now.archive_version
             return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
         raise AssertionError("abort raises")
 

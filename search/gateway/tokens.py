@@ -1,4 +1,4 @@
-"""Who may call a gateway: a file of tokens, and how a client keeps its own."""
+"""Token files: that of a gateway, with all callers it admits, and that of a client, with its own token."""
 
 import hashlib
 import hmac
@@ -22,38 +22,38 @@ _MAX_FILE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Holder:
-    """Whoever has a token. The role `write` includes `read`."""
+    """The holder of a token. The role `write` includes `read`."""
 
     name: str
     role: Role
 
     def may(self, role: Role) -> bool:
-        """Whether it may do what `role` is needed for."""
+        """Return whether the holder may make calls that need `role`."""
         return role in (self.role, "read")
 
 
 class Tokens:
-    """The tokens of a file, one a line: ROLE TOKEN NAME with the roles read and write; `#` begins a comment line.
+    """The tokens of a file with lines ROLE TOKEN NAME, where ROLE is read or write; `#` begins a comment line.
 
-    The file is read again when it has changed. One that is damaged then changes nothing but the log.
+    A changed file is read again. If it is invalid then, a warning is logged and the earlier tokens stay valid.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `InputError` with all that is wrong with the file."""
+        """Read the file. Raises `InputError` with all its problems."""
         self._path = path
         self._stamp = _stamp(path)
         self._holders = _read(path)
 
     def holder(self, token: str) -> Holder | None:
-        """Whose token this is; None: nobody's."""
+        """Return the holder of a token; None for an unknown token."""
         self._refresh()
-        # Digests have one length, and all are compared: the time tells neither how long nor how right a guess was.
+        # All digests are compared, in constant time, so that response times reveal nothing about a guess.
         digest = _digest(token)
-        found = None
+        match = None
         for known, holder in self._holders:
             if hmac.compare_digest(known, digest):
-                found = holder
-        return found
+                match = holder
+        return match
 
     def _refresh(self) -> None:
         try:
@@ -62,21 +62,21 @@ class Tokens:
             stamp = ()
         if stamp == self._stamp:
             return
-        # Also of a damaged file: it is read, and complained of, once.
+        # Remembered for invalid files, too, so that each is read and reported once.
         self._stamp = stamp
         try:
             self._holders = _read(self._path)
         except InputError as error:
-            logger.warning("the tokens stay as they were: %s", error)
+            logger.warning("the earlier tokens stay valid: %s", error)
         else:
             logger.info("%s was read again: %d tokens", self._path, len(self._holders))
 
 
 def read_token(path: Path) -> str:
-    """A client's token, the only line of a file; `InputError` for anything else."""
+    """Return a client's token, the only word of a file. Raises `InputError` for other files."""
     lines = _text(path).split()
     if len(lines) != 1:
-        raise InputError(f"{path}: a token file of a client holds one token and nothing else, got {len(lines)} words")
+        raise InputError(f"{path}: a client's token file holds one token and nothing else, got {len(lines)} words")
     return lines[0]
 
 
@@ -87,40 +87,40 @@ def _read(path: Path) -> list[tuple[bytes, Holder]]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        # Nothing of a line is repeated: any word may be a token in the wrong place.
+        # Messages do not quote the line: any word may be a token in the wrong place.
         if len(words) != 3:
-            problems.append(f"line {number}: it has {len(words)} words; ROLE TOKEN NAME are needed")
+            problems.append(f"line {number}: {len(words)} words; ROLE TOKEN NAME are required")
             continue
         role, token, name = words
         if role not in ("read", "write"):
-            problems.append(f"line {number}: the first word is no role; there are read and write")
+            problems.append(f"line {number}: the first word is not a role; the roles are read and write")
         if len(token) < MIN_TOKEN_CHARS:
-            problems.append(f"line {number}: a token of {len(token)} characters; at least {MIN_TOKEN_CHARS} are needed")
+            problems.append(f"line {number}: a token has at least {MIN_TOKEN_CHARS} characters, got {len(token)}")
         if not (token.isascii() and token.isprintable()):
-            problems.append(f"line {number}: a token is of printable ASCII characters")
+            problems.append(f"line {number}: a token consists of printable ASCII characters")
         if not name.isprintable():
-            problems.append(f"line {number}: a name is of printable characters")
+            problems.append(f"line {number}: a name consists of printable characters")
         if _digest(token) in holders:
-            problems.append(f"line {number}: this token is there already; each needs its own")
+            problems.append(f"line {number}: an earlier line has the same token; each holder needs its own")
         holders[_digest(token)] = Holder(name, "write" if role == "write" else "read")
     if not problems and not holders:
-        problems.append("no token in it, so nobody could call; write a line ROLE TOKEN NAME")
+        problems.append("no tokens, so no caller would be admitted; write a line ROLE TOKEN NAME")
     if problems:
         raise listed(problems, str(path))
     return list(holders.items())
 
 
 def _text(path: Path) -> str:
-    """Of a file that only its owner reads."""
+    """Return the text of a file that only its owner can read. Raises `InputError` for other files."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                raise InputError(f"{path} may be read or written by others than its owner: chmod 600 {path}")
+                raise InputError(f"{path} is accessible to other users than its owner; run chmod 600 {path}")
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if len(data) > _MAX_FILE_BYTES:
-        raise InputError(f"{path} has more than {_MAX_FILE_BYTES:,} bytes; it is no file of tokens")
+        raise InputError(f"{path} has more than {_MAX_FILE_BYTES:,} bytes; it is not a token file")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -128,12 +128,12 @@ def _text(path: Path) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Another one when the file is another."""
+    """Return a value that changes when the file changes."""
     try:
         stat = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    # With the mode, so that one that was readable by others is looked at again.
+    # With the mode, so that a file whose permissions were mended is read again.
     return stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_mode
 
 

@@ -1,4 +1,4 @@
-"""HOST:PORT."""
+"""Addresses of the form HOST:PORT."""
 
 import ipaddress
 
@@ -8,7 +8,7 @@ __all__ = ["is_loopback", "parse_address"]
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT" ("[HOST]:PORT" for IPv6), the brackets removed; `InputError` for anything else."""
+    """Return host and port of "HOST:PORT", or of "[HOST]:PORT" for IPv6 without the brackets. Raises `InputError`."""
     host, colon, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     is_number = port.isascii() and port.isdigit() and int(port) <= 65535
@@ -20,7 +20,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Return whether only this machine can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

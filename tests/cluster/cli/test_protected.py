@@ -1,4 +1,4 @@
-"""Serving with certificates and tokens, from one command line to the other."""
+"""`serve` and `query` with certificates and tokens."""
 
 import json
 import re
@@ -14,7 +14,7 @@ READER, WRITER = "reader-of-the-archive", "writer-of-the-archive"
 
 @pytest.fixture
 def secrets(tmp_path):
-    """Paths of what a gateway and its clients have; everything is read by its owner only."""
+    """Paths of the files of a gateway and its clients, readable by their owner only (except `open`)."""
     folder = tmp_path / "secrets"
     folder.mkdir()
     ours = Authority(folder, "ours")
@@ -48,8 +48,8 @@ def test_from_one_command_line_to_the_other(start, cli, archive, model, secrets,
     assert json.loads(ended.out)["hits"][0]["distance"] == 0
     monkeypatch.setenv("ORBITHASH_ADDRESS", address)
     for options, words in (
-        ((*tls, "--token-file", secrets["stranger"]), "the token is not one that this gateway knows"),
-        (tls, "asks for a token"),
+        ((*tls, "--token-file", secrets["stranger"]), "this gateway does not know the token"),
+        (tls, "requires a token"),
         ((*tls, "--token-file", secrets["open"]), "chmod 600"),
         (("--ca", secrets["ca"], "--token-file", secrets["reader"]), "no gateway at"),
         (("--token-file", secrets["reader"]), "no gateway at"),
@@ -75,6 +75,6 @@ def test_what_serve_refuses(refused, archive, model, secrets):
         (("--client-ca", secrets["ca"]), ["--tls-cert and --tls-key"]),
         (("--tokens", secrets["open"]), ["chmod 600"]),
         (("--tokens", secrets["reader"]), ["line 1", "ROLE TOKEN NAME"]),
-        (("--tls-cert", secrets["ca"], "--tls-key", secrets["key"]), ["no certificate in PEM with its key"]),
+        (("--tls-cert", secrets["ca"], "--tls-key", secrets["key"]), ["are not a certificate and its unencrypted key"]),
     ):
         refused(*serve, *options, words=words)

@@ -1,4 +1,4 @@
-"""What a running service says of itself: status, figures, log lines."""
+"""The state of a running service: `status`, metrics and log lines."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from orbithash.search.protocol.errors import KeyNotFound
 
 
 def lines_of(process):
-    """Its log; every line must be an object."""
+    """Return the lines of its log, each of which must be a JSON object."""
     return [json.loads(line) for line in process.err.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def said(process, pattern):
-    """What follows the words in a line of the log, once it is there."""
+def logged(process, pattern):
+    """Return the first group of the pattern in the log, once a line matches."""
     found = wait_for(lambda: [m for line in lines_of(process) if (m := re.search(pattern, line["message"]))], process)
     return found[0][1]
 
@@ -32,8 +32,8 @@ def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, 
         *("serve", archive, "--model", model, "--local", "--shards", "3", "--address", "127.0.0.1:0"),
         *("--metrics", "127.0.0.1:0", "--log-format", "json"),
     )
-    address = said(process, r"ready at (\S+);")
-    page = said(process, r"metrics at (\S+)")
+    address = logged(process, r"ready at (\S+);")
+    page = logged(process, r"metrics at (\S+)")
     opened = Archive.open(archive)
 
     ended = cli("status", "--address", address, "--json")
@@ -54,8 +54,8 @@ def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, 
         client.search(image=image.read_bytes())
         with pytest.raises(KeyNotFound) as caught:
             client.search(key="nowhere")
-    with urllib.request.urlopen(page, timeout=10) as response:
-        figures = response.read().decode()
+    with urllib.request.urlopen(page, timeout=60) as response:
+        metrics = response.read().decode()
     for line in (
         f"orbithash_rows {float(opened.num_rows)}",
         'orbithash_requests_total{outcome="OK",rpc="Search"} 1.0',
@@ -65,10 +65,11 @@ def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, 
         'orbithash_stage_seconds_count{stage="encode"} 1.0',
         'orbithash_stage_seconds_count{stage="scan"} 3.0',
     ):
-        assert f"\n{line}\n" in figures, figures
+        assert f"\n{line}\n" in metrics, metrics
 
-    said(process, "^(Search) of .* NOT_FOUND$")
-    (failed,) = [line for line in lines_of(process) if line.get("outcome")]
+    logged(process, "^(Search) of .* NOT_FOUND$")
+    # On a slow machine, calls that succeed are logged as slow, too.
+    (failed,) = [line for line in lines_of(process) if line.get("outcome") not in (None, "OK")]
     assert failed["request_id"] == caught.value.request_id
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
@@ -76,7 +77,7 @@ def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, 
         assert set(line) >= {"time", "level", "logger", "message"}
     assert lines_of(process)[-1]["message"].startswith("stopping: ")
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(page, timeout=10)
+        urllib.request.urlopen(page, timeout=60)
 
 
 def status_of(*healthy, is_serving=True):

@@ -1,8 +1,10 @@
 import asyncio
+import importlib.util
 import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from search_parts import (
@@ -35,6 +37,8 @@ from orbithash.search.protocol.errors import (
 )
 from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 @pytest.fixture
 def free_port():
@@ -65,7 +69,7 @@ def test_equals_the_oracle_and_the_engine_in_process(seed):
                 assert (answer.model_id, answer.archive_version) == ("model-of-the-test", 7)
 
 
-def test_wrong_queries_never_leave(free_port):
+def test_invalid_queries_are_not_sent(free_port):
     with Client(f"127.0.0.1:{free_port}") as client:
         with pytest.raises(InvalidQuery, match="image: an image file has 1 to 10,485,760 bytes, got 20,000,000"):
             client.search(image=bytes(20_000_000))
@@ -118,7 +122,7 @@ async def nothing():
     pass
 
 
-def test_an_unavailable_gateway_is_asked_again():
+def test_calls_to_an_unavailable_gateway_are_repeated():
     outcomes = [RuntimeError("first"), RuntimeError("second"), None]
 
     async def before():
@@ -134,7 +138,7 @@ def test_an_unavailable_gateway_is_asked_again():
     assert outcomes == []
 
 
-def test_and_not_for_ever():
+def test_attempts_are_limited():
     calls = []
 
     async def before():
@@ -155,7 +159,7 @@ def test_the_deadline_is_the_clients():
     async def encode(images):
         await asyncio.Event().wait()
 
-    # The gateway would wait for 30 s, which the test's own limit is too short for.
+    # The gateway would wait for 30 s, longer than the limit of this test.
     with (
         serving(local_engine(small_case(), encode)) as gateway,
         Client(gateway.address, timeout_s=0.2) as client,
@@ -173,7 +177,7 @@ def test_a_refusal_by_grpc_itself():
         client.search(image=bytes(5000))
 
 
-def test_nobody_there(free_port):
+def test_an_address_without_a_gateway(free_port):
     there = re.escape(f"127.0.0.1:{free_port}")
     with Client(f"127.0.0.1:{free_port}") as client, pytest.raises(GatewayUnreachable, match=there) as caught:
         client.search(code=b"ab")
@@ -181,7 +185,7 @@ def test_nobody_there(free_port):
     assert isinstance(caught.value, InputError)
 
 
-def test_a_gateway_that_left():
+def test_a_gateway_that_stopped():
     with serving(local_engine(small_case())) as gateway:
         client = Client(gateway.address)
         client.search(code=b"ab")
@@ -189,7 +193,7 @@ def test_a_gateway_that_left():
         client.search(code=b"ab")
 
 
-def test_a_proxy_in_the_environment_is_not_asked(monkeypatch, free_port):
+def test_a_proxy_in_the_environment_is_not_used(monkeypatch, free_port):
     for name in ("http_proxy", "grpc_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -202,12 +206,26 @@ def test_a_wrong_address():
         Client("localhost")
 
 
-def test_the_client_is_light():
-    code = """
-import sys
-import orbithash.search.client.client
-heavy = {"numpy", "torch", "faiss", "lance", "pyarrow", "ray", "rasterio", "PIL", "matplotlib", "pandas"}
-print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+def test_the_client_needs_grpc_and_protobuf_only(tmp_path):
+    """It works where only gRPC and protobuf are installed, with their companions of one repository each."""
+    packages = tmp_path / "packages"
+    (packages / "orbithash").mkdir(parents=True)
+    for name in ("encoders", "search"):
+        (packages / "orbithash" / name).symlink_to(ROOT / name)
+    (packages / "orbithash" / "v1").symlink_to(ROOT / "proto/orbithash/v1")
+    for name in ("grpc", "grpc_health", "grpc_status", "google", "typing_extensions"):
+        module = importlib.util.find_spec(name)
+        places = module.submodule_search_locations
+        source = Path(next(iter(places)) if places else module.origin)
+        (packages / source.name).symlink_to(source)
+    code = (
+        f"import sys; sys.path.append({str(packages)!r})\n"
+        "from orbithash.search.client import AsyncClient, Client, Query, Row, Tls\n"
+        "client = Client('127.0.0.1:1', options=[('grpc.enable_retries', 0)])\n"
+        "Row(key='a', code=bytearray(8)).check()\n"
+        "try:\n    client.search(key='a', k=3)\n"
+        "except Exception as error:\n    print(type(error).__name__)\n"
+    )
+    # Neither the environment's packages nor its variables.
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "GatewayUnreachable"), result.stderr

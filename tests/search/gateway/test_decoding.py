@@ -1,4 +1,4 @@
-"""Strangers' images: what is decoded beside the gateway, what is refused, and what may not break anything else."""
+"""Decoding of users' images: equal to decoding in process, refused images, limits, and processes that die."""
 
 import asyncio
 import hashlib
@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ GOOD = encoded(picture(), "PNG")
 
 
 def run(scenario, **options):
-    """Runs `scenario(decoder)`; no process is left when it ends."""
+    """Run `scenario(decoder)`, and check that its processes have ended afterwards."""
 
     async def main():
         decoder = Decoder(**{"num_workers": 1, **options})
@@ -47,7 +46,7 @@ def pids(decoder):
 
 
 async def is_well(decoder):
-    """It still decodes, and exactly."""
+    """Check that the decoder decodes a good image exactly."""
     pixels = await decoder.prepare([GOOD], PREPROCESSING)
     assert (pixels[0] == PREPROCESSING.prepare(picture())).all()
 
@@ -94,15 +93,13 @@ def test_an_image_that_is_refused_says_why():
     run(scenario)
 
 
-def test_a_deflate_bomb_is_refused_by_what_it_promises():
+def test_a_deflate_bomb_is_refused_by_its_declared_size():
     bomb = bomb_tiff(8_000)
     assert len(bomb) < 200_000, "of 192 MB"
 
     async def scenario(decoder):
-        started = time.perf_counter()
         with pytest.raises(ImageError, match="8000 x 8000 pixels; at most"):
             await decoder.prepare([bomb], PREPROCESSING)
-        assert time.perf_counter() - started < 5
         await is_well(decoder)
 
     run(scenario)
@@ -116,7 +113,7 @@ def test_memory_has_a_limit():
             with pytest.raises(ImageError, match=r"memory|decoder") as caught:
                 await decoder.prepare([image], PREPROCESSING)
             assert "\n" not in str(caught.value)
-            # 9 MB of nothing: there is room for it, whatever was before.
+            # The memory of the earlier images is free again: 9 MB are read.
             with pytest.raises(ImageError, match="not a JPEG"):
                 await decoder.prepare([bytes(9 * 2**20)], PREPROCESSING)
             await is_well(decoder)
@@ -124,7 +121,7 @@ def test_memory_has_a_limit():
     run(scenario, max_memory_bytes=32 * 2**20)
 
 
-def test_the_limit_is_above_what_a_process_begins_with():
+def test_the_limit_is_added_to_the_memory_of_a_new_process():
     async def scenario(decoder):
         await is_well(decoder)
         (pid,) = pids(decoder)
@@ -137,7 +134,7 @@ def test_the_limit_is_above_what_a_process_begins_with():
 
 def stuck(image, preprocessing, with_thumbnail):
     if image == b"stuck":
-        # As a decoder in C that does not come back: no signal handler of Python's runs.
+        # Like a hanging decoder in native code: Python's signal handlers do not run.
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     if image == b"dies":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -154,17 +151,17 @@ def test_time_has_a_limit(monkeypatch):
 
     async def scenario(decoder):
         await is_well(decoder)
-        started = time.perf_counter()
-        outcomes = await asyncio.gather(
-            decoder.prepare([b"stuck"], PREPROCESSING), is_well(decoder), is_well(decoder), return_exceptions=True
-        )
-        assert isinstance(outcomes[0], ImageError)
-        assert str(outcomes[0]) == "decoding took more than 0.5 s; send a smaller image"
-        assert outcomes[1:] == [None, None]
-        assert time.perf_counter() - started < 5
+        decoder.timeout_s = 0.5
+        stuck_image = asyncio.create_task(decoder.prepare([b"stuck"], PREPROCESSING))
+        # The limit of the first image is set; the others have time on every machine.
+        await asyncio.sleep(0)
+        decoder.timeout_s = 60
+        await asyncio.gather(is_well(decoder), is_well(decoder))
+        with pytest.raises(ImageError, match=r"decoding took more than .* s; send a smaller image"):
+            await stuck_image
         await is_well(decoder)
 
-    run(scenario, timeout_s=0.5)
+    run(scenario, timeout_s=60)
 
 
 @pytest.mark.parametrize("image", [b"dies", b"crashes"])
@@ -177,7 +174,7 @@ def test_a_process_that_dies_takes_one_image_with_it(monkeypatch, image):
                 decoder.prepare([image], PREPROCESSING), is_well(decoder), is_well(decoder), return_exceptions=True
             )
             assert isinstance(outcomes[0], ImageError), outcomes
-            assert "ended the decoder" in str(outcomes[0])
+            assert "crashed on this image" in str(outcomes[0])
             assert outcomes[1:] == [None, None]
 
     run(scenario, num_workers=2)
@@ -189,46 +186,53 @@ def test_processes_that_die_idle_are_replaced():
             await is_well(decoder)
             for pid in pids(decoder):
                 os.kill(pid, signal.SIGKILL)
-            # With and without the time to find out.
+            # Before pebble notices, and afterwards.
             await is_well(decoder)
-            for pid in pids(decoder):
+            killed = pids(decoder)
+            for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.5)
+            while decoder._pool.active and set(killed) & set(pids(decoder)):
+                await asyncio.sleep(0.01)
             await is_well(decoder)
 
     run(scenario, num_workers=2)
 
 
-def test_a_caller_that_goes_away_frees_its_process(monkeypatch):
+@pytest.mark.timeout(120)
+def test_a_cancelled_call_frees_its_process(monkeypatch):
     monkeypatch.setattr(decoding, "_decode", stuck)
 
     async def scenario(decoder):
         await is_well(decoder)
-        started = time.perf_counter()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await decoder.prepare([b"stuck"], PREPROCESSING)
+        # The only process would be busy for longer than this test may take.
         await is_well(decoder)
-        assert time.perf_counter() - started < 5
 
-    run(scenario, timeout_s=60)
+    run(scenario, timeout_s=600)
 
 
-def test_more_than_may_wait_is_refused():
+@pytest.mark.parametrize("limits", [{"max_waiting": 4}, {"max_waiting_bytes": 4 * len(GOOD)}], ids=["images", "bytes"])
+def test_waiting_images_are_limited_in_number_and_in_bytes(limits):
     async def scenario(decoder):
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="0 images of 0 bytes wait"):
             await decoder.prepare([GOOD] * 5, PREPROCESSING)
-        assert len(await decoder.prepare([GOOD] * 4, PREPROCESSING)) == 4
-        assert len(await decoder.prepare([GOOD] * 4, PREPROCESSING)) == 4
+        # What has been decoded waits no longer, and refused images neither.
+        for _ in range(2):
+            assert len(await decoder.prepare([GOOD] * 4, PREPROCESSING)) == 4
+            with pytest.raises(ImageError):
+                await decoder.prepare([b"text"], PREPROCESSING)
 
-    run(scenario, max_waiting=4)
+    run(scenario, **limits)
 
 
 def test_a_long_list_does_not_hold_up_one_image():
     async def scenario(decoder):
         await is_well(decoder)
         rows = asyncio.create_task(decoder.prepare_rows([GOOD] * 300, PREPROCESSING))
-        await asyncio.sleep(0.05)
+        # The list has begun: it waits in front of this image.
+        await asyncio.sleep(0)
         await is_well(decoder)
         assert not rows.done()
         assert len((await rows)[0]) == 300
@@ -248,7 +252,7 @@ def test_formats_that_are_not_ours_and_names_of_other_files(other_file):
         for name, data in no_images(other_file).items():
             with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF") as caught:
                 await decoder.prepare([data], PREPROCESSING)
-            # What it begins with was the sender's.
+            # The message may quote the first bytes of the file.
             assert "\n" not in str(caught.value), name
             assert len(str(caught.value)) < 200, name
 
@@ -269,7 +273,7 @@ def strip(values):
 
 
 def test_a_tiff_that_points_elsewhere(other_file, tmp_path):
-    """Tags that lead GDAL or libtiff to other files or beyond the data; sidecar names beside a file in memory."""
+    """TIFF tags that could lead GDAL or libtiff to other files or beyond the end of the data are harmless."""
     beside = str(other_file).encode() + b"\0"
     pixels = bytes(range(256)) * 4
     good = strip({273: (4, [8]), 279: (4, [1024])})
@@ -301,11 +305,12 @@ def test_a_tiff_that_points_elsewhere(other_file, tmp_path):
     run(scenario)
 
 
-def test_the_first_image_does_not_wait_for_a_started_decoder():
+def test_a_started_decoder_has_its_processes_before_the_first_image():
     async def scenario(decoder):
         await decoder.start()
-        started = time.perf_counter()
+        started = pids(decoder)
+        assert len(started) == 1
         await is_well(decoder)
-        assert time.perf_counter() - started < 1
+        assert pids(decoder) == started
 
     run(scenario)

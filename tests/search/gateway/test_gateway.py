@@ -32,7 +32,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @contextlib.asynccontextmanager
 async def running(engine, limits=None):
-    """A gateway on a free port and a channel to it."""
+    """Yield a gateway on a free port and a channel to it."""
     gateway = await start_gateway(Service(Target("", "", 2), StubBackend(), engine, None), "127.0.0.1:0", limits=limits)
     options = [("grpc.max_send_message_length", -1)]
     try:
@@ -44,7 +44,7 @@ async def running(engine, limits=None):
 
 
 async def failure(call):
-    """Code, message and details (BadRequest, ErrorInfo, RetryInfo as present) of a call that must fail."""
+    """Return code, message and details (BadRequest, ErrorInfo, RetryInfo) of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value
@@ -59,7 +59,7 @@ async def failure(call):
 
 
 def error_as_call(error):
-    """The finished call as rpc_status wants it: with coroutines where the error has plain methods."""
+    """Return the error as a finished call: rpc_status needs coroutines where the error has plain methods."""
 
     class Call:
         async def trailing_metadata(self):
@@ -200,7 +200,7 @@ def test_a_late_shard_is_a_passed_deadline_and_the_server_has_its_own():
     asyncio.run(scenario())
 
 
-def test_an_overloaded_engine_says_when_to_come_back():
+def test_an_overloaded_engine_says_when_to_try_again():
     async def scenario():
         gate, arrived = asyncio.Event(), asyncio.Event()
 
@@ -281,7 +281,7 @@ def test_health_of_an_unknown_service():
     asyncio.run(scenario())
 
 
-def test_a_taken_port_is_one_clear_line(capfd):
+def test_a_port_in_use_is_one_clear_line(capfd):
     async def scenario():
         engine = local_engine(small_case())
         async with running(engine) as (gateway, channel):
@@ -317,5 +317,80 @@ def test_images_travel_unchanged():
         async with running(local_engine(small_case(), encode)) as (_, channel):
             response = await search_pb2_grpc.SearchServiceStub(channel).Search(request(image=image))
             assert response.hits[0].distance == 0
+
+    asyncio.run(scenario())
+
+
+def test_very_many_problems_fit_into_a_status():
+    async def scenario():
+        async with running(local_engine(small_case())) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            keys = [f"{number}\n" + "\U0001f6f0" * 500 for number in range(300)]
+            code, message, details = await failure(stub.Get(search_pb2.GetRequest(keys=keys)))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert "more problems" in message or len(message) == 300
+            assert 1 <= len(details["BadRequest"].field_violations) < 300
+            example = search_pb2.Example(image=b"")
+            wrong = request(examples={"positives": [example] * 64}, k=0, filter="x" * 500_001, min_coverage=9)
+            code, message, details = await failure(stub.Search(wrong))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_QUERY")
+
+    asyncio.run(scenario())
+
+
+def test_requests_in_progress_are_limited_in_bytes():
+    async def scenario():
+        gate, arrived = asyncio.Event(), asyncio.Event()
+
+        async def encode(images):
+            arrived.set()
+            await gate.wait()
+            return small_case().codes[: len(images)]
+
+        limits = GatewayLimits(max_request_bytes=10_000)
+        async with running(local_engine(small_case(), encode), limits) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            first = stub.Search(request(image=bytes(6000)))
+            await arrived.wait()
+            code, message, details = await failure(stub.Search(request(image=bytes(6000))))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert "bytes are in progress" in message
+            assert details["RetryInfo"].retry_delay.ToMilliseconds() > 0
+            # Small requests still have room.
+            assert len((await stub.Search(request(code=b"ab"))).hits) == 5
+            gate.set()
+            assert len((await first).hits) == 5
+            # The bytes of finished and of refused requests are free again.
+            for _ in range(3):
+                assert len((await stub.Search(request(image=bytes(6000)))).hits) == 5
+
+    asyncio.run(scenario())
+
+
+def test_watching_the_health_leaves_room_for_searches():
+    async def scenario():
+        limits = GatewayLimits(max_concurrent_rpcs=8, max_streams=3)
+        async with running(local_engine(small_case()), limits) as (_, channel):
+            health = health_pb2_grpc.HealthStub(channel)
+            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+            for watch in watches:
+                assert (await watch.read()).status == SERVING
+            for _ in range(10):
+                code, message, _ = await failure(health.Watch(health_pb2.HealthCheckRequest()).read())
+                assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "3 streams of /grpc.health.v1.Health/Watch are open" in message
+            search = search_pb2_grpc.SearchServiceStub(channel)
+            assert len((await search.Search(request(code=b"ab"))).hits) == 5
+            # A stream that ends makes room for another one.
+            watches[0].cancel()
+            while True:
+                watch = health.Watch(health_pb2.HealthCheckRequest())
+                try:
+                    assert (await watch.read()).status == SERVING
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            for each in (*watches, watch):
+                each.cancel()
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""TLS, mutual TLS, tokens and the audit log, each with a real gateway and real clients."""
+"""TLS, mutual TLS, tokens and the audit log, with a real gateway and real clients."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ def tokens(tmp_path):
 
 
 def both_clients(address, **options):
-    """The ids that the blocking and the asyncio client find, or what each raises."""
+    """Return the ids that the blocking and the asyncio client find, or the errors that they raise."""
     found = []
     with Client(address, 5.0, **options) as client:
         try:
@@ -99,7 +99,7 @@ def test_certificates_are_renewed_without_a_restart(ours, theirs, tmp_path, capl
     with serving(local_engine(small_case()), protection=protection) as gateway:
         assert both_clients(gateway.address, tls=tls(ours)) == [3, 3]
         shutil.copy(new[0], files[0])
-        # The certificate is new and its key not yet: the old pair goes on.
+        # The certificate is replaced and its key is not: the old pair stays in use.
         assert both_clients(gateway.address, tls=tls(ours)) == [3, 3]
         assert "the certificate was not renewed" in caplog.text
         shutil.copy(theirs.path, authorities)
@@ -111,24 +111,24 @@ def test_certificates_are_renewed_without_a_restart(ours, theirs, tmp_path, capl
         assert both_clients(gateway.address, tls=tls(theirs)) == [3, 3]
 
 
-def test_files_that_are_no_certificates(ours, theirs, tmp_path):
+def test_invalid_certificates(ours, theirs, tmp_path):
     certificate, key = ours.issue("gateway")
     _, other_key = theirs.issue("other")
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
     for tls, words in (
-        (ServerTls(certificate, other_key), "no certificate in PEM with its key"),
-        (ServerTls(key, certificate), "no certificate in PEM with its key"),
-        (ServerTls(nonsense, nonsense), "no certificate in PEM with its key"),
+        (ServerTls(certificate, other_key), "are not a certificate and its unencrypted key"),
+        (ServerTls(key, certificate), "are not a certificate and its unencrypted key"),
+        (ServerTls(nonsense, nonsense), "are not a certificate and its unencrypted key"),
         (ServerTls(certificate, tmp_path / "none"), "cannot be read"),
-        (ServerTls(certificate, key, nonsense), "no certificates in PEM"),
+        (ServerTls(certificate, key, nonsense), "not a file of certificates in PEM"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             asyncio.run(start_gateway(local_engine(small_case()), "127.0.0.1:0", protection=Protection(tls=tls)))
         assert "\n" not in str(caught.value)
 
 
-def test_options_that_do_not_go_together(ours):
+def test_incomplete_sets_of_options(ours):
     certificate, key = ours.issue("gateway")
     for files in ((certificate, None, None), (None, key, None), (None, None, ours.path)):
         with pytest.raises(InputError, match="give --tls-cert and --tls-key"):
@@ -179,7 +179,7 @@ CALLS = {
 
 @pytest.fixture
 def archive_served(tmp_path):
-    """Runs calls of blocking clients against a gateway over an archive, in a thread beside the gateway's loop."""
+    """Run calls of blocking clients against a gateway over an archive, in a thread beside the gateway's loop."""
 
     def run(protection, ask):
         folder = tmp_path / "archive"
@@ -206,11 +206,11 @@ def archive_served(tmp_path):
 def test_each_call_has_its_role(archive_served, tokens):
     def ask(address):
         for call, role in CALLS.values():
-            with Client(address) as client, pytest.raises(Unauthenticated, match="asks for a token"):
+            with Client(address) as client, pytest.raises(Unauthenticated, match="requires a token"):
                 call(client)
             with (
                 Client(address, token="not-one-that-is-known") as client,
-                pytest.raises(Unauthenticated, match="knows"),
+                pytest.raises(Unauthenticated, match="does not know"),
             ):
                 call(client)
             for token, may_write in ((READER, False), (WRITER, True)):
@@ -224,7 +224,7 @@ def test_each_call_has_its_role(archive_served, tokens):
     archive_served(Protection(tokens=tokens), ask)
 
 
-def test_other_ways_to_send_a_token_are_none(tokens):
+def test_other_ways_to_send_a_token_are_refused(tokens):
     metadata = {
         "authorization": (
             READER,
@@ -268,7 +268,7 @@ def services(channel):
     return {service.name for service in answer.list_services_response.service}
 
 
-def test_reflection_where_asked_for():
+def test_reflection_on_request():
     with (
         serving(local_engine(small_case()), protection=Protection(reflection=True)) as gateway,
         grpc.insecure_channel(gateway.address) as channel,
@@ -280,7 +280,7 @@ def audit_lines(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "orbithash.audit"]
 
 
-def test_a_token_that_is_withdrawn_ends_at_once(tokens):
+def test_a_withdrawn_token_is_refused_at_once(tokens):
     with (
         serving(local_engine(small_case()), protection=Protection(tokens=tokens)) as gateway,
         Client(gateway.address, token=READER) as client,
@@ -320,7 +320,7 @@ def test_each_change_has_its_line(archive_served, tokens, caplog):
         rf"{bob}: Refresh of the archive: done, version 3, {request}",
         rf"{bob}: Upsert of 1 rows: INVALID_QUERY, version unknown, {request}",
         rf"ipv4:\S+: Upsert refused: the token of 'alice' has the role read.*, {request}",
-        rf"ipv4:\S+: Delete refused: this gateway asks for a token.*, {request}",
+        rf"ipv4:\S+: Delete refused: this gateway requires a token.*, {request}",
     ]
     assert len(lines) == len(patterns), lines
     for line, pattern in zip(lines, patterns, strict=True):

@@ -8,7 +8,7 @@ from orbithash.search.gateway import tokens as tokens_module
 from orbithash.search.gateway.tokens import Holder, Tokens, read_token
 
 READER, WRITER = "r" * 20, "w" * 20
-GOOD = f"# who reads\nread {READER} alice\n\n  write\t{WRITER}  bob\n"
+GOOD = f"# readers\nread {READER} alice\n\n  write\t{WRITER}  bob\n"
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def file(tmp_path):
     path = tmp_path / "tokens"
 
     def write(text, mode=0o600):
-        """As editors do it: another file in its place."""
+        """Replace the file, as editors do."""
         part = tmp_path / "part"
         part.write_bytes(text if isinstance(text, bytes) else text.encode())
         part.chmod(mode)
@@ -26,7 +26,7 @@ def file(tmp_path):
     return write
 
 
-def test_holders_and_what_they_may(file):
+def test_holders_and_their_roles(file):
     tokens = Tokens(file(GOOD))
     alice, bob = tokens.holder(READER), tokens.holder(WRITER)
     assert (alice, bob) == (Holder("alice", "read"), Holder("bob", "write"))
@@ -36,7 +36,7 @@ def test_holders_and_what_they_may(file):
         assert tokens.holder(wrong) is None
 
 
-def test_every_digest_is_compared_whatever_comes(file, monkeypatch):
+def test_every_digest_is_compared_for_every_token(file, monkeypatch):
     tokens = Tokens(file(GOOD))
     compared = []
 
@@ -64,11 +64,11 @@ def test_all_problems_at_once_and_no_token_among_them(file):
     lines = str(caught.value).splitlines()
     assert "found" in lines[0]
     for number, words in (
-        (1, "no role"),
+        (1, "not a role"),
         (2, "5 characters; at least 16"),
-        (3, "already"),
-        (4, "already"),
-        (5, "no role"),
+        (3, "an earlier line has the same token"),
+        (4, "an earlier line has the same token"),
+        (5, "not a role"),
         (6, "2 words; ROLE TOKEN NAME"),
     ):
         assert any(f"line {number}:" in line and words in line for line in lines), (number, words)
@@ -85,15 +85,19 @@ def test_a_file_that_others_may_read(file, mode):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("# nobody\n", "nobody could call"), (b"read \xff\xff\xff", "UTF-8"), ("a" * (2**20 + 1), "more than 1,048,576")],
+    [
+        ("# nobody\n", "no caller would be"),
+        (b"read \xff\xff\xff", "UTF-8"),
+        ("a" * (2**20 + 1), "more than 1,048,576"),
+    ],
 )
-def test_what_is_no_file_of_tokens(file, text, words):
+def test_invalid_token_files(file, text, words):
     with pytest.raises(InputError, match=words) as caught:
         Tokens(file(text))
     assert "\n" not in str(caught.value)
 
 
-def test_no_file(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         Tokens(tmp_path / "none")
     with pytest.raises(InputError, match="cannot be read"):
@@ -105,7 +109,7 @@ def test_a_changed_file_counts_at_once(file):
     file(f"write {READER} alice\n")
     assert tokens.holder(READER) == Holder("alice", "write")
     assert tokens.holder(WRITER) is None
-    # In place, too.
+    # A file that is changed in place is read again, too.
     path = file(f"read {READER} alice\n")
     assert tokens.holder(READER).role == "read"
     path.write_text(GOOD)
@@ -113,7 +117,7 @@ def test_a_changed_file_counts_at_once(file):
 
 
 @pytest.mark.parametrize("damage", ["nonsense\n", "", "mode", "gone"])
-def test_a_damaged_file_changes_nothing_but_the_log(file, caplog, damage):
+def test_an_invalid_file_is_reported_and_the_earlier_tokens_stay_valid(file, caplog, damage):
     path = file(GOOD)
     tokens = Tokens(path)
     if damage == "mode":

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta, timezone
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -9,6 +10,10 @@ from orbithash.search.protocol.convert import (
     answer_to_pb,
     query_from_pb,
     query_to_pb,
+    row_from_pb,
+    row_to_pb,
+    update_from_pb,
+    update_to_pb,
 )
 from orbithash.search.protocol.errors import (
     DeadlineExceeded,
@@ -22,6 +27,7 @@ from orbithash.search.protocol.errors import (
     Unavailable,
 )
 from orbithash.search.protocol.queries import Answer, Coverage, Hit, Query
+from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
 from orbithash.v1 import search_pb2
 
@@ -32,12 +38,12 @@ def test_queries_survive(query):
     assert query_from_pb(request) == query
 
 
-def test_an_empty_request_is_no_query():
+def test_an_empty_request_has_no_example():
     assert query_from_pb(search_pb2.SearchRequest()) == Query(k=0)
     assert query_from_pb(search_pb2.SearchRequest(image=b"", k=3)) == Query(image=b"", k=3)
 
 
-def test_answers_survive_with_zeros_and_gaps_kept_apart():
+def test_answers_survive_and_zero_differs_from_unknown():
     answer = Answer(
         (
             Hit(1, 0, 2**64 - 1, "a", "", 0.0, -0.0, datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC)),
@@ -48,6 +54,7 @@ def test_answers_survive_with_zeros_and_gaps_kept_apart():
         took_ms=0.25,
         model_id="m",
         archive_version=9,
+        is_exact=False,
     )
     response = answer_to_pb(answer)
     assert response.coverage.fraction == 1 / 3
@@ -85,7 +92,7 @@ def test_every_error_of_a_search_is_among_them():
     assert {type(error) for error, _ in ERRORS} == set(SearchError.__subclasses__())
 
 
-def test_an_error_of_another_domain_is_not_ours():
+def test_errors_of_other_domains_are_not_converted():
     status = error_to_pb(KeyNotFound("x"))
     info = error_details_pb2.ErrorInfo(reason="KEY_NOT_FOUND", domain="example.org")
     status.details[0].Pack(info)
@@ -93,6 +100,35 @@ def test_an_error_of_another_domain_is_not_ours():
     assert error_from_pb(status_pb2.Status(code=5, message="x")) is None
 
 
-def test_only_a_short_first_line_leaves():
+@pytest.mark.parametrize("problem", ["x", "é" * 5000, "\U0001f6f0" * 300, "\n" * 400])
+@pytest.mark.parametrize("number", [1, 4, 300, 100_000])
+def test_a_status_stays_below_the_limit_of_metadata(problem, number):
+    """GRPC's clients accept 8 KiB of metadata, where the message is percent-encoded and the status in base64."""
+    error = InvalidQuery(*((f"field{i}", problem) for i in range(number)))
+    status = error_to_pb(error)
+    sent = len(quote(status.message)) + -(-status.ByteSize() * 4 // 3)
+    assert sent <= 7.5 * 1024
+    received = error_from_pb(status)
+    assert received.violations[0][0] == "field0"
+    assert len(received.violations) <= number
+    if number > 5:
+        assert f"and {number - 5:,} more problems" in str(error)
+
+
+def test_columns_of_an_update_survive():
+    update = RowUpdate("a", {"label": "x", "caption": None, "datetime": datetime(2024, 5, 1, tzinfo=UTC), "lon": 0.0})
+    message = search_pb2.RowUpdate.FromString(update_to_pb(update).SerializeToString())
+    assert update_from_pb(message) == update
+    assert update_from_pb(update_to_pb(RowUpdate("a", {"uri": None}))) == RowUpdate("a", {"uri": None})
+
+
+def test_rows_survive():
+    row = Row(
+        key="é", code=b"ab", uri="u", label="", lon=0.0, lat=-0.0, datetime=datetime(1969, 1, 1, tzinfo=UTC), id=0
+    )
+    assert row_from_pb(search_pb2.Row.FromString(row_to_pb(row).SerializeToString())) == row
+
+
+def test_only_a_short_first_line_is_sent():
     assert error_to_pb(KeyNotFound("first\nsecond")).message == "first"
     assert len(error_to_pb(KeyNotFound("é" * 5000)).message) == 300
