@@ -65,7 +65,7 @@ def test_all_problems_at_once_and_no_token_among_them(file):
     assert "found" in lines[0]
     for number, words in (
         (1, "not a role"),
-        (2, "5 characters; at least 16"),
+        (2, "at least 16 characters, got 5"),
         (3, "an earlier line has the same token"),
         (4, "an earlier line has the same token"),
         (5, "not a role"),
