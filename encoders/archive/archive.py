@@ -372,20 +372,14 @@ class Archive:
         return done
 
     def update_index(self) -> bool:
-        """Index the keys of new rows where they are many; return whether that made a new version.
-
-        Keeps `find` quick. Takes time in proportion to the new rows. The caller has the right to write.
-        """
+        """Index the keys of new rows if there are many; return whether a version was made. Needs the right to write."""
         done = upkeep.update_index(self._dataset)
         if done:
             self.refresh()
         return done
 
     def is_clean_up_due(self, since: int) -> bool:
-        """Return whether `clean_up` should follow the commits after version `since`.
-
-        It depends on version numbers alone, so that it makes no difference which process commits.
-        """
+        """Return whether processes have committed enough versions since version `since` for another `clean_up`."""
         return since // upkeep.CLEAN_UP_EVERY != self.version // upkeep.CLEAN_UP_EVERY
 
     def clean_up(self) -> None:

@@ -142,7 +142,7 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         (("--code", ""), "a code of 32 bits has 4 bytes"),
         (("--key", "nope"), "no row of the archive has the key 'nope'"),
         (("--text", "boats"), "encodes images only; train a method with captions"),
-        (("--key", key, "--filter", "colour = 'red'"), "filter: no column 'colour'; there are key, uri"),
+        (("--key", key, "--filter", "colour = 'red'"), "filter: no column 'colour'; the columns are key, uri"),
         (("--key", key, "--after", "x"), "--after 'x' is not DISTANCE:ID"),
         (("--key", key, "--like", key), "got --key and --like"),
         (("--key", key, "--include", "smell"), "include: no column 'smell'; there are uri"),
