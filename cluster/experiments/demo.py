@@ -1,13 +1,13 @@
-"""The whole chain on one machine: train, evaluate, encode, serve, query; a summary and a page.
+"""Run the whole chain on one machine: train, evaluate, encode, serve, query; write a summary and a page.
 
-    OUT/scenes/          generated scenes, where no data were given
+    OUT/scenes/          generated scenes, without --data
     OUT/run/             the run folder, with its evaluation
-    OUT/database.parquet what is encoded: the images that queries are searched in
+    OUT/database.parquet list of the images that are encoded: the database part of the split
     OUT/archive/         their codes
-    OUT/summary.json     every figure
+    OUT/summary.json     all metrics and durations
     OUT/report/index.html
 
-A demo that is run again keeps a complete training and does the rest anew.
+Running the demo again keeps a complete training and repeats the other stages.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orbithash.cluster.encoding.encode import encode
-from orbithash.cluster.experiments.demo_report import Asked, write_demo_report
+from orbithash.cluster.experiments.demo_report import Queried, write_demo_report
 from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 
 
 class _Stopwatch:
-    """Names each stage as it begins and keeps the seconds it took."""
+    """Print the name of each stage when it starts, and record its duration in seconds."""
 
     def __init__(self, num_stages: int) -> None:
         self.seconds: dict[str, float] = {}
@@ -63,18 +63,18 @@ class _Stopwatch:
 
     def __call__(self, name: str, what: str, work: Callable[[], Result]) -> Result:
         say(f"[{len(self.seconds) + 1}/{self._num_stages}] {what}")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = work()
-        self.seconds[name] = time.perf_counter() - begun
+        self.seconds[name] = time.perf_counter() - start
         return result
 
 
 def run_demo(
     out: Path, data: Path | None, weights: str | None, settings: Sequence[str], captions: Path | None = None
 ) -> dict[str, Any]:
-    """Runs the demo into `out` and returns the summary it writes there.
+    """Run the demo into the folder `out` and return the content of its `summary.json`.
 
-    DHCL learns from classes; with `captions` DUCH does from sentences, and queries are sentences, too.
+    DHCL learns from classes. With `captions`, DUCH learns from sentences, and queries are images and sentences.
     """
     out = out.absolute()
     if captions is not None and (data is None or weights is None):
@@ -100,9 +100,9 @@ def run_demo(
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
         encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))
         kinds = "image" if captions is None else "image and sentence"
-        asked = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_ask(run, out)))
-    summary = _summary(run, read_history(out / "run"), metrics, encoded, asked, stage.seconds)
-    stage("report", "writing the report", lambda: write_demo_report(out, run, summary, asked))
+        queried = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_query(run, out)))
+    summary = _summary(run, read_history(out / "run"), metrics, encoded, queried, stage.seconds)
+    stage("report", "writing the report", lambda: write_demo_report(out, run, summary, queried))
     write_file(out / "summary.json", (json.dumps(summary, indent=1) + "\n"))
     say(
         f"done: {HEADLINE} {summary[HEADLINE]:.4f} (expected over ties), median query {summary['query']['p50_ms']:.0f} "
@@ -122,7 +122,7 @@ def _train(run: Run, folder: Path) -> None:
 
 
 def _encode(run: Run, out: Path) -> dict[str, Any]:
-    """Encodes the images that the protocol searches in; the queries stay out of the archive."""
+    """Encode the database part of the split; the queries are not in the archive."""
     images = run.manifest.part(*PROTOCOLS[run.manifest.protocol].database)
     table = pa.table(
         {
@@ -134,40 +134,40 @@ def _encode(run: Run, out: Path) -> dict[str, Any]:
     pq.write_table(table, out / "database.parquet")
     archive = out / "archive"
     if archive.exists():
-        # Of an earlier demo; anything else is refused by what opens it.
+        # Remove the archive of an earlier demo; opening it refuses a folder that is something else.
         Archive.open(archive)
         shutil.rmtree(archive)
     return encode(str(out / "database.parquet"), out / "run" / "model", str(archive)).to_json()
 
 
-async def _ask(run: Run, out: Path) -> list[Asked]:
-    """Asks the gateway for the neighbours of unseen images, one after another, as a lone user would.
+async def _query(run: Run, out: Path) -> list[Queried]:
+    """Query the gateway with images of the test part, one after another, like a single user.
 
-    Of images with captions, once by the image and once by a sentence about it.
+    An image with captions is queried twice: by the image and by one of its sentences.
     """
     queries = run.manifest.part("test")
     chosen = np.random.default_rng(0).permutation(len(queries))[:NUM_QUERIES]
 
-    def ask_all(address: str) -> list[Asked]:
-        asked = []
+    def query_all(address: str) -> list[Queried]:
+        queried = []
         with Client(address) as client, track("querying", len(chosen), "queries") as advance_to:
-            # The first connects.
+            # The first query connects and is not measured.
             client.search(image=(run.root / queries[0].path).read_bytes(), k=1)
             has_text = client.describe().has_text
             for number, row in enumerate(chosen.tolist(), 1):
                 image = queries[row]
                 sentence = draw_caption(image, run.manifest.seed) if has_text and image.captions else None
-                queried = [Query(image=(run.root / image.path).read_bytes(), k=NUM_HITS)]
-                queried += [] if sentence is None else [Query(text=sentence, k=NUM_HITS)]
-                for query in queried:
-                    begun = time.perf_counter()
+                requests = [Query(image=(run.root / image.path).read_bytes(), k=NUM_HITS)]
+                requests += [] if sentence is None else [Query(text=sentence, k=NUM_HITS)]
+                for query in requests:
+                    start = time.perf_counter()
                     answer = client.search(query)
-                    asked.append(Asked(image, query.text, answer, 1e3 * (time.perf_counter() - begun)))
+                    queried.append(Queried(image, query.text, answer, 1e3 * (time.perf_counter() - start)))
                 advance_to(number, "")
-        return asked
+        return queried
 
     async with serving(str(out / "archive"), out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
-        return await asyncio.to_thread(ask_all, gateway.address)
+        return await asyncio.to_thread(query_all, gateway.address)
 
 
 def _summary(
@@ -175,21 +175,21 @@ def _summary(
     history: list[dict[str, Any]],
     metrics: dict[str, Any],
     encoded: dict[str, Any],
-    asked: list[Asked],
+    queried: list[Queried],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    if not history or not asked:
-        raise InputError("the demo has nothing to sum up: no epoch ended or no query was asked")
+    if not history or not queried:
+        raise InputError("the demo has no result: no epoch was completed or the test part has no image to query with")
     directions: dict[str, float] = {}
     if "image->image" in metrics["metrics"]:
-        # Of a model with a text side, what images find among images; what crosses is beside it.
+        # With a text side: the headline is image to image; the other directions are listed beside it.
         directions = {name: of_one[HEADLINE]["expected"] for name, of_one in metrics["metrics"].items()}
         metrics = {
             name: value["image->image"] if isinstance(value, dict) and "image->image" in value else value
             for name, value in metrics.items()
         }
     times = {
-        kind: [one.took_ms for one in asked if (one.sentence is None) == (kind == "image")]
+        kind: [one.took_ms for one in queried if (one.sentence is None) == (kind == "image")]
         for kind in ("image", "sentence")
     }
     return {
@@ -205,7 +205,7 @@ def _summary(
             "workers": NUM_WORKERS,
             "epochs": len(history),
             "images_per_s": float(np.median([record["images_per_s"] for record in history])),
-            # Of the epochs themselves; start-up and validation are in seconds.train.
+            # Of the epochs only; seconds.train includes start-up and validation.
             "seconds": sum(record["seconds"] for record in history),
         },
         "encode": encoded,

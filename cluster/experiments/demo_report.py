@@ -1,4 +1,4 @@
-"""The demo's page."""
+"""Write the page of the demo."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,9 @@ from orbithash.search.protocol.queries import Answer
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.report import HIT_SIDE_PX, QUERY_SIDE_PX
+from orbithash.trainers.loop.loop import best_epoch
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.methods import get_method
 from orbithash.trainers.reports import plots
 from orbithash.trainers.reports.page import (
     Fact,
@@ -28,7 +30,7 @@ from orbithash.trainers.reports.page import (
     write_report,
 )
 
-__all__ = ["Asked", "write_demo_report"]
+__all__ = ["Queried", "write_demo_report"]
 
 NUM_ROWS = 12
 
@@ -42,8 +44,8 @@ STAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """A query of the demo: an unseen image, or a sentence about it; what the gateway answered after how many ms."""
+class Queried:
+    """A query of the demo: an image of the test part, or a sentence about it; the answer and its latency in ms."""
 
     image: Image
     sentence: str | None
@@ -51,45 +53,46 @@ class Asked:
     took_ms: float
 
 
-def write_demo_report(out: Path, run: Run, summary: dict[str, Any], asked: list[Asked]) -> None:
-    """Writes `OUT/report/index.html`."""
+def write_demo_report(out: Path, run: Run, summary: dict[str, Any], queried: list[Queried]) -> None:
+    """Write `OUT/report/index.html`."""
     history = read_history(out / "run")
+    best = best_epoch(history)
     precision_recall = (out / "run" / "evaluation" / "plots" / "precision_recall.svg").read_text()
     figures = [
-        Figure("Training losses", plots.learning_curves(history, "train"), "The mean of each loss over every epoch."),
+        Figure("Training losses", plots.learning_curves(history, "train"), "Mean of each loss over each epoch."),
         Figure(
             "On the validation part",
             plots.learning_curves(history, "validation"),
-            "The model is the epoch with the best of these; the test part had no say in it.",
+            f"The model is {_choice(run, best)}. The test part is not used to choose it.",
         ),
         Figure(
             "Precision and recall by radius",
             precision_recall,
-            "Each point is one Hamming radius: everything within it is returned. Up and to the right is better.",
+            "Each point is one Hamming radius, within which all images are returned. Up and to the right is better.",
         ),
         Figure(
-            "Where the time went",
+            "Duration of each stage",
             plots.bars(
                 {STAGES[name]: value for name, value in summary["seconds"].items() if name in STAGES}, "seconds"
             ),
-            "Wall-clock time of each stage, the start of Ray's workers and actors included.",
+            "Wall-clock time, including the start of Ray's workers and actors.",
         ),
     ]
     sections: list[Section] = [
         _facts(summary),
-        *_galleries(run, HashModel.load(out / "run" / "model"), asked),
-        Figures("How it was learned, and how well", figures),
+        *_galleries(run, HashModel.load(out / "run" / "model"), queried),
+        Figures("Training and evaluation", figures),
         _timings(summary),
         Text(
-            "What happened here",
+            "What the demo did",
             [
                 f"A {summary['method']} network learned {summary['bits']}-bit codes from "
                 f"{'images and sentences about them' if 'directions' in summary else 'labelled images'} on "
-                f"{summary['train']['workers']} Ray Train workers. Its best epoch on held-back images became the model "
-                "folder. Ray Data decoded and encoded the database into an archive; its codes were loaded into "
+                f"{summary['train']['workers']} Ray Train workers. The model folder holds "
+                f"{_choice(run, best)}. Ray Data decoded and encoded the database into an archive; its codes were loaded into "
                 f"{summary['query']['shards']} FAISS shards in Ray actors, and a gRPC gateway answered queries by "
                 "images that were neither trained on nor in the archive.",
-                "The page of the evaluation, with every metric and its definition, is run/evaluation/report.html.",
+                "The report of the evaluation, with all metrics and their definitions, is run/evaluation/report.html.",
             ],
         ),
     ]
@@ -97,10 +100,19 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], asked: list[
     write_report(
         out / "report" / "index.html",
         f"orbithash on {summary['dataset']}",
-        f"Images like this one, found by {summary['bits']}-bit codes: trained, encoded, served and evaluated on this "
+        f"Similar images, found by {summary['bits']}-bit codes: trained, encoded, served and evaluated on this "
         "machine.",
         sections,
     )
+
+
+def _choice(run: Run, best: dict[str, Any]) -> str:
+    """Return which epoch became the model, and why."""
+    metric = get_method(run.method).selection_metric
+    if f"validation/{metric}" in best:
+        return f"epoch {best['epoch']}, the best by {metric} on the validation part"
+    reason = "this method uses no labels to choose" if metric is None else "there is no validation part"
+    return f"the last epoch, {best['epoch']}: {reason}"
 
 
 def _facts(summary: dict[str, Any]) -> Facts:
@@ -111,42 +123,46 @@ def _facts(summary: dict[str, Any]) -> Facts:
             Fact(
                 HEADLINE,
                 f"{summary[HEADLINE]:.3f}",
-                f"Mean average precision within 20 hits, the expectation over ties. Chance is {summary['chance']:.3f}, "
+                f"Mean average precision within 20 hits, expected over ties. Chance level is {summary['chance']:.3f}, "
                 "perfect is 1.",
             ),
             Fact(
                 "training",
                 f"{train['images_per_s']:.0f}/s",
-                f"Images per second on {train['workers']} workers, the median epoch.",
+                f"Images per second on {train['workers']} workers, median of the epochs.",
             ),
             Fact(
                 "encoding",
                 f"{encode['rows_per_s']:.0f}/s",
-                f"Images per second from files to committed rows, {encode['num_encoded']:,} in all.",
+                f"Images per second from files to committed rows, {encode['num_encoded']:,} images in total.",
             ),
             Fact(
                 "a query by image",
                 f"{query['p50_ms']:.0f} ms",
-                f"Median of {query['count']} over gRPC, decoding and encoding included; the 95th percentile is "
+                f"Median of {query['count']} queries over gRPC, including decoding and encoding; 95th percentile: "
                 f"{query['p95_ms']:.0f} ms.",
             ),
         ],
     )
 
 
-def _galleries(run: Run, model: HashModel, asked: list[Asked]) -> list[Gallery]:
-    by_image, by_sentence = ([one for one in asked if (one.sentence is None) == is_image] for is_image in (True, False))
+def _galleries(run: Run, model: HashModel, queried: list[Queried]) -> list[Gallery]:
+    by_image, by_sentence = (
+        [one for one in queried if (one.sentence is None) == is_image] for is_image in (True, False)
+    )
     galleries = [
-        _gallery(run, model, by_image, "Ask by image", "Left, an image the model has never seen"),
-        _gallery(run, model, by_sentence, "Ask by sentence", "Left, a sentence about an image the archive lacks"),
+        _gallery(run, model, by_image, "Query by image", "On the left, an image of the test part"),
+        _gallery(
+            run, model, by_sentence, "Query by sentence", "On the left, a sentence about an image of the test part"
+        ),
     ]
     return galleries if by_sentence else galleries[:1]
 
 
-def _gallery(run: Run, model: HashModel, asked: list[Asked], title: str, what: str) -> Gallery:
-    """The first answer for as many classes as there are rows."""
-    chosen: dict[int, Asked] = {}
-    for one in asked:
+def _gallery(run: Run, model: HashModel, queried: list[Queried], title: str, what: str) -> Gallery:
+    """Show the first answer of each class, for at most `NUM_ROWS` classes."""
+    chosen: dict[int, Queried] = {}
+    for one in queried:
         chosen.setdefault(one.image.label, one)
     rendering = model.preprocessing.rendering
 
@@ -169,9 +185,9 @@ def _gallery(run: Run, model: HashModel, asked: list[Asked], title: str, what: s
     return Gallery(
         title,
         rows,
-        f"{what}; beside it, what the gateway answered, nearest first. The queries are "
-        "drawn at random, one a class. A tick on a solid frame is the query's class, a cross on a dashed frame "
-        "another; d is the Hamming distance.",
+        f"{what}; beside it, the hits of the gateway, nearest first. The queries are random, one for each class. A "
+        "tick and a solid frame mark the query's class, a cross and a dashed frame another class; d is the Hamming "
+        "distance.",
     )
 
 
@@ -179,16 +195,16 @@ def _timings(summary: dict[str, Any]) -> Table:
     train, encode, query = summary["train"], summary["encode"], summary["query"]
     by_sentence = summary.get("query_by_sentence")
     return Table(
-        "Figures",
-        ["what", "value"],
+        "Measurements",
+        ["measurement", "value"],
         [
             ["epochs", str(train["epochs"])],
-            ["time in epochs", f"{train['seconds']:.0f} s"],
+            ["duration of the epochs", f"{train['seconds']:.0f} s"],
             ["training rate", f"{train['images_per_s']:.0f} images/s"],
             ["images encoded", f"{encode['num_encoded']:,}"],
             ["images refused", f"{encode['num_refused']:,}"],
-            ["start of the encoding workers", f"{encode['start_s']:.1f} s"],
-            ["encoding rate after it", f"{encode['rows_per_s']:.0f} images/s"],
+            ["start-up of the encoding workers", f"{encode['start_s']:.1f} s"],
+            ["encoding rate after start-up", f"{encode['rows_per_s']:.0f} images/s"],
             ["distinct codes in the database", f"{summary['distinct_codes']:,}"],
             ["query by image, median", f"{query['p50_ms']:.1f} ms"],
             ["query by image, 95th percentile", f"{query['p95_ms']:.1f} ms"],
