@@ -89,7 +89,8 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], queried: lis
                 f"A {summary['method']} network learned {summary['bits']}-bit codes from "
                 f"{'images and sentences about them' if 'directions' in summary else 'labelled images'} on "
                 f"{summary['train']['workers']} Ray Train workers. The model folder holds "
-                f"{_choice(run, best)}. Ray Data decoded and encoded the database into an archive; its codes were loaded into "
+                f"{_choice(run, best)}. Ray Data decoded and encoded the database into an archive; its "
+                "codes were loaded into "
                 f"{summary['query']['shards']} FAISS shards in Ray actors, and a gRPC gateway answered queries by "
                 "images that were neither trained on nor in the archive.",
                 "The report of the evaluation, with all metrics and their definitions, is run/evaluation/report.html.",
