@@ -12,7 +12,14 @@ import yaml
 
 from orbithash.cluster.output import say
 from orbithash.cluster.output import track as track_progress
-from orbithash.cluster.runtime import check_resources, connected, cpus_per_worker, keeping_memory, worker_error
+from orbithash.cluster.runtime import (
+    check_gpu_share,
+    check_resources,
+    connected,
+    cpus_per_worker,
+    keeping_memory,
+    worker_error,
+)
 from orbithash.cluster.training.checkpoints import NAME, Storage
 from orbithash.cluster.training.recipes import find_config
 from orbithash.cluster.training.run_folder import claim_folder, close_history, open_run, read_history, unvalidated
@@ -82,8 +89,9 @@ def train_on_ray(
     """
     folder = folder.absolute()
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-    if least < 1 or not gpus_per_worker >= 0:
-        raise InputError(f"{least} workers with {gpus_per_worker:g} GPUs each; at least 1 with 0 is needed")
+    if least < 1:
+        raise InputError(f"training with {least} workers; at least 1 is needed")
+    check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=True)
     if keep < 1:
         raise InputError(f"--keep is {keep}; at least 1 checkpoint is kept")
     if loading not in LOADINGS:

@@ -13,6 +13,7 @@ never looked at.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,7 @@ import numpy as np
 import yaml
 
 from orbithash.cluster.output import say, track
-from orbithash.cluster.runtime import check_resources, connected
+from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, device_for
 from orbithash.cluster.training.run_folder import claim_folder, open_run
 from orbithash.cluster.training.train import check_training
 from orbithash.encoders.errors import InputError
@@ -172,8 +173,11 @@ def _check(run: Run, tuning: Tuning, folder: Path) -> None:
         raise InputError("there is no validation part to compare settings by; leave --validation above 0")
     if not 1 <= tuning.grace <= run.config.epochs:
         raise InputError(f"{tuning.grace} epochs of grace; from 1 to epochs={run.config.epochs} are allowed")
-    if tuning.cpus < 0 or tuning.gpus < 0 or tuning.cpus + tuning.gpus == 0 or tuning.max_concurrent < 0:
-        raise InputError(f"{tuning.cpus:g} CPUs and {tuning.gpus:g} GPUs a trial; some part of either is needed")
+    check_gpu_share("--gpus-per-trial", tuning.gpus, is_whole=False)
+    if not (math.isfinite(tuning.cpus) and tuning.cpus >= 0 and tuning.cpus + tuning.gpus > 0):
+        raise InputError(f"{tuning.cpus:g} CPUs and {tuning.gpus:g} GPUs per trial; one of them must be above 0")
+    if tuning.max_concurrent < 0:
+        raise InputError(f"--concurrent is {tuning.max_concurrent}; a number of trials, or 0 for no limit, is needed")
     for settings in (_corner(run, tuning.space, high) for high in (False, True)):
         # Whatever a setting may not be is told now, and not by every trial.
         configured(run, settings)
@@ -221,7 +225,8 @@ def _tuner(run: Run, tuning: Tuning, folder: Path) -> Any:
     from ray.tune.search import BasicVariantGenerator
 
     trainable = ray_tune.with_resources(
-        partial(_work, folder=str(folder / "base"), metric=tuning.metric), {"CPU": tuning.cpus, "GPU": tuning.gpus}
+        partial(_work, folder=str(folder / "base"), metric=tuning.metric, num_gpus=tuning.gpus),
+        {"CPU": tuning.cpus, "GPU": tuning.gpus},
     )
     storage = str(folder / "ray")
     if ray_tune.Tuner.can_restore(storage):
@@ -312,9 +317,9 @@ def _halving(defaults: dict[str, Any], epochs: int, grace: int) -> Any:
     return Halving(time_attr=EPOCH, max_t=epochs, grace_period=grace, reduction_factor=REDUCTION)
 
 
-def _work(settings: dict[str, Any], folder: str, metric: str) -> None:
-    """What each trial runs."""
-    import torch
+def _work(settings: dict[str, Any], folder: str, metric: str, num_gpus: float) -> None:
+    """Run one trial; its process has this number of GPUs."""
+    device = device_for(num_gpus)
     from ray import tune as ray_tune
 
     from orbithash.trainers.loop.loop import train
@@ -327,7 +332,7 @@ def _work(settings: dict[str, Any], folder: str, metric: str) -> None:
                 run,
                 _Reporter(metric),
                 resume_from=Path(resume_from) if resume_from else None,
-                device="cuda" if torch.cuda.is_available() else "cpu",
+                device=device,
             )
     except InputError as error:
         # Settings that do not go together, or a loss that is not finite: the others go on.

@@ -10,7 +10,7 @@ import pytest
 import ray
 from cluster_parts import family, joining, kill, user_environment, wait_for
 
-from orbithash.cluster.runtime import check_resources, keeping_memory
+from orbithash.cluster.runtime import check_resources, device_for, keeping_memory
 from orbithash.encoders.errors import InputError
 
 pytestmark = pytest.mark.ray
@@ -31,6 +31,18 @@ def test_a_worker_that_keeps_memory_has_another_allocator(ray_cluster, monkeypat
     # What the user preloads stays, and comes first.
     monkeypatch.setenv("LD_PRELOAD", "libfirst.so")
     assert keeping_memory()["LD_PRELOAD"].split(":")[0] == "libfirst.so"
+
+
+def test_a_task_without_gpus_sees_none(ray_cluster):
+    """Ray hides the GPUs of a node only from tasks that reserve some."""
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}})
+    def device(num_gpus):
+        import os
+
+        return device_for(num_gpus), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    assert ray.get([device.remote(0), device.remote(0.25)]) == [("cpu", ""), ("cuda", "0,1")]
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1e9"])
@@ -124,5 +136,5 @@ def test_a_cluster_that_brings_nodes(growing_cluster, start, labelled, model, tm
     patient = f"{joining(growing_cluster)}; os.environ['ORBITHASH_WAIT_FOR_NODES_S'] = '300'"
     process = start(*command, before=patient)
     assert process.wait(400) == 0, process.err.read_text()
-    assert "waiting up to 300 s for the cluster to bring nodes" in process.err.read_text()
+    assert "waiting up to 300 s for the cluster to add nodes" in process.err.read_text()
     assert json.loads(process.out.read_text())["rows_in_archive"] == 30

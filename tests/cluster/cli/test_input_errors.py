@@ -98,7 +98,10 @@ def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words)
         ),
         (("--workers", "0"), ["--workers is '0'; MIN:MAX with 1 <= MIN <= MAX"]),
         (("--workers", "2:1"), ["--workers is '2:1'; MIN:MAX with 1 <= MIN <= MAX"]),
-        (("--gpus-per-worker", "-1"), ["-1 GPUs"]),
+        (("--gpus-per-worker", "-1"), ["--gpus-per-worker is -1; a number of GPUs, 0 or more"]),
+        (("--gpus-per-worker", "nan"), ["--gpus-per-worker is nan"]),
+        (("--gpus-per-worker", "0.5"), ["--gpus-per-worker is 0.5; a whole number is needed", "cannot share a GPU"]),
+        (("--gpus-per-worker", "1.5"), ["--gpus-per-worker is 1.5; a whole number is needed"]),
     ],
 )
 def test_training_options(refused, tmp_path, labelled, options, words):

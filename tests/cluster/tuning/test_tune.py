@@ -94,8 +94,11 @@ def test_a_killed_search_goes_on(start, small, tmp_path):
         (("--search", "lrr"), "'lrr' is no setting"),
         (("--search", "lr=0.1:7"), "lr is 7.0: input should be less than or equal to 1"),
         (("--grace", "99"), "99 epochs of grace; from 1 to epochs=20 are allowed"),
-        (("--cpus-per-trial", "0"), "0 CPUs and 0 GPUs a trial"),
-        (("--concurrent", "-1"), "some part of either is needed"),
+        (("--cpus-per-trial", "0"), "0 CPUs and 0 GPUs per trial; one of them must be above 0"),
+        (("--cpus-per-trial", "nan"), "nan CPUs and 0 GPUs per trial"),
+        (("--gpus-per-trial", "1.5"), "--gpus-per-trial is 1.5; a whole number, or a part of one GPU such as 0.25"),
+        (("--gpus-per-trial", "nan"), "--gpus-per-trial is nan; a number of GPUs, 0 or more"),
+        (("--concurrent", "-1"), "--concurrent is -1; a number of trials, or 0 for no limit"),
     ],
 )
 def test_what_cannot_be_is_told_at_once(refused, small, options, words):
