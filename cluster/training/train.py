@@ -29,7 +29,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import LOADINGS
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.loop.loop import best_epoch, export_models
+from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.run import Run, check_run
 from orbithash.trainers.methods import get_method
 

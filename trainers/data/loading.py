@@ -1,12 +1,11 @@
-"""Images in memory or decoded as they are needed, and the views drawn from them for each step.
+"""Training images, in memory or decoded when needed, and the random views of each step.
 
-What does not fit into memory is decoded anew each time, in the threads that make the views: the order of the rows is
-known before, so the next step's images are read while the last one's are used. Decoders let go of Python's lock. So
-nothing has to find a CPU that Ray gave to the workers, no pixels are copied from process to process, and a run sees the
-same batches to the last bit.
+Images that do not fit into memory are decoded each time, in the threads that make the views. The order of rows is known
+in advance, so the images of the next step are read during the current one. Decoders release Python's lock. Threads
+need no CPUs beyond the worker's, and no pixels are copied between processes.
 
-Every random choice follows from (seed, epoch, row). A run that was killed and goes on therefore sees the very batches
-it would have seen, and so do two ranks that share the batches of one process.
+Every random choice depends on (seed, epoch, row) only. A resumed run therefore sees the same batches as an
+uninterrupted one, and two ranks see those of one process.
 """
 
 import math
@@ -39,10 +38,10 @@ __all__ = [
     "views_of_steps",
 ]
 
-# auto: memory where the decoded images fit.
+# auto: memory if the decoded images fit.
 LOADINGS = ("auto", "memory", "stream")
 
-# Of the memory that is free, what the images of all ranks on a machine may take.
+# Share of the free memory that the images of all ranks of a machine may use.
 MEMORY_SHARE = 0.5
 
 Pixels = npt.NDArray[np.uint8]
@@ -50,9 +49,9 @@ Rows = npt.NDArray[np.int64]
 
 
 class StreamedImages:
-    """What `load_images` gives, uint8 [N, crop, crop, C], but decoded whenever rows are taken, and never kept.
+    """The images of `load_images`, uint8 [N, crop, crop, C], decoded at each access by a row number or a slice.
 
-    Takes a row, or a slice of them; `InputError` when one of these images is refused.
+    `InputError` if an image is refused.
     """
 
     def __init__(self, root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> None:
@@ -60,7 +59,7 @@ class StreamedImages:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """That of the array it stands for."""
+        """Shape of the array that `load_images` would return."""
         side = self._preprocessing.crop
         return len(self._images), side, side, self._preprocessing.channels
 
@@ -82,26 +81,32 @@ Images = Pixels | StreamedImages
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a dataset.
+    """One part of a data set, with N images.
 
-    `images` uint8 [N, S, S, C], None for a method that trains on features; `labels` integers [N], -1 where unknown, or
-    bool [N, classes] where images have several (see `retrieval`); `ids` their N names; `features` float32 [N, ...] by
-    table.
+    Attributes:
+        images: uint8 [N, S, S, C]; None for a method that trains on features.
+        labels: integers [N], -1 for an unknown class, or bool [N, classes] for several classes (see `retrieval`).
+        ids: names of the images.
+        features: tables float32 [N, ...] by name.
+        drawn_captions: int64 [N], the index of the caption that stands for each image in validation, as in evaluation.
     """
 
     images: Images | None
     labels: Labels
     ids: list[str]
     features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    drawn_captions: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training view may be from its image.
+    """Strength of the random changes of a training view.
 
-    `min_crop_area`: least share of the image's area that a crop keeps; objects of overhead images fill a small part of
-    it, and harder crops lose them. `colour_jitter`: brightness, contrast and saturation change by up to this share, hue
-    by a fifth of it. `grayscale`: share of the views without colour.
+    Attributes:
+        min_crop_area: smallest share of the image's area that a crop keeps. Objects in overhead images are small, and
+            smaller crops lose them.
+        colour_jitter: largest relative change of brightness, contrast and saturation; hue changes by a fifth of it.
+        grayscale: share of the views without colour.
     """
 
     min_crop_area: float = 0.4
@@ -110,7 +115,7 @@ class Augmentation:
 
 
 def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
-    """Decodes and prepares these images: uint8 [N, crop, crop, C]; `InputError` that lists all that are refused."""
+    """Return prepared images uint8 [N, crop, crop, C]; `InputError` names all images that are refused."""
     side = preprocessing.crop
     pixels, start = np.empty((len(images), side, side, preprocessing.channels), np.uint8), 0
     for batch in read_batches([root / image.path for image in images], preprocessing, root=root):
@@ -120,9 +125,9 @@ def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Prep
 
 
 def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
-    """Whether so many prepared images of every rank of this machine take no more than their share of its memory."""
+    """Return whether `num_images` prepared images per rank of this machine fit into `MEMORY_SHARE` of its memory."""
     num_bytes = num_images * preprocessing.crop**2 * preprocessing.channels
-    # What torchrun, and Ray Train, tell each rank.
+    # Set by torchrun and by Ray Train.
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return num_bytes * num_ranks <= MEMORY_SHARE * available_memory_mb() * 2**20
 
@@ -131,10 +136,10 @@ _DEFAULT = Augmentation()
 
 
 def augment(image: Pixels, side: int, rng: np.random.Generator, augmentation: Augmentation = _DEFAULT) -> Pixels:
-    """A random view uint8 [side, side, C] of uint8 [S, S, C]: a crop, one of the eight orientations, other colours.
+    """Return a random view uint8 [side, side, C] of an image uint8 [S, S, C]: crop, orientation, colours.
 
-    Only images of three bands have colours.
-    Seen from above, no direction is up: all eight orientations of the square are as likely as the one on disk.
+    All eight orientations are equally likely, because overhead images have no upward direction. Colours change in
+    images of three bands only.
     """
     full = image.shape[0]
     area, aspect = rng.uniform(augmentation.min_crop_area, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
@@ -165,13 +170,13 @@ def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmen
 def views_of_steps(
     images: Images, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
 ) -> Iterator[Pixels]:
-    """Views uint8 [b, side, side, C] of the rows of each step, int64 [steps, b]: this rank's share.
+    """Yield views uint8 [b, side, side, C] of the rows of each step; `steps` int64 [steps, b] is this rank's share.
 
-    The next step's views are made while the last one's are used, on all cores but one.
+    The views of the next step are made while the caller uses the current ones, on all CPUs but one.
     """
 
     def begin(rows: Rows) -> tuple[Pixels, Iterator[None]]:
-        """The views, and what ends when they are made."""
+        """Return the views and an iterator that ends when they are complete."""
         views = np.empty((len(rows), side, side, images.shape[3]), np.uint8)
 
         def make(places: Rows) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.evaluation import EncodedPart, Evaluation, evaluate, own_positions, with_baselines
@@ -104,7 +105,7 @@ def evaluate_model(
 
 def draw_caption(image: Image, seed: int) -> str:
     """One of the image's captions, drawn by the seed and the image's id: another image more or less changes nothing."""
-    return image.captions[int(np.random.default_rng([seed, *image.id.encode()]).integers(len(image.captions)))]
+    return image.captions[drawn_caption(image.id, len(image.captions), seed)]
 
 
 def check_untrained(evaluated: Manifest, trained: Manifest) -> None:

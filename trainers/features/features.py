@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
@@ -71,7 +72,7 @@ def cache_folder() -> Path:
 class FeatureExtractor:
     """Compute pooled features with the backbone of a network and its current weights, in evaluation mode."""
 
-    def __init__(self, network: HashNetwork, preprocessing: Preprocessing, device: str = "cpu") -> None:
+    def __init__(self, network: HashNetwork, preprocessing: Preprocessing, device: str | torch.device = "cpu") -> None:
         card = ModelCard(
             method="features",
             network=network.spec,

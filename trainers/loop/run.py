@@ -1,4 +1,4 @@
-"""What is trained on what, and all that is checked of it before anything starts."""
+"""A run (method, settings, data), and the checks before it starts."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,13 @@ from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 
 __all__ = ["Run", "check_batch", "check_labels", "check_run"]
 
+# Numbers of workers that an error message names.
+MAX_NAMES = 8
+
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained on what. `root` is the data folder that the manifest's paths are relative to."""
+    """A method, its settings and its data; the paths of the manifest are relative to `root`."""
 
     method: str
     config: TrainConfig
@@ -28,25 +31,25 @@ class Run:
     root: Path
 
     def preprocessing(self) -> Preprocessing:
-        """What an image goes through before the network, in validation and ever after."""
+        """Return how an image becomes the network's input, in validation and in the model."""
         return self.config.preprocessing()
 
     def build(self) -> Method:
-        """The method with its initial weights, the same on every rank."""
+        """Return the method with its initial weights, the same on every rank."""
         torch.manual_seed(self.config.seed)
         return get_method(self.method)(self.config, len(self.manifest.classes), len(self.manifest.part("train")))
 
     def labels(self) -> dict[str, Labels]:
-        """The labels of the training and the validation part, in one form."""
+        """Return the labels of the training and the validation part, both of one kind; see `label_arrays`."""
         splits = ("train", "validation")
         of_images = ([image.labels for image in self.manifest.part(split)] for split in splits)
         return dict(zip(splits, label_arrays(len(self.manifest.classes), *of_images), strict=True))
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
-    """`InputError` with all that keeps `run` from training on so many workers, but for what is inside its images.
+    """Raise one `InputError` with all reasons why `run` cannot be trained, except for unreadable images.
 
-    `num_workers` is one number, or the least and the most of one that changes while the run goes on.
+    `num_workers` is a number, or the minimum and maximum of a number that changes during the run.
     """
     images = run.manifest.part("train", "validation")
     problems: list[str] = []
@@ -54,7 +57,7 @@ def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
     def check_order() -> None:
         method = run.build()
         if not problems:
-            # Batches are drawn by labels, and only from what passed the checks before.
+            # Drawing batches needs labels that passed the checks before.
             method.order(run.labels()["train"], 0)
 
     checks: list[Callable[[], None]] = [
@@ -73,30 +76,49 @@ def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
 
 
 def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
-    """`InputError` where the batch cannot be shared among the workers or is more than there is; see `check_run`."""
+    """Raise `InputError` if workers cannot share the batch equally, or if it exceeds the images; see `check_run`."""
     batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
-    factor = get_method(run.method).group_size * run.config.accumulate
+    micro_batches, group_size = run.config.accumulate, get_method(run.method).group_size
+
+    def smallest(least: int, most: int) -> int:
+        """Return the smallest batch that every number of workers in the range shares equally, 2 images or more each."""
+        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
+        return divisor * -(-2 * most * micro_batches // divisor)
+
+    def fits(least: int, most: int) -> bool:
+        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
+        return batch_size % divisor == 0 and batch_size >= smallest(least, most)
+
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-    # As many workers as come up share every batch alike: it is a multiple of each number that may.
-    divisor = math.lcm(*range(least, most + 1)) * factor
-    if batch_size % divisor or batch_size < 2 * most * run.config.accumulate:
-        times = "" if factor == 1 else f"{factor} times "
-        if least == most:
-            workers, rule = f"{most} workers", f"a multiple of {times}the number of workers"
-        else:
-            numbers = f"of {times}each number between them"
-            workers, rule = f"{least} to {most} workers", f"a multiple {numbers}, which is one of {divisor},"
-        pieces = "" if run.config.accumulate == 1 else f" in {run.config.accumulate} pieces"
-        each = "each" if not pieces else "each of a piece"
-        raise InputError(
-            f"batch_size {batch_size} over {workers}{pieces}; it must be {rule} and leave {each} at least 2 images"
+    if not fits(least, most):
+        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
+        given = f"{most} workers" if least == most else f"{least} to {most} workers"
+        if micro_batches > 1:
+            given += f" in {micro_batches} micro-batches"
+        rule = f"a multiple of {divisor}" + (
+            "" if least == most else ", because every number of workers must divide it"
         )
+        if smallest(least, most) > divisor:
+            rule += f", and at least {smallest(least, most)}, so that each worker has 2 images"
+        allowed = [str(number) for number in range(1, batch_size // 2 + 1) if fits(number, number)]
+        upper = max((number for number in range(least, most) if fits(least, number)), default=least)
+        if upper > least:
+            allowed.append(f"{least}:{upper}")
+        remedy = f"; with batch_size {batch_size}, {_some(allowed)} workers are possible" if allowed else ""
+        raise InputError(f"batch_size {batch_size} over {given}: it must be {rule}{remedy}")
     if num_images < batch_size:
-        raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
+        raise InputError(f"batch_size is {batch_size}, more than the {num_images} training images; make it smaller")
+
+
+def _some(names: list[str]) -> str:
+    """Return names as a list in words, the middle of a long one left out."""
+    if len(names) > MAX_NAMES:
+        names = [*names[: MAX_NAMES - 2], "…", *names[-2:]]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def check_labels(run: Run) -> None:
-    """`InputError` where a method that learns from classes finds an image with none or several."""
+    """Raise `InputError` if the method learns from classes and an image has no class or several."""
     if not get_method(run.method).needs_labels:
         return
     images = run.manifest.part("train", "validation")
@@ -104,11 +126,13 @@ def check_labels(run: Run) -> None:
         "no class": [image.path for image in images if not image.labels],
         "several classes": [image.path for image in images if len(image.labels) > 1],
     }
-    told = [
+    problems = [
         f"{len(paths)} of {len(images)} training images have {fault} (first: {paths[0]})"
         for fault, paths in faults.items()
         if paths
     ]
-    if told:
+    if problems:
         others = " and ".join(name for name, kind in METHODS.items() if not kind.needs_labels)
-        raise InputError(f"{' and '.join(told)}; {run.method} learns from one class of each, {others} need none")
+        raise InputError(
+            f"{' and '.join(problems)}; {run.method} needs exactly one class per image; {others} need none"
+        )

@@ -1,7 +1,6 @@
-"""The feature tables that a method trains on."""
+"""Feature tables that a method trains on."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from orbithash.encoders.networks.backbones import build_backbone, rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.datasets import Image
-from orbithash.trainers.distributed import from_first_rank
 from orbithash.trainers.features.features import FeatureExtractor, Table, cache_folder, caption_features
 from orbithash.trainers.methods import Method
 
@@ -26,33 +24,34 @@ def load_tables(
     images: list[Image],
     method: Method,
     preprocessing: Preprocessing,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     training: bool = True,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Each of the method's tables for these images, float32 [N, ...]; those for `training` only where it is asked for.
+    """Return the method's feature tables for these images, float32 [N, ...] by name.
 
-    `InputError` when images lack the captions or the second source that the method needs.
+    Tables with `training_only` are left out unless `training`. `InputError` if images lack the captions or the second
+    source that the method needs.
     """
     config: TrainConfig = method.config  # type: ignore[assignment]
     extractors: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
     tables = {}
-    wanted = {name: table for name, table in method.tables.items() if training or not table.training_only}
-    for table in wanted.values():
+    chosen = {name: table for name, table in method.tables.items() if training or not table.training_only}
+    for table in chosen.values():
         _check(images, table)
-    for name, table in wanted.items():
+    for name, table in chosen.items():
         if table.source == "caption":
             tables[name] = _captions(images, table, method, device)
             continue
-        its_own = table.preprocessing or preprocessing
-        which = (table.backbone, table.weights, its_own)
+        own = table.preprocessing or preprocessing
+        which = (table.backbone, table.weights, own)
         if which not in extractors:
-            extractors[which] = FeatureExtractor(_network(table, method, its_own), its_own, device)
+            extractors[which] = FeatureExtractor(_network(table, method, own), own, device)
         tables[name] = extractors[which](root, images, table.source, table.augmentation, config.seed)
     return tables
 
 
 def _network(table: Table, method: Method, preprocessing: Preprocessing) -> HashNetwork:
-    """The method's own, or one of the table's backbone or for its number of bands."""
+    """Return the method's network, or a new one if the table has another backbone or number of bands."""
     spec, config = method.network.spec, method.config
     assert isinstance(config, TrainConfig)
     if table.backbone is None and preprocessing.channels == spec.channels:
@@ -60,7 +59,7 @@ def _network(table: Table, method: Method, preprocessing: Preprocessing) -> Hash
     spec, weights = dataclasses.replace(spec, channels=preprocessing.channels), config.weights
     if table.backbone is not None:
         spec, weights = dataclasses.replace(spec, backbone=table.backbone, norm=_norm(table)), table.weights
-    # Random weights are the same on every rank and whenever tables are made, whatever was drawn before.
+    # Random weights must be the same on every rank and at every call.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return HashNetwork(spec, weights, rgb_channels(preprocessing.rendering.bands))
@@ -70,7 +69,7 @@ def _norm(table: Table) -> str:
     return "group" if table.weights is None else "frozen-batch"
 
 
-def _captions(images: list[Image], table: Table, method: Method, device: str) -> npt.NDArray[np.float32]:
+def _captions(images: list[Image], table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
     encoder = method.text_encoder(device)
     assert encoder is not None, "a method with a table of captions has a text encoder"
     captions = [list(image.captions) for image in images]
@@ -78,24 +77,21 @@ def _captions(images: list[Image], table: Table, method: Method, device: str) ->
         from orbithash.trainers.captions import augment_captions
 
         config: TrainConfig = method.config  # type: ignore[assignment]
-        make = functools.partial(
-            augment_captions,
+        captions = augment_captions(
             captions,
             table.augmentation,
             seed=config.seed,
             encoder=encoder,
             glove=None if table.glove is None else Path(table.glove),
             translators=table.translators,
-            device=device,
+            device=str(device),
             cache=cache_folder() / "captions",
         )
-        # Models are read once, and texts that differ in a letter would be features that another rank does not have.
-        captions = from_first_rank(make)
     return caption_features(encoder, captions)
 
 
 def check_sources(images: list[Image], kind: type[Method], config: TrainConfig) -> None:
-    """`InputError` when images lack what the method trains on, or the weights of its features cannot be read."""
+    """Raise `InputError` if images lack what the method trains on, or if weights of its tables cannot be read."""
     for table in kind.tables_of(config).values():
         _check(images, table)
         if table.backbone is not None:
@@ -108,7 +104,7 @@ def _check(images: list[Image], table: Table) -> None:
         what, remedy = "captions", "give --captions FILE, or a data set that has them"
     elif table.source == "second":
         lacking = [image.path for image in images if image.second is None]
-        what, remedy = "second source", "use a data set of pairs; `orbithash wald` makes one of any RGB images"
+        what, remedy = "second source", "use a data set of pairs; `orbithash wald` makes one from RGB images"
     else:
         return
     if lacking:

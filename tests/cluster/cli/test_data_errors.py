@@ -238,9 +238,9 @@ def test_all_that_workers_would_find_comes_at_once(refused_data, data):
 def test_a_batch_that_workers_cannot_share(refused_data, data):
     refused_data(
         *("dhcl", data, "--workers", "3"),
-        words=["batch_size 4 over 3 workers; it must be a multiple of the number of workers"],
+        words=["batch_size 4 over 3 workers: it must be a multiple of 3"],
     )
     refused_data(
         *("dhcl", data, "--workers", "1:3"),
-        words=["batch_size 4 over 1 to 3 workers; it must be a multiple of each number between them", "is one of 6,"],
+        words=["batch_size 4 over 1 to 3 workers: it must be a multiple of 6", "1, 2 or 1:2 workers are possible"],
     )

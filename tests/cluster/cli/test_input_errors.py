@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from orbithash.cluster.training import train as training
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.networks.model import HashModel
-from orbithash.trainers.loop.loop import make_card
+from orbithash.trainers.loop.export import make_card
 
 # Training.
 

@@ -11,7 +11,7 @@ from cluster_parts import family, kill, scalars, wait_for
 from orbithash.cluster.training import train as training
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import Manifest
-from orbithash.trainers.loop.loop import best_epoch
+from orbithash.trainers.loop.export import best_epoch
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ from orbithash.cluster.training import checkpoints
 from orbithash.cluster.training.checkpoints import Storage
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
-from orbithash.trainers.loop.loop import best_epoch
+from orbithash.trainers.loop.export import best_epoch
 
 
 @pytest.fixture

@@ -267,7 +267,9 @@ def test_translated_captions(marian, how):
 
 
 def test_wrong_calls_are_refused(marian, tmp_path):
-    with pytest.raises(InputError, match=r"unknown kind .* 'synonyms'; there are rule, translate, translate-chain"):
+    with pytest.raises(
+        InputError, match=r"caption augmentation is 'synonyms'; allowed are rule, translate, translate-chain"
+    ):
         augment_captions([["a"]], "synonyms")
     with pytest.raises(InputError, match="need a text encoder"):
         augment_captions([["a"]], "rule")

@@ -21,11 +21,12 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import StreamedImages
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.loop import loop
+from orbithash.trainers.loop import loop, parts, steps
 from orbithash.trainers.loop.checkpoint import load_checkpoint
-from orbithash.trainers.loop.loop import best_epoch, export_models, is_checkpointed, is_validated, train
-from orbithash.trainers.loop.run import Run, check_run
-from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.loop.export import best_epoch, export_models
+from orbithash.trainers.loop.loop import is_checkpointed, is_validated, train
+from orbithash.trainers.loop.run import Run, check_batch, check_run
+from orbithash.trainers.methods import METHODS, Method, get_method
 from orbithash.trainers.methods.dhcl import DhclConfig
 from orbithash.trainers.metrics.metrics import mean_average_precision
 
@@ -113,9 +114,9 @@ def test_one_rank_goes_on_where_two_stopped(data, ranks, tmp_path):
 def test_a_batch_that_ranks_cannot_share_is_refused(ranks):
     for rank in range(WORLD_SIZE):
         odd, small = torch.load(ranks / f"refusals {rank}.pt")
-        assert "batch_size 5 over 2 workers; it must be a multiple" in odd
+        assert "batch_size 5 over 2 workers: it must be a multiple of 2" in odd
         assert "batch_size 2 over 2 workers" in small
-        assert "at least 2 images" in small
+        assert "at least 4, so that each worker has 2 images; with batch_size 2, 1 workers are possible" in small
 
 
 # Going on.
@@ -478,13 +479,43 @@ def test_a_memory_is_written_once_with_all_pieces(data, tmp_path):
 def test_pieces_that_ranks_cannot_share_are_refused(data):
     run = additive(data, accumulate=4)
     check_run(run, 1)
-    with pytest.raises(
-        InputError, match=r"batch_size 12 over 2 workers in 4 pieces; .* multiple of 4 times the number"
-    ):
+    with pytest.raises(InputError, match="batch_size 12 over 2 workers in 4 micro-batches: it must be a multiple of 8"):
         check_run(run, 2)
-    with pytest.raises(InputError, match=r"over 1 to 3 workers; .* one of 6,"):
+    with pytest.raises(InputError, match="over 1 to 3 workers: it must be a multiple of 6, because every number"):
         check_run(additive(data, batch_size=9), (1, 3))
     check_run(additive(data, batch_size=6), (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "message"),
+    [
+        (
+            32,
+            (1, 8),
+            "batch_size 32 over 1 to 8 workers: it must be a multiple of 840, because every number of workers must "
+            "divide it; with batch_size 32, 1, 2, 4, 8, 16 or 1:2 workers are possible",
+        ),
+        (36, (2, 5), "a multiple of 60, .* 1, 2, 3, 4, 6, 9, 12, 18 or 2:4 workers are possible"),
+        (12, 5, "over 5 workers: it must be a multiple of 5; with batch_size 12, 1, 2, 3, 4 or 6 workers"),
+        (4, 4, "a multiple of 4, and at least 8, so that each worker has 2 images; with batch_size 4, 1 or 2 workers"),
+        (4096, 3, "1, 2, 4, 8, 16, 32, …, 1024 or 2048 workers are possible"),
+        (7, (1, 2), "with batch_size 7, 1 workers are possible"),
+    ],
+)
+def test_a_refused_number_of_workers_names_those_that_work(data, batch_size, workers, message):
+    run = additive(data, batch_size=batch_size)
+    with pytest.raises(InputError, match=message):
+        check_batch(run, workers)
+
+
+def test_ranks_wait_for_the_beginning_without_the_time_out_of_a_collective(data, monkeypatch):
+    """A memory that is filled from 100,000 images takes longer than a collective may; see test_distributed."""
+    begun = []
+    monkeypatch.setattr(Method, "begin", lambda method, training: begun.append(len(training.ids)))
+    monkeypatch.setattr(loop, "from_first_rank", lambda make: begun.append("waiting") or make())
+    run = make_run(data, epochs=1)
+    trained(run)
+    assert begun == ["waiting", len(run.manifest.part("train"))]
 
 
 def test_gradients_are_clipped_by_value_then_by_length(data, monkeypatch):
@@ -518,7 +549,7 @@ def test_bfloat16_is_of_the_backbone_in_training_only(data, tmp_path):
 def test_bfloat16_reaches_the_convolutions_and_no_loss(data, monkeypatch):
     dtypes = {"maps": set(), "hashes": set()}
     method = additive(data).build()
-    loop._train_in_bfloat16(method)
+    steps.train_in_bfloat16(method)
     method.network.backbone.register_forward_hook(lambda *call: dtypes["maps"].add(call[2].dtype))
     inner = next(module for module in method.network.backbone.modules() if isinstance(module, torch.nn.Conv2d))
     inner.register_forward_hook(lambda *call: dtypes.setdefault(method.training, set()).add(call[2].dtype))
@@ -547,8 +578,8 @@ def test_streamed_images_train_the_same_model(data, tmp_path, monkeypatch, metho
     kept = {}
     for loading, free_mb in (("memory", 1e6), ("stream", 1e6), ("auto", 0)):
         streams = []
-        monkeypatch.setattr(loop, "fits_in_memory", lambda *_, free=free_mb: free > 0)
-        monkeypatch.setattr(loop, "StreamedImages", lambda *args, s=streams: s.append(1) or StreamedImages(*args))
+        monkeypatch.setattr(parts, "fits_in_memory", lambda *_, free=free_mb: free > 0)
+        monkeypatch.setattr(parts, "StreamedImages", lambda *args, s=streams: s.append(1) or StreamedImages(*args))
         (tmp_path / loading).mkdir()
         kept[loading] = trained(run, tmp_path / loading, loading=loading).history
         assert len(streams) == (0 if loading == "memory" else 3)

@@ -18,8 +18,10 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.captions import augment_captions
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
+from orbithash.trainers.evaluation.model_evaluation import draw_caption
 from orbithash.trainers.loop.checkpoint import load_checkpoint
-from orbithash.trainers.loop.loop import export_models, load_training_part
+from orbithash.trainers.loop.export import export_models
+from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.tables import load_tables
 from orbithash.trainers.methods import METHODS, Batch
 from orbithash.trainers.methods.duch import Duch, DuchConfig
@@ -539,22 +541,26 @@ def work(rank, root, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     calls = []
 
-    def reword(captions, *given, **settings):
+    def reword(sentences, *models):
         calls.append(rank)
-        return [[f"{text} {'one' if rank else 'some'}" for text in group] for group in captions]
+        return [f"{text} {'one' if rank else 'some'}" for text in sentences]
 
-    def refuse(captions, *given, **settings):
+    def refuse(sentences, *models):
         raise InputError("no such words")
 
     run = make_run(root, "duch", hidden=8, text_augmentation="rule")
     method = run.build()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
-        patch.setattr("orbithash.trainers.captions.augment_captions", reword)
+        patch.setattr("orbithash.trainers.captions._by_rule", reword)
         features = load_training_part(run, method).features
-        patch.setattr("orbithash.trainers.captions.augment_captions", refuse)
+        patch.setattr("orbithash.trainers.captions._by_rule", refuse)
+        # Each rank has them in its own cache by now.
+        assert len(list((folder / f"cache{rank}" / "captions").iterdir())) == 1
+        load_training_part(run, method)
+        other = make_run(root, "duch", hidden=8, text_augmentation="rule", seed=1)
         with pytest.raises(InputError, match="no such words"):
-            load_training_part(run, method)
+            load_training_part(other, other.build())
     torch.save((features["text_augmented"], calls), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -604,3 +610,30 @@ def test_captions_are_lowered_and_stripped_on_demand(data, tmp_path):
     encoder = run.build().text_encoder()
     assert (encoder.normalise, encoder.pooling) == (True, "last4-padded")
     assert not make_run(data, "duch").build().text_encoder().normalise
+
+
+def test_validation_takes_the_caption_that_evaluation_takes(data):
+    run = make_run(data, "duch", hidden=8, seed=3)
+    images = [
+        dataclasses.replace(image, captions=image.captions[: 1 + number % 5])
+        for number, image in enumerate(run.manifest.images)
+    ]
+    run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=tuple(images), seed=8))
+    method, asked = run.build(), []
+    training = load_training_part(run, method)
+    parts = load_validation_parts(run, method, training.features, "cpu", "auto")
+
+    class Encoder:
+        bits = 16
+
+        def encode_features(self, features):
+            return np.zeros((len(features), 2), np.uint8)
+
+        def encode_text_features(self, features):
+            asked.append(features)
+            return np.zeros((len(features), 2), np.uint8)
+
+    method.validate(Encoder(), *reversed(parts))
+    for split, found in zip(("validation", "train"), asked[::-1], strict=True):
+        sentences = [draw_caption(image, run.manifest.seed) for image in run.manifest.part(split)]
+        np.testing.assert_allclose(found, method.text_encoder().encode(sentences), rtol=1e-5, atol=1e-6)

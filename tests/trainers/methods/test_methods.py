@@ -11,7 +11,8 @@ import torch.distributed as dist
 from method_parts import Recorder, flat, make_run, timeless, trained, write_data
 
 from orbithash.trainers.loop.checkpoint import load_checkpoint
-from orbithash.trainers.loop.loop import export_models, train, validate
+from orbithash.trainers.loop.export import export_models
+from orbithash.trainers.loop.loop import train, validate
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.memory import Memory
 

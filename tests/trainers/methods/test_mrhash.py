@@ -20,7 +20,8 @@ from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.loop.checkpoint import load_checkpoint
-from orbithash.trainers.loop.loop import export_models, load_training_part
+from orbithash.trainers.loop.export import export_models
+from orbithash.trainers.loop.parts import load_training_part
 from orbithash.trainers.loop.run import check_run
 from orbithash.trainers.methods import Batch
 from orbithash.trainers.methods.autoencoder import (

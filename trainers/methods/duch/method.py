@@ -51,7 +51,6 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.data.views import view_rng
 from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
@@ -297,10 +296,8 @@ class Duch(Method):
         codes, labels = [], []
         for part in (validation, reference):
             captions = part.features["text"]
-            seed = self.config.seed
-            chosen = [int(view_rng(seed, name).integers(captions.shape[1])) for name in part.ids]
             of_images = encoder.encode_features(part.features["image"])
-            of_texts = encoder.encode_text_features(captions[np.arange(len(chosen)), chosen])
+            of_texts = encoder.encode_text_features(captions[np.arange(len(captions)), part.drawn_captions])
             codes.append((gather_rows(of_images), gather_rows(of_texts)))
             labels.append(gather_rows(part.labels))
         known = labelled(labels[0])

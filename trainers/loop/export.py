@@ -1,0 +1,62 @@
+"""The model of a run: which epoch it is, and how a checkpoint becomes a model folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from orbithash.encoders.networks.card import ModelCard, TextSpec
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.loop.checkpoint import load_checkpoint
+from orbithash.trainers.loop.run import Run
+from orbithash.trainers.methods import Method
+
+__all__ = ["best_epoch", "export_models", "make_card"]
+
+
+def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of the epoch with the best score, the later one of equal scores, as Ray Train does."""
+    return max(history, key=lambda record: (float(record["score"]), int(record["epoch"])))
+
+
+def export_models(
+    run: Run, checkpoint: Path, metrics: dict[str, Any] | None = None
+) -> tuple[HashModel, list[HashModel]]:
+    """Return the model of a checkpoint, and the models of its nested lengths.
+
+    `metrics` are written into the model; None: those of the checkpoint's last epoch.
+    """
+    state = load_checkpoint(checkpoint)
+    # The checkpoint has all weights; the file of the pretrained ones may be gone by now.
+    unweighted = dataclasses.replace(run, config=run.config.model_copy(update={"weights": None}))
+    method = unweighted.build()
+    method.load_state_dict(state["method"])
+    card = make_card(run, method, state["history"][-1] if metrics is None else metrics)
+    model = HashModel(card, method.network, text_head=method.text_head, text_encoder=method.text_encoder())
+    return model, [model.shortened(bits) for bits in method.nested_bits]
+
+
+def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
+    """Return the description of a network of this run for the model folder."""
+    label_code, label_weight = method.label_code
+    head, text_encoder = method.network.spec.head, method.text_encoder()
+    text = None
+    if method.text_head is not None:
+        assert text_encoder is not None, "a text head reads a text encoder's features"
+        text = TextSpec(text_encoder.sha256, text_encoder.num_features, method.text_head.spec)
+    return ModelCard(
+        method=run.method,
+        network=method.network.spec,
+        thresholds=(head.threshold,) * head.bits,
+        label_code=label_code,
+        label_weight=label_weight,
+        preprocessing=run.preprocessing(),
+        classes=run.manifest.classes,
+        dataset={
+            "name": run.manifest.dataset,
+            "protocol": run.manifest.protocol,
+            "seed": run.manifest.seed,
+            "manifest_sha256": run.manifest.sha256,
+        },
+        metrics=metrics,
+        text=text,
+    )

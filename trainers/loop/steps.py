@@ -1,0 +1,175 @@
+"""The steps of an epoch: batches, losses, gradients, and their measurements."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
+from orbithash.trainers.data.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
+from orbithash.trainers.distributed import rank, sum_over_ranks, world_size
+from orbithash.trainers.loop.run import Run
+from orbithash.trainers.methods import Batch, Method
+
+__all__ = ["mixed_seed", "train_epoch", "train_in_bfloat16", "wrap"]
+
+
+def mixed_seed(seed: int, *more: int) -> int:
+    """Return one seed made of several numbers."""
+    return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
+
+
+def wrap(method: Method) -> nn.Module:
+    """Wrap the method in DDP, anew in each epoch, because the trained parameters change with the warm-up."""
+    if world_size() == 1:
+        return method
+    device = next(method.parameters()).device
+    # Every rank computes the same buffers from the whole batch, so they need no synchronisation.
+    return DistributedDataParallel(
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        # Gradients are reduced in place, without copies.
+        gradient_as_bucket_view=True,
+    )
+
+
+def train_epoch(
+    run: Run,
+    method: Method,
+    parallel: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    encoder: HashModel,
+    training: Part,
+    epoch: int,
+    on_step: Callable[[int, int, int, float], None],
+) -> dict[str, Any]:
+    """Train one epoch, counted from 0, and return its record: losses, rates, times and memory.
+
+    `parallel` is the method as wrapped by `wrap`; `on_step` is `Observer.on_step`.
+    """
+    steps = method.order(training.labels, epoch)
+    num_steps, batch_size = steps.shape
+    sums: dict[str, float] = {}
+    reset_peak_memory(encoder.device)
+    memory = memory_mb(encoder.device)
+    start = time.perf_counter()
+    waited = 0.0
+    stream = _batches(run.config, steps, encoder, training, epoch)
+    for step in range(1, num_steps + 1):
+        requested = time.perf_counter()
+        batch = next(stream)
+        waited += time.perf_counter() - requested
+        losses = _step(run.config, method, parallel, optimizer, batch)
+        if not math.isfinite(losses["loss"]):
+            raise InputError(
+                f"the loss is {losses['loss']} in epoch {epoch + 1}, step {step}; try a smaller lr or scale"
+            )
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value
+        on_step(epoch + 1, step, num_steps, step * batch_size / (time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    # On the device of the network, because NCCL does not support tensors on the CPU.
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=encoder.device)
+    means = sum_over_ranks(totals) / num_steps / world_size()
+    return {
+        "epoch": epoch + 1,
+        "lr": optimizer.param_groups[0]["lr"],
+        **{f"train/{name}": float(mean) for name, mean in zip(sums, means, strict=True)},
+        "images_per_s": num_steps * batch_size / seconds,
+        "step_s": seconds / num_steps,
+        "seconds": seconds,
+        "waited_for_data_s": waited,
+        "memory_mb": memory,
+        "peak_memory_mb": peak_memory_mb(encoder.device),
+    }
+
+
+def _batches(
+    config: TrainConfig, steps: npt.NDArray[np.int64], encoder: HashModel, training: Part, epoch: int
+) -> Iterator[Batch]:
+    """Yield the share of rank r of each step: the r-th part of each of its micro-batches."""
+    shares = steps.reshape(len(steps), config.accumulate, world_size(), -1)
+    mine = shares[:, :, rank()].reshape(len(steps), -1)
+    views: Iterator[npt.NDArray[np.uint8] | None] = iter([None] * len(mine))
+    if training.images is not None:
+        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale)
+        views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
+    for step, (rows, images) in enumerate(zip(mine, views, strict=True)):
+
+        def on_device(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values).to(encoder.device)
+
+        yield Batch(
+            rows=on_device(rows),
+            labels=on_device(training.labels[rows]),
+            images=None if images is None else encoder.normalise(images),
+            features={name: on_device(table[rows]) for name, table in training.features.items()},
+            seed=mixed_seed(config.seed, epoch, step, 1),
+        )
+
+
+def _micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into consecutive micro-batches of equal size; all but the first get a new seed."""
+    size = len(batch.rows) // count
+    for number in range(count):
+        mine = slice(number * size, (number + 1) * size)
+        yield Batch(
+            rows=batch.rows[mine],
+            labels=batch.labels[mine],
+            images=None if batch.images is None else batch.images[mine],
+            features={name: table[mine] for name, table in batch.features.items()},
+            seed=mixed_seed(batch.seed, number) if number else batch.seed,
+        )
+
+
+def _step(
+    config: TrainConfig, method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+) -> dict[str, float]:
+    losses = method.before_step(batch, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    for number, micro_batch in enumerate(_micro_batches(batch, config.accumulate), start=1):
+        is_last = number == config.accumulate
+        # Ranks exchange gradients once, after the last micro-batch.
+        with nullcontext() if is_last or parallel is method else parallel.no_sync():  # type: ignore[operator]
+            of_micro_batch = {name: value / config.accumulate for name, value in parallel(micro_batch).items()}
+            of_micro_batch["loss"].backward()
+        for name, value in of_micro_batch.items():
+            losses[name] = losses[name] + value.detach() if name in losses else value.detach()
+    if config.clip_value is not None:
+        torch.nn.utils.clip_grad_value_(parallel.parameters(), config.clip_value)
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_norm)
+    optimizer.step()
+    method.after_step(batch)
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def train_in_bfloat16(method: Method) -> None:
+    """Make every backbone compute in bfloat16 in training mode; it still returns float32."""
+
+    def wrap(backbone: nn.Module) -> None:
+        forward = backbone.forward
+
+        def cast(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=backbone.training):
+                maps: Tensor = forward(images)
+            return maps.float()
+
+        # Replaced on the object: a wrapping module would change the names of the weights.
+        backbone.forward = cast
+
+    for module in method.modules():
+        if isinstance(module, HashNetwork):
+            wrap(module.backbone)
