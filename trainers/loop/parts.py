@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.trainers.captions.choice import drawn_caption
@@ -20,7 +21,7 @@ __all__ = ["load_training_part", "load_validation_parts"]
 STORED_MARGIN = 1.2
 
 
-def load_training_part(run: Run, method: Method, device: str = "cpu", loading: str = "auto") -> Part:
+def load_training_part(run: Run, method: Method, device: str | torch.device = "cpu", loading: str = "auto") -> Part:
     """Return the training part, from which the batches of the method are drawn; `loading` as in `train`."""
     preprocessing = run.preprocessing()
     stored = round(preprocessing.crop * STORED_MARGIN)
@@ -42,7 +43,7 @@ def _images(run: Run, images: list[Image], preprocessing: Preprocessing, loading
 
 
 def load_validation_parts(
-    run: Run, method: Method, features: dict[str, npt.NDArray[np.float32]], device: str, loading: str
+    run: Run, method: Method, features: dict[str, npt.NDArray[np.float32]], device: str | torch.device, loading: str
 ) -> tuple[Part, Part]:
     """Return this rank's shares of the training part and of the validation part, as they are encoded.
 

@@ -18,7 +18,7 @@ from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 __all__ = ["Run", "check_batch", "check_labels", "check_run"]
 
 # Numbers of workers that an error message names.
-MAX_NAMES = 8
+MAX_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         rule = f"a multiple of {divisor}" + (
             "" if least == most else ", because every number of workers must divide it"
         )
-        if smallest(least, most) > divisor:
+        if batch_size < smallest(least, most) > divisor:
             rule += f", and at least {smallest(least, most)}, so that each worker has 2 images"
         allowed = [str(number) for number in range(1, batch_size // 2 + 1) if fits(number, number)]
         upper = max((number for number in range(least, most) if fits(least, number)), default=least)
@@ -107,7 +107,7 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         remedy = f"; with batch_size {batch_size}, {_some(allowed)} workers are possible" if allowed else ""
         raise InputError(f"batch_size {batch_size} over {given}: it must be {rule}{remedy}")
     if num_images < batch_size:
-        raise InputError(f"batch_size is {batch_size}, more than the {num_images} training images; make it smaller")
+        raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
 
 
 def _some(names: list[str]) -> str:

@@ -70,7 +70,7 @@ def _norm(table: Table) -> str:
 
 
 def _captions(images: list[Image], table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
-    encoder = method.text_encoder(device)
+    encoder = method.text_encoder(str(device))
     assert encoder is not None, "a method with a table of captions has a text encoder"
     captions = [list(image.captions) for image in images]
     if table.augmentation is not None:

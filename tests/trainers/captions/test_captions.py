@@ -328,7 +328,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path):
     (tmp_path / "glove.txt").write_text("house 1 0\nriver 0.9 0.1\n")
     (tmp_path / "file").write_text("no folder")
     settings = {"encoder": LetterCounts(), "glove": tmp_path / "glove.txt", "cache": tmp_path / "file" / "captions"}
-    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder with room"):
+    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder on a disk with free space"):
         augment_captions([["a house"]], "rule", **settings)
 
 
