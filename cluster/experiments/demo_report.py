@@ -11,7 +11,7 @@ from orbithash.search.protocol.queries import Answer
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.report import HIT_SIDE_PX, QUERY_SIDE_PX
-from orbithash.trainers.loop.loop import best_epoch
+from orbithash.trainers.loop.export import best_epoch
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.reports import plots

@@ -354,8 +354,8 @@ def test_methods_of_one_class_an_image_refuse_several(data, method):
     run = dataclasses.replace(run, method=method, config=load_config(get_method(method).Config, batch_size=6))
     several = [image.path for image in run.manifest.part("train", "validation") if len(image.labels) == 2]
     message = (
-        rf"{len(several)} of 17 training images have several classes \(first: {several[0]}\); {method} learns from "
-        "one class of each, duch and mrhash need none"
+        rf"{len(several)} of 17 training images have several classes \(first: {several[0]}\); {method} needs "
+        "exactly one class per image; duch and mrhash need none"
     )
     with pytest.raises(InputError, match=message):
         check_run(run, 1)
