@@ -55,6 +55,7 @@ class Item:
         footprint: outline as WKB, WGS 84.
         window: the tile's place in its scene; None for a whole image.
         problem: the reason why the item cannot be read, where the source shows it; reading refuses the item with it.
+        version: of an object in an object store, made of its size and time (`orbithash.encoders.archive.stamps`).
     """
 
     key: str
@@ -67,6 +68,7 @@ class Item:
     footprint: bytes | None = None
     window: Window | None = None
     problem: str | None = None
+    version: str | None = None
 
 
 def list_paths(path: Path) -> Iterator[Item]:

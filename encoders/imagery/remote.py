@@ -39,8 +39,10 @@ def check_uri(uri: str) -> None:
         )
 
 
-def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
-    """Yield the path within the folder `uri` and the URI of each object, folder by folder; or of the one object `uri`.
+def walk_objects(uri: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the path within the folder `uri`, the URI and the version (size and time) of each object in it.
+
+    One folder after another; for the URI of an object, that object alone.
 
     Names that begin with a dot are skipped, as in local folders.
 
@@ -56,8 +58,9 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
         return f"{scheme}://{quote(path)}" + (f"?{query}" if query else "")
 
     try:
-        if system.get_file_info(root).type == FileType.File:
-            yield PurePosixPath(root).name, address(root)
+        info = system.get_file_info(root)
+        if info.type == FileType.File:
+            yield PurePosixPath(root).name, address(root), f"{info.size}-{info.mtime_ns}"
             return
         waiting = [root]
         while waiting:
@@ -68,7 +71,8 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str]]:
                 if entry.type == FileType.Directory:
                     folders.append(entry.path)
                 elif entry.type == FileType.File:
-                    yield entry.path[len(root.rstrip("/")) + 1 :], address(entry.path)
+                    version = f"{entry.size}-{entry.mtime_ns}"
+                    yield entry.path[len(root.rstrip("/")) + 1 :], address(entry.path), version
             waiting += reversed(folders)
     except FileNotFoundError as error:
         raise InputError(f"{uri} does not exist, or nothing is there ({_line(error)})") from error

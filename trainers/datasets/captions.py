@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import SUFFIXES, natural
+from orbithash.encoders.imagery.folders import walk_folder
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
-from orbithash.trainers.datasets.layouts import Found, Row, cut, read_json
+from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_json
 
 __all__ = ["NUM_UCM_IMAGES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
 
@@ -169,13 +169,11 @@ def _listed(images: Sequence[Path], lists: Path) -> Found:
 
 
 def _images(root: Path) -> list[Path]:
-    """All images under a folder, in natural order."""
-    paths = [path for path in root.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-    if not paths:
-        raise InputError(f"{root} holds no image ({', '.join(SUFFIXES)})")
-    inside = {path: path.relative_to(root) for path in paths}
-    shown = [path for path in paths if not any(name.startswith(".") for name in inside[path].parts)]
-    return sorted(shown, key=lambda path: natural(inside[path].as_posix()))
+    """Return all images in a folder, in natural order of their paths."""
+    return [
+        row.path
+        for row in by_path([Row(Path(root, *folder, n)) for folder, names in walk_folder(root) for n in names], root)
+    ]
 
 
 def _named(rows: Sequence[Row], name: Callable[[Path], str | None]) -> tuple[dict[str, Row], list[str]]:

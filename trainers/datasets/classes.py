@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import find_class_folders, list_source
+from orbithash.encoders.imagery.folders import NoClassFolders, find_class_folders, walk_folder
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.layouts import Found, Row
 
@@ -13,25 +12,22 @@ NUM_EUROSAT_BANDS = 13
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:
-    """Class to the absolute paths of its images in natural order; classes sorted by name.
+    """Return the absolute paths of the images of each class in natural order; classes sorted by name.
 
-    The class folders may lie in folders that hold nothing else: UCMerced_LandUse/Images, EuroSAT/2750. Images that lie
-    side by side in the folder itself have no class, which is told as the class "".
+    Class folders are found as for `encode` (`orbithash.encoders.imagery.folders`). Images that all lie in one folder,
+    side by side, have no class; they are returned under the class "".
 
     Raises:
-        InputError: no such folder, no images, or images in several folders that are no class folders.
+        InputError: no such folder, no images, or images in several folders that are not class folders.
     """
-    root = _inner(root.resolve())
+    root = root.resolve()
     try:
         return dict(sorted(find_class_folders(root).items()))
-    except InputError:
-        if not root.is_dir():
+    except NoClassFolders:
+        files = dict(walk_folder(root))
+        if len(files) > 1:
             raise
-        # Whatever else is wrong with the folder is found here again.
-        images = [Path(item.path) for item in list_source(root)]
-        if len({path.parent for path in images}) > 1:
-            raise
-        return {"": images}
+        return {"": [Path(root, *folder, name) for folder, names in files.items() for name in names]}
 
 
 def find_classes(root: Path, captions: Path | None = None) -> Found:
@@ -97,17 +93,3 @@ def _firsts(found: Found) -> list[Path]:
     for row in found.rows:
         firsts.setdefault(row.classes, row.path)
     return list(firsts.values())
-
-
-def _inner(root: Path) -> Path:
-    """Goes down while a folder holds one folder only, which holds folders itself."""
-    try:
-        while root.is_dir():
-            inside = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-            if len(inside) != 1 or inside[0].is_symlink() or not any(path.is_dir() for path in inside[0].iterdir()):
-                break
-            root = inside[0]
-    except PermissionError:
-        # Who lists the images says which folder it is.
-        pass
-    return root

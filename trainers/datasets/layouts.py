@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orbithash.encoders.imagery.sources import natural
+from orbithash.encoders.imagery.folders import natural
 
 __all__ = ["MAX_LISTED", "Found", "Row", "by_path", "cut", "read_json"]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.trainers.datasets.known import DATASETS, recognise
 from orbithash.trainers.datasets.layouts import Found, Row, cut
 from orbithash.trainers.datasets.manifest import Image, Manifest, hash_file
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_images
+from orbithash.trainers.datasets.registry import DATASETS, recognise
 
 __all__ = ["MAX_VALIDATION", "make_manifest", "resplit"]
 

@@ -12,7 +12,8 @@ import rasterio
 from rasterio.transform import from_origin
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.sources import Item, find_class_folders, list_source, natural
+from orbithash.encoders.imagery.folders import find_class_folders, natural
+from orbithash.encoders.imagery.sources import Item, list_source
 from orbithash.encoders.imagery.tiles import read_tile
 
 UTC = dt.UTC
@@ -105,7 +106,7 @@ def test_a_folder_of_links_alone_says_why_it_is_empty(tmp_path):
     touch(tmp_path, "out/a.jpg")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").symlink_to(tmp_path / "out" / "a.jpg")
-    with pytest.raises(InputError, match=r"holds no image \(.jpg.*\), and 1 links that lead out"):
+    with pytest.raises(InputError, match=r"holds no image \(.jpg.*\), but 1 links that lead out"):
         list_source(tmp_path / "in")
 
 

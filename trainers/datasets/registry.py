@@ -1,9 +1,13 @@
 """The datasets by name, and how a folder is recognised as one of them."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.folders import natural
+from orbithash.encoders.imagery.listings import Item
 from orbithash.trainers.datasets.bigearthnet import find_bigearthnet, has_patches
 from orbithash.trainers.datasets.captions import (
     NUM_UCM_IMAGES,
@@ -21,7 +25,7 @@ from orbithash.trainers.datasets.classes import (
     find_eurosat_ms,
     num_bands,
 )
-from orbithash.trainers.datasets.layouts import Found
+from orbithash.trainers.datasets.layouts import MAX_LISTED, Found
 from orbithash.trainers.datasets.pairs import (
     DSRSID_FOLDERS,
     DSRSID_LISTS,
@@ -31,7 +35,9 @@ from orbithash.trainers.datasets.pairs import (
     has_pairs,
 )
 
-__all__ = ["DATASETS", "Dataset", "recognise"]
+__all__ = ["DATASETS", "Dataset", "find_items", "recognise"]
+
+_log = logging.getLogger(__name__)
 
 # A data folder, and the file of captions that was given.
 Finder = Callable[[Path, Path | None], Found]
@@ -71,7 +77,43 @@ DATASETS = {
 
 
 def recognise(root: Path, captions: Path | None) -> str:
-    """The name of the dataset in a folder. `InputError` when there are no images in it, or in no known layout."""
+    """Return the name of the dataset in a folder; `InputError` when it has no images, or is in no known layout."""
+    return _recognise_files(root, captions) or _recognise_classes(class_folders(root), captions)
+
+
+def find_items(root: Path, captions: Path | None) -> list[Item] | None:
+    """Return the images of a dataset as items to encode, with the labels and captions that training finds.
+
+    Images of a second source are items too, with the label of their place. Several classes of an image are one label,
+    with "; " between them.
+
+    Returns:
+        None for a folder in which the names of folders are the labels: there, items are found without this.
+    """
+    root = root.resolve()
+    name = _recognise_files(root, captions)
+    if name is None and captions is not None:
+        try:
+            name = _recognise_classes(class_folders(root), captions)
+        except InputError:
+            # Without the layout of a dataset.
+            return None
+    if name is None or name == "scenes" or DATASETS[name].captions == "maybe":
+        return None
+    found = DATASETS[name].find(root, None if DATASETS[name].captions == "never" else captions)
+    for problem in found.problems[:MAX_LISTED]:
+        _log.warning("%s (dataset %s): %s", root, name, problem)
+    items = []
+    for row in found.rows:
+        label = "; ".join(row.classes) or None
+        items.append(Item(row.path.relative_to(root).as_posix(), str(row.path), label, next(iter(row.captions), None)))
+        if row.second is not None:
+            items.append(Item(row.second.relative_to(root).as_posix(), str(row.second), label))
+    return sorted(items, key=lambda item: natural(item.key))
+
+
+def _recognise_files(root: Path, captions: Path | None) -> str | None:
+    """Return the dataset that a folder is by other signs than its class folders."""
     if (root / "scenes.json").is_file():
         return "scenes"
     if has_pairs(root):
@@ -82,9 +124,13 @@ def recognise(root: Path, captions: Path | None) -> str:
         return "bigearthnet"
     if captions is not None and any((base / TEXT_CLASSES).is_dir() for base in (root, captions.parent)):
         return "rsicd"
-    folders = class_folders(root)
+    return None
+
+
+def _recognise_classes(folders: Mapping[str, Sequence[Path]], captions: Path | None) -> str:
+    """Return the dataset whose classes these are; "folder" for unknown classes."""
     if captions is not None and len(folders) == 1:
-        # Numbered images in one folder, whose name is no class; others may number theirs from 1, too.
+        # Numbered images in one folder, whose name is not a class. Other datasets may number theirs from 1, too.
         (paths,) = folders.values()
         if {"1", str(NUM_UCM_IMAGES)} <= {path.stem for path in paths}:
             return "ucm-captions"
