@@ -1,4 +1,4 @@
-"""Verbs that write or read an archive without a gateway: encode, duplicates."""
+"""Verbs that write or read an archive without a gateway: encode, refused, duplicates."""
 
 import sys
 from pathlib import Path
@@ -42,24 +42,75 @@ def encode(
         ),
     ] = None,
     watching: Annotated[
-        bool, typer.Option("--watch", help="Keep running and encode new images, until Ctrl-C or SIGTERM.")
+        bool, typer.Option("--watch", help="Keep running and encode new and changed images, until Ctrl-C or SIGTERM.")
+    ] = False,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            "--prefix", help="Put PREFIX/ before all keys, for a source with the same file names as an earlier one."
+        ),
+    ] = "",
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="Karpathy-style JSON file of sentences. Default: captions.json in SOURCE."),
+    ] = None,
+    retry_refused: Annotated[
+        bool, typer.Option("--retry-refused", help="Read refused images again, also those that have not changed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode images into an archive; running it again encodes only new images.
+    """Encode images into an archive; running it again encodes only new and changed images.
 
-    Images that cannot be read are recorded in the archive's side table with the reason.
+    The key of a row is the path of its image within SOURCE. An image is encoded again when its size, times and content
+    have changed. Images that cannot be read are recorded in the archive's side table with the reason; `orbithash
+    refused` lists them. Rows that were deleted through a gateway come back if their images are still in SOURCE.
     """
     from orbithash.cluster.encoding.encode import Workers
     from orbithash.cluster.encoding.encode import encode as run_encode
     from orbithash.cluster.encoding.watch import watch
 
     run = watch if watching else run_encode
-    summary = run(source, model, archive, Workers.parse(workers, gpus), tile, asset)
+    summary = run(
+        source,
+        model,
+        archive,
+        Workers.parse(workers, gpus),
+        tile,
+        asset,
+        prefix=prefix,
+        captions=captions,
+        retry_refused=retry_refused,
+    )
     if as_json:
         print_json(summary.to_json())
     else:
         print(summary)
+
+
+@verbs.command(rich_help_panel=ARCHIVE, epilog="Example: orbithash refused archive --limit 20")
+def refused(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI.")],
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="Maximum number of images to list. Default: all.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the images that could not be read, with the reasons, in the order of their keys."""
+    from orbithash.encoders.archive.archive import Archive
+    from orbithash.encoders.imagery.folders import natural
+
+    reasons = Archive.open(archive).refused()
+    keys = sorted(reasons, key=natural)[:limit]
+    if as_json:
+        print_json({"refused": [{"key": key, "reason": reasons[key]} for key in keys], "total": len(reasons)})
+        return
+    for key in keys:
+        # A name with control characters is one of the reasons.
+        print(key if key.isprintable() else ascii(key), reasons[key], sep="\t")
+    print(
+        f"{len(reasons)} refused images" + (f", {len(keys)} listed" if len(keys) < len(reasons) else ""),
+        file=sys.stderr,
+    )
 
 
 @verbs.command(

@@ -36,8 +36,9 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
     # Here: `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.imagery.sources import list_source
+    from orbithash.trainers.datasets import find_items
 
-    items = list_source(source, asset=asset)
+    items = list_source(source, asset=asset, find_items=find_items)
     if any(item.path.lower().endswith((".tif", ".tiff")) for item in items):
         check_projections()
     refused: dict[str, str] = {}

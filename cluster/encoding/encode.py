@@ -2,70 +2,65 @@
 
     list (driver) -> decode -> encode (actor pool) -> write fragments (tasks) -> commit (driver)
 
-The driver works in portions: it lists until so many images are found that the archive does not have, runs the stages
-(`encode_stages`) over them, and forgets them. Where decoding and encoding ask for equal resources, Ray Data fuses them
-into one actor, and no pixels are copied. What a refused image leaves is a row of the archive's side table. Nothing is
-visible before the driver's commit, and every commit is atomic: a job that dies at any moment goes on, when it is run
-again, with the images that are in neither table. A node that dies takes its work with it, which Ray does again.
+The driver works in portions: it lists until it has a number of items that the archive does not have, runs the stages
+(`stages.py`) over them, and forgets them. Where decoding and encoding ask for equal resources, Ray Data fuses them into
+one actor, and no pixels are copied. Refused items go to the side table of the archive. Nothing is visible before the
+driver's commit, and every commit is atomic: a job that dies at any moment and is run again continues with the items
+that are in neither table. Ray repeats the work of a node that dies.
 """
 
 import dataclasses
-import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from orbithash.cluster.encoding.commits import Commits
-from orbithash.cluster.encoding.stages import STAGES, Encoder, decode, item_table, rows_within, write
+from orbithash.cluster.encoding.items import Portion, Source, new_items
+from orbithash.cluster.encoding.stages import Encoder, Written, decode, item_table, rows_within, write
+from orbithash.cluster.encoding.summary import EncodeSummary, Tally
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.folders import log_left_out
 from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.sources import Item, count_source, iter_source
 from orbithash.encoders.networks.card import read_model_folder
 
-__all__ = ["EncodeSummary", "Job", "Tally", "Workers", "encode", "new_items", "run_portion", "writing"]
+__all__ = ["EncodeSummary", "Job", "Workers", "encode", "run_portion", "writing"]
 
-# New images that one run of the stages takes: a start of Ray Data's actors is some seconds, an image in the driver some
-# hundred bytes.
-PORTION = 2**20
-
-# Keys that are looked up in the archive together.
-LOOK_UP = 10_000
-
-# Images in a batch of the stages that touch pixels, and in a block of the list unless there would be too many blocks.
+# Images in a batch of the stages that touch pixels; and in a block of the list, unless that gives too many blocks.
 BATCH_SIZE = 64
 MAX_BLOCKS = 4096
 
-# Rows in a fragment: what a killed job repeats at most, times the number of writers, besides what waits for a commit.
+# Rows in a fragment. A killed job repeats at most this number for each writer, besides rows that wait for a commit.
 ROWS_PER_COMMIT = 1024
 
-# Decoding and encoding get half a core each of what the other leaves; the kernel balances them, whichever is heavier.
+# Decoding and encoding share the CPUs: half a core each, and the kernel gives more to the heavier one.
 DECODE_CPUS = 0.5
 ENCODE_CPUS = 0.5
 WRITE_CPUS = 0.25
 
-# Of an archive in which nothing was committed yet.
+# Version of an archive before the first commit.
 FIRST_VERSION = 1
 
-# Refused images that are told one by one.
-NUM_TOLD = 10
-
-# No stage takes this long for a batch; a stall is an error and not a silence.
+# Longest time of a stage for a batch, seconds; a stall becomes an error.
 NO_PROGRESS_TIMEOUT_S = 600
 
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """How many actors encode: between `low` and `high`, which is the number of CPUs (or GPUs) where None.
+    """The actors that encode.
 
-    Each has `gpus`, which may be a part of one; None is 1 where the cluster has any, else 0.
+    Attributes:
+        low: minimum number.
+        high: maximum number; None: limited by the CPUs (or GPUs) of the cluster.
+        gpus: GPUs of each, also a fraction of one; None: 1 if the cluster has any, else 0.
     """
 
     low: int = 1
@@ -80,11 +75,11 @@ class Workers:
 
     @classmethod
     def parse(cls, text: str | None, gpus: float | None = None) -> "Workers":
-        """`MIN:MAX`, or one number for both."""
+        """Parse `MIN:MAX`, or one number for both; None: the defaults."""
         return cls(gpus=gpus) if text is None else cls(*parse_workers(text), gpus)
 
     def on_cluster(self) -> tuple[int, int, float]:
-        """Fewest and most actors, and GPUs of each, on the cluster as it is; `InputError` where it has too little."""
+        """Return the minimum and maximum number of actors and the GPUs of each; `InputError` when these are too few."""
         import ray
 
         gpus = (1 if ray.cluster_resources().get("GPU") else 0) if self.gpus is None else self.gpus
@@ -98,108 +93,24 @@ class Workers:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeSummary:
-    """What one run of `encode` did.
-
-    `num_listed` images in the source, of which `num_done_before` were in the archive already; `num_encoded` and
-    `num_refused` now. `start_s` passed until the first batch reached a network, `encode_s` from then to the last
-    commit. `worker_s` has the seconds that all workers together were busy in each stage, and `worker_images_per_s` the
-    images that one worker, busy with that stage alone, does a second: images by `worker_s`.
-    """
-
-    num_listed: int
-    num_done_before: int
-    num_encoded: int
-    num_refused: int
-    start_s: float
-    encode_s: float
-    rows_per_s: float
-    worker_s: dict[str, float]
-    worker_images_per_s: dict[str, float]
-    rows_in_archive: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        """What a person wants to know."""
-        refused = f", refused {self.num_refused} (see the archive's side table)" if self.num_refused else ""
-        before = f", {self.num_done_before} were done before" if self.num_done_before else ""
-        rate = f" at {self.rows_per_s:.0f}/s after {self.start_s:.1f} s of start-up" if self.num_encoded else ""
-        text = (
-            f"encoded {self.num_encoded} of {self.num_listed} images{rate}{before}{refused}; the archive has "
-            f"{self.rows_in_archive} rows"
-        )
-        if self.worker_images_per_s:
-            stages = ", ".join(
-                f"{name} {self.worker_s[name]:.1f} s ({rate:.0f}/s)" for name, rate in self.worker_images_per_s.items()
-            )
-            text += f"\nworkers were busy for (and one of them, with that alone, would do): {stages}"
-        return text
-
-
-@dataclasses.dataclass
-class Tally:
-    """What a run has done so far."""
-
-    num_done_before: int = 0
-    num_encoded: int = 0
-    num_refused: int = 0
-    start_s: float = 0.0
-    encode_s: float = 0.0
-    worker_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    def add(self, result: dict[str, Any]) -> list[tuple[str, str]]:
-        """Counts what `write` tells, and says the first reasons; returns (key, reason) of what was refused."""
-        refused = list(zip(result["refused"], result["reasons"], strict=True))
-        for key, reason in refused[: max(0, NUM_TOLD - self.num_refused)]:
-            say(f"refused {key}: {reason}")
-        self.num_encoded += result["num_rows"]
-        self.num_refused += len(refused)
-        for stage in STAGES:
-            self.worker_s[stage] += result[f"{stage}_s"]
-        return refused
-
-    def summary(self, num_listed: int, rows_in_archive: int) -> EncodeSummary:
-        """The summary of a run that ends now."""
-        num = self.num_encoded + self.num_refused
-        return EncodeSummary(
-            num_listed=num_listed,
-            num_done_before=self.num_done_before,
-            num_encoded=self.num_encoded,
-            num_refused=self.num_refused,
-            start_s=self.start_s,
-            encode_s=self.encode_s,
-            rows_per_s=num / self.encode_s if self.encode_s else 0.0,
-            worker_s=self.worker_s,
-            worker_images_per_s={stage: num / seconds for stage, seconds in self.worker_s.items() if seconds},
-            rows_in_archive=rows_in_archive,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class Job:
-    """What is encoded, with what, into what."""
+    """A source, the model that encodes it, and the archive that the codes go to."""
 
-    source: str
-    tile_px: int | None
+    source: Source
     model: Path
     preprocessing: Preprocessing
     bits: int
     model_id: str
     archive: str
     workers: Workers
-    asset: str | None = None
+    retry_refused: bool = False
 
     @classmethod
-    def of(
-        cls, source: str, model: Path, archive: str, workers: Workers, tile_px: int | None, asset: str | None = None
-    ) -> "Job":
+    def of(cls, source: Source, model: Path, archive: str, workers: Workers, retry_refused: bool = False) -> "Job":
         """Return the job; `InputError` for an invalid model folder, or if no image could get a place."""
         check_projections()
         card, model_id, _ = read_model_folder(model)
-        return cls(source, tile_px, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers, asset)
+        return cls(source, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers, retry_refused)
 
 
 def encode(
@@ -209,33 +120,55 @@ def encode(
     workers: Workers | None = None,
     tile_px: int | None = None,
     asset: str | None = None,
+    *,
+    prefix: str = "",
+    captions: Path | None = None,
+    retry_refused: bool = False,
 ) -> EncodeSummary:
-    """Encodes what of `source` the archive does not hold yet.
+    """Encode the items of `source` that the archive does not have, or has of other content.
 
-    Raises `InputError` for a source, model or archive that does not fit; an image that cannot be read is no error but
-    a row of the side table.
+    An item that cannot be read is not an error; it goes to the side table. Rows that were deleted are encoded again,
+    because the archive does not record deletions.
+
+    Args:
+        source: a folder, image, list, table, STAC collection or URI (see `iter_source`).
+        model: model folder.
+        archive: archive to create or to extend.
+        workers: actors that encode.
+        tile_px: side of the tiles that scenes are cut into.
+        asset: key of the asset to read in each STAC item.
+        prefix: put before all keys.
+        captions: JSON file of sentences about the images of a folder.
+        retry_refused: read refused items again although they have not changed.
+
+    Raises:
+        InputError: a source, model or archive that does not fit, or a key that another image has.
     """
-    job = Job.of(source, model, archive, workers or Workers(), tile_px, asset)
-    num_listed = count_source(source, tile_px, asset)
+    job = Job.of(Source(source, tile_px, asset, prefix, captions), model, archive, workers or Workers(), retry_refused)
+    left_out: Counter[str] = Counter()
+    num_listed = job.source.count(left_out)
+    log_left_out(source, left_out)
     target = Archive.open_or_create(archive, job.bits, job.model_id)
-    tally, num_seen = Tally(), 0
+    tally, num_seen = Tally(left_out=left_out), 0
     with ExitStack() as stack:
         stack.enter_context(writing(target))
         target.update_index()
-        for todo, num_done in new_items(iter_source(source, tile_px, asset), target):
-            tally.num_done_before += num_done
-            num_seen += len(todo) + num_done
+        for portion in new_items(job.source.items(Counter()), target, retry_refused):
+            tally.add_known(portion)
+            num_seen += portion.num_items
             seen = "" if num_seen == num_listed else f"looked through {num_seen} of "
-            say(f"{seen}{num_listed} images in {source}, {tally.num_done_before} of them done before")
-            if todo:
+            before = f", {tally.num_refused_before} refused before" if tally.num_refused_before else ""
+            say(f"{seen}{num_listed} images in {source}, {tally.num_done_before} of them done before{before}")
+            if portion.items:
                 stack.enter_context(connected())
-                run_portion(job, todo, target, tally)
+                run_portion(job, portion, target, tally)
+            target.unrefuse(sorted(portion.resolved))
         return tally.summary(num_listed, target.num_rows)
 
 
 @contextmanager
 def writing(target: Archive) -> Iterator[None]:
-    """The archive, for this process alone to write. A new one is gone again when the block fails without a row."""
+    """Hold the right to write the archive. A new archive is removed when the block fails before the first row."""
     with target.writing():
         try:
             yield
@@ -245,35 +178,23 @@ def writing(target: Archive) -> Iterator[None]:
             raise
 
 
-def new_items(items: Iterable[Item], target: Archive) -> Iterator[tuple[list[Item], int]]:
-    """Portions of the items that the archive does not know, and how many it knew of those that were looked at."""
-    items, todo, num_done = iter(items), [], 0
-    while chunk := list(itertools.islice(items, LOOK_UP)):
-        keys = [item.key for item in chunk]
-        known = target.origins(keys).keys() | target.refused_stamps(keys).keys()
-        num_done += len(known)
-        todo += [item for item in chunk if item.key not in known]
-        if len(todo) >= PORTION:
-            yield todo, num_done
-            todo, num_done = [], 0
-    if todo or num_done:
-        yield todo, num_done
-
-
-def run_portion(job: Job, todo: list[Item], target: Archive, tally: Tally) -> None:
-    """Encodes the items on Ray Data, commits as they come, and joins what was committed; this process is the writer."""
+def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> None:
+    """Encode the items on Ray Data, commit as results arrive, and optimize the archive; this process is the writer."""
     import ray
     import ray.data
 
     low, high, gpus = job.workers.on_cluster()
     begun = first = time.time()
     size = rows_within(BATCH_SIZE, job.preprocessing)
-    per_block = max(size, -(-len(todo) // MAX_BLOCKS))
-    before = tally.num_encoded + tally.num_refused
-    with _quiet_data(), track("encoding", len(todo), "images") as advance_to, Commits(target) as commits:
+    items, version, num_before, refused = portion.items, target.version, tally.num_read, set[str]()
+    per_block = max(size, -(-len(items) // MAX_BLOCKS))
+    with _quiet_data(), track("encoding", len(items), "images") as advance_to, Commits(target) as commits:
         results = (
             ray.data.from_arrow(
-                [item_table(todo[start : start + per_block]) for start in range(0, len(todo), per_block)]
+                [
+                    item_table(items[start : start + per_block], portion.replacing)
+                    for start in range(0, len(items), per_block)
+                ]
             )
             .map_batches(
                 decode,
@@ -299,31 +220,34 @@ def run_portion(job: Job, todo: list[Item], target: Archive, tally: Tally) -> No
                 num_cpus=WRITE_CPUS,
             )
         )
-        for number, result in enumerate(_rows(results)):
-            commits.add(result["fragments"], tally.add(result))
-            first = min(first, result["began"]) if number else result["began"]
-            advance_to(
-                tally.num_encoded + tally.num_refused - before,
-                f"{tally.num_refused} refused" if tally.num_refused else "",
-            )
+        for number, written in enumerate(_results(results)):
+            commits.add(written)
+            tally.add(written)
+            refused.update(written.refused)
+            first = min(first, written.began) if number else written.began
+            advance_to(tally.num_read - num_before, f"{tally.num_refused} refused" if tally.num_refused else "")
+    target.unrefuse(sorted(portion.retried - refused))
     tally.start_s += first - begun
     tally.encode_s += time.time() - first
     target.optimize()
-    target.clean_up()
+    if target.is_clean_up_due(version):
+        target.clean_up()
 
 
-def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+def _results(dataset: Any) -> Iterator[Written]:
+    """Yield what each task has written; turn errors of workers into ours."""
     from ray.exceptions import RayError
 
     try:
-        yield from dataset.iter_rows()
+        for row in dataset.iter_rows():
+            yield Written(**{name: _plain(value) for name, value in row.items()})
     except RayError as err:
         raise worker_error(err) from err
 
 
 @contextmanager
 def _quiet_data() -> Iterator[None]:
-    """Ray Data without its own progress report, and with an end to waiting; its settings are global, so put back."""
+    """Turn off Ray Data's own progress report and limit its waiting. Its settings are global and are restored."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -337,3 +261,8 @@ def _quiet_data() -> Iterator[None]:
     finally:
         context.enable_progress_bars, context.execution_no_progress_timeout_s = before
         logger.setLevel(level)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a row of Ray Data as Python's own type."""
+    return value.tolist() if hasattr(value, "tolist") else value

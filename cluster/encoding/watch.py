@@ -1,12 +1,10 @@
-"""Encoding that goes on: what arrives in a source becomes rows of the archive within seconds, until it is stopped.
+"""Continuous encoding: what arrives in a source becomes rows of the archive within seconds, until it is stopped.
 
-A few new images are encoded in this process, where the network stays loaded; many at once go through Ray Data, as they
-do at the first look. The right to write the archive is held only while something is committed, or while Ray Data runs,
-so that a gateway of the same archive can take changes meanwhile.
+A few new images are encoded in this process, where the network stays loaded; many at once go through Ray Data, as at
+the first look. The right to write the archive is held only during a commit, or while Ray Data runs, so that a gateway
+of the same archive can make changes in between.
 """
 
-import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,30 +14,33 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orbithash.cluster.encoding.encode import EncodeSummary, Job, Tally, Workers, new_items, run_portion
-from orbithash.cluster.encoding.stages import Encoder, decode, item_table, rows_within, write
+from orbithash.cluster.encoding.commits import commit
+from orbithash.cluster.encoding.encode import EncodeSummary, Job, Workers, run_portion
+from orbithash.cluster.encoding.items import Portion, Source, new_items
+from orbithash.cluster.encoding.stages import Encoder, Written, decode, item_table, rows_within, write
+from orbithash.cluster.encoding.summary import Tally
 from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.archive.stamps import file_version
 from orbithash.encoders.errors import ArchiveBusy, InputError
-from orbithash.encoders.imagery.remote import is_remote
-from orbithash.encoders.imagery.sources import EmptySource, Item, count_source, cut, iter_source
+from orbithash.encoders.imagery.sources import EmptySource, Item, cut
 
 __all__ = ["watch"]
 
-# Between two looks; or so many times as long as a look takes, for sources of very many images.
+# Seconds between two looks at the source; and, for sources of very many images, as a multiple of the time of a look.
 LOOK_EVERY_S = 1.0
 LOOK_SHARE = 3
 
-# More new images than these are worth a start of Ray Data.
-MOST_HERE = 1024
+# More new images than this are encoded by Ray Data.
+MAX_ENCODED_HERE = 1024
 
-# Images of a commit, and of a batch of the stages, where they are encoded here.
+# Images of a commit, and of a batch of the stages, when they are encoded here.
 COMMIT_ROWS = 256
 BATCH_SIZE = 64
 
-# Commits after which the small pieces that they leave are joined.
-OPTIMIZE_EVERY = 100
+# Commits between two times that fragments are joined, where that is worthwhile.
+OPTIMIZE_EVERY = 16
 
 
 def watch(
@@ -49,19 +50,24 @@ def watch(
     workers: Workers | None = None,
     tile_px: int | None = None,
     asset: str | None = None,
+    *,
+    prefix: str = "",
+    captions: Path | None = None,
+    retry_refused: bool = False,
 ) -> EncodeSummary:
-    """Encodes what is and what comes into `source`, until SIGTERM or Ctrl-C; what was committed stays.
+    """Encode the images that are in `source` and that arrive there, until SIGTERM or Ctrl-C.
 
-    A file is taken when its size and time of change were the same at two looks. Files that a list names may come later.
+    A file is encoded when its size and times were the same at two looks, and again when they change. Files that a list
+    names may come later. Arguments are those of `encode`; `retry_refused` concerns the first look.
 
     Raises:
-        InputError: as `encode`; a source that becomes unreadable later, and an archive that others write, are said and
-            tried again.
+        InputError: as `encode`. A source that becomes unreadable later, and an archive that others write, are reported
+            and tried again.
     """
-    job = Job.of(source, model, archive, workers or Workers(), tile_px, asset)
+    job = Job.of(Source(source, tile_px, asset, prefix, captions), model, archive, workers or Workers(), retry_refused)
     with suppress(EmptySource):
-        next(iter_source(source, tile_px, asset))
-        count_source(source, asset=asset)
+        next(job.source.items())
+        job.source.count()
     watcher = _Watcher(job, Archive.open_or_create(archive, job.bits, job.model_id))
     with _stopped_by_signals():
         say(f"watching {source}; Ctrl-C or SIGTERM ends it")
@@ -71,7 +77,7 @@ def watch(
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the block, and nothing else."""
+    """End the block without an error at SIGTERM and Ctrl-C."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -81,7 +87,7 @@ def _stopped_by_signals() -> Iterator[None]:
         yield
     # Ray's own handler of SIGTERM, which it sets when it starts, exits.
     except (KeyboardInterrupt, SystemExit):
-        say("told to stop")
+        say("stopping")
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -93,9 +99,10 @@ class _Watcher:
         self._tally = Tally()
         self._encoder: Encoder | None = None
         self._num_commits = 0
-        # Images and scenes that need no look any more, and what the others were like at the last one.
-        self._taken: set[str] = set()
-        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._retry_refused = job.retry_refused
+        # Versions of whole images and scenes, by key: when they were encoded, and at the last look if they were not.
+        self._taken: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
         self._problem = ""
 
     def run(self) -> None:
@@ -108,7 +115,7 @@ class _Watcher:
                     self._say_once(f"{error}; trying again")
                 else:
                     self._problem = ""
-                    self._taken.update(item.key for item in settled)
+                    self._take(settled)
             time.sleep(max(LOOK_EVERY_S, LOOK_SHARE * (time.monotonic() - begun) if not settled else 0))
 
     def summary(self) -> EncodeSummary:
@@ -116,22 +123,29 @@ class _Watcher:
         return self._tally.summary(len(self._taken), self._target.num_rows)
 
     def _look(self) -> list[Item]:
-        """What is not taken yet and did not change since the last look; scenes are whole."""
-        settled, stamps = [], {}
+        """Return the items that are new or changed, and did not change since the last look; scenes are whole."""
+        settled, seen = [], {}
         try:
-            for item in iter_source(self._job.source, asset=self._job.asset):
-                if item.key not in self._taken and (stamp := _stamp(item.path)):
-                    stamps[item.key] = stamp
-                    if self._stamps.get(item.key) == stamp:
-                        settled.append(item)
+            for item in self._job.source.whole_items():
+                version = item.version or file_version(item.path)
+                if version is None or self._taken.get(item.key) == version:
+                    continue
+                seen[item.key] = version
+                # An object appears in its store when it is complete.
+                if item.version or self._seen.get(item.key) == version:
+                    settled.append(item)
         except EmptySource:
             return []
         except InputError as error:
-            # A list that is being written, a folder that was taken away.
+            # For example a list that is being written, or a folder that was removed.
             self._say_once(f"{error}; looking again")
             return []
-        self._stamps = stamps
+        self._seen = seen
         return settled
+
+    def _take(self, items: list[Item]) -> None:
+        """Note that items need not be encoded until they change."""
+        self._taken.update({item.key: self._seen[item.key] for item in items})
 
     def _say_once(self, problem: str) -> None:
         if problem != self._problem:
@@ -139,25 +153,30 @@ class _Watcher:
         self._problem = problem
 
     def _encode(self, items: list[Item]) -> None:
-        whole = items if self._job.tile_px is None else list(cut(items, self._job.tile_px))
+        tile_px = self._job.source.tile_px
+        whole = items if tile_px is None else list(cut(items, tile_px))
         before = self._tally.num_encoded, self._tally.num_refused
         self._target.refresh()
-        for portion, num_done in new_items(whole, self._target):
-            self._tally.num_done_before += num_done
-            if len(portion) > MOST_HERE:
+        for portion in new_items(whole, self._target, self._retry_refused):
+            self._tally.add_known(portion)
+            if len(portion.items) > MAX_ENCODED_HERE:
                 with self._target.writing(), connected():
-                    # Again, for others may have written meanwhile.
-                    for todo, _ in new_items(portion, self._target):
-                        run_portion(self._job, todo, self._target, self._tally)
+                    # Again, because others may have written in between.
+                    for current in new_items(portion.items, self._target, self._retry_refused):
+                        run_portion(self._job, current, self._target, self._tally)
             else:
-                for start in range(0, len(portion), COMMIT_ROWS):
-                    self._encode_here(portion[start : start + COMMIT_ROWS])
+                for start in range(0, len(portion.items), COMMIT_ROWS):
+                    self._encode_here(portion.items[start : start + COMMIT_ROWS])
+            if portion.resolved:
+                with self._target.writing():
+                    self._target.unrefuse(sorted(portion.resolved))
+        self._retry_refused = False
         encoded, refused = self._tally.num_encoded - before[0], self._tally.num_refused - before[1]
         if encoded or refused:
             say(f"{encoded} images encoded, {refused} refused; the archive has {self._target.num_rows} rows")
 
     def _encode_here(self, items: list[Item]) -> None:
-        """A commit of a few images."""
+        """Encode and commit a few images."""
         if self._encoder is None:
             self._encoder = Encoder(self._job.model, self._device())
         began = time.monotonic()
@@ -166,35 +185,31 @@ class _Watcher:
         batches = [decode(item_table(items[start : start + size]), self._job.preprocessing) for start in starts]
         rows = pa.concat_tables([self._encoder(batch) for batch in batches])
         with self._target.writing():
-            # Another program may have written some of them meanwhile.
-            known = self._target.origins([item.key for item in items]).keys()
-            rows = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(sorted(known), pa.string()))))
-            if not len(rows):
-                return
-            result = write(rows, self._target.path).to_pylist()[0]
-            self._target.refuse(list(zip(result["refused"], result["reasons"], strict=True)))
-            self._target.commit(result["fragments"])
-            self._tally.add(result)
-            self._num_commits += 1
-            if self._num_commits % OPTIMIZE_EVERY == 0:
-                self._target.optimize()
-                self._target.clean_up()
+            # Again, because others may have written in between.
+            for portion in new_items(items, self._target, self._retry_refused):
+                self._commit(rows, portion)
         self._tally.encode_s += time.monotonic() - began
+
+    def _commit(self, rows: pa.Table, portion: Portion) -> None:
+        """Commit those of the encoded rows that belong to the items of a portion; this process is the writer."""
+        keys = [item.key for item in portion.items]
+        rows = rows.filter(pc.is_in(rows["key"], pa.array(keys, pa.string())))
+        if not len(rows):
+            return
+        replaces = pc.is_in(rows["key"], pa.array(sorted(portion.replacing), pa.string()))
+        rows = rows.set_column(rows.schema.get_field_index("replaces"), "replaces", replaces)
+        written = Written(**write(rows, self._target.path).to_pylist()[0])
+        version = self._target.version
+        commit(self._target, [written])
+        self._target.unrefuse(sorted(portion.retried.difference(written.refused)))
+        self._tally.add(written)
+        self._num_commits += 1
+        if self._num_commits % OPTIMIZE_EVERY == 0:
+            self._target.optimize()
+        if self._target.is_clean_up_due(version):
+            self._target.clean_up()
 
     def _device(self) -> str:
         import torch
 
         return "cuda" if self._job.workers.gpus != 0 and torch.cuda.is_available() else "cpu"
-
-
-def _stamp(path: str) -> tuple[int, ...] | None:
-    """Sizes and times of change of a file, or of the files in a folder; None where there is none yet."""
-    if is_remote(path):
-        # An object appears when all of it is there.
-        return (1,)
-    try:
-        files = sorted(os.scandir(path), key=lambda entry: entry.name) if Path(path).is_dir() else [Path(path)]
-        stats = [file.stat() for file in files]
-    except OSError:
-        return None
-    return tuple(itertools.chain.from_iterable((stat.st_size, stat.st_mtime_ns) for stat in stats))

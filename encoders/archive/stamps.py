@@ -32,20 +32,18 @@ def file_version(path: str) -> str | None:
 
 
 def make_stamp(path: str, version: str | None) -> str | None:
-    """Return the stamp of an item whose version was taken before it was read; None when it cannot be read."""
+    """Return the stamp of an item whose version was taken before it was read; None when it does not exist."""
     if version is None:
         return None
-    if is_remote(path):
-        return f"{version}/"
-    digest = _digest(path, version)
-    return None if digest is None else f"{version}/{digest}"
+    digest = None if is_remote(path) else _digest(path, version)
+    return f"{version}/{digest or ''}"
 
 
 def same_content(stamp: str, path: str, version: str | None) -> bool:
     """Return whether `stamp` describes the content of the item at `path`, which has this version now."""
     stamped, _, digest = stamp.partition("/")
+    # The row of a file that is not there (now) stays.
     if version is None or stamped == version:
-        # A file that does not exist (now) is no reason to drop its row.
         return True
     return bool(digest) and digest == _digest(path, version)
 
@@ -57,6 +55,8 @@ def _digest(path: str, version: str) -> str | None:
     whole = hashlib.blake2b(digest_size=16)
     try:
         for inner in _files(Path(path)):
+            # The name of a file in a folder says which band it is.
+            whole.update(inner.name.encode(errors="surrogateescape") if inner != Path(path) else b"")
             with inner.open("rb") as file:
                 whole.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
     except OSError:

@@ -9,8 +9,9 @@ from cluster_parts import BITS, write_image
 from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 
 from orbithash.cluster.encoding import encode as job
+from orbithash.cluster.encoding import items as lookup
 from orbithash.cluster.encoding.commits import Commits
-from orbithash.cluster.encoding.stages import MAX_BATCH_BYTES, rows_within
+from orbithash.cluster.encoding.stages import MAX_BATCH_BYTES, Written, rows_within
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
@@ -28,32 +29,41 @@ def fragments(archive, *keys):
     return Archive.write_fragments(archive.path, Archive.table(codes, BITS, keys, keys))
 
 
-def test_portions_of_what_is_new(archive, monkeypatch):
-    monkeypatch.setattr(job, "LOOK_UP", 3)
-    monkeypatch.setattr(job, "PORTION", 4)
+def written(fragments=(), refused=()):
+    """The result of `write` for new rows and (key, reason) of refused items."""
+    keys, reasons = [key for key, _ in refused], [reason for _, reason in refused]
+    values = {"fragments": list(fragments), "refused": keys, "reasons": reasons, "stamps": [None] * len(keys)}
+    counts = {"replacing": b"", "num_rows": 0, "num_replaced": 0}
+    seconds = dict.fromkeys(("began", "decode_s", "encode_s", "write_s"), 0.0)
+    return Written(**(counts | seconds | values))
+
+
+def test_portions_of_new_items(archive, monkeypatch):
+    monkeypatch.setattr(lookup, "LOOK_UP", 3)
+    monkeypatch.setattr(lookup, "PORTION", 4)
     archive.commit(fragments(archive, "1", "2", "4"))
     archive.refuse([("7", "broken")])
-    listed = iter([Item(str(number), "") for number in range(12)])
-    portions = job.new_items(listed, archive)
-    first, num_done = next(portions)
-    assert [item.key for item in first] == ["0", "3", "5", "6", "8"]
-    assert num_done == 4
-    assert next(listed).key == "9", "what comes later is not listed yet"
-    rest, num_done = next(portions)
-    assert ([item.key for item in rest], num_done) == (["10", "11"], 0)
+    listed = iter([Item(str(number), "nowhere") for number in range(12)])
+    portions = lookup.new_items(listed, archive)
+    first = next(portions)
+    assert [item.key for item in first.items] == ["0", "3", "5", "6", "8"]
+    assert (first.num_done, first.num_refused, first.num_items) == (3, 1, 9)
+    assert next(listed).key == "9", "later items are not listed yet"
+    rest = next(portions)
+    assert ([item.key for item in rest.items], rest.num_done) == (["10", "11"], 0)
     assert list(portions) == []
 
 
 def test_what_comes_together_is_committed_together(archive):
-    written = [fragments(archive, str(number)) for number in range(6)]
+    parts = [fragments(archive, str(number)) for number in range(6)]
     before = archive.version
     with Commits(archive, every_s=300) as commits:
-        commits.add(written[0], [])
+        commits.add(written(parts[0]))
         # The first one is committed at once.
         while Archive.open(archive.path).num_rows < 1:
             pass
-        for one in written[1:]:
-            commits.add(one, [("a", "broken")])
+        for one in parts[1:]:
+            commits.add(written(one, [("a", "broken")]))
             for _ in range(10):
                 assert Archive.open(archive.path).num_rows == 1
     assert archive.num_rows == 6
@@ -65,8 +75,8 @@ def test_what_had_arrived_stays_when_a_job_fails(archive):
 
     def work():
         with Commits(archive, every_s=300) as commits:
-            commits.add(fragments(archive, "1"), [])
-            commits.add(fragments(archive, "2"), [])
+            commits.add(written(fragments(archive, "1")))
+            commits.add(written(fragments(archive, "2")))
             raise RuntimeError("a worker failed")
 
     with pytest.raises(RuntimeError, match="a worker failed"):
@@ -84,17 +94,17 @@ def test_a_commit_that_fails_ends_the_job(archive):
 
     def work():
         with Commits(archive) as commits:
-            commits.add(one, [])
+            commits.add(written(one))
             failed.wait(300)
             while True:
-                commits.add([], [])
+                commits.add(written())
 
     archive.commit = commit
     with pytest.raises(OSError, match="No space left"):
         work()
     # The last one fails where nobody hands in any more.
     with pytest.raises(OSError, match="No space left"), Commits(archive) as commits:
-        commits.add(one, [])
+        commits.add(written(one))
 
 
 def test_batches_are_bounded_by_their_bytes():

@@ -30,6 +30,11 @@ def encode(ray_cluster, cli, model):
     return call
 
 
+def counts(summary):
+    """The counts of a summary that are not 0."""
+    return {name: value for name, value in summary.items() if name.startswith("num_") and value}
+
+
 def stored(archive):
     """Key to code; no key is there twice."""
     opened = Archive.open(archive)
@@ -66,14 +71,66 @@ def test_every_image_is_a_row_or_has_a_reason(encode, cli, bad_images, model, tm
     # Again: nothing is new. One more file: that one alone.
     before, version = stored(archive), Archive.open(archive).version
     summary = encode(source, archive)
-    assert (summary["num_done_before"], summary["num_encoded"], summary["num_refused"]) == (8, 0, 0)
+    assert counts(summary) == {"num_listed": 8, "num_done_before": 2, "num_refused_before": 6}
     assert Archive.open(archive).version == version
     write_image(source / "new.png", np.random.default_rng(7))
     summary = encode(source, archive)
-    assert (summary["num_listed"], summary["num_done_before"], summary["num_encoded"]) == (9, 8, 1)
+    assert counts(summary) == {"num_listed": 9, "num_done_before": 2, "num_refused_before": 6, "num_encoded": 1}
     after = stored(archive)
     assert after == before | encoded_alone(model, source, {"new.png"})
     assert Archive.open(archive).refused() == refused
+
+
+def test_changed_and_repaired_images_are_read_again(encode, cli, model, tmp_path):
+    source, archive = tmp_path / "images", tmp_path / "archive"
+    source.mkdir()
+    for name in ("same", "changed", "broken", "repaired"):
+        write_image(source / f"{name}.png", np.random.default_rng(len(name)))
+    whole = (source / "repaired.png").read_bytes()
+    for name in ("broken", "repaired"):
+        (source / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    assert counts(encode(source, archive)) == {"num_listed": 4, "num_encoded": 2, "num_refused": 2}
+    before = Archive.open(archive).find(["same.png", "changed.png"])
+
+    write_image(source / "changed.png", np.random.default_rng(70))
+    (source / "repaired.png").write_bytes(whole)
+    (source / "a\tb.png").write_bytes(whole)
+    summary = counts(encode(source, archive))
+    expected = {"num_listed": 5, "num_encoded": 2, "num_replaced": 1, "num_done_before": 1, "num_refused_before": 1}
+    assert summary == expected | {"num_refused": 1}
+    names = {"same.png", "changed.png", "repaired.png"}
+    assert stored(archive) == encoded_alone(model, source, names)
+    assert Archive.open(archive).find(["same.png", "changed.png"]) == before, "a replaced row keeps its id"
+
+    listed = cli("refused", archive)
+    assert listed.out.splitlines()[0].startswith("'a\\tb.png'\ta key has printable characters, no control characters")
+    assert listed.out.splitlines()[1].startswith("broken.png\t")
+    assert listed.err == "2 refused images\n"
+    shown = json.loads(cli("refused", archive, "--json", "--limit", "1").out)
+    assert ([one["key"] for one in shown["refused"]], shown["total"]) == (["a\tb.png"], 2)
+    assert counts(encode(source, archive, "--retry-refused")) == {
+        "num_listed": 5,
+        "num_done_before": 3,
+        "num_refused": 2,
+    }
+
+
+def test_two_sources_with_the_same_names(encode, cli, model, tmp_path):
+    archive = tmp_path / "archive"
+    for trip, seed in (("trip_a", 1), ("trip_b", 2)):
+        (tmp_path / trip).mkdir()
+        for number in range(3):
+            write_image(tmp_path / trip / f"IMG_{number}.png", np.random.default_rng([seed, number]))
+    encode(tmp_path / "trip_a", archive)
+    ended = cli("encode", tmp_path / "trip_b", "--model", model, "--archive", archive)
+    assert ended.code == 2
+    assert "error: the archive has a row 'IMG_0.png' of another image" in ended.err
+    assert "Give --prefix NAME" in ended.err
+    assert Archive.open(archive).num_rows == 3
+    assert encode(tmp_path / "trip_b", archive, "--prefix", "b")["num_encoded"] == 3
+    expected = encoded_alone(model, tmp_path / "trip_a", [f"IMG_{number}.png" for number in range(3)])
+    other = encoded_alone(model, tmp_path / "trip_b", [f"IMG_{number}.png" for number in range(3)])
+    assert stored(archive) == expected | {f"b/{key}": code for key, code in other.items()}
 
 
 def test_codes_and_columns_of_scenes(encode, scenes, model, tmp_path):

@@ -9,6 +9,7 @@ from cluster_parts import wait_for, write_image
 
 from orbithash.cluster.encoding import watch as watching
 from orbithash.cluster.encoding.encode import Job, Workers
+from orbithash.cluster.encoding.items import Source
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.rows import Row
@@ -29,7 +30,7 @@ def watcher(model, tmp_path):
     """Looks at a source without a process of its own."""
 
     def make(source, **options):
-        job = Job.of(str(source), model, str(tmp_path / "archive"), Workers(), options.get("tile_px"))
+        job = Job.of(Source(str(source), **options), model, str(tmp_path / "archive"), Workers())
         return watching._Watcher(job, Archive.open_or_create(job.archive, job.bits, job.model_id))
 
     return make
@@ -84,9 +85,13 @@ def test_a_file_is_taken_when_it_stays_as_it_is(watcher, tmp_path):
         file.write(b"ning and more")
     assert looks._look() == [], "it grew"
     assert [item.key for item in looks._look()] == ["a.png"]
-    assert [item.key for item in looks._look()] == ["a.png"], "nobody took it"
-    looks._taken.add("a.png")
+    settled = looks._look()
+    assert [item.key for item in settled] == ["a.png"], "it was not encoded yet"
+    looks._take(settled)
     assert looks._look() == []
+    (source / "a.png").write_bytes(b"repaired")
+    assert looks._look() == [], "it has just changed"
+    assert [item.key for item in looks._look()] == ["a.png"]
 
 
 def test_a_list_names_files_that_come_later(watcher, tmp_path):
@@ -100,8 +105,9 @@ def test_a_list_names_files_that_come_later(watcher, tmp_path):
     assert looks._look() == [], "a list that cannot be read now"
     listed.write_text("a.png\nb.png\n")
     (tmp_path / "b.png").write_bytes(b"here, too")
-    assert [item.key for item in looks._look()] == ["a.png"]
-    looks._taken.add("a.png")
+    settled = looks._look()
+    assert [item.key for item in settled] == ["a.png"]
+    looks._take(settled)
     assert [item.key for item in looks._look()] == ["b.png"]
 
 
@@ -118,6 +124,31 @@ def test_rows_that_others_wrote_meanwhile_are_not_written_again(watcher, tmp_pat
     second._encode_here(settled)
     assert stored(tmp_path / "archive") == {"a.png", "b.png"}
     assert (first._tally.num_encoded, second._tally.num_encoded) == (2, 0)
+
+
+def test_changed_and_repaired_files_are_encoded_again(watcher, tmp_path):
+    source = tmp_path / "images"
+    source.mkdir()
+    write_image(source / "a.png", RNG)
+    (source / "b.png").write_bytes(b"broken")
+    looks = watcher(source)
+    archive = Archive.open(tmp_path / "archive")
+
+    def look_twice():
+        looks._look()
+        settled = looks._look()
+        looks._encode(settled)
+        looks._take(settled)
+        archive.refresh()
+        return bytes(archive.codes()[1][0])
+
+    first = look_twice()
+    assert (archive.keys(), archive.refused().keys()) == ({"a.png"}, {"b.png"})
+    write_image(source / "a.png", np.random.default_rng(99))
+    write_image(source / "b.png", RNG)
+    assert look_twice() != first
+    assert (archive.keys(), archive.refused()) == ({"a.png", "b.png"}, {})
+    assert (looks._tally.num_encoded, looks._tally.num_replaced, looks._tally.num_refused) == (3, 1, 1)
 
 
 def test_a_watched_source_that_is_wrong_from_the_start(refused, model, tmp_path):

@@ -66,7 +66,7 @@ def test_a_band_per_file_without_labels_is_refused(tmp_path):
         path.unlink()
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     for find in (make_manifest, labels_for_encode):
-        with pytest.raises(InputError, match="one TIFF per band .* as in BigEarthNet version 2"):
+        with pytest.raises(InputError, match=r"one TIFF per band .* as in BigEarthNet version 2"):
             find(tmp_path)
 
 
