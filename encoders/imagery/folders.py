@@ -216,7 +216,8 @@ def walk_folder(root: Path, left_out: Counter[str] | None = None) -> Iterator[tu
         InputError: a folder that cannot be listed; at the end, names that are not UTF-8, or no images (`EmptySource`).
     """
     counts: Counter[str] = Counter()
-    num_images, undecodable, waiting = 0, [], [(str(root), ())]
+    num_images, undecodable = 0, []
+    waiting: list[tuple[str, Folder]] = [(str(root), ())]
     while waiting:
         path, folder = waiting.pop()
         folders, names = _scan(path, root, counts)
