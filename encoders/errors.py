@@ -1,6 +1,7 @@
-"""What goes wrong by the user's hand.
+"""Errors of the user's input.
 
-The command line turns an `InputError` into one line and exit code 2; everything else is a fault of ours (exit code 1).
+The command line reports an `InputError` in one line with exit code 2. Any other exception is an internal error (exit
+code 1).
 """
 
 from collections.abc import Sequence
@@ -9,19 +10,19 @@ __all__ = ["ArchiveBusy", "ImageError", "InputError", "listed"]
 
 
 class InputError(ValueError):
-    """The user's input is wrong. The message says what was got, what is allowed and what to do."""
+    """The user's input is wrong. The message says what was given, what is allowed and what to do."""
 
 
 class ImageError(InputError):
-    """One image is refused. In a job the message goes to the archive's side table and the job goes on."""
+    """One image is refused. A job records the message in the archive's side table and continues."""
 
 
 class ArchiveBusy(InputError):
-    """Another process has the right to write the archive; it may be free a moment later."""
+    """Another process is writing the archive; a later attempt may succeed."""
 
 
 def listed(problems: Sequence[str], where: str) -> InputError:
-    """One error for all problems found in `where`, so that a user mends them in one go."""
+    """Return one error for all problems in `where`, so that the user can correct them together."""
     assert problems, "an error needs a problem"
     if len(problems) == 1:
         return InputError(f"{where}: {problems[0]}")

@@ -1,5 +1,4 @@
-"""Read images: listings of sources, object stores, formats, bands, tiles, places and dates, up to the pixels a
-network takes.
+"""Read images: sources and lists, object stores, file formats, bands, tiles, places and times, up to network inputs.
 
-A file format, a limit on images, a stretch or a new kind of source belongs here. Nothing here imports torch.
+Code for a file format, a limit of images, a stretch or a kind of source belongs here. Nothing here imports torch.
 """

@@ -1,6 +1,6 @@
-"""Patches of one TIFF a band, as BigEarthNet has them: a folder whose files' names end in the band, `..._B04.tif`.
+"""Patch folders: one TIFF per band, as in BigEarthNet; file names end in the band, such as `..._B04.tif`.
 
-The bands may have several resolutions: the coarser ones are resampled to the finest of those that are taken.
+Bands may differ in resolution: coarser bands are resampled to the finest of the bands that are read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from orbithash.encoders.imagery.rendering import RGB_NAMES, Image, Limits, Rende
 __all__ = ["band_files", "read_patch"]
 
 _SUFFIXES = (".tif", ".tiff")
-# Places that differ by less than this share of the finest pixel are the same.
+# Bounds that differ by less than this part of the finest pixel are equal.
 _TOLERANCE = 0.01
 
 
 class _Layout(NamedTuple):
-    """Of one band: `place` is its coordinate system and bounds, None without a georeference."""
+    """Size of one band in pixels, and its place: coordinate system and bounds, or None without a georeference."""
 
     height: int
     width: int
@@ -30,7 +30,7 @@ class _Layout(NamedTuple):
 
 
 def band_files(folder: Path) -> dict[str, Path]:
-    """Band to file; `ImageError` where the folder has none, or one twice."""
+    """Return the file of each band; `ImageError` if the folder has no bands, or one band twice."""
     files: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
@@ -41,17 +41,21 @@ def band_files(folder: Path) -> dict[str, Path]:
         if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES or not (underscore and name):
             continue
         if name in files:
-            raise ImageError(f"band {name} is there twice, in {files[name].name} and {path.name}")
+            raise ImageError(f"band {name} occurs twice: {files[name].name} and {path.name}")
         files[name] = path
     if not files:
-        raise ImageError("a folder without bands, which are TIFFs whose names end in the band, such as ..._B04.tif")
+        raise ImageError("a folder without bands; bands are TIFFs whose names end in the band, such as ..._B04.tif")
     return files
 
 
 def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
-    """A folder of one TIFF a band as uint8 [H, W, C], its bands in the order of `rendering`; see `read_image`.
+    """Return a patch folder as uint8 [H, W, C], with its bands in the order of `rendering`; see `read_image`.
 
-    Only the files of the bands asked for are opened, and no pixel is decoded before all of them are within `limits`.
+    Only the files of the requested bands are opened. All of them are checked against `limits` before any pixel is
+    decoded.
+
+    Raises:
+        ImageError: as `read_image`, and for bands of different places.
     """
     files = band_files(folder)
     bands = _chosen(files, rendering)
@@ -65,7 +69,7 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
     finest = max(layouts, key=lambda name: layouts[name].height * layouts[name].width)
     height, width, _ = layouts[finest]
     limits.check_size(width, height)
-    # Values of at most 8 bytes, and which of them are data.
+    # Values of at most 8 bytes each, and one byte each for their mask.
     decoded = height * width * len(bands) * 9
     if decoded > limits.max_decoded_bytes:
         raise ImageError(
@@ -86,18 +90,19 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
 
 
 def _chosen(files: dict[str, Path], rendering: Rendering) -> Sequence[str]:
+    """The names of the bands to read."""
     there = ", ".join(files)
     if rendering.bands is None:
         for rgb in RGB_NAMES:
             if set(rgb) <= files.keys():
                 return rgb
-        raise ImageError(f"bands {there} have no RGB that is known; state those to show by name")
+        raise ImageError(f"no known RGB among the bands {there}; state the bands to show by name")
     bands = [band for band in rendering.bands if isinstance(band, str)]
     if len(bands) < len(rendering.bands):
-        raise ImageError(f"bands of a folder have names, not numbers: {there}")
+        raise ImageError(f"the bands of a folder have names, not numbers: {there}")
     absent = [name for name in bands if name not in files]
     if absent:
-        raise ImageError(f"no band {', '.join(dict.fromkeys(absent))}; there are {there}")
+        raise ImageError(f"no band {', '.join(dict.fromkeys(absent))}; the bands are {there}")
     return bands
 
 
@@ -106,31 +111,31 @@ def _layout(data: bytes, limits: Limits) -> _Layout:
         raise ImageError("not a TIFF")
     with open_tiff(data) as dataset:
         if dataset.count != 1:
-            raise ImageError(f"its file holds {dataset.count} bands; one is needed")
+            raise ImageError(f"its file has {dataset.count} bands; one is required")
         check_layout(dataset, dataset.width * dataset.height, limits)
         placed = dataset.crs is not None and not dataset.transform.is_identity
         return _Layout(dataset.height, dataset.width, (dataset.crs, tuple(dataset.bounds)) if placed else None)
 
 
 def _check_same_place(layout: _Layout, finest: _Layout, name: str) -> None:
-    """Refuses a band whose pixels are not whole blocks of the finest band's, or that lies elsewhere."""
+    """Raise `ImageError` if a pixel of the band is not a whole block of the finest band's pixels, at the same place."""
     factor = finest.width // layout.width
     if (layout.width * factor, layout.height * factor) != (finest.width, finest.height):
         raise ImageError(
-            f"{layout.width} x {layout.height} pixels, and band {name} has {finest.width} x {finest.height}: not the "
-            "same whole number of times as many in both directions"
+            f"{layout.width} x {layout.height} pixels do not divide the {finest.width} x {finest.height} of band "
+            f"{name} by one whole number"
         )
     if layout.place is None or finest.place is None:
         return
     (system, bounds), (finest_system, finest_bounds) = layout.place, finest.place
     pixel = abs(finest_bounds[2] - finest_bounds[0]) / finest.width
     if system != finest_system or not np.allclose(bounds, finest_bounds, rtol=0, atol=_TOLERANCE * pixel):
-        raise ImageError(f"it shows another place than band {name}")
+        raise ImageError(f"its place differs from that of band {name}")
 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Errors about one band say which."""
+    """Name the band in errors about it."""
     try:
         yield
     except ImageError as error:

@@ -1,6 +1,6 @@
-"""From a rendered image of any size to the square the network sees.
+"""Preprocessing: from a rendered image of any size to the square input of the network.
 
-Free of torch: the decoding stages of a job, which are many and small, run it too.
+Does not import torch, because the processes that decode images run it, and there are many of them.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "resample"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Of other bands than RGB, for which no pretrained weights expect anything.
+# For bands other than RGB, for which pretrained weights define no statistics.
 OTHER_MEAN, OTHER_STD = 0.5, 0.25
 
 MAX_SIDE_PX = 1024
@@ -28,16 +28,21 @@ ORIENTATIONS = (1, 4, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input; written into the model folder and reproduced from it exactly.
+    """How an image becomes the network's input; stored in the model folder, and exact when loaded from it.
 
     The centre square of the image, `crop / resize` of its shorter side, is resampled to `crop` x `crop` pixels
-    (bilinear, antialiased): what resizing the shorter side to `resize` and cropping `crop` gives, in one step whose
-    memory does not depend on how long and thin the image is. `mean` and `std` are of each band of the rendered image,
-    in 0-1; left out they are ImageNet's for three bands, and 0.5 and 0.25 for others, which a stretch spreads over 0-1.
+    (bilinear, antialiased). The result is that of resizing the shorter side to `resize` and cropping `crop`, in one
+    step whose memory does not depend on the aspect ratio.
 
-    The network sees that square in so many `orientations`, and its features are their mean: 1 as it is, 4 by quarter
-    turns, 8 with mirror images. From above no direction is up, so what the mean loses says nothing. Encoding takes as
-    many times as long.
+    Attributes:
+        rendering: bands and stretch.
+        resize: pixels of the shorter side before cropping.
+        crop: pixels of the side of the network's input.
+        mean: mean of each band of the rendered image, in 0 to 1; empty: ImageNet's for three bands, else 0.5 each.
+        std: standard deviation likewise; empty: ImageNet's for three bands, else 0.25 each.
+        orientations: number of orientations of the square over which the network's features are averaged: 1 as it is,
+            4 with quarter turns, 8 with mirror images, too. Images from above have no upright direction, so that the
+            mean loses no information about the scene. The time to encode is proportional to it.
     """
 
     rendering: Rendering
@@ -58,27 +63,27 @@ class Preprocessing:
         problems = []
         if not 16 <= self.crop <= self.resize <= MAX_SIDE_PX:
             problems.append(
-                f"resize {self.resize} and crop {self.crop}: 16 <= crop <= resize <= {MAX_SIDE_PX} pixels are allowed"
+                f"resize {self.resize} and crop {self.crop}; 16 <= crop <= resize <= {MAX_SIDE_PX} pixels is required"
             )
         if not len(self.mean) == len(self.std) == self.channels or not all(s > 0 for s in self.std):
             problems.append(
-                f"mean {self.mean} and std {self.std}: {self.channels} numbers each are needed, the std above 0"
+                f"mean {self.mean} and std {self.std}; {self.channels} numbers each are required, the std above 0"
             )
         if self.orientations not in ORIENTATIONS:
-            problems.append(f"orientations {self.orientations}: {', '.join(map(str, ORIENTATIONS))} are allowed")
+            problems.append(f"orientations {self.orientations}; {', '.join(map(str, ORIENTATIONS))} are allowed")
         if problems:
             raise listed(problems, "preprocessing")
 
     @property
     def channels(self) -> int:
-        """Bands of the network's input."""
+        """Number of bands of the network's input."""
         return self.rendering.channels
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resamples uint8 [H, W, C] to uint8 [crop, crop, C]."""
+        """Resample uint8 [H, W, C] to uint8 [crop, crop, C]."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
             raise InputError(
-                f"an image is uint8 [H, W, {self.channels}] with pixels in it, got {image.dtype} {list(image.shape)}"
+                f"an image is uint8 [H, W, {self.channels}] and not empty, got {image.dtype} {list(image.shape)}"
             )
         height, width = image.shape[:2]
         side = min(height, width) * self.crop / self.resize
@@ -86,7 +91,7 @@ class Preprocessing:
         return resample(image, self.crop, (left, top, left + side, top + side))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return {
             "rendering": self.rendering.to_json(),
             "resize": self.resize,
@@ -98,7 +103,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """The inverse of `to_json`; `KeyError`, `TypeError` or `InputError` for anything else."""
+        """Return the preprocessing that `to_json` wrote; `KeyError`, `TypeError` or `InputError` for anything else."""
         return cls(
             rendering=Rendering.from_json(fields["rendering"]),
             resize=int(fields["resize"]),
@@ -110,9 +115,9 @@ class Preprocessing:
 
 
 def resample(image: npt.NDArray[np.uint8], side: int, box: tuple[float, float, float, float]) -> npt.NDArray[np.uint8]:
-    """The part in `box` (left, top, right, bottom) of uint8 [H, W, C] as uint8 [side, side, C], antialiased."""
+    """Return the part in `box` (left, top, right, bottom) of uint8 [H, W, C] as uint8 [side, side, C], antialiased."""
     if image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
-    # Pillow knows no images of any number of bands, and takes the last of four for alpha.
+    # Pillow resamples at most four bands together, and treats the fourth as alpha.
     bands = [Image.fromarray(image[..., band]) for band in range(image.shape[2])]
     return np.stack([np.asarray(band.resize((side, side), Image.Resampling.BILINEAR, box=box)) for band in bands], 2)

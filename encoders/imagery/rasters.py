@@ -1,4 +1,4 @@
-"""(Geo)TIFF, and PNG of 16 bits, by GDAL: opened without what GDAL would fetch beside them, read by window."""
+"""(Geo)TIFF and 16-bit PNG through GDAL: opened without their sidecar files, read by window."""
 
 import math
 import re
@@ -39,16 +39,16 @@ _MAGIC = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
 }
-# Pixels a scene's stretch is computed from.
+# Maximum number of pixels from which the stretch of a scene is computed.
 _STRETCH_PIXELS = 2**20
-# Neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the folder's listing.
+# GDAL reads neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the listing of the folder.
 _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 
 def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -> Stretch | None:
-    """The stretch of a whole scene, for its tiles to share; None for 8-bit data, which need none.
+    """Return the stretch of a whole scene, which its tiles share; None for 8-bit data, which are not stretched.
 
-    It is computed from at most about a million pixels on a regular grid, the same ones each time.
+    It is computed from at most about a million pixels, on a regular grid that depends on the size of the scene only.
 
     Raises:
         ImageError: not a readable GeoTIFF, or one without valid data.
@@ -87,7 +87,7 @@ def read_window(dataset: Any, window: Window | None, rendering: Rendering, stret
 
 
 def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """The first band, resampled (bilinear) to [height, width]: its values, and which of them are data (nearest)."""
+    """Return the first band resampled to [height, width]: its values (bilinear), and bool: which are data (nearest)."""
     from rasterio.enums import Resampling
 
     shape = (1, height, width)
@@ -96,22 +96,24 @@ def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], 
 
 
 def as_image(pixels: npt.NDArray[np.uint8]) -> Image:
-    """Bands [H, W, C] as an image of its own: a single one becomes three equal ones."""
+    """Return bands [H, W, C] as a contiguous image; a single band becomes three equal ones."""
     channels = 3 if pixels.shape[2] == 1 else pixels.shape[2]
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
 
 
 @contextmanager
 def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
-    """A rasterio dataset of one TIFF (or 16-bit PNG) and of nothing else.
+    """Open one TIFF (or 16-bit PNG), without sidecar files, as a rasterio dataset.
+
+    rasterio warns of files without georeference (`NotGeoreferencedWarning`); applications may hide that.
 
     Raises:
-        ImageError: not such a file, or damaged; also when reading fails inside the `with` block.
+        ImageError: not such a file, or damaged; also if reading fails inside the `with` block.
     """
     import rasterio
 
     if isinstance(source, Path) and image_format(source) != "TIFF":
-        raise ImageError("not a TIFF: only a GeoTIFF scene has windows")
+        raise ImageError("not a TIFF; only GeoTIFF scenes are read by window")
     try:
         with ExitStack() as stack:
             stack.enter_context(rasterio.Env(**_GDAL))
@@ -123,13 +125,13 @@ def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
                 )
             yield stack.enter_context(dataset)
     except gdal_errors() as error:
-        # GDAL's own words are in the cause; rasterio's last error only points there.
+        # GDAL's own message is in the cause; rasterio's last error only points to it.
         words = re.sub(r"/vsimem/[^/]+/", "", str(error.__cause__ or error))
         raise ImageError(f"damaged or truncated: {words.splitlines()[0]}") from error
 
 
 def gdal_errors() -> tuple[type[Exception], ...]:
-    """What rasterio raises where GDAL fails: its own errors, and GDAL's, which have no public name."""
+    """Return the types that rasterio raises if GDAL fails: its own errors, and GDAL's, which have no public name."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
@@ -137,36 +139,36 @@ def gdal_errors() -> tuple[type[Exception], ...]:
 
 
 def check_blocks(dataset: Any, limits: Limits) -> None:
-    """Refuses a scene whose blocks, the least that can be decoded, are beyond `limits`."""
+    """Raise `ImageError` if a block of a scene, the smallest unit to decode, is beyond `limits`."""
     height, width = dataset.block_shapes[0]
     check_layout(dataset, width * height, limits)
 
 
 def check_layout(dataset: Any, pixels: int, limits: Limits) -> None:
-    """Refuses a kind of data that has no rendering, and what decodes `pixels` pixels beyond `limits`."""
+    """Raise `ImageError` for data that cannot be rendered, or if decoding `pixels` pixels is beyond `limits`."""
     from rasterio.enums import ColorInterp, PhotometricInterp
 
     dtype = dataset.dtypes[0]
     if dataset.count > _MAX_BANDS:
         raise ImageError(f"{dataset.count} bands; at most {_MAX_BANDS}")
     if np.dtype(dtype).kind not in "iuf":
-        raise ImageError(f"values of type {dtype}; whole or floating-point numbers are shown")
+        raise ImageError(f"values of type {dtype}; integers and floating-point numbers are allowed")
     if dataset.photometric == PhotometricInterp.cmyk:
         raise ImageError("CMYK colours; convert it to RGB")
     num_bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
     if num_bits < 8 and dataset.colorinterp[0] != ColorInterp.palette:
-        raise ImageError(f"{num_bits} bits a value; convert it to 8 or 16")
-    # GDAL decodes all bands of a block together where they lie interleaved by pixel.
+        raise ImageError(f"{num_bits} bits per value; convert it to 8 or 16")
+    # GDAL decodes all bands of a block together if they are interleaved by pixel.
     decoded = pixels * dataset.count * np.dtype(dtype).itemsize
     if decoded > limits.max_decoded_bytes:
         raise ImageError(
             f"{dataset.count} bands of {dtype} decode to {decoded:,} bytes at once; at most "
-            f"{limits.max_decoded_bytes:,}: cut it into tiles, or write it anew with internal tiles"
+            f"{limits.max_decoded_bytes:,} are allowed: cut it into tiles, or rewrite it with internal tiles"
         )
 
 
 def read_bytes(path: Path, limits: Limits) -> bytes:
-    """All of a file, or `ImageError` where it is none or too long."""
+    """Return the content of a file; `ImageError` if it is not a file or too long."""
     with opened(path) as file:
         data = file.read(limits.max_bytes + 1)
     limits.check_bytes(len(data))
@@ -174,7 +176,7 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
 
 
 def image_format(source: bytes | Path) -> str:
-    """`JPEG`, `PNG` or `TIFF` by the first bytes; `ImageError` for anything else."""
+    """Return `JPEG`, `PNG` or `TIFF`, by the first bytes; `ImageError` for anything else."""
     if isinstance(source, bytes):
         start = source[:12]
     else:
@@ -187,7 +189,7 @@ def image_format(source: bytes | Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a name that no file system takes is none."""
+    """Whether `path` is a folder; False for names that no file system allows."""
     try:
         return path.is_dir()
     except OSError:
@@ -196,7 +198,7 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, or `ImageError` where it is none or must not be read."""
+    """Open a file for reading; `ImageError` if it is not a file or not readable."""
     try:
         if not path.is_file():
             raise ImageError("it is a folder or a device, not a file" if path.exists() else "there is no such file")
@@ -225,20 +227,20 @@ def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
 
 
 def numbered(bands: Sequence[int | str], count: int) -> list[int]:
-    """`bands` of a file of `count`, or `ImageError` where they are not there or are names."""
+    """Return `bands` of a file with `count` bands; `ImageError` if one does not exist or is a name."""
     numbers = [band for band in bands if isinstance(band, int)]
     if len(numbers) < len(bands):
         raise ImageError(
-            f"bands {','.join(map(str, bands))} are asked for by name, and this is a file: only folders of one file a "
-            "band have names (list them in a .txt), a file's bands have numbers"
+            f"bands {','.join(map(str, bands))} are names, and the bands of a file have numbers; only patch folders "
+            "(one file per band, listed in a .txt) have names"
         )
     if max(numbers) > count:
-        raise ImageError(f"band {max(numbers)} is asked for; it has {count}")
+        raise ImageError(f"no band {max(numbers)}; the image has {count}")
     return numbers
 
 
 def _valid(dataset: Any, bands: list[int], values: npt.NDArray[Any], **part: Any) -> npt.NDArray[np.bool_]:
-    """Which values [B, H, W] are data: bool [B, H, W]."""
+    """Which of the values [B, H, W] are data: bool [B, H, W]."""
     from rasterio.enums import MaskFlags
 
     valid: npt.NDArray[np.bool_] = np.isfinite(values)

@@ -1,4 +1,4 @@
-"""One image on its way into the archive: read, placed, prepared for the network."""
+"""Records: images that are decoded, placed and prepared for the network."""
 
 import dataclasses
 import datetime as dt
@@ -25,7 +25,7 @@ MAX_THUMBNAIL_PX = 128
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A row of the archive that only lacks its code, and the network's input: `pixels` uint8 [crop, crop, C]."""
+    """A row of the archive without its code, and the network's input `pixels`, uint8 [crop, crop, C]."""
 
     pixels: npt.NDArray[np.uint8]
     uri: str
@@ -37,11 +37,14 @@ class Record:
 
 
 def read_record(item: Item, preprocessing: Preprocessing) -> Record:
-    """Reads the image, patch folder or tile of `item`; `ImageError` when it is refused.
+    """Read the image, patch folder or tile of an item.
 
-    `InputError` where an object store does not answer or lets nobody in, for which the image is not to blame.
+    Place and time that the item states take precedence over those in the file.
 
-    What the item itself says of place and time goes before what the file says.
+    Raises:
+        ImageError: the item is refused.
+        InputError: an object store does not answer or gives no permission, or PROJ cannot project; the image may be
+            sound.
     """
     if item.problem is not None:
         raise ImageError(item.problem)
@@ -69,12 +72,12 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
 
 @lru_cache(maxsize=8)
 def _scene_stretch(path: Path, rendering: Rendering) -> Stretch | None:
-    """One stretch for all tiles of a scene; found once a process, for its tiles come one after another."""
+    """The stretch that all tiles of a scene share. Cached, because the tiles of a scene are read one after another."""
     return stretch_limits(path, rendering)
 
 
 def make_thumbnail(image: npt.NDArray[np.uint8]) -> bytes:
-    """A JPEG of at most `MAX_THUMBNAIL_PX` a side of a picture uint8 [H, W, 3]."""
+    """Return a JPEG with sides of at most `MAX_THUMBNAIL_PX` pixels from a picture uint8 [H, W, 3]."""
     picture = Image.fromarray(image)
     picture.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX), Image.Resampling.BILINEAR)
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""Scenes cut into tiles: full squares that cover a whole GeoTIFF, read by window."""
+"""Tiles: squares that cover a whole GeoTIFF scene, read by window."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ _MAX_TILES = 1_000_000
 
 
 def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
-    """`tile_px` itself, or `InputError` where an image of that side would be refused."""
+    """Return `tile_px`; `InputError` if an image of that side would be refused."""
     if isinstance(tile_px, bool) or not isinstance(tile_px, int):
-        raise InputError(f"the tile's side is {tile_px!r}; a whole number of pixels")
+        raise InputError(f"the tile's side is {tile_px!r}; a whole number of pixels is required")
     try:
         limits.check_size(tile_px, tile_px)
     except ImageError as error:
@@ -26,9 +26,9 @@ def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
 
 
 def plan_tiles(path: Path, tile_px: int) -> list[Window]:
-    """Windows of `tile_px` x `tile_px` pixels that cover the whole scene, row by row.
+    """Return the windows of `tile_px` x `tile_px` pixels that cover the whole scene, row by row.
 
-    The last of each row and column is shifted inward, so that every tile is full size; it overlaps its neighbour.
+    The last window of each row and column is shifted inward to be of full size; it overlaps its neighbour.
 
     Raises:
         ImageError: not a readable TIFF, smaller than one tile, or of more than a million tiles.
@@ -38,10 +38,12 @@ def plan_tiles(path: Path, tile_px: int) -> list[Window]:
         width, height = dataset.width, dataset.height
     if min(width, height) < tile_px:
         raise ImageError(f"{width} x {height} pixels, smaller than a tile of {tile_px} x {tile_px}")
-    # A header of a few bytes can promise a scene whose list of tiles fills the memory.
+    # The header of a small file can declare a scene whose list of tiles would fill the memory.
     num_tiles = -(-width // tile_px) * -(-height // tile_px)
     if num_tiles > _MAX_TILES:
-        raise ImageError(f"{width} x {height} pixels are {num_tiles:,} tiles; at most {_MAX_TILES:,}: take larger ones")
+        raise ImageError(
+            f"{width} x {height} pixels are {num_tiles:,} tiles; at most {_MAX_TILES:,} are allowed: use larger tiles"
+        )
     return [(col, row, tile_px, tile_px) for row in _starts(height, tile_px) for col in _starts(width, tile_px)]
 
 
@@ -52,36 +54,36 @@ def read_tile(
     limits: Limits = _LIMITS,
     stretch: Stretch | None = None,
 ) -> Image:
-    """One tile as uint8 [height, width, 3].
+    """Return one tile as uint8 [height, width, C].
 
-    Only the blocks under the window are decoded: the scene may be of any size.
+    Only the blocks under the window are decoded; the scene may be of any size.
 
     Args:
         path: the scene.
-        window: one of `plan_tiles`.
-        rendering: bands, and the stretch where `stretch` is None.
+        window: a window from `plan_tiles`.
+        rendering: bands, and the stretch if `stretch` is None.
         limits: for the tile and for one block of the scene.
-        stretch: `stretch_limits` of the scene, so that all of its tiles are shown alike.
+        stretch: `stretch_limits` of the scene, which all of its tiles share.
 
     Raises:
-        ImageError: not readable, a window that leaves the scene, or no valid data in it.
+        ImageError: not readable, a window that is not within the scene, or no valid data in it.
     """
     col, row, width, height = window
     limits.check_size(width, height)
     with open_tiff(path) as dataset:
         if col < 0 or row < 0 or col + width > dataset.width or row + height > dataset.height:
-            raise ImageError(f"the tile {window} leaves the scene of {dataset.width} x {dataset.height} pixels")
+            raise ImageError(f"the tile {window} is not within the scene of {dataset.width} x {dataset.height} pixels")
         check_blocks(dataset, limits)
         return read_window(dataset, window, rendering, stretch)
 
 
 def tile_key(scene_key: str, window: Sequence[int]) -> str:
-    """The key of a tile: `scene.tif#col,row,width,height`."""
+    """Return the key of a tile: `scene.tif#col,row,width,height`."""
     return f"{scene_key}#{','.join(str(number) for number in window)}"
 
 
 def _starts(length: int, tile_px: int) -> list[int]:
-    """First pixels of the tiles along one side."""
+    """The first pixel of each tile along one side."""
     starts = list(range(0, length - tile_px + 1, tile_px))
     if starts[-1] + tile_px < length:
         starts.append(length - tile_px)

@@ -321,7 +321,7 @@ def test_no_key_escapes_from_the_filter(archive, key):
 @pytest.mark.parametrize(
     ("codes", "bits", "columns", "message"),
     [
-        (np.zeros((1, 2), np.int8), 12, {}, "codes are uint8, got int8"),
+        (np.zeros((1, 2), np.int8), 12, {}, "codes must be uint8, got int8"),
         (np.zeros((1, 3), np.uint8), 12, {}, "a code of 12 bits has 2 bytes"),
         (np.ones((1, 2), np.uint8), 12, {}, "4 pad bits"),
         (np.zeros(2, np.uint8), 12, {}, "got shape"),

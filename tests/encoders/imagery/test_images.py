@@ -73,7 +73,7 @@ def test_8_bit_data_are_not_stretched():
 def test_a_band_that_is_not_there_is_refused(source):
     image = Image.fromarray(np.moveaxis(noise(3), 0, -1))
     data = tiff(noise(3)) if source == "tiff" else encoded(image, "PNG")
-    with pytest.raises(ImageError, match="band 4 is asked for; it has 3"):
+    with pytest.raises(ImageError, match="no band 4; the image has 3"):
         read_image(data, Rendering((4, 3, 2)))
 
 

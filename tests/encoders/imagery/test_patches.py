@@ -144,15 +144,15 @@ def write_larger(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "no band B03; there are B01, B02, B04, B05"),
+        (lambda path: path.unlink(), "no band B03; the bands are B01, B02, B04, B05"),
         (truncate, "band B03: damaged or truncated"),
         (write_noise, "band B03: not a JPEG, PNG or TIFF: begins with b'no image'"),
         (lambda path: path.write_bytes(b""), "band B03: the file is empty"),
-        (write_three, "band B03: its file holds 3 bands; one is needed"),
-        (write_odd, "band B03: 24 x 16 pixels, and band B02 has 24 x 24"),
-        (write_elsewhere, "band B03: it shows another place than band B02"),
+        (write_three, "band B03: its file has 3 bands; one is required"),
+        (write_odd, "band B03: 24 x 16 pixels do not divide the 24 x 24 of band B02"),
+        (write_elsewhere, "band B03: its place differs from that of band B02"),
         (write_larger, "8000 x 7000 pixels; at most 50,000,000 in all"),
-        (lambda path: path.rename(path.with_name("other_B02.tif")), "band B02 is there twice, in S2A_1_2_B02.tif and"),
+        (lambda path: path.rename(path.with_name("other_B02.tif")), "band B02 occurs twice: S2A_1_2_B02.tif and"),
     ],
 )
 def test_a_band_that_is_missing_or_damaged_is_named(tmp_path, damage, message):
@@ -182,10 +182,10 @@ def test_names_belong_to_folders_and_numbers_to_files(tmp_path):
     write_patch(tmp_path / "patch")
     with pytest.raises(ImageError, match="bands of a folder have names, not numbers: B01, B02"):
         read_image(tmp_path / "patch", Rendering((1, 2)))
-    with pytest.raises(ImageError, match="bands B02,B03 are asked for by name, and this is a file"):
+    with pytest.raises(ImageError, match="bands B02,B03 are names, and the bands of a file have numbers"):
         read_image(tmp_path / "patch" / "S2A_1_2_B02.tif", Rendering(("B02", "B03")))
     write_patch(tmp_path / "other", ("B5", "B6"))
-    with pytest.raises(ImageError, match="bands B5, B6 have no RGB that is known; state those to show by name"):
+    with pytest.raises(ImageError, match="no known RGB among the bands B5, B6; state the bands to show by name"):
         read_image(tmp_path / "other")
 
 

@@ -115,7 +115,7 @@ def test_a_std_that_cannot_divide_is_refused(std):
 
 @pytest.mark.parametrize("orientations", [0, 2, 16, -1])
 def test_an_unknown_number_of_orientations_is_refused(orientations):
-    with pytest.raises(InputError, match=f"orientations {orientations}: 1, 4, 8 are allowed"):
+    with pytest.raises(InputError, match=f"orientations {orientations}; 1, 4, 8 are allowed"):
         Preprocessing(Rendering(), 32, 32, orientations=orientations)
 
 

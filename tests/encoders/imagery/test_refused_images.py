@@ -181,14 +181,14 @@ def test_cmyk_is_refused_with_advice(kind):
 def test_complex_values_and_few_bits_are_refused():
     with pytest.raises(ImageError, match="values of type complex64"):
         read_image(tiff(noise(1, np.float32).astype(np.complex64)))
-    with pytest.raises(ImageError, match="4 bits a value"):
+    with pytest.raises(ImageError, match="4 bits per value"):
         read_image(tiff(noise(1, high=15), nbits=4))
 
 
 def test_what_is_not_a_file_is_refused(tmp_path):
     with pytest.raises(ImageError, match="there is no such file"):
         read_image(tmp_path / "nothing.jpg")
-    with pytest.raises(ImageError, match="a folder without bands, which are TIFFs"):
+    with pytest.raises(ImageError, match="a folder without bands; bands are TIFFs"):
         read_image(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="a folder or a device"):

@@ -21,11 +21,11 @@ from orbithash.encoders.imagery.images import Rendering, stretch_limits
         ((1.0,), "percentile:2:98", ["bands is (1.0,)"]),
         (None, "gamma:2", ["stretch is 'gamma:2'"]),
         (None, "percentile:2", ["allowed are percentile:LO:HI and range:LO:HI"]),
-        (None, "percentile:98:2", ["percentiles go up from 0 to 100"]),
-        (None, "percentile:0:101", ["percentiles go up"]),
-        (None, "percentile:nan:98", ["percentiles go up"]),
-        (None, "range:5:5", ["a range goes up"]),
-        (None, "range:0:inf", ["a range goes up"]),
+        (None, "percentile:98:2", ["percentiles rise from 0 to 100"]),
+        (None, "percentile:0:101", ["percentiles rise"]),
+        (None, "percentile:nan:98", ["percentiles rise"]),
+        (None, "range:5:5", ["the limits of a range rise"]),
+        (None, "range:0:inf", ["the limits of a range rise"]),
         ((0,), "range:a:b", ["found 2 problems", "bands is (0,)", "stretch is 'range:a:b'"]),
     ],
 )
@@ -46,7 +46,7 @@ def test_a_rendering_survives_json(rendering):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"band": [1]}, "no key 'band'; the keys are bands, stretch"),
+        ({"band": [1]}, "unknown key 'band'; the keys are bands, stretch"),
         ({"bands": 1}, "bands is 1; a list of numbers or names"),
         ({"bands": [[1]]}, r"bands is \(\[1\],\)"),
         ({"stretch": 2}, "stretch is 2; text"),

@@ -232,7 +232,11 @@ def test_scenes_that_cannot_be_cut_are_refused_when_read(tmp_path, damage):
     bad, good = list_source(tmp_path, 64)
     assert (bad.key, good.key) == ("bad.tif#0,0,64,64", "good.tif#0,0,64,64")
     read_tile(Path(good.path), good.window)
-    reason = {"broken": "not a JPEG, PNG or TIFF", "small": "leaves the scene of 64 x 63", "missing": "no such file"}
+    reason = {
+        "broken": "not a JPEG, PNG or TIFF",
+        "small": "is not within the scene of 64 x 63",
+        "missing": "no such file",
+    }
     with pytest.raises(ImageError, match=reason[damage]):
         read_tile(Path(bad.path), bad.window)
 

@@ -153,7 +153,7 @@ def test_settings_from_text():
 def test_images_without_the_bands_are_all_named(data):
     run = make_run(data, "dhcl")
     config = run.config.model_copy(update={"bands": (14, 1)})
-    with pytest.raises(InputError, match=r"Forest_\d.tif: band 14 is asked for; it has 13") as caught:
+    with pytest.raises(InputError, match=r"Forest_\d.tif: no band 14; the image has 13") as caught:
         load_images(data, run.manifest.images, config.preprocessing())
     assert str(caught.value).count("band 14") == 20
 
