@@ -1,4 +1,4 @@
-"""Rows into and out of a running gateway's archive, from the command line."""
+"""The verbs `upsert` and `delete`: rows of a source or a list of keys, sent to a gateway."""
 
 import sys
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Upserted", "delete_keys", "upsert_source"]
 
-# Rows sent before the next are read.
-PIECE = 64
+# Images that are read before they are sent.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Upserted:
-    """What became of a source: rows written, and key and reason of images that were refused."""
+    """The outcome of a source: the number of rows written, and the reason of each refused item by key."""
 
     num_written: int
     refused: dict[str, str]
 
 
 def upsert_source(client: Client, source: str, asset: str | None = None) -> Upserted:
-    """Sends every image of `source` (see `list_source`), which the gateway encodes; refused ones do not stop it."""
-    # Here: `delete` needs no library for images.
+    """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped."""
+    # Imported here because `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.imagery.sources import list_source
     from orbithash.trainers.datasets import find_items
@@ -44,23 +44,23 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
     refused: dict[str, str] = {}
     num_written = 0
     with track("writing", len(items), "images") as advance_to:
-        for start in range(0, len(items), PIECE):
-            piece = items[start : start + PIECE]
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
             rows = []
-            for item in piece:
+            for item in batch:
                 try:
                     rows.append(_row(item))
                 except InputError as err:
                     refused[item.key] = str(err)
             num_written += _send(client, rows, refused)
-            advance_to(start + len(piece), f"{len(refused)} refused" if refused else "")
+            advance_to(start + len(batch), f"{len(refused)} refused" if refused else "")
     return Upserted(num_written, refused)
 
 
 def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
-    """Removes rows by key, and by the keys in a file, one a line ("-": standard input); how many there were."""
+    """Remove rows by key and return their number; `file` has one key per line ("-" reads standard input)."""
     if not keys and file is None:
-        raise InputError("give keys, or --keys FILE with one key a line")
+        raise InputError("give keys, or --keys FILE with one key per line")
     lines: list[str] = []
     if file is not None:
         try:
@@ -98,7 +98,7 @@ def _row(item: "Item") -> Row:
 
 
 def _send(client: Client, rows: Sequence[Row], refused: dict[str, str]) -> int:
-    """Rows written of a piece; where one is refused, all are sent one by one."""
+    """Write rows and return their number. If one is refused, send them one by one and note the refused ones."""
     try:
         return client.upsert(rows)
     except InvalidQuery as err:

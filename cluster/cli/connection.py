@@ -1,4 +1,4 @@
-"""How the command line reaches a gateway: options that every verb of a client has."""
+"""Options with which all verbs of a client reach a gateway."""
 
 import os
 from dataclasses import dataclass
@@ -25,18 +25,19 @@ TOKEN_VARIABLE = "ORBITHASH_TOKEN"
 
 GatewayOption = Annotated[str, typer.Option("--address", envvar="ORBITHASH_ADDRESS", help="HOST:PORT of the gateway.")]
 TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", help=f"File of the token to show; else {TOKEN_VARIABLE} is one.")
+    Path | None,
+    typer.Option("--token-file", help=f"File with the client's token; default: {TOKEN_VARIABLE}."),
 ]
 CaOption = Annotated[
-    Path | None, typer.Option("--ca", help="Certificates to know the gateway by, PEM: encrypts the connection.")
+    Path | None, typer.Option("--ca", help="Certificates of trusted authorities, PEM; encrypts the connection.")
 ]
-CertOption = Annotated[Path | None, typer.Option("--cert", help="Certificate to show, PEM, where the gateway asks.")]
-CertKeyOption = Annotated[Path | None, typer.Option("--cert-key", help="Its key, PEM.")]
+CertOption = Annotated[Path | None, typer.Option("--cert", help="The client's certificate, PEM, for mutual TLS.")]
+CertKeyOption = Annotated[Path | None, typer.Option("--cert-key", help="Key of the client's certificate, PEM.")]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a gateway is and what to show it; what its options say, unchecked."""
+    """The address of a gateway and the client's token and certificates, unchecked."""
 
     address: str
     timeout_s: float = 10.0
@@ -46,12 +47,12 @@ class Connection:
     key: Path | None = None
 
     def client(self) -> "Client":
-        """A client that has contacted nobody yet; `InputError` for wrong options."""
+        """Return a client that has not contacted the gateway yet. Raises `InputError` for invalid options."""
         from orbithash.search.client import Client, Tls
         from orbithash.search.gateway.tokens import read_token
 
         if not self.timeout_s > 0:
-            raise InputError(f"--timeout is {self.timeout_s:g}; seconds above 0 are needed")
+            raise InputError(f"--timeout is {self.timeout_s:g}; give a number of seconds above 0")
         token = read_token(self.token_file) if self.token_file else os.environ.get(TOKEN_VARIABLE) or None
         is_encrypted = any((self.ca, self.certificate, self.key))
         tls = Tls(self.ca, self.certificate, self.key) if is_encrypted else None

@@ -1,4 +1,4 @@
-"""One query from the command line."""
+"""The query of `orbithash query`, and its answer as a table or as JSON."""
 
 import base64
 import sys
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.protocol.queries import MAX_IMAGE_BYTES, Answer, Cursor, Example, Query
+from orbithash.search.protocol.queries import Answer, Cursor, Example, Query
 
 __all__ = ["as_fields", "as_table", "find_duplicates", "make_query"]
 
@@ -27,18 +27,26 @@ def make_query(
     after: str | None = None,
     **fields: Any,
 ) -> Query:
-    """A query of what the command line was given; `InputError` for what is wrong with it.
+    """Return the query of the options of the command line. Raises `InputError` for invalid options.
 
-    `code` is hexadecimal, `like` and `unlike` are keys of examples, `after` is DISTANCE:ID. The rest is `Query`'s.
+    Args:
+        image: an image file.
+        text: a sentence.
+        key: the key of a row.
+        code: a packed code in hexadecimal.
+        like: keys of positive examples.
+        unlike: keys of negative examples.
+        after: a cursor, DISTANCE:ID.
+        **fields: further fields of `Query`.
     """
-    ways = {"--image": image, "--text": text, "--key": key, "--code": code, "--like": like or None}
-    given = [name for name, value in ways.items() if value is not None]
+    options = {"--image": image, "--text": text, "--key": key, "--code": code, "--like": like or None}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        *but_last, last = ways
-        told = " and ".join(given) or "none"
-        raise InputError(f"give one of {', '.join(but_last)} and {last}, got {told}")
+        *first, last = options
+        got = " and ".join(given) or "none"
+        raise InputError(f"give one of {', '.join(first)} and {last}, got {got}")
     query = Query(
-        image=None if image is None else _read_file(image),
+        image=image,
         text=text,
         key=key,
         code=None if code is None else _from_hex(code),
@@ -52,7 +60,7 @@ def make_query(
 
 
 def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[str]]:
-    """The keys of each group of rows of the archive that pass the filter (see `duplicate_groups`)."""
+    """Return the keys of each group of similar rows among those that pass the filter; see `duplicate_groups`."""
     import numpy as np
 
     from orbithash.encoders.archive.archive import Archive
@@ -62,10 +70,10 @@ def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[s
     opened = Archive.open(archive)
     ids, codes = opened.codes()
     if filter_text:
-        wanted = parse_filter(filter_text)
-        rows, table = opened.scan(list(wanted.columns))
-        is_wanted = np.isin(ids, rows[wanted.mask(table)])
-        ids, codes = ids[is_wanted], codes[is_wanted]
+        condition = parse_filter(filter_text)
+        rows, table = opened.scan(list(condition.columns))
+        passes = np.isin(ids, rows[condition.mask(table)])
+        ids, codes = ids[passes], codes[passes]
     groups = duplicate_groups(ids, codes, opened.bits, radius)
     rows, table = opened.scan(["key"])
     key_of = dict(zip(rows.tolist(), table["key"].to_pylist(), strict=True)) if groups else {}
@@ -75,33 +83,19 @@ def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[s
 def _cursor(text: str) -> Cursor:
     distance, colon, row = text.partition(":")
     if not colon or not (distance.isascii() and distance.isdigit() and row.isascii() and row.isdigit()):
-        raise InputError(f"--after {text!r} is not DISTANCE:ID, as an answer's last line says it")
+        raise InputError(f"--after {text!r} is not DISTANCE:ID, as printed in the last line of an answer")
     return Cursor(int(distance), int(row))
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read ({err.strerror})") from err
-    if len(data) > MAX_IMAGE_BYTES:
-        size = path.stat().st_size
-        raise InputError(
-            f"{path} has {size:,} bytes; a query image has at most {MAX_IMAGE_BYTES:,}: send a smaller one"
-        )
-    return data
 
 
 def _from_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError as err:
-        raise InputError(f"--code {text!r} is not hexadecimal; a 64-bit code is 16 digits such as 00ff…") from err
+        raise InputError(f"--code {text!r} is not hexadecimal; a 64-bit code has 16 digits such as 00ff…") from err
 
 
 def as_fields(answer: Answer) -> dict[str, Any]:
-    """The answer as the fields of `--json`."""
+    """Return the answer as the fields of `--json`."""
     hits = [
         {
             "rank": hit.rank,
@@ -120,6 +114,7 @@ def as_fields(answer: Answer) -> dict[str, Any]:
         "hits": hits,
         "ties_at_cutoff": answer.ties_at_cutoff,
         "coverage": answer.coverage.fraction,
+        "is_exact": answer.is_exact,
         "took_ms": round(answer.took_ms, 3),
         "next": None if answer.next is None else f"{answer.next.distance}:{answer.next.id}",
     }
@@ -127,23 +122,23 @@ def as_fields(answer: Answer) -> dict[str, Any]:
 
 
 def _text(name: str, value: str | bytes | None) -> str | None:
-    """Bytes as JSON takes them: a code in hexadecimal, as `--code` reads it, all else in base 64."""
+    """Return a value of a column for JSON: codes in hexadecimal, as `--code` reads them, other bytes in base64."""
     if not isinstance(value, bytes):
         return value
     return value.hex() if name == "code" else base64.b64encode(value).decode()
 
 
 def as_table(answer: Answer) -> None:
-    """Prints the answer for a person."""
+    """Print the answer as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rank", "distance", "key", "label", "place", "date"):
-        # Whole keys, for the next query.
+        # Keys are printed whole, to be copied into the next query.
         table.add_column(name, overflow="fold")
     for fields in as_fields(answer)["hits"]:
         place = "" if fields["lon"] is None else f"{fields['lat']:.4f} {fields['lon']:.4f}"
         date = (fields["datetime"] or "")[:10]
         table.add_row(str(fields["rank"]), str(fields["distance"]), fields["key"], fields["label"] or "", place, date)
-    # A pipe has no width to keep to.
+    # A pipe has no width.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     console.print(table)
     last = answer.hits[-1].distance if answer.hits else 0
@@ -153,6 +148,8 @@ def as_table(answer: Answer) -> None:
         console.print(f"{answer.matching_rows} rows pass the filter")
     if answer.next is not None:
         console.print(f"more: --after {answer.next.distance}:{answer.next.id}")
+    if not answer.is_exact:
+        console.print("approximate index: nearer rows may be missing")
     if answer.coverage.fraction < 1:
         missing = answer.coverage.total_shards - answer.coverage.answered_shards
         console.print(f"partial answer: {missing} of {answer.coverage.total_shards} shards did not answer")

@@ -250,7 +250,7 @@ def refresh(
     Paths are read on the gateway's machine. No query fails during the switch.
     """
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
-        client.refresh(archive, model, shards)
+        client.refresh(archive, model, shards, timeout_s=timeout)
         _print_status(client, as_json)
 
 

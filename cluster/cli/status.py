@@ -1,4 +1,4 @@
-"""What a gateway serves, and whether it can."""
+"""The state of a gateway, as a table or as JSON."""
 
 import dataclasses
 import sys
@@ -16,29 +16,29 @@ __all__ = ["Status", "as_fields", "as_table", "read_status"]
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """`is_serving` is what the gateway's health check says."""
+    """The description of a gateway, and the result of its health check."""
 
     description: Description
     is_serving: bool
 
     @property
     def is_whole(self) -> bool:
-        """Whether the gateway is serving and each shard has a copy that answers."""
+        """Whether the gateway is serving and each shard has a healthy replica."""
         return self.is_serving and all(shard.healthy_replicas for shard in self.description.shards)
 
 
 def read_status(client: Client) -> Status:
-    """Asks the gateway; raises as `Client.search`."""
+    """Return the state of the gateway; raises the errors of `Client`."""
     return Status(client.describe(), client.is_serving())
 
 
 def as_fields(status: Status) -> dict[str, Any]:
-    """The fields of `--json`."""
+    """Return the fields of `--json`."""
     return {**dataclasses.asdict(status.description), "is_serving": status.is_serving, "is_whole": status.is_whole}
 
 
 def as_table(status: Status) -> None:
-    """Prints the status for a person."""
+    """Print the state as tables."""
     served = status.description
     about = Table(box=None, pad_edge=False, show_header=False)
     about.add_column(style="bold")
@@ -65,4 +65,4 @@ def as_table(status: Status) -> None:
     console.print(shards)
     dead = [str(number) for number, shard in enumerate(served.shards) if not shard.healthy_replicas]
     if dead:
-        console.print(f"answers are partial: no copy of shard {', '.join(dead)} answers")
+        console.print(f"answers are partial: no healthy replica of shard {', '.join(dead)}")

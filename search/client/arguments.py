@@ -37,7 +37,7 @@ Item = TypeVar("Item", Row, RowUpdate)
 
 
 def as_query(query: Query | None, **fields: Any) -> Query:
-    """Return `query`, or the query with these fields, checked; fields that are None have their defaults.
+    """Return `query`, or the query with these fields, checked; fields with None have their defaults.
 
     Raises `InvalidQuery`, also for a query together with fields.
     """

@@ -42,7 +42,7 @@ class Call:
     Attributes:
         request_id: its id in the log.
         timeout_s: its time limit, and the limit of each message of a stream, in seconds.
-        caller: who calls, for the audit log; "" if the call changes nothing.
+        caller: the name of the caller for the audit log; "" if the call changes nothing.
     """
 
     request_id: str

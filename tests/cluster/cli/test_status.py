@@ -89,8 +89,8 @@ def status_of(*healthy, is_serving=True):
     ("status", "code", "words"),
     [
         (status_of(2, 1), 0, "serving"),
-        (status_of(2, 0), 1, "answers are partial: no copy of shard 1 answers"),
-        (status_of(0, 0, is_serving=False), 1, "answers are partial: no copy of shard 0, 1 answers"),
+        (status_of(2, 0), 1, "answers are partial: no healthy replica of shard 1"),
+        (status_of(0, 0, is_serving=False), 1, "answers are partial: no healthy replica of shard 0, 1"),
         (status_of(2, 2, is_serving=False), 1, "not serving"),
     ],
 )

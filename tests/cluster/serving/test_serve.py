@@ -198,7 +198,7 @@ def check_changes(cli, address, archive, scenes, bad_images, tmp_path):
         client.refresh(str(archive))
         assert client.describe().rows == len(before)
     ended = cli("delete", "--address", address)
-    assert ended.err == "error: give keys, or --keys FILE with one key a line\n"
+    assert ended.err == "error: give keys, or --keys FILE with one key per line\n"
 
 
 def check_other_shards(cli, address, oracle, scenes, model, counts):

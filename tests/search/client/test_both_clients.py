@@ -3,27 +3,22 @@
 import asyncio
 import inspect
 import threading
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import grpc
 import numpy as np
 import pytest
+from archive_parts import encode, serving_archive
 from images import encoded, picture
 from PIL import Image
-from search_parts import StubEncoder
 
-from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search.client import AsyncClient, Client
 from orbithash.search.client import streams as client_streams
-from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, Overloaded
 from orbithash.search.protocol.queries import Example, Query
 from orbithash.search.protocol.rows import Row
-from orbithash.search.service.service import Target, open_service
 from orbithash.v1 import search_pb2_grpc
 
 WHEN = datetime(2024, 5, 1, tzinfo=UTC)
@@ -61,47 +56,9 @@ async def collected(items):
     return [item async for item in items]
 
 
-async def encode(images):
-    """Codes of two bytes: the length of the image file."""
-    return np.array([[len(image) // 256 % 256, len(image) % 256] for image in images], np.uint8)
-
-
 @pytest.fixture(params=[Client, Blocking], ids=["blocking", "asyncio"])
 def make_client(request):
     return request.param
-
-
-@contextmanager
-def serving_archive(folder, limits=None, encode=encode):
-    """A gateway over a new archive of 16 bits, in an event loop in a thread; yields its address and its service."""
-
-    async def start():
-        Archive.open_or_create(folder, 16, "m" * 32)
-
-        async def open_backend(target):
-            return LocalBackend(Archive.open(target.archive), StubEncoder(encode), target.num_shards)
-
-        service = await open_service(open_backend, Target(str(folder), "", 2))
-        return service, await start_gateway(service, "127.0.0.1:0", limits=limits)
-
-    async def stop(service, gateway):
-        await gateway.stop(0)
-        await service.close()
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        service, gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-        try:
-            yield gateway.address, service, loop
-        finally:
-            asyncio.run_coroutine_threadsafe(stop(service, gateway), loop).result(30)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
 
 
 @pytest.fixture

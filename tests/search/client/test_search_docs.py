@@ -1,0 +1,61 @@
+"""The Python examples of docs/search.md run as they are printed."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from archive_parts import serving_archive
+from images import encoded, picture
+
+from orbithash.search.client import Client, Row
+from orbithash.search.gateway.limits import GatewayLimits
+from orbithash.search.protocol import queries, rows
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs/search.md").read_text()
+
+
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tile.png").write_bytes(encoded(picture(), "PNG"))
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 5
+    # Indented blocks continue the one before them.
+    programs = []
+    for block in blocks:
+        if block.startswith(" "):
+            programs[-1] += block
+        else:
+            programs.append(block)
+    with serving_archive(tmp_path / "archive") as (address, _, _):
+        with Client(address) as client:
+            client.upsert(
+                Row(key=f"scenes/{i:04}.tif", code=bytes([0, i]), label="harbor" if i % 2 else "beach", lat=60.0 + i)
+                for i in range(20)
+            )
+        for program in programs:
+            names = {"codes": np.array([[0, 1], [0, 2], [3, 4]], np.uint8)}
+            exec(textwrap.dedent(program).replace("127.0.0.1:50051", address), names)
+        with Client(address) as client:
+            assert client.count() == 20
+            assert client.count("key LIKE 'new/%'") == 0
+
+
+def test_the_limits_are_those_of_the_code():
+    table = PAGE.partition("## Limits")[2]
+    limits = GatewayLimits()
+    mib = 2**20
+    for words in (
+        f"{queries.MAX_K:,}; {queries.MAX_LARGE_ROWS:,} with thumbnails",
+        f"{queries.MAX_QUERIES}, with {queries.MAX_BATCH_HITS:,} hits",
+        f"{queries.MAX_IMAGE_BYTES // mib} MiB",
+        f"{queries.MAX_SENTENCE_CHARS:,}, {rows.MAX_KEY_CHARS:,} and {queries.MAX_FILTER_CHARS:,} characters",
+        f"| {queries.MAX_EXAMPLES} |",
+        f"| {rows.MAX_ROWS:,} |",
+        f"| {limits.max_receive_bytes // mib} MiB |",
+        f"| {limits.max_request_bytes // mib} MiB |",
+        f"{limits.max_concurrent_rpcs:,}, with at most {limits.max_streams} streams",
+        f"{limits.max_timeout_s:g} s; a refresh",
+        f"| {limits.max_idle_s:g} s |",
+    ):
+        assert words in table, words
