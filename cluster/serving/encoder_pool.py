@@ -173,7 +173,7 @@ class EncoderPool:
             ray.kill(actor)
             if isinstance(err, TimeoutError):
                 raise InputError(
-                    f"a network was not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?"
+                    f"an encoder was not ready after {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
                 ) from err
             if isinstance(err, RayTaskError):
                 raise err.cause from err

@@ -1,4 +1,4 @@
-"""The shards of an archive as Ray actors, each in as many copies as asked for."""
+"""The shards of an archive as Ray actors, with a number of replicas each."""
 
 import asyncio
 import pickle
@@ -22,27 +22,27 @@ from orbithash.search.observer import Observer
 
 __all__ = ["RayBackend"]
 
-# A scan is short and takes one thread; what a shard needs of its node is memory.
+# CPUs of one replica. A scan is short and takes one thread; the scarce resource of a shard is memory.
 SHARD_CPUS = 0.1
 
-# Two searches at a time in one shard; changes and questions after its health go beside them.
+# Maximum number of concurrent calls of one replica: searches, changes and health checks.
 SHARD_THREADS = 4
 
-# A shard that dies starts again and reads its rows from the archive version that is asked for.
+# Without limit. A restarted replica reads its rows when a version is requested.
 MAX_RESTARTS = -1
 
 START_TIMEOUT_S = 600.0
-# A replica that has not taken a change after this time is pinged; a change goes on without a replica that does not
+# A replica that has not applied a change after this time is pinged; a change goes on without a replica that does not
 # answer the ping.
 APPLY_TIMEOUT_S, PING_TIMEOUT_S = 10.0, 5.0
 
-_KEPT_SELECTIONS = 32
+_MAX_SELECTIONS = 32
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 
 class _ShardActor:
-    """Shard `number` of `num_shards` of an archive, in the versions that are asked for."""
+    """One replica of shard `number` of `num_shards` of an archive; holds the versions that were requested."""
 
     def __init__(self, archive: str, bits: int, number: int, num_shards: int, index: str) -> None:
         self._host = ShardHost(lambda version: codes_of(archive, version), bits, number, num_shards, index)
@@ -56,14 +56,14 @@ class _ShardActor:
     def ping(self) -> None:
         """Return at once, also while another thread loads a version."""
 
-    def search(self, asked: bytes, ids: Ids | None = None) -> bytes:
-        version, queries, k, radius, after, token = pickle.loads(asked)
+    def search(self, request: bytes, ids: Ids | None = None) -> bytes:
+        version, queries, k, radius, after, token = pickle.loads(request)
         selection = None if ids is None else Selection(token, ids)
         return pickle.dumps(self._host.search(version, queries, k, radius, after, selection), _PROTOCOL)
 
 
 class _RayShardClient:
-    """One copy of a shard in one version."""
+    """One replica of a shard in one version."""
 
     num_replicas = num_healthy = 1
 
@@ -76,15 +76,16 @@ class _RayShardClient:
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
         token = "" if scope.selection is None else scope.selection.token
-        # As bytes: what Ray makes of arrays takes longer than a search (docs/results.md). Nobody outside sends these.
-        asked = pickle.dumps((self._version, queries, k, scope.radius, scope.after, token), _PROTOCOL)
+        # As bytes, because Ray serialises arrays more slowly than a shard searches (docs/results.md). Only this process
+        # sends these requests, so unpickling them is safe.
+        request = pickle.dumps((self._version, queries, k, scope.radius, scope.after, token), _PROTOCOL)
         ids = () if scope.selection is None else (self._backend.reference(self._version, scope.selection),)
-        answer: ShardAnswer = pickle.loads(await self._search.remote(asked, *ids))
+        answer: ShardAnswer = pickle.loads(await self._search.remote(request, *ids))
         return answer
 
 
 class RayBackend:
-    """An archive whose shards are actors; made by `start`."""
+    """A backend whose shards are Ray actors; created by `start`."""
 
     def __init__(
         self,
@@ -96,13 +97,12 @@ class RayBackend:
         group: Any,
         observer: Observer,
     ) -> None:
-        """`group`: the placement group that the actors lie in, and end with."""
+        """Take over the actors, by shard and replica, and their placement group `group`, which `close` removes."""
         self._observer = observer
         self._group = group
         self.archive = archive
         self.encoder = encoder
         self.index = index
-        # By shard, then by copy.
         self._actors = actors
         self._close_encoder = close_encoder
         self._replicas = [[Replica() for _ in of_shard] for of_shard in actors]
@@ -122,32 +122,36 @@ class RayBackend:
         index: str,
         observer: Observer,
     ) -> "RayBackend":
-        """Starts the actors; they load their rows when a version is asked for. `close_encoder`: what `close` calls."""
+        """Start the actors, which load their rows when a version is requested.
+
+        `close` calls `close_encoder`. Raises `InputError` if the cluster has no room.
+        """
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         num_actors = num_shards * num_replicas
-        places = [{"CPU": SHARD_CPUS}] * num_actors
-        await asyncio.to_thread(check_resources, f"serving {num_actors} shards", places)
-        # Over the nodes by turns, so that the copies of a shard, which follow each other, are on different ones.
-        group = placement_group(places, strategy="SPREAD")
+        bundles = [{"CPU": SHARD_CPUS}] * num_actors
+        await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
+        # SPREAD places consecutive bundles on different nodes; the replicas of a shard are consecutive.
+        group = placement_group(bundles, strategy="SPREAD")
         if not await asyncio.to_thread(group.wait, START_TIMEOUT_S):
             remove_placement_group(group)
             raise InputError(
-                f"the cluster found no place for {num_actors} shards within {START_TIMEOUT_S:.0f} s; has it room?"
+                f"the cluster had no room for {num_actors} shards within {START_TIMEOUT_S:.0f} s; add nodes or reduce "
+                "--shards or --replicas"
             )
         actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_concurrency=SHARD_THREADS)(
             _ShardActor
         )
 
-        def started(number: int, copy: int) -> Any:
-            place = PlacementGroupSchedulingStrategy(group, number * num_replicas + copy)
-            return actor_class.options(scheduling_strategy=place).remote(
+        def start_actor(number: int, replica: int) -> Any:
+            bundle = PlacementGroupSchedulingStrategy(group, number * num_replicas + replica)
+            return actor_class.options(scheduling_strategy=bundle).remote(
                 archive.path, archive.bits, number, num_shards, index
             )
 
-        actors = [[started(number, copy) for copy in range(num_replicas)] for number in range(num_shards)]
+        actors = [[start_actor(number, replica) for replica in range(num_replicas)] for number in range(num_shards)]
         return cls(archive, encoder, index, actors, close_encoder, group, observer)
 
     async def at(self, version: int) -> Snapshot:
@@ -174,7 +178,9 @@ class RayBackend:
             async with asyncio.timeout(START_TIMEOUT_S):
                 counts = await asyncio.gather(*map(load_shard, range(len(self._actors))))
         except TimeoutError as err:
-            raise InputError(f"the shards were not ready after {START_TIMEOUT_S:.0f} s; has the cluster room?") from err
+            raise InputError(
+                f"the shards were not ready after {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
+            ) from err
         except RayTaskError as err:
             raise err.cause from err
         return await self._snapshot(version, counts)
@@ -210,12 +216,12 @@ class RayBackend:
         """Return a reference to the ids of a selection in Ray's object store, where they are put once."""
         import ray
 
-        place = (version, selection.token)
-        if place not in self._references:
-            self._references[place] = ray.put(selection.ids)
-            while len(self._references) > _KEPT_SELECTIONS:
+        key = (version, selection.token)
+        if key not in self._references:
+            self._references[key] = ray.put(selection.ids)
+            while len(self._references) > _MAX_SELECTIONS:
                 self._references.popitem(last=False)
-        return self._references[place]
+        return self._references[key]
 
     def _num_rows_of(self, number: int, version: int) -> int:
         batches = codes_of(self.archive.path, version)
@@ -259,7 +265,7 @@ class RayBackend:
     async def _snapshot(self, version: int, counts: Sequence[int]) -> Snapshot:
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
         self._version = version
-        # A lone copy that is restarting is worth waiting for; of several another answers meanwhile.
+        # Wait for a lone replica that restarts; with several replicas, another one answers.
         max_retries = 1 if len(self._actors[0]) == 1 else 0
         shards: list[ShardClient] = []
         for of_shard, replicas, hedging, count in zip(self._actors, self._replicas, self._hedging, counts, strict=True):

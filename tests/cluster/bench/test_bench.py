@@ -71,6 +71,7 @@ def test_bench_encode(ray_cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bench_train(ray_cluster, shared):
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
     workers = min(2, os.cpu_count())
