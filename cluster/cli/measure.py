@@ -11,6 +11,14 @@ from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
 
+RowsOption = Annotated[int, typer.Option("--rows", help="Number of random codes.")]
+BitsOption = Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")]
+ShardsOption = Annotated[int, typer.Option("--shards", help="Number of shards of the index.")]
+LocalOption = Annotated[bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
+]
+
 verbs = typer.Typer()
 bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
 verbs.add_typer(bench, name="bench", rich_help_panel=MEASURE)
@@ -139,8 +147,8 @@ def bench_train(
 
 @bench.command("search", epilog="Example: orbithash bench search --rows 1000000 --bits 64 --out runs/bench")
 def bench_search(
-    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 1_000_000,
-    bits: Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")] = 64,
+    rows: RowsOption = 1_000_000,
+    bits: BitsOption = 64,
     distinct: Annotated[
         float | None,
         typer.Option(
@@ -167,9 +175,7 @@ def bench_search(
             help="Engine to measure, such as flat or hnsw; may be repeated. Default: all that are installed.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
-    ] = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the indexes next to FAISS, numpy and other installed engines on the same codes, on one core."""
@@ -182,14 +188,12 @@ def bench_search(
 
 @bench.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
 def bench_serve(
-    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 100_000,
-    bits: Annotated[int, typer.Option("--bits", help="Length of a code in bits.")] = 64,
-    shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index.")] = 2,
+    rows: RowsOption = 100_000,
+    bits: BitsOption = 64,
+    shards: ShardsOption = 2,
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent requests.")] = 16,
     requests: Annotated[int, typer.Option("--requests", help="Number of requests to each of the two services.")] = 4000,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")
-    ] = False,
+    local: LocalOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure rates and latencies of a gateway next to an empty gRPC service."""
@@ -201,14 +205,12 @@ def bench_serve(
 
 @bench.command("soak", epilog="Example: orbithash bench soak --minutes 15")
 def bench_soak(
-    rows: Annotated[int, typer.Option("--rows", help="Number of random codes.")] = 100_000,
-    bits: Annotated[int, typer.Option("--bits", help="Length of a code in bits.")] = 64,
-    shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index.")] = 2,
+    rows: RowsOption = 100_000,
+    bits: BitsOption = 64,
+    shards: ShardsOption = 2,
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent searches.")] = 16,
     minutes: Annotated[float, typer.Option("--minutes", help="Duration, minutes.")] = 15.0,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")
-    ] = False,
+    local: LocalOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Load a gateway with searches while rows are written and deleted; report errors and the growth of its memory."""
@@ -221,7 +223,7 @@ def bench_soak(
 @bench.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")
 def bench_fanout(
     shards: Annotated[int, typer.Option("--shards", help="Number of simulated shards.")] = 1000,
-    bits: Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")] = 64,
+    bits: BitsOption = 64,
     k: Annotated[int, typer.Option("-k", help="Number of hits per query.")] = 10,
     queries: Annotated[int, typer.Option("--queries", help="Number of queries of each scenario, one by one.")] = 100,
     delay_ms: Annotated[float, typer.Option("--delay-ms", help="Median latency of a shard, ms.")] = 5.0,
@@ -242,9 +244,7 @@ def bench_fanout(
     actors: Annotated[
         int, typer.Option("--actors", help="Also measure calls to this number of real Ray actors; 0: none.")
     ] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for results.json and a plot. Default: not written.")
-    ] = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the real fan-out and merge over simulated shards: latency and coverage with stragglers and failures."""
