@@ -30,7 +30,6 @@ from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
 from orbithash.cluster.serving.serve import serving
-from orbithash.cluster.training.run_folder import read_history
 from orbithash.cluster.training.train import prepare_run, train_on_ray
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
@@ -41,6 +40,7 @@ from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.model_evaluation import draw_caption
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import read_history
 from orbithash.trainers.scenes import write_scenes
 
 __all__ = ["run_demo"]

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from orbithash.cluster.training.run_folder import read_history
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
 from orbithash.search.protocol.queries import Answer
@@ -13,6 +12,7 @@ from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.report import HIT_SIDE_PX, QUERY_SIDE_PX
 from orbithash.trainers.loop.export import best_epoch
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import read_history
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.reports import plots
 from orbithash.trainers.reports.page import (

@@ -19,13 +19,14 @@ import numpy as np
 from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_learned_baselines, write_table
 from orbithash.cluster.output import say
-from orbithash.cluster.training.train import check_training, prepare_run, train_on_ray
+from orbithash.cluster.training.train import prepare_run, train_on_ray
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import check_training
 from orbithash.trainers.methods import METHODS, get_method
 
 __all__ = ["reproduce"]

@@ -22,18 +22,22 @@ from orbithash.cluster.runtime import (
 )
 from orbithash.cluster.training.checkpoints import NAME, Storage
 from orbithash.cluster.training.recipes import find_config
-from orbithash.cluster.training.run_folder import claim_folder, close_history, open_run, read_history, unvalidated
 from orbithash.cluster.training.tracking import Tracking, check_trackers
 from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, validate_checkpoint, work
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import LOADINGS
-from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.loop.export import best_epoch, export_models
-from orbithash.trainers.loop.run import Run, check_run
+from orbithash.trainers.loop.run import Run, make_run
+from orbithash.trainers.loop.run_folder import (
+    check_training,
+    claim_folder,
+    close_history,
+    read_history,
+    unvalidated,
+)
 from orbithash.trainers.methods import get_method
 
-__all__ = ["check_training", "prepare_run", "train_on_ray"]
+__all__ = ["prepare_run", "train_on_ray"]
 
 # So often workers that died are replaced, all of them, from the last checkpoint. A rank whose peer is gone does not
 # wait for it: Ray Train ends the whole group as soon as one of its actors is dead.
@@ -60,9 +64,8 @@ def prepare_run(
 ) -> Run:
     """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
     file = None if config is None else find_config(str(config))
-    resolved = load_config(get_method(method).Config, file, settings, **given)
-    manifest = make_manifest(data.absolute(), dataset, protocol, split_seed, validation, captions)
-    return Run(method, resolved, manifest, data.absolute())
+    split = {"dataset": dataset, "protocol": protocol, "seed": split_seed, "validation": validation}
+    return make_run(method, data, file, settings, captions=captions, **split, **given)
 
 
 def train_on_ray(
@@ -143,24 +146,6 @@ def train_on_ray(
         why = "the last one, as this method chooses" if metric is None else "the last one: nothing was validated"
     say(f"epoch {best['epoch']} of {len(history)} is {why}; the model is in {folder / 'model'}")
     return history
-
-
-def check_training(run: Run, folder: Path, num_workers: int | tuple[int, int] = 1) -> None:
-    """`InputError` when the folder holds something else, or with all that the workers would find after a long start."""
-    if (folder / "config.yaml").exists():
-        there = open_run(folder)
-        mine, theirs = run.config.model_dump(), there.config.model_dump()
-        other = [f"{key} was {theirs[key]!r}, is {mine[key]!r}" for key in mine if mine[key] != theirs.get(key)]
-        if there.method != run.method:
-            other = [f"method was {there.method}, is {run.method}"]
-        if there.manifest.sha256 != run.manifest.sha256:
-            other.append("the data or their split are not the same")
-        if other:
-            raise InputError(f"{folder} holds another run ({'; '.join(other)}); give another --out")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run; give another --out")
-    if not (folder / "model").is_dir():
-        check_run(run, num_workers)
 
 
 def _storage_of(folder: Path, asked: str | None) -> Storage:

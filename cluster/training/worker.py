@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from orbithash.cluster.training.run_folder import note_validation, open_run, write_history
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.loop.loop import is_checkpointed, is_validated, train, validate
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import note_validation, open_run, write_history
 
 __all__ = ["Board", "validate_checkpoint", "work"]
 

@@ -28,12 +28,11 @@ import yaml
 
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, device_for
-from orbithash.cluster.training.run_folder import claim_folder, open_run
-from orbithash.cluster.training.train import check_training
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import check_training, claim_folder, open_run
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.search_space import (
     Choice,

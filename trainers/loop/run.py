@@ -1,21 +1,22 @@
 """A run (method, settings, data), and the checks before it starts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.datasets import Manifest
+from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Method, get_method
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 
-__all__ = ["Run", "check_batch", "check_labels", "check_run"]
+__all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run"]
 
 # Numbers of workers that an error message names.
 MAX_NAMES = 10
@@ -44,6 +45,28 @@ class Run:
         splits = ("train", "validation")
         of_images = ([image.labels for image in self.manifest.part(split)] for split in splits)
         return dict(zip(splits, label_arrays(len(self.manifest.classes), *of_images), strict=True))
+
+
+def make_run(
+    method: str,
+    data: Path,
+    config: Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    captions: Path | None = None,
+    **given: Any,
+) -> Run:
+    """Return a run on a data folder; `InputError` names all problems of the settings, or of the data.
+
+    `config`, `settings` and `given` are those of `load_config`, the other arguments those of `make_manifest`.
+    """
+    resolved = load_config(get_method(method).Config, config, settings, **given)
+    root = data.absolute()
+    return Run(method, resolved, make_manifest(root, dataset, protocol, seed, validation, captions), root)
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from orbithash.cluster.experiments import reproduce as module
 from orbithash.cluster.experiments.reproduce import smallest_class
 from orbithash.cluster.experiments.reproduction_table import COLUMNS, cells_of, rows_of, with_learned_baselines
-from orbithash.cluster.training.run_folder import open_run
 from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import PUBLISHED, REPRODUCTIONS
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run_folder import open_run
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.metrics.metrics import DEFINITIONS
 

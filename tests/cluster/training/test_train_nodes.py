@@ -5,10 +5,10 @@ import json
 import pytest
 from cluster_parts import joining, kill_a_node, wait_for
 
-from orbithash.cluster.training.run_folder import open_run
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.loop.export import best_epoch
 from orbithash.trainers.loop.loop import train
+from orbithash.trainers.loop.run_folder import open_run
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,251 @@
+"""Training and evaluation as plain functions, in one process and without Ray."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import new_folder
+from orbithash.encoders.imagery.images import read_image
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.datasets import PROTOCOLS, resplit
+from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
+from orbithash.trainers.evaluation.model_evaluation import FeaturesOf, check_untrained, evaluate_model
+from orbithash.trainers.evaluation.report import write_evaluation
+from orbithash.trainers.features.features import FeatureExtractor
+from orbithash.trainers.loop.export import best_epoch, export_models
+from orbithash.trainers.loop.loop import is_checkpointed
+from orbithash.trainers.loop.loop import train as train_run
+from orbithash.trainers.loop.run import Run, make_run
+from orbithash.trainers.loop.run_folder import check_training, claim_folder, open_run, read_history, write_history
+
+__all__ = ["OnProgress", "evaluate", "evaluate_run", "train"]
+
+CHECKPOINTS = "checkpoints"
+
+# Called with the number of images encoded so far and the number of all images.
+OnProgress = Callable[[int, int], None]
+
+
+def train(
+    method: str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    config: Path | str | None = None,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    captions: Path | str | None = None,
+    split_seed: int = 0,
+    validation: float = 0.1,
+    device: str | torch.device | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> HashModel:
+    """Train a method on a folder of images in this process and return the model of the best validation epoch.
+
+    >>> history = []
+    >>> model = train("dhcl", "images", "runs/gray", epochs=1, batch_size=8, on_epoch=history.append, label_code="gray")
+    >>> model.bits, history[0]["epoch"]
+    (66, 1)
+
+    Args:
+        method: name of a method, such as "dhcl"; `orbithash methods` lists them.
+        data: folder of images, for example one subfolder per class.
+        out: run folder, which `evaluate` and the command line read. An interrupted run is resumed, and the model of a
+            complete run is loaded.
+        config: YAML file of settings.
+        dataset: name of a known data set; None: recognised from the folder.
+        protocol: how the images are split; None: the data set's own protocol.
+        captions: JSON file with the captions of the images.
+        split_seed: seed of the split.
+        validation: share of the training images used for validation.
+        device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
+        on_epoch: called after each epoch with its record: losses, metrics, times.
+        settings: settings of the method, such as `bits=64`; they override those of `config`.
+
+    Raises:
+        InputError: settings or data are wrong, or `out` holds another run.
+    """
+    folder = Path(out).absolute()
+    run = make_run(
+        method,
+        Path(data),
+        None if config is None else Path(config),
+        dataset=dataset,
+        protocol=protocol,
+        seed=split_seed,
+        validation=validation,
+        captions=None if captions is None else Path(captions),
+        **settings,
+    )
+    check_training(run, folder)
+    place = _device(device)
+    if not (folder / "model").is_dir():
+        if (folder / "ray").exists():
+            raise InputError(f"{folder} holds a run of the command line; resume it there, or give another folder")
+        is_new = claim_folder(run, folder)
+        observer = _RunFolder(run, folder, on_epoch)
+        try:
+            train_run(run, observer, observer.last if observer.last.is_dir() else None, place)
+        except InputError:
+            if is_new and not (folder / "metrics.jsonl").exists():
+                # The same folder can be used after the problem is solved.
+                shutil.rmtree(folder)
+            raise
+        model, shorter = export_models(run, observer.best, best_epoch(read_history(folder)))
+        for short in shorter:
+            short.save(folder / f"model-{short.bits}")
+        model.save(folder / "model")
+        shutil.rmtree(folder / CHECKPOINTS)
+    return HashModel.load(folder / "model", place)
+
+
+class _RunFolder:
+    """An observer that keeps the last and the best checkpoint, and the history, in the run folder."""
+
+    def __init__(self, run: Run, folder: Path, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+        self.last, self.best = folder / CHECKPOINTS / "last", folder / CHECKPOINTS / "best"
+        self._run, self._folder, self._on_epoch = run, folder, on_epoch
+
+    def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
+        """Write checkpoints; the last one after the best one, so that a resumed run has both."""
+        write_history(self._folder, history)
+        if is_checkpointed(self._run, len(history)):
+            if best_epoch(history) is history[-1]:
+                with new_folder(self.best) as part:
+                    write_checkpoint(part)
+            with new_folder(self.last) as part:
+                write_checkpoint(part)
+        if self._on_epoch is not None:
+            self._on_epoch(history[-1])
+
+
+def evaluate(
+    run: Path | str,
+    data: Path | str | None = None,
+    *,
+    protocol: str | None = None,
+    baselines: bool = False,
+    cutoffs: Sequence[int] = (20, 100),
+    bits: int | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Evaluate the model of a run folder on test images and return the metrics.
+
+    >>> metrics = evaluate("runs/gray", cutoffs=[5])
+    >>> 0 <= metrics["metrics"]["ap_hits@5"]["expected"] <= 1
+    True
+
+    Also writes `metrics.json`, plots and `report.html` to the run folder; see `evaluate_run`.
+
+    Args:
+        run: folder of a run of `train` or of the command line.
+        data: folder of the images; None: where they were at training.
+        protocol: evaluate by another protocol whose test images were not trained on; None: the run's.
+        baselines: whether simple methods on features of the pretrained backbone are evaluated too.
+        cutoffs: the k of average precision.
+        bits: a shorter length of a run with nested lengths; None: the whole code.
+        device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
+
+    Raises:
+        InputError: the folder holds no complete run, or the images are not those of its manifest.
+    """
+    folder = Path(run)
+    root = open_run(folder).root if data is None else Path(data)
+    return evaluate_run(folder, root, protocol, baselines, cutoffs, bits, device)[0]
+
+
+def evaluate_run(
+    folder: Path,
+    data: Path,
+    protocol: str | None = None,
+    baselines: bool = True,
+    cutoffs: Sequence[int] = (20, 100),
+    bits: int | None = None,
+    device: str | torch.device | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[dict[str, Any], Path, str | None]:
+    """Return the metrics, the path of the report, and why there are no baselines; None: there are.
+
+    Writes `metrics.json`, plots and `report.html` to `RUN/evaluation/`, or to `RUN/evaluation-PROTOCOL/` or
+    `RUN/evaluation-BITS/` for another protocol or length. The arguments are those of `evaluate`.
+    """
+    run = open_run(folder)
+    if not data.is_dir():
+        raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
+    model, is_whole = _load_model(folder, bits, _device(device))
+    manifest, name = run.manifest, "evaluation"
+    if protocol not in (None, manifest.protocol):
+        manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
+        check_untrained(manifest, run.manifest)
+    if not is_whole:
+        name = f"{name}-{bits}"
+    features_of = _pretrained_features(run, model, data) if baselines else "switched off"
+    reason = features_of if isinstance(features_of, str) else None
+    num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
+    evaluated = evaluate_model(
+        model,
+        manifest,
+        data,
+        on_progress=None if on_progress is None else lambda done: on_progress(done, num_images),
+        baseline_model=None if isinstance(features_of, str) else features_of,
+        cutoffs=cutoffs,
+    )
+    if reason is not None:
+        if isinstance(evaluated, dict):
+            evaluated["image->image"] = without_baselines(evaluated["image->image"], reason)
+        else:
+            evaluated = without_baselines(evaluated, reason)
+    rendering = model.preprocessing.rendering
+    page = write_evaluation(
+        folder / name,
+        evaluated,
+        read_image=lambda path: rendering.picture(read_image(Path(path), rendering)),
+        history=read_history(folder),
+    )
+    metrics = metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics
+    return metrics, page, reason
+
+
+def _load_model(folder: Path, bits: int | None, device: str | torch.device) -> tuple[HashModel, bool]:
+    """Return the model of a length, None: the whole code, and whether it is that of the whole code."""
+    if not (folder / "model").is_dir():
+        raise InputError(f"{folder} has no model yet; run the same train command again to resume training")
+    whole = HashModel.load(folder / "model", device)
+    if bits in (None, whole.bits):
+        return whole, True
+    shorter = folder / f"model-{bits}"
+    if not shorter.is_dir():
+        lengths = sorted(int(path.name[6:]) for path in folder.glob("model-*") if path.name[6:].isdecimal())
+        existing = " and ".join(map(str, [*lengths, whole.bits]))
+        raise InputError(f"{folder} has no model of {bits} bits; there is {existing}")
+    return HashModel.load(shorter, device), False
+
+
+def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:
+    """Return a function that computes features with the weights before training, or why there is none."""
+    if run.config.weights is None:
+        return "the run began with random weights, whose features say little"
+    # Pretrained weights belong to batch norm with their own statistics, whatever norm the run uses.
+    spec = dataclasses.replace(model.card.network, norm="frozen-batch", num_classes=0)
+    try:
+        network = HashNetwork(spec, run.config.weights, run.config.rgb)
+    except InputError as err:
+        return str(err)
+    extractor = FeatureExtractor(network, model.preprocessing, model.device)
+    return lambda images: extractor(data, images)
+
+
+def _device(given: str | torch.device | None) -> str | torch.device:
+    if given is not None:
+        return given
+    return "cuda" if torch.cuda.is_available() else "cpu"
