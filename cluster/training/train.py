@@ -64,8 +64,18 @@ def prepare_run(
 ) -> Run:
     """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
     file = None if config is None else find_config(str(config))
-    split = {"dataset": dataset, "protocol": protocol, "seed": split_seed, "validation": validation}
-    return make_run(method, data, file, settings, captions=captions, **split, **given)
+    return make_run(
+        method,
+        data,
+        file,
+        settings,
+        dataset=dataset,
+        protocol=protocol,
+        seed=split_seed,
+        validation=validation,
+        captions=captions,
+        **given,
+    )
 
 
 def train_on_ray(
