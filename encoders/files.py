@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["new_file", "new_folder", "recover_folder", "write_file"]
+__all__ = ["cache_folder", "new_file", "new_folder", "recover_folder", "write_file"]
+
+
+def cache_folder() -> Path:
+    """Return the folder of caches: ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
+    if given := os.environ.get("ORBITHASH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orbithash"
 
 
 def write_file(path: Path, content: bytes | str, *, durable: bool = True) -> None:

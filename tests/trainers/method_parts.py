@@ -9,7 +9,7 @@ from PIL import Image
 
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.datasets.manifest import hash_file
+from orbithash.trainers.datasets.hashes import hash_file
 from orbithash.trainers.loop.loop import train
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.trainers.datasets.hashes import FileHashes
 from orbithash.trainers.datasets.layouts import Found, Row, cut
-from orbithash.trainers.datasets.manifest import Image, Manifest, hash_file
+from orbithash.trainers.datasets.manifest import Image, Manifest
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_images
 from orbithash.trainers.datasets.registry import DATASETS, recognise
 
@@ -125,13 +126,13 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
 def _images(found: Found, root: Path) -> list[Image]:
     """The rows of a manifest, in no part yet."""
     labels = {name: label for label, name in enumerate(found.classes)}
-    problems = []
+    problems, hashes = [], FileHashes(root)
 
     def hashed(path: Path) -> tuple[str, str]:
         """Path below the root, and hash."""
         name = path.relative_to(root).as_posix()
         try:
-            return name, hash_file(path)
+            return name, hashes.sha256(name)
         except OSError as err:
             problems.append(f"{name} cannot be read ({err.strerror})")
             return name, ""
@@ -151,6 +152,7 @@ def _images(found: Found, root: Path) -> list[Image]:
         )
 
     images = [image(row) for row in found.rows]
+    hashes.save()
     if problems:
         raise listed(cut(problems), str(root))
     return images

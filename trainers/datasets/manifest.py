@@ -3,14 +3,16 @@
 import dataclasses
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
+from orbithash.trainers.datasets.hashes import FileHashes
 from orbithash.trainers.datasets.layouts import cut
 
-__all__ = ["FORMAT_VERSION", "Image", "Manifest", "hash_file"]
+__all__ = ["FORMAT_VERSION", "Image", "Manifest"]
 
 FORMAT_VERSION = 3
 
@@ -50,9 +52,9 @@ class Manifest:
     classes: tuple[str, ...]
     images: tuple[Image, ...]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the manifest's text: equal hashes, equal splits of equal files."""
+        """Hash of the manifest's text, in hexadecimal: equal hashes mean equal splits of equal files."""
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def part(self, *splits: str) -> list[Image]:
@@ -71,20 +73,22 @@ class Manifest:
         return "".join(json.dumps(row) + "\n" for row in [head, *(dataclasses.asdict(i) for i in self.images)])
 
     def write(self, path: Path) -> None:
-        """Writes the manifest as JSON lines: a head, one line an image, the hash of all that."""
-        write_file(path, self._text() + json.dumps({"sha256": self.sha256}) + "\n")
+        """Write the manifest as JSON lines: a head, one line per image, and the hash of these lines."""
+        text = self._text()
+        write_file(path, text + json.dumps({"sha256": self._remember_hash(text.encode())}) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Reads what `write` wrote; `InputError` when it is absent or damaged."""
+        """Read what `write` wrote; `InputError` when it is missing or damaged."""
         try:
-            head, *rows, tail = (json.loads(line) for line in path.read_text().splitlines())
+            content = path.read_bytes()
+            head, *rows, tail = (json.loads(line) for line in content.decode().splitlines())
             if head.pop("format_version") != FORMAT_VERSION:
                 raise ValueError(f"not of format version {FORMAT_VERSION}; it is of another version of orbithash")
             classes = tuple(head.pop("classes"))
             manifest = cls(**head, classes=classes, images=tuple(_image(row) for row in rows))
-            if manifest.sha256 != tail["sha256"]:
-                raise ValueError("its content does not give the hash in its last line")
+            if manifest._remember_hash(content[: content.rstrip(b"\n").rfind(b"\n") + 1]) != tail["sha256"]:
+                raise ValueError("its content does not match the hash in its last line")
         except OSError as err:
             raise InputError(
                 f"{path}: the manifest cannot be read ({err.strerror}); is this the folder of a run?"
@@ -93,34 +97,36 @@ class Manifest:
             raise InputError(f"{path}: the manifest is damaged ({err})") from err
         return manifest
 
+    def _remember_hash(self, text: bytes) -> str:
+        """Return `sha256`, given the text that it is the hash of."""
+        sha256 = hashlib.sha256(text).hexdigest()
+        # Where `cached_property` looks for it. The dataclass is frozen.
+        self.__dict__["sha256"] = sha256
+        return sha256
+
     def check_files(self, root: Path) -> None:
-        """`InputError` that lists every image, of the second source too, that is absent or is another one by now."""
-        problems = []
+        """Compare all images with the manifest, those of the second source too.
+
+        Unchanged files that were hashed before are not read again (`hashes.py`).
+
+        Raises:
+            InputError: lists the images that are missing or have other content now.
+        """
+        problems, hashes = [], FileHashes(root)
 
         def check(path: str, sha256: str | None, what: str = "") -> None:
             if not (root / path).exists():
                 problems.append(f"{path}: absent{what}")
-            elif hash_file(root / path) != sha256:
+            elif hashes.sha256(path) != sha256:
                 problems.append(f"{path}: another file than at the time of the split{what}")
 
         for image in self.images:
             check(image.path, image.sha256)
             if image.second is not None:
                 check(image.second, image.second_sha256, f", the second source of {image.path}")
+        hashes.save()
         if problems:
             raise listed(cut(problems), f"{root} is not the data of this run's manifest")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of the files in a folder, sorted by name; in hexadecimal."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    for inner in sorted(path.iterdir(), key=lambda inner: inner.name):
-        if inner.is_file() and not inner.name.startswith("."):
-            whole.update(f"{inner.name}\0{hash_file(inner)}\0".encode())
-    return whole.hexdigest()
 
 
 def _image(row: dict[str, Any]) -> Image:

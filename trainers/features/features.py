@@ -6,7 +6,6 @@ or sentence. All splits of the same files share it, and a changed file is anothe
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.files import write_file
+from orbithash.encoders.files import cache_folder, write_file
 from orbithash.encoders.imagery.images import Image as RenderedImage
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import ModelCard
@@ -32,7 +31,7 @@ from orbithash.trainers.datasets import Image
 from orbithash.trainers.datasets.layouts import cut
 from orbithash.trainers.distributed import from_first_rank, gather_objects, gather_rows, on_every_rank, rank, world_size
 
-__all__ = ["FeatureExtractor", "Table", "cache_folder", "caption_features"]
+__all__ = ["FeatureExtractor", "Table", "caption_features"]
 
 Features = npt.NDArray[np.float32]
 
@@ -60,13 +59,6 @@ class Table:
     weights: str | None = None
     translators: str = TRANSLATORS
     glove: str | None = None
-
-
-def cache_folder() -> Path:
-    """Return the folder of the cache: ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
-    if given := os.environ.get("ORBITHASH_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orbithash"
 
 
 class FeatureExtractor:

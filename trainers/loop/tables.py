@@ -8,12 +8,13 @@ import numpy.typing as npt
 import torch
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones import build_backbone, rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.datasets import Image
-from orbithash.trainers.features.features import FeatureExtractor, Table, cache_folder, caption_features
+from orbithash.trainers.features.features import FeatureExtractor, Table, caption_features
 from orbithash.trainers.methods import Method
 
 __all__ = ["check_sources", "load_tables"]

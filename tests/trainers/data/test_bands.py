@@ -21,7 +21,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.loading import augment, load_images
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.datasets.manifest import hash_file
+from orbithash.trainers.datasets.hashes import hash_file
 from orbithash.trainers.loop.export import export_models
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.tables import load_tables

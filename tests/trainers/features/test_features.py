@@ -10,12 +10,13 @@ from method_parts import make_run, write_data
 from PIL import Image
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.features import features as module
-from orbithash.trainers.features.features import FeatureExtractor, cache_folder, caption_features
+from orbithash.trainers.features.features import FeatureExtractor, caption_features
 
 PREPROCESSING = Preprocessing(Rendering(), 32, 32)
 
