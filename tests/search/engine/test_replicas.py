@@ -3,11 +3,14 @@ import gc
 
 import numpy as np
 import pytest
-from search_parts import StubShard, random_codes
+from search_parts import StubShard, build_shards, random_codes, small_case, snapshot_of
 
+from orbithash.search.engine import replicas as replicas_module
+from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.protocols import Scope
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
+from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
 from orbithash.search.index.shard import Shard
+from orbithash.search.protocol.queries import Query
 
 SCOPE = Scope()
 CODES = random_codes(np.random.default_rng(0), 30, 16)
@@ -208,5 +211,144 @@ def test_a_copy_that_falls_silent_is_asked_last_in_the_end(known):
         assert group.num_healthy == 2
         await search(group)
         assert group.num_healthy == 2, "once is not three times in a row"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_replicas_that_hang_are_not_asked_until_they_answer_a_probe(monkeypatch, num_replicas):
+    """Each search would wait for its whole time-out."""
+    monkeypatch.setattr(replicas_module, "_SILENT_S", 0.05)
+    monkeypatch.setattr(replicas_module, "_PROBE_EVERY_S", 0.001)
+
+    async def scenario():
+        case = small_case()
+        shard, other = build_shards(case.ids, case.codes, case.bits, 2)
+        stubs = [StubShard(shard, never) for _ in range(num_replicas)]
+        replicas = [Replica() for _ in stubs]
+        snapshot = snapshot_of(case, [ReplicatedShard(stubs, replicas, Hedging()), StubShard(other, nothing)])
+        engine = Engine(snapshot, shard_timeout_s=0.1)
+        # As long as a search may take is what the first ones wait; those that follow do not wait at all.
+        while snapshot.shards[0].num_healthy:
+            assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.answered_shards == 1
+        calls = num_calls(stubs)
+        for _ in range(5):
+            assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.answered_shards == 1
+        assert num_calls(stubs) == calls
+        is_back, probed = asyncio.Event(), asyncio.Event()
+
+        async def probe():
+            probed.set()
+            await is_back.wait()
+
+        watch = ReplicaWatch([(replica, probe) for replica in replicas])
+        await asyncio.wait_for(probed.wait(), 60)
+        assert not snapshot.shards[0].num_healthy
+        for stub in stubs:
+            stub.before = nothing
+        is_back.set()
+        while snapshot.shards[0].num_healthy < num_replicas:
+            await asyncio.sleep(0.001)
+        assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.fraction == 1
+        watch.close()
+
+    asyncio.run(scenario())
+
+
+def test_short_deadlines_do_not_make_a_replica_silent():
+    """Its answers in between count: nobody can take a shard away from others by impatience."""
+    replica = Replica()
+    for _ in range(10_000):
+        replica.abandoned(0.001)
+        replica.abandoned(0.001)
+        replica.answered()
+    assert replica.is_healthy
+
+
+def test_a_watch_survives_errors_of_probes_and_probes_replicas_apart(monkeypatch):
+    monkeypatch.setattr(replicas_module, "_PROBE_EVERY_S", 0.001)
+
+    class Panic(BaseException):
+        pass
+
+    async def scenario():
+        replicas = [Replica(), Replica()]
+        for replica in replicas:
+            replica.failed()
+        outcomes = iter([RuntimeError("dead"), Panic("native code"), TimeoutError()])
+
+        async def fails_first():
+            for outcome in outcomes:
+                raise outcome
+
+        watch = ReplicaWatch([(replicas[0], never), (replicas[1], fails_first)])
+        while not replicas[1].is_healthy:
+            await asyncio.sleep(0.001)
+        assert not replicas[0].is_healthy
+        watch.close()
+
+    asyncio.run(scenario())
+
+
+def hedged_share(num_searches, scatter, with_losers=True):
+    """The share of searches that are sent to a second replica, by the rules of `ReplicatedShard`, in simulated time."""
+    rng = np.random.default_rng(1)
+    hedging, num_hedges = Hedging(), 0
+    for first, second in rng.lognormal(-4, scatter, (num_searches, 2)):
+        hedging.began()
+        delay = hedging.delay_s
+        if first <= delay or not hedging.take():
+            hedging.took(first)
+            continue
+        num_hedges += 1
+        end = min(first, delay + second)
+        hedging.took(first if end == first else delay + second - delay)
+        if with_losers:
+            hedging.took(end - delay if end == first else end)
+    return num_hedges / num_searches
+
+
+@pytest.mark.parametrize("scatter", [0.5, 1.0, 2.0])
+def test_hedges_are_at_most_five_per_cent_of_the_searches(scatter, monkeypatch):
+    assert 0.02 < hedged_share(4000, scatter) <= 0.05 + 10 / 4000
+    # The budget apart: the percentile needs the times of the calls that were cancelled.
+    monkeypatch.setattr(replicas_module, "_HEDGES_PER_SEARCH", 1.0)
+    assert hedged_share(4000, scatter, with_losers=False) > hedged_share(4000, scatter)
+
+
+def test_the_time_of_a_call_that_lost_counts():
+    async def scenario():
+        hedging = known_latencies()
+        group, _, _ = replicas(never, nothing, latencies=hedging)
+        before = len(hedging._seconds)
+        await search(group)
+        while len(hedging._seconds) < before + 2:
+            await asyncio.sleep(0)
+        assert sorted(hedging._seconds)[-1] >= hedging.delay_s
+
+    asyncio.run(scenario())
+
+
+def test_a_search_whose_hedge_the_budget_refuses_is_still_retried_after_a_failure():
+    async def scenario():
+        hedging = known_latencies()
+        while hedging.take():
+            pass
+        gate = asyncio.Event()
+
+        async def fails_late():
+            await gate.wait()
+            raise RuntimeError("gone")
+
+        group, stubs, _ = replicas(fails_late, nothing, latencies=hedging)
+        task = asyncio.create_task(search(group))
+        while num_calls(stubs) != [1, 0]:
+            await asyncio.sleep(0)
+        # The delay of a hedge is 5 ms here: it passes while the gate is closed.
+        await asyncio.sleep(0.05)
+        assert num_calls(stubs) == [1, 0]
+        gate.set()
+        assert (await task).ids.shape == (1, 3)
+        assert num_calls(stubs) == [1, 1]
 
     asyncio.run(scenario())

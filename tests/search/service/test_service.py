@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from search_parts import StubEncoder, random_codes
 
+from orbithash.encoders.archive import upkeep
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine import backend as backend_module
@@ -501,3 +502,189 @@ def test_answers_of_approximate_indexes_are_marked(tmp_path, index, is_exact):
         assert (await service.search(Query(code=code(1)), 60.0)).is_exact == is_exact
 
     run(tmp_path / "a", scenario, num_rows=20, index=index)
+
+
+def test_following_survives_any_error(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(service_module, "_FOLLOW_EVERY_S", 0.001)
+    monkeypatch.setattr(service_module, "_MAX_FOLLOW_EVERY_S", 0.004)
+    original = Archive.newest_version
+    errors = [MemoryError("no room"), Panic("native code"), OSError("gone"), asyncio.CancelledError("executor")]
+    failures = iter(errors)
+
+    def newest_version(self):
+        for failure in failures:
+            raise failure
+        return original(self)
+
+    monkeypatch.setattr(Archive, "newest_version", newest_version)
+
+    async def scenario(service):
+        follower = asyncio.create_task(service.follow())
+        await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["k1"])
+        async with asyncio.timeout(60):
+            while "k1" in await held(service):
+                await asyncio.sleep(0.001)
+        assert not follower.done()
+        follower.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await follower
+
+    run(tmp_path / "a", scenario, num_rows=4)
+    assert caplog.text.count("the archive cannot be followed") == len(errors)
+
+
+def test_the_delay_after_failures_grows_to_its_limit(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(service_module, "_FOLLOW_EVERY_S", 0.001)
+    monkeypatch.setattr(service_module, "_MAX_FOLLOW_EVERY_S", 0.003)
+
+    async def scenario(service):
+        monkeypatch.setattr(Archive, "newest_version", lambda self: 1 / 0)
+        follower = asyncio.create_task(service.follow())
+        async with asyncio.timeout(60):
+            while len(caplog.records) < 4:
+                await asyncio.sleep(0.001)
+        follower.cancel()
+
+    run(tmp_path / "a", scenario)
+    assert [record.args[0] for record in caplog.records[:4]] == [0.002, 0.003, 0.003, 0.003]
+
+
+def test_the_old_version_is_searched_until_the_new_one_is_loaded_and_warm(tmp_path, monkeypatch):
+    """Ten rows that another program appends: filters and the columns of hits are ready when searches see them."""
+    may_load, is_loading = threading.Event(), threading.Event()
+    original = backend_module.codes_of
+    scanned = []
+
+    async def scenario(service):
+        await held(service, filter="label = 'x'")
+        other = Archive.open(tmp_path / "a")
+        keys = [f"new{number}" for number in range(10)]
+        table = Archive.table(np.zeros((10, 2), np.uint8), BITS, keys, keys, label=["x"] * 10)
+        await asyncio.to_thread(other.upsert, table)
+
+        def codes_of(path, version):
+            is_loading.set()
+            assert may_load.wait(60)
+            return original(path, version)
+
+        monkeypatch.setattr(backend_module, "codes_of", codes_of)
+        refreshing = asyncio.create_task(service.refresh())
+        assert await asyncio.to_thread(is_loading.wait, 60)
+        assert set(await held(service)) == {"k0", "k1", "k2", "k3"}
+        assert service.can_answer
+        may_load.set()
+        await refreshing
+        monkeypatch.setattr(Archive, "scan_batches", lambda *args: scanned.append(args))
+        monkeypatch.setattr(Archive, "take", lambda *args: scanned.append(args))
+        assert set(await held(service)) == {"k0", "k1", "k2", "k3", *keys}
+        assert set(await held(service, filter="label = 'x'")) == set(keys)
+        assert scanned == [], "nothing is read again"
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_a_commit_succeeds_whatever_maintenance_does(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(maintenance_module, "_PAUSE_S", 0.0)
+    failures = {
+        "prepare_compaction": OSError("no space"),
+        "update_index": Panic("native code"),
+        "clean_up": RuntimeError("object store"),
+    }
+
+    async def scenario(service):
+        monkeypatch.setattr(Archive, "is_clean_up_due", lambda self, since: True)
+        for number, (name, failure) in enumerate(failures.items()):
+            with monkeypatch.context() as patch:
+                called = threading.Event()
+
+                def fail(self, called=called, failure=failure):
+                    called.set()
+                    raise failure
+
+                patch.setattr(Archive, name, fail)
+                done = await service.upsert([Row(key=f"n{number}", code=code(1))])
+                assert done.version == service.describe().archive_version
+                assert await asyncio.to_thread(called.wait, 60)
+                assert f"n{number}" in await held(service)
+        await service.upsert([Row(key="last", code=code(1))])
+        assert set(await held(service)) == {"n0", "n1", "n2", "last"}
+
+    run(tmp_path / "a", scenario)
+    assert "the archive could not be maintained" in caplog.text
+
+
+def test_compaction_does_not_hold_back_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(maintenance_module, "_PAUSE_S", 0.0)
+    may_go_on, began = threading.Event(), threading.Event()
+
+    def prepare_compaction(self):
+        began.set()
+        assert may_go_on.wait(60)
+
+    monkeypatch.setattr(Archive, "prepare_compaction", prepare_compaction)
+
+    async def scenario(service):
+        await service.upsert([Row(key="a", code=code(1))])
+        assert await asyncio.to_thread(began.wait, 60)
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"a", "b"}
+        may_go_on.set()
+
+    run(tmp_path / "a", scenario)
+
+
+def test_old_versions_are_removed_by_their_number_and_not_by_the_commits_of_one_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(maintenance_module, "_PAUSE_S", 0.0)
+    cleaned = []
+    monkeypatch.setattr(Archive, "clean_up", lambda self: cleaned.append(self))
+    monkeypatch.setattr(Archive, "update_index", lambda self: False)
+    monkeypatch.setattr(upkeep, "CLEAN_UP_EVERY", 10)
+
+    async def scenario(service):
+        for _ in range(3):
+            await service.upsert([Row(key="a", code=code(1))])
+        async with asyncio.timeout(60):
+            while service._writer._maintenance._is_due or not service._writer._maintenance._task.done():
+                await asyncio.sleep(0.001)
+
+    # Each service commits a few versions only.
+    for _ in range(8):
+        run(tmp_path / "a", scenario)
+    assert len(cleaned) >= 2
+
+
+def test_a_commit_that_cannot_be_shown_is_reported_as_committed(tmp_path, monkeypatch):
+    async def scenario(service):
+        backend = service._backend
+        apply = backend.apply
+
+        async def fail(diff):
+            raise OSError("the shards are gone")
+
+        backend.apply = fail
+        with pytest.raises(Unavailable, match=r"version \d+ is committed, but searches do not see it yet"):
+            await service.upsert([Row(key="a", code=code(1))])
+        assert "a" in Archive.open(tmp_path / "a").find(["a"])
+        backend.apply = apply
+        await service.upsert([Row(key="b", code=code(1))])
+        assert set(await held(service)) == {"a", "b"}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_closing_never_raises_and_closes_everything(tmp_path, caplog):
+    async def scenario(service):
+        original, closed = service._backend.close, []
+
+        async def close():
+            closed.append(True)
+            await original()
+            raise RuntimeError("the cluster is gone")
+
+        service._backend.close = close
+        await service.refresh(num_shards=2)
+        await service.close()
+        assert closed == [True], "the shards that were replaced, before their last searches were over"
+
+    run(tmp_path / "a", scenario)
+    assert "closing the old shards failed" in caplog.text
