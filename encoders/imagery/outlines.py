@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Place", "normalize", "place_of", "project", "wrap_longitude"]
+__all__ = ["Place", "bounding_box", "normalize", "normalize_wkb", "place_of", "project", "wrap_longitude"]
 
 Points = npt.NDArray[np.float64]
 """[N, 2], x and y, or longitude and latitude."""
@@ -67,7 +67,35 @@ def normalize(geometry: Any) -> Any:
             f"it reaches from {west:g}, {south:g} to {east:g}, {north:g}; longitudes from -360 to 360 and latitudes "
             "from -90 to 90 degrees are allowed"
         )
-    return _rebuild(geometry, _unwrap)
+    try:
+        return _rebuild(geometry, _unwrap)
+    except shapely.errors.ShapelyError as error:
+        raise ValueError(f"it is not a valid geometry: {_first_line(error)}") from error
+
+
+def normalize_wkb(footprint: bytes) -> bytes:
+    """Return an outline as WKB by the rule of this module; `ValueError` if it is not WKB, or as `place_of`."""
+    import shapely
+
+    try:
+        geometry = shapely.from_wkb(footprint)
+    except (shapely.errors.ShapelyError, TypeError) as error:
+        raise ValueError("it is not WKB") from error
+    normal = normalize(geometry)
+    return footprint if normal is geometry else bytes(normal.wkb)
+
+
+def bounding_box(west: float, south: float, east: float, north: float) -> Any:
+    """Return the area from `west` eastwards to `east`, as a normalized geometry; it may be wider than 180 degrees.
+
+    Raises:
+        ValueError: as `place_of`.
+    """
+    from shapely.geometry import box
+
+    if max(abs(west), abs(east)) > 360 or max(abs(south), abs(north)) > 90:
+        raise ValueError("longitudes from -360 to 360 and latitudes from -90 to 90 degrees are allowed")
+    return _cut(box(west, south, east + 360 if west > east else east, north))
 
 
 def project(geometry: Any, crs: Any, tolerance: float) -> Any:
@@ -82,7 +110,10 @@ def project(geometry: Any, crs: Any, tolerance: float) -> Any:
     import shapely
 
     system = _System(crs)
-    return _rebuild(shapely.force_2d(geometry), lambda points: _trace(points, system, tolerance))
+    try:
+        return _rebuild(shapely.force_2d(geometry), lambda points: _trace(points, system, tolerance))
+    except shapely.errors.ShapelyError as error:
+        raise ValueError(f"it is not a valid geometry: {_first_line(error)}") from error
 
 
 def wrap_longitude(lon: float) -> float:

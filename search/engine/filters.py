@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orbithash.encoders.imagery.outlines import bounding_box, normalize
 from orbithash.search.protocol.errors import InvalidQuery
 
 __all__ = ["COLUMNS", "Filter", "parse_filter"]
@@ -243,11 +244,10 @@ def _geometry(node: Any) -> Any:
     import shapely
 
     if isinstance(node, dict) and isinstance(node.get("bbox"), list) and len(node["bbox"]) == 4:
-        west, south, east, north = node["bbox"]
-        if west <= east:
-            return shapely.box(west, south, east, north)
-        # The box crosses the antimeridian.
-        return shapely.union(shapely.box(west, south, 180, north), shapely.box(-180, south, east, north))
+        try:
+            return bounding_box(*node["bbox"])
+        except ValueError as error:
+            raise _invalid(f"BBOX is not in degrees: {error}") from error
     try:
         geometry = shapely.geometry.shape(node)
     except Exception as error:
@@ -258,7 +258,11 @@ def _geometry(node: Any) -> Any:
         raise _invalid(f"the geometry is empty or not valid ({shapely.is_valid_reason(geometry)})")
     if shapely.get_num_coordinates(geometry) > _MAX_VERTICES:
         raise _invalid(f"the geometry has more than {_MAX_VERTICES:,} vertices")
-    return geometry
+    try:
+        # Outlines of rows keep the same rule.
+        return normalize(geometry)
+    except ValueError as error:
+        raise _invalid(f"the geometry is not in degrees: {error}") from error
 
 
 def _temporal(name: str, args: list[Any], used: dict[str, None]) -> _Test:

@@ -15,6 +15,7 @@ import numpy as np
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.outlines import normalize_wkb
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.index.host import Diff
 from orbithash.search.index.shard import Ids
@@ -111,12 +112,14 @@ class Writer:
                     check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
         except InputError as error:
             raise InvalidQuery(("code", f"{error} (row {row.key[:80]!r})")) from error
-        prepared = list(rows)
+        prepared = [
+            row if row.footprint is None else replace(row, footprint=_outline(row.key, row.footprint)) for row in rows
+        ]
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
             codes, thumbnails = await self._encode([rows[place] for place in places])
             for place, code, thumbnail in zip(places, codes, thumbnails, strict=True):
-                row = rows[place]
+                row = prepared[place]
                 prepared[place] = replace(
                     row, image=None, code=code.tobytes(), thumbnail=row.thumbnail or thumbnail or None
                 )
@@ -131,6 +134,8 @@ class Writer:
         columns: dict[str, RowChange] = {}
         for update in updates:
             update.check()
+            if (footprint := update.columns.get("footprint")) is not None:
+                update = replace(update, columns={**update.columns, "footprint": _outline(update.key, footprint)})
             earlier = columns.get(update.key)
             columns[update.key] = (
                 RowUpdate(update.key, {**earlier.columns, **update.columns})
@@ -301,6 +306,14 @@ class Writer:
         codes: Codes | None = None,
     ) -> Diff:
         return Diff(before, after, removed, ids, _codes(self._archive.bits, []) if codes is None else codes)
+
+
+def _outline(key: str, footprint: bytes) -> bytes:
+    """Return an outline as the archive stores it: cut at the antimeridian. Raises `InvalidQuery`."""
+    try:
+        return normalize_wkb(footprint)
+    except ValueError as error:
+        raise InvalidQuery(("footprint", f"{error} (row {key[:80]!r})")) from error
 
 
 def _codes(bits: int, rows: Sequence[Row]) -> Codes:

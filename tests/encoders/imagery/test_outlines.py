@@ -1,5 +1,6 @@
 """Outlines by RFC 7946: one rule for every source of geometries."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 import shapely
 from shapely.geometry import LineString, MultiPoint, MultiPolygon, Point, Polygon, box, shape
 
-from orbithash.encoders.imagery.outlines import normalize, place_of, project, wrap_longitude
+from orbithash.encoders.imagery.outlines import (
+    bounding_box,
+    normalize,
+    normalize_wkb,
+    place_of,
+    project,
+    wrap_longitude,
+)
 
 CROSSING = shapely.union(box(178, -18, 180, -16), box(-180, -18, -179, -16))
 
@@ -120,6 +128,31 @@ def test_a_polygon_of_another_system_is_projected_with_its_curves():
 def test_systems_without_a_place_on_the_earth_are_refused(crs):
     with pytest.raises(ValueError, match=r"is not known|cannot be projected|outside the area"):
         project(box(0, 0, 1, 1), crs, 0.1)
+
+
+def test_a_box_may_be_wide_and_may_cross_180_degrees():
+    assert bounding_box(-170, -10, 170, 10).equals(box(-170, -10, 170, 10))
+    for west, east in ((178, -179), (178, 181), (-182, -179)):
+        assert bounding_box(west, -18, east, -16).equals(CROSSING)
+    assert bounding_box(0, -90, 360, 90).equals(box(-180, -90, 180, 90))
+    with pytest.raises(ValueError, match="degrees are allowed"):
+        bounding_box(0, 0, 10, 91)
+
+
+def test_wkb_is_normalized():
+    assert normalize_wkb(box(1, 2, 3, 4).wkb) == normalize(box(1, 2, 3, 4)).wkb
+    assert shapely.from_wkb(normalize_wkb(box(178, -18, 181, -16).wkb)).equals(CROSSING)
+    for damaged in (b"", b"not WKB", box(0, 0, 1, 1).wkb[:-8]):
+        with pytest.raises(ValueError, match="it is not WKB"):
+            normalize_wkb(damaged)
+
+
+def test_an_invalid_geometry_is_an_error_or_becomes_valid():
+    bow = [(170, 0), (190, 10), (190, 0), (170, 10)]
+    assert normalize(Polygon(bow)).is_valid
+    holed = Polygon([(0, 0), (10, 10), (10, 0), (0, 10)], [[(1, 1), (2, 2), (2, 1), (1, 2)]])
+    with contextlib.suppress(ValueError):
+        normalize(holed)
 
 
 @pytest.mark.parametrize(("lon", "expected"), [(180, 180), (-180, -180), (181, -179), (-181, 179), (360, 0), (0, 0)])

@@ -61,6 +61,7 @@ def known(name, test):
 
 
 EAST = shapely.box(0, -90, 180, 90)
+AROUND_180 = shapely.union(shapely.box(170, -90, 180, 90), shapely.box(-180, -90, -170, 90))
 TRIANGLE = shapely.Polygon([(-10, -10), (30, -10), (30, 60)])
 
 CASES = {
@@ -90,8 +91,15 @@ CASES = {
     "S_INTERSECTS(footprint, BBOX(0, -90, 180, 90))": spatial(EAST.intersects),
     "S_WITHIN(footprint, BBOX(0, -90, 180, 90))": spatial(EAST.covers),
     "S_DISJOINT(footprint, POLYGON((-10 -10, 30 -10, 30 60, -10 -10)))": spatial(TRIANGLE.disjoint),
-    "S_INTERSECTS(footprint, BBOX(170, -90, -170, 90))": spatial(
-        lambda shape: shape.intersects(shapely.union(shapely.box(170, -90, 180, 90), shapely.box(-180, -90, -170, 90)))
+    "S_INTERSECTS(footprint, BBOX(-170, -90, 170, 90))": spatial(shapely.box(-170, -90, 170, 90).intersects),
+    **dict.fromkeys(
+        (
+            "S_INTERSECTS(footprint, BBOX(170, -90, -170, 90))",
+            "S_INTERSECTS(footprint, BBOX(170, -90, 190, 90))",
+            "S_INTERSECTS(footprint, POLYGON((170 -90, 190 -90, 190 90, 170 90, 170 -90)))",
+            "S_INTERSECTS(footprint, POLYGON((170 -90, -170 -90, -170 90, 170 90, 170 -90)))",
+        ),
+        spatial(AROUND_180.intersects),
     ),
 }
 
@@ -154,6 +162,8 @@ def test_chunks_and_empty_tables():
         ("footprint = 'x'", "footprint cannot be compared"),
         ("S_INTERSECTS(label, BBOX(0,0,1,1))", "S_INTERSECTS is allowed for footprint"),
         ("S_INTERSECTS(footprint, label)", "is not a geometry"),
+        ("S_INTERSECTS(footprint, BBOX(0, 0, 10, 91))", "BBOX is not in degrees: longitudes from -360 to 360"),
+        ("S_INTERSECTS(footprint, POINT(500000 4649776))", "the geometry is not in degrees: it reaches from 500000"),
         ("S_INTERSECTS(footprint, POLYGON((0 0, 1 1, 0 1, 1 0, 0 0)))", "not valid"),
         ("S_CROSSES(footprint, BBOX(0,0,1,1))", "S_CROSSES with 2 arguments is not supported"),
         ("lon LIKE 'a%'", "LIKE is allowed for key"),

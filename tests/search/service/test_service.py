@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import shapely
 from search_parts import StubEncoder, random_codes
 
 from orbithash.encoders.archive import upkeep
@@ -16,7 +17,7 @@ from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.index.host import MAX_VERSIONS
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Answer, Query
-from orbithash.search.protocol.rows import Row
+from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.service import maintenance as maintenance_module
 from orbithash.search.service import service as service_module
 from orbithash.search.service import writer as writer_module
@@ -95,6 +96,27 @@ def test_all_columns_of_a_row_arrive(tmp_path):
         for name in ("key", "label", "datetime", "lon", "lat"):
             assert getattr(hit, name) == getattr(row, name)
         assert hit.extra == {name: getattr(row, name) for name in ("uri", "caption", "thumbnail", "footprint", "code")}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_outlines_of_clients_are_cut_at_180_degrees(tmp_path):
+    fiji = shapely.Polygon([(179, -18), (-179, -18), (-179, -16), (179, -16)])
+    angola = shapely.box(13, -18, 15, -16)
+
+    async def scenario(service):
+        await service.upsert([Row(key="a", code=code(0), footprint=fiji.wkb), Row(key="b", code=code(1))])
+        await service.update([RowUpdate("b", {"footprint": fiji.wkb})])
+        await service.upsert([Row(key="c", code=code(2), footprint=angola.wkb)])
+        assert await held(service, filter="S_INTERSECTS(footprint, BBOX(177, -19, -178, -15))") == {"a": 0, "b": 1}
+        assert await held(service, filter="S_INTERSECTS(footprint, BBOX(12, -19, 16, -15))") == {"c": 1}
+        for request in (
+            service.upsert([Row(key="d", code=code(3), footprint=b"not WKB")]),
+            service.update([RowUpdate("a", {"footprint": shapely.box(0, 0, 1, 99).wkb})]),
+        ):
+            with pytest.raises(InvalidQuery, match=r"footprint.*(it is not WKB|latitudes from -90 to 90)"):
+                await request
+        assert "d" not in await held(service)
 
     run(tmp_path / "a", scenario)
 
