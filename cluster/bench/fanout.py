@@ -20,7 +20,6 @@ import numpy as np
 
 from orbithash.cluster.bench.fanout_world import (
     NUM_CODES,
-    SHARD_TIMEOUT_S,
     WARM_UP,
     FanoutBench,
     Scenario,
@@ -32,7 +31,7 @@ from orbithash.cluster.encoding.skipping_loop import SkippingLoop
 from orbithash.cluster.output import say
 from orbithash.search import observer as observing
 from orbithash.search.engine import engine as engine_module
-from orbithash.search.engine.engine import Engine
+from orbithash.search.engine.engine import SHARD_TIMEOUT_S, Engine
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.merge import Merged, merge
 from orbithash.search.index.shard import ShardAnswer

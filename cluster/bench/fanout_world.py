@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.engine import SHARD_TIMEOUT_S
 from orbithash.search.engine.protocols import Scope, ShardClient
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.index.shard import Ids, Shard, ShardAnswer
 from orbithash.search.observer import Observer
 
-__all__ = ["NUM_CODES", "SHARD_TIMEOUT_S", "WARM_UP", "FanoutBench", "Scenario", "World", "scenarios"]
+__all__ = ["NUM_CODES", "WARM_UP", "FanoutBench", "Scenario", "World", "scenarios"]
 
 # Rows of a shard: enough for a full answer, few enough for a thousand shards on a small machine.
 _MIN_ROWS = 100
@@ -29,8 +30,6 @@ _MAX_SHARDS = 10_000
 NUM_CODES = 16
 # Queries before anything is counted: hedging needs the latencies of earlier calls.
 WARM_UP = 30
-# The timeout of a shard in `orbithash serve`.
-SHARD_TIMEOUT_S = 5.0
 # Sigma of the log-normal distribution of the delays, without stragglers.
 _SIGMA = 0.25
 

@@ -8,11 +8,10 @@ import math
 
 from orbithash.cluster.planning.costs import Costs
 from orbithash.cluster.planning.requirements import Requirements
+from orbithash.search.engine.batching import MAX_BATCH
+from orbithash.search.engine.row_cache import MAX_TABLE
 
-__all__ = ["MAX_BATCH", "MAX_ROWS_IN_MEMORY", "distinct_of_shard", "latency", "num_distinct", "scan_seconds"]
-
-# Limits of `search.engine`; a test compares them.
-MAX_ROWS_IN_MEMORY, MAX_BATCH = 2**24, 64
+__all__ = ["distinct_of_shard", "latency", "num_distinct", "scan_seconds"]
 
 
 def latency(requirements: Requirements, costs: Costs, shards: int, qps: float) -> tuple[float, dict[str, float]] | None:
@@ -26,7 +25,7 @@ def latency(requirements: Requirements, costs: Costs, shards: int, qps: float) -
     scan_s = scan_seconds(requirements, costs, shards)
     calls_s = shards * costs.call_s
     loop_s = costs.query_s + shards * (costs.merge_s + requirements.k * costs.merge_hit_s)
-    is_read = requirements.rows > MAX_ROWS_IN_MEMORY
+    is_read = requirements.rows > MAX_TABLE
     take_s, take_query_s = is_read * costs.take_s, is_read * requirements.k * costs.take_hit_s
     # Capacity that is left for the cost per batch, after the cost per query: of the event loop, of concurrent batches.
     of_loop = 1 - qps * loop_s

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orbithash.cluster.planning.costs import Costs
-from orbithash.cluster.planning.latency import MAX_ROWS_IN_MEMORY, num_distinct, scan_seconds
+from orbithash.cluster.planning.latency import num_distinct, scan_seconds
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.serving.shards import APPLY_TIMEOUT_S, SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
+from orbithash.search.engine.row_cache import MAX_READY, MAX_TABLE
+from orbithash.search.engine.selections import MAX_KEPT_IDS
 from orbithash.search.index.host import MAX_VERSIONS
 
 __all__ = ["Alternative", "Plan", "hit_row_bytes", "shard_bytes", "size"]
 
-# Limits of `search.engine`; a test compares them.
-MAX_READY_ROWS, MAX_SELECTED_IDS = 2**16, 2**25
 _READY_ROW_BYTES = 400
 
 _GB, _MS = 1e9, 1e-3
@@ -100,7 +100,7 @@ def size(
     replica_bytes = sum(of_replica.values())
     memory = {name: replicas * value for name, value in of_replica.items()}
     memory |= {name: gateways * value for name, value in _gateway_bytes(requirements, costs).items()}
-    is_read = requirements.rows > MAX_ROWS_IN_MEMORY
+    is_read = requirements.rows > MAX_TABLE
     cores = {
         "scans": requirements.qps * shards * scan_seconds(requirements, costs, shards),
         "gateways": float(gateways),
@@ -177,11 +177,11 @@ def _replica_bytes(requirements: Requirements, costs: Costs, rows: float, distin
 
 def _gateway_bytes(requirements: Requirements, costs: Costs) -> dict[str, float]:
     """Return the memory of one gateway by content."""
-    is_kept = requirements.rows <= MAX_ROWS_IN_MEMORY
+    is_kept = requirements.rows <= MAX_TABLE
     return {
         "rows of hits": hit_row_bytes(requirements.rows, costs.key_chars) if is_kept else 0.0,
-        "processes of gateways": costs.gateway_bytes + MAX_READY_ROWS * _READY_ROW_BYTES,
-        "rows of filters": 8 * min(MAX_SELECTED_IDS, requirements.rows),
+        "processes of gateways": costs.gateway_bytes + MAX_READY * _READY_ROW_BYTES,
+        "rows of filters": 8 * min(MAX_KEPT_IDS, requirements.rows),
     }
 
 
@@ -191,12 +191,12 @@ def _limits(
     """Yield limits that the number of nodes does not show."""
     if gateways > 1 and not costs.is_shared:
         yield f"{gateways} gateways are {gateways} runs of `orbithash serve`, each with its own shards; only one writes"
-    if requirements.rows > MAX_ROWS_IN_MEMORY:
-        yield f"above {MAX_ROWS_IN_MEMORY:,} rows a gateway keeps no rows in memory: hits are read from the archive"
+    if requirements.rows > MAX_TABLE:
+        yield f"above {MAX_TABLE:,} rows a gateway keeps no rows in memory: hits are read from the archive"
     if change_s > 1:
         yield f"a commit takes {change_s:,.1f} s, because each shard is copied as a whole"
-    if requirements.rows > MAX_SELECTED_IDS:
-        yield f"a filter that selects more than {MAX_SELECTED_IDS:,} rows evicts all others from the gateway's memory"
+    if requirements.rows > MAX_KEPT_IDS:
+        yield f"a filter that selects more than {MAX_KEPT_IDS:,} rows evicts all others from the gateway's memory"
     if read_gb > _WARN_READ_GB:
         yield f"scans read {read_gb:,.0f} GB of memory per second on each node; the model assumes this bandwidth"
     if shards > 1:

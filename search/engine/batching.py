@@ -14,13 +14,13 @@ from typing import Any, Generic, TypeVar
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.protocol.errors import Overloaded
 
-__all__ = ["Batcher"]
+__all__ = ["MAX_BATCH", "Batcher"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Maximum number of items in one batch.
-_MAX_BATCH = 64
+MAX_BATCH = 64
 # Maximum sum of `size` in one batch; for queries: the number of hits that shards send back.
 _MAX_BATCH_SIZE = 2**18
 
@@ -49,7 +49,7 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[list[Item], list[int], Any, float], Awaitable[Sequence[Result]]],
         max_in_flight: int,
         max_waiting: int,
-        max_batch: int = _MAX_BATCH,
+        max_batch: int = MAX_BATCH,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         """Create a batcher.

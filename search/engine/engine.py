@@ -22,12 +22,15 @@ from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Hit, Query
 
-__all__ = ["Engine"]
+__all__ = ["SHARD_TIMEOUT_S", "Engine"]
 
 logger = logging.getLogger(__name__)
 
 # Share of the time until the deadline that shards get; the rest is for the merge and the columns of the hits.
 _SHARDS_SHARE = 0.9
+
+# Default timeout of a shard, seconds.
+SHARD_TIMEOUT_S = 5.0
 
 # Maximum number of hits that are merged in the event loop: a thread would cost more.
 _FEW_HITS = 4096
@@ -71,7 +74,7 @@ class Engine:
         *,
         max_fan_outs: int = 1,
         max_waiting: int = 1024,
-        shard_timeout_s: float = 5.0,
+        shard_timeout_s: float = SHARD_TIMEOUT_S,
         observer: Observer | None = None,
     ) -> None:
         """Create an engine without contacting the shards.

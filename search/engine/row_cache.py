@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 from orbithash.search.engine.protocols import ArchiveReader
 from orbithash.search.index.shard import Ids
 
-__all__ = ["RowCache", "RowValues"]
+__all__ = ["MAX_READY", "MAX_TABLE", "RowCache", "RowValues"]
 
 _COLUMNS = ["key", "label", "lon", "lat", "datetime"]
 
 # Maximum rows of a table; about 80 bytes each.
-_MAX_TABLE = 2**24
+MAX_TABLE = 2**24
 # Maximum rows as Python objects; about 400 bytes each.
-_MAX_READY = 2**16
+MAX_READY = 2**16
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_TIME = np.iinfo(np.int64).min
@@ -91,7 +91,7 @@ class RowCache:
 
     def warm(self) -> None:
         """Read the columns of all rows, unless there are too many."""
-        if self._archive.num_rows <= _MAX_TABLE:
+        if self._archive.num_rows <= MAX_TABLE:
             table = _Table(*self._archive.scan(_COLUMNS))
             self._is_touched, self._num_touched = np.zeros(len(table.ids), np.bool_), 0
             self._table = table
@@ -155,7 +155,7 @@ class RowCache:
 
     def _keep(self, rows: RowValues) -> RowValues:
         """Keep the rows as Python objects, and return them."""
-        if len(self._ready) + len(rows) > _MAX_READY:
+        if len(self._ready) + len(rows) > MAX_READY:
             # A new dict, because other threads may be reading the old one.
             self._ready = dict(rows)
         else:

@@ -21,12 +21,12 @@ from orbithash.search.index.host import Selection
 from orbithash.search.index.shard import Ids, are_among
 from orbithash.search.protocol.errors import Overloaded
 
-__all__ = ["Selections", "select"]
+__all__ = ["MAX_KEPT_IDS", "Selections", "select"]
 
 logger = logging.getLogger(__name__)
 
 # Maximum number of selections kept, and of their ids together.
-_MAX_KEPT, _MAX_KEPT_IDS = 64, 2**25
+_MAX_KEPT, MAX_KEPT_IDS = 64, 2**25
 # Above this number of touched rows a full scan is faster than testing them one by one.
 _MAX_TOUCHED = 10_000
 
@@ -209,7 +209,7 @@ class Selections:
 
         def is_too_much() -> bool:
             entries = [*self._kept.values(), *(earlier.entry for earlier in self._earlier.values())]
-            return len(entries) > _MAX_KEPT or sum(map(_num_ids, entries)) > _MAX_KEPT_IDS
+            return len(entries) > _MAX_KEPT or sum(map(_num_ids, entries)) > MAX_KEPT_IDS
 
         while self._earlier and is_too_much():
             self._earlier.pop(next(iter(self._earlier)))

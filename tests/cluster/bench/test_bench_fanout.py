@@ -14,6 +14,7 @@ from orbithash.cluster.bench.fanout import bench_fanout
 from orbithash.cluster.bench.fanout_world import WARM_UP, FanoutBench, Scenario, World
 from orbithash.cluster.encoding.skipping_loop import SkippingLoop
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.engine import SHARD_TIMEOUT_S
 from orbithash.search.index.shard import ShardAnswer
 
 SMALL = FanoutBench(shards=20, queries=40, stragglers=0.02, slow=50, down=0.1, timeout_ms=30, seed=4)
@@ -76,7 +77,7 @@ def test_shards_that_are_down(world):
     # Two of twenty shards: one hangs, so that the first query waits for it; one refuses calls.
     found = outcome(world, straggles=False, goes_down=True)
     assert found.coverages == pytest.approx([0.9] * SMALL.queries)
-    assert found.seconds[0] == pytest.approx(simulated.SHARD_TIMEOUT_S)
+    assert found.seconds[0] == pytest.approx(SHARD_TIMEOUT_S)
     assert max(found.seconds[1:]) < 0.1, "a replica that timed out is not called again before it answers a probe"
     assert found.num_failed == 0
 
@@ -90,7 +91,7 @@ def test_a_second_replica_answers_for_the_first(world):
     # Without hedging no other replica is called until the one that hangs has timed out.
     found = outcome(world, replicas=2, straggles=False, goes_down=True, hedges=False)
     assert found.coverages[0] < 1
-    assert found.seconds[0] == pytest.approx(simulated.SHARD_TIMEOUT_S)
+    assert found.seconds[0] == pytest.approx(SHARD_TIMEOUT_S)
     assert found.coverages[1:] == [1.0] * (SMALL.queries - 1)
 
 

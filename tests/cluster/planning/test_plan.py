@@ -8,15 +8,13 @@ import pyarrow as pa
 import pytest
 
 from orbithash.cluster.bench.inputs import write_archive
-from orbithash.cluster.planning import latency as latency_model
-from orbithash.cluster.planning import sizing
 from orbithash.cluster.planning.costs import MEASURED, fitted
 from orbithash.cluster.planning.latency import distinct_of_shard, latency
 from orbithash.cluster.planning.plan import make_plan
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.planning.sizing import hit_row_bytes, shard_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine import batching, row_cache, selections
+from orbithash.search.engine import row_cache
 from orbithash.search.index.host import MAX_VERSIONS, Diff, Selection, ShardHost
 from orbithash.search.index.shard import Shard, part_of
 
@@ -130,13 +128,6 @@ def test_bytes_on_disk(tmp_path):
     true = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     archive = make_plan(Requirements(30_000)).archive_gb
     assert true == pytest.approx(1e9 * (archive["codes"] + archive["other columns"]), rel=0.15)
-
-
-def test_the_limits_are_those_of_the_engine():
-    assert latency_model.MAX_ROWS_IN_MEMORY == row_cache._MAX_TABLE
-    assert sizing.MAX_READY_ROWS == row_cache._MAX_READY
-    assert sizing.MAX_SELECTED_IDS == selections._MAX_KEPT_IDS
-    assert latency_model.MAX_BATCH == batching._MAX_BATCH
 
 
 # Each part of an answer has another round cost.

@@ -42,8 +42,8 @@ def wanted(archive, ids):
 
 @pytest.mark.parametrize(("max_table", "max_ready"), [(10**6, 10**6), (10**6, 5), (0, 10**6), (0, 5)])
 def test_rows_through_changes(tmp_path, monkeypatch, max_table, max_ready):
-    monkeypatch.setattr(row_cache_module, "_MAX_TABLE", max_table)
-    monkeypatch.setattr(row_cache_module, "_MAX_READY", max_ready)
+    monkeypatch.setattr(row_cache_module, "MAX_TABLE", max_table)
+    monkeypatch.setattr(row_cache_module, "MAX_READY", max_ready)
     rng = np.random.default_rng(4)
     writer = Archive.create(tmp_path / "a", BITS, "m" * 32)
     write(writer, rng, [f"k{i}" for i in range(40)])
