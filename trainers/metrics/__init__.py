@@ -1,1 +1,1 @@
-"""Compute retrieval metrics from codes and labels: relevance, average precision under ties, gains, code statistics."""
+"""Retrieval metrics from codes and labels: relevance, average precision under ties, gains, code statistics."""

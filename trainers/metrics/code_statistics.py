@@ -1,4 +1,4 @@
-"""How well a set of codes uses its bits."""
+"""Statistics of a set of codes: distinct codes, balance and correlation of bits."""
 
 from dataclasses import dataclass
 
@@ -10,37 +10,38 @@ from orbithash.encoders.errors import InputError
 
 __all__ = ["CodeStatistics", "code_statistics"]
 
-# Rows unpacked at once: 64 MiB of float32 at 512 bits, and sums far below 2^24, to where float32 counts exactly.
+# Number of rows unpacked at once: 64 MiB of float32 at 512 bits. Sums stay far below 2^24, the limit of exact counts in
+# float32.
 _CHUNK_ROWS = 32_768
 
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """Statistics of N codes of K bits, JSON-able by `dataclasses.asdict`.
+    """Statistics of N codes of K bits; `dataclasses.asdict` makes them serialisable as JSON.
 
-    A collapsed code has few distinct values; wasted bits are constant (balance 0 or 1) or repeat each other.
+    A collapsed hash function gives few distinct codes. Wasted bits are constant (balance 0 or 1) or correlated.
     """
 
     count: int
     """N."""
     bytes_per_code: int
     distinct: int
-    """Different codes among the N."""
+    """Number of distinct codes."""
     bit_balance: list[float]
-    """Share of ones of each bit, K numbers; 0.5 carries most."""
+    """Share of ones of each bit, K numbers; 0.5 carries the most information."""
     bit_entropy: float
-    """Mean over the bits of their entropy, in bits: 1 where every bit is balanced, 0 where all are constant."""
+    """Mean entropy of the bits, in bits: 1 if every bit is balanced, 0 if all are constant."""
     constant_bits: int
-    """Bits with one value in all codes."""
+    """Number of bits with the same value in all codes."""
     mean_abs_correlation: float | None
-    """Mean absolute correlation of two different bits, constant ones left out; None where fewer than two vary."""
+    """Mean absolute correlation of two different bits, without constant bits; None if fewer than two bits vary."""
 
 
 def code_statistics(codes: npt.NDArray[np.uint8], bits: int) -> CodeStatistics:
-    """Statistics of codes uint8 [N, ceil(bits/8)], N >= 1."""
+    """Return the statistics of codes uint8 [N, ceil(bits/8)]; `InputError` without codes."""
     check_codes(codes, bits)
     if codes.ndim != 2 or not len(codes):
-        raise InputError(f"code statistics need one code or more, uint8 [N, {num_bytes(bits)}], got {codes.shape}")
+        raise InputError(f"code statistics need at least one code, uint8 [N, {num_bytes(bits)}], got {codes.shape}")
     both = np.zeros((bits, bits))
     for start in range(0, len(codes), _CHUNK_ROWS):
         ones = unpack(codes[start : start + _CHUNK_ROWS], bits).astype(np.float32)

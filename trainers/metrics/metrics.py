@@ -1,4 +1,4 @@
-"""Retrieval metrics of packed codes: from codes and labels to the figures of `metrics.json`."""
+"""Retrieval metrics of packed codes: all metrics of `metrics.json`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,17 +38,18 @@ DEFINITIONS: tuple[Definition, ...] = ("ap_min", "ap_hits", "ap_k", "ap_first_k"
 PRECISION_CUTOFFS = (1, 5, 10, 20, 50, 100)
 PAIR_CUTOFFS = (1, 5, 10)
 LOOKUP_RADIUS = 2
-# DHCL's released code calls this a mean average precision.
+# k of the success rate, which DHCL's released code calls mean average precision.
 SUCCESS_K = 20
 
 _POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
 
-Figures = dict[str, dict[str, float]]
+# {metric: {tie policy: mean over the queries}}
+Values = dict[str, dict[str, float]]
 
 
 def rank_histograms(retrieval: Retrieval, *, chunk_pairs: int = CHUNK_PAIRS) -> Histograms:
-    """Items and relevant items at each distance 0..K from each query."""
-    # One column more for what is left out.
+    """Return the numbers of items and relevant items at each distance 0..K from each query."""
+    # One more column for excluded items.
     columns = retrieval.bits + 2
     items = np.zeros((len(retrieval.query_codes), columns), np.int64)
     relevant = np.zeros_like(items)
@@ -69,7 +70,7 @@ def mean_average_precision(
     bits: int,
     k: int | None = 20,
 ) -> float:
-    """The headline in one number: expected `ap_min` within rank k, mean over the queries; None is the whole ranking."""
+    """Return the mean over the queries of the expected `ap_min` within rank k; None: over the whole ranking."""
     retrieval = Retrieval(query_codes, database_codes, query_labels, database_labels, bits)
     return float(average_precision(rank_histograms(retrieval), k).mean())
 
@@ -91,10 +92,10 @@ def order_average_precision(
 
 @dataclass(frozen=True)
 class RadiusCurve:
-    """Lookup of everything within a Hamming radius, inclusive: means over the queries for the radii 0..K.
+    """Lookup of all items within a Hamming radius, inclusive: means over the queries for the radii 0..K.
 
-    `precision` counts a query with an empty ball as 0, `recall` one with nothing relevant; `empty` is the share of
-    queries whose ball is empty.
+    A query without items within the radius has precision 0; one without relevant items has recall 0. `empty` is the
+    share of queries without items within the radius.
     """
 
     precision: Floats
@@ -103,7 +104,7 @@ class RadiusCurve:
 
 
 def radius_curve(histograms: Histograms) -> RadiusCurve:
-    """Precision and recall of radius lookup."""
+    """Return precision and recall of radius lookup."""
     items, relevant = np.cumsum(histograms.items, 1), np.cumsum(histograms.relevant, 1)
     return RadiusCurve(
         precision=(relevant / np.maximum(items, 1)).mean(0),
@@ -113,12 +114,12 @@ def radius_curve(histograms: Histograms) -> RadiusCurve:
 
 
 def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
-    """Which class stands at rank 1: float64 [num_classes, num_classes], a row for the queries of one class.
+    """Return the classes of the nearest items, float64 [num_classes, num_classes]; a row for the queries of each class.
 
-    Items that tie at the smallest distance share the rank. A row sums to 1, less what goes to unknown labels, or is 0
-    where no query has the class. Labels are below `num_classes`, one an item.
+    Items that tie at the smallest distance share the rank. A row sums to 1 minus the share of unlabelled items; it is 0
+    if no query has the class. Labels must be single and below `num_classes`.
     """
-    assert not retrieval.multi_label, "an item of several classes belongs to no one column"
+    assert not retrieval.multi_label, "a multi-label item has no single column"
     shares = np.zeros((num_classes, num_classes))
     for start, distances, _ in chunks(retrieval, chunk_pairs):
         nearest = distances.min(1, keepdims=True)
@@ -134,25 +135,25 @@ def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs:
 def pair_recall(
     retrieval: Retrieval, own: npt.NDArray[np.integer], *, chunk_pairs: int = CHUNK_PAIRS
 ) -> dict[str, float]:
-    """How often a query finds its own pair within rank k, expected over ties: {"recall@1": mean over the queries, …}.
+    """Return the share of queries that find their own pair within rank k, expected over ties: {"recall@1": …, …}.
 
-    `own` is the pair's position in the database, integers [Q]; a query whose pair is not there (-1) finds nothing.
+    `own` integers [Q] is the position of the pair in the database; -1 (absent) counts as not found.
     """
-    found = dict.fromkeys((f"recall@{k}" for k in PAIR_CUTOFFS), 0.0)
+    sums = dict.fromkeys((f"recall@{k}" for k in PAIR_CUTOFFS), 0.0)
     for start, distances, _ in chunks(retrieval, chunk_pairs):
         positions = own[start : start + len(distances)]
         rows = np.flatnonzero(positions >= 0)
         pair = distances[rows, positions[rows], None]
         before, tied = (distances[rows] < pair).sum(1), (distances[rows] == pair).sum(1)
         for k in PAIR_CUTOFFS:
-            found[f"recall@{k}"] += float((np.clip(k - before, 0, tied) / tied).sum())
-    return {name: total / len(own) for name, total in found.items()}
+            sums[f"recall@{k}"] += float((np.clip(k - before, 0, tied) / tied).sum())
+    return {name: total / len(own) for name, total in sums.items()}
 
 
 def evaluate_codes(
     retrieval: Retrieval, histograms: Histograms, cutoffs: Sequence[int] = (20, 100)
-) -> tuple[Figures, dict[str, float]]:
-    """The figures of `metrics.json` and what each would be by chance.
+) -> tuple[Values, dict[str, float]]:
+    """Return the metrics of `metrics.json` and the value of each by chance.
 
     Args:
         retrieval: queries and database.
@@ -161,51 +162,51 @@ def evaluate_codes(
 
     Returns:
         Means over all queries, as {"ap_min@20": {"expected", "index", "optimistic", "pessimistic"}, …}: every
-        definition of average precision, "precision@k" (hits over k, also where the database has fewer than k items),
-        "recall@k", "success@20" (anything relevant there) and "precision_radius@2", and "ndcg@k" where items may have
-        several classes; and the expectation of each under a random ranking.
+        definition of average precision, "precision@k" (hits divided by k, even if the database has fewer than k
+        items), "recall@k", "success@20" (at least one relevant item), "precision_radius@2", and "ndcg@k" for
+        multi-label items. Second, the expectation of each metric under a random ranking.
     """
-    figures: Figures = {}
+    values: Values = {}
     chance: dict[str, float] = {}
-    lone = histograms.without_distances()
+    random_order = histograms.without_distances()
     measures = [(d, check_cutoff(k)) for k in dict.fromkeys(cutoffs) for d in DEFINITIONS]
     by_order = _order_means(retrieval, measures)
     for definition, k in [*measures, ("ap_min", None)]:
         name = f"{definition}@{k or 'all'}"
-        figures[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in _POLICIES}
-        chance[name] = float(average_precision(lone, k, definition).mean())
+        values[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in _POLICIES}
+        chance[name] = float(average_precision(random_order, k, definition).mean())
     num_relevant = np.maximum(histograms.num_relevant, 1)
     at_k = [(f"precision@{k}", k, np.full_like(num_relevant, k)) for k in PRECISION_CUTOFFS]
     at_k += [(f"recall@{k}", k, num_relevant) for k in PRECISION_CUTOFFS]
     for name, k, divisor in at_k:
-        figures[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
-        chance[name] = float((hits_at(lone, k) / divisor).mean())
+        values[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
+        chance[name] = float((hits_at(random_order, k) / divisor).mean())
     success = f"success@{SUCCESS_K}"
-    figures[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in _POLICIES}
-    chance[success] = float(success_at(lone, SUCCESS_K).mean())
+    values[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in _POLICIES}
+    chance[success] = float(success_at(random_order, SUCCESS_K).mean())
     for name, value in by_order.items():
-        figures[name]["index"] = value
+        values[name]["index"] = value
     lookup = f"precision_radius@{LOOKUP_RADIUS}"
     within = float(radius_curve(histograms).precision[min(LOOKUP_RADIUS, retrieval.bits)])
-    figures[lookup] = dict.fromkeys((*_POLICIES, "index"), within)
+    values[lookup] = dict.fromkeys((*_POLICIES, "index"), within)
     chance[lookup] = chance["precision@1"]
     if retrieval.multi_label:
         for name, by_policy in normalised_gains(retrieval, cutoffs).items():
-            figures[name] = {policy: float(values.mean()) for policy, values in by_policy.items()}
-            chance[name] = figures[name]["chance"]
+            values[name] = {policy: float(gains.mean()) for policy, gains in by_policy.items()}
+            chance[name] = values[name]["chance"]
     order = ("expected", "index", "optimistic", "pessimistic")
-    return {name: {p: values[p] for p in order} for name, values in figures.items()}, chance
+    return {name: {p: by_policy[p] for p in order} for name, by_policy in values.items()}, chance
 
 
 def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]]) -> dict[str, float]:
-    """Means over the queries with ties in the database's order, in one pass over the rankings."""
-    everything = [*measures, ("ap_min", None)]
-    totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in everything), 0.0)
+    """Return means over the queries with ties in the database's order, in one pass over the rankings."""
+    all_measures = [*measures, ("ap_min", None)]
+    totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in all_measures), 0.0)
     totals[f"success@{SUCCESS_K}"] = 0.0
     totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
     num_items = retrieval.num_items.tolist()
     for ranks, items in zip(_relevant_ranks(retrieval, None, CHUNK_PAIRS), num_items, strict=True):
-        for definition, k in everything:
+        for definition, k in all_measures:
             totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)
         for k in PRECISION_CUTOFFS:
             hits = int(np.searchsorted(ranks, k, side="right"))
@@ -216,7 +217,7 @@ def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]
 
 
 def _relevant_ranks(retrieval: Retrieval, order: Counts | None, chunk_pairs: int) -> Iterator[Counts]:
-    """The 1-based ranks of the relevant items of each query, ties in the order of the database or of `order`."""
+    """Yield the 1-based ranks of the relevant items of each query; ties are in the order of the database or `order`."""
     for _, distances, shared in chunks(retrieval, chunk_pairs):
         same = shared > 0
         if order is not None:

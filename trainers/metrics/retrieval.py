@@ -1,8 +1,8 @@
-"""Queries against a database: codes, labels, and what is relevant to what.
+"""Queries against a database: codes, labels and relevance.
 
-Labels come in two forms. One class an item: integers [N], -1 where unknown. Any number of classes an item: bool [N, C],
-a row without a class where unknown. A database item is relevant to a query when they share at least one class. Database
-items of unknown label are relevant to nothing and stay in the ranking as distractors.
+Labels have two forms. One class per item: integers [N], -1 if unknown. Any number of classes per item: bool [N, C], all
+false if unknown. A database item is relevant to a query if they share at least one class. Unlabelled database items are
+relevant to no query and stay in the ranking as distractors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ __all__ = [
 
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
-# Pairs of query and database item held at once: some 60 MiB with their distances and their order.
+# Maximum number of pairs of query and database item in memory at once: about 60 MiB with distances and order.
 CHUNK_PAIRS = 4_000_000
 
 
 def label_arrays(num_classes: int, *parts: Sequence[tuple[int, ...]]) -> list[Labels]:
-    """The labels of each part, all in one form: integers [N] where no item has two classes, else bool [N, num_classes].
+    """Return the labels of each part, all in the same form: integers [N] if no item has two classes, else bool [N, C].
 
-    Each item of a part is the tuple of its classes, () where unknown.
+    A part is a sequence of tuples, the classes of each item; () if unknown.
     """
     if all(len(labels) <= 1 for part in parts for labels in part):
         return [np.array([labels[0] if labels else -1 for labels in part], np.int64) for part in parts]
@@ -50,56 +50,56 @@ def label_arrays(num_classes: int, *parts: Sequence[tuple[int, ...]]) -> list[La
 
 
 def check_labels(labels: Labels, count: int, what: str) -> None:
-    """`InputError` when these are not the labels of `count` items in one of the two forms."""
-    integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
-    if len(labels) != count or not (integers or (labels.ndim == 2 and labels.dtype == np.bool_)):
+    """Raise `InputError` unless these are the labels of `count` items in one of the two forms."""
+    is_integers = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if len(labels) != count or not (is_integers or (labels.ndim == 2 and labels.dtype == np.bool_)):
         raise InputError(f"{what} are {count} integers or bool [{count}, classes], got {labels.dtype} {labels.shape}")
 
 
 def labelled(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Which items have a label, bool [N]."""
+    """Return which items have a label, bool [N]."""
     known: npt.NDArray[np.bool_] = labels >= 0 if labels.ndim == 1 else np.asarray(labels.any(1))
     return known
 
 
 def with_label(labels: Labels, label: int) -> npt.NDArray[np.bool_]:
-    """Which items are of that class, bool [N]."""
+    """Return which items are of this class, bool [N]."""
     members: npt.NDArray[np.bool_] = labels == label if labels.ndim == 1 else labels[:, label].astype(np.bool_)
     return members
 
 
 def num_labels(labels: Labels) -> int:
-    """One more than the greatest label: the classes that a list of names has to cover."""
+    """Return the largest label plus one: the minimum length of a list of class names."""
     return int(labels.max(initial=-1)) + 1 if labels.ndim == 1 else int(labels.shape[1])
 
 
 def shared_labels(query: Labels, database: Labels) -> npt.NDArray[np.bool_] | npt.NDArray[np.int16]:
-    """How many classes each query shares with each item: bool [Q, N] for one class an item, else int16 [Q, N].
+    """Return the number of classes that each query shares with each item: bool [Q, N] for single labels, else int16.
 
-    Queries have labels, so that no -1 meets another.
+    All queries must be labelled, because -1 would match -1.
     """
     if query.ndim == 1:
         same: npt.NDArray[np.bool_] = query[:, None] == database[None, :]
         return same
-    # Float products go through BLAS; counts of classes are far below what float32 holds exactly.
+    # Float products use BLAS; numbers of classes are exact in float32.
     return (query.astype(np.float32) @ database.astype(np.float32).T).astype(np.int16)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Queries against a database, checked.
+    """Queries and database of an evaluation, checked for consistency.
 
     Attributes:
         query_codes: uint8 [Q, ceil(bits/8)], Q >= 1.
         database_codes: uint8 [N, ceil(bits/8)].
         query_labels: integers [Q] or bool [Q, C]; every query has a label.
-        database_labels: integers [N], -1 where unknown, or bool [N, C].
-        bits: bits of a code.
-        exclude: integers [Q], the position in the database of the query itself, which its ranking leaves out, or -1;
-            None where no query leaves anything out.
+        database_labels: integers [N], -1 if unknown, or bool [N, C].
+        bits: length of a code.
+        exclude: integers [Q], the position in the database of an item to exclude from each query's ranking (usually the
+            query itself); -1 or None: no item.
 
     Raises:
-        InputError: shapes, types or labels that do not fit.
+        InputError: shapes, types or labels are inconsistent.
     """
 
     query_codes: npt.NDArray[np.uint8]
@@ -117,18 +117,20 @@ class Retrieval:
         ):
             check_codes(codes, self.bits)
             if codes.ndim != 2 or not len(codes):
-                raise InputError(f"the {side} codes are {codes.shape}; an evaluation needs one row or more of codes")
+                raise InputError(
+                    f"the {side} codes are {codes.shape}; an evaluation needs codes [N, bytes] with N >= 1"
+                )
             check_labels(labels, len(codes), f"{side} labels")
         if self.query_labels.shape[1:] != self.database_labels.shape[1:]:
             raise InputError(
-                f"query labels {self.query_labels.shape} and database labels {self.database_labels.shape} are not of "
-                "the same classes"
+                f"query labels {self.query_labels.shape} and database labels {self.database_labels.shape} differ in "
+                "the number of classes"
             )
         unknown = int(np.count_nonzero(~labelled(self.query_labels)))
         if unknown:
             raise InputError(
-                f"{unknown} of {len(self.query_labels)} queries have no label, so nothing is relevant to them; "
-                "leave them out"
+                f"{unknown} of {len(self.query_labels)} queries have no label, so no item is relevant to them; "
+                "remove these queries"
             )
         if self.exclude is not None:
             if self.exclude.shape != (len(self.query_codes),) or not np.issubdtype(self.exclude.dtype, np.integer):
@@ -137,7 +139,10 @@ class Retrieval:
                     f"{self.exclude.shape}"
                 )
             if self.exclude.min() < -1 or self.exclude.max() >= len(self.database_codes):
-                raise InputError(f"positions to exclude are -1 or below {len(self.database_codes)}, got others")
+                raise InputError(
+                    f"positions to exclude run from {self.exclude.min()} to {self.exclude.max()}; "
+                    f"-1 to {len(self.database_codes) - 1} are allowed"
+                )
 
     @property
     def multi_label(self) -> bool:
@@ -147,26 +152,26 @@ class Retrieval:
     @property
     def num_items(self) -> npt.NDArray[np.int64]:
         """Length of each query's ranking, int64 [Q]."""
-        left_out = 0 if self.exclude is None else (self.exclude >= 0).astype(np.int64)
-        return np.asarray(np.full(len(self.query_codes), len(self.database_codes)) - left_out, np.int64)
+        num_excluded = 0 if self.exclude is None else (self.exclude >= 0).astype(np.int64)
+        return np.asarray(np.full(len(self.query_codes), len(self.database_codes)) - num_excluded, np.int64)
 
 
 def chunks(
     retrieval: Retrieval, chunk_pairs: int = CHUNK_PAIRS
 ) -> Iterator[tuple[int, npt.NDArray[np.uint16], npt.NDArray[np.bool_] | npt.NDArray[np.int16]]]:
-    """The first query, distances uint16 [q, N] and `shared_labels` [q, N] of some queries at a time.
+    """Yield chunks of queries: position of the first query, distances uint16 [q, N] and `shared_labels` [q, N].
 
-    What a query leaves out shares nothing and stands at distance K + 1, behind everything.
+    Excluded items have distance K + 1 and share no label.
     """
     rows = max(1, chunk_pairs // len(retrieval.database_codes))
     for start in range(0, len(retrieval.query_codes), rows):
         queries = slice(start, start + rows)
-        # 16 bits: numpy sorts them by radix.
+        # numpy sorts 16-bit integers by radix sort.
         distances = hamming(retrieval.query_codes[queries], retrieval.database_codes).astype(np.uint16)
         shared = shared_labels(retrieval.query_labels[queries], retrieval.database_labels)
         if retrieval.exclude is not None:
-            left_out = retrieval.exclude[queries]
-            found = np.flatnonzero(left_out >= 0)
-            distances[found, left_out[found]] = retrieval.bits + 1
-            shared[found, left_out[found]] = 0
+            positions = retrieval.exclude[queries]
+            rows_excluding = np.flatnonzero(positions >= 0)
+            distances[rows_excluding, positions[rows_excluding]] = retrieval.bits + 1
+            shared[rows_excluding, positions[rows_excluding]] = 0
         yield start, distances, shared
