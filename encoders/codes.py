@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.ranges import check_integer
 
 __all__ = ["MAX_BITS", "MIN_BITS", "check_bits", "check_codes", "hamming", "num_bytes", "pack", "unpack"]
 
@@ -19,9 +20,7 @@ Codes = npt.NDArray[np.uint8]
 
 def check_bits(bits: int) -> int:
     """Return `bits`; `InputError` if it is not an integer from 8 to 512."""
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not MIN_BITS <= bits <= MAX_BITS:
-        raise InputError(f"bits is {bits!r}; an integer from {MIN_BITS} to {MAX_BITS} is required")
-    return int(bits)
+    return check_integer(bits, "bits", MIN_BITS, MAX_BITS)
 
 
 def num_bytes(bits: int) -> int:

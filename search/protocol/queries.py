@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from orbithash.encoders.keys import key_problem
+from orbithash.encoders.ranges import is_integer
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
 
@@ -184,13 +185,13 @@ class Query(Example):
                 problems.append(("positives", "at least one positive example is required"))
             if len(examples) > MAX_EXAMPLES:
                 problems.append(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {len(examples)}"))
-        if not _is_whole(self.k) or not 1 <= self.k <= MAX_K:
+        if not is_integer(self.k, 1, MAX_K):
             problems.append(("k", f"k is a whole number from 1 to {MAX_K:,}, got {self.k!r}"))
         elif self.k > MAX_LARGE_ROWS and has_large(self.include):
             problems.append(
                 ("k", f"at most {MAX_LARGE_ROWS:,} hits with {' or '.join(_LARGE)}, got k {self.k:,}; use pages")
             )
-        if self.radius is not None and (not _is_whole(self.radius) or not 0 <= self.radius < 2**32):
+        if self.radius is not None and not is_integer(self.radius, 0, 2**32 - 1):
             problems.append(("radius", f"a radius is a whole number of bits from 0, got {self.radius!r}"))
         if self.after is not None and not _is_cursor(self.after):
             problems.append(("after", f"a cursor is the distance and the id of a hit, got {self.after!r}"))
@@ -202,17 +203,12 @@ class Query(Example):
             raise InvalidQuery(*problems)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_cursor(value: object) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) == 2
-        and all(map(_is_whole, value))
-        and 0 <= value[0] < 2**31
-        and 0 <= value[1] < 2**64
+        and is_integer(value[0], 0, 2**31 - 1)
+        and is_integer(value[1], 0, 2**64 - 1)
     )
 
 

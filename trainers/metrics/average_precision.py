@@ -15,7 +15,7 @@ number of relevant items in the database and H_k the number of them within rank 
 - `ap_min`: sum of P@r rel_r over r <= k, divided by min(k, R);
 - `ap_hits`: the same sum divided by H_k; 0 if H_k = 0;
 - `ap_k`: the same sum divided by k;
-- `ap_first_k`: mean of j / t_j over the first min(k, R) relevant items, where t_j is the rank of the j-th, even beyond k.
+- `ap_first_k`: mean of j / t_j over the first min(k, R) relevant items, where t_j is the rank of the j-th (also > k).
 
 A query without relevant items has average precision 0 by every definition.
 
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.ranges import check_integer
 
 __all__ = [
     "Definition",
@@ -176,10 +177,8 @@ def ranked_average_precision(ranks: Counts, k: int | None, definition: Definitio
 
 
 def check_cutoff(k: int) -> int:
-    """`k` itself, or `InputError` when it is not a whole number from 1."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InputError(f"the cut-off k is {k!r}; it is a whole number from 1")
-    return int(k)
+    """Return the cut-off `k`; `InputError` unless it is an integer of at least 1."""
+    return check_integer(k, "the cut-off k", 1)
 
 
 def _check(name: str, allowed: object, what: str) -> None:

@@ -246,7 +246,7 @@ def test_without_distances_is_a_random_ranking():
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, "20"])
 def test_a_cutoff_is_a_positive_whole_number(k):
-    with pytest.raises(InputError, match="whole number from 1"):
+    with pytest.raises(InputError, match="an integer of at least 1"):
         average_precision(histograms([(1, 1)]), k, "ap_min")
 
 

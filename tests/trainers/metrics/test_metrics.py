@@ -215,12 +215,12 @@ def test_a_database_of_only_the_query_itself():
         ({"query_labels": np.array([0, -1] + [0] * 7)}, "1 of 9 queries have no label"),
         ({"query_labels": np.zeros(9)}, r"query labels are 9 integers or bool \[9, classes\], got float64"),
         ({"database_labels": np.zeros(3, int)}, r"database labels are 40 integers or bool .* got int64 \(3,\)"),
-        ({"query_codes": np.zeros((0, 2), np.uint8), "query_labels": np.zeros(0, int)}, "needs one row or more"),
+        ({"query_codes": np.zeros((0, 2), np.uint8), "query_labels": np.zeros(0, int)}, "needs codes"),
         ({"query_codes": np.zeros((9, 3), np.uint8)}, "a code of 12 bits has 2 bytes"),
         ({"query_codes": np.full((9, 2), 255, np.uint8)}, "pad bits"),
         ({"bits": 4}, "from 8 to 512"),
-        ({"exclude": np.full(9, 40)}, "below 40"),
-        ({"query_labels": np.ones((9, 4), bool)}, "not of the same classes"),
+        ({"exclude": np.full(9, 40)}, "-1 to 39 are allowed"),
+        ({"query_labels": np.ones((9, 4), bool)}, "differ in the number of classes"),
         ({"query_labels": np.zeros((9, 4), bool), "database_labels": np.ones((40, 4), bool)}, "9 of 9 queries have no"),
         ({"exclude": np.full(8, 0)}, "positions to exclude are 9 integers"),
     ],
@@ -366,5 +366,5 @@ def test_one_varying_bit_correlates_with_nothing():
 
 
 def test_code_statistics_refuse_nothing():
-    with pytest.raises(InputError, match="one code or more"):
+    with pytest.raises(InputError, match="at least one code"):
         code_statistics(np.zeros((0, 2), np.uint8), 16)
