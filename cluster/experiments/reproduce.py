@@ -1,7 +1,7 @@
-"""Every method by its paper's own protocol and definition, beside what was published.
+"""Training and evaluation of methods by their papers' protocols, with a table beside the published results.
 
 OUT/PROTOCOL/METHOD/BITS-SEED/   a run folder with its evaluation
-OUT/reproduce.json               every figure of every run
+OUT/reproduce.json               all values of all runs
 OUT/results.md                   the table
 OUT/report.html                  the table as a page
 """
@@ -31,13 +31,13 @@ from orbithash.trainers.methods import METHODS, get_method
 
 __all__ = ["reproduce"]
 
-# Settings that are options of the verb, which would overrule them.
+# Settings that have an option of their own, which would override them.
 OPTIONS = {"bits": "--bits", "seed": "--seeds"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One run: a method by a paper's way, in a folder."""
+    """One run: a method with the evaluation of a paper, and its folder."""
 
     rule: Reproduction
     run: Run
@@ -57,27 +57,39 @@ def reproduce(
     workers: int = 1,
     gpus_per_worker: float = 0,
 ) -> list[Row]:
-    """Trains and evaluates each method for each length and seed; what is there already is not done again.
+    """Train and evaluate each method for each length and seed; finished runs are not repeated. Return the table's rows.
 
-    The seed is that of the split and of the training. `settings` are `key=value`, or `method.key=value` for one method.
-    Without `methods`, all that the data allow: DUCH needs captions and MrHash a second source. The learned baselines
-    (classifier, triplet) are trained by the protocols of all the other supervised methods that are asked for.
+    Args:
+        methods: methods to reproduce; empty: all that the data allow (DUCH needs captions, MrHash a second source). The
+            learned baselines (classifier, triplet) are trained by the protocols of all supervised methods given.
+        data: the folder of images.
+        out: the folder for runs and tables.
+        bits: lengths of the codes.
+        num_seeds: number of seeds; a seed decides both split and training.
+        weights: initial weights of the backbone; None: random.
+        captions: file with captions, for cross-modal methods.
+        settings: `key=value`, or `method.key=value` for one method.
+        workers: number of training workers.
+        gpus_per_worker: GPUs of each worker.
+
+    Raises:
+        InputError: all problems of methods, settings and data, before any training.
     """
     if num_seeds < 1:
-        raise InputError(f"{num_seeds} seeds; at least 1 is needed")
+        raise InputError(f"seeds is {num_seeds}; at least 1 is needed")
     planned = _prepare(methods, data, out, bits, num_seeds, weights, captions, settings, workers)
     done = []
-    for number, one in enumerate(planned, 1):
-        config = one.run.config
-        say(f"run {number} of {len(planned)}: {one.run.method}, {config.bits} bits, seed {config.seed}")
-        train_on_ray(one.run, one.folder, workers, gpus_per_worker)
-        done.append((one, _evaluated(one.folder, one.run, one.rule)))
+    for number, plan in enumerate(planned, 1):
+        config = plan.run.config
+        say(f"run {number} of {len(planned)}: {plan.run.method}, {config.bits} bits, seed {config.seed}")
+        train_on_ray(plan.run, plan.folder, workers, gpus_per_worker)
+        done.append((plan, _evaluate(plan.folder, plan.run, plan.rule)))
     rows: list[Row] = []
-    # Planned seed by seed.
+    # The seeds of a method and length are consecutive.
     for _, group in groupby(done, key=lambda pair: (pair[0].folder.parent, pair[0].run.config.bits)):
-        of_seeds = list(group)
-        first = of_seeds[0][0]
-        rows += rows_of(first.rule, first.run, [metrics for _, metrics in of_seeds])
+        seeds = list(group)
+        first = seeds[0][0]
+        rows += rows_of(first.rule, first.run, [metrics for _, metrics in seeds])
     rows = with_learned_baselines(rows)
     write_table(out, rows)
     return rows
@@ -94,13 +106,13 @@ def _prepare(
     settings: Sequence[str],
     workers: int,
 ) -> list[Planned]:
-    """All runs, before the first is trained: what is wrong with any of them is told at once."""
+    """Return all runs, checked before the first is trained; `InputError` lists all problems."""
     chosen = list(dict.fromkeys(methods)) or list(METHODS)
     bits = list(dict.fromkeys(bits))
     _check_settings(settings, chosen, bits, weights)
     planned, problems = [], []
     for name, rule in _ways(chosen):
-        of_method = []
+        runs = []
         try:
             for length, seed in product(bits, range(num_seeds)):
                 run = prepare_run(
@@ -110,33 +122,36 @@ def _prepare(
                     settings=_settings_of(name, settings),
                     split_seed=seed,
                     validation=rule.validation,
-                    # With captions the images are another dataset.
+                    # Other methods use the images without captions, which is another dataset.
                     captions=captions if rule.directions != ("",) else None,
                     bits=length,
                     seed=seed,
                     weights=weights,
                 )
                 if not any(image.labels for image in run.manifest.part("test")):
-                    raise InputError(f"no image of the test part of {data} has a class; every figure needs them")
+                    raise InputError(f"no image of the test part of {data} has a class, which all metrics need")
                 folder = out / rule.protocol / name / f"{length}-{seed}"
                 check_training(run, folder, workers)
-                of_method.append(Planned(rule, run, folder))
+                runs.append(Planned(rule, run, folder))
         except InputError as err:
-            problems.append(f"{name}: {_further_in(err)}")
+            problems.append(f"{name}: {_indented(err)}")
         else:
-            planned += of_method
+            planned += runs
     problems = list(dict.fromkeys(problems))
     if problems and (methods or not planned):
         raise listed(problems, "nothing was trained")
     for problem in problems:
-        say(f"left out: {problem}")
+        say(f"skipped: {problem}")
     if weights is None:
-        say("no --weights: the networks start from random ones, which no paper's did")
+        say("no --weights: the networks start from random weights, unlike those of the papers")
     return planned
 
 
 def _ways(methods: Sequence[str]) -> list[tuple[str, Reproduction]]:
-    """Each method with its way; a learned baseline with those of all supervised methods there are, or its own."""
+    """Return each method with its paper's evaluation; a learned baseline with those of all supervised methods given.
+
+    Without supervised methods, a learned baseline has its own evaluation.
+    """
     ways = [(name, REPRODUCTIONS[name]) for name in methods if name not in LEARNED_BASELINES]
     supervised = {rule.protocol: rule for name, rule in ways if get_method(name).needs_labels}
     for name in methods:
@@ -146,13 +161,13 @@ def _ways(methods: Sequence[str]) -> list[tuple[str, Reproduction]]:
     return ways
 
 
-def _further_in(err: InputError) -> str:
-    """A message that may be a list, to stand in a list."""
+def _indented(err: InputError) -> str:
+    """Return the message of an error, indented if it is a list, for use in a list."""
     return str(err).replace("\n", "\n  ")
 
 
 def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Sequence[int], weights: str | None) -> None:
-    """`InputError` with all that is wrong with the settings, those that would reach no method included."""
+    """Raise `InputError` with all problems of the settings, including settings that no method has."""
     kinds = {name: get_method(name) for name in methods}
     known = sorted({key for kind in kinds.values() for key in kind.Config.model_fields})
     problems = []
@@ -160,9 +175,9 @@ def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Seque
         key = setting.partition("=")[0]
         name, dot, own = key.rpartition(".")
         if dot and name not in METHODS:
-            problems.append(f"{setting!r}: there is no method {name!r}; there are {', '.join(METHODS)}")
+            problems.append(f"{setting!r}: unknown method {name!r}; there are {', '.join(METHODS)}")
         elif own in OPTIONS:
-            problems.append(f"{setting!r}: give {OPTIONS[own]} instead")
+            problems.append(f"{setting!r}: use the option {OPTIONS[own]} instead")
         elif not dot and key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -171,13 +186,13 @@ def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Seque
         try:
             load_config(kind.Config, None, _settings_of(name, settings), bits=length, weights=weights)
         except InputError as err:
-            problems.append(f"{name}: {_further_in(err)}")
+            problems.append(f"{name}: {_indented(err)}")
     if problems:
         raise listed(list(dict.fromkeys(problems)), "nothing was trained")
 
 
 def _settings_of(method: str, settings: Sequence[str]) -> list[str]:
-    """The settings of one method: its own, and the common ones that it has."""
+    """Return the settings that apply to one method: those prefixed with its name, and the common ones that it has."""
     known = get_method(method).Config.model_fields
     chosen = []
     for setting in settings:
@@ -190,12 +205,15 @@ def _settings_of(method: str, settings: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _evaluated(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
-    """The metrics of one run: its own evaluation, and the search by the paper's protocol under "searched"."""
+def _evaluate(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
+    """Return the metrics of one run, with those of the search by the paper's protocol under "searched".
+
+    The metrics are computed once and kept in the run folder.
+    """
     path = folder / "reproduction.json"
     if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
+        stored: dict[str, Any] = json.loads(path.read_text())
+        return stored
     cutoffs = (20, 100, smallest_class(run.manifest))
     metrics, _ = evaluate_run(folder, run.root, cutoffs=cutoffs)
     if rule.searched_by:
@@ -207,7 +225,7 @@ def _evaluated(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
 
 
 def smallest_class(manifest: Manifest) -> int:
-    """Images of the smallest class in the database."""
+    """Return the number of images of the smallest class in the database."""
     database = manifest.part(*PROTOCOLS[manifest.protocol].database)
     labels = [label for image in database for label in image.labels]
     return int(np.bincount(labels)[np.unique(labels)].min())

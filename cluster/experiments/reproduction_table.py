@@ -1,4 +1,4 @@
-"""The table of `orbithash reproduce`: our figures, the published ones, the baselines."""
+"""The table of `orbithash reproduce`: results of orbithash, published results, baselines."""
 
 import dataclasses
 import json
@@ -31,19 +31,23 @@ COLUMNS = [
 ]
 
 
-# Only in the files.
+# Columns of the files that the terminal does not show.
 NOT_SHOWN = {"network", "split", "float cosine", "runs"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table; lists have a figure for each seed.
+    """One row of the table; lists have one value per seed.
 
-    `ours` is by the paper's metric and order of ties, `clean` our headline on the split's own queries and database, the
-    queries never trained on. `published` is None where nothing is known. `baselines` have the headline of what needs at
-    most as many bytes: simple methods on the features that the run began with, and the learned baselines of the same
-    split and length. `cosine` is the headline of these features as they are, in float32. Baselines search images by
-    image: a row with a direction has none.
+    Attributes:
+        ours: the paper's metric with its order of ties.
+        clean: the headline on the split's own queries and database; the queries are never trained on.
+        published: the published value; None if unknown.
+        source: source of the published value, see `published`.
+        baselines: headline of baselines of at most as many bytes: simple methods on the backbone's features before
+            training, and the learned baselines of the same split and length. Baselines search images by image, so a
+            row with a direction has none.
+        cosine: headline of these features in float32.
     """
 
     method: str
@@ -57,37 +61,40 @@ class Row:
     ours: list[float]
     clean: list[float]
     published: float | None
-    tag: str
+    source: str
     baselines: dict[str, list[float]]
     cosine: list[float]
 
 
-def rows_of(rule: Reproduction, run: Run, told: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """The lines of one method, split and length: one for each direction of the search.
+def rows_of(rule: Reproduction, run: Run, evaluated: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """Yield the rows of one method, split and length: one for each direction of the search.
 
-    `run` is that of the first seed; `told` are the metrics of each, with those of a search of its own under "searched"
-    and the images of the database's smallest class under "smallest_class".
+    Args:
+        rule: the paper's evaluation.
+        run: the run of the first seed.
+        evaluated: the metrics of each seed; "searched" has those of a separate search, if there is one, and
+            "smallest_class" the number of images of the database's smallest class.
     """
     config = run.config
     start = "" if config.weights else ", random weights"
     for direction in rule.directions:
         ours, clean, names = [], [], []
-        for metrics in told:
+        for metrics in evaluated:
             searched = metrics.get("searched", metrics)
-            of_paper, of_clean = (m["metrics"][direction] if direction else m["metrics"] for m in (searched, metrics))
-            # Of another split, the smallest class may be another.
+            by_paper, by_split = (m["metrics"][direction] if direction else m["metrics"] for m in (searched, metrics))
+            # The seeds have different splits, so the size of the smallest class may differ.
             metric = rule.metric.replace("smallest", str(metrics["smallest_class"]))
             names.append(metric)
-            ours.append(of_paper[metric][rule.policy])
-            clean.append(of_clean[HEADLINE]["expected"])
-        key = (run.method, told[0]["dataset"], config.bits, direction, getattr(config, "variant", ""))
-        known = [f for f in PUBLISHED if (f.method, f.dataset, f.bits, f.direction, f.variant) == key]
-        baselines, cosine = ({}, []) if direction else _simple_baselines(told)
+            ours.append(by_paper[metric][rule.policy])
+            clean.append(by_split[HEADLINE]["expected"])
+        key = (run.method, evaluated[0]["dataset"], config.bits, direction, getattr(config, "variant", ""))
+        known = [r for r in PUBLISHED if (r.method, r.dataset, r.bits, r.direction, r.variant) == key]
+        baselines, cosine = ({}, []) if direction else _simple_baselines(evaluated)
         yield Row(
             method=run.method,
             variant=key[-1],
             network=f"{config.backbone}{start}, {config.image_size} px, {config.epochs} epochs",
-            dataset=told[0]["dataset"],
+            dataset=evaluated[0]["dataset"],
             protocol=rule.protocol,
             direction=direction,
             bits=config.bits,
@@ -95,40 +102,43 @@ def rows_of(rule: Reproduction, run: Run, told: Sequence[dict[str, Any]]) -> Ite
             ours=ours,
             clean=clean,
             published=known[0].value if known else None,
-            tag=known[0].tag if known else "",
+            source=known[0].source if known else "",
             baselines=baselines,
             cosine=cosine,
         )
 
 
-def _simple_baselines(told: Sequence[dict[str, Any]]) -> tuple[dict[str, list[float]], list[float]]:
-    """The headline for each seed of those of at most as many bytes an item as the codes have, and of float cosine."""
-    size = told[0]["codes"]["bytes_per_code"]
-    figures: dict[str, list[float]] = {}
+def _simple_baselines(evaluated: Sequence[dict[str, Any]]) -> tuple[dict[str, list[float]], list[float]]:
+    """Return the headline per seed of the baselines of at most the code's bytes, and that of float cosine.
+
+    A baseline that is missing for a seed is omitted.
+    """
+    size = evaluated[0]["codes"]["bytes_per_code"]
+    headlines: dict[str, list[float]] = {}
     cosine = []
-    for metrics in told:
+    for metrics in evaluated:
         for name, entry in metrics["baselines"].items():
             if "metrics" in entry and entry["bytes"] <= size:
-                figures.setdefault(name, []).append(float(entry["metrics"][HEADLINE]))
+                headlines.setdefault(name, []).append(float(entry["metrics"][HEADLINE]))
             elif "metrics" in entry and name == "cosine":
                 cosine.append(float(entry["metrics"][HEADLINE]))
-    return {name: values for name, values in figures.items() if len(values) == len(told)}, cosine
+    return {name: values for name, values in headlines.items() if len(values) == len(evaluated)}, cosine
 
 
 def with_learned_baselines(rows: Sequence[Row]) -> list[Row]:
-    """Each supervised method's row with the figures of the learned baselines of its split and length."""
+    """Return the rows, those of supervised methods with the learned baselines of the same split and length."""
 
     def beside(row: Row) -> dict[str, list[float]]:
         if row.method in LEARNED_BASELINES:
             return {}
-        same = [one for one in rows if (one.protocol, one.bits) == (row.protocol, row.bits)]
-        return {one.method: one.clean for one in same if one.method in LEARNED_BASELINES}
+        same = [other for other in rows if (other.protocol, other.bits) == (row.protocol, row.bits)]
+        return {other.method: other.clean for other in same if other.method in LEARNED_BASELINES}
 
     return [dataclasses.replace(row, baselines=row.baselines | beside(row)) for row in rows]
 
 
 def write_table(out: Path, rows: Sequence[Row]) -> None:
-    """Writes `reproduce.json`, `results.md` and `report.html` into the folder `out`."""
+    """Write `reproduce.json`, `results.md` and `report.html` into the folder `out`."""
     cells = [cells_of(row) for row in rows]
     notes = [
         f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
@@ -139,20 +149,20 @@ def write_table(out: Path, rows: Sequence[Row]) -> None:
     write_file(out / "results.md", (table + "".join(f"\n{note}\n" for note in notes)))
     explanation = [
         "Ours: mean and standard deviation over the seeds, by the paper's own protocol, metric and order of ties. A "
-        "published figure carries how it is known: read in the paper, told by the authors in an issue or README, or a "
-        "third party's table; it is of the paper's network and imagery.",
-        f"{HEADLINE}, expected: our headline, on the queries and the database of the split. Rows of the same split can "
-        "be compared by it, and so can the baselines of the row: simple methods on the features that the run began "
-        "with, and the classifier's and triplet network's codes where they were trained, too. Float cosine is on these "
-        "features as they are and takes many times the bytes.",
+        "published value has its source: the paper, the authors in an issue or README, or a third party's table; it "
+        "was measured with the paper's network and imagery.",
+        f"{HEADLINE}, expected: the headline on the queries and the database of the split. Rows of the same split can "
+        "be compared by it, and so can the baselines of the row: simple methods on the backbone's features before "
+        "training, and the codes of the classifier and the triplet network if they were trained. Float cosine uses "
+        "these features in float32, many times the bytes.",
         *notes,
     ]
-    sections: list[Section] = [Table("Figures", COLUMNS, cells), Text("How to read them", explanation)]
+    sections: list[Section] = [Table("Results", COLUMNS, cells), Text("How to read the table", explanation)]
     write_report(out / "report.html", "Reproduction", "Each method by its paper's own protocol.", sections)
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Prints what fits a terminal of the table."""
+    """Print the columns of the table that fit a terminal."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -168,7 +178,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def cells_of(row: Row) -> list[str]:
-    """What stands in each column."""
+    """Return the text of each column."""
     variant = f" ({row.variant})" if row.variant else ""
     name = f"{row.method}{variant} {row.direction}".strip()
     best = max(row.baselines.items(), key=lambda item: float(np.mean(item[1])), default=None)
@@ -184,7 +194,7 @@ def cells_of(row: Row) -> list[str]:
         str(row.bits),
         row.metric,
         _spread(row.ours),
-        f"{row.published:.3f} ({row.tag})" if row.published is not None else "not known",
+        f"{row.published:.3f} ({row.source})" if row.published is not None else "not known",
         _spread(row.clean),
         baseline,
         _spread(row.cosine) if row.cosine else "none",

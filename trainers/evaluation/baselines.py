@@ -1,19 +1,18 @@
-"""What simple methods make of the same features: the figures a learned code has to beat.
+"""Simple baselines on the backbone's features, which a learned code has to beat.
 
 Every baseline gets the features of one frozen backbone, is fitted on the training part alone and ranks the same
-database for the same queries. Rows are scaled to length 1 first, so that all of them approximate the cosine:
+database for the same queries. Rows are scaled to unit length first, so that all baselines approximate the cosine:
 
-- `cosine`: the float features themselves, the most that any code of them can be expected to keep;
-- `sign`: the sign of every dimension, less the mean of the training part; more bytes than the code;
-- `sign_truncated`: the first `bits` of those;
+- `cosine`: the float features, an upper bound for codes of these features;
+- `sign`: the signs of all dimensions, centred with the mean of the training part; more bytes than the code;
+- `sign_truncated`: the first `bits` of these signs;
 - `lsh`: the signs of `bits` Gaussian projections (Charikar 2002);
 - `pca_sign`: the signs of the first `bits` principal components;
-- `itq`: the same components after the rotation that loses least by taking signs, 50 iterations (Gong and Lazebnik
+- `itq`: the same components after the rotation with the smallest quantisation error, 50 iterations (Gong and Lazebnik
   2011);
-- `pq`: product quantisation, a byte for each of `bits / 8` pieces, the query not quantised (Jegou et al. 2011).
+- `pq`: product quantisation, one byte for each of `bits / 8` subspaces, with unquantised queries (Jegou et al. 2011).
 
-Items at equal distance tie, and the tie-aware expectation is taken over them as for codes. Float distances hardly ever
-tie.
+The metrics are expectations over the order of items at equal distance, as for codes. Float distances rarely tie.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +33,14 @@ __all__ = ["BASELINES", "distance_histograms", "evaluate_baselines", "itq_rotati
 Rows = npt.NDArray[np.float32]
 
 ITQ_ITERATIONS = 50
-# Centroids of one piece: a byte's worth.
+# Number of centroids of one subspace, the values of a byte.
 PQ_CENTROIDS = 256
-# Rows projected at once.
+# Number of rows projected at once.
 _CHUNK_ROWS = 16_384
 
 
 class _Features:
-    """The features of the three parts, and the two forms in which baselines see a few rows of them at a time."""
+    """The features of training part, queries and database, and the centring that baselines share."""
 
     def __init__(self, train: Rows, query: Rows, database: Rows, seed: int) -> None:
         self.query, self.database, self.seed = query, database, seed
@@ -49,14 +48,14 @@ class _Features:
         self.train = self.centred(train)
 
     def centred(self, rows: Rows) -> Rows:
-        """Rows of length 1 less the mean of the training part's."""
+        """Return rows scaled to unit length, minus the mean of the training part."""
         centred: Rows = unit(rows) - self.mean
         return centred
 
 
 @dataclass(frozen=True)
 class _Ranker:
-    """A fitted baseline: bytes an item, and the distances [q, N] from some queries float32 [q, D] to the database."""
+    """A fitted baseline: bytes per item, and the function from queries float32 [q, D] to distances [q, N]."""
 
     bytes: int
     distances: Callable[[Rows], npt.NDArray[Any]]
@@ -70,48 +69,48 @@ def evaluate_baselines(
     seed: int = 0,
     cutoffs: Sequence[int] = (20, 100),
 ) -> dict[str, dict[str, Any]]:
-    """Figures of every baseline.
+    """Return the metrics of every baseline.
 
     Args:
         features: float32 [N, D] of "train", "query" and "database", from one backbone.
-        labels: of "query", each with a label, and "database"; see `retrieval`.
+        labels: labels of "query", all known, and "database"; see `retrieval`.
         bits: length of the code to compare with.
-        exclude: integers [Q], what each query leaves out of its ranking; see `Retrieval`.
-        seed: of the projections, the rotation and the centroids.
+        exclude: integers [Q], the item to exclude from each query's ranking; see `Retrieval`.
+        seed: seed of the projections, the rotation and the centroids.
         cutoffs: the k of average precision.
 
     Returns:
-        {name: {"bytes": bytes an item, "metrics": {"ap_min@20": mean over the queries, …}}}, or, for a baseline that
-        these features or this length do not allow, {name: {"left_out": why}}.
+        {name: {"bytes": bytes per item, "metrics": {"ap_min@20": mean over the queries, …}}}; for a baseline that is
+        not possible with these features or this length, {name: {"left_out": reason}}.
 
     Raises:
-        InputError: features or labels that do not fit each other.
+        InputError: features or labels are inconsistent.
     """
     check_bits(bits)
     _check(features, labels)
     parts = _Features(features["train"], features["query"], features["database"], seed)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, fit in BASELINES.items():
         ranker = fit(parts, bits)
         if isinstance(ranker, str):
-            found[name] = {"left_out": ranker}
+            results[name] = {"left_out": ranker}
         else:
             chunks = _histograms(ranker, parts, labels, exclude)
-            found[name] = {"bytes": ranker.bytes, "metrics": _means(chunks, cutoffs)}
-    return found
+            results[name] = {"bytes": ranker.bytes, "metrics": _means(chunks, cutoffs)}
+    return results
 
 
 def unit(rows: Rows) -> Rows:
-    """Rows scaled to length 1; a row of zeros stays."""
+    """Return rows scaled to unit length; a row of zeros is unchanged."""
     scaled: Rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return scaled
 
 
 def distance_histograms(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_]) -> Histograms:
-    """`Histograms` of distances of any kind [Q, N] and relevance bool [Q, N]; what is infinitely far is left out.
+    """Return `Histograms` of distances of any type [Q, N] and relevance bool [Q, N]; infinite distances are excluded.
 
-    Neighbouring distances at which all items are relevant, or none is, share a column: their order changes no figure,
-    and there are far fewer columns than distances.
+    Consecutive distances at which all items are relevant, or none, share a column. That does not change any metric and
+    leaves far fewer columns than distances.
     """
     rows = [_compact(*pair) for pair in zip(distances, relevant, strict=True)]
     counts = np.zeros((2, len(rows), max(1, *(row.shape[1] for row in rows))), np.int64)
@@ -121,7 +120,7 @@ def distance_histograms(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bo
 
 
 def _compact(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Items and relevant items of one query, int64 [2, G], nearest first."""
+    """Return the numbers of items and relevant items of one query, int64 [2, G], nearest first."""
     order = np.argsort(distances, kind="stable")
     sorted_distances = distances[order]
     if np.issubdtype(distances.dtype, np.floating):
@@ -148,9 +147,9 @@ def _histograms(
         queries = slice(start, start + rows)
         distances = ranker.distances(parts.query[queries]).astype(np.float32)
         if exclude is not None:
-            left_out = exclude[queries]
-            found = np.flatnonzero(left_out >= 0)
-            distances[found, left_out[found]] = np.inf
+            positions = exclude[queries]
+            rows_excluding = np.flatnonzero(positions >= 0)
+            distances[rows_excluding, positions[rows_excluding]] = np.inf
         yield distance_histograms(distances, shared_labels(labels["query"][queries], labels["database"]) > 0)
 
 
@@ -162,7 +161,7 @@ def _means(histograms: Iterator[Histograms], cutoffs: Sequence[int]) -> dict[str
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
         for k in dict.fromkeys((1, *cutoffs)):
             values.setdefault(f"precision@{k}", []).append(hits_at(chunk, k) / k)
-    return {name: float(np.concatenate(of_queries).mean()) for name, of_queries in values.items()}
+    return {name: float(np.concatenate(chunk_values).mean()) for name, chunk_values in values.items()}
 
 
 def _cosine(parts: _Features, bits: int) -> _Ranker:
@@ -202,10 +201,10 @@ def _itq(parts: _Features, bits: int) -> _Ranker | str:
 
 
 def itq_rotation(rows: Rows, seed: int) -> Rows:
-    """The rotation float32 [K, K] that brings rows float32 [N, K] nearest to their signs, from a random start.
+    """Return the rotation float32 [K, K] that brings rows float32 [N, K] closest to their signs, from a random start.
 
-    By turns the signs are taken and the rotation is solved for (orthogonal Procrustes). faiss.ITQMatrix is not used:
-    its loss (1.15) does not fall from iteration to iteration and ends above what this reaches.
+    Alternates between taking signs and solving for the rotation (orthogonal Procrustes). faiss.ITQMatrix (1.15) is not
+    used: its loss does not decrease monotonically and ends higher.
     """
     num_bits = rows.shape[1]
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((num_bits, num_bits)))[0].astype(np.float32)
@@ -218,36 +217,36 @@ def itq_rotation(rows: Rows, seed: int) -> Rows:
 
 def _pq(parts: _Features, bits: int) -> _Ranker | str:
     if bits % 8:
-        return f"{bits} bits are no whole number of bytes, of which each quantises one piece"
+        return f"{bits} bits are not a whole number of bytes, one per subspace"
     if bits // 8 > len(parts.mean):
-        return f"{bits // 8} pieces are more than the {len(parts.mean)} features"
+        return f"{bits // 8} subspaces are more than the {len(parts.mean)} features"
     if len(parts.train) < PQ_CENTROIDS:
-        return f"{len(parts.train)} training images are fewer than the {PQ_CENTROIDS} centroids of a byte"
+        return f"{len(parts.train)} training images are fewer than the {PQ_CENTROIDS} centroids of a subspace"
     import faiss
 
-    num_pieces = bits // 8
-    # Pieces are of one length: columns of zeros fill the last and move no distance.
-    padding = ((0, 0), (0, -len(parts.mean) % num_pieces))
-    quantizer: Any = faiss.ProductQuantizer(len(parts.mean) + padding[1][1], num_pieces, 8)
+    num_subspaces = bits // 8
+    # Subspaces have equal width; columns of zeros fill the last one and change no distance.
+    padding = ((0, 0), (0, -len(parts.mean) % num_subspaces))
+    quantizer: Any = faiss.ProductQuantizer(len(parts.mean) + padding[1][1], num_subspaces, 8)
     quantizer.cp.seed = parts.seed
-    # Fewer than faiss would like are what there is; it says so for each piece.
+    # Without this, faiss warns about few training rows for each subspace.
     quantizer.cp.min_points_per_centroid = 1
     quantizer.train(np.pad(parts.train, padding))
     codes = np.concatenate([quantizer.compute_codes(np.pad(rows, padding)) for rows in _centred_chunks(parts)])
-    # Equal codes get the very same distance: each is computed once.
-    distinct, places = np.unique(codes, axis=0, return_inverse=True)
+    # Computed once per distinct code, so that equal codes have exactly equal distances.
+    distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
     centres = quantizer.decode(distinct)
     lengths = (centres**2).sum(1)
 
     def distances(query: Rows) -> npt.NDArray[Any]:
         products = np.pad(parts.centred(query), padding) @ centres.T
-        found: npt.NDArray[Any] = (lengths - 2 * products)[:, places.ravel()]
-        return found
+        to_items: npt.NDArray[Any] = (lengths - 2 * products)[:, inverse.ravel()]
+        return to_items
 
-    return _Ranker(num_pieces, distances)
+    return _Ranker(num_subspaces, distances)
 
 
-# From the float features over more bytes than the code to as many as the code.
+# In the order of the report: float features, codes of more bytes than the learned code, codes of as many bytes.
 BASELINES: dict[str, Callable[[_Features, int], _Ranker | str]] = {
     "cosine": _cosine,
     "sign": _sign,
@@ -260,13 +259,16 @@ BASELINES: dict[str, Callable[[_Features, int], _Ranker | str]] = {
 
 
 def _binary(parts: _Features, project: Callable[[Rows], Rows]) -> _Ranker:
-    """Signs of the projected rows, compared by Hamming distance."""
+    """Return the ranker by Hamming distance between the signs of the projected rows."""
     database = np.concatenate([pack(project(rows) >= 0) for rows in _centred_chunks(parts)])
     return _Ranker(database.shape[1], lambda query: hamming(pack(project(parts.centred(query)) >= 0), database))
 
 
 def _principal_components(parts: _Features, count: int) -> Callable[[Rows], Rows] | str:
-    """What projects centred rows onto the first `count` principal components of the training part."""
+    """Return the projection of centred rows onto the first `count` principal components of the training part.
+
+    If there are not enough dimensions, return the reason.
+    """
     num_rows, num_features = parts.train.shape
     if count > num_features:
         return f"{count} bits are more than the {num_features} features"
@@ -289,10 +291,10 @@ def _check(features: Mapping[str, Rows], labels: Mapping[str, Labels]) -> None:
         rows = features[part]
         if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != features["train"].shape[1] or not len(rows):
             shapes = ", ".join(f"{name} {rows.dtype} {rows.shape}" for name, rows in features.items())
-            raise InputError(f"features are float32 [N, D] of one D for every part, got {shapes}")
+            raise InputError(f"features must be float32 [N, D] with the same D for every part, got {shapes}")
         if not np.isfinite(rows).all():
-            raise InputError(f"the features of {part} hold values that are not finite")
+            raise InputError(f"the features of {part} contain values that are not finite")
     for part in ("query", "database"):
         check_labels(labels[part], len(features[part]), f"{part} labels")
     if not labelled(labels["query"]).all():
-        raise InputError("every query needs a label; leave out those that have none")
+        raise InputError("every query needs a label; remove queries without one")

@@ -1,40 +1,43 @@
-"""How each paper measured itself, and what it published: the other side of every table of `orbithash reproduce`.
+"""The evaluation protocols of the papers and their published results, for the tables of `orbithash reproduce`.
 
-A figure carries a tag that says how it is known. "paper": read in the paper itself; "issue": the authors in an issue of
-their repository; "readme": the authors' README; "secondary": a third party's table. What is only remembered or inferred
-is not here.
+Each result has a source. "paper": read in the paper; "issue": stated by the authors in an issue of their repository;
+"readme": the authors' README; "secondary": a third party's table. Results without a verifiable source are not included.
 """
 
 import dataclasses
 
-__all__ = ["LEARNED_BASELINES", "PUBLISHED", "REPRODUCTIONS", "Figure", "Reproduction"]
+__all__ = ["LEARNED_BASELINES", "PUBLISHED", "REPRODUCTIONS", "PublishedResult", "Reproduction"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """One published figure. `direction` is that of a cross-modal search, `variant` of the method; "" otherwise."""
+class PublishedResult:
+    """One published value of the paper's metric.
+
+    `direction` is that of a cross-modal search, `variant` that of the method; "" if there is only one.
+    """
 
     method: str
     dataset: str
     bits: int
     value: float
-    tag: str
+    source: str
     direction: str = ""
     variant: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """The paper's own protocol and definition.
+    """The evaluation of a paper.
 
     Attributes:
-        protocol: how training and test images are split.
-        metric: the paper's metric by our name; "ap_hits@smallest" stands for k = the smallest class in the database.
-        policy: how its code orders ties; "expected" where the code does not say.
-        searched_by: the protocol of the paper's search, where it is another than that of the split.
-        validation: share of the training images held back; the papers hold back none.
-        directions: of a cross-modal method.
-        note: what else to know of the comparison.
+        protocol: the split into training and test images.
+        metric: the paper's metric by its name here; in "ap_hits@smallest", k is the size of the database's smallest
+            class.
+        policy: the order of ties in the paper's code; "expected" if the code is not known.
+        searched_by: the protocol of the paper's search if it differs from that of the split.
+        validation: fraction of the training images held back; none in the papers.
+        directions: the directions of a cross-modal method.
+        note: remarks on the comparison.
     """
 
     protocol: str
@@ -52,37 +55,45 @@ REPRODUCTIONS = {
         "dhcl",
         "success@20",
         searched_by="dhcl-released",
-        note="The released code counts a query as success when any of its 20 neighbours is right, calls that map@20, "
-        "and chose the epoch on the test part; the published figures are the README's.",
+        note="The released code counts a query as success if any of its 20 neighbours is of its class, calls that "
+        "map@20, and chose the epoch on the test part; the published values are the README's. The default here has no "
+        "label bits, for which the method is named (label_code=binary adds them).",
     ),
     "cdne": Reproduction(
         "cdne",
         "ap_min@100",
         policy="expected",
         validation=0.1,
-        note="The paper's own split of queries and database is not known, and its figures are above what a classifier "
-        "of its backbone reaches.",
+        note="The paper's split into queries and database is not known, and its values are higher than what a "
+        "classifier on its backbone reaches.",
     ),
     "duch": Reproduction(
         "duch",
         "ap_first_k@20",
         directions=("image->text", "text->image"),
-        note="It trains without labels, but its default temperature was chosen by validation figures, which need them.",
+        note="Training uses no labels, but the default temperature was chosen by validation metrics, which need them.",
     ),
-    "mrhash": Reproduction("mrhash", "ap_hits@smallest", note="No published figure is known here."),
-    "classifier": Reproduction("cdne", "ap_min@100", policy="expected", validation=0.1, note="Our baseline."),
-    "triplet": Reproduction("cdne", "ap_min@100", policy="expected", validation=0.1, note="Our baseline."),
+    "mrhash": Reproduction(
+        "mrhash",
+        "ap_hits@smallest",
+        note="No published value is known. The default here adds a loss with weight 5 that is not the paper's "
+        "(code_reconstruction_weight=0 removes it).",
+    ),
+    "classifier": Reproduction(
+        "cdne", "ap_min@100", policy="expected", validation=0.1, note="A baseline of orbithash."
+    ),
+    "triplet": Reproduction("cdne", "ap_min@100", policy="expected", validation=0.1, note="A baseline of orbithash."),
 }
 
 
-# What a supervised method has to beat: trained by its protocol beside it.
+# Baselines trained by the protocol of each supervised method.
 LEARNED_BASELINES = ("classifier", "triplet")
 
 
 def _row(
-    method: str, dataset: str, tag: str, values: dict[int, float], direction: str = "", variant: str = ""
-) -> list[Figure]:
-    return [Figure(method, dataset, bits, value, tag, direction, variant) for bits, value in values.items()]
+    method: str, dataset: str, source: str, values: dict[int, float], direction: str = "", variant: str = ""
+) -> list[PublishedResult]:
+    return [PublishedResult(method, dataset, bits, value, source, direction, variant) for bits, value in values.items()]
 
 
 PUBLISHED = [

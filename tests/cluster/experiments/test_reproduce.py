@@ -272,11 +272,11 @@ def test_settings_that_reach_nobody_are_told_at_once(untrained, labelled):
         ),
         words=[
             "nothing was trained: found 7 problems",
-            "'mhlcn.lr=1': there is no method 'mhlcn'; there are mhcln, dhcl, cdne",
+            "'mhlcn.lr=1': unknown method 'mhlcn'; there are mhcln, dhcl, cdne",
             "'bathc_size=3': no setting of mhcln or dhcl; did you mean batch_size?",
             "'num_clusters=4': no setting of mhcln or dhcl",
-            "'bits=16': give --bits instead",
-            "'dhcl.seed=1': give --seeds instead",
+            "'bits=16': use the option --bits instead",
+            "'dhcl.seed=1': use the option --seeds instead",
             "mhcln: settings: unknown key 'lrr'; did you mean lr?",
             "dhcl: settings: lr is 'abc'",
         ],
@@ -307,7 +307,7 @@ def test_the_problems_of_all_methods_are_told_at_once(untrained, labelled, tmp_p
 
 @pytest.mark.parametrize("seeds", [0, -1])
 def test_too_few_seeds(untrained, labelled, seeds):
-    untrained("mhcln", "--data", labelled, "--seeds", seeds, words=[f"{seeds} seeds; at least 1 is needed"])
+    untrained("mhcln", "--data", labelled, "--seeds", seeds, words=[f"seeds is {seeds}; at least 1 is needed"])
 
 
 def test_an_unknown_method(untrained, labelled):
@@ -321,7 +321,7 @@ def test_images_without_a_class(untrained, tmp_path):
         for i in range(6):
             write_image(tmp_path / "data" / source / f"{i}.png", rng)
     command = ("mrhash", "--data", tmp_path / "data", *settings(*TINY[:3], "num_clusters=4"))
-    untrained(*command, words=["mrhash: no image of the test part", "has a class; every figure needs them"])
+    untrained(*command, words=["mrhash: no image of the test part", "has a class, which all metrics need"])
 
 
 def test_data_that_allow_no_method(untrained, tmp_path):
@@ -342,7 +342,7 @@ def trained(monkeypatch):
         assert folder.parts[-3:] == (run.manifest.protocol, run.method, f"{run.config.bits}-{run.config.seed}")
 
     monkeypatch.setattr(module, "train_on_ray", note)
-    monkeypatch.setattr(module, "_evaluated", lambda folder, run, rule: metrics_of(dataset=run.manifest.dataset))
+    monkeypatch.setattr(module, "_evaluate", lambda folder, run, rule: metrics_of(dataset=run.manifest.dataset))
     return runs
 
 
@@ -356,10 +356,10 @@ def test_methods_that_the_data_do_not_allow_are_told_and_left_out(cli, trained, 
     assert trained == [(*way, bits, 0) for way in ways for bits in (16, 32)]
     told = json.loads(ended.out)
     assert [(row["protocol"], row["method"], row["bits"]) for row in told] == [run[:3] for run in trained]
-    assert "left out: duch: duch cannot train on" in ended.err
+    assert "skipped: duch: duch cannot train on" in ended.err
     assert "images have no captions" in ended.err
-    assert "left out: mrhash: mrhash cannot train on" in ended.err
-    assert ended.err.count("left out: ") == 2
+    assert "skipped: mrhash: mrhash cannot train on" in ended.err
+    assert ended.err.count("skipped: ") == 2
     assert ended.err.count("no --weights") == 1
     notes = (tmp_path / "results.md").read_text()
     assert REPRODUCTIONS["dhcl"].note in notes
@@ -398,7 +398,7 @@ def test_published_figures_are_figures():
     assert PUBLISHED
     for figure in PUBLISHED:
         assert 0 < figure.value <= 1, figure
-        assert figure.tag in TAGS, figure
+        assert figure.source in TAGS, figure
         assert figure.direction in REPRODUCTIONS[figure.method].directions, figure
     keys = [(figure.method, figure.dataset, figure.bits, figure.direction, figure.variant) for figure in PUBLISHED]
     assert len(set(keys)) == len(keys), "a figure is there twice"

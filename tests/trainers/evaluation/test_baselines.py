@@ -293,10 +293,10 @@ def test_a_row_of_zeros_is_no_nan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, la: f.update(query=f["query"][:, 1:]), "of one D for every part"),
+        (lambda f, la: f.update(query=f["query"][:, 1:]), "with the same D for every part"),
         (lambda f, la: f.update(train=f["train"].astype(float)), "float32"),
         (lambda f, la: f.update(train=f["train"][:0]), r"train float32 \(0, 24\)"),
-        (lambda f, la: f["database"].__setitem__((0, 0), np.nan), "features of database hold values"),
+        (lambda f, la: f["database"].__setitem__((0, 0), np.nan), "features of database contain values"),
         (lambda f, la: la.update(query=la["query"][1:]), "query labels are 12 integers"),
         (lambda f, la: la.update(query=la["query"] - 1), "every query needs a label"),
     ],
