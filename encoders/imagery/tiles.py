@@ -6,7 +6,7 @@ from pathlib import Path
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.rasters import check_blocks, open_tiff, read_window
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
-from orbithash.encoders.ranges import check_integer
+from orbithash.encoders.ranges import is_integer
 
 __all__ = ["check_tile", "plan_tiles", "read_tile", "tile_key"]
 
@@ -17,7 +17,8 @@ _MAX_TILES = 1_000_000
 
 def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
     """Return `tile_px`; `InputError` if an image of that side would be refused."""
-    tile_px = check_integer(tile_px, "the tile's side in pixels", 1)
+    if not is_integer(tile_px):
+        raise InputError(f"the tile's side is {tile_px!r}; a whole number of pixels is required")
     try:
         limits.check_size(tile_px, tile_px)
     except ImageError as error:
