@@ -75,9 +75,10 @@ async def start_gateway(
     )
     checks = health.aio.HealthServicer()
     await _set_health(checks, False)
-    search_pb2_grpc.add_SearchServiceServicer_to_server(SearchServicer(service, calls), Lenient(server))
-    search_pb2_grpc.add_ArchiveServiceServicer_to_server(ArchiveServicer(service, calls), Lenient(server))
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    lenient = Lenient(server, limits.max_idle_s, is_raw=True)
+    search_pb2_grpc.add_SearchServiceServicer_to_server(SearchServicer(service, calls), lenient)
+    search_pb2_grpc.add_ArchiveServiceServicer_to_server(ArchiveServicer(service, calls), lenient)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, Lenient(server, limits.max_idle_s, is_raw=False))
     if protection.reflection:
         reflection.enable_server_reflection((*_SERVICES[1:], reflection.SERVICE_NAME), server)
     try:

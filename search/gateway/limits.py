@@ -88,13 +88,10 @@ class LimitedStreams(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Any:
         """Return the handler of a call, with a limit if it is a stream of another package."""
         handler = await continuation(details)
-        is_stream = handler is not None and (handler.request_streaming or handler.response_streaming)
-        if not is_stream or details.method.startswith("/orbithash."):
+        if handler is None or not handler.response_streaming or details.method.startswith("/orbithash."):
             return handler
-        method = details.method
-        if handler.request_streaming:
-            return handler._replace(stream_stream=self._limited(handler.stream_stream, method))
-        return handler._replace(unary_stream=self._limited(handler.unary_stream, method))
+        # `Lenient` makes a stream of every request.
+        return handler._replace(stream_stream=self._limited(handler.stream_stream, details.method))
 
     def _limited(self, serve: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Awaitable[None]]:
         async def limited(request: Any, context: Any) -> None:

@@ -1,10 +1,12 @@
-"""Messages that are parsed by the method that serves them.
+"""Messages that are missing or malformed.
 
-gRPC itself would parse a message before the caller is known, and would answer bytes that are no message with an error
-of Python's and a traceback in the log.
+Methods parse their messages themselves. gRPC would do it before the caller is known, and would answer bytes that are no
+message with an error of Python's and a traceback in the log. gRPC would also wait without end for a message that is
+never sent.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,22 +29,52 @@ class _Unread:
 
 
 class Lenient:
-    """A server for servicers that parse their messages with `readable`."""
+    """A server to which servicers are added.
 
-    def __init__(self, server: Any) -> None:
+    A call whose message does not arrive within `max_idle_s` seconds ends with DEADLINE_EXCEEDED. With `is_raw`, the
+    servicers parse their messages with `readable`.
+    """
+
+    def __init__(self, server: Any, max_idle_s: float, is_raw: bool) -> None:
         self._server = server
+        self._max_idle_s = max_idle_s
+        self._is_raw = is_raw
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Ignored: `add_registered_method_handlers` gets the same handlers with their names."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """See `grpc.aio.Server`."""
-        lenient = {
-            name: handler._replace(request_deserializer=_unread(handler.request_deserializer))
-            for name, handler in handlers.items()
-        }
+        lenient = {name: self._lenient(handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, lenient),))
         self._server.add_registered_method_handlers(service, lenient)
+
+    def _lenient(self, handler: Any) -> Any:
+        parse = _unread(handler.request_deserializer) if self._is_raw else handler.request_deserializer
+        if handler.request_streaming:
+            return handler._replace(request_deserializer=parse)
+        # A stream of one message is the same on the wire, and only of a stream can the wait be limited.
+        if handler.response_streaming:
+            serve, make = handler.unary_stream, grpc.stream_stream_rpc_method_handler
+        else:
+            serve, make = handler.unary_unary, grpc.stream_unary_rpc_method_handler
+        return make(_first(serve, self._max_idle_s), parse, handler.response_serializer)
+
+
+def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Return a method that serves the first message of a stream."""
+
+    async def serve_first(requests: AsyncIterator[Any], context: Any) -> Any:
+        try:
+            async with asyncio.timeout(max_idle_s):
+                request = await anext(requests, None)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message within {max_idle_s:g} s")
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return await serve(request, context)
+
+    return serve_first
 
 
 def _unread(parse: Callable[[bytes], Any]) -> Callable[[bytes], _Unread]:

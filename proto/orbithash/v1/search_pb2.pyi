@@ -6,7 +6,8 @@ package (orbithash.v2).
 
 Deadlines: a call without a deadline gets the server's (30 s); a later deadline is cut to it. The exceptions are
 Refresh, whose deadline is the client's alone, and the streams Upsert, Update and Delete: there the server's limit
-applies to each message. A stream that sends nothing for 60 s while no answer is due ends with DEADLINE_EXCEEDED.
+applies to each message. A call or a stream that sends no message for 60 s while no answer is due ends with
+DEADLINE_EXCEEDED.
 
 Request ids: every call has an id, which the server writes into its log. A client may set it in the metadata
 "orbithash-request-id"; otherwise the server makes one. The server returns an id that it made, and the id of every

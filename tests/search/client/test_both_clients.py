@@ -335,3 +335,25 @@ def test_the_window_is_bounded(make_client, served, monkeypatch):
     with make_client(served) as client:
         assert client.upsert(rows()) == 30
     assert 1 <= furthest[0] <= client_streams._MAX_IN_FLIGHT + 1
+
+
+def test_a_refresh_outlives_the_time_limit_of_its_caller(make_client, tmp_path):
+    with serving_archive(tmp_path / "archive") as (address, service, loop), make_client(address) as client:
+        asyncio.run_coroutine_threadsafe(service._refreshing.acquire(), loop).result(30)
+        with pytest.raises(DeadlineExceeded):
+            client.refresh(shards=3, timeout_s=0.2)
+        loop.call_soon_threadsafe(service._refreshing.release)
+        # This one waits for the first.
+        client.refresh()
+        assert len(client.describe().shards) == 3
+
+
+@pytest.mark.parametrize("num_vertices", [201, 9_999])
+def test_a_filter_may_hold_a_real_boundary(make_client, served, num_vertices):
+    angles = np.linspace(0, 2 * np.pi, num_vertices, endpoint=False)
+    points = [f"{100 + 3 * np.cos(angle):.15f} {-40 + 3 * np.sin(angle):.15f}" for angle in angles]
+    boundary = f"S_INTERSECTS(footprint, POLYGON(({', '.join([*points, points[0]])})))"
+    with make_client(served) as client:
+        client.update({"k1": {"lon": 101.0, "lat": -41.0}, "k2": {"lon": 104.0, "lat": -41.0}})
+        assert [hit.key for hit in client.search(key="k5", filter=boundary).hits] == ["k1"]
+        assert client.count(boundary) == 1

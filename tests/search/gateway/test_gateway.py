@@ -393,3 +393,21 @@ def test_watching_the_health_leaves_room_for_searches():
                 each.cancel()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("method", [f"{SERVICE}/Search", "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+def test_calls_that_never_send_their_message_end(method):
+    """They would hold the places of other calls, and need no token for it."""
+
+    async def scenario():
+        limits = GatewayLimits(max_concurrent_rpcs=8, max_streams=100, max_idle_s=0.3)
+        async with running(local_engine(small_case()), limits) as (_, channel):
+            silent = [channel.stream_stream(f"/{method}")() for _ in range(8)]
+            for call in silent:
+                assert await call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            search = search_pb2_grpc.SearchServiceStub(channel)
+            assert len((await search.Search(request(code=b"ab"))).hits) == 5
+            empty = channel.stream_unary(f"/{SERVICE}/Search")(iter(()))
+            assert await empty.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    asyncio.run(scenario())
