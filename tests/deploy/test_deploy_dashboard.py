@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orbithash.search.gateway.metrics import Metrics
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "orbithash.json"
 RULES = DEPLOY / "prometheus" / "orbithash.rules.yml"
 
