@@ -7,7 +7,7 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check format proto install
+.PHONY: demo test test-slow test-gpu check format proto install
 
 install: .venv/installed
 
@@ -27,6 +27,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --timeout 1200 $(ARGS)
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
