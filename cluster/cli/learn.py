@@ -77,12 +77,12 @@ def wald(
 ) -> None:
     """Derive image pairs from RGB images: coarse colour and fine grey of the same ground (Wald's protocol)."""
     from orbithash.cluster.output import say, track
-    from orbithash.trainers.datasets.layouts import cut
+    from orbithash.trainers.datasets.layouts import first_problems
     from orbithash.trainers.datasets.wald import count_images, write_wald_pairs
 
     with track("degrading", count_images(source), "images") as advance_to:
         pairs = write_wald_pairs(source, out, factor, on_progress=lambda done: advance_to(done, ""))
-    for problem in cut(pairs.refused):
+    for problem in first_problems(pairs.refused):
         say(f"skipped: {problem}")
     say(f"wrote {pairs.count} pairs to {out}; skipped {len(pairs.refused)} images")
 

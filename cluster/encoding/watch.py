@@ -24,7 +24,7 @@ from orbithash.cluster.runtime import connected
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.stamps import file_version
 from orbithash.encoders.errors import ArchiveBusy, InputError
-from orbithash.encoders.imagery.sources import EmptySource, Item, cut
+from orbithash.encoders.imagery.sources import EmptySource, Item, cut_scenes
 
 __all__ = ["watch"]
 
@@ -154,7 +154,7 @@ class _Watcher:
 
     def _encode(self, items: list[Item]) -> None:
         tile_px = self._job.source.tile_px
-        whole = items if tile_px is None else list(cut(items, tile_px))
+        whole = items if tile_px is None else list(cut_scenes(items, tile_px))
         before = self._tally.num_encoded, self._tally.num_refused
         self._target.refresh()
         for portion in new_items(whole, self._target, self._retry_refused):

@@ -35,7 +35,7 @@ from orbithash.encoders.imagery.tables import list_table
 from orbithash.encoders.imagery.tiles import check_tile, plan_tiles, tile_key
 from orbithash.encoders.keys import key_problem
 
-__all__ = ["SUFFIXES", "EmptySource", "Item", "ItemFinder", "count_source", "cut", "iter_source", "list_source"]
+__all__ = ["SUFFIXES", "EmptySource", "Item", "ItemFinder", "count_source", "cut_scenes", "iter_source", "list_source"]
 
 _SCENE_SUFFIXES = (".tif", ".tiff")
 
@@ -113,7 +113,7 @@ def iter_source(
         where = str(local_path(str(source), Path.cwd()))
         items = _iter_local(Path(where), asset, captions, find_items, counts)
     if tile_px is not None:
-        items = cut(items, check_tile(tile_px), counts)
+        items = cut_scenes(items, check_tile(tile_px), counts)
     start = f"{prefix.rstrip('/')}/" if prefix else ""
     empty = True
     for item in items:
@@ -225,7 +225,7 @@ def _first_sentences(path: Path) -> dict[str, str]:
         ) from error
 
 
-def cut(items: Iterable[Item], tile_px: int, left_out: Counter[str] | None = None) -> Iterator[Item]:
+def cut_scenes(items: Iterable[Item], tile_px: int, left_out: Counter[str] | None = None) -> Iterator[Item]:
     """Yield the tiles of all scenes among the items; `left_out` counts the other items."""
     for item in items:
         if item.problem is not None:

@@ -1,18 +1,19 @@
-"""Labelled images on disk, and the manifests that split them.
+"""Find labelled images on disk, and split them by manifests.
 
-A manifest fixes, once, which image is in which part. Everything that trains or evaluates reads the manifest and nothing
-else, so no split is ever rebuilt in a second place.
+A manifest records the part of each image. Training and evaluation read only the manifest, so that a split is never
+computed in two places.
 
-    registry.py     the datasets by name, their class lists, and how a folder is recognised
-    layouts.py      what a layout's finder gives back
-    classes.py      one folder a class: UCMD, AID, NWPU-RESISC45, EuroSAT, any other
-    captions.py     sentences in a Karpathy-style JSON file: UCM-captions, RSICD, a folder of one's own
+    registry.py     the datasets by name, and the signs by which a folder is recognised
+    layouts.py      the result of a finder
+    classes.py      one folder per class: UCMD, AID, NWPU-RESISC45, EuroSAT, any other
+    captions.py     sentences in a Karpathy-style JSON file: UCM-captions, RSICD, any folder
     pairs.py        two sources of the same places: pairs, generated scenes, DSRSID
     bigearthnet.py  BigEarthNet's patch folders
-    protocols.py    who is in which part
+    protocols.py    how images are assigned to parts
     manifest.py     the manifest itself
+    hashes.py       hashes of files, remembered between commands
     make.py         from a folder to a manifest
-    wald.py         pairs of sources made of RGB images
+    wald.py         two sources made of RGB images
 """
 
 from orbithash.trainers.datasets.make import make_manifest, resplit

@@ -2,15 +2,15 @@
 
     .../<patch>/<patch>_B02.tif ... <patch>_labels_metadata.json
 
-Sentinel-1 patches, where there are any, name the Sentinel-2 patch of the same place in their JSON file and become its
-second source. A patch has several classes.
+Sentinel-1 patches name the Sentinel-2 patch of the same place in their JSON file and become its second source; a
+dataset may lack them. A patch has several classes.
 """
 
 from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_json
+from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, by_path, first_problems, read_json
 
 __all__ = ["find_bigearthnet", "has_patches"]
 
@@ -24,12 +24,12 @@ _PATTERNS = ("*/*" + _METADATA, "*/*/*" + _METADATA, "*/*/*/*" + _METADATA)
 
 
 def has_patches(root: Path) -> bool:
-    """Whether there is a patch in the folder or up to two folders below."""
+    """Return whether a patch is in the folder or up to two folders below."""
     return any(any(root.glob(pattern)) for pattern in _PATTERNS)
 
 
-def find_bigearthnet(root: Path, captions: Path | None = None) -> Found:
-    """The Sentinel-2 patches, each with the Sentinel-1 patch of its place."""
+def find_bigearthnet(root: Path, captions: Path | None = None) -> FoundImages:
+    """Find the Sentinel-2 patches, each with the Sentinel-1 patch of its place."""
     root = root.resolve()
     patches: dict[str, dict[str, tuple[Path, dict[str, Any]]]] = {"S1": {}, "S2": {}}
     bad: list[str] = []
@@ -42,7 +42,7 @@ def find_bigearthnet(root: Path, captions: Path | None = None) -> Found:
             bad.append(str(err))
             continue
         if folder.name in patches[kind]:
-            bad.append(f"{folder.name} is there twice")
+            bad.append(f"{folder.name} occurs twice")
         absent = [band for band in BANDS[kind] if not (folder / f"{folder.name}_{band}.tif").is_file()]
         if absent:
             bad.append(f"{folder.name} has no band {', '.join(absent)}")
@@ -50,30 +50,33 @@ def find_bigearthnet(root: Path, captions: Path | None = None) -> Found:
     if not patches["S2"] and not bad:
         raise InputError(f"{root} holds no Sentinel-2 patch of BigEarthNet, a folder with *{_METADATA}")
     seconds, wrong = _match(patches["S1"], patches["S2"])
-    rows = [Row(folder, tuple(d["labels"]), second=seconds.get(name)) for name, (folder, d) in patches["S2"].items()]
+    rows = [
+        LabelledImage(folder, tuple(d["labels"]), second=seconds.get(name))
+        for name, (folder, d) in patches["S2"].items()
+    ]
     classes = tuple(sorted({label for row in rows for label in row.classes}))
-    return Found(by_path(rows, root), classes, [*cut(bad), *wrong])
+    return FoundImages(by_path(rows, root), classes, [*first_problems(bad), *wrong])
 
 
 def _match(
     ones: dict[str, tuple[Path, dict[str, Any]]], twos: dict[str, tuple[Path, dict[str, Any]]]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Sentinel-2 patch to the folder of its Sentinel-1 patch, and what is wrong between them."""
+    """Return the folder of the Sentinel-1 patch of each Sentinel-2 patch, and the problems between them."""
     seconds: dict[str, Path] = {}
     lost, twice, differ = [], [], []
     for name, (folder, described) in ones.items():
         place = described.get("corresponding_s2_patch")
         if place not in twos:
-            lost.append(f"{name} names the Sentinel-2 patch {place}, which is not there")
+            lost.append(f"{name} names the Sentinel-2 patch {place}, which is missing")
         elif place in seconds:
             twice.append(f"{place} has two second sources, {seconds[place].name} and {name}")
         else:
             seconds[place] = folder
             if set(described["labels"]) != set(twos[place][1]["labels"]):
                 differ.append(f"{place} and its second source {name} have different labels")
-    # No Sentinel-1 patch at all is a dataset of one source.
+    # A dataset without Sentinel-1 patches has one source.
     alone = [f"{name} has no second source" for name in twos if ones and name not in seconds]
-    return seconds, [*cut(lost), *cut(twice), *cut(differ), *cut(alone)]
+    return seconds, [*first_problems(lost), *first_problems(twice), *first_problems(differ), *first_problems(alone)]
 
 
 def _described(path: Path) -> dict[str, Any]:

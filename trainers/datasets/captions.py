@@ -1,9 +1,10 @@
-"""Sentences about images, in a Karpathy-style JSON file: UCM-captions, RSICD, or a folder of one's own.
+"""Sentences about images, in a Karpathy-style JSON file: UCM-captions, RSICD, or any folder.
 
     {"images": [{"filename": ..., "imgid": 0, "sentids": [0, 1, 2, 3, 4],
                  "sentences": [{"raw": ..., "sentid": 0, "imgid": 0}, ...]}, ...]}
 
-Tokens and the file's own split are not read: the text encoder has its own words, and the protocol draws the split.
+Tokens and the split of the file are not read: the text encoder has its own vocabulary, and the protocol draws the
+split.
 """
 
 import dataclasses
@@ -18,15 +19,15 @@ from orbithash.encoders.imagery.folders import walk_folder
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
-from orbithash.trainers.datasets.layouts import Found, Row, by_path, cut, read_json
+from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, by_path, first_problems, read_json
 
 __all__ = ["NUM_UCM_IMAGES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
 
-# Of an image of UCM-captions and RSICD.
+# Sentences of each image of UCM-captions and RSICD.
 NUM_SENTENCES = 5
 UCM_IMAGES_PER_CLASS = 100
 NUM_UCM_IMAGES = UCM_IMAGES_PER_CLASS * len(CLASS_LISTS["ucmd"])
-# RSICD's folder of one list of image names a class.
+# RSICD's folder of lists of image names, one per class.
 TEXT_CLASSES = "txtclasses_rsicd"
 
 _log = logging.getLogger(__name__)
@@ -35,24 +36,24 @@ Captions = dict[str, tuple[str, ...]]
 
 
 def caption(
-    found: Found,
+    found: FoundImages,
     captions: Path,
-    named: dict[str, Row],
+    named: dict[str, LabelledImage],
     key: Callable[[str], str] = str,
     *,
     num_sentences: int | None = None,
     partly: bool = False,
-) -> Found:
-    """Adds sentences to rows.
+) -> FoundImages:
+    """Add sentences to images.
 
     Args:
         found: the images.
         captions: the JSON file.
-        named: the rows by what `key` gives for the name that the file knows them by.
-        key: from a name in the file to a name in `named`.
-        num_sentences: what each image has to have; None: 1 or more.
-        partly: whether images and captions may lack each other; those that do are left out, with a warning of how many.
-            A file with captions for fewer than half of the images is refused all the same.
+        named: the images by name, as `key` makes it from a name in the file.
+        key: turns a name in the file into a name in `named`.
+        num_sentences: required number of sentences per image; None: 1 or more.
+        partly: whether images may lack captions and captions may lack images; these are left out, and a warning gives
+            their number. A file with captions for fewer than half of the images is a problem nevertheless.
     """
     try:
         sentences, problems = _read_captions(captions, key, num_sentences)
@@ -64,8 +65,8 @@ def caption(
     rows = [dataclasses.replace(row, captions=texts.get(row.path, ())) for row in found.rows]
     classes = found.classes
     if not partly:
-        problems += cut([f"captions for {name}, which is not there" for name in absent])
-        problems += cut([f"{name} has no captions" for name in bare])
+        problems += first_problems([f"captions for {name}, which is missing" for name in absent])
+        problems += first_problems([f"{name} has no captions" for name in bare])
     elif len(bare) > len(named) / 2:
         problems.append(
             f"only {len(texts)} of the {len(named)} images have captions in {captions.name} (not {bare[0]}); is it the "
@@ -73,17 +74,17 @@ def caption(
         )
     else:
         if absent:
-            _log.warning("%s: left out the captions of %d images that are not there", captions, len(absent))
+            _log.warning("%s: left out the captions of %d images that are missing", captions, len(absent))
         if bare:
             _log.warning("%s: left out %d of %d images, which have no captions", captions, len(bare), len(named))
         rows = [row for row in rows if row.path in texts]
         there = {name for row in rows for name in row.classes}
         classes = tuple(name for name in classes if name in there)
-    return Found(rows, classes, [*found.problems, *problems])
+    return FoundImages(rows, classes, [*found.problems, *problems])
 
 
-def find_captioned_folder(root: Path, captions: Path | None = None) -> Found:
-    """One folder a class; where sentences are given their file names are paths below `root`, or unique names."""
+def find_captioned_folder(root: Path, captions: Path | None = None) -> FoundImages:
+    """Find images in one folder per class; names in a file of sentences are paths below `root` or unique file names."""
     found = find_classes(root)
     if captions is None:
         return found
@@ -93,12 +94,12 @@ def find_captioned_folder(root: Path, captions: Path | None = None) -> Found:
     return caption(found, captions, named, lambda name: short.get(name, name))
 
 
-def find_ucm_captions(root: Path, captions: Path | None) -> Found:
-    """UCM-captions: image N of the file is number (N - 1) % 100 of class (N - 1) // 100.
+def find_ucm_captions(root: Path, captions: Path | None) -> FoundImages:
+    """Find the images of UCM-captions: image N of the file is number (N - 1) % 100 of class (N - 1) // 100.
 
-    The images lie in UCMD's folders, or as N.tif in one folder.
+    The images are in UCMD's folders, or in one folder as N.tif.
     """
-    assert captions is not None, "the table of datasets asks for them"
+    assert captions is not None, "the registry requires them"
     names = CLASS_LISTS["ucmd"]
     try:
         folders = class_folders(root)
@@ -112,41 +113,44 @@ def find_ucm_captions(root: Path, captions: Path | None) -> Found:
         }
         named, strange = _named(found.rows, lambda path: numbers.get(path.stem))
     else:
-        found = Found([Row(path) for path in _images(root)], tuple(names), [])
+        found = FoundImages([LabelledImage(path) for path in _images(root)], tuple(names), [])
         numbers = {str(i + 1): names[i // UCM_IMAGES_PER_CLASS] for i in range(NUM_UCM_IMAGES)}
         named, strange = _named(found.rows, lambda path: path.stem if path.stem in numbers else None)
         named = {number: dataclasses.replace(row, classes=(numbers[number],)) for number, row in named.items()}
-        # In the order of the classes, so that copies are told alike in both layouts.
-        found = Found(sorted(named.values(), key=lambda row: int(row.path.stem)), found.classes, [])
-    found.problems.extend(cut(strange))
+        # In the order of the classes, so that duplicates are treated alike in both layouts.
+        found = FoundImages(sorted(named.values(), key=lambda row: int(row.path.stem)), found.classes, [])
+    found.problems.extend(first_problems(strange))
     return caption(found, captions, named, lambda name: PurePosixPath(name).stem, num_sentences=NUM_SENTENCES)
 
 
-def find_rsicd(root: Path, captions: Path | None) -> Found:
-    """RSICD: captions of its own images or of AID's, which are known by name.
+def find_rsicd(root: Path, captions: Path | None) -> FoundImages:
+    """Find the images of RSICD: its own or those of AID, which are matched by name.
 
-    Its own lie in any folders under `root`; their classes are those of the lists `txtclasses_rsicd/*.txt`, in `root` or
-    beside the captions. Images in no list have no class. AID's, or some of them, lie in one folder a class. RSICD has
-    more images than AID: captions of images that are not there are left out, with a warning.
+    Its own are in any folders below `root`; their classes are in the lists `txtclasses_rsicd/*.txt`, in `root` or
+    beside the captions. Images in no list have no class. Images of AID, also some of them, are in one folder per class.
+    RSICD has more images than AID: captions of missing images are left out, with a warning.
     """
-    assert captions is not None, "the table of datasets asks for them"
+    assert captions is not None, "the registry requires them"
     root = root.resolve()
     images = _images(root)
     lists = [base / TEXT_CLASSES for base in (root, captions.parent) if (base / TEXT_CLASSES).is_dir()]
     if sorted({path.parent.name for path in images}) == CLASS_LISTS["aid"]:
-        found, partly = Found([Row(path, (path.parent.name,)) for path in images], tuple(CLASS_LISTS["aid"]), []), True
+        found, partly = (
+            FoundImages([LabelledImage(path, (path.parent.name,)) for path in images], tuple(CLASS_LISTS["aid"]), []),
+            True,
+        )
     elif lists:
         found, partly = _listed(images, lists[0]), False
     else:
         found = find_classes(root)
         partly = bool(found.classes)
     named, strange = _named(found.rows, lambda path: path.name)
-    found.problems.extend(cut(strange))
+    found.problems.extend(first_problems(strange))
     return caption(found, captions, named, num_sentences=NUM_SENTENCES, partly=partly)
 
 
-def _listed(images: Sequence[Path], lists: Path) -> Found:
-    """Images with the classes that RSICD's lists give their names."""
+def _listed(images: Sequence[Path], lists: Path) -> FoundImages:
+    """Return the images with the classes that RSICD's lists give for their names."""
     members: dict[str, list[str]] = {}
     problems = []
     for path in sorted(lists.glob("*.txt")):
@@ -163,42 +167,46 @@ def _listed(images: Sequence[Path], lists: Path) -> Found:
         for name in dict.fromkeys(names):
             classes.setdefault(name, []).append(label)
             if name not in there:
-                absent.append(f"{label}.txt lists {name}, which is not there")
-    rows = [Row(path, tuple(classes.get(path.name, ()))) for path in images]
-    return Found(rows, tuple(members), [*problems, *cut(absent)])
+                absent.append(f"{label}.txt lists {name}, which is missing")
+    rows = [LabelledImage(path, tuple(classes.get(path.name, ()))) for path in images]
+    return FoundImages(rows, tuple(members), [*problems, *first_problems(absent)])
 
 
 def _images(root: Path) -> list[Path]:
     """Return all images in a folder, in natural order of their paths."""
     return [
         row.path
-        for row in by_path([Row(Path(root, *folder, n)) for folder, names in walk_folder(root) for n in names], root)
+        for row in by_path(
+            [LabelledImage(Path(root, *folder, n)) for folder, names in walk_folder(root) for n in names], root
+        )
     ]
 
 
-def _named(rows: Sequence[Row], name: Callable[[Path], str | None]) -> tuple[dict[str, Row], list[str]]:
-    """The rows by a name of their path, and what is wrong with it."""
-    named: dict[str, Row] = {}
+def _named(
+    rows: Sequence[LabelledImage], name: Callable[[Path], str | None]
+) -> tuple[dict[str, LabelledImage], list[str]]:
+    """Return the images by a name that is made from their path, and the problems of these names."""
+    named: dict[str, LabelledImage] = {}
     problems = []
     for row in rows:
         one = name(row.path)
         if one is None:
-            problems.append(f"{row.path.name} is the name of no image of this dataset")
+            problems.append(f"{row.path.name} is not the name of an image of this dataset")
         elif one in named:
-            problems.append(f"{row.path.name} is there twice, as {named[one].path} and {row.path}")
+            problems.append(f"{row.path.name} occurs twice, as {named[one].path} and {row.path}")
         else:
             named[one] = row
     return named, problems
 
 
 def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | None) -> tuple[Captions, list[str]]:
-    """Sentences by `key` of the image's name, and what is wrong with them; `ValueError` when the file is damaged."""
+    """Return the sentences by the `key` of the image's name, and their problems; `ValueError` for a damaged file."""
     content = read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise ValueError(f'{path.name} has no list "images"; it is no file of captions')
+        raise ValueError(f'{path.name} has no list "images"; it is not a file of captions')
     if not images:
-        raise ValueError(f"{path.name} has captions for no image")
+        raise ValueError(f"{path.name} has no captions")
     texts: Captions = {}
     wrong, names, image_ids, sentence_ids = [], [], [], []
     for number, image in enumerate(images):
@@ -223,21 +231,21 @@ def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | N
         sentence_ids += [sentence.get("sentid") for sentence in sentences]
         texts[key(name)] = tuple(str(raw) for raw in raws)
     twice = [
-        f"{path.name}: {what} {one} is there {count} times"
+        f"{path.name}: {what} {one} occurs {count} times"
         for what, ids in [("filename", names), ("imgid", image_ids), ("sentid", sentence_ids)]
         for one, count in _repeated(ids)
     ]
-    return texts, [*cut(wrong), *cut(twice)]
+    return texts, [*first_problems(wrong), *first_problems(twice)]
 
 
 def _problems_of_ids(image: dict[str, Any], sentences: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the numbers of an image and of its sentences."""
+    """Return the problems of the numbers of an image and of its sentences."""
     problems = []
     if not _is_number(image.get("imgid")):
-        problems.append(f"its imgid is {image.get('imgid')!r}, no number")
+        problems.append(f"its imgid is {image.get('imgid')!r}, not a number")
     own = [sentence.get("sentid") for sentence in sentences]
     if not all(_is_number(one) for one in own):
-        problems.append("has a sentence whose sentid is no number")
+        problems.append("has a sentence whose sentid is not a number")
     if sentences and image.get("sentids", own) != own:
         problems.append("its sentids are not those of its sentences")
     if any(sentence.get("imgid", image.get("imgid")) != image.get("imgid") for sentence in sentences):
@@ -250,6 +258,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _repeated(values: Iterable[Any]) -> list[tuple[Any, int]]:
-    """What is there more than once, and how often; what is no name or number was complained of already."""
+    """Return the values that occur more than once, and how often; invalid ones are reported elsewhere."""
     counts = Counter(value for value in values if isinstance(value, Hashable) and value is not None)
     return [(value, count) for value, count in counts.items() if count > 1]

@@ -1,4 +1,4 @@
-"""The classes of the datasets that are known by them, in label order."""
+"""The classes of datasets that are recognised by them, in the order of the labels."""
 
 __all__ = ["CLASS_LISTS", "DSRSID_CLASSES"]
 
@@ -27,5 +27,5 @@ _NAMES = {
 
 CLASS_LISTS = {dataset: names.split() for dataset, names in _NAMES.items()}
 
-# In the order of the columns of DSRSID's lists, as far as it is known.
+# In the order of the columns of DSRSID's lists, which no document of the dataset states.
 DSRSID_CLASSES = ("aquafarm", "cloud", "forest", "high building", "low building", "farm land", "river", "water")

@@ -1,10 +1,10 @@
-"""One folder a class: UCMD, AID, NWPU-RESISC45, EuroSAT, or any other; or images side by side, without classes."""
+"""Images in one folder per class (UCMD, AID, NWPU-RESISC45, EuroSAT, any other), or in one folder without classes."""
 
 from pathlib import Path
 
 from orbithash.encoders.imagery.folders import NoClassFolders, find_class_folders, walk_folder
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
-from orbithash.trainers.datasets.layouts import Found, Row
+from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage
 
 __all__ = ["class_folders", "find_class_list", "find_classes", "find_eurosat", "find_eurosat_ms", "num_bands"]
 
@@ -30,15 +30,15 @@ def class_folders(root: Path) -> dict[str, list[Path]]:
         return {"": [Path(root, *folder, name) for folder, names in files.items() for name in names]}
 
 
-def find_classes(root: Path, captions: Path | None = None) -> Found:
-    """The images of any folder with one folder a class, or of no class where they lie side by side."""
+def find_classes(root: Path, captions: Path | None = None) -> FoundImages:
+    """Find the images of a folder with one folder per class, or of one folder without classes."""
     folders = class_folders(root)
-    rows = [Row(path, (name,) if name else ()) for name, paths in folders.items() for path in paths]
-    return Found(rows, tuple(name for name in folders if name), [])
+    rows = [LabelledImage(path, (name,) if name else ()) for name, paths in folders.items() for path in paths]
+    return FoundImages(rows, tuple(name for name in folders if name), [])
 
 
-def find_class_list(name: str, root: Path) -> Found:
-    """The images of a dataset that is known by its classes."""
+def find_class_list(name: str, root: Path) -> FoundImages:
+    """Find the images of a dataset that is recognised by its classes."""
     found, known = find_classes(root), CLASS_LISTS[name]
     if list(found.classes) != known:
         wrong = [
@@ -50,32 +50,31 @@ def find_class_list(name: str, root: Path) -> Found:
             if names
         ]
         found.problems.append(
-            f"these are not the {len(known)} classes of {name} ({'; '.join(wrong)}); leave --dataset away or give "
-            "folder"
+            f"these are not the {len(known)} classes of {name} ({'; '.join(wrong)}); omit --dataset or give folder"
         )
     return found
 
 
-def find_eurosat(root: Path, captions: Path | None = None) -> Found:
-    """EuroSAT's RGB images."""
+def find_eurosat(root: Path, captions: Path | None = None) -> FoundImages:
+    """Find EuroSAT's RGB images."""
     found = find_class_list("eurosat", root)
     if any(num_bands(path) == NUM_EUROSAT_BANDS for path in _firsts(found)):
         found.problems.append("its images have 13 bands; that set is eurosat-ms")
     return found
 
 
-def find_eurosat_ms(root: Path, captions: Path | None = None) -> Found:
-    """EuroSAT's GeoTIFFs of 13 bands; looks into the first image of each class."""
+def find_eurosat_ms(root: Path, captions: Path | None = None) -> FoundImages:
+    """Find EuroSAT's GeoTIFFs of 13 bands; the first image of each class is opened."""
     found = find_class_list("eurosat", root)
     for path in _firsts(found):
         if (count := num_bands(path)) != NUM_EUROSAT_BANDS:
-            what = f"has {count} band{'s' * (count != 1)}" if count else "is no readable TIFF"
+            what = f"has {count} band{'s' * (count != 1)}" if count else "is not a readable TIFF"
             found.problems.append(f"{path.relative_to(root).as_posix()} {what}; eurosat-ms has TIFFs of 13 bands")
     return found
 
 
 def num_bands(path: Path) -> int:
-    """Bands of a TIFF; 0 where it is none or cannot be read."""
+    """Return the number of bands of a TIFF; 0 for other files and unreadable ones."""
     import rasterio
 
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -87,8 +86,8 @@ def num_bands(path: Path) -> int:
         return 0
 
 
-def _firsts(found: Found) -> list[Path]:
-    """The first image of each class."""
+def _firsts(found: FoundImages) -> list[Path]:
+    """Return the first image of each class."""
     firsts: dict[tuple[str, ...], Path] = {}
     for row in found.rows:
         firsts.setdefault(row.classes, row.path)

@@ -1,4 +1,4 @@
-"""What every layout's finder gives back: images with their classes, sentences and second sources, and what is wrong."""
+"""The result of every finder: images with their classes, sentences and second sources, and the problems."""
 
 import dataclasses
 import json
@@ -8,15 +8,15 @@ from typing import Any
 
 from orbithash.encoders.imagery.folders import natural
 
-__all__ = ["MAX_LISTED", "Found", "Row", "by_path", "cut", "read_json"]
+__all__ = ["MAX_LISTED", "FoundImages", "LabelledImage", "by_path", "first_problems", "read_json"]
 
-# Of each kind of problem.
+# Problems of each kind that an error message lists.
 MAX_LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One image before the split. Paths are absolute."""
+class LabelledImage:
+    """An image before the split. Paths are absolute."""
 
     path: Path
     classes: tuple[str, ...] = ()
@@ -25,31 +25,31 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The images of a dataset in the manifest's order, the names of its classes, and all that is wrong with it."""
+class FoundImages:
+    """The images of a dataset in the order of the manifest, the names of its classes, and all its problems."""
 
-    rows: list[Row]
+    rows: list[LabelledImage]
     classes: tuple[str, ...]
     problems: list[str]
 
 
-def by_path(rows: Sequence[Row], root: Path) -> list[Row]:
-    """The rows in natural order of their paths below `root`."""
+def by_path(rows: Sequence[LabelledImage], root: Path) -> list[LabelledImage]:
+    """Return the images in natural order of their paths below `root`."""
     return sorted(rows, key=lambda row: natural(row.path.relative_to(root).as_posix()))
 
 
-def cut(problems: Sequence[str]) -> list[str]:
-    """The first ten of one kind of problem, and how many more there are."""
+def first_problems(problems: Sequence[str]) -> list[str]:
+    """Return the first ten problems of one kind, and a line with the number of others."""
     if len(problems) <= MAX_LISTED:
         return list(problems)
     return [*problems[:MAX_LISTED], f"and {len(problems) - MAX_LISTED} more"]
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; `ValueError` in one line when it cannot be read or is damaged."""
+    """Return the content of a JSON file; `ValueError` in one line when it cannot be read or is damaged."""
     try:
         return json.loads(path.read_bytes())
     except OSError as err:
         raise ValueError(f"{path.name} cannot be read ({err.strerror})") from err
     except (ValueError, RecursionError) as err:
-        raise ValueError(f"{path.name} is damaged, or no JSON ({err})") from err
+        raise ValueError(f"{path.name} is damaged, or not JSON ({err})") from err

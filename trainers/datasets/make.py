@@ -1,4 +1,4 @@
-"""From a folder of images to a manifest."""
+"""Make a manifest from a folder of images."""
 
 import dataclasses
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.trainers.datasets.hashes import FileHashes
-from orbithash.trainers.datasets.layouts import Found, Row, cut
+from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, first_problems
 from orbithash.trainers.datasets.manifest import Image, Manifest
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_images
 from orbithash.trainers.datasets.registry import DATASETS, recognise
@@ -25,15 +25,15 @@ def make_manifest(
     validation: float = 0.1,
     captions: Path | None = None,
 ) -> Manifest:
-    """Finds the images under `root` and splits them.
+    """Find the images under `root` and split them.
 
     Args:
         root: the data folder.
-        dataset: a name of `DATASETS`; None: recognised from the folder. Captions make "ucm-captions" of "ucmd" and
-            "rsicd" of "aid".
-        protocol: one of `PROTOCOLS`; None: the dataset's own.
-        seed: chooses the split, 0 or more.
-        validation: share of the training images held back, 0 (none) to 0.5.
+        dataset: a name of `DATASETS`; None: recognised by the folder. With captions, "ucmd" means "ucm-captions" and
+            "aid" means "rsicd".
+        protocol: one of `PROTOCOLS`; None: the default of the dataset.
+        seed: seed of the split, 0 or more.
+        validation: share of the training images held out for validation, 0 (none) to 0.5.
         captions: a Karpathy-style JSON file of sentences.
 
     Raises:
@@ -57,9 +57,7 @@ def make_manifest(
     if captions is None and known.captions == "always":
         raise InputError(f"dataset {dataset} needs its sentences; give their JSON file as --captions")
     if captions is not None and known.captions == "never":
-        raise InputError(
-            f"dataset {dataset} takes no file of captions; leave --captions away, or give --dataset folder"
-        )
+        raise InputError(f"dataset {dataset} takes no file of captions; omit --captions, or give --dataset folder")
     rule = PROTOCOLS[known.protocol if protocol is None else protocol]
     found = known.find(root, captions)
     if problems := [*_problems(found, rule), *found.problems]:
@@ -69,7 +67,7 @@ def make_manifest(
 
 
 def resplit(manifest: Manifest, protocol: str, seed: int | None = None, validation: float | None = None) -> Manifest:
-    """The same images by another protocol; the seed and the validation share are the manifest's own where None."""
+    """Split the same images by another protocol; None keeps the seed or the validation share of the manifest."""
     seed = manifest.seed if seed is None else seed
     validation = manifest.validation if validation is None else validation
     _check_settings(protocol, seed, validation)
@@ -89,12 +87,12 @@ def _check_settings(protocol: str | None, seed: int, validation: float) -> None:
         raise InputError(f"the validation share is {validation:g}; it must lie between 0 (none) and {MAX_VALIDATION:g}")
 
 
-def _problems(found: Found, rule: Protocol) -> list[str]:
-    """What is wrong with the classes of what was found."""
+def _problems(found: FoundImages, rule: Protocol) -> list[str]:
+    """Return the problems of the classes."""
     problems = _too_few([row.classes for row in found.rows], rule)
     if len(found.classes) == 1:
         problems.append(
-            f"only the class {found.classes[0]!r}; at least 2 classes are needed, or none: images side by side in the "
+            f"only the class {found.classes[0]!r}; at least 2 classes are needed, or none: all images in the "
             "data folder itself"
         )
     names = Counter(name.lower() for name in found.classes)
@@ -102,19 +100,19 @@ def _problems(found: Found, rule: Protocol) -> list[str]:
 
 
 def _groups(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """What images are split by: their class, or "" for all where images have several."""
+    """Return the group of each image, which is split as a whole: its class; "" for all if an image has several."""
     several = any(len(one) > 1 for one in names)
     return ["" if several or not one else one[0] for one in names]
 
 
 def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
-    """The classes that cannot fill the parts of a protocol, by the classes of each image."""
+    """Return the problems of classes with too few images for a protocol, given the classes of each image."""
     groups = _groups(names)
     if not rule.by_class or set(groups) == {""}:
         few = len(groups) < rule.min_images
         return [f"only {len(groups)} images; protocol {rule.name} needs at least {rule.min_images}"] if few else []
     counts = sorted(Counter(group for group in groups if group).items())
-    return cut(
+    return first_problems(
         [
             f"class {name!r} has {count} image{'s' * (count != 1)}; at least {rule.min_images} are needed"
             for name, count in counts
@@ -123,13 +121,13 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
     )
 
 
-def _images(found: Found, root: Path) -> list[Image]:
-    """The rows of a manifest, in no part yet."""
+def _images(found: FoundImages, root: Path) -> list[Image]:
+    """Return the images of a manifest, not assigned to parts yet."""
     labels = {name: label for label, name in enumerate(found.classes)}
     problems, hashes = [], FileHashes(root)
 
     def hashed(path: Path) -> tuple[str, str]:
-        """Path below the root, and hash."""
+        """Return the path below the root and the hash; note a problem."""
         name = path.relative_to(root).as_posix()
         try:
             return name, hashes.sha256(name)
@@ -137,7 +135,7 @@ def _images(found: Found, root: Path) -> list[Image]:
             problems.append(f"{name} cannot be read ({err.strerror})")
             return name, ""
 
-    def image(row: Row) -> Image:
+    def image(row: LabelledImage) -> Image:
         path, sha256 = hashed(row.path)
         second, second_sha256 = (None, None) if row.second is None else hashed(row.second)
         return Image(
@@ -154,7 +152,7 @@ def _images(found: Found, root: Path) -> list[Image]:
     images = [image(row) for row in found.rows]
     hashes.save()
     if problems:
-        raise listed(cut(problems), str(root))
+        raise listed(first_problems(problems), str(root))
     return images
 
 
@@ -174,14 +172,14 @@ def _split(
         members.setdefault(group, set()).add("train" if part == "validation" else part)
     wanted = {"train", "test", *rule.database} - {"validation"}
     problems = [
-        f"{f'class {group!r}' if group else 'it'} has so many equal images that none is left for "
+        f"{f'class {group!r}' if group else 'it'} has too many duplicates: no image is left for "
         f"{', '.join(sorted(wanted - there))}"
         for group, there in sorted(members.items())
-        # A few of no class are all for training.
+        # Few images without a class are all for training.
         if wanted - there and (group or len(members) == 1)
     ]
     if problems:
-        raise listed(cut(problems), where)
+        raise listed(first_problems(problems), where)
     split = tuple(dataclasses.replace(image, split=part) for image, part in zip(images, parts, strict=True))
-    # 0 and 0.0 are the same share, in the manifest's text too.
+    # 0 and 0.0 are the same share, and must be the same text in the manifest.
     return Manifest(dataset, rule.name, seed, float(validation), classes, split)

@@ -10,7 +10,7 @@ from typing import Any
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
 from orbithash.trainers.datasets.hashes import FileHashes
-from orbithash.trainers.datasets.layouts import cut
+from orbithash.trainers.datasets.layouts import first_problems
 
 __all__ = ["FORMAT_VERSION", "Image", "Manifest"]
 
@@ -19,11 +19,11 @@ FORMAT_VERSION = 3
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """One row of a manifest. Paths are relative to the data folder.
+    """An image of a manifest. Paths are relative to the data folder.
 
-    `path` is a file, or a folder of one file a band. `labels` are the indices of the image's classes, empty where they
-    are not known. `split` is train, validation, test or database. `captions` are sentences about the image; `second`
-    is the image of a second source of the same place, `second_sha256` its hash.
+    `path` is a file, or a folder with one file per band. `labels` are the indices of the image's classes, empty if they
+    are unknown. `split` is train, validation, test or database. `captions` are sentences about the image; `second` is
+    the image of a second source of the same place, `second_sha256` its hash.
     """
 
     id: str
@@ -37,13 +37,13 @@ class Image:
 
     @property
     def label(self) -> int:
-        """The first of its classes; -1 where none is known."""
+        """Index of its first class; -1 if it is unknown."""
         return self.labels[0] if self.labels else -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The images of a dataset, each in one part, and how they were split."""
+    """The images of a dataset, each in one part, and the settings of the split."""
 
     dataset: str
     protocol: str
@@ -58,7 +58,7 @@ class Manifest:
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def part(self, *splits: str) -> list[Image]:
-        """The images of these parts, in the manifest's order."""
+        """Return the images of these parts, in the order of the manifest."""
         return [image for image in self.images if image.split in splits]
 
     def _text(self) -> str:
@@ -126,7 +126,7 @@ class Manifest:
                 check(image.second, image.second_sha256, f", the second source of {image.path}")
         hashes.save()
         if problems:
-            raise listed(cut(problems), f"{root} is not the data of this run's manifest")
+            raise listed(first_problems(problems), f"{root} is not the data of this run's manifest")
 
 
 def _image(row: dict[str, Any]) -> Image:

@@ -1,16 +1,15 @@
-"""Protocols: which image is for training, for choosing, for asking, for searching in.
+"""Protocols: how images are assigned to training, validation, queries and database.
 
-Queries are always the part "test". `validation` is a share of the images held back to choose epochs and settings: of
-the training images, and in the protocols with a validation part of their own ("cdne", "random") of all images; at least
-one of a class, or none where it is 0. What is drawn for the test part does not depend on it.
+Queries are always the part "test". `validation` is the share of images that are held out to choose epochs and
+settings: a share of the training images, or of all images in the protocols that define a validation part ("cdne",
+"random"). It is at least one image per class, or none for a share of 0. The test part does not depend on it.
 
-Everything is drawn class by class, from a generator of its own for each class, so one class more or less does not move
-another's split. Images without a class are drawn like one more class; so is, as a whole, a dataset in which images have
-several classes.
+Each class has its own random generator, so that adding or removing a class does not change the split of another one.
+Images without a class are treated as one more class, and so is a whole dataset whose images have several classes.
 
-Copies, files of equal content, end in the same part: each in that of the first of them. Where that crosses the border
-between training, test and database, the last image of the same class without a copy takes its place, so that the parts
-keep their sizes.
+Duplicates, files of equal content, go to the same part: that of the first of them. If a duplicate changes between
+training, test and database, the last image of its class without a duplicate takes its place, so that the parts keep
+their sizes.
 """
 
 import dataclasses
@@ -28,10 +27,14 @@ Rule = Callable[[int, str, float, np.random.Generator], list[str]]
 class Protocol:
     """How images are split and searched.
 
-    `split(num_images, dataset, validation, rng)` names the part of each image of one class, whose images come in
-    natural order; or of all images, where not `by_class`. Queries are searched in the parts `database`; with
-    `leave_one_out` these are the queries themselves, and none finds itself. `min_images` of a class, or of all, fill
-    all parts.
+    Attributes:
+        name: name of the protocol.
+        split: `split(num_images, dataset, validation, rng)` returns the part of each image of one class, whose images
+            are in natural order; of all images if not `by_class`.
+        database: parts that are searched.
+        leave_one_out: whether the database is the test part itself; a query is not a hit of itself.
+        by_class: whether classes are split separately.
+        min_images: minimum number of images of a class, or of all, that fills all parts.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Protocol:
 
 
 def _share(fraction: float, count: int) -> int:
-    """That share of `count`, at least one; none of a fraction of 0."""
+    """Return this share of `count`, at least 1; 0 for a fraction of 0."""
     return max(1, round(fraction * count)) if fraction else 0
 
 
@@ -53,7 +56,7 @@ def _shuffled(num_test: int, num_images: int, rng: np.random.Generator) -> list[
 
 
 def _hold_back(parts: list[str], validation: float, rng: np.random.Generator) -> list[str]:
-    """Turns a share of the training images into validation images."""
+    """Turn a share of the training images into validation images."""
     train = [i for i, part in enumerate(parts) if part == "train"]
     for i in rng.choice(train, _share(validation, len(train)), replace=False).tolist():
         parts[i] = "validation"
@@ -83,7 +86,7 @@ def _half_tenth_rest(num_images: int, dataset: str, validation: float, rng: np.r
     return _hold_back([str(part) for part in rng.permutation(parts)], validation, rng)
 
 
-def _so_many(num_images: int, dataset: str, validation: float, rng: np.random.Generator) -> list[str]:
+def _fixed_queries(num_images: int, dataset: str, validation: float, rng: np.random.Generator) -> list[str]:
     num_test = 625 if dataset == "dsrsid" else 100
     return _hold_back(_shuffled(min(num_test, _share(0.2, num_images)), num_images, rng), validation, rng)
 
@@ -91,21 +94,22 @@ def _so_many(num_images: int, dataset: str, validation: float, rng: np.random.Ge
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in [
-        # By file number: UCMD's files 00-79 train and 80-99 test, AID's first half trains; of other datasets the first
-        # 80 %. Searched in is the training part; the released code searches the test part, leaving the query out.
+        # By file number: of UCMD, files 00-79 are for training and 80-99 for test; of AID, the first half is for
+        # training; of other datasets, the first 80 %. The training part is searched. The released code searches the
+        # test part without the query.
         Protocol("dhcl", _by_number, database=("train", "validation")),
-        # The same, searched as the authors' code does: queries in the test part itself.
+        # The same split; the test part is searched, as by the authors' code.
         Protocol("dhcl-released", _by_number, database=("test",), leave_one_out=True),
-        # 60 % train; the rest are queries and database at once.
+        # 60 % training; the rest are both queries and database.
         Protocol("mhcln", _sixty_forty, database=("test",), leave_one_out=True),
-        # 70 % train and database, 10 % validation, 20 % test.
+        # 70 % training and database, 10 % validation, 20 % test.
         Protocol("cdne", _seventy_ten_twenty, database=("train",)),
-        # 50 % train, 10 % queries, 40 % database, whatever the class.
+        # 50 % training, 10 % queries, 40 % database, independent of classes.
         Protocol("duch", _half_tenth_rest, database=("database",), by_class=False, min_images=10),
-        # So many queries of a class, a fifth at most: EuroSAT's and others' 100, DSRSID's 625. The rest are training
-        # images and database. The numbers are those of the authors' lists; which images they are is drawn.
-        Protocol("mrhash", _so_many, database=("train", "validation")),
-        # 70 % train, 10 % validation, 20 % test; validation images are searched in, too.
+        # A fixed number of queries per class, at most a fifth: 625 for DSRSID, 100 for EuroSAT and others. The rest are
+        # training images and database. The numbers are those of the authors' lists; the images are drawn.
+        Protocol("mrhash", _fixed_queries, database=("train", "validation")),
+        # 70 % training, 10 % validation, 20 % test; training and validation images are searched.
         Protocol("random", _seventy_ten_twenty, database=("train", "validation")),
     ]
 }
@@ -114,15 +118,15 @@ PROTOCOLS = {
 def split_images(
     protocol: Protocol, dataset: str, groups: Sequence[str], hashes: Sequence[str], seed: int, validation: float
 ) -> list[str]:
-    """The part of each image.
+    """Return the part of each image.
 
     Args:
         protocol: how to split.
-        dataset: its name; "dhcl" splits AID in another way.
-        groups: the class of each image, "" where it has none; images of a class in natural order.
-        hashes: of each image's content.
-        seed: chooses the draw, 0 or more.
-        validation: share of images held back, 0 to 0.5.
+        dataset: its name; "dhcl" splits AID and "mrhash" splits DSRSID in their own ways.
+        groups: the class of each image, "" without one; images of a class in natural order.
+        hashes: hash of the content of each image.
+        seed: seed of the draw, 0 or more.
+        validation: share of images held out, 0 to 0.5.
     """
     parts = [""] * len(groups)
     if not protocol.by_class:
@@ -132,20 +136,20 @@ def split_images(
         members[group].append(i)
     for group, rows in members.items():
         if group == "" and len(rows) < protocol.min_images:
-            # A few of no class: nothing can be asked about them.
+            # Too few images without a class for queries of their own.
             drawn = ["train"] * len(rows)
         else:
             drawn = protocol.split(len(rows), dataset, validation, np.random.default_rng([seed, *group.encode()]))
         for i, part in zip(rows, drawn, strict=True):
             parts[i] = part
-    _join_copies(parts, groups, hashes)
+    _join_duplicates(parts, groups, hashes)
     return parts
 
 
-def _join_copies(parts: list[str], groups: Sequence[str], hashes: Sequence[str]) -> None:
-    """Moves each copy into the part of the first of its kind."""
+def _join_duplicates(parts: list[str], groups: Sequence[str], hashes: Sequence[str]) -> None:
+    """Move each duplicate into the part of the first image of its content."""
     counts = Counter(hashes)
-    # The images that may change places with a copy, by group and side of the border.
+    # Images that may change places with a duplicate, by group and side.
     free = defaultdict(list)
     for i, (group, part) in enumerate(zip(groups, parts, strict=True)):
         if counts[hashes[i]] == 1:
@@ -159,5 +163,5 @@ def _join_copies(parts: list[str], groups: Sequence[str], hashes: Sequence[str])
 
 
 def _side(part: str) -> str:
-    # Validation images are training images held back: how many they are must not move the test part.
+    # Validation images are held-out training images; their number must not change the test part.
     return "train" if part == "validation" else part

@@ -1,4 +1,4 @@
-"""The datasets by name, and how a folder is recognised as one of them."""
+"""The registry of datasets: their names, and the signs by which a folder is recognised as one of them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from orbithash.trainers.datasets.classes import (
     find_eurosat_ms,
     num_bands,
 )
-from orbithash.trainers.datasets.layouts import MAX_LISTED, Found
+from orbithash.trainers.datasets.layouts import MAX_LISTED, FoundImages
 from orbithash.trainers.datasets.pairs import (
     DSRSID_FOLDERS,
     DSRSID_LISTS,
@@ -39,13 +39,13 @@ __all__ = ["DATASETS", "Dataset", "find_items", "recognise"]
 
 _log = logging.getLogger(__name__)
 
-# A data folder, and the file of captions that was given.
-Finder = Callable[[Path, Path | None], Found]
+# Takes a data folder and the file of captions, or None.
+Finder = Callable[[Path, Path | None], FoundImages]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A layout: its default protocol, its finder, and whether a file of captions goes with it."""
+    """A dataset: its default protocol, its finder, and whether it takes a file of captions."""
 
     name: str
     protocol: str

@@ -1,4 +1,4 @@
-"""Pairs of sources made of RGB images by Wald's protocol: coarse colour beside fine grey of the same ground."""
+"""Two sources made of RGB images by Wald's protocol: coarse colour and fine grey images of the same places."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from orbithash.encoders.errors import ImageError, InputError, listed
 from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import Image, Limits, read_image
 from orbithash.trainers.datasets.classes import class_folders
-from orbithash.trainers.datasets.layouts import cut
+from orbithash.trainers.datasets.layouts import first_problems
 
 __all__ = ["MAX_FACTOR", "WaldPairs", "count_images", "write_wald_pairs"]
 
@@ -19,39 +19,39 @@ MAX_FACTOR = 64
 
 @dataclass(frozen=True)
 class WaldPairs:
-    """How many pairs were written, and why which images were left out."""
+    """The number of pairs that were written, and the images that were left out, with reasons."""
 
     count: int
     refused: list[str]
 
 
 def count_images(source: Path) -> int:
-    """How many images `write_wald_pairs` will read."""
+    """Return the number of images that `write_wald_pairs` will read."""
     return sum(len(paths) for paths in class_folders(source).values())
 
 
 def write_wald_pairs(
     source: Path, out: Path, factor: int = 4, on_progress: Callable[[int], None] | None = None
 ) -> WaldPairs:
-    """Writes OUT/first/<class>/<name>.png and OUT/second/<class>/<name>.png for each image SOURCE/<class>/<name>.
+    """Write OUT/first/<class>/<name>.png and OUT/second/<class>/<name>.png for each image SOURCE/<class>/<name>.
 
-    Of images side by side in SOURCE, without classes, OUT/first/<name>.png and OUT/second/<name>.png.
+    Images without classes, SOURCE/<name>, become OUT/first/<name>.png and OUT/second/<name>.png.
 
-    The first is the image at 1/factor of its resolution: the mean of factor x factor pixels, which is low-pass filter
-    and reduction in one. The second is at full resolution the mean of the three bands, as a panchromatic sensor sees
-    them all. Both are of the same ground: up to factor - 1 pixels are cut off at the right and at the bottom.
+    The first image has 1/factor of the resolution: means of factor x factor pixels, a low-pass filter and a reduction
+    in one. The second image has the full resolution: the mean of the three bands, like a panchromatic sensor. Both show
+    the same ground: up to factor - 1 pixels are cut off at the right and at the bottom.
 
-    An image that cannot be read, or has too few pixels to be reduced, is left out. OUT appears when all is
-    written, or not at all.
+    An image that cannot be read, or has too few pixels to be reduced, is left out. OUT appears only when everything is
+    written.
 
     Args:
-        source: RGB images, one folder a class or all in one.
-        out: a folder that does not exist yet or is empty, not inside `source`.
-        factor: how much coarser the first source is, 2 to 64.
-        on_progress: told after each image how many are done.
+        source: RGB images, in one folder per class or all in one folder.
+        out: a folder that does not exist or is empty, outside of `source`.
+        factor: ratio of the two resolutions, 2 to 64.
+        on_progress: called after each image with the number of images done.
 
     Raises:
-        InputError: a wrong argument, two images of one name in a class, or no image that can be read.
+        InputError: an invalid argument, two images with one name in a class, or no readable image.
     """
     source, out = source.resolve(), out.absolute()
     if not 2 <= factor <= MAX_FACTOR:
@@ -76,14 +76,14 @@ def write_wald_pairs(
             if on_progress:
                 on_progress(done)
         if len(refused) == len(targets):
-            raise listed(cut(refused), str(source))
+            raise listed(first_problems(refused), str(source))
     return WaldPairs(len(targets) - len(refused), refused)
 
 
 def _check_names(source: Path, targets: dict[Path, Path]) -> None:
-    """Refuses two images that would be written to one file, as a.tif and a.jpg."""
+    """Raise `InputError` for images that would be written to one file, such as a.tif and a.jpg."""
     first: dict[str, Path] = {}
-    # Some file systems do not tell case.
+    # Some file systems ignore case.
     twice = [
         f"{path.relative_to(source).as_posix()} and {first[key].relative_to(source).as_posix()} differ only in case or "
         "ending"
@@ -91,14 +91,17 @@ def _check_names(source: Path, targets: dict[Path, Path]) -> None:
         if first.setdefault(key, path) != path
     ]
     if twice:
-        raise listed(cut(twice), str(source))
+        raise listed(first_problems(twice), str(source))
 
 
 def _pair(image: Image, factor: int) -> tuple[Image, Image]:
-    """uint8 [H // factor, W // factor, 3] and uint8 [H // factor * factor, W // factor * factor] of uint8 [H, W, 3]."""
+    """Return uint8 [H // factor, W // factor, 3] and uint8 [H // factor * factor, W // factor * factor].
+
+    `image` is uint8 [H, W, 3].
+    """
     height, width = (side // factor * factor for side in image.shape[:2])
     if min(height, width) < (least := Limits().min_side * factor):
-        # What is read later has to be an image, too.
+        # The reduced image must be large enough to be read later.
         raise ImageError(
             f"{image.shape[1]} x {image.shape[0]} pixels; at least {least} x {least} for a factor of {factor}"
         )

@@ -28,7 +28,7 @@ from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.datasets import Image
-from orbithash.trainers.datasets.layouts import cut
+from orbithash.trainers.datasets.layouts import first_problems
 from orbithash.trainers.distributed import from_first_rank, gather_objects, gather_rows, on_every_rank, rank, world_size
 
 __all__ = ["FeatureExtractor", "Table", "caption_features"]
@@ -113,7 +113,7 @@ class FeatureExtractor:
         else:
             paths = [root / (image.second or "") for image in images]
             if absent := [f"{path.relative_to(root)}: no such file" for path in paths if not path.exists()]:
-                raise listed(cut(absent), f"{root}: images that cannot be read")
+                raise listed(first_problems(absent), f"{root}: images that cannot be read")
             hashes = [image.second_sha256 or "" for image in images]
 
         def compute(missing: list[int]) -> Features:

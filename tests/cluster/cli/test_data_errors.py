@@ -83,11 +83,11 @@ def test_captions_and_images_that_do_not_match(refused_data, data, tmp_path):
         *("duch", data, "--captions", write_captions(tmp_path / "captions.json", entries)),
         words=[
             data,
-            "captions for beach/gone.png, which is not there",
-            "captions for river/river5.png, which is not there",
+            "captions for beach/gone.png, which is missing",
+            "captions for river/river5.png, which is missing",
             "river/river1.png has no captions",
             "river/new.png has no captions",
-            "captions.json: imgid 4 is there 2 times",
+            "captions.json: imgid 4 occurs 2 times",
         ],
         problems=5,
     )
@@ -101,9 +101,9 @@ def test_ids_that_are_there_twice(refused_data, data, tmp_path):
     refused_data(
         *("duch", data, "--captions", write_captions(tmp_path / "captions.json", entries)),
         words=[
-            "captions.json: filename beach/beach5.png is there 2 times",
-            "captions.json: imgid 0 is there 2 times",
-            "captions.json: sentid 3 is there 2 times",
+            "captions.json: filename beach/beach5.png occurs 2 times",
+            "captions.json: imgid 0 occurs 2 times",
+            "captions.json: sentid 3 occurs 2 times",
         ],
         problems=3,
     )
@@ -112,10 +112,10 @@ def test_ids_that_are_there_twice(refused_data, data, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("beach: a beach", "captions.json is damaged, or no JSON"),
-        ('{"images": [', "captions.json is damaged, or no JSON"),
-        ("[]", 'captions.json has no list "images"; it is no file of captions'),
-        ('{"images": {"beach": "a beach"}}', 'captions.json has no list "images"; it is no file of captions'),
+        ("beach: a beach", "captions.json is damaged, or not JSON"),
+        ('{"images": [', "captions.json is damaged, or not JSON"),
+        ("[]", 'captions.json has no list "images"; it is not a file of captions'),
+        ('{"images": {"beach": "a beach"}}', 'captions.json has no list "images"; it is not a file of captions'),
     ],
 )
 def test_a_captions_file_that_is_none(refused_data, data, tmp_path, content, words):
@@ -159,8 +159,8 @@ def test_a_second_source_of_other_places_and_classes(refused_data, pairs):
         words=[
             pairs,
             "first/beach/beach0.png has no second source second/beach/beach0.png",
-            "second/beach/beach1.png is the second source of no image",
-            "first/river/river2.png: its second source is of class beach",
+            "second/beach/beach1.png is not the second source of an image",
+            "first/river/river2.png: its second source has the class beach",
         ],
         problems=3,
     )

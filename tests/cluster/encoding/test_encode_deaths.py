@@ -1,4 +1,4 @@
-"""Encoding of thousands of images while the driver or a node dies: every image is a row, and none is two."""
+"""Encoding of thousands of images while the driver or a node dies: every image becomes exactly one row."""
 
 import json
 
@@ -33,7 +33,7 @@ def num_rows(archive):
 
 
 def check_complete(archive, images, model):
-    """A row for each image, and the code that it has by itself for some of them."""
+    """Check that each image has a row, and some rows have the code of the image encoded alone."""
     opened = Archive.open(archive)
     ids, codes = opened.codes()
     keys = opened.take(ids, ["key"])["key"].to_pylist()
@@ -67,7 +67,7 @@ def test_a_driver_that_is_killed(ray_cluster, cli, start, images, model, tmp_pat
     ended = cli("encode", images, "--model", model, "--archive", archive, "--json")
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out)
-    # The broken one where it was met before the kill, or after.
+    # The broken image was refused before the kill or after it.
     assert summary["num_done_before"] + summary["num_encoded"] + summary["num_refused"] == NUM_IMAGES + 1
     assert summary["num_done_before"] > 0
     check_complete(archive, images, model)

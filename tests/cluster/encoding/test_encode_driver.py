@@ -30,7 +30,7 @@ def fragments(archive, *keys):
 
 
 def written(fragments=(), refused=()):
-    """The result of `write` for new rows and (key, reason) of refused items."""
+    """Return the result of `write` for new rows and (key, reason) of refused items."""
     keys, reasons = [key for key, _ in refused], [reason for _, reason in refused]
     values = {"fragments": list(fragments), "refused": keys, "reasons": reasons, "stamps": [None] * len(keys)}
     counts = {"replacing": b"", "num_rows": 0, "num_replaced": 0}
@@ -102,7 +102,7 @@ def test_a_commit_that_fails_ends_the_job(archive):
     archive.commit = commit
     with pytest.raises(OSError, match="No space left"):
         work()
-    # The last one fails where nobody hands in any more.
+    # The error of the last commit is raised at the end of the block.
     with pytest.raises(OSError, match="No space left"), Commits(archive) as commits:
         commits.add(written(one))
 
@@ -141,7 +141,7 @@ def test_more_gpus_than_there_are(ray_cluster, cli, scenes, model, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte."""
+    """Mount a file system of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)

@@ -1,4 +1,4 @@
-"""Encoding: all of a folder arrives or is told of, whatever dies on the way, and never twice."""
+"""Encoding: every image of a folder becomes one row, or a refused item with its reason."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def encode(ray_cluster, cli, model):
-    """Encodes into an archive and returns the summary."""
+    """Encode into an archive and return the summary."""
 
     def call(source, archive, *options):
         ended = cli("encode", source, "--model", model, "--archive", archive, "--json", *options)
@@ -31,12 +31,12 @@ def encode(ray_cluster, cli, model):
 
 
 def counts(summary):
-    """The counts of a summary that are not 0."""
+    """Return the counts of a summary that are not 0."""
     return {name: value for name, value in summary.items() if name.startswith("num_") and value}
 
 
 def stored(archive):
-    """Key to code; no key is there twice."""
+    """Return the codes by key; no key occurs twice."""
     opened = Archive.open(archive)
     ids, codes = opened.codes()
     keys = opened.take(ids, ["key"])["key"].to_pylist()
@@ -45,7 +45,7 @@ def stored(archive):
 
 
 def encoded_alone(model, folder, keys):
-    """Key to code, each image by itself, without Ray."""
+    """Return the codes by key, each image encoded alone, without Ray."""
     loaded = HashModel.load(model)
     return {
         key: bytes(loaded.encode([read_image(folder / key, loaded.preprocessing.rendering)])[0]) for key in sorted(keys)
@@ -68,7 +68,7 @@ def test_every_image_is_a_row_or_has_a_reason(encode, cli, bad_images, model, tm
         assert refused[key].startswith(words), refused[key]
         assert "\n" not in refused[key]
 
-    # Again: nothing is new. One more file: that one alone.
+    # Again: nothing is new. One more file: only that one is encoded.
     before, version = stored(archive), Archive.open(archive).version
     summary = encode(source, archive)
     assert counts(summary) == {"num_listed": 8, "num_done_before": 2, "num_refused_before": 6}
@@ -168,7 +168,7 @@ def test_a_worker_that_cannot_load_the_model_is_one_line(ray_cluster, cli, scene
 
     from orbithash.encoders.networks.card import read_model_folder, write_card
 
-    # Whole by its hashes, but the weights are another network's.
+    # Its hashes are right, but the weights are those of another network.
     card, _, weights = read_model_folder(model)
     card = dataclasses.replace(card, network=dataclasses.replace(card.network, backbone="mobilenet_v3_small"))
     folder = tmp_path / "misfit"

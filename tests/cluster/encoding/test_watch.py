@@ -1,4 +1,4 @@
-"""encode --watch: what arrives becomes rows, whoever else writes the archive, until it is told to stop."""
+"""encode --watch: new and changed images become rows until it is stopped, also while others write the archive."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def stored(archive):
-    """The keys of all rows; none is there twice."""
+    """Return the keys of all rows; none occurs twice."""
     opened = Archive.open(archive)
     keys = opened.take(opened.codes()[0], ["key"])["key"].to_pylist()
     assert len(keys) == len(set(keys))
@@ -27,7 +27,7 @@ def stored(archive):
 
 @pytest.fixture
 def watcher(model, tmp_path):
-    """Looks at a source without a process of its own."""
+    """Make watchers in this process."""
 
     def make(source, **options):
         job = Job.of(Source(str(source), **options), model, str(tmp_path / "archive"), Workers())
@@ -54,7 +54,7 @@ def test_a_watched_folder(start, model, tmp_path):
         assert "third.png" not in stored(archive)
     wait_for(lambda: "third.png" in stored(archive), process)
 
-    # A gateway of the same archive shows what arrives, and takes changes meanwhile.
+    # A gateway of the same archive shows new images, and takes changes in between.
     gateway = start("serve", archive, "--model", model, "--local", "--address", "127.0.0.1:0")
     line = wait_for(lambda: [one for one in gateway.err.read_text().splitlines() if "ready at " in one], gateway)[0]
     expected = stored(archive)
@@ -119,7 +119,7 @@ def test_rows_that_others_wrote_meanwhile_are_not_written_again(watcher, tmp_pat
     first, second = watcher(source), watcher(source)
     first._look()
     settled = first._look()
-    # As if the one had looked before the other wrote.
+    # As if one had looked before the other wrote.
     first._encode_here(settled)
     second._encode_here(settled)
     assert stored(tmp_path / "archive") == {"a.png", "b.png"}

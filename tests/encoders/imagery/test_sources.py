@@ -1,4 +1,4 @@
-"""Sources: which files are listed, under which key, with what is known about them; and what is refused."""
+"""Sources: which files are listed, with which keys and metadata, and the errors."""
 
 import datetime as dt
 import json
@@ -86,7 +86,7 @@ def test_hidden_files_are_left_out(tmp_path):
     assert keys(list_source(tmp_path)) == ["a.jpg"]
 
 
-def test_links_that_lead_out_are_left_out_and_told(tmp_path, caplog):
+def test_links_that_lead_out_are_left_out_and_logged(tmp_path, caplog):
     inside, outside = tmp_path / "in", tmp_path / "out"
     touch(inside, "a.jpg", "sub/b.jpg")
     touch(outside, "secret.jpg")
@@ -175,7 +175,7 @@ def test_damaged_captions_are_refused(tmp_path, text):
         list_source(tmp_path)
 
 
-def test_sources_that_hold_nothing_or_are_not_there(tmp_path):
+def test_empty_and_missing_sources(tmp_path):
     with pytest.raises(InputError, match=r"holds no image \(.jpg, .jpeg, .png, .tif, .tiff\)"):
         list_source(tmp_path)
     with pytest.raises(InputError, match="nowhere does not exist"):

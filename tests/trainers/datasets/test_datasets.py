@@ -1,4 +1,4 @@
-"""Manifests: the same split every time, nothing in two parts, and the problems of a folder all at once."""
+"""Manifests: the same split every time, each image in one part, and all problems of a folder in one error."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 
 
 def write_images(root, counts):
-    """Files of distinct content, named `class7.png`: the names' order is not the numbers' order."""
+    """Write files of distinct content, named `class7.png`: their order by name is not that by number."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -57,12 +57,12 @@ def test_every_image_is_in_one_part(root, protocol):
 @pytest.mark.parametrize(
     ("protocol", "expected"),
     [
-        # 80 % train, a tenth of which is held back; at least one.
+        # 80 % training, a tenth of which is held out; at least one.
         ("dhcl", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (11, 1, 3)}),
-        # A fifth is test, a tenth validation; at least one of each.
+        # A fifth is test, a tenth is validation; at least one each.
         ("random", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (10, 2, 3)}),
         ("cdne", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (10, 2, 3)}),
-        # 60 % train, a tenth of which is held back.
+        # 60 % training, a tenth of which is held out.
         ("mhcln", {"beach": (11, 1, 8), "forest": (2, 1, 2), "river": (8, 1, 6)}),
         # A fifth is test.
         ("mrhash", {"beach": (14, 2, 4), "forest": (3, 1, 1), "river": (11, 1, 3)}),
@@ -122,7 +122,7 @@ def test_the_hash_is_of_contents_names_and_split(root):
 
 
 def test_the_hash_is_stable():
-    """Runs of old versions name their split by it."""
+    """Runs of earlier versions identify their split by it."""
     image = Image("a/x.png", "a/x.png", (0,), "train", "12", captions=("A beach .",))
     manifest = Manifest("folder", "random", 0, 0.1, ("a", "b"), (image,))
     text = (
@@ -145,7 +145,7 @@ def test_the_hash_is_computed_once(root, tmp_path, monkeypatch):
 
 @pytest.fixture
 def hashed(monkeypatch, tmp_path):
-    """The names of the files that were read to hash them."""
+    """Yield the names of the files that were read to hash them."""
     from orbithash.trainers.datasets import hashes
 
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
@@ -410,7 +410,7 @@ def test_side_by_side_in_a_folder_named_images(flat):
 
 
 def test_images_in_no_layout_are_refused(flat):
-    """Not taken for images without classes, which would leave some out."""
+    """They are not treated as images without classes, which would omit some."""
     for name in ("a", "b"):
         (flat / name / "inner").mkdir(parents=True)
         (flat / name / "inner" / "20.png").write_text("20")
@@ -431,7 +431,7 @@ def test_images_side_by_side_are_no_dataset_of_classes(flat, dataset):
         make_manifest(flat, dataset)
 
 
-# The datasets that are known.
+# Known datasets.
 
 
 def test_another_protocol_splits_the_same_images(root):

@@ -1,4 +1,4 @@
-"""Sentences beside images: UCM-captions, RSICD, a folder of one's own, and files that are damaged in every way."""
+"""Sentences about images: UCM-captions, RSICD, any folder, and damaged files."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_numbered_captions_of_class_folders(tmp_path, given):
         for i in range(5):
             (tmp_path / "Images" / name / f"{name}{i:02d}.jpg").write_text(f"{name} {i}")
             images.append(caption(len(images), f"{100 * label + i + 1}.tif"))
-    # The file's order does not matter.
+    # The order of the file does not matter.
     file = write(tmp_path / "ucm.json", images[::-1])
     manifest = make_manifest(tmp_path, given, captions=file)
     assert (manifest.dataset, manifest.protocol, len(manifest.images)) == ("ucm-captions", "duch", 105)
@@ -66,8 +66,8 @@ def test_numbered_captions_of_numbered_images(tmp_path, inside):
     (tmp_path / inside / "0.tif").write_text("")
     (tmp_path / inside / "2101.tif").write_text("")
     message = problems_of(tmp_path, captions=file)
-    assert "0.tif is the name of no image of this dataset" in message
-    assert "2101.tif is the name of no image of this dataset" in message
+    assert "0.tif is not the name of an image of this dataset" in message
+    assert "2101.tif is not the name of an image of this dataset" in message
 
 
 def test_the_real_ucm_captions(shared):
@@ -80,7 +80,7 @@ def test_the_real_ucm_captions(shared):
     found = {image.path: image for image in manifest.images}
     assert found["Images/airplane/airplane00.jpg"].captions == tuple(one["raw"] for one in told["101.tif"])
     assert found["Images/tenniscourt/tenniscourt99.jpg"].captions == tuple(one["raw"] for one in told["2100.tif"])
-    # The one pair of equal files.
+    # The only pair of equal files.
     assert found["Images/airplane/airplane01.jpg"].split == found["Images/airplane/airplane02.jpg"].split
 
 
@@ -111,7 +111,7 @@ def test_rsicd_takes_classes_from_its_lists(rsicd, tmp_path_factory):
     labels = {image.path.removeprefix("RSICD_images/"): image.labels for image in manifest.images}
     assert (labels["airport_6.jpg"], labels["beach_1.jpg"], labels["00002.jpg"]) == ((0,), (1,), ())
     assert make_manifest(rsicd / "RSICD_images", captions=file).classes == ("airport", "beach")
-    # The two of no class do not stop a protocol that goes by class.
+    # Two images without a class do not prevent a split by class.
     assert len(make_manifest(rsicd, protocol="random", captions=file).part("test")) == 2
 
 
@@ -123,7 +123,7 @@ def test_rsicd_in_aids_folders(tmp_path, caplog, with_lists):
         for i in range(1, 6):
             images.append(f"{name.lower()}_{i}.jpg")
             (tmp_path / name / images[-1]).write_text(images[-1])
-    # RSICD's images that AID has not.
+    # Images of RSICD that are not in AID.
     numbered = [f"{i:05d}.jpg" for i in range(1, 31)]
     all_images = [caption(i, name) for i, name in enumerate(images + numbered)]
     file = write(tmp_path / "rsicd.json", all_images)
@@ -137,9 +137,9 @@ def test_rsicd_in_aids_folders(tmp_path, caplog, with_lists):
         assert image.path.startswith(f"{manifest.classes[image.label]}/")
         assert image.captions[0] == f"{image.path.rpartition('/')[2]} says 0 ."
     assert [record.getMessage() for record in caplog.records] == [
-        f"{file}: left out the captions of 30 images that are not there"
+        f"{file}: left out the captions of 30 images that are missing"
     ]
-    # All of one class and a few of another have none.
+    # All images of one class and a few of another have no captions.
     caplog.clear()
     write(file, [image for image in all_images if image["filename"] not in [*images[:5], *images[10:12]]])
     manifest = make_manifest(tmp_path, captions=file, protocol="duch")
@@ -161,7 +161,7 @@ def test_some_of_aids_folders(tmp_path, caplog):
     names = [f"{name}_{i}.jpg" for name in ("airport", "beach", "bridge") for i in range(1, 6)]
     file = write(tmp_path / "rsicd.json", [caption(i, name) for i, name in enumerate(names)])
     assert make_manifest(tmp_path, "rsicd", captions=file).classes == ("Airport", "Beach")
-    assert caplog.messages == [f"{file}: left out the captions of 5 images that are not there"]
+    assert caplog.messages == [f"{file}: left out the captions of 5 images that are missing"]
 
 
 @pytest.mark.parametrize("count", [1, 6])
@@ -190,12 +190,12 @@ def test_all_problems_of_rsicd_at_once(rsicd):
     message = problems_of(rsicd, captions=rsicd / "dataset_rsicd.json")
     assert "found 4 problems" in message
     assert "pond.txt is not UTF-8 text" in message
-    assert "beach.txt lists beach_99.jpg, which is not there" in message
-    assert "captions for 00002.jpg, which is not there" in message
+    assert "beach.txt lists beach_99.jpg, which is missing" in message
+    assert "captions for 00002.jpg, which is missing" in message
     assert "new.jpg has no captions" in message
 
 
-# A folder of one's own, and what can be wrong with a file.
+# Any folder, and damaged files.
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def good(folder):
 def test_a_folder_with_captions(folder, tmp_path):
     images = good(folder)
     for image in images:
-        # Both may be absent.
+        # Both are optional.
         del image["split"], image["sentences"][0]["tokens"]
     manifest = make_manifest(folder, captions=write(tmp_path / "c.json", images))
     assert (manifest.dataset, manifest.protocol) == ("folder", "random")
@@ -232,7 +232,7 @@ def test_any_number_of_sentences_of_images_of_ones_own(folder, tmp_path):
 
 
 def test_captions_of_images_side_by_side(tmp_path):
-    """Numbered from 1, but not as many as UCM-captions."""
+    """Numbered from 1, but fewer than UCM-captions."""
     root = tmp_path / "data"
     root.mkdir()
     for i in range(1, 11):
@@ -267,12 +267,12 @@ def test_all_problems_of_captions_at_once(folder, tmp_path):
     for words in (
         "beach/0.png: has no sentence",
         "beach/1.png: has an empty sentence",
-        "c.json: imgid 3 is there 2 times",
-        "c.json: sentid 29 is there 2 times",
-        "c.json: filename river/1.png is there 2 times",
+        "c.json: imgid 3 occurs 2 times",
+        "c.json: sentid 29 occurs 2 times",
+        "c.json: filename river/1.png occurs 2 times",
         "river/2.png: its sentids are not those of its sentences",
         "river/3.png: has a sentence of another imgid",
-        "captions for lake/0.png, which is not there",
+        "captions for lake/0.png, which is missing",
         "river/0.png has no captions",
         "river/9.png has no captions",
     ):
@@ -283,7 +283,7 @@ def test_all_problems_of_captions_at_once(folder, tmp_path):
 def test_a_long_list_is_cut(folder, tmp_path):
     images = [caption(i, f"sea/{i}.png") for i in range(40)]
     message = problems_of(folder, captions=write(tmp_path / "c.json", images))
-    assert message.count("which is not there") == message.count("has no captions") == 10
+    assert message.count("which is missing") == message.count("has no captions") == 10
     assert "and 30 more" in message
     assert "and 2 more" in message
 
@@ -291,15 +291,15 @@ def test_a_long_list_is_cut(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "c.json is damaged, or no JSON"),
-        ("[" * 100_000, "c.json is damaged, or no JSON"),
-        (b"\xff\xfe\x00", "c.json is damaged, or no JSON"),
+        ("{", "c.json is damaged, or not JSON"),
+        ("[" * 100_000, "c.json is damaged, or not JSON"),
+        (b"\xff\xfe\x00", "c.json is damaged, or not JSON"),
         ("[]", 'c.json has no list "images"'),
         ('{"images": {}}', 'c.json has no list "images"'),
-        ('{"images": []}', "c.json has captions for no image"),
+        ('{"images": []}', "c.json has no captions"),
         ('{"images": [5]}', "c.json: image 0 has no filename"),
         ('{"images": [{"filename": "x"}]}', "x: has no list of sentences"),
-        ('{"images": [{"filename": "x", "imgid": true, "sentences": []}]}', "x: its imgid is True, no number"),
+        ('{"images": [{"filename": "x", "imgid": true, "sentences": []}]}', "x: its imgid is True, not a number"),
         ('{"images": [{"filename": "x", "sentences": [{"raw": 5}]}]}', "x: has an empty sentence"),
         ('{"images": [{"filename": "x", "sentences": [{"sentid": [1]}]}]}', "x: has a sentence whose sentid is no"),
     ],

@@ -1,4 +1,4 @@
-"""Every layout: small folders as the real ones are laid out, how they are recognised, and what is wrong with others."""
+"""Every layout: small folders like the real ones, how they are recognised, and the problems of others."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def problems_of(*args, **kwargs):
     return str(caught.value)
 
 
-# One folder a class.
+# One folder per class.
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_eurosat_of_thirteen_bands(tmp_path):
     message = problems_of(tmp_path, "eurosat-ms")
     assert "found 2 problems" in message
     assert "tif/River/River_1.tif has 3 bands" in message
-    assert "tif/Forest/Forest_1.tif is no readable TIFF" in message
+    assert "tif/Forest/Forest_1.tif is not a readable TIFF" in message
 
 
 def test_a_folder_of_one_class_is_not_gone_into(tmp_path):
@@ -132,7 +132,7 @@ def test_second_sources_that_are_other_files_by_now(pairs):
         words = f"second/river/river{i}.png: another file than at the time of the split, the second source of first/ri"
         assert words in message
     (second / "river3.png").write_text("second river 3")
-    # The first sources are the same.
+    # The images of the first source have not changed.
     assert make_manifest(pairs).sha256 != manifest.sha256
 
 
@@ -147,7 +147,7 @@ def test_files_that_cannot_be_read_are_all_named(pairs):
 
 
 def test_pairs_of_other_endings(pairs):
-    """As EuroSAT's .tif with pictures of the same places as .jpg."""
+    """For example EuroSAT's .tif with pictures of the same places as .jpg."""
     for path in (pairs / "second").rglob("*.png"):
         path.rename(path.with_suffix(".jpg"))
     for image in make_manifest(pairs).images:
@@ -189,9 +189,9 @@ def test_pairs_without_classes(flat_pairs):
     (flat_pairs / "second" / "5.png").unlink()
     message = problems_of(flat_pairs)
     assert "found 2 problems" in message
-    assert "second/3.png is the second source of no image" in message
+    assert "second/3.png is not the second source of an image" in message
     assert "first/5.png has no second source second/5.png" in message
-    # With a third folder of images they are classes.
+    # Beside a third folder of images, they are classes.
     write_folders(flat_pairs, ["third"])
     assert make_manifest(flat_pairs).classes == ("first", "second", "third")
 
@@ -200,7 +200,7 @@ def test_only_one_source_has_classes(flat_pairs):
     write_folders(flat_pairs / "first", ["beach", "river"], 6, "{number}.png")
     for path in (flat_pairs / "first").glob("*.png"):
         path.unlink()
-    assert "first/beach/1.png: its second source is of no class" in problems_of(flat_pairs, "pairs")
+    assert "first/beach/1.png: its second source has no class" in problems_of(flat_pairs, "pairs")
 
 
 def test_all_problems_of_pairs_at_once(pairs):
@@ -212,9 +212,9 @@ def test_all_problems_of_pairs_at_once(pairs):
     message = problems_of(pairs)
     assert "class 'river' has 4 images; at least 5 are needed" in message
     assert "first/beach/beach1.png has no second source second/beach/beach1.png" in message
-    assert "first/beach/beach2.png: its second source is of class river" in message
-    assert "second/river/lone.png is the second source of no image" in message
-    assert "second/river/river1.png is the second source of no image" in message
+    assert "first/beach/beach2.png: its second source has the class river" in message
+    assert "second/river/lone.png is not the second source of an image" in message
+    assert "second/river/river1.png is not the second source of an image" in message
     assert "found 6 problems" in message
 
 
@@ -222,7 +222,7 @@ def test_a_long_list_is_cut_for_each_kind_of_problem(tmp_path):
     write_folders(tmp_path / "first", ["beach", "river"], 10)
     write_folders(tmp_path / "second", ["lake", "sea"], 15, "x{class_}{number}.jpg")
     message = problems_of(tmp_path, "pairs")
-    assert message.count("has no second source") == message.count("is the second source of no image") == 10
+    assert message.count("has no second source") == message.count("is not the second source of an image") == 10
     assert "and 10 more" in message
     assert "and 20 more" in message
 
@@ -247,7 +247,7 @@ def test_scenes_have_captions_and_a_second_source(tmp_path):
     (root / manifest.images[0].second).unlink()
     message = problems_of(root)
     assert "found 2 problems" in message
-    assert "captions.json is damaged, or no JSON" in message
+    assert "captions.json is damaged, or not JSON" in message
     assert f"{manifest.images[0].path} has no second source" in message
 
 
@@ -287,10 +287,10 @@ def test_all_problems_of_dsrsid_at_once(dsrsid):
         )
     message = problems_of(dsrsid)
     assert "found 5 problems" in message
-    assert "multispectral/0_0.tif is listed and not there" in message
+    assert "multispectral/0_0.tif is listed and missing" in message
     assert "multispectral/1_1.tif has no second source panchromatic/1_1.tif" in message
     assert "multispectral/2_2.tif is listed as forest and as aquafarm" in message
-    assert "test.txt, line 12: not a path and eight numbers of which one is 1" in message
+    assert "test.txt, line 12: not a path and eight numbers with a single 1" in message
     assert "leads out of the folder" in message
     for name in ("train.txt", "test.txt", "database.txt"):
         (dsrsid / name).unlink()
@@ -358,9 +358,9 @@ def test_all_problems_of_patches_at_once(patches):
     message = problems_of(patches)
     assert "found 7 problems" in message
     assert "S2A_0 has no band B8A" in message
-    assert "S2A_1_labels_metadata.json is damaged, or no JSON" in message
+    assert "S2A_1_labels_metadata.json is damaged, or not JSON" in message
     assert "S2A_6_labels_metadata.json has no labels" in message
-    assert "S1A_1 names the Sentinel-2 patch S2A_1, which is not there" in message
+    assert "S1A_1 names the Sentinel-2 patch S2A_1, which is missing" in message
     assert "S2A_2 and its second source S1A_2 have different labels" in message
     assert "S2A_4 has two second sources, S1A_4 and S1A_x" in message
     assert "S2A_3 has no second source" in message

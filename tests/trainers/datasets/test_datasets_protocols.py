@@ -1,4 +1,4 @@
-"""Protocols as pure functions: sizes against the papers' arithmetic, nothing in two parts, nothing moved by chance."""
+"""Protocols as pure functions: the sizes of the papers, each image in one part, and stable draws."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ def of(group, groups, parts):
 
 
 def joined(parts):
-    """Validation images are training images held back."""
+    """Validation images are held-out training images."""
     return ["train" if part == "validation" else part for part in parts]
 
 
@@ -125,7 +125,7 @@ def test_the_parts_of_cdne():
     assert Counter(split("cdne", {"a": 700})[1]) == {"train": 490, "validation": 70, "test": 140}
 
 
-# Copies.
+# Duplicates.
 
 
 @settings(max_examples=150, deadline=None)
@@ -156,11 +156,11 @@ def test_a_class_of_copies_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(10):
             (tmp_path / name / f"{i}.png").write_text("same" if name == "a" else f"{i}")
-    with pytest.raises(InputError, match="class 'a' has so many equal images that none is left for"):
+    with pytest.raises(InputError, match="class 'a' has too many duplicates: no image is left for"):
         make_manifest(tmp_path, protocol="mhcln")
     for path in tmp_path.rglob("*.png"):
         path.write_text("same")
-    with pytest.raises(InputError, match="it has so many equal images that none is left for database, t"):
+    with pytest.raises(InputError, match="it has too many duplicates: no image is left for database, t"):
         make_manifest(tmp_path, protocol="duch")
 
 

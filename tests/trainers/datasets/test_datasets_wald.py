@@ -1,4 +1,4 @@
-"""Wald's protocol: pixels against slow means, pairs that a manifest can be made of, nothing half written."""
+"""Wald's protocol: pixels compared with slow means, pairs that become a manifest, no partial output."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_images_that_cannot_be_read_are_left_out(source, tmp_path):
     assert names == {name for name in contents(source) if name not in ("beach/2.png", "river/small.png")}
 
 
-def test_nothing_is_left_when_it_fails(source, tmp_path):
+def test_no_output_remains_after_an_error(source, tmp_path):
     def fail(done):
         if done == 4:
             raise KeyboardInterrupt
