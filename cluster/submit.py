@@ -1,7 +1,7 @@
-"""A verb as a job of a Ray cluster: sent, followed, stopped.
+"""Run a verb as a job on a Ray cluster: send it, follow its output, stop it.
 
-The job runs on the cluster with the cluster's files, so what it reads and writes has to be named by absolute paths of a
-shared file system, or by URLs. Its name makes it idempotent: a command that is sent twice under one name runs once.
+The job runs on the cluster's machines, so it needs absolute paths of a shared file system, or URLs. A command that is
+sent twice under one job name runs once.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from orbithash.cluster.output import say
+from orbithash.cluster.output import is_debug, say
 from orbithash.encoders.errors import InputError, listed
 
 __all__ = ["Cluster", "Job", "Runtime", "check_words", "run_job", "stop_job"]
 
 CONNECT_TIMEOUT_S = 10.0
-# Between two looks at a job, and two attempts to reach a cluster that was lost.
+# Interval between two requests for a job's status, and between two attempts to reconnect.
 POLL_S = 1.0
-# How long a cluster has that is still starting.
+# Maximum time to wait for a cluster that is still starting.
 START_S = 30.0
-# A cluster that does not answer for so long is given up; the job goes on.
+# Maximum time without an answer of the cluster before following ends; the job continues.
 LOST_S = 600.0
 
-# Arguments that are files of the cluster though the command line takes them as text, for they may be URLs.
+# Text arguments that are paths or URLs.
 _PLACES = ("source", "archive")
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -41,11 +41,12 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where jobs are sent.
+    """The cluster that jobs are sent to.
 
     Attributes:
         address: http://HOST:PORT of its dashboard.
-        token_file: with the token that it asks for; None: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or none.
+        token_file: file with the cluster's token; None: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or no token if neither
+            is set.
     """
 
     address: str
@@ -54,12 +55,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a job runs in.
+    """The environment of a job.
 
     Attributes:
-        python: the cluster's.
-        wheel: of orbithash itself, where the nodes have another version or none.
-        variables: of its environment.
+        python: Python command on the cluster's nodes.
+        wheel: wheel of orbithash to install, for nodes with another version or without it; None: use theirs.
+        variables: environment variables.
     """
 
     python: str
@@ -68,30 +69,28 @@ class Runtime:
 
     @classmethod
     def of(cls, python: str, wheel: Path | None, variables: Sequence[str]) -> "Runtime":
-        """Of variables as NAME=VALUE, or NAME for the value that it has here."""
+        """Return the environment with variables given as NAME=VALUE, or as NAME for its value in this process."""
         if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
             raise InputError(f"--wheel is {wheel}: not a wheel; `pip wheel --no-deps .` makes one")
         environment = {}
         for text in variables:
             name, equals, value = text.partition("=")
             if not (name.isascii() and name.isidentifier()):
-                raise InputError(
-                    f"--env is {text!r}; NAME=VALUE, or the NAME of a variable that is set here, is needed"
-                )
+                raise InputError(f"--env is {text!r}; give NAME=VALUE, or the NAME of a variable that is set here")
             if not equals and name not in os.environ:
                 raise InputError(f"--env is {name}, which is not set here; set it, or give {name}=VALUE")
             environment[name] = value if equals else os.environ[name]
         return cls(python, wheel, environment)
 
     def to_ray(self) -> dict[str, Any]:
-        """As Ray takes it."""
+        """Return Ray's `runtime_env`."""
         modules = {} if self.wheel is None else {"py_modules": [str(self.wheel.absolute())]}
         return {"env_vars": {**self.variables}, **modules}
 
 
 @dataclass(frozen=True)
 class Job:
-    """How a job stands; `exit_code` is None while it runs."""
+    """The state of a job; `exit_code` is None while it runs."""
 
     id: str
     status: str
@@ -100,17 +99,23 @@ class Job:
 
     @property
     def code(self) -> int:
-        """What the command that sent it ends with: as the job itself did, 1 where it was stopped or broke."""
+        """Return the exit code for the command line: that of the job; 1 if it was stopped or lost."""
         return 0 if self.status not in ("FAILED", "STOPPED") else self.exit_code or 1
 
 
 def check_words(app: Any, words: Sequence[str]) -> None:
-    """`InputError` for words that are no command, or one that names files which the cluster could not find.
+    """Raise an error for an invalid command, or for paths that the cluster's machines cannot resolve.
 
-    `app` is the command line as click knows it.
+    Args:
+        app: the command line as a click command.
+        words: the verb and its options.
+
+    Raises:
+        InputError: no verb, or relative or local paths.
+        Exception: typer's own error for invalid options.
     """
     if not words or words[0].startswith("-"):
-        raise InputError("there is nothing to run: give the verb after two dashes, as in submit -- train dhcl …")
+        raise InputError("no verb to run; give it after two dashes, as in submit -- train dhcl …")
     command, context, rest = app, None, [*words]
     while hasattr(command, "resolve_command"):
         context = context or command.make_context("orbithash", [*rest])
@@ -123,9 +128,9 @@ def check_words(app: Any, words: Sequence[str]) -> None:
             is_place = isinstance(each, Path) or (name in _PLACES and isinstance(each, str) and "://" not in each)
             is_local = isinstance(each, str) and not Path(each).is_absolute() and _exists(each)
             if (is_place and not Path(each).is_absolute()) or is_local:
-                problems.append(f"{name} is {str(each)!r}: give an absolute path of a file system that the nodes share")
+                problems.append(f"{name} is {str(each)!r}: give an absolute path on a file system that all nodes share")
     if problems:
-        raise listed(problems, "the job runs elsewhere")
+        raise listed(problems, "the job runs on other machines")
 
 
 def _exists(text: str) -> bool:
@@ -143,7 +148,7 @@ def run_job(
     detach: bool,
     output: TextIO = sys.stdout,
 ) -> Job:
-    """Sends a job, follows it to its end, and hands on to `output` what it prints; with `detach` it is only sent."""
+    """Send a job and copy its output to `output` until it ends; with `detach`, only send it."""
     job_id = send(cluster, words, job_id, runtime)
     say(f"job {job_id} on {cluster.address}")
     try:
@@ -153,32 +158,34 @@ def run_job(
             else follow(cluster, job_id, partial(print, end="", flush=True, file=output))
         )
     except KeyboardInterrupt:
-        say(f"the job goes on; submit --stop {job_id} ends it, the same command with --id {job_id} follows it again")
+        say(f"the job continues; submit --stop {job_id} stops it, the same command with --id {job_id} follows it again")
         raise
     if job.code:
-        # After its first line come the logs once more.
+        # The message repeats the logs after its first line.
         say(f"job {job_id} {job.status.lower()}: {job.message.partition(', last available logs')[0]}")
     return job
 
 
 def stop_job(cluster: Cluster, job_id: str) -> Job:
-    """Ends a job and says how it ended."""
+    """Stop a job and print its final state."""
     job = stop(cluster, job_id)
     say(f"job {job_id} {job.status.lower()}")
     return job
 
 
 def send(cluster: Cluster, words: Sequence[str], job_id: str | None, runtime: Runtime) -> str:
-    """Starts `orbithash WORDS` on the cluster, unless a job of that id is there; returns the id."""
+    """Start `orbithash WORDS` on the cluster unless a job of this id exists; return the id."""
     if job_id is not None and not (job_id.isascii() and job_id.replace("-", "").replace("_", "").isalnum()):
         raise InputError(f"--id is {job_id!r}; letters, digits, - and _ are allowed")
     job_id = job_id or f"orbithash-{words[0]}-{secrets.token_hex(4)}"
+    if is_debug():
+        words = ["--debug", *words]
     entrypoint = shlex.join([runtime.python, "-m", "orbithash.cluster.cli.main", *words])
     with _client(cluster) as client:
         if there := _find(client, job_id):
             if there.entrypoint != entrypoint:
-                raise InputError(f"the cluster has another job {job_id} ({there.entrypoint}); give another --id")
-            say(f"job {job_id} is there already ({there.status.lower()}); it is not sent again")
+                raise InputError(f"the cluster has another job named {job_id} ({there.entrypoint}); give another --id")
+            say(f"job {job_id} exists already ({there.status.lower()}); not sent again")
             return job_id
         deadline = time.monotonic() + START_S
         while True:
@@ -186,7 +193,7 @@ def send(cluster: Cluster, words: Sequence[str], job_id: str | None, runtime: Ru
                 client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime.to_ray())
                 break
             except RuntimeError as error:
-                # Of a cluster that has just started.
+                # The cluster has just started.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_S)
@@ -194,9 +201,10 @@ def send(cluster: Cluster, words: Sequence[str], job_id: str | None, runtime: Ru
 
 
 def follow(cluster: Cluster, job_id: str, show: Callable[[str], None]) -> Job:
-    """Hands on what the job prints until it ends, across lost connections; returns how it ended.
+    """Pass the job's output to `show` until the job ends, across lost connections; return its final state.
 
-    Raises `InputError` when there is no such job, or the cluster is gone for `LOST_S`.
+    Raises:
+        InputError: there is no such job, or the cluster has not answered for `LOST_S`.
     """
     shown = 0
     lost_since: float | None = None
@@ -204,7 +212,7 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None]) -> Job:
     async def tail(client: Any) -> None:
         nonlocal shown, lost_since
         passed = 0
-        # After a lost connection all of it comes again.
+        # A new connection delivers the output from the beginning.
         async for part in client.tail_job_logs(job_id):
             lost_since = None
             new = part[max(0, shown - passed) :]
@@ -227,14 +235,16 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None]) -> Job:
             now = time.monotonic()
             if lost_since is None:
                 lost_since = now
-                say(f"the cluster does not answer ({error}); trying again")
+                say(f"the cluster does not answer ({error}); retrying")
             if now - lost_since > LOST_S:
-                raise InputError(f"{cluster.address} has not answered for {LOST_S:.0f} s; the job may go on") from error
+                raise InputError(
+                    f"{cluster.address} has not answered for {LOST_S:.0f} s; the job may still run"
+                ) from error
         time.sleep(POLL_S)
 
 
 def stop(cluster: Cluster, job_id: str) -> Job:
-    """Ends a job; returns how it stands when it has ended."""
+    """Stop a job; return its final state."""
     with _client(cluster) as client:
         if _find(client, job_id) is None:
             raise InputError(f"the cluster has no job {job_id}")
@@ -245,40 +255,41 @@ def stop(cluster: Cluster, job_id: str) -> Job:
 
 
 class _Lost(InputError):
-    """A cluster that cannot be reached now."""
+    """The cluster cannot be reached at the moment."""
 
 
 @contextmanager
 def _client(cluster: Cluster) -> Iterator[Any]:
     address = urlsplit(cluster.address if "://" in cluster.address else f"http://{cluster.address}")
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise InputError(f"--address is {cluster.address!r}; http://HOST:PORT of the cluster's dashboard is needed")
+        raise InputError(f"--address is {cluster.address!r}; give http://HOST:PORT of the cluster's dashboard")
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname, port), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise _Lost(
-            f"no cluster answers at {cluster.address} ({error.strerror or error}); --address is that of its dashboard"
+            f"no cluster answers at {cluster.address} ({error.strerror or error}); give --address http://HOST:PORT of "
+            "its dashboard"
         ) from error
     _set_token(cluster.token_file)
     from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    # Or it says that a connection was closed, which is how logs end.
+    # It reports closed connections, which is how a log ends.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)
     try:
         yield JobSubmissionClient(address.geturl())
     except AuthenticationError as error:
         raise InputError(
-            f"{cluster.address} refuses this token, or the lack of one: give --token-file, or set RAY_AUTH_TOKEN"
+            f"{cluster.address} requires a valid token; give --token-file, or set RAY_AUTH_TOKEN"
         ) from error
     except (RuntimeError, OSError, ClientError) as error:
         raise _Lost(f"{cluster.address}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _set_token(token_file: Path | None) -> None:
-    """Before ray is imported: left to itself it might write a token into the home."""
+    """Set up authentication before ray is imported; by default Ray may write a token into the home folder."""
     if token_file is not None:
         if not token_file.is_file():
             raise InputError(f"--token-file is {token_file}: no such file")
@@ -289,7 +300,7 @@ def _set_token(token_file: Path | None) -> None:
 
 
 def _find(client: Any, job_id: str) -> Any:
-    """The cluster's record of a job; None where there is none."""
+    """Return the cluster's record of a job, or None if it has none."""
     try:
         return client.get_job_info(job_id)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where Ray Train keeps a run's checkpoints: in the run folder, or on any file system that pyarrow knows.
+"""The storage of a run's checkpoints: the run folder, or any file system that pyarrow supports.
 
 RUN/ray, or STORAGE/ray    the last checkpoint, the best ones, and Ray Train's own list of them
 """
@@ -19,10 +19,10 @@ __all__ = ["NAME", "Storage"]
 # Ray Train's folder inside the storage.
 NAME = "ray"
 
-# A store that does not answer for so long will not: S3 and Google's client try again for minutes.
+# Maximum time to wait for a store; the clients of S3 and Google retry for minutes.
 ANSWER_TIMEOUT_S = 30.0
 
-# What the clients of S3 and Google say of a refusal, in their own words.
+# Words by which errors of the clients of S3 and Google name a refusal.
 REFUSALS = ("ACCESS_DENIED", "AccessDenied", "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ACCESS_KEY")
 
 
@@ -34,16 +34,16 @@ class Storage:
 
     @staticmethod
     def of(text: str) -> "Storage":
-        """What the user typed; a path becomes absolute."""
+        """Return the storage at a path or URI; a path becomes absolute."""
         return Storage(text if "://" in text else str(Path(text).absolute()))
 
     @property
     def is_remote(self) -> bool:
-        """Whether writing there takes a network."""
+        """Whether the storage is reached over a network."""
         return is_remote(self.uri)
 
     def check(self, is_new: bool) -> None:
-        """`InputError` where no checkpoint could be written, or where a new run would find those of another."""
+        """Raise `InputError` if no checkpoint can be written, or if a new run would find those of another run."""
         problem: list[BaseException | None] = [InputError(f"--storage {self.uri}: no answer in {ANSWER_TIMEOUT_S:g} s")]
 
         def attempt() -> None:
@@ -53,7 +53,7 @@ class Storage:
             except BaseException as err:
                 problem[0] = err
 
-        # A daemon: a client that goes on trying does not keep the command from ending.
+        # A daemon thread: a client that still retries does not keep the process alive.
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(ANSWER_TIMEOUT_S)
@@ -67,24 +67,24 @@ class Storage:
             system, path = filesystems.FileSystem.from_uri(self.uri)
         except pa.ArrowInvalid as err:
             raise InputError(
-                f"--storage {self.uri}: no such kind of place; a path, s3://BUCKET/PATH or gs://BUCKET/PATH is allowed"
+                f"--storage {self.uri}: unknown kind of storage; give a path, s3://BUCKET/PATH or gs://BUCKET/PATH"
             ) from err
         if self.is_remote and system.get_file_info(path.split("/")[0]).type == filesystems.FileType.NotFound:
-            raise InputError(f"--storage {self.uri}: there is no bucket {path.split('/')[0]!r}; make it first")
+            raise InputError(f"--storage {self.uri}: the bucket {path.split('/')[0]!r} does not exist; create it first")
         if is_new and system.get_file_info(f"{path}/{NAME}").type != filesystems.FileType.NotFound:
-            raise InputError(f"--storage {self.uri} holds the checkpoints of another run; give each run a folder")
+            raise InputError(f"--storage {self.uri} holds the checkpoints of another run; give each run its own folder")
         system.create_dir(path)
         probe = f"{path}/.orbithash"
         with system.open_output_stream(probe) as stream:
-            stream.write(b"a checkpoint can be written here")
+            stream.write(b"write test")
         system.delete_file(probe)
 
 
 def _explain(err: Any) -> str:
-    """Why a place cannot be written to, in one line."""
-    said = " ".join(str(err).split())
-    if isinstance(err, PermissionError) or any(word in said for word in REFUSALS):
+    """Return in one line why a storage cannot be written to."""
+    message = " ".join(str(err).split())
+    if isinstance(err, PermissionError) or any(word in message for word in REFUSALS):
         return "no permission to write there; check the credentials"
-    if "NETWORK_CONNECTION" in said or "curlCode" in said or "UNAVAILABLE" in said:
-        return "it cannot be reached; check the address and the network"
-    return said
+    if any(word in message for word in ("NETWORK_CONNECTION", "curlCode", "UNAVAILABLE")):
+        return "cannot be reached; check the address and the network"
+    return message

@@ -1,7 +1,7 @@
-"""Where a training is followed: TensorBoard always, MLflow and Weights & Biases where asked for.
+"""Experiment trackers: TensorBoard always, MLflow and Weights & Biases on request.
 
-The driver tells them of each epoch, never a worker: the user's environment variables, by which these libraries find
-their servers, are here. What they were told is written down, so that a run that goes on goes on there, too.
+The driver logs each epoch, not a worker: the user's environment variables, by which these libraries find their servers,
+are set in the driver. The number of logged epochs is stored, so that a resumed run continues its log.
 """
 
 import importlib.util
@@ -20,18 +20,18 @@ from orbithash.trainers.loop.run import Run
 
 __all__ = ["TRACKERS", "Tracking", "check_trackers"]
 
-# Beside the run's other files: the names of the run elsewhere, and how many epochs were told.
+# File in the run folder: the identifiers of the run at the trackers, and the number of logged epochs.
 STATE = "tracking.json"
 
 
 class _Tracker(Protocol):
-    """One place where runs are followed. Whatever fails in it raises."""
+    """One experiment tracker. Every failure raises an exception."""
 
     def epoch(self, number: int, values: dict[str, float]) -> None:
-        """An epoch that has ended."""
+        """Log a finished epoch."""
 
     def close(self, best: dict[str, float] | None) -> None:
-        """The end; `best` are the values of the epoch that became the model, None where none did."""
+        """Finish the log. `best`: values of the epoch that became the model; None: training did not complete."""
 
 
 class _TensorBoard:
@@ -40,7 +40,7 @@ class _TensorBoard:
     def __init__(self, name: str, settings: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        # By itself it names files by the second: one that goes on at once would write over the other.
+        # By default files are named by the second: a run resumed within it would overwrite its own file.
         self._writer = SummaryWriter(str(folder / "tensorboard"), filename_suffix=f".{time.time_ns()}")
         if "tensorboard" not in state:
             state["tensorboard"] = name
@@ -62,7 +62,7 @@ class _MLflow:
     """A run of the experiment MLFLOW_EXPERIMENT_NAME, else `orbithash`, on the server MLFLOW_TRACKING_URI."""
 
     def __init__(self, name: str, settings: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
-        # By itself it asks a server that is not there for minutes.
+        # The default is to retry an absent server for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
@@ -111,7 +111,7 @@ class _WandB:
             resume="allow",
             dir=folder,
             config=settings,
-            # Our own lines stay ours.
+            # No messages of W&B, no capture of the output.
             settings=wandb.Settings(silent=True, console="off"),
         )
 
@@ -123,24 +123,27 @@ class _WandB:
         self._run.finish(exit_code=0 if best else 1)
 
 
-# Name to what follows there, and the package that it needs.
+# Tracker and the module that it needs, by name.
 TRACKERS = {"mlflow": (_MLflow, "mlflow"), "wandb": (_WandB, "wandb")}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """`InputError` for a name that is not known, or whose package is not installed."""
+    """Raise `InputError` for an unknown tracker, or for one whose package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise InputError(f"--track is {name!r}; there are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(TRACKERS[name][1]) is None:
-            raise InputError(f"--track {name}: its package is not installed; pip install 'orbithash[{name}]'")
+            raise InputError(f"--track is {name!r}; the trackers are {', '.join(TRACKERS)}")
+        module = TRACKERS[name][1]
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"--track {name} needs {module}, which is not installed; run: pip install 'orbithash[{name}]'"
+            )
 
 
 class Tracking:
-    """All places where one run is followed. A place that fails is left out; training goes on."""
+    """All trackers of one run. A tracker that fails is dropped; training continues."""
 
     def __init__(self, run: Run, folder: Path, names: Sequence[str] = ()) -> None:
-        """`InputError` where one of `names` cannot be reached or does not let this user in."""
+        """Open the trackers; raise `InputError` if one of `names` cannot be reached or refuses this user."""
         self._file = folder / STATE
         self._state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {"epochs": 0}
         settings = {
@@ -161,38 +164,38 @@ class Tracking:
         self._save()
 
     def follow(self, history: list[dict[str, Any]]) -> None:
-        """Tells of the epochs that were not told yet."""
+        """Log the epochs that are not logged yet."""
         for record in history[self._state["epochs"] :]:
             values = _values(record)
             for name, tracker in list(self._trackers.items()):
                 try:
                     tracker.epoch(record["epoch"], values)
                 except Exception as err:
-                    self._leave_out(name, err)
+                    self._drop(name, err)
             self._state["epochs"] = record["epoch"]
             self._save()
 
     def close(self, best: dict[str, Any] | None) -> None:
-        """Ends it, with the record of the epoch that became the model, or None where training did not end well."""
+        """Finish the logs. `best`: record of the epoch that became the model; None: training did not complete."""
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.close(None if best is None else {"epoch": best["epoch"], **_values(best)})
             except Exception as err:
-                self._leave_out(name, err)
+                self._drop(name, err)
 
-    def _leave_out(self, name: str, err: Exception) -> None:
+    def _drop(self, name: str, err: Exception) -> None:
         del self._trackers[name]
-        say(f"{name}: {_first_line(err)}; training goes on without it")
+        say(f"{name}: {_first_line(err)}; training continues without it")
 
     def _save(self) -> None:
         write_file(self._file, json.dumps(self._state))
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:
-    """What is shown of an epoch: losses, metrics, rates, and the share of its time that waited for images."""
+    """Return the logged values of an epoch: losses, metrics, rates, and the fraction of its time spent on loading."""
     # TensorBoard and MLflow allow no @ in a name.
-    shown = {key.replace("@", "_at_"): float(value) for key, value in record.items() if key not in ("epoch", "score")}
-    return shown | {"waited_share": record["waited_for_data_s"] / record["seconds"]}
+    values = {key.replace("@", "_at_"): float(value) for key, value in record.items() if key not in ("epoch", "score")}
+    return values | {"waited_share": record["waited_for_data_s"] / record["seconds"]}
 
 
 def _first_line(err: Exception) -> str:

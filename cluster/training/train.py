@@ -1,4 +1,4 @@
-"""Training on Ray Train: the one training loop in each of its workers, from the user's command to the model."""
+"""Train on Ray Train, from the command of the user to the exported model; `worker` runs in each worker."""
 
 import os
 import shutil
@@ -39,12 +39,12 @@ from orbithash.trainers.methods import get_method
 
 __all__ = ["prepare_run", "train_on_ray"]
 
-# So often workers that died are replaced, all of them, from the last checkpoint. A rank whose peer is gone does not
-# wait for it: Ray Train ends the whole group as soon as one of its actors is dead.
+# Number of times that all workers are restarted from the last checkpoint after one of them died. A rank never waits for
+# a dead peer: Ray Train ends the whole group as soon as one of its actors is dead.
 MAX_FAILURES = 5
 
-# So long, and so often, Ray Train waits for room for the workers when others hold it. It begins anew after each wait,
-# with fewer workers where that is allowed: for some seconds after a node is lost, it counts on it still.
+# Seconds to wait for free resources, and number of attempts. Each attempt may start fewer workers, if the user allows
+# it: for some seconds after a node is lost, Ray Train still counts its resources.
 START_TIMEOUT_S = 15
 MAX_WAITS = 40
 
@@ -62,7 +62,23 @@ def prepare_run(
     captions: Path | None = None,
     **given: Any,
 ) -> Run:
-    """The run that the user asked for; `InputError` with all that is wrong with the settings, or with the data."""
+    """Return the run for these options.
+
+    Args:
+        method: name of the method.
+        data: folder of images.
+        dataset: name of the dataset; None: recognised.
+        protocol: rule that splits the images; None: the dataset's.
+        config: YAML file of settings, or the name of a shipped recipe.
+        settings: `key=value` texts; they override `config`.
+        split_seed: seed of the split.
+        validation: fraction of the training images held out for validation.
+        captions: JSON file of captions.
+        given: settings by name; they override all others unless they are None.
+
+    Raises:
+        InputError: with all problems of the settings, or all problems of the data.
+    """
     file = None if config is None else find_config(str(config))
     return make_run(
         method,
@@ -90,15 +106,25 @@ def train_on_ray(
     loading: str = "auto",
     validate_beside: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trains `run` on Ray Train workers, goes on where an interrupted run of the same settings stopped.
+    """Train `run` on Ray Train workers and write its run folder (see `run_folder`); return one record per epoch.
 
-    Of a least and a most number of workers, as many train as the cluster has room for: when a node is lost the others
-    go on from the last checkpoint, and when there is room again they start once more with as many as it allows.
-    Followed on TensorBoard, and where `track` says. Of the checkpoints the last and the `keep` best stay, in the run
-    folder or in `storage`, which a run that goes on need not be told again. `loading`: see `trainers.loop.train`. With
-    `validate_beside`, epochs are validated by a task with the resources of one more worker, while the next ones train.
+    An interrupted run with the same settings resumes after its last complete epoch. A complete run is not changed.
 
-    Returns the history; leaves the run folder described above. A complete run is left as it is.
+    Args:
+        run: method, settings and data.
+        folder: the run folder.
+        num_workers: number of workers, or minimum and maximum. With a range, the cluster's free resources decide:
+            after a lost node the others resume from the last checkpoint, and more workers start when there are
+            resources again.
+        gpus_per_worker: GPUs of each worker, a whole number.
+        track: trackers in addition to TensorBoard.
+        storage: path or URI of the checkpoints; None: that of the run when it began, else the run folder.
+        keep: number of best checkpoints to keep, in addition to the last one.
+        loading: see `trainers.loop.train`.
+        validate_beside: validate in a task with the resources of one more worker while the next epochs train.
+
+    Raises:
+        InputError: wrong options, data or settings; too few resources; images that cannot be read.
     """
     folder = folder.absolute()
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
@@ -106,11 +132,11 @@ def train_on_ray(
         raise InputError(f"training with {least} workers; at least 1 is needed")
     check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=True)
     if keep < 1:
-        raise InputError(f"--keep is {keep}; at least 1 checkpoint is kept")
+        raise InputError(f"--keep is {keep}; at least 1 is needed")
     if loading not in LOADINGS:
-        raise InputError(f"--loading is {loading!r}; there are {', '.join(LOADINGS)}")
+        raise InputError(f"--loading is {loading!r}; the values are {', '.join(LOADINGS)}")
     if validate_beside and not run.manifest.part("validation"):
-        raise InputError("--validate-beside, but there is no validation part; leave --validation above 0")
+        raise InputError("--validate-beside needs a validation part; set --validation above 0")
     check_trackers(track)
     check_training(run, folder, (least, most))
     if (folder / "model").is_dir():
@@ -133,14 +159,14 @@ def train_on_ray(
             checkpoint, epoch = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
         history = read_history(folder)
         if missing := unvalidated(run, history):
-            say(f"not validated: epoch {', '.join(map(str, missing))}; the log of Ray Train's controller says why")
+            say(f"not validated: epoch {', '.join(map(str, missing))}; see the log of Ray Train's controller")
         best = next(record for record in history if record["epoch"] == epoch)
         with checkpoint.as_directory() as state:
             model, shorter = export_models(run, Path(state), best)
         close_history(folder)
     except InputError:
         if is_new and not (folder / "metrics.jsonl").exists():
-            # Nothing is lost, and the same --out is free for the command with the fault mended.
+            # No epoch is complete, so nothing is lost: the corrected command can use the same --out.
             shutil.rmtree(folder)
         raise
     finally:
@@ -151,15 +177,17 @@ def train_on_ray(
     model.save(folder / "model")
     metric = get_method(run.method).selection_metric
     if f"validation/{metric}" in best:
-        why = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
+        reason = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
+    elif metric is None:
+        reason = "the last one, which this method always exports"
     else:
-        why = "the last one, as this method chooses" if metric is None else "the last one: nothing was validated"
-    say(f"epoch {best['epoch']} of {len(history)} is {why}; the model is in {folder / 'model'}")
+        reason = "the last one: nothing was validated"
+    say(f"epoch {best['epoch']} of {len(history)} is {reason}; the model is in {folder / 'model'}")
     return history
 
 
 def _storage_of(folder: Path, asked: str | None) -> Storage:
-    """Where the checkpoints of a run are: as asked for, else where they are by now, else in its folder."""
+    """Return the storage of a run: the given one, else the one that it began with, else its folder."""
     file = folder / "config.yaml"
     there = yaml.safe_load(file.read_text()).get("storage") or str(folder) if file.exists() else None
     if asked is None:
@@ -179,14 +207,14 @@ def _fit(
     settings: dict[str, Any],
     tracking: Tracking,
 ) -> tuple[Any, int]:
-    """Runs the workers to the end and returns Ray Train's best checkpoint, and its epoch."""
+    """Run the workers to the end; return Ray Train's best checkpoint and its epoch."""
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    # On the driver's node, as Ray Train's own controller is: any other may be lost.
+    # On the driver's node, like Ray Train's own controller: other nodes may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     least, most = workers
@@ -213,7 +241,7 @@ def _fit(
             storage_path=place.uri,
             worker_runtime_env=environment,
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
-            # The best ones, and always the last one too.
+            # The best ones; Ray Train always keeps the last one in addition.
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
@@ -230,19 +258,19 @@ def _fit(
             raise InputError(blame) from err
         if isinstance(err, ray.train.ControllerError) and "startup timed out" in str(err):
             raise RuntimeError(
-                f"the cluster has had no room for {least} workers with {resources['CPU']:g} CPUs and "
-                f"{resources['GPU']:g} GPUs each; the same command goes on after the last whole epoch"
+                f"the cluster had no free resources for {least} workers with {resources['CPU']:g} CPUs and "
+                f"{resources['GPU']:g} GPUs each; the same command resumes after the last complete epoch"
             ) from err
         raise worker_error(err) from err
     except SystemExit:
-        # What Ray Train makes of Ctrl-C when it has stopped its workers.
-        say("interrupted; the same command goes on after the last whole epoch")
+        # Ray Train raises it after Ctrl-C, when it has stopped its workers.
+        say("interrupted; the same command resumes after the last complete epoch")
         raise KeyboardInterrupt from None
     finally:
         done.set()
         watcher.join()
         if threading.current_thread() is threading.main_thread():
-            # Ray Train leaves its own handler behind, for a run that is over.
+            # Ray Train does not remove its own handler, which refers to the finished run.
             signal.signal(signal.SIGINT, on_interrupt)
     if blame := ray.get(board.blame.remote()):
         raise InputError(blame)
@@ -254,7 +282,7 @@ def _fit(
 
 
 def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threading.Event) -> None:
-    """Shows what the board says, and tells of each epoch where it is followed, until `done`."""
+    """Show the progress on the board, and log each epoch at the trackers, until `done`."""
     import ray
 
     num_images = len(run.manifest.part("train"))
@@ -264,16 +292,16 @@ def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threadi
         state = ray.get(board.state.remote())
     if state is None:
         return
-    # Only the method knows how many steps an epoch has.
+    # The number of steps per epoch depends on the method; the workers report it.
     _, _, num_steps, _ = state
-    told = 0
+    last_epoch = 0
     with track_progress("training", run.config.epochs * num_steps, "steps") as advance_to:
         while not done.wait(PROGRESS_INTERVAL_S):
             epoch, step, _, images_per_s = ray.get(board.state.remote())
             note = f"epoch {epoch}/{run.config.epochs}, {images_per_s:.0f} images/s"
             advance_to((epoch - 1) * num_steps + step, note)
-            if epoch != told:
+            if epoch != last_epoch:
                 history = read_history(folder)
-                # In order, for W&B takes no other.
+                # Only up to the first epoch that is still being validated: W&B requires epochs in order.
                 tracking.follow(history[: min(unvalidated(run, history), default=len(history) + 1) - 1])
-                told = epoch
+                last_epoch = epoch

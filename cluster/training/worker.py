@@ -1,4 +1,4 @@
-"""What runs in a Ray Train worker: the one training loop, and how it reports to Ray and to the driver."""
+"""The code of a Ray Train worker: run the training loop, report to Ray Train and to the driver."""
 
 import errno
 import shutil
@@ -18,42 +18,42 @@ __all__ = ["Board", "validate_checkpoint", "work"]
 
 PROGRESS_INTERVAL_S = 0.5
 
-# What no other attempt mends, where a checkpoint is written.
+# Errors of writing a checkpoint that another attempt cannot avoid.
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Board:
-    """An actor on which the first worker notes how far it is, and any worker what the user has to mend."""
+    """An actor that holds the progress of the first worker, and the message of an error that the user must correct."""
 
     def __init__(self) -> None:
         self._state: tuple[int, int, int, float] | None = None
         self._blame = ""
 
     def update(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        """See `Observer.on_step`."""
+        """Store the progress; see `Observer.on_step`."""
         self._state = epoch, step, num_steps, images_per_s
 
     def state(self) -> tuple[int, int, int, float] | None:
-        """What `update` was told last."""
+        """Return the arguments of the last `update`, or None."""
         return self._state
 
     def blame_user(self, message: str) -> None:
-        """Notes what is wrong with the user's input."""
+        """Store what is wrong with the user's input."""
         self._blame = message
 
     def blame(self) -> str:
-        """What was noted; empty where nothing was."""
+        """Return the stored message, or ""."""
         return self._blame
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What each worker runs."""
+    """Run the training loop in one worker."""
     import ray
     import ray.train
     import ray.train.torch
 
     if ray.get(settings["board"].blame.remote()):
-        # Ray Train tries again whatever failed; what the user has to mend would only fail again.
+        # Ray Train retries every failure; wrong input would only fail again.
         return
     folder = Path(settings["folder"])
     run = open_run(folder)
@@ -71,38 +71,38 @@ def work(settings: dict[str, Any]) -> None:
                 validates=settings["validates"],
             )
     except InputError as err:
-        # The user's fault, which the driver is to say in one line.
+        # Wrong input: the driver reports it in one line.
         ray.get(settings["board"].blame_user.remote(str(err)))
         raise
     except OSError as err:
         if err.errno in DISK_FAULTS:
-            ray.get(settings["board"].blame_user.remote(f"a checkpoint cannot be written: {err}; make room for it"))
+            ray.get(settings["board"].blame_user.remote(f"a checkpoint cannot be written: {err}; free some space"))
         raise
 
 
 def validate_checkpoint(checkpoint: Any, folder: str, device: str, loading: str) -> dict[str, Any]:
-    """What a task of Ray Train's runs, while the next epochs train: metrics and score of one of the run's checkpoints.
+    """Return metrics and score of a checkpoint; runs as a task of Ray Train while the next epochs train.
 
-    Ray Train runs one at a time, and again where a run that was cut short goes on.
+    Ray Train runs one such task at a time, and repeats an interrupted one when the run resumes.
     """
     with checkpoint.as_directory() as state:
-        found = validate(open_run(Path(folder)), Path(state), device, loading)
-    note_validation(Path(folder), found)
-    return found
+        record = validate(open_run(Path(folder)), Path(state), device, loading)
+    note_validation(Path(folder), record)
+    return record
 
 
 class _Reporter:
-    """The loop's observer in a worker: checkpoints and metrics to Ray Train, progress to the board."""
+    """The observer of the training loop: passes checkpoints and metrics to Ray Train, progress to the board."""
 
     def __init__(self, run: Run, settings: dict[str, Any], rank: int) -> None:
         self._run, self._rank = run, rank
         self._folder, self._board = Path(settings["folder"]), settings["board"]
         self._is_remote, self._validates = settings["is_remote"], settings["validates"]
-        self._told = 0.0
+        self._last_update = 0.0
 
     def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        if self._rank == 0 and (step == num_steps or time.monotonic() - self._told > PROGRESS_INTERVAL_S):
-            self._told = time.monotonic()
+        if self._rank == 0 and (step == num_steps or time.monotonic() - self._last_update > PROGRESS_INTERVAL_S):
+            self._last_update = time.monotonic()
             self._board.update.remote(epoch, step, num_steps, images_per_s)
 
     def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
@@ -125,10 +125,11 @@ class _Reporter:
             checkpoint = ray.train.Checkpoint.from_directory(temporary)
             write_history(self._folder, history)
         if checkpoint is not None and self._is_remote:
-            # One upload at a time: a slow store must not leave a kill more than an epoch, or fill this disk.
+            # Wait for the previous upload: a slow store must not cost more than one epoch if the run is killed, and
+            # must not fill this disk.
             ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-        # A barrier: every rank reports. To a store elsewhere the checkpoint goes while the next epoch
-        # trains; Ray Train keeps their order, and a worker that is done waits for its uploads.
+        # A barrier: every rank reports. Uploads to a remote store run while the next epoch trains; Ray Train keeps
+        # their order, and a worker that has finished waits for its uploads.
         mode = CheckpointUploadMode.ASYNC if self._is_remote else CheckpointUploadMode.SYNC
         try:
             ray.train.report(

@@ -1,14 +1,14 @@
-"""Settings of a method looked for on Ray Tune: trials that train side by side, the hopeless ones stopped early (ASHA).
+"""Search for settings of a method on Ray Tune: concurrent trials, unpromising ones are stopped early (ASHA).
 
 TUNE/base/         the settings that all trials share and the split, as in a run folder
-TUNE/search.yaml   what is looked for
+TUNE/search.yaml   the search space and the options of the search
 TUNE/ray/          Ray Tune's storage
-TUNE/trials.json, report.html   each trial's settings and how it fared, best first
-TUNE/best.yaml     the best trial's settings, for `train --config`
+TUNE/trials.json, report.html   settings and score of each trial, best first
+TUNE/best.yaml     the settings of the best trial, for `train --config`
 
-A trial is one process, so trials never wait for one another's workers. The first one has the settings as they are, and
-is trained to its end: what the others are compared with. Every second one of these stays near it. The test part is
-never looked at.
+A trial is one process, so that trials never wait for workers of each other. The first trial uses the settings as given
+and is trained to its end, as the reference for the others. Every second one of the others stays near these settings.
+The test part is never used.
 """
 
 import dataclasses
@@ -16,28 +16,27 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import yaml
 
 from orbithash.cluster.output import say, track
-from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, device_for
+from orbithash.cluster.runtime import check_gpu_share, check_resources, connected
+from orbithash.cluster.tuning.sampling import domain, read_settings, sample_points
+from orbithash.cluster.tuning.worker import EPOCH, OBJECTIVE, PROBLEM, WORST, configured, work
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
-from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.loop.run_folder import check_training, claim_folder, open_run
+from orbithash.trainers.loop.run_folder import check_training, claim_folder
 from orbithash.trainers.methods import get_method
 from orbithash.trainers.search_space import (
     Choice,
     Dimension,
-    Linear,
     Space,
     declared_space,
     is_whole,
@@ -47,33 +46,25 @@ from orbithash.trainers.search_space import (
 
 __all__ = ["Trial", "Tuning", "asked_space", "best_config", "tune"]
 
-# A trial whose process dies goes on from its last epoch this often.
+# Number of times that a trial whose process died is resumed from its last epoch.
 MAX_FAILURES = 2
 
-# ASHA keeps one of so many trials at each of its rungs.
+# ASHA keeps one out of this number of trials at each of its rungs.
 REDUCTION = 3
-
-# How far a trial goes that is to stay near the given settings, which are seldom far from good ones.
-NEAR = 0.25
-
-# What a trial reports of an epoch.
-OBJECTIVE, EPOCH, PROBLEM = "objective", "epoch", "problem"
-# Less than any metric of a network that learned something.
-WORST = -1.0
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is asked for.
+    """The options of a search.
 
     Attributes:
-        space: settings to look for; those of the run hold for the rest.
-        num_trials: settings to try, those of the run among them.
-        metric: of the validation part, higher is better.
-        cpus, gpus: of each trial; several can share a GPU by a part of it each.
-        max_concurrent: trials at a time; 0: as many as the cluster has room for.
-        grace: epochs that every trial has before it is first compared.
-        seed: of the settings that are drawn.
+        space: settings to vary; all others are those of the run.
+        num_trials: number of trials, including the one with the settings of the run.
+        metric: metric on the validation part, higher is better.
+        cpus, gpus: resources of each trial; parts of a GPU are allowed.
+        max_concurrent: maximum number of concurrent trials; 0: limited by resources only.
+        grace: epochs before a trial may be stopped early.
+        seed: seed of the sampled settings.
     """
 
     space: Space
@@ -89,25 +80,25 @@ class Tuning:
     def of(
         cls, run: Run, space: Space, num_trials: int, metric: str | None, grace: int | None, **options: Any
     ) -> "Tuning":
-        """With the method's own metric, and a quarter of the epochs as grace, where none are given."""
+        """Return the options; defaults are the method's metric, and a quarter of the epochs as grace."""
         metric = metric or get_method(run.method).tuning_metric
         grace = max(1, run.config.epochs // 4) if grace is None else grace
         return cls(space, num_trials, metric, grace=grace, **options)
 
     def to_plain(self) -> dict[str, Any]:
-        """What makes a search what it is, for a file."""
+        """Return the options that decide which trials run, for search.yaml; resources do not."""
         fields = ("num_trials", "metric", "grace", "seed")
         return {**{name: getattr(self, name) for name in fields}, "space": plain_space(self.space)}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: what it tried, and the best that came of it.
+    """One trial and its best result.
 
     Attributes:
-        number: from 0, the settings as they are.
-        settings: of the space.
-        score: the best of the metric; None where it never got so far.
+        number: 0 for the trial with the settings as given, then counting up.
+        settings: values of the settings of the space.
+        score: best value of the metric; None if no epoch was scored.
         epoch: in which that was.
         epochs: how many it had before its end, or before it was stopped.
         problem: what went wrong, or "".
@@ -122,7 +113,7 @@ class Trial:
 
 
 def asked_space(config: TrainConfig, texts: Sequence[str] | None) -> dict[str, Dimension]:
-    """The space of `--search`; without it all that the method declares but what was given."""
+    """Return the search space: that of `--search`, else all declared ranges of settings that are not given."""
     if texts:
         return parse_space(type(config), texts)
     declared = declared_space(type(config))
@@ -130,14 +121,17 @@ def asked_space(config: TrainConfig, texts: Sequence[str] | None) -> dict[str, D
 
 
 def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
-    """Tries settings, going on where an interrupted search stopped; returns the trials, the best one first.
+    """Run the trials and write trials.json; return the trials, the best one first.
 
-    Leaves trials.json in the folder. Raises `InputError` for what cannot be, before anything starts.
+    An interrupted search of the same options resumes.
+
+    Raises:
+        InputError: wrong options, before anything starts; no trial has a score.
     """
     folder = folder.absolute()
     _check(run, tuning, folder)
     if (folder / "trials.json").exists():
-        say(f"{folder} is complete already; nothing to try")
+        say(f"{folder} is complete already; nothing to search")
         return [Trial(**fields) for fields in json.loads((folder / "trials.json").read_text())]
     with connected():
         import ray
@@ -152,12 +146,12 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
             results = list(_tuner(run, tuning, folder).fit())
     is_done = [bool(result.error) or bool((result.metrics or {}).get("done")) for result in results]
     if len(results) < tuning.num_trials or not all(is_done):
-        say(f"interrupted; {sum(is_done)} trials are done, and the same command goes on")
+        say(f"interrupted; {sum(is_done)} trials are complete, and the same command resumes")
         raise KeyboardInterrupt
     trials = [_trial_of(result) for result in sorted(results, key=lambda result: str(result.path))]
     trials.sort(key=lambda trial: WORST if trial.score is None else trial.score, reverse=True)
     if trials[0].score is None:
-        raise InputError(f"no trial came to a first {tuning.metric}: {trials[0].problem or 'see TUNE/ray'}")
+        raise InputError(f"no trial has a {tuning.metric}: {trials[0].problem or f'see the logs in {folder}/ray'}")
     text = json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1)
     write_file(folder / "trials.json", text)
     return trials
@@ -165,20 +159,22 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
 
 def _check(run: Run, tuning: Tuning, folder: Path) -> None:
     if tuning.num_trials < 2:
-        raise InputError(f"{tuning.num_trials} trials; at least 2 are needed, the first has the settings as they are")
+        raise InputError(
+            f"--trials is {tuning.num_trials}; at least 2 are needed, because the first uses the settings as given"
+        )
     if not tuning.space:
-        raise InputError("there is nothing to look for: every setting with a range is set; give --search KEY=LOW:HIGH")
+        raise InputError("nothing to search: every setting with a range has a given value; give --search KEY=LOW:HIGH")
     if not run.manifest.part("validation"):
-        raise InputError("there is no validation part to compare settings by; leave --validation above 0")
+        raise InputError("no validation part to score the trials on; set --validation above 0")
     if not 1 <= tuning.grace <= run.config.epochs:
-        raise InputError(f"{tuning.grace} epochs of grace; from 1 to epochs={run.config.epochs} are allowed")
+        raise InputError(f"--grace is {tuning.grace}; from 1 to epochs={run.config.epochs} are allowed")
     check_gpu_share("--gpus-per-trial", tuning.gpus, is_whole=False)
     if not (math.isfinite(tuning.cpus) and tuning.cpus >= 0 and tuning.cpus + tuning.gpus > 0):
         raise InputError(f"{tuning.cpus:g} CPUs and {tuning.gpus:g} GPUs per trial; one of them must be above 0")
     if tuning.max_concurrent < 0:
         raise InputError(f"--concurrent is {tuning.max_concurrent}; a number of trials, or 0 for no limit, is needed")
     for settings in (_corner(run, tuning.space, high) for high in (False, True)):
-        # Whatever a setting may not be is told now, and not by every trial.
+        # Invalid values are reported once here, not by every trial.
         configured(run, settings)
     search = folder / "search.yaml"
     if search.exists():
@@ -187,12 +183,12 @@ def _check(run: Run, tuning: Tuning, folder: Path) -> None:
         if other := [f"{key} was {there.get(key)!r}, is {mine[key]!r}" for key in mine if mine[key] != there.get(key)]:
             raise InputError(f"{folder} holds another search ({'; '.join(other)}); give another --out")
     elif folder.is_dir() and any(folder.iterdir()) and not (folder / "base").is_dir():
-        raise InputError(f"{folder} is not empty and holds no search; give another --out")
+        raise InputError(f"{folder} is not empty and not the folder of a search; give another --out")
     check_training(run, folder / "base")
 
 
 def _corner(run: Run, space: Space, high: bool) -> dict[str, Any]:
-    """The first or the last value of each setting."""
+    """Return the first or the last value of each setting of the space."""
 
     def end(name: str) -> Any:
         dimension = space[name]
@@ -204,36 +200,30 @@ def _corner(run: Run, space: Space, high: bool) -> dict[str, Any]:
     return {name: end(name) for name in space}
 
 
-def configured(run: Run, settings: dict[str, Any]) -> Run:
-    """`run` with other settings; `InputError` for those that it cannot have."""
-    config = load_config(type(run.config), **{**run.config.model_dump(), **settings})
-    return dataclasses.replace(run, config=config)
-
-
 def best_config(run: Run, trials: Sequence[Trial]) -> str:
-    """The YAML of the best trial's settings, for `train --config`; `trials` has the best first."""
+    """Return the settings of the best trial as YAML, for `train --config`; `trials` has the best first."""
     config = configured(run, trials[0].settings).config
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _tuner(run: Run, tuning: Tuning, folder: Path) -> Any:
-    """The search as it stands in the folder, or a new one."""
-    # Or Ray Tune would print tables of its own on stdout, in the middle of our JSON.
+    """Return the Ray Tune search in the folder, or a new one."""
+    # Otherwise Ray Tune prints tables on stdout, which carries the JSON of the command.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune as ray_tune
     from ray.tune.search import BasicVariantGenerator
 
     trainable = ray_tune.with_resources(
-        partial(_work, folder=str(folder / "base"), metric=tuning.metric, num_gpus=tuning.gpus),
+        partial(work, folder=str(folder / "base"), metric=tuning.metric, num_gpus=tuning.gpus),
         {"CPU": tuning.cpus, "GPU": tuning.gpus},
     )
     storage = str(folder / "ray")
     if ray_tune.Tuner.can_restore(storage):
         return ray_tune.Tuner.restore(storage, trainable)
-    points = _points(run, tuning)
+    points = sample_points(run.config, tuning.space, tuning.num_trials, tuning.seed)
     return ray_tune.Tuner(
         trainable,
-        param_space={name: _domain(type(run.config), name, tuning.space) for name in tuning.space},
+        param_space={name: domain(type(run.config), name, tuning.space) for name in tuning.space},
         tune_config=ray_tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
@@ -254,58 +244,12 @@ def _tuner(run: Run, tuning: Tuning, folder: Path) -> Any:
 
 
 def _folder_of(trial: Any) -> str:
-    # Its id ends in its number.
+    # A trial's id ends in its number.
     return f"trial_{trial.trial_id.rpartition('_')[2]}"
 
 
-def _points(run: Run, tuning: Tuning) -> list[dict[str, Any]]:
-    """The settings of each trial: as they are; then, in turn, drawn near them and from all of the space."""
-    rng = np.random.default_rng(tuning.seed)
-    domains = {name: _domain(type(run.config), name, tuning.space) for name in tuning.space}
-    as_is = {name: _plain(getattr(run.config, name)) for name in tuning.space}
-    points = [as_is]
-    for number in range(1, tuning.num_trials):
-        drawn = {name: domain.sample(random_state=rng) for name, domain in domains.items()}
-        near = {name: _towards(as_is[name], drawn[name], tuning.space[name], rng) for name in domains}
-        points.append(near if number % 2 else drawn)
-    return points
-
-
-def _towards(start: Any, end: Any, dimension: Dimension, rng: np.random.Generator) -> Any:
-    """A value `NEAR` of the way from `start` to `end`; of those that have no order, `end` as often as that."""
-    if isinstance(dimension, Choice):
-        return end if rng.random() < NEAR else start
-    is_log = not isinstance(dimension, Linear)
-    if start is None or (is_log and start <= 0):
-        return end
-    value = start * (end / start) ** NEAR if is_log else start + NEAR * (end - start)
-    return round(value) if isinstance(end, int) else value
-
-
-def _domain(config: type[Any], name: str, space: Space) -> Any:
-    from ray import tune as ray_tune
-
-    dimension = space[name]
-    if isinstance(dimension, Choice):
-        return ray_tune.choice([_plain(value) for value in dimension.values])
-    is_linear = isinstance(dimension, Linear)
-    if is_whole(config, name):
-        draw = ray_tune.randint if is_linear else ray_tune.lograndint
-        return draw(int(dimension.low), int(dimension.high) + 1)
-    return (ray_tune.uniform if is_linear else ray_tune.loguniform)(dimension.low, dimension.high)
-
-
-def _plain(value: Any) -> Any:
-    """As Ray Tune can draw it: it takes a list for a part of the space."""
-    return json.dumps(value) if isinstance(value, tuple) else value
-
-
-def _read_plain(value: Any) -> Any:
-    return tuple(json.loads(value)) if isinstance(value, str) and value.startswith("[") else value
-
-
 def _halving(defaults: dict[str, Any], epochs: int, grace: int) -> Any:
-    """ASHA, but for the trial that has the settings as they are."""
+    """Return ASHA with one exception: the trial with the settings as given is never stopped."""
     from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
     class Halving(ASHAScheduler):  # type: ignore[misc]
@@ -316,58 +260,10 @@ def _halving(defaults: dict[str, Any], epochs: int, grace: int) -> Any:
     return Halving(time_attr=EPOCH, max_t=epochs, grace_period=grace, reduction_factor=REDUCTION)
 
 
-def _work(settings: dict[str, Any], folder: str, metric: str, num_gpus: float) -> None:
-    """Run one trial; its process has this number of GPUs."""
-    device = device_for(num_gpus)
-    from ray import tune as ray_tune
-
-    from orbithash.trainers.loop.loop import train
-
-    checkpoint = ray_tune.get_checkpoint()
-    try:
-        run = configured(open_run(Path(folder)), {name: _read_plain(value) for name, value in settings.items()})
-        with checkpoint.as_directory() if checkpoint else nullcontext() as resume_from:
-            train(
-                run,
-                _Reporter(metric),
-                resume_from=Path(resume_from) if resume_from else None,
-                device=device,
-            )
-    except InputError as error:
-        # Settings that do not go together, or a loss that is not finite: the others go on.
-        ray_tune.report({OBJECTIVE: WORST, EPOCH: 1, PROBLEM: str(error)})
-
-
-class _Reporter:
-    """The loop's observer in a trial."""
-
-    def __init__(self, metric: str) -> None:
-        self._name = f"validation/{metric}"
-
-    def on_step(self, epoch: int, step: int, num_steps: int, images_per_s: float) -> None:
-        """Nobody looks so closely."""
-
-    def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
-        from ray import tune as ray_tune
-
-        record = history[-1]
-        if self._name not in record:
-            if any(name.startswith("validation/") for name in record):
-                there = ", ".join(name.partition("/")[2] for name in record if name.startswith("validation/"))
-                raise InputError(
-                    f"no metric {self._name.partition('/')[2]!r} of the validation part; there are {there}"
-                )
-            return
-        with TemporaryDirectory() as temporary:
-            write_checkpoint(Path(temporary))
-            told = {OBJECTIVE: record[self._name], EPOCH: record["epoch"], PROBLEM: ""}
-            ray_tune.report(told, checkpoint=ray_tune.Checkpoint.from_directory(temporary))
-
-
 def _trial_of(result: Any) -> Trial:
-    """From what Ray Tune kept of a trial."""
+    """Return the trial of a result of Ray Tune."""
     number = int(Path(result.path).name.rpartition("_")[2])
-    settings = {name: _read_plain(value) for name, value in (result.config or {}).items()}
+    settings = read_settings(result.config or {})
     frame = result.metrics_dataframe
     problem = str(result.error).strip().splitlines()[-1] if result.error else ""
     if frame is None or not len(frame) or OBJECTIVE not in frame:
@@ -379,7 +275,7 @@ def _trial_of(result: Any) -> Trial:
 
 
 class _Shown:
-    """What the listener tells, which Ray Tune keeps in a file and so may not know of a terminal."""
+    """The progress that the listener updates; not part of the listener, which Ray Tune pickles."""
 
     advance_to: Callable[[int, str], None] | None = None
     num_done = 0

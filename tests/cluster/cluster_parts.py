@@ -1,4 +1,4 @@
-"""What the tests of the command line share beside their fixtures."""
+"""Helpers that the tests of the command line share."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ from orbithash.encoders.networks.model import HashModel
 
 BITS = 32
 
-# A training that takes seconds.
+# Settings of a training that takes seconds.
 TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "batch_size=4", "--set", "epochs=1")
 
-# Name of each refused image of the fixture `bad_images` to what is said of it.
+# Reason for each refused image of the fixture `bad_images`, by name.
 REASONS = {
     "text.jpg": "not a JPEG, PNG or TIFF",
     "truncated.jpg": "truncated JPEG",
@@ -33,7 +33,7 @@ REASONS = {
 
 
 def family(root):
-    """Processes that `root` started, and those started by them, by the parents in /proc."""
+    """Return the descendants of the process `root`, by the parents in /proc."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def family(root):
 
 
 def kill(process, *others):
-    """SIGKILL to the process, whose exit code is then collected, and to the others."""
+    """Send SIGKILL to the process and the others; collect the exit code of the process."""
     for pid in (process.pid, *others) if process.poll() is None else others:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -53,7 +53,7 @@ def kill(process, *others):
 
 
 def wait_for(condition, process=None, timeout_s=300.0):
-    """Returns the first true value of `condition()`; fails when the process ends before, or it takes too long."""
+    """Return the first true value of `condition()`; fail if the process ends before, or after the time-out."""
     deadline = time.monotonic() + timeout_s
     said = getattr(process, "err", Path(os.devnull))
     while not (value := condition()):
@@ -65,7 +65,7 @@ def wait_for(condition, process=None, timeout_s=300.0):
 
 
 def save_random_model(folder, seed):
-    """A model folder with random weights; the codes of different scenes differ."""
+    """Write a model folder with random weights, whose codes of different scenes differ; return its path."""
     import torch
 
     torch.manual_seed(seed)
@@ -91,31 +91,31 @@ def write_image(path, rng, colour=(128, 128, 128), side=40):
 
 
 def user_environment():
-    """The environment without what the tests, and commands that ran in their process, tell Ray."""
+    """Return the environment without the variables for Ray that tests, and commands in their process, have set."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def kill_a_node(nodes):
-    """SIGKILL to all of one node of the fixture `nodes`."""
+    """Kill one node of the fixture `nodes`."""
     nodes.stdin.write("\n")
     nodes.stdin.flush()
     assert nodes.stdout.readline() == "killed\n"
 
 
 def joining(nodes):
-    """What a process runs first, to be of the cluster `nodes`."""
+    """Return Python code that makes a process join the cluster `nodes`."""
     return f"import os; os.environ.update(RAY_ADDRESS={nodes.address!r}, RAY_AUTH_MODE='disabled')"
 
 
 def scalars(folder):
-    """Every scalar of TensorBoard's event files, by name: (step, value) in the order they were written."""
+    """Return the scalars of TensorBoard's event files by name: (step, value) in the order of writing."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:
-            # A record is its length, a checksum of that, its bytes, and a checksum of them.
+            # A record: length, checksum of the length, data, checksum of the data.
             (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]

@@ -1,4 +1,4 @@
-"""Small real parts for the tests of the command line: scenes, models with random weights, an archive, processes."""
+"""Fixtures for the tests of the command line: scenes, models with random weights, an archive, processes."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ from orbithash.trainers.scenes import write_scenes
 
 NUM_SCENES = 40
 
-# Three nodes, the first with the control service; a line on stdin kills the last one that is left.
+# Three nodes, the first with the control service; a line on stdin kills the last remaining one.
 NODES = """
 import os, sys
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
@@ -43,7 +43,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Calls the command line as `orbithash ARGS…` would, in this process."""
+    """Run `orbithash ARGS…` in this process."""
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["orbithash", *map(str, args)])
@@ -58,7 +58,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture
 def refused(cli, tmp_path):
-    """Asserts that a command is refused: every word in its one line, nothing changed on disk."""
+    """Assert that a command is refused: one line with all words, and no change on disk."""
 
     def check(*args, words, lines=1, prints_help=False):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -68,7 +68,7 @@ def refused(cli, tmp_path):
         assert len(said) == lines, ended.err
         for word in words:
             assert str(word) in "\n".join(said), f"{word!r} is not in {said}"
-        # Neither a traceback nor colours, nor a word for the machine.
+        # No traceback, no colours, no name of an exception.
         assert not re.search(r"Traceback|\x1b|Error:", ended.err), ended.err
         assert prints_help or ended.out == ""
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -78,9 +78,9 @@ def refused(cli, tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts `orbithash ARGS…` as a process of its own; it and all it started are gone when the test ends.
+    """Start `orbithash ARGS…` as a process; it and all its descendants are killed when the test ends.
 
-    `before` is Python that runs in it first. What it writes goes to the files `.out` and `.err` of what is returned.
+    `before` is Python code that runs first. The process has the paths of its output, `out` and `err`.
     """
     env = user_environment()
     started = []
@@ -102,13 +102,13 @@ def start(tmp_path):
 
     yield call
     for process in started:
-        # Ray's processes lead groups of their own, and lose their parent when it is killed.
+        # By descent: Ray's processes have process groups of their own.
         kill(process, *family(process.pid))
 
 
 @pytest.fixture
 def nodes():
-    """The process that holds a cluster of three nodes, with its `address`; see `joining` and `kill_a_node`."""
+    """A process that runs a cluster of three nodes; has its `address`. See `joining` and `kill_a_node`."""
     process = subprocess.Popen(
         [sys.executable, "-c", NODES],
         stdin=subprocess.PIPE,
@@ -145,7 +145,7 @@ def other_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def archive(scenes, model, tmp_path_factory):
-    """The codes of all scenes; tests only read it."""
+    """An archive with the codes of all scenes; tests must not change it."""
     folder = tmp_path_factory.mktemp("archives") / "archive"
     loaded = HashModel.load(model)
     items = list_source(scenes)
@@ -165,7 +165,7 @@ def archive(scenes, model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
-    """Thirty images of three classes that colour tells apart."""
+    """Thirty images of three classes that differ in colour."""
     folder = tmp_path_factory.mktemp("labelled") / "data"
     rng = np.random.default_rng(0)
     for name, colour in (("beach", (200, 180, 90)), ("forest", (30, 90, 40)), ("river", (40, 60, 160))):
@@ -177,7 +177,7 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bad_images(tmp_path_factory):
-    """Two good images among every kind of image that is refused; `REASONS` has what is said of those."""
+    """Two good images and one image of each refused kind; `REASONS` has the reasons."""
     import struct
     import zlib
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of our own is open to this machine only, and asks for a token."""
+"""A new Ray cluster is reachable from this machine only, and requires a token."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from orbithash.cluster.runtime import connected
 
 
 def family(root):
-    '''The process `root` and everything it started, by the parents in /proc.'''
+    '''Return the process `root` and its descendants, by the parents in /proc.'''
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -29,7 +29,7 @@ def family(root):
 
 
 def listening(pids):
-    '''Local addresses, in the kernel's hexadecimal, of the sockets these processes listen on.'''
+    '''Return the local addresses that these processes listen on, in the kernel's hexadecimal form.'''
     inodes = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").glob("*"):
@@ -72,4 +72,4 @@ def test_all_of_a_local_cluster_listens_on_loopback(tmp_path):
     assert found["mode"] == "token"
     assert len(found["listening"]) > 3
     assert set(found["listening"]) <= LOOPBACK
-    assert not (tmp_path / ".ray" / "auth_token").exists(), "the token is of this process and its workers alone"
+    assert not (tmp_path / ".ray" / "auth_token").exists(), "only this process and its workers have the token"

@@ -1,4 +1,4 @@
-"""What Ray's workers are started with, and the room that they need."""
+"""The environment of Ray's workers, and checks of the resources that they need."""
 
 import json
 import socket
@@ -28,7 +28,7 @@ def test_a_worker_that_keeps_memory_has_another_allocator(ray_cluster, monkeypat
     usual, other = allocators.remote(), allocators.options(runtime_env={"env_vars": keeping_memory()}).remote()
     assert ray.get([usual, other]) == [set(), {"libjemalloc.so"}]
 
-    # What the user preloads stays, and comes first.
+    # Libraries that the user preloads stay, and come first.
     monkeypatch.setenv("LD_PRELOAD", "libfirst.so")
     assert keeping_memory()["LD_PRELOAD"].split(":")[0] == "libfirst.so"
 
@@ -46,7 +46,7 @@ def test_a_task_without_gpus_sees_none(ray_cluster):
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1e9"])
-def test_a_patience_that_is_none(ray_cluster, monkeypatch, seconds):
+def test_an_invalid_time_to_wait_for_nodes(ray_cluster, monkeypatch, seconds):
     monkeypatch.setenv("ORBITHASH_WAIT_FOR_NODES_S", seconds)
     with pytest.raises(InputError, match=rf"ORBITHASH_WAIT_FOR_NODES_S is '{seconds}'; seconds from 0 to 86400"):
         check_resources("this", [{"CPU": 1000}])
@@ -56,13 +56,13 @@ def test_nodes_that_do_not_come(ray_cluster, monkeypatch):
     monkeypatch.setenv("ORBITHASH_WAIT_FOR_NODES_S", "1")
     with pytest.raises(InputError, match="this needs 1000 CPUs, the cluster has 4 after 1 s; ask for fewer"):
         check_resources("this", [{"CPU": 500, "GPU": 0}] * 2)
-    # Nothing stays reserved.
+    # No resources stay reserved.
     states = ray.util.placement_group_table().values()
     assert {state["state"] for state in states} <= {"REMOVED"}
 
 
 def growing(address):
-    """An autoscaler for the cluster at `address`: up to three nodes of one CPU, as processes of this machine."""
+    """Return the configuration of an autoscaler: up to three nodes of one CPU, as processes of this machine."""
     lists = ("cluster_synced_files", "initialization_commands", "setup_commands")
     commands = (f"{of}_{what}_commands" for of in ("head", "worker") for what in ("setup", "start_ray"))
     return {
@@ -91,7 +91,7 @@ def growing(address):
 
 @pytest.fixture
 def growing_cluster(tmp_path, tmp_path_factory):
-    """The process that holds a cluster without a CPU that brings nodes; with its `address`."""
+    """A process that runs a cluster without CPUs and with an autoscaler; has its `address`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -126,7 +126,7 @@ def growing_cluster(tmp_path, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_brings_nodes(growing_cluster, start, labelled, model, tmp_path):
+def test_a_cluster_that_adds_nodes(growing_cluster, start, labelled, model, tmp_path):
     command = ("encode", labelled, "--model", model, "--archive", tmp_path / "archive", "--workers", "1", "--json")
     at_once = start(*command, before=joining(growing_cluster))
     assert at_once.wait(120) == 2

@@ -1,4 +1,4 @@
-"""Verbs as jobs of a real cluster with a token: sent once, followed, stopped, refused."""
+"""Verbs as jobs on a real cluster with a token: sent once, followed, stopped, refused."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The address of a cluster that asks for TOKEN."""
+    """The address of a cluster that requires TOKEN."""
     ray, ports = Path(sys.executable).with_name("ray"), [free_port() for _ in range(3)]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(tmp_path_factory.mktemp("home"))}
@@ -59,8 +59,8 @@ class Line:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self):
-        """Nobody listens any more, and what was open is closed."""
-        # Not closed alone: a thread that waits in accept() keeps it alive.
+        """Stop listening and close all connections."""
+        # close() alone is not enough: a thread that waits in accept() keeps the socket open.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for each in self._open:
@@ -104,7 +104,7 @@ print("ended", job.status)
 
 @pytest.mark.slow
 def test_following_survives_a_lost_connection(cluster, tmp_path):
-    """What was shown before is not shown again, and nothing is left out."""
+    """No line is printed twice and none is lost."""
     go_on, program = tmp_path / "go_on", tmp_path / "job.py"
     program.write_text(
         "import pathlib, time\n"
@@ -113,7 +113,7 @@ def test_following_survives_a_lost_connection(cluster, tmp_path):
         f"    while number == 99 and not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)\n"
     )
     line = Line(cluster)
-    # In a process of its own: Ray asks once for a process whether there are tokens.
+    # A separate process: Ray looks for tokens once per process.
     words = [sys.executable, "-c", FOLLOWING, cluster, line.address, program]
     env = user_environment() | {"RAY_AUTH_TOKEN": TOKEN, "HOME": str(tmp_path)}
     said = []
@@ -122,7 +122,7 @@ def test_following_survives_a_lost_connection(cluster, tmp_path):
             said.append(text)
             if text == "line 99\n":
                 line.cut()
-                # The job goes on while nobody hears it.
+                # The job continues while nothing is connected.
                 go_on.touch()
                 threading.Timer(3, line.mend).start()
     line.cut()
@@ -158,15 +158,15 @@ def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*")}
     again = submit("--json", *scenes)
     assert again.returncode == 0
-    assert "is there already (succeeded); it is not sent again" in again.stderr
+    assert "exists already (succeeded); not sent again" in again.stderr
     assert "drawing: 4/4 scenes" in again.stderr
     assert json.loads(again.stdout)["status"] == "SUCCEEDED"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*")} == made
     other = submit("--id", "first", "--", "scenes", tmp_path / "others")
     assert other.returncode == 2
-    assert "the cluster has another job first" in other.stderr
+    assert "the cluster has another job named first" in other.stderr
 
-    # What the job says of wrong input is the answer, and so is its exit code.
+    # A job with wrong input passes on its message and its exit code.
     failed = submit("--", "scenes", tmp_path / "scenes", "--count", "2")
     assert failed.returncode == 2, failed.stderr
     assert "holds 4 scenes, more than 2" in failed.stdout
@@ -198,7 +198,7 @@ def test_without_the_token_nothing_is_sent(submit, tmp_path):
     for token_file in (None, wrong):
         ended = submit("--", "scenes", tmp_path / "scenes", token_file=token_file)
         assert ended.returncode == 2
-        assert "refuses this token, or the lack of one" in ended.stderr
+        assert "requires a valid token" in ended.stderr
     ended = submit("--", "scenes", tmp_path / "scenes", token_file=tmp_path / "nowhere")
     assert ended.returncode == 2
     assert "no such file" in ended.stderr
@@ -208,8 +208,8 @@ def test_without_the_token_nothing_is_sent(submit, tmp_path):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([], "there is nothing to run"),
-        (["--debug", "train"], "there is nothing to run"),
+        ([], "no verb to run"),
+        (["--debug", "train"], "no verb to run"),
         (["scenes", "here"], "directory is 'here': give an absolute path"),
         (["encode", "tiles", "--model", "/m", "--archive", "/a"], "source is 'tiles'"),
         (["encode", "s3://tiles", "--model", "m", "--archive", "a"], "found 2 problems"),
@@ -236,20 +236,20 @@ def test_words_that_it_can():
 def test_an_address_where_nothing_is(refused):
     refused(
         *("submit", "--address", f"http://127.0.0.1:{free_port()}", "--", "scenes", "/here"),
-        words=["no cluster answers at", "--address is that of its dashboard"],
+        words=["no cluster answers at", "give --address http://HOST:PORT of its dashboard"],
     )
     refused(
         *("submit", "--address", "ftp://x", "--", "scenes", "/here"),
-        words=["http://HOST:PORT of the cluster's dashboard is needed"],
+        words=["give http://HOST:PORT of the cluster's dashboard"],
     )
 
 
 @pytest.mark.parametrize(
     ("variable", "said"),
     [
-        ("", "NAME=VALUE, or the NAME of a variable that is set here, is needed"),
-        ("=1", "NAME=VALUE, or the NAME"),
-        ("A B=1", "NAME=VALUE, or the NAME"),
+        ("", "give NAME=VALUE, or the NAME of a variable that is set here"),
+        ("=1", "give NAME=VALUE, or the NAME"),
+        ("A B=1", "give NAME=VALUE, or the NAME"),
         ("NOBODY_SET_THIS", "which is not set here; set it, or give NOBODY_SET_THIS=VALUE"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line as a whole: its surface, what it imports, its help, its way to end."""
+"""The command line as a whole: verbs and options, imports, help, exit codes."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from orbithash.encoders.errors import InputError
 
 CONNECTION = ["--address", "--ca", "--cert", "--cert-key"]
 
-# Other people's scripts depend on every word here: one that goes or changes is a break, a new one goes in here too.
+# Scripts of users depend on every word here: removing or changing one breaks them. Add new words here.
 SURFACE = {
     "": ["--debug", "--install-completion", "--show-completion"],
     "demo": ["--captions", "--data", "--out", "--set", "--weights"],
@@ -91,7 +91,7 @@ HEAVY = {"torch", "torchvision", "ray", "faiss", "lance", "pyarrow", "rasterio",
 
 
 def verbs(command, name=""):
-    """Full name to command, of all that a user can call."""
+    """Return every command that a user can call, by its full name."""
     commands = getattr(command, "commands", {})
     if not commands:
         return {name: command}
@@ -100,7 +100,7 @@ def verbs(command, name=""):
 
 
 def words(command):
-    """Arguments by their metavar, then the names of options."""
+    """Return the metavars of the arguments, then the names of the options."""
     arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
     options = [name for p in command.params if p.param_type_name == "option" for name in p.opts]
     return [*arguments, *sorted(set(options) - {"--help", "-h"})]
@@ -146,7 +146,7 @@ def test_the_client_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("args", [["--debug", "query"], ["query", "--debug"], ["query"]])
-def test_a_traceback_is_for_those_who_ask(cli, args):
+def test_a_traceback_is_printed_with_debug_only(cli, args):
     ended = cli(*args)
     assert ended.code == 2
     assert ("Traceback" in ended.err) == ("--debug" in args)
@@ -161,7 +161,7 @@ def test_a_traceback_is_for_those_who_ask(cli, args):
         (AssertionError(), 1, "error: AssertionError: no message (orbithash --debug VERB … shows where)\n"),
     ],
 )
-def test_the_end_after_an_error(cli, monkeypatch, error, code, said):
+def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, said):
     import orbithash.cluster.cli.query as verb
 
     def fail(*_, **__):
@@ -182,7 +182,7 @@ def test_the_end_after_an_error(cli, monkeypatch, error, code, said):
         (["query", "-k", "abc"], "got 'abc'; see orbithash query --help"),
     ],
 )
-def test_words_that_are_no_command_are_one_line(cli, args, said):
+def test_invalid_commands_are_one_line(cli, args, said):
     ended = cli(*args)
     assert (ended.code, ended.out) == (2, "")
     assert re.fullmatch(r"error: .*\n", ended.err)
@@ -190,7 +190,7 @@ def test_words_that_are_no_command_are_one_line(cli, args, said):
 
 
 @pytest.mark.parametrize("args", [[], ["bench"]])
-def test_without_words_there_is_help(cli, args):
+def test_no_words_print_the_help(cli, args):
     ended = cli(*args)
     assert (ended.code, ended.err) == (2, "")
     assert "Usage: " in ended.out

@@ -1,4 +1,4 @@
-"""Data that `train` cannot train on: all that is wrong comes in one message, before Ray starts; nothing is written."""
+"""Data that `train` refuses: one message lists all problems, before Ray starts; nothing is written."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ NUM_IMAGES = 6
 
 @pytest.fixture
 def refused_data(refused, tmp_path, monkeypatch):
-    """Asserts that training is refused in a message of these lines, before Ray would start."""
+    """Assert that training is refused with these problems, before Ray starts."""
 
     def no_ray():
         raise AssertionError("Ray would start")
@@ -40,7 +40,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """The same with a second source."""
+    """Images of two classes with a second source."""
     root = tmp_path / "pairs"
     for name, grey in (("first", 100), ("second", 150)):
         write_classes(root / name, (grey, grey, grey))
@@ -57,7 +57,7 @@ def write_classes(root, colour):
 
 
 def sentences_of(number, name):
-    """An entry of a captions file."""
+    """Return the entry of one image in a captions file."""
     sentences = [{"raw": f"{word} {name}", "sentid": 5 * number + i} for i, word in enumerate("abcde")]
     return {"filename": name, "imgid": number, "sentences": sentences}
 
@@ -118,7 +118,7 @@ def test_ids_that_are_there_twice(refused_data, data, tmp_path):
         ('{"images": {"beach": "a beach"}}', 'captions.json has no list "images"; it is not a file of captions'),
     ],
 )
-def test_a_captions_file_that_is_none(refused_data, data, tmp_path, content, words):
+def test_an_invalid_captions_file(refused_data, data, tmp_path, content, words):
     (tmp_path / "captions.json").write_text(content)
     refused_data("duch", data, "--captions", tmp_path / "captions.json", words=[data, words])
 
@@ -180,8 +180,8 @@ def test_classes_of_one_image(refused_data, data):
     )
 
 
-def test_images_of_no_class(refused_data, data, tmp_path):
-    """As in RSICD, whose lists leave many images out."""
+def test_images_without_a_class(refused_data, data, tmp_path):
+    """As in RSICD, whose class lists omit many images."""
     file = write_captions(tmp_path / "captions.json", [{**e, "filename": e["filename"][6:]} for e in entries_of(data)])
     lists = data / "txtclasses_rsicd"
     lists.mkdir()
@@ -223,7 +223,7 @@ def test_a_method_on_data_without_a_second_source(refused_data, data):
     )
 
 
-def test_all_that_workers_would_find_comes_at_once(refused_data, data):
+def test_problems_that_workers_would_find_are_reported_together(refused_data, data):
     refused_data(
         *("mrhash", data, "--set", "num_clusters=40", "--set", "batch_size=20"),
         words=[

@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong is one clear line and exit code 2, and leaves nothing on disk."""
+"""Wrong input is one clear line and exit code 2, and leaves nothing on disk."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def test_unknown_method(refused, tmp_path, labelled):
     )
 
 
-def test_all_wrong_settings_are_told_at_once(refused, tmp_path, labelled):
+def test_all_wrong_settings_are_reported_together(refused, tmp_path, labelled):
     settings = ("--set", "bathc_size=3", "--set", "lr=abc", "--set", "epochs", "--set", "image_size=1")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *settings),
@@ -75,7 +75,7 @@ def test_all_wrong_settings_are_told_at_once(refused, tmp_path, labelled):
         (None, "config.yaml': neither a file nor a shipped recipe"),
     ],
 )
-def test_a_config_file_that_is_none(refused, tmp_path, labelled, content, words):
+def test_an_invalid_config_file(refused, tmp_path, labelled, content, words):
     file = tmp_path / "config.yaml"
     if content is not None:
         file.write_bytes(content)
@@ -114,7 +114,7 @@ def test_weights_of_another_backbone(refused, tmp_path, labelled):
     options = (*TINY, "--weights", weights, "--set", "backbone=resnet18")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
-        words=[weights, "not the weights of backbone resnet18", "give the backbone"],
+        words=[weights, "not the weights of backbone resnet18", "give the weights of this backbone"],
     )
 
 
@@ -126,8 +126,8 @@ def test_out_that_is_taken(refused, tmp_path, labelled):
     file.touch()
     train = ("train", "dhcl", "--data", labelled, *TINY, "--out")
     refused(*train, foreign, words=[foreign, "is not empty and holds no run; give another --out"])
-    refused(*train, file, words=[file, "no folder can be made there", "give another --out"])
-    refused(*train, file / "run", words=["no folder can be made there", "give another --out"])
+    refused(*train, file, words=[file, "no folder can be created there", "give another --out"])
+    refused(*train, file / "run", words=["no folder can be created there", "give another --out"])
 
 
 def test_out_of_another_run(refused, tmp_path, labelled):
@@ -153,7 +153,7 @@ def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelle
 
 @pytest.fixture
 def run_folder(tmp_path, labelled):
-    """A run folder as training leaves it, but that nothing was learnt."""
+    """A run folder of a training that learned nothing."""
     settings = ["backbone=mobilenet_v3_small", "image_size=32"]
     run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
     training.claim_folder(run, tmp_path / "run")
@@ -162,7 +162,7 @@ def run_folder(tmp_path, labelled):
     return tmp_path / "run"
 
 
-def test_evaluation_of_what_is_no_run(refused, tmp_path, labelled):
+def test_evaluation_without_a_run_folder(refused, tmp_path, labelled):
     refused("evaluate", tmp_path / "nope", "--data", labelled, words=["not a run folder", "No such file"])
 
 
@@ -172,7 +172,7 @@ def test_evaluation_of_an_unfinished_run(refused, run_folder, labelled):
 
 
 def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder, labelled):
-    # A folder of the user's own.
+    # A folder that the user has added.
     shutil.copytree(run_folder / "model", run_folder / "model-kept")
     words = [run_folder, "no model of 8 bits; there is 16"]
     refused("evaluate", run_folder, "--data", labelled, "--bits", "8", words=words)
@@ -214,7 +214,7 @@ def test_evaluation_on_images_of_the_training(refused, run_folder, labelled):
 
 
 @pytest.mark.parametrize("workers", ["0", "5:2", "abc", "1:2:3", ":", "-1"])
-def test_workers_that_are_no_range(refused, tmp_path, scenes, model, workers):
+def test_workers_without_a_valid_range(refused, tmp_path, scenes, model, workers):
     refused(
         *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", f"--workers={workers}"),
         words=[f"--workers is {workers!r}", "MIN:MAX with 1 <= MIN <= MAX"],
@@ -247,7 +247,7 @@ def test_sources_without_images(refused, tmp_path, model, source, words):
 
 
 @pytest.mark.parametrize("tile", [0, 15, 1_000_000])
-def test_tiles_of_no_use(refused, tmp_path, scenes, model, tile):
+def test_tiles_of_an_invalid_size(refused, tmp_path, scenes, model, tile):
     refused(
         *("encode", scenes, "--model", model, "--archive", tmp_path / "archive", "--tile", tile),
         words=[f"the tile's side is {tile} pixels"],
@@ -266,10 +266,10 @@ def test_a_model_folder_with_a_flipped_byte(refused, tmp_path, scenes, model):
     card = broken / "model.json"
     card.write_text(card.read_text().replace('"one"', '"eno"'))
     refused(*encode, broken, words=[card, "damaged"])
-    refused(*encode, tmp_path / "nope", words=["nope: not a model folder", "training leaves one in RUN/model"])
+    refused(*encode, tmp_path / "nope", words=["nope: not a model folder", "training writes one to RUN/model"])
 
 
-def test_an_archive_that_is_none(refused, tmp_path, scenes, model):
+def test_folders_that_are_not_archives(refused, tmp_path, scenes, model):
     foreign, file = tmp_path / "foreign", tmp_path / "file"
     foreign.mkdir()
     (foreign / "notes.txt").touch()
@@ -318,7 +318,7 @@ def test_a_damaged_archive(refused, tmp_path, scenes, archive, model):
 
 @pytest.fixture
 def taken():
-    """An address that is in use: what is served in spite of a fault fails there, and does not go on for ever."""
+    """An address in use: if a fault is not refused, serving fails there instead of running for ever."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -345,7 +345,7 @@ def test_serving_options(refused, archive, model, taken, options, words):
     refused("serve", archive, "--model", model, "--local", "--address", taken, *options, words=[words])
 
 
-def test_serving_what_is_no_archive(refused, tmp_path, scenes, model):
+def test_serving_a_folder_that_is_not_an_archive(refused, tmp_path, scenes, model):
     refused("serve", tmp_path / "nope", "--model", model, words=["does not exist; `orbithash encode` makes one"])
     refused("serve", scenes, "--model", model, words=["is not an archive of codes"])
 
@@ -353,11 +353,11 @@ def test_serving_what_is_no_archive(refused, tmp_path, scenes, model):
 def test_serving_on_a_taken_port(refused, archive, model, taken):
     refused(
         *("serve", archive, "--model", model, "--local", "--address", taken),
-        words=[taken, "is the port in use? Give another"],
+        words=[taken, "the port may be in use; give another port"],
     )
 
 
-# Queries; what only a running gateway can refuse is in test_serve.
+# Queries; test_serve has those that only a running gateway can refuse.
 
 
 def test_a_gateway_that_is_not_there(refused):

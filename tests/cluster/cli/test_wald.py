@@ -1,4 +1,4 @@
-"""The verb `wald`: what it writes, and what it says of images that it leaves out."""
+"""The verb `wald`: the pairs that it writes, and its report of skipped images."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""What TensorBoard, MLflow and W&B are told of a training, read back from their own files."""
+"""Logs of a training at TensorBoard, MLflow and W&B, read back from their own files."""
 
 import pytest
 from cluster_parts import scalars
@@ -38,7 +38,7 @@ SHOWN = {"lr", "train/loss", "validation/ap_min_at_20", "images_per_s", "step_s"
 
 
 def follow(run, folder, *names, epochs=2, best=True):
-    """As a training of so many epochs, of which it is told after each."""
+    """Log a training of this number of epochs, after each epoch."""
     place = Tracking(run, folder, names)
     history = []
     for epoch in range(1, epochs + 1):
@@ -49,7 +49,7 @@ def follow(run, folder, *names, epochs=2, best=True):
 
 def test_tensorboard_shows_every_epoch_once(run, folder):
     follow(run, folder, best=False)
-    # Going on: the epochs that were told are not told again.
+    # A resumed run logs no epoch twice.
     follow(run, folder, epochs=3)
     found = scalars(folder / "tensorboard")
     assert "| bits | 16 |" in found.pop("settings/text_summary")
@@ -64,7 +64,7 @@ def test_mlflow_holds_settings_epochs_and_the_best(run, folder, tmp_path, monkey
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "codes")
-    # The kind of store that needs no database.
+    # A store that needs no database.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     follow(run, folder, "mlflow", best=False)
     client = mlflow.MlflowClient()
@@ -92,11 +92,12 @@ def test_wandb_offline_keeps_a_run(run, folder, monkeypatch):
 
 
 def test_a_name_or_a_package_that_is_not_there(monkeypatch):
-    with pytest.raises(InputError, match="--track is 'tensorflow'; there are mlflow, wandb"):
+    with pytest.raises(InputError, match="--track is 'tensorflow'; the trackers are mlflow, wandb"):
         check_trackers(["tensorflow"])
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", (None, "no_such_package"))
     with pytest.raises(
-        InputError, match=r"--track mlflow: its package is not installed; pip install 'orbithash\[mlflow\]'"
+        InputError,
+        match=r"--track mlflow needs no_such_package, which is not installed; run: pip install 'orbithash\[mlflow\]'",
     ):
         check_trackers(["mlflow"])
 
@@ -110,7 +111,7 @@ def test_a_server_that_is_not_there_is_found_before_training(run, folder, monkey
     assert "\n" not in str(caught.value)
 
 
-def test_a_place_that_fails_later_is_left_out(run, folder, monkeypatch, capsys):
+def test_a_tracker_that_fails_later_is_dropped(run, folder, monkeypatch, capsys):
     class Fails:
         def __init__(self, *_):
             pass
@@ -121,5 +122,5 @@ def test_a_place_that_fails_later_is_left_out(run, folder, monkeypatch, capsys):
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", (Fails, "json"))
     follow(run, folder, "mlflow", epochs=3)
     said = capsys.readouterr().err
-    assert said.count("mlflow: the server is gone; training goes on without it") == 1
+    assert said.count("mlflow: the server is gone; training continues without it") == 1
     assert len(scalars(folder / "tensorboard")["train/loss"]) == 3

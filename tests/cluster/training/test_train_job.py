@@ -1,4 +1,4 @@
-"""Training on Ray Train: the run folder is whole, a killed run goes on, a fault of the data is one line."""
+"""Training on Ray Train: the run folder is complete, a killed run resumes, a fault of the data is one line."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     told = scalars(run / "tensorboard")["train/loss"]
     assert told == [(record["epoch"], pytest.approx(record["train/loss"])) for record in history]
 
-    # Again: there is nothing to do. With other settings: not in this folder.
+    # A repeated command has nothing to do; other settings are refused in this folder.
     before = files_of(run)
     ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
     assert ended.code == 0
@@ -73,7 +73,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     assert "holds another run (epochs was 2, is 3)" in ended.err
     assert files_of(run) == before
 
-    # What was trained can be evaluated, and the page stands alone.
+    # The run can be evaluated, and its page needs no other file.
     ended = cli("evaluate", run, "--data", labelled, "--json")
     assert ended.code == 0, ended.err
     metrics = json.loads(ended.out)
@@ -84,7 +84,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     )
     assert (run / "evaluation" / "report.html").stat().st_size > 10_000
 
-    # So can the shorter length, which is the first bits of the same codes; any other was not trained.
+    # So can the trained shorter length, the first bits of the same codes; other lengths are refused.
     ended = cli("evaluate", run, "--data", labelled, "--bits", "8", "--json")
     assert ended.code == 0, ended.err
     shorter = json.loads(ended.out)
@@ -98,8 +98,8 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
 
 
 @pytest.mark.slow
-def test_of_equal_epochs_the_model_is_of_the_one_that_is_told(ray_cluster, cli, labelled, tmp_path):
-    """No rate, no change: Ray keeps the last checkpoint of those with the best score."""
+def test_of_equal_epochs_the_last_becomes_the_model(ray_cluster, cli, labelled, tmp_path):
+    """With a learning rate of almost 0, scores are equal; Ray keeps the last of the best checkpoints."""
     run = tmp_path / "run"
     ended = cli(*command(labelled, run, epochs=3, lr="1e-30"))
     assert ended.code == 0, ended.err
@@ -127,7 +127,7 @@ def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
+def test_a_stopped_run_resumes(ray_cluster, start, cli, labelled, tmp_path, by):
     run, epochs = tmp_path / "run", 12
     process = start(*command(labelled, run, epochs=epochs))
 
@@ -141,13 +141,13 @@ def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
     else:
         process.send_signal(by)
         assert process.wait(timeout=120) == 130
-        assert "the same command goes on after the last whole epoch" in process.err.read_text()
+        assert "the same command resumes after the last complete epoch" in process.err.read_text()
         assert "Traceback" not in process.err.read_text()
     before = history_of(run)
     assert 1 <= len(before) < epochs, "it was stopped in the middle"
     assert not (run / "model").exists()
 
-    # The first epoch is not trained again: its record has the very same times.
+    # The first epoch is not trained again: its record has the same times.
     ended = cli(*command(labelled, run, epochs=epochs))
     assert ended.code == 0, ended.err
     after = history_of(run)
@@ -157,11 +157,11 @@ def test_a_stopped_run_goes_on(ray_cluster, start, cli, labelled, tmp_path, by):
 
 
 @pytest.mark.slow
-def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypatch):
-    """Others hold the CPUs: the wait ends, and what is done by then stays."""
+def test_no_resources_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypatch):
+    """Other tasks hold the CPUs: the wait ends with an error, and the run folder stays."""
     import ray
 
-    # In here: workers cannot import the tests.
+    # Defined here, because workers cannot import the tests.
     class Holder:
         def holds(self):
             return True
@@ -175,7 +175,7 @@ def test_no_room_for_the_workers(ray_cluster, cli, labelled, tmp_path, monkeypat
     finally:
         ray.kill(holder)
     assert ended.code == 1
-    assert "no room for 2 workers with 2 CPUs and 0 GPUs each; the same command goes on" in ended.err
+    assert "no free resources for 2 workers with 2 CPUs and 0 GPUs each; the same command resumes" in ended.err
     assert "Traceback" not in ended.err
     assert (tmp_path / "run" / "config.yaml").exists()
 
@@ -196,12 +196,12 @@ def test_validation_beside_training(ray_cluster, cli, labelled, tmp_path):
     told = scalars(run / "tensorboard")
     assert told["validation/ap_min_at_20"] == [(epoch, pytest.approx(history[epoch - 1][METRIC])) for epoch in (2, 4)]
     assert [epoch for epoch, _ in told["train/loss"]] == [1, 2, 3, 4]
-    # What Ray Train keeps is the best one and the last one.
+    # Ray Train keeps the best checkpoint and the last one.
     kept = json.loads((run / "ray/checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
     assert best["epoch"] in {result["metrics"]["epoch"] for result in kept}
 
 
-def test_validation_beside_training_takes_room(ray_cluster, refused, labelled, tmp_path):
+def test_validation_beside_training_needs_resources(ray_cluster, refused, labelled, tmp_path):
     wanted = ("--workers", "4", "--validate-beside", "--set", "batch_size=8")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *wanted),
@@ -209,5 +209,5 @@ def test_validation_beside_training_takes_room(ray_cluster, refused, labelled, t
     )
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--validate-beside", "--validation", "0"),
-        words=["--validate-beside, but there is no validation part; leave --validation above 0"],
+        words=["--validate-beside needs a validation part; set --validation above 0"],
     )

@@ -1,4 +1,4 @@
-"""Training whose number of workers changes: a node with a rank dies in the middle of an epoch."""
+"""Training with a changing number of workers: a node with a rank dies in the middle of an epoch."""
 
 import json
 
@@ -29,10 +29,10 @@ def history_of(run):
 
 
 def test_training_survives_a_node(start, nodes, labelled, tmp_path):
-    """A rank on each of three nodes; two go on, and nothing but the unfinished epoch was lost."""
+    """Three nodes have one rank each; after one dies, two resume, and only the unfinished epoch is lost."""
     out = tmp_path / "run"
     settings = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "bits=16", f"epochs={EPOCHS}")
-    # Small steps in the direction of the gradient: what another order of sums changes stays small.
+    # Plain gradient descent with tiny steps: another order of summation changes little.
     settings += ("optimizer=sgd", "lr=1e-7", "warm_up_epochs=0")
     options = [word for setting in settings for word in ("--set", setting)]
     process = start(
@@ -45,11 +45,11 @@ def test_training_survives_a_node(start, nodes, labelled, tmp_path):
     assert "Traceback" not in process.err.read_text()
     after = history_of(out)
     assert [record["epoch"] for record in after] == list(range(1, EPOCHS + 1))
-    # What was whole was not trained again, but for the epoch whose checkpoint was under way: records have their times.
+    # Complete epochs were not trained again, except the one whose checkpoint was being written: records have times.
     assert after[: len(before) - 1] == before[:-1]
     assert HashModel.load(out / "model").card.metrics == best_epoch(after)
 
-    # One rank that nothing stopped learns the same, but for the order of sums.
+    # One undisturbed rank learns the same, up to the order of summation.
     recorder = Recorder()
     train(open_run(out), recorder)
     for disturbed, whole in zip(after, recorder.history, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints on other file systems: what is refused before training, and a run that goes on from a real S3 server."""
+"""Checkpoints on other file systems: invalid storages are refused before training, a run resumes from an S3 server."""
 
 import json
 import signal
@@ -18,14 +18,14 @@ from orbithash.trainers.loop.export import best_epoch
 
 @pytest.fixture
 def keys(monkeypatch):
-    """Credentials, for pyarrow looks for some on the network where it has none."""
+    """Credentials: without any, pyarrow looks for some on the network."""
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 
 @pytest.fixture
 def s3(keys):
-    """A server that speaks S3, with a bucket `runs`: its end of URIs, and pyarrow's file system on it."""
+    """An S3 server with a bucket `runs`: the query part of its URIs, and pyarrow's file system on it."""
     with s3_server() as address:
         system = pyarrow.fs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True)
         system.create_dir("runs")
@@ -48,7 +48,7 @@ def test_a_folder_is_made_and_left_clean(tmp_path):
 
 
 def test_places_that_are_refused(tmp_path):
-    assert "no such kind of place; a path, s3://BUCKET/PATH" in refusal("ftp://host/path")
+    assert "unknown kind of storage; give a path, s3://BUCKET/PATH" in refusal("ftp://host/path")
     (tmp_path / "file").touch()
     assert str(tmp_path / "file" / "run") in refusal(tmp_path / "file" / "run")
     (tmp_path / "old" / "ray").mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_a_server_that_is_not_there(keys):
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     uri = f"s3://runs/first?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    assert "it cannot be reached; check the address and the network" in refusal(uri)
+    assert "cannot be reached; check the address and the network" in refusal(uri)
 
 
 def test_a_server_that_never_answers(keys, monkeypatch):
@@ -72,20 +72,20 @@ def test_a_server_that_never_answers(keys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("error", "line"),
     [
         ("When creating key 'x': AWS Error ACCESS_DENIED during PutObject: Forbidden", "no permission to write there"),
-        ("AWS Error NETWORK_CONNECTION during HeadBucket: curlCode: 7", "it cannot be reached"),
+        ("AWS Error NETWORK_CONNECTION during HeadBucket: curlCode: 7", "cannot be reached"),
         ("[Errno 28] No space left on device", "[Errno 28] No space left on device"),
     ],
 )
-def test_what_a_store_says_is_told_in_one_line(said, told):
-    assert checkpoints._explain(OSError(f"{said}\n")).startswith(told)
+def test_errors_of_a_store_are_one_line(error, line):
+    assert checkpoints._explain(OSError(f"{error}\n")).startswith(line)
 
 
 def test_a_bucket_that_is_not_there(s3):
     options, system = s3
-    assert "there is no bucket 'none'; make it first" in refusal(f"s3://none/first{options}")
+    assert "the bucket 'none' does not exist; create it first" in refusal(f"s3://none/first{options}")
     Storage.of(f"s3://runs/first{options}").check(is_new=True)
     assert system.get_file_info("runs/first/.orbithash").type == pyarrow.fs.FileType.NotFound
 
@@ -102,14 +102,14 @@ def test_a_bucket_without_permission(keys, monkeypatch):
 
 def test_options_that_do_not_fit(refused, tmp_path, labelled):
     train = ("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY)
-    refused(*train, "--storage", "ftp://host/path", words=["--storage ftp://host/path: no such kind of place"])
+    refused(*train, "--storage", "ftp://host/path", words=["--storage ftp://host/path: unknown kind of storage"])
     refused(*train, "--keep", "0", words=["--keep is 0; at least 1"])
-    refused(*train, "--track", "nope", words=["--track is 'nope'; there are mlflow, wandb"])
+    refused(*train, "--track", "nope", words=["--track is 'nope'; the trackers are mlflow, wandb"])
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_s3(s3, start, labelled, tmp_path):
-    # In this order: a process of `start` has the credentials in its environment.
+    # s3 before start: its processes need the credentials in their environment.
     options, system = s3
     run, epochs = tmp_path / "run", 5
     uri = f"s3://runs/first{options}"
@@ -132,14 +132,14 @@ def test_a_killed_run_goes_on_from_s3(s3, start, labelled, tmp_path):
     assert len(before) < epochs
     assert not (run / "ray").exists(), "nothing is kept in the run folder"
 
-    # Without being told again where its checkpoints are.
+    # Without --storage: the run folder knows it.
     process = start(*command, "--keep", "2")
     assert process.wait(timeout=300) == 0, process.err.read_text()
     after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
     assert after[0] == before[0]
     assert HashModel.load(run / "model").card.metrics == best_epoch(after)
-    # The last one, uploaded while nothing else was left to do, and the two best ones.
+    # The last checkpoint, which is uploaded at the very end, and the two best ones.
     kept = {result["metrics"]["epoch"] for result in snapshot()}
     best = sorted(after, key=lambda record: (record["score"], record["epoch"]))[-2:]
     assert kept == {epochs, *(record["epoch"] for record in best)}

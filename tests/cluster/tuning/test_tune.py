@@ -1,4 +1,4 @@
-"""The search for settings: on a real cluster, killed half-way, and what is refused before anything starts."""
+"""The search for settings: killed half-way on a real cluster and resumed; wrong options are refused."""
 
 import json
 
@@ -7,8 +7,8 @@ import yaml
 from cluster_parts import family, kill, wait_for
 
 from orbithash.cluster.training.train import prepare_run
-from orbithash.cluster.tuning import tune as searching
 from orbithash.cluster.tuning.report import write_page
+from orbithash.cluster.tuning.sampling import sample_points
 from orbithash.cluster.tuning.tune import Trial, Tuning, best_config
 from orbithash.trainers.search_space import Choice, Linear, Log
 
@@ -21,7 +21,7 @@ def command(data, out, *options):
 
 @pytest.fixture
 def small(labelled, tmp_path):
-    """Options that suit the labelled folder, which is small."""
+    """Options that fit the small labelled folder."""
     return command(
         labelled, tmp_path / "tune", "--set", "batch_size=6", "--set", "class_pairs=1", "--validation", "0.3"
     )
@@ -30,7 +30,7 @@ def small(labelled, tmp_path):
 def test_the_settings_of_trials(labelled):
     run = prepare_run("mhcln", labelled, settings=["lr=2e-4"])
     space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 1), "hidden": Choice(((8,), (16, 8))), "epochs": Linear(3, 5)}
-    points = searching._points(run, Tuning(space, 40, "ap_min@20"))
+    points = sample_points(run.config, space, 40, 0)
     as_is = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
     assert points[0] == as_is
     assert len(points) == 40
@@ -44,16 +44,16 @@ def test_the_settings_of_trials(labelled):
         assert 0.1 <= point["margin"] <= 1
         assert point["hidden"] in ("[8]", "[16, 8]")
         assert point["epochs"] in (3, 4, 5)
-    assert points == searching._points(run, Tuning(space, 40, "ap_min@20"))
-    assert points[1:] != searching._points(run, Tuning(space, 40, "ap_min@20", seed=1))[1:]
+    assert points == sample_points(run.config, space, 40, 0)
+    assert points[1:] != sample_points(run.config, space, 40, 1)[1:]
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(start, small, tmp_path):
+def test_a_killed_search_resumes(start, small, tmp_path):
     options = ("--trials", "4", "--set", "epochs=3", "--concurrent", "1", "--search", "lr=1e-4:1e-2:log")
     options = (*options, "--search", "hidden=[8],[16, 8]", "--set", "steps_per_epoch=200")
     first = start(*small, *options)
-    # In the middle: the second trial has begun.
+    # In the middle of the search: the second trial has begun.
     wait_for(lambda: (tmp_path / "tune" / "ray" / "trial_00001").is_dir(), first, 180)
     kill(first, *family(first.pid))
     assert not (tmp_path / "tune" / "trials.json").exists()
@@ -77,10 +77,10 @@ def test_a_killed_search_goes_on(start, small, tmp_path):
         or "data:image/svg" in (tmp_path / "tune" / "report.html").read_text()
     )
 
-    # Again: there is nothing to do. With another search: not in this folder.
+    # A repeated command has nothing to do; another search is refused in this folder.
     third = start(*small, *options)
     assert third.wait(120) == 0
-    assert "is complete already; nothing to try" in third.err.read_text()
+    assert "is complete already; nothing to search" in third.err.read_text()
     other = start(*small, *options, "--seed", "1")
     assert other.wait(60) == 2
     assert "holds another search (seed was 0, is 1); give another --out" in other.err.read_text()
@@ -89,11 +89,11 @@ def test_a_killed_search_goes_on(start, small, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--trials", "1"), "1 trials; at least 2 are needed"),
-        (("--validation", "0"), "no validation part to compare settings by"),
+        (("--trials", "1"), "--trials is 1; at least 2 are needed"),
+        (("--validation", "0"), "no validation part to score the trials on"),
         (("--search", "lrr"), "'lrr' is no setting"),
         (("--search", "lr=0.1:7"), "lr is 7.0: input should be less than or equal to 1"),
-        (("--grace", "99"), "99 epochs of grace; from 1 to epochs=20 are allowed"),
+        (("--grace", "99"), "--grace is 99; from 1 to epochs=20 are allowed"),
         (("--cpus-per-trial", "0"), "0 CPUs and 0 GPUs per trial; one of them must be above 0"),
         (("--cpus-per-trial", "nan"), "nan CPUs and 0 GPUs per trial"),
         (("--gpus-per-trial", "1.5"), "--gpus-per-trial is 1.5; a whole number, or a part of one GPU such as 0.25"),
@@ -101,7 +101,7 @@ def test_a_killed_search_goes_on(start, small, tmp_path):
         (("--concurrent", "-1"), "--concurrent is -1; a number of trials, or 0 for no limit"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(refused, small, options, words):
+def test_wrong_options_are_refused_before_the_start(refused, small, options, words):
     refused(*small, *options, words=[words])
 
 
@@ -114,7 +114,7 @@ def test_more_than_the_cluster_has(ray_cluster, refused, small):
 def test_a_folder_of_something_else(refused, small, tmp_path):
     (tmp_path / "tune").mkdir()
     (tmp_path / "tune" / "notes.txt").touch()
-    refused(*small, words=["is not empty and holds no search; give another --out"])
+    refused(*small, words=["is not empty and not the folder of a search; give another --out"])
 
 
 def test_the_page_and_the_best_settings(labelled, tmp_path):
