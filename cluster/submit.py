@@ -35,6 +35,8 @@ LOST_S = 600.0
 
 # Text arguments that are paths or URLs.
 _PLACES = ("source", "archive")
+# Text arguments that are names, even if a file of the same name exists here.
+_NAMES = ("method", "methods", "name", "dataset", "protocol", "prefix", "metric", "index")
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -126,7 +128,8 @@ def check_words(app: Any, words: Sequence[str]) -> None:
     for name, value in context.params.items():
         for each in value if isinstance(value, list | tuple) else [value]:
             is_place = isinstance(each, Path) or (name in _PLACES and isinstance(each, str) and "://" not in each)
-            is_local = isinstance(each, str) and not Path(each).is_absolute() and _exists(each)
+            is_text = isinstance(each, str) and each and name not in _NAMES
+            is_local = is_text and not Path(each).is_absolute() and _exists(each)
             if (is_place and not Path(each).is_absolute()) or is_local:
                 problems.append(f"{name} is {str(each)!r}: give an absolute path on a file system that all nodes share")
     if problems:

@@ -224,9 +224,13 @@ def test_words_that_another_machine_could_not_follow(words, problem):
     assert problem in str(error.value)
 
 
-def test_words_that_it_can():
+def test_words_that_it_can(tmp_path, monkeypatch):
     import typer
 
+    # A method, not the folder.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dhcl").mkdir()
+    check_words(typer.main.get_command(app), ["train", "dhcl", "--data", "/data", "--out", "/run"])
     for words in (["scenes", "/here"], ["encode", "s3://b/tiles", "--model", "/m", "--archive", "gs://b/a"]):
         check_words(typer.main.get_command(app), words)
     with pytest.raises(Exception, match="--rowz"):
