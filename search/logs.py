@@ -1,4 +1,4 @@
-"""Log lines that name the requests they are about, as text or as JSON."""
+"""Log lines as text or JSON that name the requests they belong to."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ __all__ = ["Format", "current_request", "is_json", "log_to_stderr", "set_request
 
 
 class Format(StrEnum):
-    """Of lines: for a person, or one JSON object each."""
+    """Format of log lines: text for people, or one JSON object per line."""
 
     TEXT = "text"
     JSON = "json"
@@ -20,23 +20,23 @@ class Format(StrEnum):
 
 _requests: ContextVar[str] = ContextVar("orbithash_requests", default="")
 
-# What every record has; the rest was given by `extra`.
-_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "request_id"}
+# Attributes of every record; others come from the argument `extra`.
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "request_id"}
 
 
 def current_request() -> str:
-    """The id of the request that is worked for, or "". Several share a batch: their ids, with commas."""
+    """Return the id of the current request, or ""; in a batch, the ids of its requests separated by commas."""
     return _requests.get()
 
 
 def set_requests(ids: Iterable[str]) -> None:
-    """Log lines of this task, and of what it starts from now on, are about these requests."""
+    """Set the requests named in log lines of this task and of the tasks that it starts from now on."""
     _requests.set(",".join(dict.fromkeys(filter(None, ids))))
 
 
 @contextmanager
 def log_to_stderr(format_: Format) -> Iterator[None]:
-    """In the block, what this process logs goes to stderr: our lines from INFO on, those of libraries from WARNING."""
+    """Log to stderr within the block: from level INFO for this package, from WARNING for libraries."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if format_ is Format.JSON else _Text())
     root, ours = logging.getLogger(), logging.getLogger("orbithash")
@@ -51,7 +51,7 @@ def log_to_stderr(format_: Format) -> Iterator[None]:
 
 
 def is_json() -> bool:
-    """Whether a program is to read what this process writes to stderr."""
+    """Return whether the process logs to stderr as JSON."""
     return any(isinstance(handler.formatter, _Json) for handler in logging.getLogger().handlers)
 
 
@@ -73,7 +73,7 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **({"request_id": current_request()} if current_request() else {}),
-            **{name: value for name, value in vars(record).items() if name not in _USUAL},
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)

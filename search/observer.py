@@ -1,4 +1,4 @@
-"""What the service tells of itself while it works. Here nobody listens; `metrics` counts."""
+"""Interface for the metrics of the service. `gateway.metrics` implements it for Prometheus."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -20,20 +20,20 @@ _NOTHING = nullcontext()
 
 
 class Observer:
-    """Hears nothing, at no cost. May be told from any thread."""
+    """An observer that ignores all events. Methods may be called from any thread."""
 
     def stage(self, name: Stage) -> AbstractContextManager[Any]:
-        """Around the work of a stage, whether it succeeds or not."""
+        """Return a context manager that measures the work of a stage, whether it succeeds or fails."""
         return _NOTHING
 
     def count(self, name: Count, number: int = 1) -> None:
-        """Something happened `number` times."""
+        """Add `number` to a counter."""
 
     def batch(self, num_queries: int, waited_s: float) -> None:
-        """A batch of queries leaves for the shards; `waited_s` is how long its oldest query waited for that."""
+        """Record that a batch of queries is sent to the shards; its oldest query has waited `waited_s` seconds."""
 
     def call_began(self, rpc: str) -> None:
-        """A call of the gateway has arrived."""
+        """Record that a call of the gateway has arrived."""
 
     def call_ended(self, rpc: str, outcome: str, seconds: float) -> None:
-        """It has ended; `outcome` is the name of a gRPC status code."""
+        """Record that a call has ended after `seconds`; `outcome` is the name of a gRPC status code."""

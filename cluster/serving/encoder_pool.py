@@ -124,6 +124,11 @@ class EncoderPool:
                 member.idle_since = asyncio.get_running_loop().time()
         raise Unavailable("the encoders of queries have been stopped; send the query again")
 
+    @property
+    def max_calls(self) -> int:
+        """Maximum number of calls that the pool can process, or keep waiting, at the same time."""
+        return _MAX_CALLS * self._high
+
     def share(self) -> "EncoderPool":
         """Return this pool and count one more user."""
         self._num_users += 1

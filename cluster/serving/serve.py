@@ -12,7 +12,6 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
     nullcontext,
-    suppress,
 )
 from functools import partial
 from pathlib import Path
@@ -170,8 +169,8 @@ async def serving(
             yield gateway
         finally:
             follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await follower
+            # Does not raise an error of the task: the gateway must be stopped whatever happened.
+            await asyncio.wait([follower])
             await gateway.stop(STOP_GRACE_S)
     finally:
         await service.close()
