@@ -6,7 +6,6 @@ Images and sentences of queries that arrive at the same time are encoded in one 
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,7 +55,7 @@ class _Encoder(ABC):
         with self._observer.stage("encode"):
             return await self._encode("text", texts)
 
-    async def _encode(self, kind: Literal["image", "text"], items: Sequence[Any]) -> Codes:
+    async def _encode(self, kind: Literal["image", "text"], items: Pixels | list[str]) -> Codes:
         if not len(items):
             return await self._encode_prepared(np.asarray(items))
         codes: list[Codes] = []

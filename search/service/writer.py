@@ -95,7 +95,7 @@ class Writer:
     async def upsert(self, rows: Sequence[Row]) -> Committed:
         """Write rows; of several rows with one key the last.
 
-        Raises `InvalidQuery` for invalid rows, of which none is written, `Overloaded` and `Unavailable`.
+        Raises `InvalidQuery` if a row is invalid (then no row is written), `Overloaded` and `Unavailable`.
         """
         return await self.write(await self.prepare(rows))
 
