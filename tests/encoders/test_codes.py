@@ -1,4 +1,4 @@
-"""Codes against one bit at a time, and against the inner product of +1 and -1."""
+"""Codes against computations bit by bit, and against inner products of +1 and -1."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def bit_arrays(num_rows=FEW, bits=ALL_BITS):
 
 
 @given(bit_arrays())
-def test_what_is_packed_is_unpacked(bits):
+def test_packing_round_trip(bits):
     length = bits.shape[1]
     codes = pack(bits)
     assert (codes.dtype, codes.shape) == (np.uint8, (len(bits), num_bytes(length)))
@@ -28,7 +28,7 @@ def test_what_is_packed_is_unpacked(bits):
 
 
 @given(bit_arrays(num_rows=st.just(1)))
-def test_bit_j_lies_where_the_contract_says(bits):
+def test_bit_order(bits):
     code = pack(bits)[0]
     for j, bit in enumerate(bits[0]):
         assert bool(code[j // 8] & (128 >> (j % 8))) == bit
@@ -36,7 +36,7 @@ def test_bit_j_lies_where_the_contract_says(bits):
 
 
 @given(st.integers(0, 2**32 - 1), ALL_BITS, st.integers(0, 6), st.integers(0, 6))
-def test_distance_is_that_of_inner_products_of_signs(seed, length, num_queries, num_codes):
+def test_distances_equal_those_from_inner_products_of_signs(seed, length, num_queries, num_codes):
     rng = np.random.default_rng(seed)
     queries, database = rng.random((num_queries, length)) < 0.5, rng.random((num_codes, length)) < 0.5
     signs = [np.where(bits, 1, -1) for bits in (queries, database)]
@@ -47,8 +47,8 @@ def test_distance_is_that_of_inner_products_of_signs(seed, length, num_queries, 
 
 
 @given(bit_arrays(num_rows=st.just(2)))
-def test_padding_adds_nothing_to_a_distance(bits):
-    """The same bits as a longer code of whole bytes have the same distance."""
+def test_padding_does_not_change_distances(bits):
+    """Longer codes of whole bytes with the same bits have the same distances."""
     padded = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))
     code, longer = pack(bits), pack(padded)
     np.testing.assert_array_equal(code, longer)
@@ -86,7 +86,7 @@ def test_a_set_pad_bit_is_refused(length, data):
     with pytest.raises(InputError, match="pad bits"):
         unpack(codes, length)
     codes[row, -1] = 1 << (-length % 8)
-    assert unpack(codes, length)[row, -1], "the last bit itself is no pad bit"
+    assert unpack(codes, length)[row, -1], "the last bit is not a pad bit"
 
 
 @given(ALL_BITS, st.integers(0, 70))
@@ -113,7 +113,7 @@ def test_only_bool_is_packed(dtype):
         pack(np.ones((2, 16), dtype))
 
 
-def test_a_number_alone_is_no_code():
+def test_a_scalar_is_not_a_code():
     with pytest.raises(InputError, match=r"got shape \(\)"):
         check_codes(np.uint8(3) * np.ones((), np.uint8), 8)
 

@@ -1,4 +1,4 @@
-"""Small encoded images for the tests of reading, and their expected pixels computed one at a time."""
+"""Helpers: small encoded images, and their expected pixels, computed one at a time."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ def noise(bands, dtype=np.uint8, seed=0, low=0, high=None):
 
 
 def tiff(values, mask=None, colormap=None, datetime=None, **options):
-    """A TIFF of values [B, H, W]."""
+    """Return a TIFF of values [B, H, W]."""
     shape = {"count": values.shape[0], "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype}
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore")
@@ -41,7 +41,7 @@ def encoded(image, kind, **options):
 
 
 def png16(values):
-    """A PNG of uint16 values [H, W, channels], written by hand as Pillow cannot."""
+    """Return a PNG of uint16 values [H, W, channels], which Pillow cannot write."""
     height, width, channels = values.shape
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -57,7 +57,7 @@ def png_of(width, height, depth, colour, data):
 
 
 def slow_stretch(band, valid, low, high):
-    """A pixel at a time, in Python's own numbers."""
+    """Stretch a band pixel by pixel, with the numbers of Python."""
     shown = np.zeros(band.shape, np.uint8)
     for place in np.ndindex(band.shape):
         if valid[place] and high > low:
@@ -67,6 +67,6 @@ def slow_stretch(band, valid, low, high):
 
 
 def assert_shown(got, expected):
-    """Equal to within the rounding of float32."""
+    """Assert equality within the rounding of float32."""
     assert (got.dtype, got.shape) == (np.uint8, expected.shape)
     assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1

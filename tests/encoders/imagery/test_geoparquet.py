@@ -34,7 +34,7 @@ WGS84 = {
 
 
 def write(path, column, name="geometry", encoding="WKB", geo=None, **columns):
-    """A GeoParquet file of one row for each geometry; `geo` has further fields of the column's description."""
+    """Write a GeoParquet file with one row per geometry; `geo` overrides fields of the column's metadata."""
     metadata = {"version": "1.1.0", "primary_column": name, "columns": {name: {"encoding": encoding, **(geo or {})}}}
     rows = {"path": [f"{number}.tif" for number in range(len(column))], name: column, **columns}
     pq.write_table(pa.table(rows).replace_schema_metadata({"geo": json.dumps(metadata)}), path)
@@ -64,7 +64,7 @@ def test_the_primary_column_is_read_under_any_name_beside_others(tmp_path):
     assert outline(item).equals(SQUARE)
 
 
-def test_lon_and_lat_go_before_the_centre(tmp_path):
+def test_lon_and_lat_take_precedence_over_the_centre(tmp_path):
     (item,) = list_source(write(tmp_path / "t.parquet", wkb(SQUARE), lon=[4.25], lat=[50.75]))
     assert (item.lon, item.lat) == (4.25, 50.75)
     assert outline(item).equals(SQUARE)
@@ -102,7 +102,7 @@ PAIR = pa.list_(pa.float64(), 2)
 
 
 def native(geometry, is_pair):
-    """The coordinates of a geometry in GeoArrow's nesting."""
+    """Return the coordinates of a geometry, nested as in GeoArrow."""
 
     def nested(value):
         if isinstance(value[0], float):
@@ -182,7 +182,7 @@ def test_damaged_metadata_is_refused(tmp_path, text):
         list_source(tmp_path / "t.parquet")
 
 
-def test_what_is_not_read_is_logged(tmp_path, caplog):
+def test_a_column_that_is_not_read_is_logged(tmp_path, caplog):
     pq.write_table(pa.table({"path": ["a.tif"], "geometry": wkb(SQUARE)}), tmp_path / "plain.parquet")
     (item,) = list_source(tmp_path / "plain.parquet")
     assert item.footprint is None

@@ -23,13 +23,13 @@ from orbithash.encoders.imagery.georeference import Georeference, check_projecti
 
 
 def test_place_of_a_utm_image():
-    """Zone 31 has its middle at 3 degrees east, where northing 0 is the equator and easting 500 km."""
+    """In UTM zone 31, easting 500 km and northing 0 are at 3 degrees east on the equator."""
     data = tiff(noise(1), crs="EPSG:32631", transform=from_origin(500_000 - 12 * 10, 10 * 10, 10, 10))
     got = read_georeference(data)
     assert abs(got.lon - 3) < 1e-9
     assert abs(got.lat) < 1e-9
     west, south, east, north = shapely.from_wkb(got.footprint).bounds
-    # A degree of longitude on the equator is 111.320 km, of latitude 110.574 km; the zone's scale is 0.9996.
+    # On the equator a degree of longitude is 111.320 km and of latitude 110.574 km; the scale of UTM is 0.9996.
     assert abs((east - west) - 240 / 111_320 / 0.9996) < 1e-7
     assert abs((north - south) - 200 / 110_574 / 0.9996) < 1e-7
     assert got.datetime is None
@@ -45,14 +45,14 @@ def test_place_of_a_window():
     assert shapely.from_wkb(whole.footprint).equals(shapely.box(10, 45, 22, 50))
 
 
-def test_place_of_a_grid_that_counts_to_360_degrees():
+def test_place_of_a_grid_of_0_to_360_degrees():
     got = read_georeference(tiff(noise(1), crs="EPSG:4326", transform=from_origin(200, 50, 0.5, 0.25)))
     assert got.lon == pytest.approx(206 - 360)
     assert shapely.from_wkb(got.footprint).bounds == pytest.approx((-160, 45, -148, 50))
 
 
 def test_an_image_across_180_degrees_has_two_parts():
-    # UTM zone 60 ends at 180 degrees; its middle, 177 degrees east, has easting 500 km.
+    # UTM zone 60 ends at 180 degrees; its central meridian, 177 degrees east, has easting 500 km.
     data = tiff(noise(1), crs="EPSG:32660", transform=from_origin(500_000 + 3 * 111_000 - 60_000, 100_000, 5000, 5000))
     got = read_georeference(data)
     outline = shapely.from_wkb(got.footprint)
@@ -79,11 +79,11 @@ def test_images_without_a_usable_place(options):
 
 
 @pytest.mark.parametrize("tag", ["", "2015-05-02", "0000:00:00 00:00:00", "2015:13:02 01:31:04", "yesterday"])
-def test_a_damaged_date_is_none(tag):
+def test_an_invalid_date_is_ignored(tag):
     assert read_georeference(tiff(noise(1), datetime=tag)).datetime is None
 
 
-def test_other_formats_have_no_place_and_no_image_no_georeference(tmp_path):
+def test_other_formats_have_no_place_and_other_files_are_refused(tmp_path):
     assert read_georeference(encoded(Image.new("RGB", (20, 20)), "JPEG")) == Georeference()
     with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         read_georeference(b"text")
@@ -92,7 +92,7 @@ def test_other_formats_have_no_place_and_no_image_no_georeference(tmp_path):
 
 
 @pytest.mark.parametrize("west", [178.5, -181.5, 538.5])
-def test_a_grid_of_degrees_is_in_one_place_however_it_counts(west):
+def test_grids_of_degrees_that_differ_by_360_have_the_same_place(west):
     """178.5 to 180.5 degrees east."""
     got = read_georeference(tiff(noise(1), crs="EPSG:4326", transform=from_origin(west, -16, 2 / WIDTH, 2 / HEIGHT)))
     assert (got.lon, got.lat) == pytest.approx((179.5, -17))
@@ -128,7 +128,7 @@ def test_the_outline_holds_the_points_of_the_scene_and_no_others(crs, bounds):
     xs, ys = west + share[:, 0] * (east - west), south + share[:, 1] * (north - south)
     lons, lats = map(np.asarray, transform(crs, "EPSG:4326", xs, ys))
     on_earth = np.isfinite(lons) & np.isfinite(lats) & (np.abs(lats) <= 90)
-    # A hundredth of a side away from the edges, where a chord may lie on either side.
+    # Points within a hundredth of a side from an edge are left out: a chord may pass on either side of them.
     inside = ((share > 0.01) & (share < 0.99)).all(axis=1) & on_earth
     outside = ((share < -0.01) | (share > 1.01)).any(axis=1) & on_earth
     held = shapely.contains_xy(outline, (lons + 180) % 360 - 180, lats)
@@ -153,7 +153,7 @@ def test_an_image_of_the_disc_of_the_earth_has_a_centre_and_no_outline():
 
 @pytest.mark.parametrize("variable", ["PROJ_LIB", "PROJ_DATA"])
 @pytest.mark.parametrize("database", [None, b"", b"not a database", "of an older PROJ"])
-def test_a_foreign_database_of_proj_is_an_error_and_not_a_missing_place(tmp_path, variable, database):
+def test_a_proj_database_of_another_installation_is_an_error(tmp_path, variable, database):
     if database == "of an older PROJ":
         shutil.copy(Path(rasterio.__file__).parent / "proj_data" / "proj.db", tmp_path)
         with contextlib.closing(sqlite3.connect(tmp_path / "proj.db")) as connection:
@@ -188,5 +188,5 @@ for read in (check_projections, lambda: read_georeference(Path(sys.argv[1]))):
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_a_sound_installation_of_proj_passes():
+def test_a_working_installation_of_proj_passes():
     check_projections()

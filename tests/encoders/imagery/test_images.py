@@ -1,4 +1,4 @@
-"""Images of every kind that is read; the expected pixels are computed one at a time."""
+"""Reading of images of every supported kind; expected pixels are computed one at a time."""
 
 import io
 import struct
@@ -70,7 +70,7 @@ def test_8_bit_data_are_not_stretched():
 
 
 @pytest.mark.parametrize("source", ["tiff", "png"])
-def test_a_band_that_is_not_there_is_refused(source):
+def test_a_missing_band_is_refused(source):
     image = Image.fromarray(np.moveaxis(noise(3), 0, -1))
     data = tiff(noise(3)) if source == "tiff" else encoded(image, "PNG")
     with pytest.raises(ImageError, match="no band 4; the image has 3"):
@@ -90,7 +90,7 @@ def test_two_bands_need_a_choice():
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "int32", "float32", "float64", "int8"])
 @pytest.mark.parametrize("bands", [1, 4])
-def test_percentiles_are_each_bands_own(dtype, bands):
+def test_each_band_is_stretched_by_its_own_percentiles(dtype, bands):
     low = 0 if np.dtype(dtype).kind == "u" else -100
     values = noise(bands, dtype, low=low) * np.arange(1, bands + 1).astype(dtype)[:, None, None]
     got = read_image(tiff(values, photometric="minisblack"))
@@ -127,7 +127,7 @@ def test_a_stated_range_is_clipped():
     assert (got[values[0] >= 300] == 255).all()
 
 
-def test_nodata_is_black_and_counts_for_nothing():
+def test_nodata_is_black_and_excluded_from_the_stretch():
     values = noise(1, np.uint16, low=500, high=900)
     expected_bounds = np.percentile(values[0, 5:], [2, 98])
     values[:, :5] = 65000
@@ -137,7 +137,7 @@ def test_nodata_is_black_and_counts_for_nothing():
     assert (got[:5] == 0).all()
 
 
-def test_a_mask_and_an_alpha_band_exclude_pixels():
+def test_masked_pixels_are_excluded_from_the_stretch():
     values = noise(3, np.uint16, low=500, high=900)
     mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
     mask[:, :9] = 0
@@ -154,7 +154,7 @@ def test_a_mask_and_an_alpha_band_exclude_pixels():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("nodata", [None, np.nan, -9999.0])
-def test_numbers_that_are_none_are_black_and_count_for_nothing(bad, nodata):
+def test_nan_and_infinity_are_black_and_excluded_from_the_stretch(bad, nodata):
     values = noise(1, np.float32, low=-5, high=5)
     clean = values[0, 3:].astype(np.float64)
     values[:, :3] = bad
@@ -182,7 +182,7 @@ def test_the_largest_numbers_do_not_overflow():
         assert sorted(set(got[..., 0].ravel())) == [0, 255]
 
 
-def test_a_band_without_data_among_others_is_black():
+def test_a_band_without_valid_data_is_black():
     values = noise(3, np.float32)
     values[1] = np.nan
     got = read_image(tiff(values))
@@ -191,7 +191,7 @@ def test_a_band_without_data_among_others_is_black():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_an_image_of_nodata_alone_is_refused(dtype):
+def test_an_image_without_valid_data_is_refused(dtype):
     with pytest.raises(ImageError, match="no valid data"):
         read_image(tiff(np.zeros((3, HEIGHT, WIDTH), dtype), nodata=0))
 
@@ -306,10 +306,10 @@ def test_damaged_exif_does_not_refuse_a_photograph():
         np.testing.assert_array_equal(read_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_the_rows_of_a_georeferenced_image_stay_where_its_georeference_says():
+def test_a_georeferenced_image_is_not_turned():
     values = noise(3)
     data = bytearray(tiff(values, **PLACE, photometric="rgb"))
-    # GDAL writes no orientation: the tag of the planar configuration is turned into one (of 6).
+    # GDAL does not write an orientation, so the tag of the planar configuration is replaced by one.
     place = data.find(struct.pack("<HHI", 284, 3, 1))
     data[place : place + 12] = struct.pack("<HHIHH", 274, 3, 1, 6, 0)
     np.testing.assert_array_equal(read_image(bytes(data)), np.moveaxis(values, 0, -1))
@@ -325,7 +325,7 @@ def test_real_images(shared):
         original = read_image(path)
         assert original.shape == (256, 256, 3)
         jpeg = read_image(data / "ucmd" / "Images" / path.parent.name / f"{path.stem}.jpg")
-        assert np.abs(original.astype(int) - jpeg).mean() < 8, "the same picture, compressed again"
+        assert np.abs(original.astype(int) - jpeg).mean() < 8, "the JPEG is a compressed version of the TIFF"
     assert read_georeference(pairs[0]).datetime.year == 2009
 
 

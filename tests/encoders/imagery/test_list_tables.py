@@ -80,7 +80,7 @@ def test_times_without_a_unit_are_refused(tmp_path, kind):
         list_source(path)
 
 
-def test_path_goes_before_uri_and_numbers_become_labels(tmp_path):
+def test_path_takes_precedence_over_uri_and_numbers_become_labels(tmp_path):
     (item,) = list_source(write_table(tmp_path / "t.parquet", path=["a.tif"], uri=["http://x/a.tif"], label=[3]))
     assert (item.key, item.label) == ("a.tif", "3")
 
@@ -143,12 +143,12 @@ def test_longitudes_beyond_180_degrees_are_wrapped(tmp_path, lon, expected):
     assert (item.lon, item.lat) == (expected, 1.0)
 
 
-def test_columns_with_lists_and_structs_are_left_alone(tmp_path):
+def test_other_columns_may_have_any_type(tmp_path):
     path = write_table(tmp_path / "t.parquet", path=["a.tif"], bbox=[{"xmin": 1.0}], labels=[["river", "beach"]])
     assert keys(list_source(path)) == ["a.tif"]
 
 
-def test_what_is_no_parquet_is_refused(tmp_path):
+def test_files_that_are_not_parquet_are_refused(tmp_path):
     for data in (b"", b"PAR1", b"text" * 100):
         (tmp_path / "t.parquet").write_bytes(data)
         with pytest.raises(InputError, match="is not a readable Parquet file"):

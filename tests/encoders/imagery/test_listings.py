@@ -1,4 +1,4 @@
-"""Lists of paths, and how the names in lists become files."""
+"""Lists of paths: items, problems, and the files that names refer to."""
 
 import unicodedata
 
@@ -124,6 +124,6 @@ def test_times_in_text_become_utc(text, expected):
 @pytest.mark.parametrize(
     "text", ["yesterday", "", 2015, None, "1714564800", "1714564800000", "0001-01-01T00:00:00+14:00"]
 )
-def test_text_that_is_no_time_is_refused(text):
+def test_invalid_times_are_refused(text):
     with pytest.raises(ValueError, match="a time such as 2015-05-02T01:31:00Z is needed"):
         parse_time(text)

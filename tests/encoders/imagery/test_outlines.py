@@ -62,7 +62,7 @@ def test_parts_that_lie_at_180_degrees_are_centred_there():
         LineString([(0, 0), (170, 5)]),
     ],
 )
-def test_what_keeps_the_rule_is_unchanged(geometry):
+def test_geometries_that_follow_the_rule_are_unchanged(geometry):
     got = normalize(geometry)
     assert got.geom_type == geometry.geom_type
     assert got.equals(geometry)
@@ -107,7 +107,7 @@ def test_a_third_dimension_is_dropped_and_an_empty_geometry_has_no_place():
 
 
 @pytest.mark.parametrize("point", [(361, 0), (0, 91), (0, -90.5)])
-def test_coordinates_that_are_no_degrees_are_refused(point):
+def test_coordinates_beyond_degrees_are_refused(point):
     with pytest.raises(ValueError, match="longitudes from -360 to 360 and latitudes from -90 to 90"):
         place_of(Point(point))
     with pytest.raises(ValueError, match="not a finite number"):

@@ -1,4 +1,4 @@
-"""Folders of one TIFF a band, and images of other numbers of bands than three from the file to the code."""
+"""Patch folders (one TIFF per band), and images of one to many bands, from the file to the code."""
 
 import warnings
 
@@ -22,7 +22,7 @@ from orbithash.encoders.networks.model import HashModel
 
 SENTINEL_2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 SIDE = 24
-# Pixels of other bands are so many times as large.
+# Size of the pixels of each band, as a multiple of the finest.
 COARSER = {"B05": 2, "B01": 6}
 
 
@@ -35,7 +35,7 @@ def write_band(path, values, west=400_000, **options):
 
 
 def write_patch(folder, bands=("B01", "B02", "B03", "B04", "B05"), dtype=np.uint16, **options):
-    """A patch of 240 m a side; the values of its bands."""
+    """Write a patch of 240 x 240 m; return the values of its bands."""
     folder.mkdir()
     values = {}
     for seed, name in enumerate(bands):
@@ -47,7 +47,7 @@ def write_patch(folder, bands=("B01", "B02", "B03", "B04", "B05"), dtype=np.uint
 
 
 def slow_bilinear(values, factor):
-    """Each fine pixel from the four coarse ones around its centre; beyond the edge the edge goes on."""
+    """Interpolate each fine pixel from the four coarse pixels around its centre; edge pixels extend outwards."""
     height, width = values.shape
     fine = np.empty((height * factor, width * factor))
     for row, col in np.ndindex(fine.shape):
@@ -63,24 +63,24 @@ def slow_bilinear(values, factor):
     return fine
 
 
-# Reading.
+# Reading
 
 
-def test_coarser_bands_are_resampled_to_the_finest_that_is_taken(tmp_path):
+def test_coarser_bands_are_resampled_to_the_finest_chosen_band(tmp_path):
     values = write_patch(tmp_path / "patch")
     got = read_image(tmp_path / "patch", Rendering(("B05", "B02", "B01"), "range:0:3000"))
     assert (got.shape, got.dtype) == ((SIDE, SIDE, 3), np.uint8)
     for channel, name in enumerate(("B05", "B02", "B01")):
         expected = slow_bilinear(values[name], COARSER.get(name, 1)) / 3000 * 255
-        # Interpolated values are rounded to whole ones first.
+        # GDAL rounds interpolated values to integers.
         assert np.abs(got[..., channel] - expected).max() <= 0.5 + 0.5 / 3000 * 255 + 0.01
     with pytest.raises(ImageError, match="4 x 4 pixels; at least"):
         read_image(tmp_path / "patch", Rendering(("B01",)))
     alone = read_image(tmp_path / "patch", Rendering(("B05",), "range:0:3000"), Limits(min_side=4))
-    assert alone.shape == (SIDE // 2, SIDE // 2, 3), "the finest of those that are taken"
+    assert alone.shape == (SIDE // 2, SIDE // 2, 3), "the finest of the chosen bands"
 
 
-def test_bands_are_those_asked_for_in_their_order(tmp_path):
+def test_the_chosen_bands_are_read_in_their_order(tmp_path):
     values = write_patch(tmp_path / "patch", dtype=np.uint8)
     got = read_image(tmp_path / "patch", Rendering(("B03", "B02", "B04", "B02")))
     np.testing.assert_array_equal(got, np.stack([values[name] for name in ("B03", "B02", "B04", "B02")], axis=2))
@@ -91,7 +91,7 @@ def test_bands_are_those_asked_for_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("bands", "rgb"), [(("B02", "B03", "B04", "B08"), ("B04", "B03", "B02")), (("VH", "VV"), ("VV", "VH", "VV"))]
 )
-def test_what_is_shown_without_a_choice(tmp_path, bands, rgb):
+def test_default_bands(tmp_path, bands, rgb):
     values = write_patch(tmp_path / "patch", bands)
     got = read_image(tmp_path / "patch")
     np.testing.assert_array_equal(got, read_image(tmp_path / "patch", Rendering(rgb)))
@@ -189,7 +189,7 @@ def test_names_belong_to_folders_and_numbers_to_files(tmp_path):
         read_image(tmp_path / "other")
 
 
-def test_hidden_files_and_other_files_are_no_bands(tmp_path):
+def test_hidden_files_and_other_files_are_not_bands(tmp_path):
     values = write_patch(tmp_path / "patch", ("B02",), np.uint8)
     (tmp_path / "patch" / "._S2A_1_2_B02.tif").write_bytes(b"a desktop's notes")
     (tmp_path / "patch" / "S2A_1_2_B03.jpg").write_bytes(b"x")
@@ -208,18 +208,18 @@ def test_hidden_files_and_other_files_are_no_bands(tmp_path):
         (("VH", "VV"), (1, 0, 1)),
     ],
 )
-def test_what_people_are_shown_of_any_number_of_bands(bands, shown):
+def test_pictures_of_any_number_of_bands(bands, shown):
     rendering = Rendering(bands)
     image = np.random.default_rng(0).integers(0, 256, (20, 30, rendering.channels), np.uint8)
     np.testing.assert_array_equal(rendering.picture(image), np.stack([image[..., band] for band in shown], axis=2))
 
 
-# Networks.
+# Networks
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 2), ("mobilenet_v3_small", 13), ("alexnet", 4)])
 def test_equal_bands_have_the_features_of_a_grey_image(name, channels, tmp_path):
-    """More bands than three weigh as much as one colour more."""
+    """All bands beyond three together weigh as much as one colour."""
     import torchvision
 
     torch.manual_seed(0)
@@ -235,7 +235,7 @@ def test_equal_bands_have_the_features_of_a_grey_image(name, channels, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "alexnet"])
-def test_a_random_start_treats_no_two_bands_alike(name):
+def test_random_weights_differ_between_bands(name):
     torch.manual_seed(0)
     backbone = build_backbone(name, "group", channels=4).eval()
     images = torch.zeros(4, 4, 64, 64)
@@ -247,7 +247,7 @@ def test_a_random_start_treats_no_two_bands_alike(name):
     assert len({tuple(row.flatten().tolist()) for row in features}) == 4
 
 
-# From the file to the code.
+# From the file to the code
 
 
 def make_model(rendering, channels, side=32):
@@ -312,14 +312,14 @@ def test_a_list_of_patch_folders_is_encoded_with_its_places(tmp_path):
     assert record.thumbnail.startswith(b"\xff\xd8")
 
 
-def test_a_network_and_its_preprocessing_have_as_many_bands():
+def test_a_network_and_its_preprocessing_need_the_same_number_of_bands():
     with pytest.raises(InputError, match="the network takes 3 bands, but preprocessing returns 4"):
         make_model(Rendering((1, 2, 3, 4)), 3)
     with pytest.raises(InputError, match="channels is 1; 2 or more is allowed"):
         NetworkSpec("resnet18", "group", "avg", HeadSpec(8), channels=1)
 
 
-def test_each_band_is_resampled_for_itself():
+def test_bands_are_resampled_independently():
     image = np.random.default_rng(0).integers(0, 256, (50, 61, 6), np.uint8)
     found = Preprocessing(Rendering((1, 2, 3, 4, 5, 6)), 40, 32).prepare(image)
     for start in (0, 3):
@@ -327,7 +327,7 @@ def test_each_band_is_resampled_for_itself():
         np.testing.assert_array_equal(found[..., start : start + 3], three)
 
 
-# Real patches.
+# Real patches
 
 
 def test_real_bigearthnet_patches(shared):

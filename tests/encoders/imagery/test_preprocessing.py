@@ -1,4 +1,4 @@
-"""Preprocessing against the two steps it stands for: resize the shorter side, then cut out the centre."""
+"""Preprocessing against its two-step definition: resize the shorter side, then crop the centre."""
 
 import json
 
@@ -16,7 +16,7 @@ def noise(height, width, seed=0):
 
 
 def in_two_steps(image, resize, crop):
-    """The whole image resized (the longer side must come out whole), then the centre square."""
+    """Resize the whole image (the longer side must become an integer), then crop the centre square."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     assert height * resize % shorter == 0
@@ -44,12 +44,12 @@ def test_equals_resizing_and_then_cropping(height, width, resize, crop):
     found = Preprocessing(Rendering(), resize, crop).prepare(image)
     assert found.dtype == np.uint8
     assert found.shape == (crop, crop, 3)
-    # One grey level: Pillow rounds its weights to fixed point from a box in single precision.
+    # Within one grey level: Pillow computes its fixed-point weights from a box in single precision.
     assert np.abs(found.astype(int) - in_two_steps(image, resize, crop)).max() <= 1
 
 
 def test_halving_averages_with_the_triangle_filter():
-    """Bilinear at half size weighs four neighbours 1:3:3:1; three numbers worked out by hand."""
+    """Bilinear resampling to half size weighs four neighbours 1:3:3:1; three values are computed by hand."""
     line = np.array([0, 80, 160, 240] * 8, np.uint8)
     image = np.broadcast_to(line[None, :, None], (32, 32, 3))
     found = Preprocessing(Rendering(), 16, 16).prepare(np.ascontiguousarray(image))
@@ -61,25 +61,25 @@ def test_halving_averages_with_the_triangle_filter():
     assert np.allclose(inner, expected, atol=1)
 
 
-def test_an_image_of_the_right_size_is_left_as_it_is():
+def test_an_image_of_the_final_size_is_unchanged():
     image = noise(32, 32)
     assert (Preprocessing(Rendering(), 32, 32).prepare(image) == image).all()
 
 
 @pytest.mark.parametrize("shape", [(16, 5000), (5000, 16)])
-def test_a_long_thin_image_gives_its_middle(shape):
+def test_the_middle_of_a_long_thin_image_is_used(shape):
     image = np.zeros((*shape, 3), np.uint8)
     middle = [slice(n // 2 - 8, n // 2 + 8) for n in shape]
     image[middle[0], middle[1]] = 200
     found = Preprocessing(Rendering(), 64, 64).prepare(image)
     assert found.shape == (64, 64, 3)
-    # The outermost two pixels blend with what lies outside.
+    # The two outermost pixels blend with pixels outside of the crop.
     assert (found[3:-3, 3:-3] == 200).all()
 
 
 @pytest.mark.parametrize("side", [1, 15, 17, 255, 257, 1023])
 @pytest.mark.parametrize(("resize", "crop"), [(224, 224), (256, 224), (1024, 1023)])
-def test_every_size_gives_the_square(side, resize, crop):
+def test_images_of_every_size_become_the_square(side, resize, crop):
     found = Preprocessing(Rendering(), resize, crop).prepare(np.full((side, side + 1, 3), 77, np.uint8))
     assert found.shape == (crop, crop, 3)
     assert (found == 77).all()
@@ -96,7 +96,7 @@ def test_every_size_gives_the_square(side, resize, crop):
         np.zeros((0, 20, 3), np.uint8),
     ],
 )
-def test_what_is_no_image_is_refused(image):
+def test_other_arrays_are_refused(image):
     with pytest.raises(InputError, match=r"uint8 \[H, W, 3\]"):
         Preprocessing(Rendering(), 32, 32).prepare(image)
 
@@ -108,7 +108,7 @@ def test_sizes_out_of_range_are_refused(resize, crop):
 
 
 @pytest.mark.parametrize("std", [(0.2, 0.2, 0.0), (0.2, 0.2), (0.2, 0.2, float("nan"))])
-def test_a_std_that_cannot_divide_is_refused(std):
+def test_a_std_that_is_not_positive_is_refused(std):
     with pytest.raises(InputError, match="std"):
         Preprocessing(Rendering(), 32, 32, std=std)
 
@@ -132,7 +132,7 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize("key", ["rendering", "resize", "crop", "mean", "std", "orientations"])
-def test_json_short_of_a_key_is_refused(key):
+def test_json_without_a_key_is_refused(key):
     fields = Preprocessing(Rendering(), 64, 64).to_json()
     del fields[key]
     with pytest.raises(KeyError, match=key):

@@ -69,10 +69,10 @@ def test_a_tile_has_its_own_place_and_pixels(scene):
     assert (record.pixels == PREPROCESSING.prepare(cut)).all()
 
 
-def test_what_the_item_says_goes_before_what_the_file_says(scene):
+def test_fields_of_the_item_take_precedence_over_the_file(scene):
     other = dt.datetime(1999, 1, 1, tzinfo=dt.UTC)
     footprint = shapely.box(0, 0, 1, 1).wkb
-    # A longitude of 0 is a place like any other.
+    # A longitude of 0 is not a missing one.
     item = Item("a", str(scene[0]), datetime=other, lon=0.0, lat=0.0, footprint=footprint)
     record = read_record(item, PREPROCESSING)
     assert (record.datetime, record.lon, record.lat, record.footprint) == (other, 0.0, 0.0, footprint)
@@ -99,8 +99,8 @@ def test_the_thumbnail_is_a_small_jpeg(tmp_path, size, expected):
         assert np.abs(np.asarray(picture).astype(int) - (200, 30, 100)).max() < 8
 
 
-def test_all_tiles_of_a_scene_are_stretched_alike(tmp_path):
-    """A dark and a bright half: stretched each for itself, both tiles would span all greys."""
+def test_all_tiles_of_a_scene_share_one_stretch(tmp_path):
+    """A dark and a bright half: with stretches of their own, both tiles would span all grey levels."""
     rng = np.random.default_rng(0)
     values = rng.integers(0, 1000, (3, 64, 128)).astype(np.uint16)
     values[:, :, 64:] += 9000

@@ -1,4 +1,4 @@
-"""Images of every kind that is refused: damaged, truncated, too large, not an image."""
+"""Refused images: damaged, truncated, too large, or not an image."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from orbithash.encoders.imagery.images import Limits, Rendering, read_image, str
 from orbithash.encoders.imagery.rasters import open_tiff
 
 
-def test_formats_are_told_by_content_not_by_name(tmp_path):
+def test_formats_are_detected_by_content_not_by_name(tmp_path):
     values = noise(3)
     path = tmp_path / "photo.jpg"
     path.write_bytes(tiff(values))
@@ -40,7 +40,7 @@ def test_formats_are_told_by_content_not_by_name(tmp_path):
         (b"MM\0+" + b"\xff" * 100, "damaged or truncated"),
     ],
 )
-def test_bytes_that_are_no_image(tmp_path, data, message):
+def test_bytes_that_are_not_an_image(tmp_path, data, message):
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
     for source in (data, path):
@@ -57,7 +57,7 @@ def test_truncation_anywhere_is_refused(kind):
     else:
         data = encoded(Image.fromarray(np.moveaxis(noise(3), 0, -1)), kind)
     read_image(data)
-    # The last bytes of JPEG and PNG carry no pixels.
+    # The last bytes of JPEG and PNG hold no pixels.
     for length in [*range(8, len(data) - 40, 97), len(data) * 9 // 10]:
         with pytest.raises(ImageError, match=r"truncated|damaged"):
             read_image(data[:length])
@@ -102,7 +102,7 @@ def test_images_too_small_are_refused(kind, width, height):
         read_image(encoded(Image.new("RGB", (width, height)), kind))
 
 
-def test_sides_of_exactly_the_least_and_pixels_of_exactly_the_most_are_read(tmp_path):
+def test_images_of_exactly_the_limits_are_read(tmp_path):
     data = encoded(Image.new("RGB", (16, 16)), "PNG")
     limits = Limits(max_bytes=len(data), max_pixels=256, max_decoded_bytes=1)
     assert read_image(data, limits=limits).shape == (16, 16, 3)
@@ -127,7 +127,7 @@ def peak_bytes(call):
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_png_bomb_is_refused_by_its_header(depth):
-    """30,000 x 30,000 pixels in a few kilobytes; the pixel data are not even valid."""
+    """30,000 x 30,000 pixels in a few kilobytes, with invalid pixel data."""
     data = png_of(30_000, 30_000, depth, 2, b"never looked at")
 
     def attempt():
@@ -200,7 +200,7 @@ def test_what_is_not_a_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a#1.tif", "a?b.tif", "zip+a!b.tif", "ü .tif", "a%20b.tif", "GTIFF_DIR:1.tif"])
-def test_names_mean_nothing_to_gdal(tmp_path, monkeypatch, name):
+def test_special_names_of_gdal_are_plain_file_names(tmp_path, monkeypatch, name):
     values = noise(1, np.uint16)
     (tmp_path / name).write_bytes(tiff(values, **PLACE))
     monkeypatch.chdir(tmp_path)

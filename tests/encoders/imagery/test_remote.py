@@ -1,4 +1,4 @@
-"""Object stores: what is listed and read there, and what is said when it cannot be."""
+"""Object stores: listing, reading, and errors."""
 
 from io import BytesIO
 
@@ -26,7 +26,7 @@ def endpoint():
 
 @pytest.fixture(scope="module")
 def store(endpoint):
-    """A bucket `tiles`, and a client of the store."""
+    """Create the bucket `tiles` and return a client."""
     client = s3_client(endpoint, "tiles")
     buffer = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(buffer, "PNG")
@@ -41,7 +41,7 @@ def store(endpoint):
 
 @pytest.fixture
 def s3(store, endpoint, monkeypatch):
-    """The URI of a path, for a user whose environment has credentials."""
+    """Return a function from a path to its URI; the environment has credentials."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return lambda path: f"s3://{path}?endpoint_override={endpoint}&scheme=http"
@@ -78,13 +78,13 @@ def test_a_bucket_without_permission(s3, endpoint, monkeypatch, known):
     with no_permission(endpoint) as credentials:
         for name, value in credentials.items() if known else ():
             monkeypatch.setenv(name, value)
-        # A file system keeps the credentials that it began with.
+        # A file system keeps the credentials it was created with.
         remote._system.cache_clear()
         with pytest.raises(
             InputError, match=r"cannot be listed: .*(Access Denied|ACCESS_DENIED|INVALID_ACCESS_KEY)"
         ) as one:
             list_source(s3("tiles/in"))
-        # Not a refusal: the image is innocent.
+        # The image is not refused, because it may be sound.
         with pytest.raises(InputError, match=r"cannot be read: .*; run the command again to resume") as other:
             read_object(image, Limits())
     remote._system.cache_clear()
@@ -127,13 +127,13 @@ def test_a_store_that_does_not_answer(monkeypatch):
     with pytest.raises(InputError, match="cannot be listed") as error:
         list_source("s3://tiles/in?endpoint_override=127.0.0.1:1&scheme=http")
     assert "\n" not in str(error.value)
-    # Not a refusal: the image may be sound.
+    # The image is not refused, because it may be sound.
     with pytest.raises(InputError, match="cannot be read") as error:
         read_object("s3://tiles/in/a.png?endpoint_override=127.0.0.1:1&scheme=http", Limits())
     assert not isinstance(error.value, ImageError)
 
 
-def test_secrets_do_not_go_into_the_archive():
+def test_uris_with_secrets_are_refused():
     for source in ("s3://key:secret@tiles/in", "s3://tiles/in?access_key=key&secret_key=secret"):
         with pytest.raises(InputError, match="set it in the environment") as error:
             list_source(source)
@@ -141,8 +141,8 @@ def test_secrets_do_not_go_into_the_archive():
         assert "=secret" not in str(error.value)
 
 
-def test_no_address_inside_a_file_is_followed(s3, store, endpoint):
-    """A VRT names other files and addresses; it is no image here, whatever its name."""
+def test_references_inside_files_are_not_followed(s3, store, endpoint):
+    """A VRT refers to other files and addresses; it is not read as an image, whatever its name."""
     vrt = f"""<VRTDataset rasterXSize="40" rasterYSize="40"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
         <SourceFilename>/vsicurl/http://{endpoint}/tiles/in/top.png</SourceFilename></SimpleSource></VRTRasterBand>
         </VRTDataset>"""

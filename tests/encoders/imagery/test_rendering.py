@@ -1,4 +1,4 @@
-"""Renderings: their checks, their JSON, and the stretch of a scene."""
+"""Renderings: validation, JSON, and the stretch of a scene."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_a_rendering_reports_all_its_problems(bands, stretch, messages):
 @pytest.mark.parametrize(
     "rendering", [Rendering(), Rendering((4, 3, 2), "range:-0.5:1e4"), Rendering((1,)), Rendering(("B8A", "B02"))]
 )
-def test_a_rendering_survives_json(rendering):
+def test_json_round_trip_of_a_rendering(rendering):
     assert Rendering.from_json(json.loads(json.dumps(rendering.to_json()))) == rendering
 
 
@@ -52,12 +52,12 @@ def test_a_rendering_survives_json(rendering):
         ({"stretch": 2}, "stretch is 2; text"),
     ],
 )
-def test_a_rendering_refuses_foreign_json(data, message):
+def test_a_rendering_refuses_other_json(data, message):
     with pytest.raises(InputError, match=message):
         Rendering.from_json(data)
 
 
-def test_the_stretch_of_a_scene_is_that_of_its_pixels(tmp_path):
+def test_the_stretch_of_a_scene_is_computed_from_its_valid_pixels(tmp_path):
     values = noise(3, np.uint16)
     values[:, :4] = 0
     path = tmp_path / "scene.tif"
@@ -73,7 +73,7 @@ def test_the_stretch_of_a_scene_is_that_of_its_pixels(tmp_path):
         stretch_limits(path, Rendering())
 
 
-def test_a_large_scene_is_read_on_a_grid(tmp_path):
+def test_the_stretch_of_a_large_scene_is_computed_on_a_grid(tmp_path):
     values = np.zeros((1, 2048, 4096), np.uint16)
     values[:] = np.arange(4096)
     path = tmp_path / "scene.tif"

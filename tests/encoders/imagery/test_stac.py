@@ -171,7 +171,7 @@ def test_an_item_across_180_degrees_in_one_polygon_is_cut(tmp_path):
     assert item.lon == -160
 
 
-def test_an_empty_geometry_is_no_place(tmp_path):
+def test_an_item_with_an_empty_geometry_has_no_place(tmp_path):
     (item,) = list_source(write_stac(tmp_path, feature(geometry={"type": "Polygon", "coordinates": []})))
     assert (item.lon, item.footprint, item.problem) == (None, None, None)
 
@@ -237,7 +237,7 @@ def test_a_collection_without_a_usable_item_is_refused(tmp_path, features, messa
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "1", '{"type": "FeatureCollection"}', "[" * 10**5])
-def test_json_that_is_no_stac_is_refused(tmp_path, text):
+def test_json_that_is_not_stac_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"is not (readable as JSON|a STAC item collection)"):
         list_source(tmp_path / "a.json")

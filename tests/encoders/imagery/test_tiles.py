@@ -1,4 +1,4 @@
-"""Tiles against the scene they were cut from."""
+"""Tiles against the scenes that they cover."""
 
 import warnings
 
@@ -106,7 +106,7 @@ def test_a_tile_without_valid_data_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "window", [(-1, 0, 64, 64), (0, -1, 64, 64), (65, 0, 64, 64), (0, 65, 64, 64), (10**9, 0, 64, 64)]
 )
-def test_a_window_that_leaves_the_scene_is_refused(tmp_path, window):
+def test_a_window_beyond_the_scene_is_refused(tmp_path, window):
     path, _ = noise_scene(tmp_path / "scene.tif", 128, 128)
     with pytest.raises(ImageError, match="is not within the scene of 128 x 128 pixels"):
         read_tile(path, window)
@@ -119,7 +119,7 @@ def test_a_scene_smaller_than_a_tile_is_refused(tmp_path):
 
 
 def test_a_scene_of_too_many_tiles_is_refused(tmp_path):
-    """A billion pixels a side, in a file of a few hundred bytes."""
+    """A side of a billion pixels, in a file of a few hundred bytes."""
     path = tmp_path / "scene.tif"
     options = {"tiled": True, "blockxsize": 2**20, "blockysize": 2**20, "SPARSE_OK": "TRUE", "BIGTIFF": "YES"}
     side = 1_000_000_000
@@ -129,7 +129,7 @@ def test_a_scene_of_too_many_tiles_is_refused(tmp_path):
         plan_tiles(path, 64)
 
 
-def test_what_is_no_tiff_has_no_tiles(tmp_path):
+def test_other_formats_have_no_tiles(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"\xff\xd8\xff but a JPEG")
     with pytest.raises(ImageError, match="not a TIFF"):
         plan_tiles(tmp_path / "a.tif", 64)
@@ -139,19 +139,19 @@ def test_what_is_no_tiff_has_no_tiles(tmp_path):
 
 
 @pytest.mark.parametrize("tile_px", [0, -64, 15, 10_000, True, 64.0, "64"])
-def test_impossible_sides_are_refused(tmp_path, tile_px):
+def test_invalid_sides_are_refused(tmp_path, tile_px):
     with pytest.raises(InputError, match="the tile's side is"):
         check_tile(tile_px)
     with pytest.raises(InputError, match="the tile's side is"):
         plan_tiles(tmp_path / "never opened.tif", tile_px)
 
 
-def test_keys_name_scene_and_window():
+def test_keys_contain_scene_and_window():
     assert tile_key("a/scene.tif", (0, 256, 64, 64)) == "a/scene.tif#0,256,64,64"
 
 
 def test_a_real_scene(shared, tmp_path):
-    """Landsat 8, bands 4, 3, 2: tiles lie where the scene's transform says, and put together they are the scene."""
+    """Landsat 8, bands 4, 3, 2: tiles lie where the transform of the scene says, and together equal the scene."""
     folder = shared / "data" / "landsat8_sample"
     bands = []
     for band in (4, 3, 2):
@@ -176,7 +176,7 @@ def test_a_real_scene(shared, tmp_path):
         assert (place.lon, place.lat) == pytest.approx((lon, lat), abs=1e-9)
         outline = shapely.from_wkb(place.footprint)
         assert outline.contains(shapely.Point(lon, lat))
-        # 256 pixels of 150 m: 38.4 km a side; an ellipsoid's degrees to within 1 %.
+        # 256 pixels of 150 m are 38.4 km; lengths of degrees on the ellipsoid within 1 %.
         east = 111.32 * np.cos(np.radians(lat))
         assert outline.area * east * 111.0 == pytest.approx(38.4**2, rel=0.01)
         tile = read_tile(path, window, rendering, stretch=stretch)
