@@ -79,7 +79,7 @@ def train(
         None if config is None else Path(config),
         dataset=dataset,
         protocol=protocol,
-        seed=split_seed,
+        split_seed=split_seed,
         validation=validation,
         captions=None if captions is None else Path(captions),
         **settings,

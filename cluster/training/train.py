@@ -87,7 +87,7 @@ def prepare_run(
         settings,
         dataset=dataset,
         protocol=protocol,
-        seed=split_seed,
+        split_seed=split_seed,
         validation=validation,
         captions=captions,
         **given,

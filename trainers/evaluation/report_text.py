@@ -205,7 +205,7 @@ def explanations(evaluations: Evaluations) -> list[str]:
         "number of relevant items; it is the headline. ap_hits divides by the number of relevant items among the first "
         "k and gives the highest values. ap_k divides by k. ap_first_k uses the first k relevant items at any rank. A "
         "query without relevant items counts as 0.",
-        "Codes have few bits, so many items lie at exactly the same distance and their order is arbitrary. “Expected” "
+        "Because codes have few bits, many items lie at exactly the same distance, in arbitrary order. “Expected” "
         "is the mean over all such orders, computed exactly. “Database order” is the result of a stable sort and "
         "depends on the order in which the database is stored.",
         f"{own_item} {metrics['queries_without_relevant']:,} queries have no relevant item in the database. “By "

@@ -55,18 +55,19 @@ def make_run(
     *,
     dataset: str | None = None,
     protocol: str | None = None,
-    seed: int = 0,
+    split_seed: int = 0,
     validation: float = 0.1,
     captions: Path | None = None,
     **given: Any,
 ) -> Run:
     """Return a run on a data folder; `InputError` names all problems of the settings, or of the data.
 
-    `config`, `settings` and `given` are those of `load_config`, the other arguments those of `make_manifest`.
+    `config`, `settings` and `given`, which may have a `seed`, are those of `load_config`; the others are those of
+    `make_manifest`.
     """
     resolved = load_config(get_method(method).Config, config, settings, **given)
     root = data.absolute()
-    return Run(method, resolved, make_manifest(root, dataset, protocol, seed, validation, captions), root)
+    return Run(method, resolved, make_manifest(root, dataset, protocol, split_seed, validation, captions), root)
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:

@@ -1,28 +1,28 @@
-"""What plots and pages have in common: colours, and text that came from users."""
+"""Colours and text cleaning shared by plots and pages."""
 
 import re
 
 __all__ = ["BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "PURPLE", "SERIES", "printable", "themed"]
 
-# Text, secondary text and thin lines of a plot; `themed` makes them follow the page's colour scheme.
+# Text, secondary text and grid lines of a plot; `themed` maps them to the page's colour scheme.
 INK, MUTED, GRID = "#1f2430", "#5b6472", "#d9dee6"
-# Told apart by the colour-blind, and clear of both a white and a near-black page.
+# Distinguishable with colour blindness, with contrast to both a white and a near-black page.
 BLUE, ORANGE, GREEN, PURPLE = "#2b7bba", "#d9730d", "#1a9c82", "#b05fa5"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 
 _DARK = {INK: "#e7eaf0", MUTED: "#a1a9b6", GRID: "#333a46"}
 
-# Control characters, overrides of the direction of writing, halves of surrogate pairs: no XML or HTML may hold them.
+# Control characters, overrides of the writing direction and lone surrogates, which XML and HTML must not contain.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(text: str) -> str:
-    """`text` with every character that a page or a plot cannot hold replaced by the replacement character."""
+    """Return the text with all characters that a page or a plot must not contain replaced by U+FFFD."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def themed(svg: str) -> str:
-    """A plot's SVG, made to follow the reader's light or dark colour scheme."""
+    """Return a plot's SVG with colours that follow the reader's light or dark colour scheme."""
     light = "".join(f"--c{i}:{colour};" for i, colour in enumerate(_DARK))
     dark = "".join(f"--c{i}:{colour};" for i, colour in enumerate(_DARK.values()))
     for i, colour in enumerate(_DARK):

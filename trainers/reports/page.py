@@ -1,7 +1,7 @@
 """Reports: one self-contained HTML page of sections.
 
-The page asks nothing of the network, runs no script, and follows the reader's light or dark colour scheme. All text is
-escaped: class names are names of users' folders.
+The page loads nothing from the network, runs no script, and follows the reader's light or dark colour scheme. All text
+is escaped, because class names are names of users' folders.
 """
 
 import base64
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fact:
-    """One headline number. `explanation` says what it is and what it is compared with."""
+    """One headline number; `explanation` defines it and compares it."""
 
     label: str
     value: str
@@ -48,7 +48,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """A row of headline numbers, the first one the most important."""
+    """A row of headline numbers, the most important first."""
 
     title: str
     facts: Sequence[Fact]
@@ -57,7 +57,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot, SVG text or PNG bytes, with a caption that says how to read it."""
+    """A plot, SVG text or PNG bytes, with a caption that explains it."""
 
     title: str
     plot: str | bytes
@@ -73,7 +73,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures, two beside each other where the page is wide enough."""
+    """Figures, side by side in pairs if the page is wide enough."""
 
     title: str
     figures: Sequence[Figure]
@@ -82,7 +82,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; columns of numbers are set flush right."""
+    """A table of text; columns of numbers are aligned right."""
 
     title: str
     columns: Sequence[str]
@@ -91,7 +91,7 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column whether it holds only numbers, with or without a unit."""
+        """Whether each column has only numbers, with or without a unit."""
         number = re.compile(r"[-+]?\d[\d,.]*( ± [\d.]+)?( ?[^\d\s]{1,8})?|-?")
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
         return [bool(column) and all(number.fullmatch(cell) for cell in column) for column in columns]
@@ -113,7 +113,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A query and what was found for it, nearest first."""
+    """A query and its nearest items, nearest first."""
 
     query: Tile
     hits: Sequence[Tile]
@@ -140,7 +140,7 @@ Section = Facts | Figures | Table | Gallery | Text
 
 
 def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes the page. A reader of `path` finds the page before or the page after, never a part of one."""
+    """Write the page atomically: a reader of `path` finds the previous page or the new one, complete."""
     template = _environment().get_template("report.html.jinja")
     kinds = {Facts: "facts", Figures: "figures", Table: "table", Gallery: "gallery", Text: "text"}
     page = template.render(
@@ -150,7 +150,7 @@ def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Secti
 
 
 def thumbnail_data_uri(image: npt.NDArray[np.uint8], max_side_px: int = 160) -> str:
-    """An image uint8 [H, W, 3] as a JPEG data URI, scaled down to at most `max_side_px` and never up."""
+    """Return an image uint8 [H, W, 3] as a JPEG data URI, scaled down to at most `max_side_px` but never up."""
     thumbnail = Image.fromarray(image)
     thumbnail.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
     out = io.BytesIO()

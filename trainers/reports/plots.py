@@ -1,7 +1,7 @@
-"""The figures of the reports, each as the text of an SVG.
+"""The plots of the reports, each returned as SVG text.
 
-All are drawn with matplotlib's objects, never with pyplot, so they can be drawn in any thread and leave no state. Text
-stays text, and class names, which are names of users' folders, are never read as markup.
+They use matplotlib's objects, never pyplot, so they can be drawn in any thread and leave no state. Text remains text in
+the SVG, and class names (names of users' folders) are never interpreted as markup.
 """
 
 import io
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "orbithash",
     "font.size": 11,
     "text.color": INK,
-    # A `$` in a class name is a dollar, not a formula.
+    # A `$` in a class name must not start a formula.
     "text.parse_math": False,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -76,14 +76,14 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 _DASHES = ("-", "--", "-.", ":")
-# With the four colours, 32 classes that are told apart.
+# With the four colours, they distinguish 32 classes.
 _MARKERS = "os^DvPX<"
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], part: Literal["train", "validation"]) -> str:
-    """What was recorded of one part by epoch: the losses of "train", the metrics of "validation".
+    """Plot the losses of "train" or the metrics of "validation" by epoch.
 
-    `history` has a record for each epoch: "epoch", "train/<loss>", and "validation/<metric>" where it was measured.
+    `history` has one record per epoch: "epoch", "train/<loss>", and "validation/<metric>" if it was validated.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
@@ -100,7 +100,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], part: Literal["train",
 
 
 def precision_recall(curves: Mapping[str, RadiusCurve]) -> str:
-    """Precision over recall of lookup within a growing Hamming radius; one line for each name."""
+    """Plot precision over recall of lookup within increasing Hamming radii; one line per name."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         for i, (name, curve) in enumerate(curves.items()):
@@ -119,7 +119,7 @@ def cutoff_curve(
     chance: float | None = None,
     ylabel: str = "precision",
 ) -> str:
-    """A metric over the cut-off k; `band` shades what the order of ties could make of it."""
+    """Plot a metric over the cut-off k; `band` shades the range over all orders of ties."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         if band is not None:
@@ -137,7 +137,7 @@ def cutoff_curve(
 
 
 def bit_balance(balance: Sequence[float]) -> str:
-    """The share of ones of each bit."""
+    """Plot the share of ones of each bit."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         values = np.asarray(balance)
@@ -150,7 +150,7 @@ def bit_balance(balance: Sequence[float]) -> str:
 
 
 def bars(values: Mapping[str, float], xlabel: str, *, mean: float | None = None, limit: float | None = None) -> str:
-    """Horizontal bars, lowest value last; beyond `MAX_BARS` only the lowest. `limit` is the end of the axis."""
+    """Plot horizontal bars, lowest value at the bottom; at most the `MAX_BARS` lowest. `limit`: end of the axis."""
     ordered = sorted(values.items(), key=lambda pair: (pair[1], pair[0]))
     shown = ordered[:MAX_BARS]
     digits = 3 if limit == 1 else 1
@@ -175,13 +175,13 @@ def bars(values: Mapping[str, float], xlabel: str, *, mean: float | None = None,
 
 
 def class_confusion(shares: Floats, classes: Sequence[str]) -> str:
-    """Heat map of shares float64 [C, C]: a row for the queries of one class, a column for the class they found."""
+    """Plot shares float64 [C, C] as a heat map: rows are classes of queries, columns classes of their nearest items."""
     count = len(classes)
-    # At least as large as the other plots, so that their text comes out alike.
+    # At least as large as the other plots, so that the text has the same size.
     side = min(9.0, max(HEIGHT_IN + 0.4, 2.4 + 0.22 * count))
     with mpl.rc_context({**_STYLE, "axes.grid": False, "axes.spines.bottom": False}):
         figure, axes = _axes(width=max(WIDTH_IN, side + 0.9), height=side)
-        # From nothing to opaque, so that an empty cell is the page's own colour, light or dark.
+        # From transparent to opaque, so that an empty cell has the page's own colour, light or dark.
         colours = LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0.04), to_rgba(BLUE, 1)])
         mesh = axes.pcolormesh(shares, cmap=colours, vmin=0, vmax=1, edgecolors="none", rasterized=count > 60)
         axes.set(xlabel="class of the nearest item", ylabel="class of the query", aspect="equal")
@@ -214,7 +214,7 @@ def class_confusion(shares: Floats, classes: Sequence[str]) -> str:
 
 
 def code_map(points: npt.NDArray[np.floating], labels: Sequence[str]) -> str:
-    """Points [N, 2] in the plane, a colour and a shape for each of the names in `labels`."""
+    """Plot points [N, 2] in the plane, with a colour and a marker for each name in `labels`."""
     with mpl.rc_context({**_STYLE, "axes.spines.bottom": False}):
         names = sorted(set(labels))
         columns = 2 if len(names) <= MAX_NAMED_CLASSES // 2 else 3
@@ -240,16 +240,14 @@ def code_map(points: npt.NDArray[np.floating], labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Coordinate:
-    """An axis of `parallel_coordinates`: a value of each line, numbers or names, and whether numbers go by their order
-    of magnitude.
-    """
+    """An axis of `parallel_coordinates`: one value per line, a number or a name; the scale may be logarithmic."""
 
     name: str
     values: Sequence[Any]
     is_logarithmic: bool
 
     def heights(self) -> tuple[list[float], list[tuple[float, str]]]:
-        """Where each value stands between 0 and 1, and what is written at which height."""
+        """Return the height of each value, from 0 to 1, and the labels of the axis with their heights."""
         is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
         if is_numeric and len(set(self.values)) > 1:
             numbers = np.array(self.values, np.float64)
@@ -263,7 +261,7 @@ class Coordinate:
 
 
 def parallel_coordinates(axes: Sequence[Coordinate], score: Coordinate, marked: int | None) -> str:
-    """A line for each trial through its settings to its score; higher scores in stronger colour, `marked` dashed."""
+    """Plot one line per trial through its settings to its score; higher scores are darker, `marked` is dashed."""
     with mpl.rc_context(_STYLE):
         figure, plot = _axes(max(WIDTH_IN, 1.1 * (len(axes) + 1)), HEIGHT_IN)
         every = [*axes, score]
@@ -283,7 +281,7 @@ def parallel_coordinates(axes: Sequence[Coordinate], score: Coordinate, marked: 
         for place, (_, labels) in enumerate(placed):
             plot.axvline(place, color=MUTED, linewidth=0.8, zorder=1)
             for height, text in labels:
-                # Beside where the lines meet the axis.
+                # Offset from the point where the lines meet the axis.
                 above = -8 if height == 0 else 8
                 plot.annotate(text, (place, height), (4, above), textcoords="offset points", fontsize=9, va="center")
         plot.set(yticks=[], xlim=(-0.1, len(every) - 0.4), ylim=(-0.06, 1.06))
@@ -293,7 +291,7 @@ def parallel_coordinates(axes: Sequence[Coordinate], score: Coordinate, marked: 
 
 
 def distance_histogram(items: npt.NDArray[np.int64], relevant: npt.NDArray[np.int64]) -> str:
-    """How far relevant and other items lie: shares of all pairs of their kind, from counts int64 [K+1]."""
+    """Plot the distances of relevant and other items, as shares of all pairs of their kind; counts are int64 [K+1]."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         edges = np.arange(len(items) + 1) - 0.5
@@ -315,7 +313,7 @@ def _axes(width: float = WIDTH_IN, height: float = HEIGHT_IN) -> tuple[Figure, A
 
 
 def _line(axes: Axes, x: Sequence[float] | Floats, y: Sequence[float] | Floats, label: str, i: int, **how: Any) -> None:
-    # A line of one or two points is hard to see without its points.
+    # Markers, because a line of one or two points is hard to see.
     how.setdefault("marker", "o" if len(x) <= 40 else "")
     how.setdefault("markersize", 4)
     dashes = _DASHES[i // len(SERIES) % len(_DASHES)]
@@ -336,7 +334,7 @@ def _name(name: str) -> str:
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
     with warnings.catch_warnings():
-        # The text stays text, so the reader's fonts draw it: it does not matter what matplotlib's font lacks.
+        # The reader's fonts draw the text, so glyphs missing from matplotlib's font do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()

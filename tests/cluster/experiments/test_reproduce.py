@@ -1,4 +1,4 @@
-"""The verb `reproduce`: what the table says, which settings reach whom, what is told before anything is trained."""
+"""The verb `reproduce`: the rows of the table, settings per method, and checks before any training."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ from orbithash.trainers.loop.run_folder import open_run
 from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.metrics.metrics import DEFINITIONS
 
-TAGS = {"paper", "issue", "readme", "secondary"}
+SOURCES = {"paper", "issue", "readme", "secondary"}
 POLICIES = {"expected", "index"}
 TINY = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "epochs=1", "steps_per_epoch=2")
 
@@ -398,7 +398,7 @@ def test_published_figures_are_figures():
     assert PUBLISHED
     for figure in PUBLISHED:
         assert 0 < figure.value <= 1, figure
-        assert figure.source in TAGS, figure
+        assert figure.source in SOURCES, figure
         assert figure.direction in REPRODUCTIONS[figure.method].directions, figure
     keys = [(figure.method, figure.dataset, figure.bits, figure.direction, figure.variant) for figure in PUBLISHED]
     assert len(set(keys)) == len(keys), "a figure is there twice"
