@@ -186,13 +186,16 @@ def find_class_folders(root: Path) -> dict[str, list[Path]]:
     }
 
 
-def patch_error(root: Path, folder: Folder, names: Iterable[str]) -> InputError | None:
-    """Return the error for a folder that is a patch of one TIFF per band, as in BigEarthNet; None for any other."""
-    name = folder[-1] if folder else root.name
+def patch_error(root: Path | str, folder: Folder, names: Iterable[str]) -> InputError | None:
+    """Return the error for a folder that is a patch of one TIFF per band, as in BigEarthNet; None for any other.
+
+    `root` is the path or the URI of the source.
+    """
+    name = folder[-1] if folder else Path(root).name
     bands = [one for one in names if one.startswith(name) and _BAND.fullmatch(one[len(name) :])]
     if len(bands) < 2:
         return None
-    seen = "" if not (table := _metadata_table(root)) else f" and {table}, as in BigEarthNet version 2"
+    seen = "" if not (table := _metadata_table(Path(root))) else f" and {table}, as in BigEarthNet version 2"
     return InputError(
         f"{root} holds patches of one TIFF per band ({', '.join(bands[:2])}, ...){seen}; their bands are not images by "
         "themselves. Version 1 of BigEarthNet, with a file *_labels_metadata.json in each patch, can be read. Of other "

@@ -4,6 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,12 @@ def _iter_local(
 def _iter_objects(uri: str, left_out: Counter[str]) -> Iterator[Item]:
     """Yield the images of a folder of an object store, with labels by the rules for local folders."""
     folders: Counter[Folder] = Counter()
-    for key, _, _ in _image_objects(uri, Counter()):
-        folders[tuple(key.split("/")[:-1])] += 1
+    # Objects are listed folder by folder.
+    for folder, objects in groupby(_image_objects(uri, Counter()), lambda one: tuple(one[0].split("/")[:-1])):
+        names = [key.rpartition("/")[2] for key, _, _ in objects]
+        if problem := patch_error(uri, folder, names):
+            raise problem
+        folders[folder] += len(names)
     layout = find_layout(folders)
     for key, address, version in _image_objects(uri, left_out):
         yield Item(key, address, layout.label(tuple(key.split("/")[:-1])), version=version)

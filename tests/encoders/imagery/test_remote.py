@@ -72,6 +72,40 @@ def test_a_prefix_is_a_source(s3, store, tmp_path):
     assert [item.key for item in iter_source(s3("tiles/in/top.png"))] == ["top.png"]
 
 
+def test_layouts_of_a_prefix_are_those_of_a_folder(s3, store):
+    for key in (
+        "zip/a/2750/River/1.png",
+        "zip/a/2750/Lake/2024/2.png",
+        "zip/a/2750/Lake/1.png",
+        "zip/__MACOSX/._1.png",
+    ):
+        store.put_object(Bucket="tiles", Key=key, Body=store.png)
+    assert {item.key: item.label for item in list_source(s3("tiles/zip"))} == {
+        "a/2750/River/1.png": "River",
+        "a/2750/Lake/1.png": "Lake",
+        "a/2750/Lake/2024/2.png": "Lake",
+    }
+    for part in ("train", "test"):
+        store.put_object(Bucket="tiles", Key=f"split/{part}/1.png", Body=store.png)
+    assert {item.label for item in list_source(s3("tiles/split"))} == {None}
+    for band in ("B02", "B03"):
+        store.put_object(Bucket="tiles", Key=f"patches/S2A_1/S2A_1_{band}.tif", Body=b"")
+    with pytest.raises(InputError, match=r"s3://tiles/patches.* holds patches of one TIFF per band"):
+        list_source(s3("tiles/patches"))
+
+
+def test_versions_of_objects_change_with_their_content(s3, store):
+    def version():
+        store.put_object(Bucket="tiles", Key="changing/1.png", Body=content)
+        (item,) = list_source(s3("tiles/changing"))
+        return item.version
+
+    content = b"one"
+    before = version()
+    content = b"three"
+    assert version() != before
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["a user who may not", "nobody the store knows"])
 def test_a_bucket_without_permission(s3, endpoint, monkeypatch, known):
     image = list_source(s3("tiles/in/river"))[0].path
