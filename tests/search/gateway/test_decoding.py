@@ -57,7 +57,7 @@ def heavy_modules():
     )
 
 
-def test_as_without_processes_and_without_torch():
+def test_equal_to_decoding_in_process_and_without_torch():
     images = [encoded(picture(i, 40 + i), kind) for i, kind in enumerate(("PNG", "JPEG", "TIFF", "PNG", "JPEG"))]
     images.append(geotiff(picture(9).astype(np.uint16) * 100))
     other = Preprocessing(Rendering(bands=(3, 1)), resize=48, crop=40)
@@ -247,7 +247,7 @@ def other_file(tmp_path):
     return path
 
 
-def test_formats_that_are_not_ours_and_names_of_other_files(other_file):
+def test_other_formats_and_names_of_other_files(other_file):
     async def scenario(decoder):
         for name, data in no_images(other_file).items():
             with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF") as caught:

@@ -397,7 +397,7 @@ def test_watching_the_health_leaves_room_for_searches():
 
 @pytest.mark.parametrize("method", [f"{SERVICE}/Search", "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
 def test_calls_that_never_send_their_message_end(method):
-    """They would hold the places of other calls, and need no token for it."""
+    """Such calls would block all others, and need no token."""
 
     async def scenario():
         limits = GatewayLimits(max_concurrent_rpcs=8, max_streams=100, max_idle_s=0.3)

@@ -136,7 +136,7 @@ def test_incomplete_sets_of_options(ours):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
-def test_beyond_loopback_only_with_tls_and_tokens_or_by_name(ours, tokens, host):
+def test_other_addresses_need_tls_and_tokens_or_the_option(ours, tokens, host):
     tls = ServerTls(*ours.issue("gateway"))
     for protection, lacks in (
         (None, "no TLS and no tokens"),

@@ -20,7 +20,7 @@ def test_host_and_port(address, parts):
 @pytest.mark.parametrize(
     "address", ["", "localhost", ":50051", "localhost:", "localhost:65536", "localhost:-1", "::1:5", "a:٣", "a:b"]
 )
-def test_refuses_what_is_none(address):
+def test_invalid_addresses(address):
     with pytest.raises(InputError, match="HOST:PORT"):
         parse_address(address)
 

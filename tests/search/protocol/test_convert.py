@@ -103,7 +103,7 @@ def test_errors_of_other_domains_are_not_converted():
 @pytest.mark.parametrize("problem", ["x", "é" * 5000, "\U0001f6f0" * 300, "\n" * 400])
 @pytest.mark.parametrize("number", [1, 4, 300, 100_000])
 def test_a_status_stays_below_the_limit_of_metadata(problem, number):
-    """GRPC's clients accept 8 KiB of metadata, where the message is percent-encoded and the status in base64."""
+    """Clients of gRPC accept 8 KiB of metadata, where the message is percent-encoded and the status in base64."""
     error = InvalidQuery(*((f"field{i}", problem) for i in range(number)))
     status = error_to_pb(error)
     sent = len(quote(status.message)) + -(-status.ByteSize() * 4 // 3)
