@@ -1,4 +1,4 @@
-"""What the tests of the search room share: random cases, their oracle, an archive in memory, and a running gateway."""
+"""Helpers of the tests of search: random cases, their oracle, an archive in memory, and a running gateway."""
 
 import asyncio
 import random
@@ -40,7 +40,7 @@ def random_codes(rng, num_rows, bits):
 
 
 def random_case(seed, max_rows=3000):
-    """Any width, many equal codes, many equal distances, ids in any order and of any size, fewer rows than k."""
+    """Return a case of any width, with equal codes, equal distances, unordered and large ids, and fewer rows than k."""
     rng = np.random.default_rng(seed)
     bits = int(
         rng.choice([8, 9, 12, 16, 20, 31, 32, 48, 63, 64, 65, 100, 128, 255, 256, 511, 512, rng.integers(8, 513)])
@@ -63,17 +63,18 @@ def random_case(seed, max_rows=3000):
 
 
 def oracle(ids, codes, query, k):
-    """Hits [(distance, id)] and ties at the cut-off, from Python's integers and its sort."""
-    wanted = int.from_bytes(query.tobytes())
+    """Return hits [(distance, id)] and ties at the cut-off, computed with Python integers and `sorted`."""
+    query_bits = int.from_bytes(query.tobytes())
     every = [
-        ((int.from_bytes(code.tobytes()) ^ wanted).bit_count(), int(row)) for row, code in zip(ids, codes, strict=True)
+        ((int.from_bytes(code.tobytes()) ^ query_bits).bit_count(), int(row))
+        for row, code in zip(ids, codes, strict=True)
     ]
     hits = sorted(every)[:k]
     return hits, sum(distance == hits[-1][0] for distance, _ in every) if hits else 0
 
 
 def rows_of(answer: ShardAnswer, i: int):
-    """What `oracle` gives, of the i-th query of a shard's answer."""
+    """Return the i-th query of a shard's answer in the form of `oracle`."""
     is_hit = answer.distances[i] != NO_HIT
     assert (is_hit[:-1] >= is_hit[1:]).all()
     return list(zip(answer.distances[i][is_hit].tolist(), answer.ids[i][is_hit].tolist(), strict=True)), int(
@@ -82,13 +83,13 @@ def rows_of(answer: ShardAnswer, i: int):
 
 
 def hits_of(answer):
-    """What `oracle` gives, of an engine's or a client's answer."""
+    """Return an answer of an engine or a client in the form of `oracle`."""
     assert [hit.rank for hit in answer.hits] == list(range(1, len(answer.hits) + 1))
     return [(hit.distance, hit.id) for hit in answer.hits], answer.ties_at_cutoff
 
 
 class MemoryArchive:
-    """The engine's view of an archive. Every third row knows nothing but its key."""
+    """An `ArchiveReader` in memory. Every third row has only a key and a code."""
 
     model_id = "model-of-the-test"
     version = 7
@@ -137,7 +138,7 @@ class MemoryArchive:
 
 
 class StubEncoder:
-    """A model that knows the codes of the images and texts that the test gives it, or does what the test says."""
+    """A `QueryEncoder` that calls functions of the test."""
 
     has_text = True
 
@@ -157,7 +158,7 @@ class StubEncoder:
 
 
 def local_shards(case: Case, num_shards=None, index="flat"):
-    """Clients of shards over a case, in this process."""
+    """Return clients of shards of a case, in this process."""
     num_shards = num_shards or case.num_shards
     hosts = [
         ShardHost(lambda version: [(case.ids, case.codes)], case.bits, number, num_shards, index)
@@ -186,7 +187,7 @@ def small_case(num_rows=40, bits=16, num_shards=2):
 
 
 class StubShard:
-    """A shard client in front of a real shard: does first what the test says."""
+    """A shard client that awaits a function of the test and then searches a real shard."""
 
     num_replicas = num_healthy = 1
 
@@ -203,7 +204,7 @@ class StubShard:
 
 
 class StubBackend:
-    """Of an engine that is never changed."""
+    """The backend of an engine whose archive does not change."""
 
     index = "flat"
     archive = encoder = None
@@ -213,7 +214,7 @@ class StubBackend:
 def serving(
     engine: Engine, limits: GatewayLimits | None = None, protection: Protection | None = None
 ) -> Iterator[Gateway]:
-    """A gateway on a free port, in the event loop of a thread of its own, for clients that block."""
+    """Run a gateway on a free port, in an event loop of its own thread, for blocking clients."""
 
     async def start():
         service = Service(Target("", "", 2), StubBackend(), engine, None)

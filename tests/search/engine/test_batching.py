@@ -10,7 +10,7 @@ CODE = np.zeros(2, np.uint8)
 
 
 class Runs:
-    """A `run` that notes each batch's codes and ks, and holds it until the test lets it go."""
+    """A `run` that records the codes and ks of each batch, and waits until the test opens its gate."""
 
     def __init__(self):
         self.batches = []
@@ -38,7 +38,7 @@ def submit(batcher, number, k=10, timeout_s=60.0, group=None):
 
 
 async def let_tasks_run():
-    # Each submit needs one turn to enter the queue; a few more do no harm.
+    # Each submit needs one turn of the event loop to enter the queue; more turns have no effect.
     for _ in range(5):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""However an archive is sharded, copied, written and asked, the answer is that of a loop over all rows in Python."""
+"""For every number of shards and replicas, every way of writing and asking: the answer of a loop over all rows."""
 
 import asyncio
 from itertools import pairwise
@@ -34,8 +34,8 @@ FILTERS = {
 }
 
 
-class CopiedBackend(LocalBackend):
-    """Each shard in several copies, which are all of one host."""
+class ReplicatedBackend(LocalBackend):
+    """Each shard has several replicas, which share one host."""
 
     def __init__(self, num_replicas, *args):
         super().__init__(*args)
@@ -54,7 +54,7 @@ class CopiedBackend(LocalBackend):
 
 
 def oracle(rows, code, k, passes, radius=None, after=None):
-    """Hits [(distance, id)] and ties at the cut-off among rows {id: row}."""
+    """Return hits [(distance, id)] and ties at the cut-off among rows {id: row}."""
     every = sorted((int(np.bitwise_count(row["code"] ^ code).sum()), id_) for id_, row in rows.items() if passes(row))
     every = [hit for hit in every if (radius is None or hit[0] <= radius) and (after is None or hit > after)]
     hits = every[:k]
@@ -76,7 +76,7 @@ def as_row(row):
 
 
 async def change(rng, service, rows_by_key, pool):
-    """Some rows new, some with other codes, some gone; as several streams at once."""
+    """Add, change and remove some rows, in several concurrent calls."""
     new = [random_row(rng, f"n{rng.integers(10**6)}", pool) for _ in range(rng.integers(0, 20))]
     keys = list(rows_by_key)
     rng.shuffle(keys)
@@ -120,7 +120,7 @@ async def check(rng, ask, rows, bits, pool):
 
 
 def recommended(rng, bits, pool):
-    """Examples, and the code that they stand for by counting bits one by one."""
+    """Return examples, and the code of their majority vote, counted bit by bit."""
     wanted, unwanted = (pool[rng.integers(len(pool), size=rng.integers(low, 4))] for low in (1, 0))
     code = np.zeros(bits, np.uint8)
     for bit in range(bits):
@@ -141,7 +141,7 @@ async def scenario(seed, folder):
     num_rows = int(rng.choice([0, 1, 30, 300]))
     rows_by_key = {f"k{i}": random_row(rng, f"k{i}", pool) for i in range(num_rows)}
     written = Archive.create(folder, bits, "m" * 32)
-    # Pieces in any order, so that ids and keys are unrelated.
+    # Fragments in random order, so that ids and keys are unrelated.
     order = rng.permutation(num_rows)
     for start, stop in pairwise([0, num_rows // 3, num_rows]):
         rows = [rows_by_key[f"k{i}"] for i in order[start:stop]]
@@ -160,7 +160,7 @@ async def scenario(seed, folder):
     index = str(rng.choice(["flat", "multi-hash"]))
 
     async def open_backend(target):
-        return CopiedBackend(num_replicas, Archive.open(target.archive), StubEncoder(), target.num_shards, index)
+        return ReplicatedBackend(num_replicas, Archive.open(target.archive), StubEncoder(), target.num_shards, index)
 
     service = await open_service(open_backend, Target(str(folder), "", num_shards))
     gateway = await start_gateway(service, "127.0.0.1:0")

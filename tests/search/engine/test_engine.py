@@ -40,7 +40,7 @@ async def never():
 
 
 def stub_engine(case, *befores, **options):
-    """An engine over one stub shard for each behaviour, and the stubs."""
+    """Return an engine over one stub shard per function in `befores`, and the stubs."""
     shards = build_shards(case.ids, case.codes, case.bits, len(befores))
     stubs = [StubShard(shard, before) for shard, before in zip(shards, befores, strict=True)]
     return Engine(snapshot_of(case, stubs), **options), stubs
@@ -126,7 +126,7 @@ def test_set_pad_bits_are_refused():
         search(local_engine(case), code=b"\x00\x01")
 
 
-def test_an_image_that_is_none_is_the_users_fault_and_other_failures_are_not():
+def test_an_invalid_image_is_the_users_fault_and_other_failures_are_not():
     async def refuse(images):
         raise ImageError("not an image: PDF")
 

@@ -15,7 +15,7 @@ DAY = datetime(2024, 5, 1, tzinfo=UTC)
 
 
 def make_rows(num_rows=400):
-    """Rows of which about a third of each value is unknown."""
+    """Return rows in which about a third of the values of each column are null."""
     rng = np.random.default_rng(0)
 
     def maybe(value):
@@ -176,7 +176,7 @@ def test_chunks_and_empty_tables():
         ("key LIKE label", "LIKE with 2 arguments"),
     ],
 )
-def test_what_is_no_filter_is_told_in_one_line(text, words):
+def test_an_invalid_filter_is_refused_in_one_line(text, words):
     with pytest.raises(InvalidQuery) as caught:
         parse_filter(text)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""What hits hold of their rows, through versions, against a real archive that is read each time."""
+"""The row cache through versions, against the columns read from a real archive each time."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +14,7 @@ BITS = 16
 
 
 def write(archive, rng, keys):
-    """Rows of which every column but the key may be unknown."""
+    """Write rows in which each column except the key may be null."""
     count = len(keys)
 
     def some(values):
@@ -35,7 +35,7 @@ def write(archive, rng, keys):
     )
 
 
-def wanted(archive, ids):
+def expected_rows(archive, ids):
     rows = archive.take(np.array(ids, np.uint64), ["key", "label", "lon", "lat", "datetime"]).to_pylist()
     return {id_: tuple(row.values()) for id_, row in zip(ids, rows, strict=True)}
 
@@ -61,9 +61,9 @@ def test_rows_through_changes(tmp_path, monkeypatch, max_table, max_ready):
         for _ in range(4):
             ids = rng.choice(there, rng.integers(1, 9)).tolist()
             known = rows.cached(ids)
-            assert known is None or known == wanted(archive, ids)
-            assert rows.read(ids) == wanted(archive, ids)
-        # Rows that no change has touched need not be read again, and the version before is as it was.
+            assert known is None or known == expected_rows(archive, ids)
+            assert rows.read(ids) == expected_rows(archive, ids)
+        # Unchanged rows are not read again, and the cache of the version before is not modified.
         assert before.num_cached >= rows.num_cached
         assert rows.cached([]) == {}
 
@@ -75,7 +75,7 @@ def test_rows_in_memory_are_not_read(tmp_path, monkeypatch):
     rows = RowCache(archive)
     assert rows.cached(ids) is None
     rows.warm()
-    expected = wanted(archive, ids)
+    expected = expected_rows(archive, ids)
     monkeypatch.setattr(Archive, "take", None)
     assert rows.cached(ids[::-1] + ids) == expected
     after = rows.after(archive, np.array(ids[:2], np.uint64))

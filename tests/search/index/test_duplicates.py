@@ -8,7 +8,7 @@ from orbithash.search.index.duplicates import duplicate_groups
 
 
 def oracle(ids, codes, radius):
-    """Groups by walking from row to row."""
+    """Return the groups by walking from row to row."""
     left = dict(zip(ids.tolist(), (int.from_bytes(code.tobytes()) for code in codes), strict=True))
     groups = []
     while left:
@@ -26,7 +26,7 @@ def oracle(ids, codes, radius):
 @pytest.mark.parametrize("seed", range(500, 540))
 def test_groups_equal_a_walk(seed, monkeypatch):
     if seed % 2:
-        # So few that they come in many pieces.
+        # A small limit, so that links come in many batches.
         monkeypatch.setattr(duplicates, "_MAX_LINKS", 5)
     case = random_case(seed, max_rows=250)
     for radius in (0, 1, 3, case.bits // 4, case.bits):
@@ -42,7 +42,7 @@ def test_a_chain_is_one_group_however_far_its_ends_are():
 
 
 @pytest.mark.parametrize("radius", [-1, 17])
-def test_a_radius_that_is_none_is_refused(radius):
+def test_a_radius_out_of_range_is_refused(radius):
     codes = random_codes(np.random.default_rng(0), 3, 16)
     with pytest.raises(InputError, match="from 0 to the 16 bits"):
         duplicate_groups(np.arange(3, dtype=np.uint64), codes, 16, radius)

@@ -7,7 +7,7 @@ from orbithash.search.index.shard import Shard
 
 
 def merged(shards, queries, k, asked=None):
-    """What `oracle` gives, for each query; each shard is asked for `asked` rows, or for k."""
+    """Return each query's merged answer in the form of `oracle`; each shard returns `asked` rows, or k."""
     answers = merge([shard.search(queries, asked or k) for shard in shards], [k] * len(queries))
     return [(list(zip(answer.distances.tolist(), answer.ids.tolist(), strict=True)), answer.ties) for answer in answers]
 

@@ -1,4 +1,4 @@
-"""A gateway that is killed in the middle of changes: what it acknowledged is there, once, and the archive is whole."""
+"""A gateway that is killed during changes: acknowledged changes are there, once, and the archive is intact."""
 
 import contextlib
 import random
@@ -44,20 +44,20 @@ asyncio.run(main())
 """
 
 
-def write(address, name, wanted, stop):
-    """Upserts and deletes until the gateway is gone; notes in `wanted` what was acknowledged, and what is open."""
+def write(address, name, states, stop):
+    """Upsert and delete until the gateway is gone; record in `states` what was acknowledged and what is open."""
     number = 0
     with Client(address, timeout_s=30) as client:
         while not stop.is_set():
             number += 1
             keys = [f"{name}/{number}/{i}" for i in range(random.Random(number).randint(1, 5))]
             with contextlib.suppress(SearchError, InputError):
-                wanted |= dict.fromkeys(keys, "open")
+                states |= dict.fromkeys(keys, "open")
                 client.upsert([Row(key=key, code=b"ab") for key in keys])
-                wanted |= dict.fromkeys(keys, "there")
-                wanted[keys[0]] = "open"
+                states |= dict.fromkeys(keys, "there")
+                states[keys[0]] = "open"
                 client.delete(keys[:1])
-                wanted[keys[0]] = "gone"
+                states[keys[0]] = "gone"
                 continue
             return
 
@@ -95,6 +95,6 @@ def test_what_was_acknowledged_survives_every_kill(tmp_path):
         for key in keys:
             assert known[key] in ("there", "open")
         assert {key for key, state in known.items() if state == "there"} <= set(keys)
-        # What was open is settled now, one way or the other.
+        # The open changes are decided now.
         known |= {key: "there" if key in set(keys) else "gone" for key, state in known.items() if state == "open"}
     assert sum(state == "there" for state in known.values()) > NUM_KILLS

@@ -31,7 +31,7 @@ def code(number):
 
 
 def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat"):
-    """Runs `scenario(service)` over a new archive with rows k0, k1 and so on, whose codes are 0, 1 and so on."""
+    """Run `scenario(service)` over a new archive with rows k0, k1, …, whose codes are 0, 1, …."""
 
     async def main():
         archive = Archive.open_or_create(folder, BITS, model_id)
@@ -54,7 +54,7 @@ def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="fl
 
 
 async def held(service: Service, **query):
-    """Keys and distances of all rows, as a search finds them."""
+    """Return the distance of each row by key, as a search returns them."""
     answer = await service.search(Query(code=code(0), k=5000, **query), 60.0)
     return {hit.key: hit.distance for hit in answer.hits}
 
@@ -294,7 +294,7 @@ def test_another_archive_takes_its_place_without_a_failed_query(tmp_path):
 
 
 def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
-    """While rows are written and asked for: what was acknowledged is seen ever after."""
+    """While rows are written and searched: acknowledged rows stay visible."""
 
     async def scenario(service):
         acknowledged, done = [], asyncio.Event()
@@ -336,7 +336,7 @@ def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
     run(tmp_path / "a", scenario, num_rows=4)
 
 
-def test_a_failed_commit_is_told_and_the_next_one_works(tmp_path, monkeypatch):
+def test_a_failed_commit_is_reported_and_the_next_one_succeeds(tmp_path, monkeypatch):
     original = Archive.upsert
     failures = iter([RuntimeError("the disk is full"), InputError("cannot be written")])
 
@@ -359,10 +359,10 @@ def test_a_failed_commit_is_told_and_the_next_one_works(tmp_path, monkeypatch):
 
 
 class Panic(BaseException):
-    """As native code raises it: no `Exception`."""
+    """Like a panic of native code: not an `Exception`."""
 
 
-def test_a_panic_of_native_code_is_told_too(tmp_path, monkeypatch):
+def test_a_panic_of_native_code_is_reported_too(tmp_path, monkeypatch):
     original = Archive.upsert
     failures = iter([Panic("already borrowed")])
 
@@ -383,7 +383,7 @@ def test_a_panic_of_native_code_is_told_too(tmp_path, monkeypatch):
 
 
 def test_filters_hold_through_changes(tmp_path, monkeypatch):
-    """Random histories against a dict; whatever was found for a filter before, each answer is of the newest version."""
+    """Random histories against a dict: each answer is of the newest version, whichever filters were cached."""
     scanned = []
     original = Archive.scan_batches
 
@@ -421,7 +421,7 @@ def test_filters_hold_through_changes(tmp_path, monkeypatch):
 
 
 def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
-    """What is still being found for one version serves the next ones."""
+    """A selection that is still being computed for one version is used for the next ones."""
     original = Archive.scan_batches
     may_go_on = threading.Event()
 
@@ -447,7 +447,7 @@ def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("patience_s", [60, 0])
 def test_changes_that_come_faster_than_a_search_ends(tmp_path, monkeypatch, patience_s):
-    """They wait for it; and where it takes too long, its version alone is loaded anew."""
+    """Changes wait for the search; if it takes too long, only its version is loaded again."""
     loaded = []
     original = backend_module.codes_of
 
