@@ -97,7 +97,7 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
     ended = cli("query", "--key", key, "-k", "3", "--address", address, "--json")
     assert (ended.code, ended.err) == (0, "")
     answer = json.loads(ended.out)
-    assert list(answer) == ["hits", "ties_at_cutoff", "coverage", "took_ms", "next"]
+    assert list(answer) == ["hits", "ties_at_cutoff", "coverage", "is_exact", "took_ms", "next"]
     for hit in answer["hits"]:
         assert list(hit) == ["rank", "distance", "id", "key", "label", "lon", "lat", "datetime"]
     pairs, ties = oracle(oracle.code_of(key), 3)
