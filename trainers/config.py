@@ -1,4 +1,4 @@
-"""Settings: typed, checked all at once, the same keys in a YAML file and in `--set`."""
+"""Typed settings of training, with the same keys in a YAML file and in `--set`; all problems are reported at once."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,61 +19,67 @@ __all__ = ["PathOrName", "TrainConfig", "load_config"]
 
 
 def _absolute(value: str) -> str:
-    # What cannot even be looked at stays as it is: who opens it says why.
+    # Paths that cannot be accessed stay unchanged; opening them reports the error.
     with suppress(OSError):
         if value and Path(value).exists():
             return str(Path(value).absolute())
     return value
 
 
-# A file or folder, or the name of something that a library knows. Whoever reads the settings later, such as a worker,
-# has another current folder: what exists becomes absolute.
+# A file or folder, or a name that a library knows. Paths that exist become absolute, because workers that read the
+# settings later have another current folder.
 PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
 class TrainConfig(BaseModel):
-    """What every method's training can be told. A method's own config adds to it."""
+    """Settings of every method; the config of a method adds its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code")
+    bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code in bits")
     backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
     weights: PathOrName | None = Field(
-        None, description="torchvision weights by name, or a safetensors file; none: random"
+        None, description="name of torchvision weights, or a safetensors file; null: random weights"
     )
     norm: Literal["auto", "frozen-batch", "group", "batch"] = Field(
-        "auto", description="the backbone's normalisation; auto: frozen-batch with weights, group without"
+        "auto", description="normalisation of the backbone; auto: frozen-batch with weights, group without"
     )
-    pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="of the last feature map")
+    pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="pooling of the last feature map")
     bands: tuple[int | str, ...] = Field(
-        (), description="numbers of a file's bands or names of a patch folder's, in this order; none: RGB"
+        (), description="bands in this order: numbers from 1 for files, names for patch folders; empty: RGB"
     )
     stretch: str = Field(
-        "percentile:2:98", description="of data of other than 8 bits: percentile:LO:HI of each image, or range:LO:HI"
+        "percentile:2:98",
+        description="how data of more than 8 bits become 8-bit: percentile:LO:HI of each image, or range:LO:HI",
     )
-    image_size: int = Field(160, ge=32, le=1024, description="side of the network's input, pixels")
+    image_size: int = Field(160, ge=32, le=1024, description="side of the network's input in pixels")
     orientations: Literal[1, 4, 8] = Field(
-        1, description="turned (4) and mirrored (8) copies of an image whose mean features make its code; takes as long"
+        1,
+        description="orientations averaged per image: 4 rotations, 8 with mirror images; multiplies the time",
     )
     epochs: int = Field(15, ge=1, le=10_000, description="passes over the training part")
     batch_size: int = Field(32, ge=2, le=65_536, description="images per step over all workers together")
     accumulate: int = Field(
-        1, ge=1, le=1024, description="pieces in which a batch goes through the network; a loss sees one at a time"
+        1, ge=1, le=1024, description="micro-batches per batch; losses are computed for each micro-batch"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the backbone's pass in training; weights, hashes, losses and codes are float32"
+        "float32", description="precision of the backbone in training; weights, hashes, losses and codes stay float32"
     )
-    clip_value: float | None = Field(10.0, gt=0, description="no element of a gradient is beyond it; null: any may be")
+    clip_value: float | None = Field(
+        10.0, gt=0, description="clip each gradient element to this absolute value; null: no clipping"
+    )
     clip_norm: float | None = Field(
-        None, gt=0, description="a longer gradient is shrunk to this length, after clip_value; null: none is"
+        None, gt=0, description="clip the norm of the gradient to this value, after clip_value; null: no clipping"
     )
-    min_crop_area: float = Field(0.4, gt=0, le=1, description="least share of an image's area in a random crop")
+    min_crop_area: float = Field(0.4, gt=0, le=1, description="smallest share of an image's area in a random crop")
     colour_jitter: float = Field(
         0.0, ge=0, le=1, description="strength of random brightness, contrast, saturation, hue"
     )
-    grayscale: float = Field(0.0, ge=0, le=1, description="share of the training views without colour")
-    seed: int = Field(0, ge=0, lt=2**31, description="of the order, the augmentation and the initial weights")
-    validate_every: int = Field(1, ge=1, description="epochs between two evaluations on the validation part")
+    grayscale: float = Field(0.0, ge=0, le=1, description="share of training views converted to grey")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seed of the order of images, the augmentation and the initial weights"
+    )
+    validate_every: int = Field(1, ge=1, description="epochs between two validations")
     checkpoint_every: int = Field(
         1, ge=1, description="epochs between two checkpoints; the last and every validated epoch is always saved"
     )
@@ -82,17 +88,17 @@ class TrainConfig(BaseModel):
     @classmethod
     def _check_backbone(cls, backbone: str) -> str:
         if backbone not in BACKBONES:
-            raise ValueError(f"no such backbone; there are {', '.join(BACKBONES)}")
+            raise ValueError(f"not a known backbone; allowed are {', '.join(BACKBONES)}")
         return backbone
 
     def preprocessing(self) -> Preprocessing:
-        """What an image goes through before the network, in validation and ever after."""
+        """Return how an image becomes the network's input, in validation and in the model."""
         rendering = Rendering(self.bands or None, self.stretch)
         return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
 
     @property
     def channels(self) -> int:
-        """Bands of the network's input."""
+        """Number of bands of the network's input."""
         return self.preprocessing().channels
 
     @property
@@ -109,13 +115,13 @@ class TrainConfig(BaseModel):
             )
         if self.weights is not None and self.norm == "group":
             raise ValueError(
-                "norm=group takes no weights: pretrained ones belong to batch norm; leave one of them away"
+                "norm is group, but pretrained weights need batch norm; use norm=frozen-batch or weights=null"
             )
-        least = MIN_SIDE_PX.get(self.backbone, 0)
-        if self.image_size < least:
-            raise ValueError(f"image_size is {self.image_size}: {self.backbone} needs at least {least} pixels")
+        min_side = MIN_SIDE_PX.get(self.backbone, 0)
+        if self.image_size < min_side:
+            raise ValueError(f"image_size is {self.image_size}: {self.backbone} needs at least {min_side} pixels")
         if self.norm == "auto":
-            # Frozen: the one moment at which the model may still be changed.
+            # The config is frozen; it is only changed here, while it is created.
             object.__setattr__(self, "norm", "group" if self.weights is None else "frozen-batch")
         return self
 
@@ -124,11 +130,10 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 
 def load_config(kind: type[Config], file: Path | None = None, settings: Sequence[str] = (), **given: Any) -> Config:
-    """Makes a config from a YAML file, `key=value` settings and keyword values; the later ones win.
+    """Return a config from a YAML file, `key=value` settings and keyword values; later sources override earlier ones.
 
-    Values of `settings` are read as YAML: `weights=null`, `bits=48` and `label_code=gray` mean what they say. So does
-    `lr=1e-4`: text to YAML, a number to the config.
-    All problems come in one `InputError`, each with the names or the values that are allowed.
+    Values of `settings` are read as YAML, such as `weights=null`, `bits=48` or `label_code=gray`. `lr=1e-4`, which is
+    text in YAML, becomes a number too. One `InputError` reports all problems, with the allowed names or values.
     """
     problems: list[str] = []
     values = _read_file(file, problems) if file else {}
@@ -140,7 +145,7 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
-            problems.append(f"{key}: {text!r} is not a value")
+            problems.append(f"{key}: {text!r} is not a YAML value")
     values |= {key: value for key, value in given.items() if value is not None}
     names = list(kind.model_fields)
     for key in [key for key in values if key not in names]:
@@ -165,7 +170,7 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise InputError(f"{file}: not a YAML file") from err
     if not isinstance(values, dict):
-        problems.append(f"{file}: a config file holds keys and values, got {type(values).__name__}")
+        problems.append(f"{file}: a config file contains keys and values, got {type(values).__name__}")
         return {}
     return values
 

@@ -1,4 +1,4 @@
-"""Where good settings are looked for: what each field of a method's config says of it, and what a user says instead."""
+"""The search space of tuning: ranges declared by the fields of a method's config, and ranges given by the user."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Linear:
-    """All values from `low` to `high`, inclusive, alike; whole numbers for a field of whole numbers."""
+    """Uniform between `low` and `high`, inclusive; whole numbers for an integer field."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Log:
-    """As `Linear`, but all orders of magnitude alike."""
+    """Log-uniform between `low` and `high`, inclusive; whole numbers for an integer field."""
 
     low: float
     high: float
@@ -39,19 +39,19 @@ class Log:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of these."""
+    """One of `values`."""
 
     values: tuple[Any, ...]
 
 
 Dimension = Linear | Log | Choice
 
-# By the name of the setting.
+# Dimensions by the name of the setting.
 Space = Mapping[str, Dimension]
 
 
 def declared_space(config: type[Any]) -> dict[str, Dimension]:
-    """What the fields of a config declare: `lr: Annotated[float, Log(1e-5, 1e-3)]`."""
+    """Return the ranges that fields of a config declare, as in `lr: Annotated[float, Log(1e-5, 1e-3)]`."""
     found = {}
     for name, field in config.model_fields.items():
         for mark in field.metadata:
@@ -61,32 +61,32 @@ def declared_space(config: type[Any]) -> dict[str, Dimension]:
 
 
 def is_whole(config: type[Any], name: str) -> bool:
-    """Whether a setting is a whole number."""
+    """Return whether a setting is an integer."""
     return config.model_fields[name].annotation is int
 
 
 def parse_space(config: type[Any], texts: Sequence[str]) -> dict[str, Dimension]:
-    """The space of `KEY`, as declared, `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log` and `KEY=A,B,C`.
+    """Return the space of `KEY` (its declared range), `KEY=LOW:HIGH`, `KEY=LOW:HIGH:log` or `KEY=A,B,C`.
 
     Raises:
-        InputError: all that is wrong with them.
+        InputError: with all problems of `texts`.
     """
     declared = declared_space(config)
     space: dict[str, Dimension] = {}
     problems: list[str] = []
     for text in texts:
-        name, equals, wanted = text.partition("=")
+        name, equals, value = text.partition("=")
         if name not in config.model_fields:
-            problems.append(f"{name!r} is no setting; there are {', '.join(config.model_fields)}")
+            problems.append(f"{name!r} is not a setting; allowed are {', '.join(config.model_fields)}")
         elif not equals and name not in declared:
             problems.append(f"{name} declares no range; give one, such as {name}=LOW:HIGH; {', '.join(declared)} do")
         elif not equals:
             space[name] = declared[name]
         else:
             try:
-                space[name] = _dimension(wanted, _is_number(config, name))
+                space[name] = _dimension(value, _is_number(config, name))
             except ValueError as error:
-                problems.append(f"{name}: {wanted!r} is {error}; give LOW:HIGH, LOW:HIGH:log or A,B,C")
+                problems.append(f"{name}: {value!r} is {error}; give LOW:HIGH, LOW:HIGH:log or A,B,C")
     if problems:
         raise listed(problems, "--search")
     return space
@@ -98,16 +98,16 @@ def _dimension(text: str, is_number: bool) -> Dimension:
         try:
             low, high = float(bounds[0]), float(bounds[1])
         except ValueError:
-            raise ValueError("no range of numbers") from None
+            raise ValueError("not a range of numbers") from None
         if not low < high or (len(bounds) == 3 and (bounds[2] != "log" or low <= 0)):
-            raise ValueError("no range (LOW is less than HIGH, and above 0 for a logarithmic one)")
+            raise ValueError("not a range (LOW must be less than HIGH, and above 0 for a logarithmic range)")
         return Log(low, high) if len(bounds) == 3 else Linear(low, high)
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
-        raise ValueError("no list of values") from None
+        raise ValueError("not a list of values") from None
     if len(values) < 2:
-        raise ValueError("one value, which needs no search (--set sets it)")
+        raise ValueError("a single value (set it with --set)")
     return Choice(tuple(tuple(value) if isinstance(value, list) else value for value in values))
 
 
@@ -118,7 +118,7 @@ def _is_number(config: type[Any], name: str) -> bool:
 
 
 def plain_space(space: Space) -> dict[str, dict[str, Any]]:
-    """For a file of YAML or JSON."""
+    """Return the space as plain values for YAML or JSON."""
 
     def plain(dimension: Dimension) -> dict[str, Any]:
         if isinstance(dimension, Choice):

@@ -72,7 +72,9 @@ def test_norm_follows_the_weights():
     assert load_config(DhclConfig).norm == "group"
     assert load_config(DhclConfig, weights="DEFAULT").norm == "frozen-batch"
     assert load_config(DhclConfig, norm="frozen-batch").norm == "frozen-batch"
-    assert "norm=group takes no weights" in message_of(DhclConfig, weights="DEFAULT", norm="group")
+    assert "norm is group, but pretrained weights need batch norm" in message_of(
+        DhclConfig, weights="DEFAULT", norm="group"
+    )
 
 
 def test_a_resolved_config_resolves_to_itself():
@@ -157,7 +159,7 @@ def test_everything_at_once(tmp_path):
         "unknown key 'batchsize'",
         "'no equals' is not of the form key=value",
         "'=5' is not of the form key=value",
-        "norm: '[' is not a value",
+        "norm: '[' is not a YAML value",
         "scale is 1000: ",
         "margin is 3: ",
     ):
@@ -176,7 +178,7 @@ def test_a_file_of_other_bytes_than_text(tmp_path):
 
 @pytest.mark.parametrize(("text", "kind"), [("- bits\n- 8\n", "list"), ("bits\n", "str"), ("8\n", "int")])
 def test_a_file_without_keys(tmp_path, text, kind):
-    assert f"holds keys and values, got {kind}" in message_of(DhclConfig, yaml_file(tmp_path, text))
+    assert f"contains keys and values, got {kind}" in message_of(DhclConfig, yaml_file(tmp_path, text))
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -52,14 +52,14 @@ def test_what_users_say():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lrr=1:2", "'lrr' is no setting; there are bits"),
+        ("lrr=1:2", "'lrr' is not a setting; allowed are bits"),
         ("beta1", "beta1 declares no range; give one, such as beta1=LOW:HIGH"),
-        ("lr=2:1", "no range"),
-        ("lr=0:1:log", "above 0 for a logarithmic one"),
-        ("lr=1:2:lag", "no range"),
-        ("lr=a:b", "no range of numbers"),
-        ("lr=0.1", "one value, which needs no search"),
-        ("hidden=[1", "no list of values"),
+        ("lr=2:1", "not a range"),
+        ("lr=0:1:log", "above 0 for a logarithmic range"),
+        ("lr=1:2:lag", "not a range"),
+        ("lr=a:b", "not a range of numbers"),
+        ("lr=0.1", "a single value"),
+        ("hidden=[1", "not a list of values"),
     ],
 )
 def test_what_is_no_space(text, words):

@@ -1,14 +1,14 @@
-"""DUCH's rule-based captions: a noun or a verb replaced by a word of nearly the same meaning.
+"""DUCH's rule-based captions: one noun or verb is replaced by a word of similar meaning.
 
-Of all sentences that come of putting a near neighbour in the place of one noun or verb, the one most similar to the
-original is taken. Deviations from the authors' code, whose NLTK, GloVe and BERTScore all download data: the tagger is
-TextBlob's; words are compared as the text encoder embeds each alone, unless a GloVe file is given; sentences are
-compared by the cosine of the encoder's features. Two of ours: a word that the sentence already has never replaces
-another (no "beach beach"), and "a" or "an" follows the word that comes after it.
+Candidates replace one noun or verb by a near neighbour; the candidate most similar to the original is used. The
+authors' code downloads data for NLTK, GloVe and BERTScore. Here, TextBlob tags the words; words are compared by their
+embeddings from the text encoder, or from a GloVe file; sentences are compared by the cosine of the encoder's features.
+Two rules are additions: a word of the sentence never replaces another one (no "beach beach"), and "a" or "an" is
+adapted to the next word.
 
-On UC Merced's captions with MiniLM, 95 % of the sentences change and keep a median cosine of 0.97 to the original:
-"lots of automobiles parked neatly in the parking lot", "some houses are enclosed by lawn". A word without a good
-neighbour gives odd ones, for the rule has no lower limit: "some different memory tanks", "an old baseman diamond".
+With MiniLM, 95 % of UC Merced's captions change, with a median cosine of 0.97 to the original: "lots of automobiles
+parked neatly in the parking lot", "some houses are enclosed by lawn". Words without a close neighbour give odd
+sentences, because similarity has no lower limit: "some different memory tanks", "an old baseman diamond".
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ __all__ = ["candidates", "reworded"]
 
 REPLACED = ("NN", "NNS", "NNP", "NNPS", "VB", "VBD", "VBG", "VBN")
 
-# The cosine from which two words count as near, and how many of the nearest ones are tried.
+# Smallest cosine of near neighbours, and the maximum number of them that are tried.
 MIN_SIMILARITY = 0.65
-MOST_NEIGHBOURS = 10
+MAX_NEIGHBOURS = 10
 
-# Sentences whose candidates are encoded together: some ten candidates each, and their features lie in memory.
+# Sentences whose candidates, about ten each, are encoded together; bounds the memory of their features.
 CHUNK = 512
 
 
 def reworded(sentences: Sequence[str], table: WordTable, encoder: TextEncoder) -> list[str]:
-    """One sentence in other words for each sentence, in lower case, with blanks between words and marks.
+    """Return one reworded sentence per sentence, in lower case, with spaces between words and punctuation.
 
-    A sentence none of whose words has a near neighbour keeps its words.
+    A sentence without near neighbours keeps its words.
     """
     result = []
     for start in range(0, len(sentences), CHUNK):
@@ -50,14 +50,14 @@ def reworded(sentences: Sequence[str], table: WordTable, encoder: TextEncoder) -
 
 
 def candidates(sentence: str, table: WordTable) -> list[str]:
-    """The sentences with a near neighbour in place of one noun or verb; the sentence itself where there are none."""
+    """Return the sentences with a near neighbour in place of one noun or verb, or the sentence itself without any."""
     words = _it_is(words_of(sentence))
     tags = part_of_speech(words)
     found = []
     for place, (word, tag) in enumerate(zip(words, tags, strict=True)):
         if tag not in REPLACED:
             continue
-        for other in table.neighbours(word, MIN_SIMILARITY, MOST_NEIGHBOURS):
+        for other in table.neighbours(word, MIN_SIMILARITY, MAX_NEIGHBOURS):
             changed = [*words[:place], other, *words[place + 1 :]]
             if other not in words and part_of_speech(changed)[place] == tag:
                 found.append(" ".join(_with_article(changed, place)))
@@ -65,13 +65,13 @@ def candidates(sentence: str, table: WordTable) -> list[str]:
 
 
 def _it_is(words: list[str]) -> list[str]:
-    """With "it is" for "there is"."""
+    """Return the words with "it is" in place of "there is"."""
     tags = [*part_of_speech(words), ""]
     return ["it" if tags[i] == "EX" and tags[i + 1] == "VBZ" else word for i, word in enumerate(words)]
 
 
 def _with_article(words: list[str], place: int) -> list[str]:
-    """With the right one of "a" and "an" before the word at `place`."""
+    """Return the words with the right article, "a" or "an", before the word at `place`."""
     if place == 0 or words[place - 1] not in ("a", "an"):
         return words
     return [*words[: place - 1], "an" if words[place][0] in "aeiou" else "a", *words[place:]]

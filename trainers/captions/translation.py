@@ -1,4 +1,4 @@
-"""Captions in other words: translated into another language and back."""
+"""Captions reworded by translation into another language and back."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -10,19 +10,19 @@ from orbithash.encoders.networks.text import model_folder, pretrained
 
 __all__ = ["CHAIN", "WEIGHTS", "back_translated", "chain_translated", "translate"]
 
-# DUCH's: through Spanish or German, with chances in proportion to these weights, or through both.
+# As in DUCH: through Spanish or German, drawn with these weights, or through both.
 WEIGHTS = {"es": 1.0, "de": 1.0}
 CHAIN = ("en", "es", "de", "en")
 
 MAX_TOKENS = 128
 BATCH_SIZE = 8
 
-# Translates sentences from one language into another: (from, to, sentences).
+# Translates sentences: (source language, target language, sentences).
 Translate = Callable[[str, str, list[str]], list[str]]
 
 
 def back_translated(sentences: Sequence[str], translate: Translate, rng: np.random.Generator) -> list[str]:
-    """Each sentence in lower case from English into a language drawn by `WEIGHTS` and back."""
+    """Return each sentence, in lower case, translated from English into a language drawn by `WEIGHTS` and back."""
     languages, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     drawn = rng.choice(len(languages), size=len(sentences), p=weights / weights.sum())
     result = list(sentences)
@@ -35,35 +35,35 @@ def back_translated(sentences: Sequence[str], translate: Translate, rng: np.rand
 
 
 def chain_translated(sentences: Sequence[str], translate: Translate) -> list[str]:
-    """Each sentence in lower case from English into Spanish, from there into German, and back."""
+    """Return each sentence, in lower case, translated from English into Spanish, into German, and back."""
     return _through(CHAIN, sentences, translate)
 
 
 def _through(languages: Sequence[str], sentences: Sequence[str], translate: Translate) -> list[str]:
-    # Captions repeat a lot; each distinct one is translated once.
+    # Captions repeat often; each distinct one is translated once.
     distinct = list(dict.fromkeys(sentences))
     if not distinct:
         return []
     texts = distinct
     for source, target in pairwise(languages):
-        # A model may say nothing at all; then the sentence before it stands.
+        # A model may return an empty sentence; then its input is kept.
         texts = [new.strip() or old for old, new in zip(texts, translate(source, target, texts), strict=True)]
     final = {sentence: text.lower() for sentence, text in zip(distinct, texts, strict=True)}
     return [final[sentence] for sentence in sentences]
 
 
 def translate(model: str, sentences: Sequence[str], device: str = "cpu") -> list[str]:
-    """Translations of the sentences by a Hugging Face model, given as a folder or a name as for `TextEncoder`.
+    """Translate sentences by a Hugging Face model, a folder or a name as for `TextEncoder`.
 
-    The most probable translation that the model's own beam search finds, of at most `MAX_TOKENS` tokens: the same at
-    every call with the same sentences. `InputError` when the model cannot be read or is no translator.
+    The result is the most probable translation of the model's beam search, at most `MAX_TOKENS` tokens long, and the
+    same at every call with the same sentences. `InputError` if the model cannot be read or does not translate.
     """
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = model_folder(model)
     tokenizer = pretrained(AutoTokenizer, folder)
     network = pretrained(AutoModelForSeq2SeqLM, folder).to(device).eval()
-    # Sentences of about the same length together, so that little is padded.
+    # Sentences of similar length share a batch, which keeps padding short.
     order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]))
     result = [""] * len(sentences)
     for start in range(0, len(order), BATCH_SIZE):

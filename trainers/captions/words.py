@@ -1,4 +1,4 @@
-"""Parts of speech of a sentence's words, and the words of nearly the same meaning."""
+"""Parts of speech of words, and words of similar meaning."""
 
 import functools
 import re
@@ -15,13 +15,13 @@ __all__ = ["WordTable", "english_words", "part_of_speech", "words_of"]
 
 
 def words_of(sentence: str) -> list[str]:
-    """The words and punctuation marks of a sentence, in lower case."""
+    """Return the words and punctuation marks of a sentence in lower case."""
     return re.findall(r"\w+(?:[-']\w+)*|[^\w\s]", sentence.lower())
 
 
 def part_of_speech(words: Sequence[str]) -> list[str]:
-    """The Penn Treebank tag of each of a sentence's words, by TextBlob's tagger, whose lexicon is in its wheel."""
-    # TextBlob brings NLTK along, which takes seconds to import.
+    """Return the Penn Treebank tag of each word of a sentence, by TextBlob's tagger."""
+    # TextBlob imports NLTK, which takes seconds.
     from textblob.en import parser
 
     return [tag for _, tag in parser.find_tags(list(words))]
@@ -29,28 +29,28 @@ def part_of_speech(words: Sequence[str]) -> list[str]:
 
 @functools.cache
 def english_words() -> frozenset[str]:
-    """The common words that the tagger's lexicon lists, some 40,000 in lower case."""
+    """Return the common words of the tagger's lexicon, about 40,000, in lower case."""
     from textblob.en import lexicon
 
     return frozenset(word for word in lexicon if re.fullmatch("[a-z]{2,}", word))
 
 
 class WordTable:
-    """Words and their vectors; `neighbours` finds the nearest ones.
+    """Words and their vectors, to find words of similar meaning.
 
-    `words` are V distinct words and `vectors` float32 [V, D], none of them zero.
+    `words` are V distinct words, `vectors` float32 [V, D] without zero rows.
     """
 
     def __init__(self, words: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
-        assert len(words) == len(vectors), "one vector for each word"
+        assert len(words) == len(vectors), "one vector per word"
         self.words = list(words)
         self._rows = {word: row for row, word in enumerate(words)}
         self._vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def neighbours(self, word: str, similarity: float, most: int) -> list[str]:
-        """At most `most` other words with a cosine of at least `similarity` to `word`, nearest first.
+    def neighbours(self, word: str, similarity: float, max_words: int) -> list[str]:
+        """Return at most `max_words` other words with a cosine of at least `similarity` to `word`, nearest first.
 
-        None of a word that the table does not have.
+        The list is empty for a word that is not in the table.
         """
         row = self._rows.get(word)
         if row is None:
@@ -58,11 +58,11 @@ class WordTable:
         cosines = self._vectors @ self._vectors[row]
         cosines[row] = -np.inf
         near = np.flatnonzero(cosines >= similarity)
-        return [self.words[i] for i in near[np.argsort(-cosines[near], kind="stable")][:most]]
+        return [self.words[i] for i in near[np.argsort(-cosines[near], kind="stable")][:max_words]]
 
     @classmethod
     def from_encoder(cls, encoder: TextEncoder, words: Sequence[str]) -> "WordTable":
-        """English words as the encoder embeds each of them alone: those that are one token to it, and `words`."""
+        """Embed English words with a text encoder: those that are one token of it, and `words`."""
         common = sorted(english_words())
         ids = encoder.tokenizer(common, add_special_tokens=False)["input_ids"]
         whole = [word for word, tokens in zip(common, ids, strict=True) if len(tokens) == 1]
@@ -71,7 +71,7 @@ class WordTable:
 
     @classmethod
     def from_glove(cls, path: Path) -> "WordTable":
-        """English words of a GloVe text file, whose lines are a word and its numbers, separated by blanks."""
+        """Read the English words of a GloVe text file; a line is a word and its numbers, separated by spaces."""
         words, vectors = [], []
         try:
             with path.open(encoding="utf-8") as lines:
@@ -82,18 +82,18 @@ class WordTable:
                         vectors.append(np.array(numbers, np.float32))
                         _check(vectors[-1], vectors[0], f"{path}: line {number}")
         except OSError as err:
-            raise InputError(f"{path}: word vectors that cannot be read ({err.strerror}); give a GloVe file") from err
+            raise InputError(f"{path}: the word vectors cannot be read ({err.strerror}); give a GloVe file") from err
         except InputError:
             raise
         except ValueError as err:
             raise InputError(f"{path}: not word vectors in GloVe's text format ({err}); give such a file") from err
         if not words:
-            raise InputError(f"{path}: no English word in it; give word vectors in GloVe's text format")
+            raise InputError(f"{path}: contains no English word; give word vectors in GloVe's text format")
         return cls(words, np.stack(vectors))
 
 
 def _check(vector: npt.NDArray[np.float32], first: npt.NDArray[np.float32], where: str) -> None:
     if vector.shape != first.shape:
-        raise InputError(f"{where} has not as many numbers as the lines before it")
+        raise InputError(f"{where} has another number of values than the first line; give a whole GloVe file")
     if not np.isfinite(vector).all() or not vector.any():
-        raise InputError(f"{where} has numbers that are not finite, or only zeros; it cannot be compared to others")
+        raise InputError(f"{where} contains values that are not finite, or only zeros; remove the line")

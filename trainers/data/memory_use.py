@@ -1,7 +1,7 @@
-"""What a stretch of a program needs: memory of the GPU's tensors for a CUDA device, else of this process, in MiB.
+"""Memory in use and its peak, in MiB: of tensors on a CUDA device, otherwise of this process.
 
-The peak of a process can be set back on Linux only. Elsewhere, and where the kernel forbids it, it is the most since
-the process began.
+The peak of a process can be reset on Linux only. On other systems, or if the kernel refuses, it is the peak since the
+process started.
 """
 
 import math
@@ -17,7 +17,7 @@ __all__ = ["available_memory_mb", "memory_mb", "peak_memory_mb", "reset_peak_mem
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins the stretch that `peak_memory_mb` tells of."""
+    """Start a new measurement of `peak_memory_mb`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -26,25 +26,25 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Memory in use now; the most so far where the system does not tell."""
+    """Return the memory in use, or the peak on systems that do not report it."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
     return _of_process("VmRSS")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory in use since `reset_peak_memory`."""
+    """Return the peak of the memory in use since `reset_peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return _of_process("VmHWM")
 
 
 def available_memory_mb() -> float:
-    """What this process and others of its container may still take; all of the machine's where the system is silent."""
+    """Return the memory still available to this container; the whole memory on systems that do not report it."""
     available = math.inf
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        # "max" where there is no limit.
+        # "max" without a limit, which is not a number.
         limit = int((group / "memory.max").read_text())
         available = (limit - int((group / "memory.current").read_text())) / 2**20
     with suppress(OSError):
@@ -55,11 +55,11 @@ def available_memory_mb() -> float:
 
 
 def _of_process(name: str) -> float:
-    """A line of /proc/self/status, else the most memory since the process began."""
+    """Return a value of /proc/self/status, or the peak since the process started."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 2**10
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, others KiB.
-    return most / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,7 +1,7 @@
-"""DUCH's views of an image: the original and the augmented one, from each of which features are taken once.
+"""DUCH's original and augmented view of an image, of each of which features are computed once.
 
-Parameters are those of the authors' code. Its crops of 200 pixels of a 256-pixel image are a share of the side here,
-so that images of other sizes work, and it rotates to the nearest pixel where this interpolates.
+Parameters are those of the authors' code, with two differences: crops of 200 of 256 pixels are a share of the side
+here, for images of other sizes, and rotations are interpolated instead of rounded to the nearest pixel.
 """
 
 import hashlib
@@ -19,33 +19,33 @@ __all__ = ["CROP_SHARE", "VIEWS", "view", "view_rng"]
 
 Pixels = npt.NDArray[np.uint8]
 
-# (image, random numbers, share of the shorter side that a crop keeps) to an image.
+# (image, random generator, share of the shorter side that a crop keeps) to an image.
 View = Callable[[Image.Image, np.random.Generator, float], Image.Image]
 
 CROP_SHARE = 200 / 256
 
 BLUR_SIDE_PX = 3
 BLUR_SIGMA_PX = (1.1, 1.3)
-# Degrees counter-clockwise.
+# In degrees, counter-clockwise.
 ROTATION = (-10.0, -5.0)
-# Of torchvision's ColorJitter: 0.8 and 0.2 times a strength of 0.5.
+# Parameters of torchvision's ColorJitter: 0.8 and 0.2 times a strength of 0.5.
 JITTER, JITTER_HUE = 0.4, 0.1
 
 
 def view_rng(seed: int, image_id: str) -> np.random.Generator:
-    """The random numbers of one image's view: the same for (seed, id) whatever the other images are."""
+    """Return the random generator of one image's view; it depends on the seed and the image's id only."""
     words = np.frombuffer(hashlib.sha256(image_id.encode()).digest(), np.uint32)
     return np.random.default_rng([seed, *words.tolist()])
 
 
 def view(name: str, image: Pixels, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Pixels:
-    """View `name`, one of `VIEWS`, of a rendered image uint8 [H, W, 3].
+    """Return view `name`, one of `VIEWS`, of a rendered image uint8 [H, W, 3].
 
-    Square crops have a side of `crop_share`, above 0 and at most 1, of the image's shorter side. The corners that a
-    rotation leaves empty are black; in the middle crop there are none for a square image.
+    The side of a square crop is `crop_share`, above 0 and at most 1, of the image's shorter side. Rotations leave black
+    corners, which the centre crop of a square image does not contain.
     """
     if name not in VIEWS:
-        raise InputError(f"unknown view {name!r}; there are {', '.join(VIEWS)}")
+        raise InputError(f"view is {name!r}; allowed are {', '.join(VIEWS)}")
     if not 0 < crop_share <= 1:
         raise InputError(f"crop_share is {crop_share}; it is the share of the image's side, above 0 and at most 1")
     result = np.asarray(VIEWS[name](Image.fromarray(image), rng, crop_share))
@@ -65,7 +65,7 @@ def _sequence(*steps: View) -> View:
 def _blur(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
     sigma = rng.uniform(*BLUR_SIGMA_PX)
     if min(image.size) == 1:
-        # Nothing to mirror at the edge.
+        # Too small to mirror at the edges.
         return image
     blurred: Image.Image = F.gaussian_blur(image, [BLUR_SIDE_PX, BLUR_SIDE_PX], [sigma, sigma])
     return blurred
@@ -111,8 +111,7 @@ def _one_of_three(image: Image.Image, rng: np.random.Generator, crop_share: floa
     return VIEWS[name](image, rng, crop_share)
 
 
-# Each ends in a square crop but "none", which leaves the image as it is. "center-crop" is DUCH's original view,
-# "blur-rotate-center" its augmented one.
+# All but "none" end with a square crop. "center-crop" is DUCH's original view, "blur-rotate-center" its augmented one.
 VIEWS: dict[str, View] = {
     "none": _sequence(),
     "center-crop": _center_crop,

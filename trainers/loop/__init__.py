@@ -1,1 +1,1 @@
-"""Trains: the one training loop for all methods, its validation, its checkpoints, and what a run consists of."""
+"""The training loop of all methods, its validation and checkpoints, and runs and their folders."""

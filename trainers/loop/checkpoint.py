@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, without pickle: tensors as safetensors, the rest as JSON."""
+"""Checkpoints without pickle: tensors as safetensors, everything else as JSON."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(folder: Path, **parts: Any) -> None:
-    """Writes nested dicts and lists of tensors and JSON values into `folder`."""
+    """Write nested dicts and lists of tensors and JSON values into `folder`."""
     tensors: dict[str, torch.Tensor] = {}
     tree = _detach(parts, tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,19 +23,19 @@ def save_checkpoint(folder: Path, **parts: Any) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote; `InputError` when it is damaged."""
+    """Read what `save_checkpoint` wrote; `InputError` if it is damaged."""
     try:
         tensors = load_file(folder / "tensors.safetensors")
         parts: dict[str, Any] = _attach(json.loads((folder / "state.json").read_text()), tensors)
         if not isinstance(parts, dict):
-            raise TypeError("state.json holds no parts")
+            raise TypeError("state.json is not a dict")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as err:
-        raise InputError(f"{folder}: the checkpoint is damaged ({err}); remove it to start from an older one") from err
+        raise InputError(f"{folder}: the checkpoint is damaged ({err}); remove it to resume from an older one") from err
     return parts
 
 
 def _detach(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` with each tensor replaced by where it went, and each dict by its items (keys may be numbers)."""
+    """Move the tensors of `value` to `tensors` and return JSON values; a dict becomes a list of items."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()

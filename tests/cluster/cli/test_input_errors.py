@@ -70,7 +70,7 @@ def test_all_wrong_settings_are_reported_together(refused, tmp_path, labelled):
     [
         (b"\xff\xd8\xff\xe0", "not a YAML file"),
         (b"a: [", "not a YAML file"),
-        (b"- bits", "a config file holds keys and values, got list"),
+        (b"- bits", "a config file contains keys and values, got list"),
         (b"bitts: 8", "unknown key 'bitts'; did you mean bits?"),
         (None, "config.yaml': neither a file nor a shipped recipe"),
     ],

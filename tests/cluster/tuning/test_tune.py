@@ -91,7 +91,7 @@ def test_a_killed_search_resumes(start, small, tmp_path):
     [
         (("--trials", "1"), "--trials is 1; at least 2 are needed"),
         (("--validation", "0"), "no validation part to score the trials on"),
-        (("--search", "lrr"), "'lrr' is no setting"),
+        (("--search", "lrr"), "'lrr' is not a setting"),
         (("--search", "lr=0.1:7"), "lr is 7.0: input should be less than or equal to 1"),
         (("--grace", "99"), "--grace is 99; from 1 to epochs=20 are allowed"),
         (("--cpus-per-trial", "0"), "0 CPUs and 0 GPUs per trial; one of them must be above 0"),

@@ -74,7 +74,7 @@ def test_features_of_inceptions_are_those_of_torchvision(name, tmp_path):
     model, state = random_state(name, init_weights=False, aux_logits=True, transform_input=True)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
-            # Or little of an image would be left after so many layers.
+            # The default initialisation would shrink the signal in these deep networks.
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     assert any("aux" in key.lower() for key in state)
     save_file(state, tmp_path / "w.safetensors")

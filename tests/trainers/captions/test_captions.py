@@ -156,13 +156,13 @@ def test_glove_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"house 1 2\nriver 1\n", "line 2 has not as many numbers"),
+        (b"house 1 2\nriver 1\n", "line 2 has another number of values"),
         (b"house 0 0\n", "line 1 .*only zeros"),
         (b"house 1 nan\n", "line 1 .*not finite"),
         (b"house one two\n", "not word vectors in GloVe's text format"),
         (b"\xff\xfe\x00", "not word vectors in GloVe's text format"),
-        (b"", "no English word in it"),
-        (b"zzqx 1 2\n", "no English word in it"),
+        (b"", "contains no English word"),
+        (b"zzqx 1 2\n", "contains no English word"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):

@@ -159,7 +159,7 @@ def test_one_of_three_is_each_of_them_by_turns():
 
 
 def test_unknown_views_and_shares_are_refused():
-    with pytest.raises(InputError, match="unknown view 'flip'; there are none, center-crop"):
+    with pytest.raises(InputError, match="view is 'flip'; allowed are none, center-crop"):
         view("flip", picture(), view_rng(0, "a"))
     for share in (0, -0.5, 1.01, float("nan")):
         with pytest.raises(InputError, match="crop_share is"):

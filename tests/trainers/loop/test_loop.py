@@ -168,7 +168,7 @@ def test_a_run_without_its_last_checkpoint_is_refused(data, tmp_path):
         train(resumable(data), Recorder(), resume_from=tmp_path)
 
 
-# What is told.
+# Observers.
 
 
 def test_steps_and_history(data):
