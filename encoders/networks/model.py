@@ -170,6 +170,16 @@ class HashModel:
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
         return self._encode(len(features), size, lambda rows: torch.from_numpy(features[rows]).to(self.device))
 
+    @torch.inference_mode()
+    def is_certain(self, features: Features) -> npt.NDArray[np.bool_]:
+        """Return for which images rounding cannot change the code, bool [N], from their features float32 [N, D]."""
+        certain = np.empty(len(features), np.bool_)
+        with exact_float32(self.device):
+            for start in range(0, len(features), FEATURE_BATCH_SIZE):
+                rows = torch.from_numpy(features[start : start + FEATURE_BATCH_SIZE]).to(self.device)
+                certain[start : start + FEATURE_BATCH_SIZE] = ~self._decide(rows, of_text=False)[2].cpu().numpy()
+        return certain
+
     def encode_texts(self, sentences: Sequence[str], *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of sentences; `InputError` if the model has no text side."""
         encoder = self._text_encoder

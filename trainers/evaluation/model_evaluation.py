@@ -13,6 +13,7 @@ from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.evaluation import EncodedPart, Evaluation, evaluate, own_positions, with_baselines
+from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays, labelled
 
 __all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
@@ -58,9 +59,7 @@ def evaluate_model(
     query_labels, database_labels = label_arrays(
         len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
     )
-    paths = [root / image.path for image in images]
-    encoded = model.encode_files(paths, root=root, on_progress=on_progress)
-    codes = {"image": dict(zip((image.id for image in images), encoded, strict=True))}
+    codes = {"image": _encode_images(model, images, root, on_progress)}
     if model.has_text and all(any(image.captions for image in part) for part in (queries, database)):
         captions = {image.id: draw_caption(image, manifest.seed) for image in images if image.captions}
         codes["text"] = dict(zip(captions, model.encode_texts(list(captions.values())), strict=True))
@@ -104,7 +103,7 @@ def evaluate_model(
 
 
 def draw_caption(image: Image, seed: int) -> str:
-    """One of the image's captions, drawn by the seed and the image's id: another image more or less changes nothing."""
+    """Return one of the image's captions, drawn with the seed and the image's id, independent of other images."""
     return image.captions[drawn_caption(image.id, len(image.captions), seed)]
 
 
@@ -117,6 +116,33 @@ def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
             f"{len(leaked)} of the {len(evaluated.part('test'))} queries of protocol {evaluated.protocol} were "
             f"training or validation images of this run (first: {leaked[0]}); train a run by that protocol instead"
         )
+
+
+def _encode_images(
+    model: HashModel, images: Sequence[Image], root: Path, on_progress: Callable[[int], None] | None
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the code of each image by its id.
+
+    Images whose features training left in the cache are not read, unless rounding could change one of their bits.
+    """
+    codes: dict[str, npt.NDArray[np.uint8]] = {}
+    extractor = FeatureExtractor(model.network, model.preprocessing, model.device)
+    cached, features = extractor.cached(images)
+    if cached:
+        is_certain = model.is_certain(features)
+        certain = [images[row].id for row in np.array(cached)[is_certain]]
+        codes.update(zip(certain, model.encode_features(features[is_certain]), strict=True))
+    num_cached = len(codes)
+    if num_cached and on_progress is not None:
+        on_progress(num_cached)
+    remaining = [image for image in images if image.id not in codes]
+    encoded = model.encode_files(
+        [root / image.path for image in remaining],
+        root=root,
+        on_progress=None if on_progress is None else lambda done: on_progress(num_cached + done),
+    )
+    codes.update(zip((image.id for image in remaining), encoded, strict=True))
+    return codes
 
 
 def _baselines(

@@ -132,6 +132,16 @@ class FeatureExtractor:
 
         return _cached(kind, hashes, compute)
 
+    def cached(self, images: Sequence[Image]) -> tuple[list[int], Features]:
+        """Return the positions of the images whose features are cached, and these features float32 [M, D]."""
+        known, rows = _read(_cache_file({**self._kind, "view": None}))
+        positions = [position for position, image in enumerate(images) if image.sha256 in known]
+        return positions, rows[[known[images[position].sha256] for position in positions]]
+
+
+def _cache_file(kind: dict[str, Any]) -> Path:
+    return cache_folder() / "features" / f"{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]}.safetensors"
+
 
 def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) -> Features:
     """Return features float32 [N, C, D] of the captions of N images, each of which has at least one.
@@ -153,7 +163,7 @@ def _cached(kind: dict[str, Any], hashes: list[str], compute: Callable[[list[int
     `compute` returns the rows of the given positions in `hashes`. Ranks on different machines may have different
     caches: what one of them lacks is computed, and each cache that lacks rows is completed.
     """
-    path = cache_folder() / "features" / f"{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]}.safetensors"
+    path = _cache_file(kind)
     known, rows = _read(path)
     first = {hash: position for position, hash in reversed(list(enumerate(hashes)))}
     lacking = set().union(*gather_objects(set(first) - known.keys()))

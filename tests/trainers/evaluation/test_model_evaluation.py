@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from orbithash.encoders.codes import hamming
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import Manifest, make_manifest
-from orbithash.trainers.evaluation import model_evaluation
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.evaluation import metrics_of
 from orbithash.trainers.evaluation.model_evaluation import check_untrained, draw_caption, evaluate_model
+from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.metrics.metrics import mean_average_precision
 
 BITS = 16
@@ -71,11 +71,12 @@ def test_queries_are_the_test_part_and_the_database_is_the_rest(root, model):
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_progress_counts_every_image_once(root, model, monkeypatch, chunk):
-    monkeypatch.setattr(model_evaluation, "CHUNK", chunk)
-    told = []
-    evaluation = evaluate_model(model, make_manifest(root), root, on_progress=told.append)
-    steps = [b - a for a, b in zip([0, *told], told, strict=False)]
-    assert told[-1] == 20
+    monkeypatch.setattr("orbithash.encoders.networks.model.READ_BATCH_SIZE", chunk)
+    monkeypatch.setattr("orbithash.encoders.networks.model.BATCH_SIZE", {"cpu": chunk})
+    counts = []
+    evaluation = evaluate_model(model, make_manifest(root), root, on_progress=counts.append)
+    steps = [b - a for a, b in zip([0, *counts], counts, strict=False)]
+    assert counts[-1] == 20
     assert all(0 < step <= chunk for step in steps)
     assert evaluation.metrics == evaluate_model(model, make_manifest(root), root).metrics
 
@@ -89,7 +90,7 @@ def test_other_files_than_the_manifests_are_refused(root, model):
 
 def test_an_image_that_cannot_be_read_is_named(root, model):
     (root / "beach" / "beach0.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"beach0\.png: "):
+    with pytest.raises(InputError, match=r"beach0\.png: "):
         evaluate_model(model, make_manifest(root), root)
 
 
@@ -293,3 +294,54 @@ def test_queries_never_seen_are_taken(root):
     manifest = make_manifest(root)
     fewer = {image.path: "unused" for image in manifest.part("test")[1:]}
     check_untrained(resplit(manifest, fewer), manifest)
+
+
+# Features that training cached.
+
+
+@pytest.fixture
+def cached(root, model, tmp_path, monkeypatch):
+    """The manifest, of whose images all but the test part have their features in a new cache."""
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
+    manifest = make_manifest(root)
+    FeatureExtractor(model.network, model.preprocessing)(root, manifest.part("train", "validation"))
+    return manifest
+
+
+def files_read(monkeypatch, model, manifest, root):
+    """Evaluate, and return the evaluation and the names of the files that were encoded from their pixels."""
+    names = []
+    encode_files = HashModel.encode_files
+
+    def noted(self, paths, **options):
+        names.extend(path.name for path in paths)
+        return encode_files(self, paths, **options)
+
+    monkeypatch.setattr(HashModel, "encode_files", noted)
+    progress = []
+    evaluation = evaluate_model(model, manifest, root, on_progress=progress.append)
+    assert progress[-1] == len(manifest.images)
+    return evaluation, sorted(names)
+
+
+def test_images_with_cached_features_are_not_encoded_again(root, model, cached, monkeypatch, tmp_path):
+    evaluation, names = files_read(monkeypatch, model, cached, root)
+    assert names == sorted((root / image.path).name for image in cached.part("test"))
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "empty"))
+    expected, names = files_read(monkeypatch, model, cached, root)
+    assert len(names) == len(cached.images)
+    assert evaluation.metrics == expected.metrics
+    assert [query.hits for query in evaluation.gallery] == [query.hits for query in expected.gallery]
+
+
+def test_cached_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
+    torch.manual_seed(2)
+    other = HashModel(model.card, HashNetwork(model.card.network))
+    _, names = files_read(monkeypatch, other, cached, root)
+    assert len(names) == len(cached.images)
+
+
+def test_images_near_a_threshold_are_encoded_from_their_pixels(root, model, cached, monkeypatch):
+    monkeypatch.setattr("orbithash.encoders.networks.model.MARGIN", 1e9)
+    _, names = files_read(monkeypatch, model, cached, root)
+    assert len(names) == len(cached.images)
