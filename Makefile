@@ -34,6 +34,7 @@ test-gpu: install
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/prose.py
 	$(BIN)/lint-imports --no-cache
 	rm -rf build/types && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --namespace-packages -p orbithash

@@ -144,7 +144,7 @@ def test_the_base_requirements_are_few():
 
 def test_the_client_works_with_the_base_requirements_alone(client_only):
     program = (
-        "from orbithash.search.client.client import AsyncClient, Client\n"
+        "from orbithash.search import AsyncClient, Client\n"
         "import importlib.util\n"
         "assert not any(map(importlib.util.find_spec, ('numpy', 'torch', 'ray', 'pyarrow')))\n"
         "try:\n"
