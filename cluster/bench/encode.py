@@ -23,9 +23,9 @@ from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.records import Record, read_record
-from orbithash.encoders.imagery.sources import Item, list_source
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.records import Record, read_record
+from orbithash.encoders.sources.sources import Item, list_source
 
 __all__ = ["bench_encode"]
 

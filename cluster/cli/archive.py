@@ -97,7 +97,7 @@ def refused(
 ) -> None:
     """List the images that could not be read, with the reasons, in the order of their keys."""
     from orbithash.encoders.archive.archive import Archive
-    from orbithash.encoders.imagery.folders import natural
+    from orbithash.encoders.sources.folders import natural
 
     reasons = Archive.open(archive).refused()
     keys = sorted(reasons, key=natural)[:limit]

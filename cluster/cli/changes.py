@@ -15,7 +15,7 @@ from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
 from orbithash.search.protocol.rows import Row
 
 if TYPE_CHECKING:
-    from orbithash.encoders.imagery.sources import Item
+    from orbithash.encoders.sources.sources import Item
 
 __all__ = ["Upserted", "delete_keys", "upsert_source"]
 
@@ -35,7 +35,7 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
     """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped."""
     # Imported here because `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
-    from orbithash.encoders.imagery.sources import list_source
+    from orbithash.encoders.sources.sources import list_source
     from orbithash.trainers.datasets import find_items
 
     items = list_source(source, asset=asset, find_items=find_items)
@@ -72,8 +72,8 @@ def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
 
 def _row(item: "Item") -> Row:
     from orbithash.encoders.imagery.georeference import read_georeference
-    from orbithash.encoders.imagery.remote import is_remote, read_object
     from orbithash.encoders.imagery.rendering import Limits
+    from orbithash.encoders.sources.remote import is_remote, read_object
 
     if item.problem is not None:
         raise ImageError(item.problem)

@@ -27,10 +27,10 @@ from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.folders import log_left_out
 from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import read_model_folder
+from orbithash.encoders.sources.folders import log_left_out
 
 __all__ = ["EncodeSummary", "Job", "Workers", "encode", "run_portion", "writing"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.stamps import file_version, same_content
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import Item, count_source, iter_source
-from orbithash.encoders.imagery.tiles import tile_key
+from orbithash.encoders.sources.sources import Item, count_source, iter_source
+from orbithash.encoders.sources.tiles import tile_key
 from orbithash.trainers.datasets import find_items
 
 __all__ = ["Portion", "Source", "new_items"]

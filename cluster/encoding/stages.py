@@ -18,7 +18,7 @@ from orbithash.encoders.archive.stamps import make_stamp
 from orbithash.encoders.codes import num_bytes
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.sources import Item
+from orbithash.encoders.sources.sources import Item
 
 __all__ = ["STAGES", "Encoder", "Written", "decode", "item_table", "rows_within", "write"]
 
@@ -116,7 +116,7 @@ def rows_within(maximum: int, preprocessing: Preprocessing) -> int:
 
 def decode(items: pa.Table, preprocessing: Preprocessing) -> pa.Table:
     """Read and prepare images; a refused item has a reason and no pixels."""
-    from orbithash.encoders.imagery.records import read_record
+    from orbithash.encoders.sources.records import read_record
 
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []

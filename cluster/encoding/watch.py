@@ -24,7 +24,7 @@ from orbithash.cluster.runtime import connected
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.stamps import file_version
 from orbithash.encoders.errors import ArchiveBusy, InputError
-from orbithash.encoders.imagery.sources import EmptySource, Item, cut_scenes
+from orbithash.encoders.sources.sources import EmptySource, Item, cut_scenes
 
 __all__ = ["watch"]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as filesystems
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.remote import is_remote
+from orbithash.encoders.sources.remote import is_remote
 
 __all__ = ["NAME", "Storage"]
 

@@ -10,7 +10,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from orbithash.encoders.imagery.remote import is_remote
+from orbithash.encoders.sources.remote import is_remote
 
 __all__ = ["file_version", "make_stamp", "same_content"]
 

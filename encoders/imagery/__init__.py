@@ -1,4 +1,4 @@
-"""Read images: sources and lists, object stores, file formats, bands, tiles, places and times, up to network inputs.
+"""Read images: formats, bands, colours, masks, places and outlines, up to the pixels that a network takes.
 
-Code for a file format, a limit of images, a stretch or a kind of source belongs here. Nothing here imports torch.
+A file format, a limit on images or a stretch belongs here. Nothing here imports torch.
 """

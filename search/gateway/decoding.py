@@ -171,7 +171,7 @@ class Decoder:
     def _new_pool(self) -> pebble.ProcessPool:
         # This process has threads and must not be forked. The fork server imports the modules once for all processes.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__, "orbithash.encoders.imagery.records", "rasterio"])
+        context.set_forkserver_preload(["__main__", __name__, "orbithash.encoders.sources.records", "rasterio"])
         return pebble.ProcessPool(
             self.num_workers, _MAX_TASKS, initializer=_limit, initargs=[self.max_memory_bytes], context=context
         )
@@ -212,7 +212,7 @@ def _decode(image: bytes, preprocessing: Preprocessing, with_thumbnail: bool) ->
     An `ImageError` is returned, not raised: a traceback would keep the decoded pixels in memory until the next image.
     """
     from orbithash.encoders.imagery.images import read_image
-    from orbithash.encoders.imagery.records import make_thumbnail
+    from orbithash.encoders.sources.records import make_thumbnail
 
     rendering = preprocessing.rendering
     try:

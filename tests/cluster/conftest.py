@@ -12,9 +12,9 @@ from PIL import Image
 
 from orbithash.cluster.cli import main as command_line
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.imagery.records import read_record
-from orbithash.encoders.imagery.sources import list_source
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.sources import list_source
 from orbithash.trainers.scenes import write_scenes
 
 NUM_SCENES = 40

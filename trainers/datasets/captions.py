@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.folders import walk_folder
+from orbithash.encoders.sources.folders import walk_folder
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orbithash.encoders.imagery.folders import NoClassFolders, find_class_folders, walk_folder
+from orbithash.encoders.sources.folders import NoClassFolders, find_class_folders, walk_folder
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage
 
@@ -14,7 +14,7 @@ NUM_EUROSAT_BANDS = 13
 def class_folders(root: Path) -> dict[str, list[Path]]:
     """Return the absolute paths of the images of each class in natural order; classes sorted by name.
 
-    Class folders are found as for `encode` (`orbithash.encoders.imagery.folders`). Images that all lie in one folder,
+    Class folders are found as for `encode` (`orbithash.encoders.sources.folders`). Images that all lie in one folder,
     side by side, have no class; they are returned under the class "".
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orbithash.encoders.imagery.folders import natural
+from orbithash.encoders.sources.folders import natural
 
 __all__ = ["MAX_LISTED", "FoundImages", "LabelledImage", "by_path", "first_problems", "read_json"]
 

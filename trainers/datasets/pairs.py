@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import SUFFIXES
+from orbithash.encoders.sources.sources import SUFFIXES
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.captions import caption
 from orbithash.trainers.datasets.class_lists import DSRSID_CLASSES

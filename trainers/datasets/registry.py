@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.folders import natural
-from orbithash.encoders.imagery.listings import Item
+from orbithash.encoders.sources.folders import natural
+from orbithash.encoders.sources.listings import Item
 from orbithash.trainers.datasets.bigearthnet import find_bigearthnet, has_patches
 from orbithash.trainers.datasets.captions import (
     NUM_UCM_IMAGES,

@@ -12,9 +12,9 @@ from orbithash.cluster.bench.encode import bench_encode
 from orbithash.cluster.bench.train import _rate, bench_train
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.records import read_record
-from orbithash.encoders.imagery.sources import list_source
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.sources import list_source
 
 
 def test_the_plain_loop_does_the_work_of_encode(scenes, model, tmp_path):

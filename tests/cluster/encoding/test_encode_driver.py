@@ -16,7 +16,7 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.sources import Item
+from orbithash.encoders.sources.sources import Item
 
 
 @pytest.fixture

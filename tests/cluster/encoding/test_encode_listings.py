@@ -13,9 +13,9 @@ from rasterio.transform import from_origin
 from orbithash.cluster.cli.changes import _row
 from orbithash.cluster.encoding.stages import decode, item_table
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import read_record
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.imagery.sources import list_source
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.sources import list_source
 
 PREPROCESSING = Preprocessing(Rendering(), 32, 32)
 

@@ -13,12 +13,12 @@ from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import read_record
-from orbithash.encoders.imagery.sources import Item, list_source
 from orbithash.encoders.networks.backbones import build_backbone
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.sources import Item, list_source
 
 SENTINEL_2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 SIDE = 24

@@ -15,8 +15,8 @@ from images import bomb_tiff, encoded, geotiff, no_images, picture, png, tiff
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import make_thumbnail
 from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.sources.records import make_thumbnail
 from orbithash.search.gateway import decoding
 from orbithash.search.gateway.decoding import Decoder
 from orbithash.search.protocol.errors import Overloaded

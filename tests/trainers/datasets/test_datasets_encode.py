@@ -6,7 +6,7 @@ import pytest
 from test_datasets_layouts import S2, write_folders, write_patch
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import list_source
+from orbithash.encoders.sources.sources import list_source
 from orbithash.trainers.datasets import find_items, make_manifest
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 

@@ -13,10 +13,10 @@ from PIL import Image
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, Stretch, read_image, stretch_limits
-from orbithash.encoders.imagery.listings import Item
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.remote import is_remote, read_object
-from orbithash.encoders.imagery.tiles import read_tile
+from orbithash.encoders.sources.listings import Item
+from orbithash.encoders.sources.remote import is_remote, read_object
+from orbithash.encoders.sources.tiles import read_tile
 
 __all__ = ["MAX_THUMBNAIL_PX", "Record", "make_thumbnail", "read_record"]
 

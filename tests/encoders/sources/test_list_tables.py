@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import Item, list_source
+from orbithash.encoders.sources.sources import Item, list_source
 
 UTC = dt.UTC
 

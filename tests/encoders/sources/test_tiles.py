@@ -12,7 +12,7 @@ from rasterio.transform import from_origin
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, read_image, stretch_limits
-from orbithash.encoders.imagery.tiles import check_tile, plan_tiles, read_tile, tile_key
+from orbithash.encoders.sources.tiles import check_tile, plan_tiles, read_tile, tile_key
 
 PLACE = {"crs": "EPSG:32654", "transform": from_origin(4e5, 4e6, 10, 10)}
 BLOCK = {"tiled": True, "blockxsize": 256, "blockysize": 256}

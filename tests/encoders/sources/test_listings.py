@@ -5,11 +5,11 @@ import unicodedata
 import pytest
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.listings import locate, parse_time
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import read_record
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.imagery.sources import list_source, natural
+from orbithash.encoders.sources.listings import locate, parse_time
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.sources import list_source, natural
 
 
 def keys(items):

@@ -12,9 +12,9 @@ import rasterio
 from rasterio.transform import from_origin
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.folders import find_class_folders, natural
-from orbithash.encoders.imagery.sources import Item, list_source
-from orbithash.encoders.imagery.tiles import read_tile
+from orbithash.encoders.sources.folders import find_class_folders, natural
+from orbithash.encoders.sources.sources import Item, list_source
+from orbithash.encoders.sources.tiles import read_tile
 
 UTC = dt.UTC
 

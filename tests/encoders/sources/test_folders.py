@@ -5,8 +5,8 @@ import json
 import pytest
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.folders import find_class_folders, find_layout
-from orbithash.encoders.imagery.sources import list_source
+from orbithash.encoders.sources.folders import find_class_folders, find_layout
+from orbithash.encoders.sources.sources import list_source
 
 
 def touch(root, *names):

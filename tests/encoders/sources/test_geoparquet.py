@@ -10,7 +10,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import list_source
+from orbithash.encoders.sources.sources import list_source
 
 SQUARE = shapely.box(4, 50, 5, 51)
 HOLED = shapely.Polygon([(0, 0), (8, 0), (8, 8), (0, 8)], [[(2, 2), (4, 2), (4, 4), (2, 4)]])

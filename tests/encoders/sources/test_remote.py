@@ -8,12 +8,12 @@ from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 from PIL import Image
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery import remote
 from orbithash.encoders.imagery.images import Limits, Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import read_record
-from orbithash.encoders.imagery.remote import read_object
-from orbithash.encoders.imagery.sources import Item, count_source, iter_source, list_source
+from orbithash.encoders.sources import remote
+from orbithash.encoders.sources.records import read_record
+from orbithash.encoders.sources.remote import read_object
+from orbithash.encoders.sources.sources import Item, count_source, iter_source, list_source
 
 PREPROCESSING = Preprocessing(Rendering(), resize=32, crop=32)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.listings import SUFFIXES, Item, locate, located, parse_time, read_json
 from orbithash.encoders.imagery.outlines import Place, place_of
+from orbithash.encoders.sources.listings import SUFFIXES, Item, locate, located, parse_time, read_json
 
 __all__ = ["list_stac"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.listings import SUFFIXES, report
+from orbithash.encoders.sources.listings import SUFFIXES, report
 
 __all__ = [
     "ClassLayout",

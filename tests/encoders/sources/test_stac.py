@@ -10,7 +10,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.sources import Item, list_source
+from orbithash.encoders.sources.sources import Item, list_source
 
 UTC = dt.UTC
 

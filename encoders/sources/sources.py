@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.folders import (
+from orbithash.encoders.keys import key_problem
+from orbithash.encoders.sources.folders import (
     EmptySource,
     Folder,
     find_layout,
@@ -22,7 +23,7 @@ from orbithash.encoders.imagery.folders import (
     patch_error,
     walk_folder,
 )
-from orbithash.encoders.imagery.listings import (
+from orbithash.encoders.sources.listings import (
     SUFFIXES,
     Item,
     list_paths,
@@ -30,11 +31,10 @@ from orbithash.encoders.imagery.listings import (
     read_json,
     report,
 )
-from orbithash.encoders.imagery.remote import is_remote, walk_objects
-from orbithash.encoders.imagery.stac import list_stac
-from orbithash.encoders.imagery.tables import list_table
-from orbithash.encoders.imagery.tiles import check_tile, plan_tiles, tile_key
-from orbithash.encoders.keys import key_problem
+from orbithash.encoders.sources.remote import is_remote, walk_objects
+from orbithash.encoders.sources.stac import list_stac
+from orbithash.encoders.sources.tables import list_table
+from orbithash.encoders.sources.tiles import check_tile, plan_tiles, tile_key
 
 __all__ = ["SUFFIXES", "EmptySource", "Item", "ItemFinder", "count_source", "cut_scenes", "iter_source", "list_source"]
 
@@ -91,10 +91,10 @@ def iter_source(
 
     Args:
         source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table, or a `.json`
-            STAC item collection; or a folder of an object store (`orbithash.encoders.imagery.remote`).
+            STAC item collection; or a folder of an object store (`orbithash.encoders.sources.remote`).
         tile_px: side of the tiles that GeoTIFF scenes are cut into; None for whole images. Images of other formats are
             then left out.
-        asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.imagery.stac`).
+        asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac`).
         prefix: put before all keys, as PREFIX/KEY, so that sources with equal names fit into one archive.
         captions: Karpathy-style JSON file of sentences about the images of a folder. Default: its captions.json.
         find_items: finder of datasets whose labels are not the names of folders.

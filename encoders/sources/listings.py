@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.imagery.remote import check_uri, is_remote
 from orbithash.encoders.imagery.rendering import Window
+from orbithash.encoders.sources.remote import check_uri, is_remote
 from orbithash.encoders.text_files import read_lines
 
 __all__ = [

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.listings import Item, file_key, located, parse_time, report
 from orbithash.encoders.imagery.outlines import Place, place_of, project, wrap_longitude
+from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
 
 __all__ = ["list_table"]
 

@@ -14,8 +14,8 @@ from rasterio.warp import transform
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.records import MAX_THUMBNAIL_PX, read_record
-from orbithash.encoders.imagery.sources import Item
+from orbithash.encoders.sources.records import MAX_THUMBNAIL_PX, read_record
+from orbithash.encoders.sources.sources import Item
 
 PREPROCESSING = Preprocessing(Rendering(), 32, 32)
 CRS, WEST, NORTH, PIXEL_M = "EPSG:32633", 400_000, 5_800_000, 10
