@@ -1,4 +1,4 @@
-"""The drawing board: shapes in metres, painted with colours, textures, shadows and trees."""
+"""The canvas of a scene: draws shapes in metres with colours, textures, shadows and trees."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,18 +14,18 @@ from orbithash.trainers.scenes.palette import Color, mixed, scaled, varied
 __all__ = ["OVERSAMPLING", "Canvas", "Field", "Paint"]
 
 OVERSAMPLING = 2
-"""Drawn pixels for each panchromatic pixel, per side: edges come out smooth."""
+"""Drawn pixels per panchromatic pixel along each side, for anti-aliasing."""
 
 SHADOW: Color = (16, 20, 34)
 
 Field = NDArray[np.float32]
-"""A scalar for each panchromatic pixel, float32 [2 * size_px, 2 * size_px]."""
+"""One scalar per panchromatic pixel, float32 [2 * size_px, 2 * size_px]."""
 
 Paint = Color | Image.Image
 
 
 class Canvas:
-    """One scene in the making.
+    """The drawing of one scene.
 
     Args:
         size_px: side of the finished RGB image.
@@ -45,7 +45,7 @@ class Canvas:
     # Fields and textures
 
     def noise(self, cell: float, octaves: int = 3) -> Field:
-        """Smooth noise of about -1..1 whose largest features are `cell` metres across."""
+        """Return smooth noise from about -1 to 1 whose largest features are `cell` metres across."""
         total = np.zeros((self.field_px, self.field_px), np.float32)
         for octave in range(octaves):
             cells = min(self.field_px, max(2, math.ceil(EXTENT / cell * 2.4**octave)))
@@ -55,17 +55,17 @@ class Canvas:
         return total
 
     def grid(self, angle: float) -> Field:
-        """Each pixel's coordinate along `angle` (radians, clockwise from the right) in metres from the left corner."""
+        """Return each pixel's coordinate along `angle` (radians, clockwise from the right), in metres from the left."""
         axis = (np.arange(self.field_px, dtype=np.float32) + 0.5) * np.float32(EXTENT / self.field_px)
         return axis[None, :] * np.float32(math.cos(angle)) + axis[:, None] * np.float32(math.sin(angle))
 
     def stripes(self, period: float, angle: float) -> Field:
-        """Waves of -1..1 that repeat every `period` metres along `angle`."""
+        """Return waves from -1 to 1 that repeat every `period` metres along `angle`."""
         waves: Field = np.sin(self.grid(angle) * np.float32(2 * math.pi / period))
         return waves
 
     def texture(self, color: Color, relief: Field, second: Color | None = None) -> Image.Image:
-        """A picture of one colour lit by `relief` (0 is the colour itself, -1 black), or shaded toward a second one."""
+        """Return one colour shaded by `relief` (0: the colour itself, -1: black), or blended with a second colour."""
         first = np.asarray(color, np.float32)
         if second is None:
             pixels = (1 + relief)[..., None] * first
@@ -78,21 +78,21 @@ class Canvas:
     # Paint
 
     def cover(self, paint: Paint) -> None:
-        """Paints the whole scene."""
+        """Paint the whole scene."""
         if isinstance(paint, Image.Image):
             self.image.paste(paint)
         else:
             self.image.paste(paint, (0, 0, self.side_px, self.side_px))
 
     def meadow(self, color: Color | None = None, contrast: float = 0.5) -> None:
-        """Covers the scene with grass, or another ground, in patches of two tones; snow covers most of it."""
+        """Cover the scene with grass, or another ground, in patches of two tones; snow covers most of it."""
         color = varied(color or self.season.grass, self.rng, 0.1)
         dark, bright = scaled(color, 1 - contrast / 2), scaled(mixed(color, self.season.soil, 0.3), 1 + contrast / 3)
         covered = self.season.covered
         self.cover(self.texture(covered(dark, 0.84), self.noise(26, 4), covered(bright, 0.96)))
 
     def fill(self, shapes: Iterable[Shape], paint: Paint) -> None:
-        """Paints shapes with one colour or texture."""
+        """Paint shapes with one colour or texture."""
         if isinstance(paint, Image.Image):
             mask, draw = self._mask()
             for shape in shapes:
@@ -103,12 +103,12 @@ class Canvas:
                 self._draw.polygon(self._pixels(shape), fill=paint)
 
     def line(self, path: Shape, color: Color, width: float = 0.5) -> None:
-        """Draws a line of `width` metres."""
+        """Draw a line of `width` metres."""
         pixels = max(1, round(width * self.scale))
         self._draw.line(self._pixels(path), fill=color, width=pixels, joint="curve" if pixels > 3 else None)
 
     def dashes(self, path: Shape, color: Color, width: float, dash: float, gap: float) -> None:
-        """Draws a broken line: each piece `dash` metres long, `gap` metres apart."""
+        """Draw a dashed line: each dash is `dash` metres long, `gap` metres apart."""
         points = np.asarray(path)
         reached = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
         starts = np.arange(0, reached[-1] - dash, dash + gap)
@@ -118,22 +118,22 @@ class Canvas:
             self.line([(px, py) for px, py in piece], color, width)
 
     def disc(self, x: float, y: float, radius: float, color: Color) -> None:
-        """Paints a circle."""
+        """Paint a circle."""
         s = self.scale
         box = ((x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s)
         self._draw.ellipse(box, fill=color)
 
     def road(self, path: Shape, width: float, color: Color, marking: Color | None = None) -> None:
-        """Paints a road with a pale verge, and a broken line in its middle where it has a `marking`."""
+        """Paint a road with a pale verge and, with `marking`, a dashed centre line."""
         self.fill([ribbon(path, width + 2.4)], self.season.covered(mixed(color, self.season.soil, 0.5), 0.5))
         self.fill([ribbon(path, width)], self.season.covered(color, 0.2))
         if marking is not None:
             self.dashes(path, marking, 0.5, 4, 5)
 
-    # Things that stand up
+    # Objects with height
 
     def cast(self, shapes: Iterable[Shape], height: float, depth: float = 0.55) -> None:
-        """Darkens the ground where things of these outlines and that height in metres keep the sun off."""
+        """Darken the ground in the shadow of objects with these outlines and this height in metres."""
         mask, draw = self._mask()
         dx, dy = (value * height for value in self.light.shadow)
         level = round(255 * depth)
@@ -145,7 +145,7 @@ class Canvas:
         self.image.paste(SHADOW, mask=mask)
 
     def gable(self, frame: Frame, length: float, width: float, color: Color) -> None:
-        """Paints a pitched roof around the frame's origin, its ridge along u; the side to the sun is bright."""
+        """Paint a pitched roof around the frame's origin, its ridge along u; the side facing the sun is brighter."""
         color = self.season.covered(color, 0.5)
         sunny = self.light.toward[1] * math.cos(frame.angle) - self.light.toward[0] * math.sin(frame.angle)
         for side in (-1, 1):
@@ -153,7 +153,7 @@ class Canvas:
         self.line(frame.path([(-length / 2, 0), (length / 2, 0)]), scaled(color, 1.16), 0.5)
 
     def trees(self, spots: Sequence[Point], radius: float, colors: Sequence[Color] = (), shaded: bool = True) -> None:
-        """Plants a tree at each spot: crowns of about `radius` metres in the season's colours, or in those given."""
+        """Draw a tree at each point, with a crown of about `radius` metres in the season's colours or those given."""
         colors = [self.season.covered(color, 0.35) for color in colors or self.season.foliage]
         if shaded:
             self._crown_shadows(spots, radius)
@@ -164,7 +164,7 @@ class Canvas:
             self.image.paste(crown, corner, crown)
 
     def _crown_shadows(self, spots: Sequence[Point], radius: float) -> None:
-        """A crown stands on a thin trunk: its shadow is a patch of its own, not one that starts at its foot."""
+        """Draw the shadow of a crown. It is detached from the foot, because the trunk is thin."""
         mask, draw = self._mask()
         reach = min(1.6 * radius, 1.5 * radius * math.hypot(*self.light.shadow))
         sun_x, sun_y = self.light.toward
@@ -177,7 +177,7 @@ class Canvas:
         self.image.paste(SHADOW, mask=mask)
 
     def _crown(self, color: Color, radius: float) -> Image.Image:
-        """A crown seen from above, RGBA: lumpy, bright toward the sun, ragged at its edge."""
+        """Return a crown from above as RGBA: uneven, brighter towards the sun, with a ragged edge."""
         half = max(2, round(radius * self.scale))
         axis = np.linspace(-1, 1, 2 * half + 1, dtype=np.float32)
         x, y = axis[None, :], axis[:, None]

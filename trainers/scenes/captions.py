@@ -1,4 +1,4 @@
-"""Five sentences about each scene, every word of which is taken from what was drawn."""
+"""Five sentences about each scene, made only from the facts of its drawing."""
 
 import re
 
@@ -17,7 +17,7 @@ _NUMBERS = (
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
 
-# Of our own: those of the standard library speak the language of the machine.
+# Not from the standard library, whose month names depend on the locale.
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -25,13 +25,13 @@ _MONTHS = (
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun in words: "no boats", "one boat", "twelve boats", "34 boats"."""
+    """Return a number and its noun in words: "no boats", "one boat", "twelve boats", "34 boats"."""
     number = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
     return f"{number} {noun}" if count == 1 or noun == "aircraft" else f"{number} {noun}s"
 
 
 def sentences(scene: Scene, seed: int) -> list[str]:
-    """Five different sentences about a scene: four of its class, one of its light or date, in random order."""
+    """Return five different sentences about a scene: four of its class, one of its light or date, in random order."""
     rng = np.random.default_rng([seed, scene.index, 1])
     words = _words(scene)
     own = SENTENCES[scene.label]
@@ -41,12 +41,12 @@ def sentences(scene: Scene, seed: int) -> list[str]:
 
 
 def tokens(sentence: str) -> list[str]:
-    """The words of a sentence in lower case, without punctuation."""
+    """Return the words of a sentence in lower case, without punctuation."""
     return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", sentence.lower())
 
 
 def _words(scene: Scene) -> dict[str, str]:
-    """What the braces of the sentences stand for: the facts, the counts as "three boats", the season and the light."""
+    """Return the values of the placeholders: facts, counts such as "three boats", season and light."""
     toward_x, toward_y = scene.light.shadow
     return {
         **scene.facts.words,
@@ -60,6 +60,6 @@ def _words(scene: Scene) -> dict[str, str]:
 
 
 def _finished(text: str) -> str:
-    """With a capital letter at the start, a full stop at the end, and "an" before vowels."""
+    """Return the sentence with a capital letter, a full stop, and "an" before vowels."""
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[0].upper() + text[1:] + "."

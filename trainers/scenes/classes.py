@@ -1,4 +1,4 @@
-"""The land uses that can be drawn."""
+"""The land-use classes of scenes."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ from orbithash.trainers.scenes.landuse.transport import (
 __all__ = ["CLASSES", "WITHOUT_SNOW", "Draw"]
 
 Draw = Callable[[Canvas, np.random.Generator], Facts]
-"""Draws one land use over the whole canvas and says what it drew."""
+"""Draws one land use over the whole canvas and returns its facts."""
 
 CLASSES: dict[str, Draw] = {
     "airport": draw_airport,
@@ -53,4 +53,4 @@ CLASSES: dict[str, Draw] = {
 WITHOUT_SNOW = frozenset(
     {"beach", "circular_farmland", "desert", "golf_course", "harbor", "solar_farm", "tennis_courts"}
 )
-"""Land uses that are never drawn under snow."""
+"""Land uses never drawn under snow."""

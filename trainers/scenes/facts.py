@@ -1,4 +1,4 @@
-"""What is in a scene, as the drawing knows it."""
+"""The facts of a drawn scene, for its captions."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ __all__ = ["Facts", "compass", "course", "joined", "place"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What captions may say of one scene.
+    """The facts that captions can state about one scene.
 
     Args:
-        counts: how many of each thing are seen, by its name in the singular.
-        words: colours, positions and the like, by the name that captions use.
+        counts: number of visible objects of each kind, by its name in the singular.
+        words: colours, positions and directions in words, by the name of their placeholder.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Facts:
 
 
 def place(point: Point) -> str:
-    """Which ninth of the image a point lies in: "upper left", "centre", "right"."""
+    """Return the ninth of the image that contains a point: "upper left", "centre", "right"."""
     column, row = (min(2, max(0, int(value / EXTENT * 3))) for value in point)
     across, down = ("left", "", "right")[column], ("upper", "", "lower")[row]
     if not across and not down:
@@ -33,13 +33,13 @@ def place(point: Point) -> str:
 
 
 def compass(angle: float) -> str:
-    """The direction in words that an image angle (radians, clockwise from the right, north up) points to."""
+    """Return the compass direction of an image angle (radians, clockwise from the right, north up) in words."""
     names = ("east", "south-east", "south", "south-west", "west", "north-west", "north", "north-east")
     return names[round(angle / (math.pi / 4)) % 8]
 
 
 def course(angle: float) -> str:
-    """How a line of that image angle runs: "from north to south"."""
+    """Return the course of a line at this image angle in words: "from north to south"."""
     toward = compass(angle)
     pairs = {"north": "south", "north-east": "south-west", "west": "east", "north-west": "south-east"}
     for first, second in pairs.items():
@@ -49,5 +49,5 @@ def course(angle: float) -> str:
 
 
 def joined(words: list[str]) -> str:
-    """Words as a list in a sentence: "green, yellow and brown"."""
+    """Return words joined as in a sentence: "green, yellow and brown"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

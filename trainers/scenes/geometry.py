@@ -8,7 +8,7 @@ import numpy as np
 __all__ = ["EXTENT", "MIDDLE", "Frame", "Point", "Shape", "blob", "circle", "inside", "ribbon", "wavy"]
 
 EXTENT = 192.0
-"""Side of a scene on the ground in metres."""
+"""Side of a scene on the ground, in metres."""
 
 MIDDLE = EXTENT / 2
 
@@ -17,43 +17,43 @@ Shape = list[Point]
 
 
 class Frame:
-    """A turned coordinate system: u along `angle` (radians, clockwise from the right), v to the right of u."""
+    """A rotated coordinate system: u along `angle` (radians, clockwise from the right), v to the right of u."""
 
     def __init__(self, angle: float, x: float = MIDDLE, y: float = MIDDLE) -> None:
         self.angle, self.x, self.y = angle, x, y
         self._cos, self._sin = math.cos(angle), math.sin(angle)
 
     def at(self, u: float, v: float) -> Point:
-        """The scene's coordinates of a point of this frame."""
+        """Return the scene's coordinates of a point of this frame."""
         return self.x + u * self._cos - v * self._sin, self.y + u * self._sin + v * self._cos
 
     def path(self, points: Sequence[Point]) -> Shape:
-        """The scene's coordinates of several points."""
+        """Return the scene's coordinates of several points."""
         return [self.at(u, v) for u, v in points]
 
     def box(self, u: float, v: float, length: float, width: float) -> Shape:
-        """A rectangle around (u, v): `length` along u, `width` along v."""
+        """Return a rectangle around (u, v): `length` along u, `width` along v."""
         a, b = length / 2, width / 2
         return self.path([(u - a, v - b), (u + a, v - b), (u + a, v + b), (u - a, v + b)])
 
     def beside(self, u: float, v: float, turn: float = 0.0) -> "Frame":
-        """A frame whose origin is the point (u, v) of this one, turned further."""
+        """Return a frame with its origin at (u, v) of this one, rotated further."""
         return Frame(self.angle + turn, *self.at(u, v))
 
 
 def inside(point: Point, margin: float = 0.0) -> bool:
-    """Whether a point lies in the scene, at least `margin` metres from its edge."""
+    """Return whether a point lies in the scene, at least `margin` metres from its edge."""
     return all(margin <= value <= EXTENT - margin for value in point)
 
 
 def circle(x: float, y: float, radius: float, corners: int = 24) -> Shape:
-    """A regular polygon."""
+    """Return a regular polygon."""
     turns = [2 * math.pi * corner / corners for corner in range(corners)]
     return [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
 
 
 def blob(rng: np.random.Generator, x: float, y: float, radius: float, stretch: float = 1.4, turn: float = 0.0) -> Shape:
-    """A rounded, irregular patch of about that radius, longer along `turn`."""
+    """Return a rounded, irregular polygon of about this radius, longer along `turn`."""
     turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     radii = np.full(turns.size, radius, np.float64)
     for wave in (2, 3, 5):
@@ -69,7 +69,7 @@ def blob(rng: np.random.Generator, x: float, y: float, radius: float, stretch: f
 
 
 def wavy(rng: np.random.Generator, frame: Frame, amplitude: float, reach: float = EXTENT, waves: float = 1.3) -> Shape:
-    """A path along u through the whole scene that swings about v = 0 by about `amplitude` metres."""
+    """Return a path along u through the whole scene that swings about v = 0 by about `amplitude` metres."""
     u = np.linspace(-reach, reach, 97)
     v = np.zeros_like(u)
     for share, factor in ((0.82, 1.0), (0.18, 2.1)):
@@ -78,7 +78,7 @@ def wavy(rng: np.random.Generator, frame: Frame, amplitude: float, reach: float 
 
 
 def ribbon(path: Shape, width: float, shift: float = 0.0) -> Shape:
-    """The outline of a band of that width along a path, moved `shift` metres to the path's right."""
+    """Return the outline of a band of this width along a path, shifted `shift` metres to the right of the path."""
     points = np.asarray(path)
     along = np.gradient(points, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)

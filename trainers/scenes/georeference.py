@@ -1,4 +1,4 @@
-"""Where the scenes lie: a spiral of squares about a real place, in that place's UTM zone."""
+"""The locations of scenes: a spiral of squares around a real place, in the UTM zone of that place."""
 
 import math
 
@@ -12,25 +12,25 @@ CRS = "EPSG:32630"
 """WGS 84 / UTM zone 30N, which reaches from 6° W to 0°."""
 
 PITCH_M = 200.0
-"""Distance from scene to scene: no two overlap."""
+"""Distance between neighbouring scenes; scenes do not overlap."""
 
 _EASTING, _NORTHING = 547_800.0, 4_077_300.0
-"""The place in UTM, to the nearest hundred metres."""
+"""Centre of the spiral in UTM, to the nearest hundred metres."""
 
 
 def gsd_m(size_px: int) -> float:
-    """Metres on the ground for one pixel of the colour image; half as much for the panchromatic one."""
+    """Return the ground size of a pixel of the colour image in metres; a panchromatic pixel has half of it."""
     return EXTENT / size_px
 
 
 def upper_left(index: int) -> tuple[float, float]:
-    """Easting and northing in metres of a scene's upper left corner. A million scenes stay within 105 km."""
+    """Return easting and northing in metres of a scene's upper left corner. A million scenes stay within 105 km."""
     column, row = _spiral(index)
     return _EASTING + column * PITCH_M, _NORTHING - row * PITCH_M
 
 
 def _spiral(index: int) -> tuple[int, int]:
-    """The square number `index` of a spiral from (0, 0): neighbours in number are neighbours on the ground."""
+    """Return square number `index` of a spiral from (0, 0); consecutive squares are adjacent."""
     if index == 0:
         return 0, 0
     ring = (math.isqrt(index) + 1) // 2

@@ -1,4 +1,4 @@
-"""When a scene was taken: its season, and the sun that casts its shadows."""
+"""The time of a scene: its season and the position of the sun."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["SEASONS", "Light", "Season", "light_at", "random_moment"]
 
 @dataclass(frozen=True)
 class Season:
-    """What a time of the year does to colours. `phrase` completes a sentence about the image."""
+    """The effect of a season on colours. `phrase` completes a sentence about the image."""
 
     phrase: str
     months: tuple[int, ...]
@@ -23,7 +23,7 @@ class Season:
     snow: float = 0.0
 
     def covered(self, color: Color, share: float = 0.8) -> Color:
-        """The colour as it looks from above in this season; `share` of it lies under the snow, if there is any."""
+        """Return the colour from above in this season; `share` is the fraction covered if there is snow."""
         return mixed(color, (236, 240, 246), share * self.snow)
 
 
@@ -76,20 +76,20 @@ class Light:
 
     @property
     def shadow(self) -> tuple[float, float]:
-        """Where the shadow of something one metre high ends: metres to the right and down the image, north up."""
+        """Return the end of the shadow of a one-metre object: metres to the right and down the image, north up."""
         length = 1 / math.tan(math.radians(self.elevation))
         turn = math.radians(self.azimuth)
         return -math.sin(turn) * length, math.cos(turn) * length
 
     @property
     def toward(self) -> tuple[float, float]:
-        """The unit vector in the image that points to the sun."""
+        """Return the unit vector in the image towards the sun."""
         turn = math.radians(self.azimuth)
         return math.sin(turn), -math.cos(turn)
 
 
 def random_moment(season: Season, rng: np.random.Generator) -> datetime:
-    """A time of that season between 10:00 and 14:30 UTC, as Earth-observation passes are by day."""
+    """Return a time in this season between 10:00 and 14:30 UTC, like daytime satellite passes."""
     month = season.months[rng.integers(len(season.months))]
     minute = int(rng.integers(10 * 60, 14 * 60 + 30))
     day = datetime(int(rng.integers(2018, 2026)), month, int(rng.integers(1, 29)))
@@ -97,7 +97,7 @@ def random_moment(season: Season, rng: np.random.Generator) -> datetime:
 
 
 def light_at(moment: datetime, lon: float, lat: float) -> Light:
-    """The sun at a place (degrees, WGS 84) at a moment in UTC, to about a degree: no equation of time."""
+    """Return the sun at a place (degrees, WGS 84) and a time in UTC, to about a degree: no equation of time."""
     day_of_year = moment.timetuple().tm_yday
     declination = math.radians(-23.44 * math.cos(2 * math.pi * (day_of_year + 10) / 365))
     hour_angle = math.radians(15 * (moment.hour + moment.minute / 60 - 12) + lon)

@@ -1,4 +1,4 @@
-"""Colours by the names that captions call them."""
+"""Colours by the names used in captions."""
 
 from collections.abc import Mapping
 
@@ -52,19 +52,19 @@ CARS: tuple[Color, ...] = (
 
 
 def mixed(first: Color, second: Color, share: float) -> Color:
-    """`share` of the second colour in the first, 0..1."""
+    """Return a blend of two colours; `share` from 0 to 1 is that of the second."""
     a, b, c = (round(x + (y - x) * share) for x, y in zip(first, second, strict=True))
     return a, b, c
 
 
 def scaled(color: Color, factor: float) -> Color:
-    """The colour under `factor` times the light."""
+    """Return the colour with its brightness multiplied by `factor`."""
     red, green, blue = (min(255, max(0, round(value * factor))) for value in color)
     return red, green, blue
 
 
 def varied(color: Color, rng: np.random.Generator, amount: float = 0.08) -> Color:
-    """Nearly the same colour: brightness and each channel differ by about `amount` of their value."""
+    """Return a similar colour: brightness and each channel vary by about `amount` of their value."""
     brightness = 1 + amount * float(rng.uniform(-1, 1))
     red, green, blue = (
         min(255, max(0, round(value * (brightness + amount * shift / 3))))
@@ -74,6 +74,6 @@ def varied(color: Color, rng: np.random.Generator, amount: float = 0.08) -> Colo
 
 
 def pick(rng: np.random.Generator, colors: Mapping[str, Color]) -> tuple[str, Color]:
-    """One named colour, slightly varied."""
+    """Return a named colour, slightly varied."""
     name = list(colors)[rng.integers(len(colors))]
     return name, varied(colors[name], rng)

@@ -1,4 +1,4 @@
-"""One scene from its number: what it shows, when it was taken, and both its images."""
+"""One scene from its number: class, facts, time, and both images."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,7 +42,7 @@ class Scene:
 
 
 def draw_scene(index: int, seed: int, size_px: int) -> Scene:
-    """Scene number `index` of that seed, whatever else is drawn."""
+    """Return scene number `index` of a seed; it does not depend on other scenes."""
     rng = np.random.default_rng([seed, index])
     label = list(CLASSES)[index % len(CLASSES)]
     seasons = [season for season in SEASONS.values() if not (season.snow and label in WITHOUT_SNOW)]

@@ -1,4 +1,4 @@
-"""What two cameras make of a drawn scene: a colour image, and a panchromatic one at twice its resolution."""
+"""The two simulated sensors: a colour image, and a panchromatic image of twice the resolution."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _color(ground: Field, elevation: float, rng: np.random.Generator) -> Pixels:
 
 
 def _panchromatic(ground: Field, rng: np.random.Generator) -> Pixels:
-    # A silicon sensor without filters sees more red than an eye does.
+    # A silicon sensor without filters is more sensitive to red than the eye.
     luminance = ground @ np.asarray([0.4, 0.37, 0.23], np.float32)
     bright = 255 * (luminance.clip(0, 255) / 255) ** rng.uniform(0.8, 1.05)
     noise = rng.standard_normal(luminance.shape, np.float32) * 3

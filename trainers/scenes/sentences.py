@@ -1,4 +1,4 @@
-"""What may be said of each land use.
+"""The sentence templates of each land use.
 
 A name in braces is one of the scene's facts; a count comes with its noun ("three boats", "one boat", "no boats"), so a
 sentence has no verb that would have to agree with it.

@@ -1,4 +1,4 @@
-"""Scenes to files: both images, then the captions, then the page that says the folder is complete.
+"""Writing scenes to files: images, then captions, then the file that marks the folder as complete.
 
 While scenes are being written the folder holds `scenes.partial.json` in place of `scenes.json`; both name what was
 asked for, so that the same request can be taken up again and any other is refused.
@@ -30,12 +30,12 @@ from orbithash.trainers.scenes.scene import Scene, draw_scene
 __all__ = ["FORMAT_VERSION", "MAX_COUNT", "write_scenes"]
 
 FORMAT_VERSION = 1
-"""Raised whenever the same seed would give other files."""
+"""Incremented whenever the same seed would give different files."""
 
 MAX_COUNT = 1_000_000
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 512
 
-# Scenes that a process of a pool draws at a time.
+# Number of scenes per task of the process pool.
 _CHUNK = 8
 
 _COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions.json"
@@ -43,14 +43,14 @@ _COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions
 
 @dataclass(frozen=True)
 class _Request:
-    """What decides every byte of a folder of scenes."""
+    """The parameters that determine a folder of scenes, byte by byte."""
 
     count: int
     seed: int
     size_px: int
 
     def described(self) -> dict[str, Any]:
-        """The content of `scenes.json`."""
+        """Return the content of `scenes.json`."""
         return {
             "format_version": FORMAT_VERSION,
             "seed": self.seed,
@@ -73,23 +73,22 @@ def write_scenes(
     on_progress: Callable[[int], None] | None = None,
     processes: int = 1,
 ) -> None:
-    """Writes `count` drawn, georeferenced land-use scenes with captions into a folder of their own.
+    """Write `count` drawn, georeferenced land-use scenes with captions into a folder of their own.
 
-    The same arguments give the same bytes. Scene i depends on nothing but the seed, the size and i, so fewer scenes
-    are a prefix of more. A folder that was left half written, or that holds fewer scenes of the same seed and size,
-    is written to its end.
+    The same arguments give the same bytes. Scene i depends only on the seed, the size and i, so fewer scenes are a
+    prefix of more. An incomplete folder, or one with fewer scenes of the same seed and size, is completed.
 
     Args:
-        directory: where to; made if need be.
-        count: number of scenes, 1 to a million; their classes take turns.
-        seed: chooses the series of scenes, 0 or more.
-        size_px: side of the colour images, 64 to 512; panchromatic ones have twice that on the same ground.
-        on_progress: told after every scene how many are there.
-        processes: how many processes draw. With more than one, a script that calls this needs the usual
+        directory: the folder, created if absent.
+        count: number of scenes, 1 to a million; the classes alternate.
+        seed: selects the series of scenes, 0 or more.
+        size_px: side of the colour images in pixels, 64 to 512; panchromatic images of the same area have twice that.
+        on_progress: called with the number of scenes written so far.
+        processes: number of processes that draw. With more than one, a script that calls this needs the usual
             `if __name__ == "__main__"` guard of multiprocessing.
 
     Raises:
-        InputError: an argument is out of range, or the folder holds something else.
+        InputError: an argument is out of range, or the folder contains anything else.
     """
     request = _Request(count, seed, size_px)
     _check(request)
@@ -117,7 +116,7 @@ def write_scenes(
 
 
 def _check(request: _Request) -> None:
-    """Refuses numbers out of range."""
+    """Raise `InputError` for numbers out of range."""
     if not 1 <= request.count <= MAX_COUNT:
         raise InputError(f"the number of scenes is {request.count}; it must lie between 1 and {MAX_COUNT}")
     if not MIN_SIZE_PX <= request.size_px <= MAX_SIZE_PX:
@@ -129,10 +128,10 @@ def _check(request: _Request) -> None:
 
 
 def _is_done(directory: Path, request: _Request) -> bool:
-    """Whether the folder already holds what is asked for; refuses a folder that holds anything else."""
+    """Return whether the folder already has these scenes; `InputError` if it has anything else."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; name a folder that does not exist yet or is empty")
-    # A killed process can leave the first page half written, under its temporary name.
+    # A killed process can leave the first file incomplete, under its temporary name.
     if not directory.exists() or all(entry.name.startswith(f".{_PARTIAL}.") for entry in directory.iterdir()):
         return False
     found = [_described(directory / name) for name in (_PARTIAL, _COMPLETE) if (directory / name).exists()]
@@ -151,7 +150,7 @@ def _is_done(directory: Path, request: _Request) -> bool:
 
 
 def _described(page: Path) -> dict[str, Any]:
-    """The content of one of the two pages about a folder."""
+    """Return the content of one of the two JSON files of a folder."""
     try:
         content = json.loads(page.read_text(encoding="utf-8"))
     except ValueError as err:
@@ -162,21 +161,21 @@ def _described(page: Path) -> dict[str, Any]:
 
 
 def _file_name(scene: Scene) -> str:
-    """Of both images, below `images/` and `second/`."""
+    """Return the path of both images below `images/` and `second/`."""
     return f"{scene.label}/{scene.label}_{scene.index // len(CLASSES):04d}.tif"
 
 
 def _write_images(directory: Path, scene: Scene) -> None:
-    """Both images of a scene as GeoTIFFs over the same ground."""
+    """Write both images of a scene as GeoTIFFs of the same area."""
     color = np.moveaxis(scene.color, 2, 0)
     for folder, pixels in (("images", color), ("second", scene.panchromatic[None])):
         content = _geotiff(pixels, upper_left(scene.index), scene.taken)
-        # Not flushed one by one: the page that says the folder is complete comes last.
+        # Not flushed to disk one by one: the file that marks the folder as complete is written last.
         write_file(directory / folder / _file_name(scene), content, durable=False)
 
 
 def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: datetime) -> bytes:
-    """A GeoTIFF of uint8 [bands, height, width] whose upper left corner lies there, in metres of the scenes' CRS."""
+    """Write a GeoTIFF of uint8 [bands, height, width]; the upper left corner is in metres of the scenes' CRS."""
     from rasterio import Affine
     from rasterio.io import MemoryFile
 
@@ -236,7 +235,7 @@ def _write_scene(directory: Path, seed: int, size_px: int, index: int) -> str:
 
 
 def _split(number: int) -> str:
-    """Of ten scenes of a class eight are for training; with few scenes the other parts come early."""
+    """Return the part of a scene: eight of ten scenes of a class are for training."""
     return {3: "test", 6: "val"}.get(number % 10, "train")
 
 

@@ -44,14 +44,14 @@ def draw_dense_residential(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _shows(frame: Frame, v: float) -> bool:
-    """Whether the line at v crosses the scene."""
+    """Return whether the line at v crosses the scene."""
     return any(inside(frame.at(u, v), 2) for u in np.linspace(-140, 140, 57).tolist())
 
 
 def _houses(
     canvas: Canvas, spots: list[Frame], size: tuple[float, float], roofs: list[Color], rng: np.random.Generator
 ) -> None:
-    """A house at each spot, about `size` metres long (along u) and wide."""
+    """Draw a house at each point, about `size` metres long (along u) and wide."""
     sizes = [(size[0] * rng.uniform(0.82, 1.08), size[1] * rng.uniform(0.85, 1.12)) for _ in spots]
     canvas.cast([spot.box(0, 0, *area) for spot, area in zip(spots, sizes, strict=True)], 5.5)
     for spot, (length, width) in zip(spots, sizes, strict=True):
@@ -99,7 +99,7 @@ def _garden_trees(
 
 
 def _across(frame: Frame, x: float, y: float) -> float:
-    """V of a point of the scene."""
+    """Return the v coordinate of a point of the scene."""
     return -(x - frame.x) * math.sin(frame.angle) + (y - frame.y) * math.cos(frame.angle)
 
 

@@ -12,7 +12,7 @@ from orbithash.trainers.scenes.palette import SAND, Color, mixed, pick, scaled
 __all__ = ["draw_circular_farmland", "draw_farmland"]
 
 Parcel = tuple[float, float, float, float]
-"""Least u, least v, greatest u, greatest v."""
+"""Minimum u, minimum v, maximum u, maximum v."""
 
 CROPS: dict[str, Color] = {
     "green": (92, 132, 58),
@@ -46,7 +46,7 @@ def draw_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _parcels(whole: Parcel, rng: np.random.Generator, depth: int) -> list[Parcel]:
-    """A rectangle cut again and again across its longer side."""
+    """Return the parts of a rectangle split repeatedly across its longer side."""
     u0, v0, u1, v1 = whole
     if depth == 0 or max(u1 - u0, v1 - v0) < 44:
         return [whole]
@@ -61,7 +61,7 @@ def _parcels(whole: Parcel, rng: np.random.Generator, depth: int) -> list[Parcel
 
 
 def _area_seen(frame: Frame, parcel: Parcel) -> float:
-    """Square metres of a parcel that lie in the scene, to about a hundredth of the parcel."""
+    """Return the area of a parcel inside the scene in square metres, to about 1 %."""
     u0, v0, u1, v1 = parcel
     us, vs = np.linspace(u0, u1, 16).tolist(), np.linspace(v0, v1, 16).tolist()
     return sum(inside(frame.at(u, v)) for u in us for v in vs) / 256 * (u1 - u0) * (v1 - v0)
@@ -103,12 +103,12 @@ def draw_circular_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _distance(frame: Frame) -> float:
-    """Metres from a frame's origin to the nearest point of the scene."""
+    """Return the distance in metres from a frame's origin to the nearest point of the scene."""
     return math.hypot(*(max(-value, 0, value - EXTENT) for value in (frame.x, frame.y)))
 
 
 def _pivot(canvas: Canvas, frame: Frame, radius: float, rng: np.random.Generator) -> str:
-    """One round field, sometimes with a sector of another crop; the colour of its crop in words."""
+    """One round field, sometimes with a sector of another crop; return the colour of its crop in words."""
     x, y = frame.x, frame.y
     name, color = pick(rng, CROPS)
     canvas.disc(x, y, radius, color)

@@ -52,7 +52,7 @@ def _sheds(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 
 def _pier(canvas: Canvas, frame: Frame, length: float, size: float, rng: np.random.Generator) -> int:
-    """A pier along u with boats on both sides; how many of them are seen."""
+    """Draw a pier along u with boats on both sides; return the number of visible boats."""
     spots = []
     for side in (-1, 1):
         for u in np.arange(10, length - 2, size * 0.48).tolist():
@@ -85,7 +85,7 @@ def _hull(spot: Frame, length: float) -> Shape:
 
 
 def _under_way(canvas: Canvas, frame: Frame, size: float, rng: np.random.Generator) -> int:
-    """Up to three boats under way outside the piers, each with its wake; how many are seen."""
+    """Up to three boats under way outside the piers, each with its wake; return the number visible."""
     count = 0
     for v in (-55, 0, 55):
         spot = frame.beside(rng.uniform(0, 6), v + rng.uniform(-12, 12), math.pi / 2 + rng.uniform(-0.3, 0.3))

@@ -52,7 +52,7 @@ def _fairway(lane: Frame, bend: float, width: float) -> list[Shape]:
 
 
 def _green(canvas: Canvas, spot: Frame, sand: Color, rng: np.random.Generator) -> int:
-    """A putting green with a flag, and bunkers about it; the number of bunkers."""
+    """A putting green with a flag, and bunkers around it; return the number of bunkers."""
     start, bunkers = rng.uniform(0, 2 * math.pi), int(rng.integers(2, 5))
     canvas.fill([blob(rng, spot.x, spot.y, 13, 1.15, start)], scaled(LAWN, 1.1))
     canvas.fill([blob(rng, spot.x, spot.y, 10, 1.15, start)], (124, 176, 84))
@@ -164,6 +164,6 @@ def _pitch(canvas: Canvas, frame: Frame, size: float) -> None:
 
 
 def _outside(frame: Frame, reach: float, rng: np.random.Generator) -> list[Point]:
-    """Places for trees clear of the stadium."""
+    """Return points for trees outside the stadium."""
     spots = rng.uniform(-6, EXTENT + 6, (130, 2)).tolist()
     return [(x, y) for x, y in spots if math.hypot(x - frame.x, y - frame.y) > reach * 0.9]

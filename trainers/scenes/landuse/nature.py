@@ -120,7 +120,7 @@ def draw_beach(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _seaward(coast: Shape, angle: float, shift: float) -> Shape:
-    """Everything on the sea's side of the coast line, which is first moved `shift` metres seaward."""
+    """Return everything on the sea's side of the coast line, which is first moved `shift` metres seaward."""
     x, y = math.cos(angle), math.sin(angle)
     near = [(px + x * shift, py + y * shift) for px, py in coast]
     return [*near, *((px + x * 400, py + y * 400) for px, py in reversed(coast))]
@@ -148,7 +148,7 @@ def _scrub(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 
 def _parasols(canvas: Canvas, coast: Shape, angle: float, broad: float, rng: np.random.Generator) -> int:
-    """Parasols on the dry sand, none so near another that they touch; how many."""
+    """Draw parasols on the dry sand that do not touch; return their number."""
     crowd = rng.uniform(0, 0.9) if rng.random() < 0.75 else 0.0
     spots = [
         (x - back * math.cos(angle), y - back * math.sin(angle))

@@ -63,7 +63,7 @@ def _runway(canvas: Canvas, frame: Frame, color: Color, width: float, end: float
 
 
 def _aircraft(canvas: Canvas, spots: list[Frame], size: float, rng: np.random.Generator) -> int:
-    """Aircraft of `size` metres, their noses along v of each spot; the number of those that are seen."""
+    """Aircraft of `size` metres, their noses along v of each spot; return the number visible."""
     seen = [spot for spot in spots if inside((spot.x, spot.y), 10)]
     for spot in seen:
         plane = spot.beside(0, 0, math.pi / 2)
@@ -113,12 +113,12 @@ def draw_motorway(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _shifted(path: Shape, shift: float) -> Shape:
-    """The path, `shift` metres to its right."""
+    """Return the path shifted `shift` metres to its right."""
     return ribbon(path, 0, shift)[: len(path)]
 
 
 def _traffic(canvas: Canvas, middle: Shape, apart: float, lanes: int, clear_of_middle: float) -> int:
-    """Cars and lorries on both carriageways, none within so many metres of the middle; how many are seen."""
+    """Draw traffic on both carriageways, none within `clear_of_middle` metres of the middle; return their number."""
     rng = canvas.rng
     count = 0
     share = rng.uniform(0.05, 0.4)
@@ -169,7 +169,7 @@ def draw_parking_lot(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _bays(canvas: Canvas, frame: Frame, bay: tuple[float, float], occupied: float, rng: np.random.Generator) -> int:
-    """One row of bays along u, lines and cars; how many cars are seen."""
+    """One row of bays along u, lines and cars; return the number of visible cars."""
     width, depth = bay
     places = np.arange(-128, 128, width).tolist()
     for u in places:
@@ -215,7 +215,7 @@ def draw_railway_yard(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _rake(canvas: Canvas, path: Shape, rng: np.random.Generator) -> int:
-    """Coupled wagons on a track; how many of them are seen."""
+    """Draw coupled wagons on a track; return the number visible."""
     points = np.asarray(path)
     reached = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     colors = [varied(CARS[rng.integers(len(CARS))], rng), varied((132, 74, 52), rng), varied((92, 96, 92), rng)]
