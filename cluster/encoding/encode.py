@@ -24,9 +24,8 @@ from orbithash.cluster.encoding.items import Portion, Source, new_items
 from orbithash.cluster.encoding.stages import Encoder, Written, decode, item_table, rows_within, write
 from orbithash.cluster.encoding.summary import EncodeSummary, Tally
 from orbithash.cluster.output import say, track
-from orbithash.cluster.runtime import check_resources, connected, parse_workers, worker_error
+from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import read_model_folder
@@ -68,10 +67,8 @@ class Workers:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gpus is not None and not (0 <= self.gpus <= 1 or (self.gpus > 1 and float(self.gpus).is_integer())):
-            raise InputError(
-                f"--gpus-per-worker is {self.gpus:g}; a part of a GPU such as 0.25, a whole number, or 0 for none"
-            )
+        if self.gpus is not None:
+            check_gpu_share("--gpus-per-worker", self.gpus, is_whole=False)
 
     @classmethod
     def parse(cls, text: str | None, gpus: float | None = None) -> "Workers":

@@ -16,7 +16,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,16 +84,14 @@ def run_demo(
     if data is None:
         data = out / "scenes"
         stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
-    recipe = resources.files("orbithash.trainers") / "recipes" / "from_scratch.yaml"
-    with resources.as_file(recipe) as file:
-        run = prepare_run(
-            "dhcl" if captions is None else "duch",
-            data,
-            config=None if weights else file,
-            settings=settings,
-            weights=weights,
-            captions=captions,
-        )
+    run = prepare_run(
+        "dhcl" if captions is None else "duch",
+        data,
+        config=None if weights else "from_scratch",
+        settings=settings,
+        weights=weights,
+        captions=captions,
+    )
     with connected(min_cpus=NUM_WORKERS):
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))

@@ -17,7 +17,8 @@ MAX_ROWS = 1000
 
 _MAX_CHARS = {"uri": MAX_KEY_CHARS, "label": 10_000, "caption": 10_000}
 _MAX_BYTES = {"footprint": 64 * 2**10, "thumbnail": 256 * 2**10}
-_MAX_DEGREES = {"lon": 180, "lat": 90}
+# Longitudes beyond 180 degrees are stored in the range from -180 to 180, as everywhere.
+_MAX_DEGREES = {"lon": 360, "lat": 90}
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(_MAX_CHARS, str),
     **dict.fromkeys(_MAX_BYTES, bytes),
@@ -59,7 +60,7 @@ class Row:
         label: the class.
         caption: a sentence about the image.
         datetime: time of acquisition; without a time zone it is UTC.
-        lon, lat: the centre in degrees, WGS 84.
+        lon, lat: the centre in degrees, WGS 84; longitudes from -360 to 360 are stored as -180 to 180.
         footprint: the outline as WKB, WGS 84.
         thumbnail: a JPEG of at most 128 pixels a side.
         id: the row's id; None in rows to write, because the archive assigns ids.

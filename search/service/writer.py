@@ -15,14 +15,14 @@ import numpy as np
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.outlines import normalize_wkb
+from orbithash.encoders.imagery.outlines import normalize_wkb, wrap_longitude
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.index.host import Diff
 from orbithash.search.index.shard import Ids
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
-from orbithash.search.protocol.rows import Row, RowUpdate
+from orbithash.search.protocol.rows import Columns, Row, RowUpdate
 from orbithash.search.service.maintenance import Maintenance
 from orbithash.search.service.merging import Counts, RowChange, merged, updated_rows
 
@@ -112,9 +112,7 @@ class Writer:
                     check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
         except InputError as error:
             raise InvalidQuery(("code", f"{error} (row {row.key[:80]!r})")) from error
-        prepared = [
-            row if row.footprint is None else replace(row, footprint=_outline(row.key, row.footprint)) for row in rows
-        ]
+        prepared = [replace(row, **_place(row.key, {"lon": row.lon, "footprint": row.footprint})) for row in rows]
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
             codes, thumbnails = await self._encode([rows[place] for place in places])
@@ -134,8 +132,7 @@ class Writer:
         columns: dict[str, RowChange] = {}
         for update in updates:
             update.check()
-            if (footprint := update.columns.get("footprint")) is not None:
-                update = replace(update, columns={**update.columns, "footprint": _outline(update.key, footprint)})
+            update = replace(update, columns=_place(update.key, update.columns))
             earlier = columns.get(update.key)
             columns[update.key] = (
                 RowUpdate(update.key, {**earlier.columns, **update.columns})
@@ -308,12 +305,20 @@ class Writer:
         return Diff(before, after, removed, ids, _codes(self._archive.bits, []) if codes is None else codes)
 
 
-def _outline(key: str, footprint: bytes) -> bytes:
-    """Return an outline as the archive stores it: cut at the antimeridian. Raises `InvalidQuery`."""
-    try:
-        return normalize_wkb(footprint)
-    except ValueError as error:
-        raise InvalidQuery(("footprint", f"{error} (row {key[:80]!r})")) from error
+def _place(key: str, columns: Columns) -> Columns:
+    """Return columns with the place as the archive stores it: outlines and longitudes within 180 degrees.
+
+    Raises `InvalidQuery` for an outline that is invalid.
+    """
+    stored = columns.copy()
+    if (lon := columns.get("lon")) is not None:
+        stored["lon"] = wrap_longitude(lon)
+    if (footprint := columns.get("footprint")) is not None:
+        try:
+            stored["footprint"] = normalize_wkb(footprint)
+        except ValueError as error:
+            raise InvalidQuery(("footprint", f"{error} (row {key[:80]!r})")) from error
+    return stored
 
 
 def _codes(bits: int, rows: Sequence[Row]) -> Codes:

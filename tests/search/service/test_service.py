@@ -121,6 +121,16 @@ def test_outlines_of_clients_are_cut_at_180_degrees(tmp_path):
     run(tmp_path / "a", scenario)
 
 
+def test_longitudes_of_clients_are_stored_within_180_degrees(tmp_path):
+    async def scenario(service):
+        await service.upsert([Row(key="a", code=code(0), lon=-181.0), Row(key="b", code=code(1), lon=10.0)])
+        await service.update([RowUpdate("b", {"lon": 190.0})])
+        assert await held(service, filter="lon = 179") == {"a": 0}
+        assert await held(service, filter="lon = -170") == {"b": 1}
+
+    run(tmp_path / "a", scenario)
+
+
 def test_an_image_becomes_a_code_and_a_thumbnail(tmp_path):
     async def encode(images):
         if b"bad" in images:
@@ -150,7 +160,7 @@ def test_an_image_becomes_a_code_and_a_thumbnail(tmp_path):
         (Row(key="a"), "exactly one of image and code"),
         (Row(key="a", code=code(1), image=b"x"), "exactly one of image and code"),
         (Row(key="a", code=b"123"), "code"),
-        (Row(key="a", code=code(1), lon=180.5), "from -180 to 180 degrees"),
+        (Row(key="a", code=code(1), lon=360.5), "from -360 to 360 degrees"),
         (Row(key="a", code=code(1), lat=float("nan")), "from -90 to 90 degrees"),
         (Row(key="a", code=code(1), thumbnail=bytes(10**6)), "at most 262,144 bytes"),
     ],
