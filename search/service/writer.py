@@ -112,7 +112,11 @@ class Writer:
                     check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
         except InputError as error:
             raise InvalidQuery(("code", f"{error} (row {row.key[:80]!r})")) from error
-        prepared = [replace(row, **_place(row.key, {"lon": row.lon, "footprint": row.footprint})) for row in rows]
+        stored = [_place(row.key, {"lon": row.lon, "footprint": row.footprint}) for row in rows]
+        prepared = [
+            replace(row, lon=place["lon"], footprint=place["footprint"])
+            for row, place in zip(rows, stored, strict=True)
+        ]
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
             codes, thumbnails = await self._encode([rows[place] for place in places])
