@@ -52,3 +52,15 @@ def test_files_are_short():
 def test_tests_mirror_the_rooms():
     folders = {str(path.parent.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")}
     assert folders - {".", "deploy"} <= set(ROOMS)
+
+
+def test_documents_name_files_that_exist():
+    missing = [
+        f"{page.name}: {name}"
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for name in re.findall(
+            r"\b(?:tests|trainers|encoders|search|cluster|deploy)/[\w/-]+\.(?:py|yaml)\b", page.read_text()
+        )
+        if not (ROOT / name).exists()
+    ]
+    assert not missing
