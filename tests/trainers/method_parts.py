@@ -1,4 +1,4 @@
-"""What the tests of every method share: a small data set with all that a method may ask for, and runs on it."""
+"""Shared by the tests of all methods: a small data set with everything that a method needs, and runs on it."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ CLASSES = (("beach", 11, (200, 180, 90)), ("forest", 9, (30, 90, 40)), ("river",
 
 
 def write_data(root):
-    """Images of three classes that colour tells apart, of unequal number, each with a grey second source.
+    """Write images of three classes with distinct colours, each with a grey second source.
 
     And, beside the folder, a text model.
     """
@@ -36,7 +36,7 @@ def write_data(root):
 
 
 def write_text_model(folder):
-    """A small BERT of random weights, with a tokenizer of the words that captions here have, and of letters."""
+    """A small BERT of random weights, with a tokenizer of the words in these captions and of letters."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     letters = [f"{mark}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##")]
@@ -54,7 +54,7 @@ def write_text_model(folder):
 
 
 def write_translators(folder):
-    """Small Marian models of random weights, one for each pair of languages on the ways of captions."""
+    """Small Marian models of random weights, one per pair of languages."""
     import sentencepiece
     from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
@@ -98,7 +98,7 @@ def write_translators(folder):
             num_beams=2,
         )
         model = MarianMTModel(config)
-        # What is read matters far more than what was said before.
+        # The input sentence must matter far more than the words generated so far.
         model.model.decoder.layers[0].encoder_attn.out_proj.weight.data *= 30
         model.save_pretrained(path)
     return folder
@@ -124,7 +124,7 @@ def make_run(root, method, protocol="random", **settings):
 
 
 class Recorder:
-    """Notes what the loop tells, and writes each epoch's checkpoint."""
+    """An observer that records progress and writes the checkpoint of each epoch."""
 
     def __init__(self, folder=None):
         self.folder = folder
@@ -149,16 +149,16 @@ def trained(run, folder=None, **options):
 
 
 def timeless(history):
-    """The history without what the clock or the machine tells."""
+    """The history without times and memory."""
 
-    def is_told_by_the_run(key):
+    def depends_on_the_run(key):
         return key in ("epoch", "lr", "score") or key.startswith(("train/", "validation/"))
 
-    return [{key: value for key, value in record.items() if is_told_by_the_run(key)} for record in history]
+    return [{key: value for key, value in record.items() if depends_on_the_run(key)} for record in history]
 
 
 def flat(value, name=""):
-    """Every leaf of a checkpoint by its path; tensors as their bytes."""
+    """The leaves of a checkpoint by path; tensors as bytes."""
     if isinstance(value, torch.Tensor):
         return {name: (str(value.dtype), tuple(value.shape), value.numpy().tobytes())}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None

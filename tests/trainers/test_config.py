@@ -1,4 +1,4 @@
-"""Settings: every mistake of a user is named, and all of them at once."""
+"""Settings: all mistakes are reported at once."""
 
 import pytest
 from pydantic import ValidationError
@@ -50,7 +50,7 @@ def test_settings_are_yaml():
 
 
 def test_a_path_that_exists_becomes_absolute_and_a_name_stays(tmp_path, monkeypatch):
-    """For those who read the settings in another current folder."""
+    """Workers read the settings in another current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "minilm").mkdir(parents=True)
     (tmp_path / "own.safetensors").touch()
@@ -58,7 +58,7 @@ def test_a_path_that_exists_becomes_absolute_and_a_name_stays(tmp_path, monkeypa
     assert (config.weights, config.text_encoder) == (f"{tmp_path}/own.safetensors", f"{tmp_path}/models/minilm")
     config = load_config(DuchConfig, None, ["weights=IMAGENET1K_V2", "text_encoder=sentence-transformers/minilm"])
     assert (config.weights, config.text_encoder) == ("IMAGENET1K_V2", "sentence-transformers/minilm")
-    # Longer than a name of a file can be.
+    # Longer than the longest file name.
     assert load_config(DuchConfig, weights="w" * 5000).weights == "w" * 5000
     assert load_config(DuchConfig, weights="").weights == ""
 

@@ -1,4 +1,4 @@
-"""What ranks say to each other, in two real processes and in one."""
+"""Communication between ranks, in two real processes and in one."""
 
 import time
 from datetime import timedelta
@@ -65,7 +65,7 @@ def work(number, folder):
 
     rows = numbers().chunk(WORLD_SIZE)[number].clone().requires_grad_()
     gathered = gather_with_gradient(rows)
-    # Each rank weighs it differently, so that a copy of one rank's gradient cannot pass for the sum.
+    # Each rank weights it differently, so that one rank's gradient cannot be mistaken for the sum.
     loss = mixed(gathered) * (number + 1)
     loss.backward()
     found |= {"gathered": gathered.detach(), "gradient": rows.grad}
@@ -105,7 +105,7 @@ def work(number, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each process found."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp("ranks")
     multiprocessing.spawn(work, (folder,), nprocs=WORLD_SIZE)
     return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(WORLD_SIZE)]

@@ -1,4 +1,4 @@
-"""Search spaces: what methods declare fits what their settings may be, and what users say is read or refused."""
+"""Search spaces: declared ranges are valid settings, and ranges of users are parsed or refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Backbones: what they give, and which weight files they take."""
+"""Backbones: their feature maps, and the weight files that they accept."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def images(num, side=64, seed=0):
 
 
 def random_state(name, seed=0, **options):
-    """The state of a torchvision model whose running statistics are not those of a fresh one."""
+    """The state of a torchvision model with running statistics unlike those of a new model."""
     torch.manual_seed(seed)
     model = torchvision.models.get_model(name, weights=None, **options)
     for module in model.modules():
@@ -39,7 +39,7 @@ def test_an_image_has_the_same_features_in_any_batch(name):
     x = images(3, side=96)
     for norm in ("frozen-batch", "group"):
         torch.manual_seed(0)
-        # While training: batch statistics and random branches would show here.
+        # In training mode: batch statistics and random branches would change the result.
         backbone = build_backbone(name, norm).train()
         with torch.no_grad():
             batch = backbone(x)
@@ -70,7 +70,7 @@ def test_features_of_a_weights_file_are_those_of_torchvision(resnet18):
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_features_of_inceptions_are_those_of_torchvision(name, tmp_path):
-    """With the state that torchvision's weights have: of the second classifiers, too, and of pixels from -1 to 1."""
+    """With a state like torchvision's weights: with auxiliary classifiers, for pixels from -1 to 1."""
     model, state = random_state(name, init_weights=False, aux_logits=True, transform_input=True)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -47,7 +47,7 @@ def test_without_classes_there_are_no_logits():
 
 
 def test_a_fresh_network_does_not_saturate():
-    """Pooled features are large and of one sign; tanh must see neither."""
+    """Pooled features are large and positive; the inputs of tanh must be neither."""
     before_tanh = torch.atanh(network(bits=256)(torch.randn(8, 3, 64, 64)).hashes)
     assert 0.5 < float(before_tanh.detach().std()) < 2
 
@@ -129,7 +129,7 @@ def test_the_error_scale_bounds_the_effect_of_rounding(norm):
         changed = head(features * (1 + error * (2 * torch.rand_like(features) - 1)))
         shares = (changed - head(features)).abs() / head.error_scale(features)
     assert shares.max() < error
-    # Not a bound far above what happens.
+    # The bound is not far above the real error.
     assert shares.max() > error / 100
 
 

@@ -1,4 +1,4 @@
-"""The model folder: what was saved encodes the same again, and whatever is damaged is refused in one line."""
+"""The model folder: a saved model gives the same codes again, and damage is refused in one line."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ def make_card(**changes):
 def make_network(seed=0, **changes):
     torch.manual_seed(seed)
     network = HashNetwork(make_card(**changes).network)
-    # A fresh classifier gives all images much the same logits.
+    # A new classifier gives all images similar logits.
     torch.nn.init.normal_(network.classifier.weight)
     return network
 
@@ -57,7 +57,7 @@ def make_images(num, seed=0):
 
 
 def outputs(model, images):
-    """What the network itself gives for each image alone: hashes [N, K], logits [N, C]."""
+    """The outputs of the network for each image alone: hashes [N, K], logits [N, C]."""
     prepared = [model.preprocessing.prepare(image) for image in images]
     with torch.inference_mode():
         rows = [model.network(model.normalise(image[None])) for image in prepared]
@@ -66,7 +66,7 @@ def outputs(model, images):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A saved model: the folder and what encoded before it was saved."""
+    """A saved model: its folder, and the model before it was saved."""
     folder = tmp_path_factory.mktemp("run") / "model"
     model = HashModel(make_card(label_code="gray"), make_network())
     model.save(folder)
@@ -86,7 +86,7 @@ def assert_refused(folder, message=None):
 
 
 def rewrite(folder, change, stated=True):
-    """Changes the fields of model.json; with `stated`, its card_sha256 is that of the changed fields."""
+    """Change the fields of model.json; with `stated`, update card_sha256 too."""
     path = folder / "model.json"
     fields = json.loads(path.read_text())
     change(fields)
@@ -270,7 +270,7 @@ def test_the_same_codes_whatever_the_batch_size(make_model):
 
 
 def test_it_is_the_second_look_that_makes_them_the_same(monkeypatch):
-    """Shows that the test above can fail: outputs on thresholds do fall differently without it."""
+    """The test above can fail: without the second pass, outputs on thresholds give other bits."""
     monkeypatch.setattr(model_module, "MARGIN", 0.0)
     model, images = unsure_model(), make_images(50)
     differ = unpack(in_batches(model, images, 1) ^ model.encode(images), model.bits)
@@ -285,7 +285,7 @@ def test_only_unsure_images_are_computed_twice():
     hashes, _ = outputs(HashModel(make_card(), network), images)
     near = np.zeros(50, bool)
     near[[3, 17]] = True
-    # Column 0 decides: one threshold at the output of two images, the others out of reach.
+    # Two thresholds equal the output of one image each; the others are out of reach.
     thresholds = (float(hashes[3, 0]), float(hashes[17, 1]), *[2.0] * (BITS - 2))
     near |= (np.abs(hashes - np.array(thresholds)) < 1e-3).any(axis=1)
     network.backbone.register_forward_pre_hook(lambda module, inputs: looked_at.append(len(inputs[0])))
@@ -296,7 +296,7 @@ def test_only_unsure_images_are_computed_twice():
 
 @pytest.mark.parametrize("orientations", [1, 4, 8])
 def test_features_are_the_mean_over_orientations(orientations):
-    """Each orientation by transposing and mirroring the image itself, not the network's input."""
+    """Orientations are made here by transposing and mirroring the image."""
     network, images = make_network(), make_images(5)
     model = HashModel(
         make_card(preprocessing=Preprocessing(Rendering(), SIDE, SIDE, orientations=orientations)), network
@@ -518,7 +518,7 @@ def test_weights_of_another_network_are_refused(copy, spec):
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

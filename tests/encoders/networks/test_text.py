@@ -1,4 +1,4 @@
-"""The text encoder: what it makes of sentences, which models it takes, and the folder it saves."""
+"""The text encoder: features of sentences, accepted models, and the saved folder."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def minilm():
 
 
 def slow(folder, sentence, pooling, max_tokens=64):
-    """The features of one sentence by transformers alone, token by token."""
+    """The features of one sentence, computed with transformers alone."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     inputs = AutoTokenizer.from_pretrained(folder)(
         sentence,
@@ -109,7 +109,7 @@ def test_no_sentences_give_no_rows(small):
 
 def test_tokens_after_the_limit_are_cut_off(small):
     encoder = TextEncoder(str(small), max_tokens=5)
-    # Five tokens are three words and the two marks around them.
+    # Five tokens are three words and the two special tokens around them.
     assert np.array_equal(*encoder.encode(["a river near", "a river near the two trees"]))
     np.testing.assert_allclose(
         encoder.encode(["a river near the two trees"])[0],
@@ -129,7 +129,7 @@ def test_normalising_lowers_and_strips_four_marks():
     assert normalised(" There are 3.5 Boats, two-by-two! Right? ") == "there are 35 boats two-by-two right"
 
 
-def test_an_encoder_normalises_where_it_was_told_to(small):
+def test_an_encoder_normalises_if_asked(small):
     plain, normalising = TextEncoder(str(small)), TextEncoder(str(small), normalise=True)
     assert np.array_equal(*normalising.encode(["A river, a road.", "a river a road"]))
     assert not np.array_equal(*plain.encode(["A river, a road.", "a river a road"]))
@@ -158,7 +158,7 @@ def test_a_saved_encoder_loads_without_its_source(small, tmp_path):
     assert (loaded.pooling, loaded.max_tokens, loaded.normalise) == ("last4", 7, True)
     assert loaded.sha256 == encoder.sha256
     assert np.array_equal(loaded.encode(SENTENCES), features)
-    # And saves in place of itself.
+    # Saving over itself works too.
     loaded.save(tmp_path / "again")
     loaded.save(tmp_path / "again")
     assert TextEncoder.load(tmp_path / "again").sha256 == encoder.sha256
@@ -341,7 +341,7 @@ def test_half_precision_weights_are_computed_in_single(small, tmp_path):
 
 
 def test_a_real_encoder_knows_what_sentences_mean(minilm, tmp_path):
-    """Of MiniLM, whose mean pooling and 384 features its makers state."""
+    """Of MiniLM, with mean pooling and 384 features as documented by its authors."""
     assert minilm.num_features == 384
     sentences = ["many boats are docked at the harbor", "lots of ships lie in the port", "there is a piece of farmland"]
     features = minilm.encode(sentences)

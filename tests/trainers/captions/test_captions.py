@@ -1,4 +1,4 @@
-"""Captions in other words: by rule with a real and with made-up encoders, by translation, and from the cache."""
+"""Augmented captions: by rule with a real and with artificial encoders, by translation, and from the cache."""
 
 import json
 from collections import Counter
@@ -244,7 +244,7 @@ def test_where_a_model_says_nothing_the_sentence_before_stands():
 
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
-    """A folder of small Marian models of random weights, one for each pair of languages on the ways."""
+    """A folder of small Marian models of random weights, one per pair of languages."""
     return write_translators(tmp_path_factory.mktemp("marian"))
 
 

@@ -1,4 +1,4 @@
-"""Training on images of other numbers of bands than three: from the settings to the codes of the exported model."""
+"""Training on images with more or fewer bands than three, from settings to codes."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ ALL = tuple(range(1, 14))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Images of 13 bands; only the tenth tells the two classes apart."""
+    """Images of 13 bands; only the tenth distinguishes the two classes."""
     root = tmp_path_factory.mktemp("eurosat")
     rng = np.random.default_rng(0)
     for name, level in (("Forest", 200), ("River", 3000)):
@@ -84,7 +84,7 @@ def test_a_run_on_13_bands_ends_in_a_model_that_encodes_them(data, tmp_path, met
 
 
 def test_three_bands_train_as_they_did(data):
-    """Nothing of the settings for bands is seen by a run that does not use them."""
+    """Settings for bands do not change a run that does not use them."""
     config = load_config(DhclConfig, image_size=32)
     assert (config.bands, config.channels) == ((), 3)
     assert config.preprocessing().to_json() == {
@@ -159,7 +159,7 @@ def test_images_without_the_bands_are_all_named(data):
 
 
 def features_of(root, paths, spec, rendering, weights=None, side=64):
-    """Of each file or folder, by a network that is made here."""
+    """Features of each file or folder, by a network built here."""
     torch.manual_seed(0)
     network = HashNetwork(dataclasses.replace(spec, channels=rendering.channels), weights).eval()
     preprocessing = Preprocessing(rendering, side, side)
@@ -173,7 +173,7 @@ def features_of(root, paths, spec, rendering, weights=None, side=64):
 
 
 def test_real_patches_of_two_sources(shared, tmp_path):
-    """Sentinel-2 in six bands and Sentinel-1 in two, each with a stretch of its own: tables, training, codes."""
+    """Sentinel-2 in six bands and Sentinel-1 in two, each with its own stretch: tables, training, codes."""
     root = shared / "data" / "bigearthnet_sample"
     bands, radar = ("B02", "B03", "B04", "B08", "B05", "B11"), Rendering(("VV", "VH"), "range:-30:0")
     manifest = make_manifest(root, protocol="random")
@@ -204,17 +204,17 @@ def test_real_patches_of_two_sources(shared, tmp_path):
     ):
         expected = features_of(root, paths, spec, rendering)
         np.testing.assert_allclose(tables[name], expected, rtol=1e-3, atol=1e-3)
-        # Nothing is black: what one source shows differs from image to image.
+        # No image is black: images of one source differ.
         assert (tables[name].std(axis=0) > 0).mean() > 0.5
     trained(run, tmp_path)
     model, _ = export_models(run, tmp_path / "epoch1")
-    # The second source is of no more use.
+    # The second source is no longer needed.
     assert model.preprocessing.rendering == own
     assert model.encode([read_image(root / image.path, own) for image in images]).shape == (6, 2)
 
 
 def test_thirteen_bands_and_a_companion_of_three(data, tmp_path):
-    """Of the same weights, which the first takes in its own number of bands."""
+    """Both with the same weights; the first adapts them to its number of bands."""
     rng = np.random.default_rng(1)
     for name in ("Forest", "River"):
         (tmp_path / "second" / name).mkdir(parents=True)

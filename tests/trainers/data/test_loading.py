@@ -1,4 +1,4 @@
-"""Loading: what is drawn follows from (seed, epoch, row) alone."""
+"""Loading: random choices depend on (seed, epoch, row) only."""
 
 import itertools
 import threading
@@ -41,7 +41,7 @@ def all_views(*arguments):
 
 @pytest.fixture
 def torch_threads():
-    """Sets how many there are."""
+    """Set the number of CPUs."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -79,7 +79,7 @@ def test_the_number_of_threads_changes_no_view(num_threads, monkeypatch, torch_t
     found = all_views(images, steps)
     assert len(found) == len(expected)
     assert all((one == other).all() for one, other in zip(found, expected, strict=True))
-    # One core is the training's.
+    # One CPU is left to training.
     assert len(threads) == max(1, num_threads - 1)
 
 
@@ -139,7 +139,7 @@ def test_the_image_itself_is_left_alone():
 
 
 def test_all_eight_orientations_occur():
-    """Four colours in the corners tell an orientation whatever the crop."""
+    """Four colours in the corners identify the orientation in every crop."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[:32, :32], image[:32, 32:], image[32:, :32], image[32:, 32:] = 10, 80, 150, 220
     counts = {}
@@ -221,7 +221,7 @@ def test_all_refused_images_are_listed(tmp_path):
     assert "a/2.png" not in message
 
 
-# Decoded as needed.
+# Streaming.
 
 
 def test_streamed_images_are_those_in_memory(tmp_path):
@@ -252,7 +252,7 @@ def test_a_refused_image_is_named_when_it_is_needed(tmp_path):
 
 def test_images_of_all_ranks_of_a_machine_have_to_fit(monkeypatch):
     preprocessing = Preprocessing(Rendering(), 1024, 1024)
-    # 300 MiB of pixels, where half of the free memory may be taken.
+    # 300 MiB of pixels, with half of the free memory allowed.
     monkeypatch.setattr(loading, "available_memory_mb", lambda: 601)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert fits_in_memory(100, preprocessing)

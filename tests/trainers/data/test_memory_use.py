@@ -1,4 +1,4 @@
-"""Memory of a stretch of a program: what is freed counts in the peak, what came before does not."""
+"""Peak memory: freed memory counts, memory before the measurement does not."""
 
 import mmap
 from pathlib import Path
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def allocate(mib):
-    """And free it, to the system and not to an allocator that keeps it."""
+    """Then return it to the system, not to an allocator that keeps it."""
     with mmap.mmap(-1, mib * 2**20) as memory:
         for start in range(0, len(memory), mmap.PAGESIZE):
             memory[start] = 1

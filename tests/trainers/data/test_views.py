@@ -1,4 +1,4 @@
-"""DUCH's views: sizes, what each does to the pixels, and that (seed, id) says it all."""
+"""DUCH's views: sizes, effects on pixels, and dependence on (seed, id) only."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def picture(height=64, width=64, seed=0):
 
 
 class Fixed:
-    """Random numbers that are all at one place of their range."""
+    """A random generator whose numbers are all at one position of their range."""
 
     def __init__(self, place):
         self.place = place
@@ -93,7 +93,7 @@ def test_rotation_is_clockwise_by_five_to_ten_degrees(place):
     angle = ROTATION[int(place)]
     assert angle in (-10, -5)
     fast = view("rotate", image, Fixed(place), 0.5).astype(float)
-    # A pixel of the view is the image's where a turn back about the middle leads.
+    # Each pixel of the view equals the image's pixel at the position rotated back about the centre.
     radians = np.deg2rad(angle)
     for y, x in [(16, 16), (20, 40), (47, 30)]:
         dy, dx = y - 31.5, x - 31.5
@@ -124,7 +124,7 @@ def test_the_augmented_view_is_blur_then_rotation_then_crop():
 
 def test_jitter_stays_within_its_strengths():
     grey = np.full((8, 8, 3), 100, np.uint8)
-    # Of an even grey, contrast, saturation and hue change nothing: what is left is brightness.
+    # On uniform grey, contrast, saturation and hue have no effect; only brightness has.
     values = [int(view("jitter", grey, view_rng(0, str(i)))[0, 0, 0]) for i in range(300)]
     assert min(values) >= 100 * (1 - JITTER) - 1
     assert max(values) <= 100 * (1 + JITTER) + 1
@@ -139,7 +139,7 @@ def test_jitter_against_pillow():
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         slow = kind(slow).enhance(factor)
     hue, saturation, value = slow.convert("HSV").split()
-    # A tenth of the circle backwards.
+    # A tenth of the hue circle backwards.
     hue = Image.fromarray(((np.asarray(hue).astype(int) - 25) % 256).astype(np.uint8))
     slow = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     assert np.array_equal(view("jitter", image, Fixed(0), 1), np.asarray(slow))

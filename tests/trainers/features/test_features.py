@@ -1,4 +1,4 @@
-"""Cached features: what is computed, what is kept, and what a damaged or foreign cache does."""
+"""Cached features: what is computed, what is cached, and damaged or incomplete caches."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def expected(network, data, paths):
 
 
 def count_computed(monkeypatch):
-    """How many images each pass of the network is asked for."""
+    """Record the number of images of each pass of the network."""
     computed = []
     features = module.HashModel.features
     monkeypatch.setattr(
@@ -158,7 +158,7 @@ def test_captions_have_a_row_each_and_few_are_repeated(cache):
 
 
 def work(rank, root, folder, num_caches):
-    """Two ranks with caches of their own, or a common one; the cache of the second rank has some rows."""
+    """Two ranks with one cache each, or one for both; the cache of the second rank has some rows."""
     torch.set_num_threads(1)
     images = make_run(root, "dhcl").manifest.part("train")
     with pytest.MonkeyPatch.context() as patch:
@@ -186,7 +186,7 @@ def test_ranks_share_the_work_and_each_cache_has_every_row(cache, data, images, 
     for found in ranks:
         assert np.allclose(found["rows"], alone, atol=1e-4)
         assert (found["in cache"] == found["rows"]).all()
-    # Once in three times, and half by each rank.
+    # Computed in the first of three calls, half by each rank.
     by_one, by_other = (sum(found["computed"]) for found in ranks)
     assert by_one + by_other == (len(images) if num_caches == 2 else len(images) - 3)
     assert by_one - by_other in (0, 1)

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and what is damaged is refused."""
+"""Checkpoints: the content is read back unchanged, and damage is refused."""
 
 import json
 import pickle

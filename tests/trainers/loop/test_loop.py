@@ -1,4 +1,4 @@
-"""The training loop: ranks train as one process, a killed run ends as if it had not been, the test part stays shut."""
+"""The training loop: ranks equal one process, a resumed run equals an uninterrupted one, the test part is not read."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Images of three classes that colour tells apart, of unequal number: 14 to train on, 3 to validate, 4 to test."""
+    """Images of three classes with distinct colours: 14 for training, 3 for validation, 4 for test."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name, count, colour in (("beach", 9, (200, 180, 90)), ("forest", 7, (30, 90, 40)), ("river", 5, (40, 60, 160))):
@@ -55,7 +55,7 @@ def make_run(root, **settings):
 
 
 def same_state(one, other):
-    """Checkpoint folders equal to the last bit, but for the times in the history."""
+    """Assert that checkpoint folders are equal bit for bit, except for times in the history."""
     states = [load_checkpoint(folder) for folder in (one, other)]
     for state in states:
         state["history"] = timeless(state["history"])
@@ -87,7 +87,7 @@ def shared(root):
 
 @pytest.fixture(scope="module")
 def ranks(data, tmp_path_factory):
-    """The folder in which two ranks left their refusals, and the checkpoints of `shared`."""
+    """The folder with the error messages of two ranks and the checkpoints of `shared`."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(work, (data, folder), nprocs=WORLD_SIZE)
     return folder
@@ -119,7 +119,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(ranks):
         assert "at least 4, so that each worker has 2 images; with batch_size 2, 1 workers are possible" in small
 
 
-# Going on.
+# Resuming.
 
 EPOCHS = 4
 
@@ -130,14 +130,14 @@ def resumable(root):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The checkpoints and the history of a run that nothing stopped."""
+    """The checkpoints and the history of an uninterrupted run."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
     return folder, trained(resumable(data), folder).history
 
 
 class Stop(Exception):
-    """Raised in the middle of things."""
+    """Interrupts training."""
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -150,7 +150,7 @@ def test_a_run_stopped_between_epochs_ends_the_same(data, whole, tmp_path, stop_
 
     with pytest.raises(Stop):
         train(resumable(data), Stopped(tmp_path))
-    # Another run in between: nothing may live on in the process.
+    # Another run in between: no state may remain in the process.
     torch.manual_seed(99)
     recorder = trained(resumable(data), tmp_path, resume_from=tmp_path / f"epoch{stop_after}")
     assert recorder.steps[0] == (stop_after + 1, 1, 3)
@@ -249,7 +249,7 @@ def test_label_bits_reach_the_model(data, tmp_path):
     assert (model.bits, model.card.label_code, model.card.label_weight) == (16 + 2 * 3, "one-hot", 2)
 
 
-# What is not touched.
+# Files that are not read.
 
 
 def test_the_test_part_is_never_opened(data, tmp_path):
@@ -293,7 +293,7 @@ def test_the_backbone_rests_in_the_warm_up_and_its_batch_norm_always(data, tmp_p
     assert changed == {key for key, value in given.items() if value.ndim == 4}
 
 
-# What is refused.
+# Errors.
 
 
 def test_a_loss_that_is_no_number_is_reported(data):
@@ -334,7 +334,7 @@ def make_run_of_mhcln(root, **settings):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A folder with all that any method asks for."""
+    """A folder with everything that any method needs."""
     return write_data(tmp_path_factory.mktemp("pairs") / "first")
 
 
@@ -374,7 +374,7 @@ def test_methods_of_one_class_an_image_refuse_several(data, method):
     ],
 )
 def test_validation_counts_any_shared_class(pairs, method, metric, settings):
-    """As the evaluation does. Where all share one class, every answer is right."""
+    """As in evaluation. If all images share a class, every hit is relevant."""
     run = run_of(pairs, method, epochs=1, **settings)
     check_run(relabelled(run, with_second_class), 2)
     (first,) = trained(relabelled(run, with_second_class)).history
@@ -388,7 +388,7 @@ def test_validation_counts_any_shared_class(pairs, method, metric, settings):
 
 
 def test_the_memory_of_the_steps_is_told(data, monkeypatch):
-    """Not of what came before, and not of what an earlier epoch needed."""
+    """Without the memory used before training or in an earlier epoch."""
     kind = get_method("dhcl")
 
     class Wasteful(kind):
@@ -403,7 +403,7 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
     monkeypatch.setattr("orbithash.trainers.loop.run.get_method", lambda name: Wasteful)
     history = trained(make_run(data, epochs=3)).history
     needed = [record["peak_memory_mb"] - record["memory_mb"] for record in history]
-    # Other tests' rubbish may go meanwhile.
+    # Garbage of other tests may be freed meanwhile.
     assert 400 < needed[0] < 1100
     assert needed[2] < 300
     assert all(record["memory_mb"] > 50 for record in history)
@@ -413,7 +413,7 @@ def test_the_memory_of_the_steps_is_told(data, monkeypatch):
 
 
 def gradients_of(run, monkeypatch, clipped=False):
-    """The gradients that the first step of a run goes by, in one vector; before they are clipped unless told."""
+    """The gradients of the first step of a run as one vector, after clipping if the run clips."""
     found = []
 
     class Noted(torch.optim.SGD):
@@ -464,7 +464,7 @@ def test_what_is_done_around_a_step_is_done_once(data, monkeypatch):
 
 
 def test_a_memory_is_written_once_with_all_pieces(data, tmp_path):
-    """Nothing in a step reads what it writes, so the pieces leave the same memory."""
+    """A step does not read what it writes, so micro-batches leave the same memory."""
     memories = []
     for accumulate in (1, 2):
         given = {"backbone": "resnet18", "image_size": 32, "bits": 16, "batch_size": 8, "epochs": 1, "lr": 1e-12}
@@ -526,7 +526,7 @@ def test_gradients_are_clipped_by_value_then_by_length(data, monkeypatch):
     length = float(expected.norm()) / 2
     both = gradients_of(additive(data, clip_value=limit, clip_norm=length), monkeypatch)
     assert torch.allclose(both, expected / 2, rtol=1e-3, atol=1e-6)
-    # The default leaves ordinary gradients alone.
+    # The default does not clip ordinary gradients.
     assert torch.equal(gradients_of(additive(data), monkeypatch), plain.clamp(-10, 10))
 
 
@@ -540,7 +540,7 @@ def test_bfloat16_is_of_the_backbone_in_training_only(data, tmp_path):
         state = load_checkpoint(folder / "epoch2")["method"]
         assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
         seen[precision] = [record["train/loss"] for record in history]
-        # The model's codes are those of float32: what was validated is what is exported.
+        # Codes are computed in float32, in validation and by the exported model.
         assert run.build().state_dict().keys() == state.keys()
     assert seen["bfloat16"] == pytest.approx(seen["float32"], rel=0.03)
     assert seen["bfloat16"] != seen["float32"]
@@ -570,7 +570,7 @@ def test_bfloat16_reaches_the_convolutions_and_no_loss(data, monkeypatch):
 
 @pytest.mark.parametrize("method", ["dhcl", "cdne"])
 def test_streamed_images_train_the_same_model(data, tmp_path, monkeypatch, method):
-    """To the last bit; and what has no room in memory is streamed without being told to."""
+    """Bit for bit; images that do not fit into memory are streamed by default."""
     given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2}
     variant = {"variant": "memory-bank"} if method == "cdne" else {}
     config = load_config(get_method(method).Config, **given, **variant)
