@@ -186,6 +186,11 @@ def watch(run):
             for network in (self.network, self.network.head, self.network.backbone, self.text_head):
                 if network is not None:
                     network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+            # Called by its name, which runs no hook.
+            for network in (self.network, self.text_head):
+                if network is not None:
+                    of_double = network.error_scale
+                    network.error_scale = lambda features, of_double=of_double: of_double(features.double())
             methods[:] = [self]
 
         def before_step(self, batch, optimizer):
