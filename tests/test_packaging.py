@@ -162,7 +162,7 @@ def test_the_client_works_with_the_base_requirements_alone(client_only):
         (("--help",), 0, ""),
         (("query", "--key", "a.tif", "--address", "127.0.0.1:1", "--timeout", "1"), 2, "no gateway at 127.0.0.1:1"),
         (("train", "dhcl", "--data", ".", "--out", "run"), 2, "pip install 'orbithash[train]'"),
-        (("serve", "archive", "--model", "model"), 2, "pip install 'orbithash[serve]'"),
+        (("serve", "archive", "--model", "model"), 2, "pip install 'orbithash[serve,cpu]'"),
     ],
 )
 def test_the_command_line_says_what_to_install(client_only, words, code, message):

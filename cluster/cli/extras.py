@@ -4,7 +4,7 @@ import importlib.util
 
 __all__ = ["EXTRAS", "missing_extra"]
 
-# Extras that install a module. The ones of the verb are preferred, else the first.
+# Extras that install a module.
 EXTRAS = {
     "aiohttp": ("train", "serve"),
     "cql2": ("serve",),
@@ -39,8 +39,12 @@ EXTRAS = {
     "yaml": ("train", "serve"),
 }
 
-# Verbs that need less than training does.
-_SERVING = ("encode", "serve", "upsert", "refused", "duplicates", "plan")
+# Extras for everything that a verb needs; of other verbs: `train`.
+_OF_VERB = {
+    **dict.fromkeys(("encode", "refused", "upsert"), "encode"),
+    **dict.fromkeys(("serve", "duplicates", "plan"), "serve,cpu"),
+    **dict.fromkeys(("demo", "bench"), "all,cpu"),
+}
 
 
 def missing_extra(error: BaseException, verb: str) -> str | None:
@@ -60,7 +64,7 @@ def missing_extra(error: BaseException, verb: str) -> str | None:
 
 
 def _message(module: str, verb: str) -> str:
-    preferred = "serve" if verb in _SERVING else "train"
     extras = EXTRAS[module]
-    extra = preferred if preferred in extras else extras[0]
+    is_shared = "train" in extras or "serve" in extras
+    extra = _OF_VERB.get(verb.partition(" ")[0], "train") if is_shared else extras[0]
     return f"`orbithash {verb}` needs {module}, which is not installed; run: pip install 'orbithash[{extra}]'"

@@ -80,14 +80,14 @@ def test_verbs_say_which_extra_they_need():
         "methods": "train",
         "evaluate a --data b": "train",
         "reproduce --data a": "train",
-        "demo": "train",
+        "demo": "all,cpu",
         "scenes a": "train",
         "wald a b": "train",
-        "bench search": "train",
-        "encode a --model b --archive c": "serve",
-        "serve a --model b": "serve",
-        "duplicates a": "serve",
-        "upsert a": "serve",
+        "bench search": "all,cpu",
+        "encode a --model b --archive c": "encode",
+        "serve a --model b": "serve,cpu",
+        "duplicates a": "serve,cpu",
+        "upsert a": "encode",
     }
     ended = run_without(EXTRA_MODULES, *(words.split() for words in commands))
     for (words, extra), (code, _, err) in zip(commands.items(), ended, strict=True):
@@ -99,7 +99,7 @@ def test_verbs_say_which_extra_they_need():
 
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
-    [("faiss", ["duplicates"], "cpu"), ("ray", ["encode"], "serve"), ("torch", ["methods"], "train")],
+    [("faiss", ["duplicates"], "cpu"), ("ray", ["encode"], "encode"), ("torch", ["methods"], "train")],
 )
 def test_one_absent_module_is_named(tmp_path, scenes, model, archive, module, words, extra):
     arguments = {
