@@ -151,10 +151,18 @@ def test_time_has_a_limit(monkeypatch):
 
     async def scenario(decoder):
         await is_well(decoder)
+        running_pool, is_scheduled = decoder._running_pool, asyncio.Event()
+
+        async def observed():
+            pool = await running_pool()
+            is_scheduled.set()
+            return pool
+
+        monkeypatch.setattr(decoder, "_running_pool", observed)
         decoder.timeout_s = 0.5
         stuck_image = asyncio.create_task(decoder.prepare([b"stuck"], PREPROCESSING))
-        # The limit of the first image is set; the others have time on every machine.
-        await asyncio.sleep(0)
+        # From here on the short limit applies to this image alone; the others have time on every machine.
+        await is_scheduled.wait()
         decoder.timeout_s = 60
         await asyncio.gather(is_well(decoder), is_well(decoder))
         with pytest.raises(ImageError, match=r"decoding took more than .* s; send a smaller image"):
