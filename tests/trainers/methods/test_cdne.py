@@ -1,4 +1,4 @@
-"""CDNE's loss against a double loop over images, and its memory against the rule applied row by row."""
+"""CDNE: the loss against a double loop over images, and the memory against its update rule applied row by row."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def unit(row):
 
 
 def oracle(anchors, labels, rows, keys, key_labels, key_rows, temperature, margin):
-    """The formula, with all exponents less their largest."""
+    """Return the loss by its formula; the largest exponent is subtracted from all to avoid overflow."""
     total = 0.0
     for e, y, i in zip(anchors, labels, rows, strict=True):
         same, others = [], []
@@ -45,7 +45,7 @@ def oracle(anchors, labels, rows, keys, key_labels, key_rows, temperature, margi
 
 
 def inputs(num, num_keys, num_classes=3, bits=8, seed=0, dtype=torch.float32):
-    """Anchors are the images of the first keys, a little changed."""
+    """Return random keys, and anchors that are some of the keys with noise."""
     generator = torch.Generator().manual_seed(seed)
     keys = F.normalize(torch.randn(num_keys, bits, generator=generator), dim=1)
     rows = torch.randperm(num_keys, generator=generator)[:num]
@@ -65,7 +65,7 @@ def expected(given, temperature=0.05, margin=0.0):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num", "num_keys", "num_classes"), [(1, 2, 1), (1, 5, 2), (6, 6, 3), (7, 40, 5)])
 @pytest.mark.parametrize("margin", [0.0, 0.2])
-def test_the_loss_is_the_double_loop(dtype, num, num_keys, num_classes, margin):
+def test_loss_matches_a_double_loop(dtype, num, num_keys, num_classes, margin):
     for seed in range(3):
         given = inputs(num, num_keys, num_classes, seed=seed, dtype=dtype)
         found = value(given, margin=margin)
@@ -75,9 +75,9 @@ def test_the_loss_is_the_double_loop(dtype, num, num_keys, num_classes, margin):
 
 
 @pytest.mark.parametrize("temperature", [0.005, 0.02, 0.2, 1.0])
-def test_every_temperature_is_the_double_loop(temperature):
+def test_loss_matches_a_double_loop_at_every_temperature(temperature):
     given = inputs(9, 30)
-    # A difference of sums of 200 in single precision.
+    # The loss is a difference of sums near 200 in single precision.
     assert float(value(given, temperature)) == pytest.approx(expected(given, temperature), rel=1e-4, abs=1e-4)
 
 
@@ -88,12 +88,12 @@ def test_opposite_neighbours_at_a_low_temperature_stay_finite(variant):
     keys = anchors if variant == "in-batch" else anchors.detach().clone()
     found = value((anchors, labels, rows, keys, labels, rows), temperature=0.005)
     found.backward()
-    # Anchor 0 has its class at cosine -1 and the other at 1; anchor 1 has both at -1; anchor 2 is alone.
+    # Anchor 0: own class at cosine -1, the other class at 1. Anchor 1: both at -1. Anchor 2: alone in its class.
     assert float(found.detach()) == pytest.approx((400 + math.log(2)) / 3, rel=1e-5)
     assert anchors.grad.isfinite().all()
 
 
-def test_an_anchor_that_is_alone_in_its_class_adds_nothing():
+def test_an_anchor_alone_in_its_class_adds_no_loss():
     anchors, labels, rows, keys, key_labels, key_rows = inputs(4, 4)
     labels = torch.tensor([0, 0, 1, 2])
     key_labels = torch.empty(4, dtype=torch.int64)
@@ -106,7 +106,7 @@ def test_an_anchor_that_is_alone_in_its_class_adds_nothing():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_pairs_and_no_anchors_are_zero_and_can_go_backward(dtype):
+def test_loss_without_pairs_or_anchors_is_zero_and_has_gradients(dtype):
     anchors = F.normalize(torch.randn(3, 4), dim=1).to(dtype).requires_grad_()
     labels, rows = torch.arange(3), torch.arange(3)
     for num in (3, 1, 0):
@@ -119,16 +119,16 @@ def test_no_pairs_and_no_anchors_are_zero_and_can_go_backward(dtype):
             assert not anchors.grad.any()
 
 
-def test_the_gradient_pulls_to_the_class_and_pushes_from_the_rest():
+def test_the_gradient_attracts_the_own_class_and_repels_the_others():
     anchors = torch.tensor([[1.0, 0.0]], requires_grad=True)
     keys = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
     own = torch.tensor([2])
     value((anchors, torch.tensor([0]), own, keys, torch.tensor([0, 1, 0]), torch.arange(3)), 0.5).backward()
-    # Of cosine 0 both: the probability of each is a half. The own row, of cosine 1, has no part.
+    # Both other rows have cosine 0, hence probability 1/2. The anchor's own row (cosine 1) is excluded.
     assert anchors.grad[0].tolist() == pytest.approx([0.0, -2.0])
 
 
-def test_sums_over_parts_of_the_keys_join():
+def test_log_sums_over_parts_of_the_keys_add_up():
     given = inputs(6, 20, dtype=torch.float64)
     anchors, keys = Embedded(*given[:3]), Embedded(*given[3:])
     whole = neighbour_log_sums(anchors, keys, 0.05, 0.1)
@@ -139,7 +139,7 @@ def test_sums_over_parts_of_the_keys_join():
 # The memory.
 
 
-def test_a_write_is_the_rule_and_leaves_other_rows_alone():
+def test_a_write_follows_the_update_rule_and_leaves_other_rows_unchanged():
     for sharded in (False, True):
         memory = Memory(5, 3, sharded)
         start = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -155,7 +155,7 @@ def test_a_write_is_the_rule_and_leaves_other_rows_alone():
         assert torch.equal(memory.whole[[1, 2, 4]], start[[1, 2, 4]])
 
 
-def test_opposite_vectors_cancel_to_zeros_not_to_nan():
+def test_opposite_vectors_cancel_to_zeros_without_nan():
     memory = Memory(1, 2, False)
     memory.whole.copy_(torch.tensor([[1.0, 0.0]]))
     memory.open()
@@ -213,7 +213,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert float(found["loss"]) == pytest.approx(0.3 * snca + 2 * cross_entropy + 5 * distance, rel=1e-4)
 
 
-def test_in_batch_neighbours_are_the_batch_and_both_sides_have_gradients():
+def test_in_batch_neighbours_are_the_batch_and_receive_gradients():
     method = started(variant="in-batch", temperature=0.2)
     batch = make_batch((0, 3, 6, 1))
     assert not [name for name in method.state_dict() if not name.startswith("network.")]
@@ -224,14 +224,14 @@ def test_in_batch_neighbours_are_the_batch_and_both_sides_have_gradients():
     whom = batch.labels.tolist(), batch.rows.tolist()
     assert float(loss.detach()) == pytest.approx(oracle(rows, *whom, rows, *whom, 0.2, 0), rel=1e-4)
     loss.backward()
-    # Row 3 is alone in its class: whatever gradient it has it has as a neighbour.
+    # Row 3 is alone in its class, so it receives gradients only as a neighbour of others.
     assert hashes.grad[3].abs().sum() > 0
     method.after_step(batch)
     method.end_epoch()
 
 
 @pytest.mark.parametrize("variant", ["memory-bank", "momentum"])
-def test_the_sharded_memory_in_one_process_is_the_replicated_one(variant):
+def test_sharded_memory_in_one_process_equals_the_replicated_one(variant):
     found = []
     for sharded in (False, True):
         method = started(variant=variant, sharded_memory=sharded, margin=0.1).double()
@@ -249,7 +249,7 @@ def test_the_sharded_memory_in_one_process_is_the_replicated_one(variant):
 
 
 @pytest.mark.parametrize("variant", ["memory-bank", "momentum"])
-def test_nothing_is_written_before_the_step(variant):
+def test_memory_is_written_only_after_the_step(variant):
     method = started(variant=variant)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     for rows in ((1, 4, 2, 5), (0, 3, 6, 7)):
@@ -260,7 +260,7 @@ def test_nothing_is_written_before_the_step(variant):
     assert changed.nonzero()[:, 0].tolist() == [0, 3, 6, 7]
 
 
-def test_the_memory_starts_with_what_the_network_makes_of_the_images():
+def test_the_memory_starts_with_the_embeddings_of_the_images():
     method, part = make(), make_part()
     method.begin(part)
     preprocessing = method.config.preprocessing()
@@ -272,7 +272,7 @@ def test_the_memory_starts_with_what_the_network_makes_of_the_images():
         assert method.memory.whole[row].tolist() == pytest.approx(unit(hashes.tolist()), abs=1e-4)
 
 
-def test_a_random_start_is_uniform_and_about_of_unit_length():
+def test_a_random_start_is_uniform_with_unit_length_on_average():
     method = make(num_rows=4000, memory_start="random")
     before = method.memory.whole.clone()
     method.begin(make_part())
@@ -282,8 +282,8 @@ def test_a_random_start_is_uniform_and_about_of_unit_length():
 
 
 @pytest.mark.parametrize("variant", ["memory-bank", "momentum"])
-def test_an_epoch_leaves_the_memory_that_the_rule_gives(variant, tmp_path):
-    """The embeddings are those of the networks before each step, taken here by a look from outside."""
+def test_the_memory_after_an_epoch_follows_the_update_rule(variant, tmp_path):
+    """The expected memory is computed here from the networks before each step."""
     seen, methods = [], []
 
     class Watched(Cdne):
@@ -319,13 +319,13 @@ def test_an_epoch_leaves_the_memory_that_the_rule_gives(variant, tmp_path):
     assert method.memory.whole.shape == method.first.shape
     for found, row in zip(method.memory.whole.tolist(), rows, strict=True):
         assert found == pytest.approx(row, abs=1e-5)
-    # The moving average: of what it was and what the step made of the network.
+    # The moving average mixes its old weights with the network's weights after the step.
     for (*_, before), (_, _, weights, after) in itertools.pairwise(seen):
         for name in before:
             assert torch.allclose(after[name], 0.9 * before[name] + 0.1 * weights[name], atol=1e-6), name
 
 
-def test_mu_changes_at_the_codes_shares_of_the_run():
+def test_mu_changes_at_the_same_fractions_of_the_run_as_in_the_released_code():
     def mus(**settings):
         method = make(**settings)
         found = []
@@ -345,13 +345,13 @@ def test_mu_changes_at_the_codes_shares_of_the_run():
     ("epochs", "num_rows", "given", "momentum"),
     [(130, 22_050, None, 0.999), (15, 1520, None, 1 - 10 / 705), (1, 32, None, 0.0), (15, 1520, 0.99, 0.99)],
 )
-def test_short_runs_have_a_shorter_average(epochs, num_rows, given, momentum):
+def test_short_runs_average_over_fewer_steps(epochs, num_rows, given, momentum):
     batch_size = 256 if num_rows > 20_000 else 32
     method = make(num_rows=num_rows, variant="momentum", epochs=epochs, batch_size=batch_size, encoder_momentum=given)
     assert method.encoder_momentum == pytest.approx(momentum)
 
 
-def test_the_average_starts_as_the_network_and_is_not_trained():
+def test_the_average_starts_equal_to_the_network_and_is_not_trained():
     method = make(variant="momentum")
     network, average = method.network.state_dict(), method.average.state_dict()
     assert average
@@ -389,7 +389,7 @@ def test_learning_rates_and_schedules(optimizer):
     assert [method.start_epoch(epoch, make_part()) for epoch in range(5)] == pytest.approx([1, 1, 0.4, 0.4, 0.16])
 
 
-def test_the_warm_up_trains_all_but_the_backbone():
+def test_the_warm_up_freezes_only_the_backbone():
     method = make(warm_up_epochs=1)
     for epoch, trains in ((0, False), (1, True)):
         method.start_epoch(epoch, make_part())
@@ -397,7 +397,7 @@ def test_the_warm_up_trains_all_but_the_backbone():
         assert all(p.requires_grad for p in method.network.head.parameters())
 
 
-def test_settings_that_do_not_fit_are_refused():
+def test_conflicting_settings_are_refused():
     with pytest.raises(InputError, match="images_per_class is 4 with variant=memory-bank"):
         make(images_per_class=4)
     with pytest.raises(InputError, match="memory-bank"):

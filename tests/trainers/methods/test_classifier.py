@@ -1,4 +1,4 @@
-"""The classifier baseline: its loss against the formula, and what of it trains."""
+"""The classifier baseline: its loss against the formula, and its trained parameters."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""DHCL's losses against double loops over images and classes, written from the formulas with Python's own numbers."""
+"""DHCL: its losses against double loops over images and classes in Python floats, its settings and its batches."""
 
 import math
 
@@ -18,7 +18,7 @@ from orbithash.trainers.methods.dhcl import (
 )
 from orbithash.trainers.methods.losses import quantisation_loss
 
-# Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
+# Relative, for all dtypes: the losses compute in float32, and the oracle reads the already rounded inputs.
 TOLERANCE = 1e-4
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LOSSES = ["circle", "anchor"]
@@ -30,7 +30,7 @@ def cosine(one, other):
 
 
 def log_one_plus_sum(exponents):
-    """log(1 + sum of exp), in a form that does not overflow."""
+    """Return log(1 + sum of exp(x)) without overflow."""
     largest = max([0.0, *exponents])
     return largest + math.log(math.exp(-largest) + sum(math.exp(x - largest) for x in exponents))
 
@@ -81,7 +81,7 @@ def expected(loss, hashes, labels, proxies, scale=32.0):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num", "num_classes"), [(1, 1), (1, 4), (2, 2), (9, 3), (20, 21)])
-def test_proxy_losses_are_the_double_loop(loss, dtype, num, num_classes):
+def test_proxy_losses_match_a_double_loop(loss, dtype, num, num_classes):
     for seed in range(3):
         x = inputs(num, num_classes, seed=seed, dtype=dtype)
         found = value(loss, *x)
@@ -92,13 +92,13 @@ def test_proxy_losses_are_the_double_loop(loss, dtype, num, num_classes):
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 256.0])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_scale_is_the_double_loop(loss, scale):
+def test_losses_match_a_double_loop_at_every_scale(loss, scale):
     x = inputs(10, 4)
     assert float(value(loss, *x, scale)) == pytest.approx(expected(loss, *x, scale), rel=1e-4)
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.4, 0.9])
-def test_every_margin_is_the_double_loop(margin):
+def test_losses_match_a_double_loop_at_every_margin(margin):
     hashes, labels, proxies = inputs(10, 4)
     found = circle_proxy_loss(hashes, labels, proxies, margin, 32.0)
     numbers = hashes.double().tolist(), labels.tolist(), proxies.double().tolist()
@@ -116,7 +116,7 @@ def test_a_batch_of_one_class(loss):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_an_empty_batch_is_zero_and_can_go_backward(loss, dtype):
+def test_loss_of_an_empty_batch_is_zero_and_has_gradients(loss, dtype):
     hashes = torch.zeros(0, 8, dtype=dtype, requires_grad=True)
     proxies = torch.randn(3, 8).to(dtype).requires_grad_()
     found = value(loss, hashes, torch.zeros(0, dtype=torch.int64), proxies) + quantisation_loss(hashes)
@@ -130,7 +130,7 @@ def test_an_empty_batch_is_zero_and_can_go_backward(loss, dtype):
 @pytest.mark.parametrize("scale", [32.0, 256.0])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("size", ["zero", "one zero", "tiny", "huge", "on the proxy", "against the proxy"])
-def test_nothing_overflows(loss, scale, dtype, size):
+def test_extreme_hashes_do_not_overflow(loss, scale, dtype, size):
     hashes, labels, proxies = inputs(6, 3, dtype=dtype)
     if size == "zero":
         hashes = torch.zeros_like(hashes)
@@ -148,14 +148,14 @@ def test_nothing_overflows(loss, scale, dtype, size):
     found.backward()
     assert math.isfinite(found.detach())
     assert proxies.grad.isfinite().all()
-    # The slope of a cosine grows as its vector shrinks; half precision cannot hold it, the network's float32 can.
+    # The gradient of a cosine grows as its vector shrinks and overflows half precision; the network uses float32.
     if dtype in (torch.float32, torch.float64):
         assert hashes.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_pulls_an_image_to_its_own_proxy_and_away_from_the_others(loss):
-    # The image lies between three proxies at right angles, nearest to a strange one.
+    # The image lies between three orthogonal proxies, nearest to one of another class.
     proxies = torch.eye(3, 8)
     hashes = torch.tensor([[0.4, 0.6, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1]], requires_grad=True)
     value(loss, hashes, torch.tensor([0]), proxies).backward()
@@ -195,7 +195,7 @@ def test_training_on_the_loss_alone_separates_the_classes(loss):
 
 
 def circle_slopes(hashes, labels, proxies, m, g):
-    """The slopes of the loss on each cosine by hand, with the weights a+ and a- held constant."""
+    """Return the loss's derivative by each cosine, with the weights a+ and a- constant, as a list [N][C]."""
     num, num_classes = len(hashes), len(proxies)
     slopes = [[0.0] * num_classes for _ in range(num)]
     num_present = len(set(labels))
@@ -219,15 +219,15 @@ def test_the_weights_of_the_circle_form_carry_no_gradient():
     slopes = circle_slopes(hashes.double().tolist(), labels.tolist(), proxies.double().tolist(), 0.25, 8.0)
     hashes.requires_grad_()
     circle_proxy_loss(hashes, labels, proxies, 0.25, 8.0).backward()
-    # Through the cosines by torch, from the slopes by hand.
+    # Torch differentiates the cosines; the derivatives of the loss by the cosines are computed above.
     again = hashes.detach().double().requires_grad_()
     cosines = torch.cosine_similarity(again[:, None], proxies.double()[None], dim=2)
     cosines.backward(torch.tensor(slopes, dtype=torch.float64))
     assert torch.allclose(hashes.grad.double(), again.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_an_image_beyond_the_margins_is_left_alone_by_the_push():
-    """A cosine below -m has weight 0: exponent 0, and no pull or push of its own."""
+def test_an_image_beyond_the_margin_is_not_repelled():
+    """A cosine below -m has weight 0, hence exponent 0 and no gradient."""
     proxies = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
     hashes = torch.tensor([[1.0, 0.0]], requires_grad=True)
     found = circle_proxy_loss(hashes, torch.tensor([0]), proxies, 0.25, 32.0)
@@ -253,11 +253,11 @@ def make_batch(images, labels):
     return Batch(torch.arange(len(labels)), labels, images, {}, 0)
 
 
-NOTHING = Part(None, np.empty(0, np.int64), [])
+EMPTY_PART = Part(None, np.empty(0, np.int64), [])
 
 
 def cross_entropy_oracle(logits, label, smoothing):
-    """The share `smoothing` of the target is spread over all classes, the own one included."""
+    """Return the cross-entropy with the fraction `smoothing` of the target spread evenly over all classes."""
     log_sum = math.log(sum(math.exp(x) for x in logits))
     own, spread = log_sum - logits[label], sum(log_sum - x for x in logits) / len(logits)
     return (1 - smoothing) * own + smoothing * spread
@@ -303,16 +303,16 @@ def test_learning_rates_of_the_groups():
     assert all(rates[id(p)] == 0.001 for p in method.network.backbone.parameters())
 
 
-def test_the_warm_up_trains_all_but_the_backbone():
+def test_the_warm_up_freezes_only_the_backbone():
     method = make(warm_up_epochs=2)
     for epoch, expected_training in ((0, False), (1, False), (2, True), (3, True)):
-        method.start_epoch(epoch, NOTHING)
+        method.start_epoch(epoch, EMPTY_PART)
         backbone = {p.requires_grad for p in method.network.backbone.parameters()}
         rest = {p.requires_grad for name, p in method.named_parameters() if not name.startswith("network.backbone.")}
         assert (backbone, rest) == ({expected_training}, {True})
 
 
-def test_label_bits_that_count_make_the_hash_shorter():
+def test_counted_label_bits_shorten_the_hash():
     method = make(num_classes=21, bits=16, label_code="binary", count_label_bits=True)
     assert method.network.spec.bits == 11
     assert method.proxies.shape == (21, 11)
@@ -353,12 +353,12 @@ def test_nested_lengths_average_the_losses_of_the_prefixes():
         ({"nested_bits": (8,), "label_code": "gray"}, "would lack the label bits"),
     ],
 )
-def test_lengths_that_cannot_nest_are_refused(settings, message):
+def test_invalid_nested_lengths_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         make(**settings)
 
 
-def test_balanced_batches_hold_whole_classes():
+def test_balanced_batches_hold_equally_many_images_of_each_class():
     labels = np.repeat(np.arange(5), (9, 9, 9, 9, 2))
     method = make(num_classes=5, images_per_class=3, batch_size=9)
     steps = method.order(labels, 0)

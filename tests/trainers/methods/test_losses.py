@@ -1,4 +1,4 @@
-"""The shared losses against double loops over rows and bits."""
+"""The losses that methods share, against double loops over rows and bits."""
 
 import math
 
@@ -18,7 +18,7 @@ def views(num, bits=12, seed=0, dtype=torch.float32):
 
 
 def near_pairs(num):
-    """Items 0 and 2, 1 and 2, but not 0 and 1; and a pair on its own; an item's nearness to itself is left open."""
+    """Return a bool [num, num] that marks the pairs 0-2, 1-2 and 3-4 as near; its diagonal is False."""
     near = torch.zeros(num, num, dtype=torch.bool)
     for i, j in ((0, 2), (1, 2), (3, 4)):
         near[i, j] = near[j, i] = True
@@ -55,7 +55,7 @@ def nt_xent_oracle(first, second, temperature, cross_only, near, near_as):
 @pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
 @pytest.mark.parametrize("cross_only", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_nt_xent_is_the_double_loop(temperature, cross_only, near_as, dtype):
+def test_nt_xent_matches_a_double_loop(temperature, cross_only, near_as, dtype):
     first, second = views(7, dtype=dtype)
     near = near_pairs(7)
     found = nt_xent(first, second, temperature, cross_only, near, near_as)
@@ -64,7 +64,7 @@ def test_nt_xent_is_the_double_loop(temperature, cross_only, near_as, dtype):
     assert float(found) == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_without_near_pairs_the_three_kinds_agree():
+def test_near_as_has_no_effect_without_near_pairs():
     first, second = views(5)
     plain = nt_xent(first, second, 0.5)
     for near_as in ("ignored", "positives"):
@@ -73,7 +73,7 @@ def test_without_near_pairs_the_three_kinds_agree():
 
 @pytest.mark.parametrize("num", [0, 1])
 @pytest.mark.parametrize("near_as", ["negatives", "ignored", "positives"])
-def test_nothing_to_contrast_with_costs_nothing(num, near_as):
+def test_nt_xent_without_negatives_is_zero(num, near_as):
     first, second = (view.requires_grad_() for view in views(num))
     loss = nt_xent(first, second, 0.1, near=torch.ones(num, num, dtype=torch.bool), near_as=near_as)
     loss.backward()
@@ -94,7 +94,7 @@ def test_all_pairs_near_and_large_hashes_do_not_overflow(cross_only, near_as):
     assert second.grad.isfinite().all()
 
 
-def test_a_zero_hash_has_a_gradient_that_is_a_number():
+def test_a_zero_hash_has_a_finite_gradient():
     first, second = views(4)
     first[0] = 0
     first.requires_grad_()
@@ -106,7 +106,7 @@ def test_a_zero_hash_has_a_gradient_that_is_a_number():
 def test_a_step_down_pulls_pairs_together_and_pushes_others_away(near_as):
     first, second = (view.double().requires_grad_() for view in views(6))
     near = near_pairs(6)
-    # Of row 0 alone: its own pair, the near item 2, and item 5, which is not near.
+    # Only the gradient of the second view is taken; the first view stays as it is.
     loss = nt_xent(first, second, 0.5, cross_only=True, near=near, near_as=near_as)
     (gradient,) = torch.autograd.grad(loss, second)
 
@@ -123,7 +123,7 @@ def test_a_step_down_pulls_pairs_together_and_pushes_others_away(near_as):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quantisation_is_the_double_loop(dtype):
+def test_quantisation_matches_a_double_loop(dtype):
     hashes = views(9, dtype=dtype)[0]
     total = sum((h - (1 if h >= 0 else -1)) ** 2 for row in hashes.double().tolist() for h in row)
     found = quantisation_loss(hashes)
@@ -133,7 +133,7 @@ def test_quantisation_is_the_double_loop(dtype):
     assert float(found) == pytest.approx(total / hashes.numel(), rel=tolerance)
 
 
-def test_quantisation_takes_zero_for_one_and_pulls_outwards():
+def test_quantisation_treats_zero_as_one_and_pulls_outwards():
     hashes = torch.tensor([[0.0, -0.0, 0.5, -0.5, 1.0, -1.0]], requires_grad=True)
     found = quantisation_loss(hashes)
     found.backward()
@@ -146,7 +146,7 @@ def test_quantisation_takes_zero_for_one_and_pulls_outwards():
 
 @pytest.mark.parametrize("centre", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bit_balance_is_the_double_loop(dtype, centre):
+def test_bit_balance_matches_a_double_loop(dtype, centre):
     outputs = views(9, dtype=dtype)[0]
     rows = outputs.double().tolist()
     squares = [(sum(row[k] for row in rows) / 9 - centre) ** 2 for k in range(12)]

@@ -1,4 +1,4 @@
-"""MHCLN's losses against double loops in Python's own numbers, and how its batches are drawn."""
+"""MHCLN: its losses against double loops in Python floats, and drawing of batches."""
 
 import math
 
@@ -38,7 +38,7 @@ def squared_distance(one, other):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num", [0, 1, 7])
-def test_the_losses_are_their_loops(dtype, num):
+def test_losses_match_loops(dtype, num):
     a, p, n = (outputs(num, seed=seed, dtype=dtype) for seed in range(3))
     expected = 0.0
     for x, y, z in zip(*(rows.double().tolist() for rows in (a, p, n)), strict=True):
@@ -58,7 +58,7 @@ def test_the_losses_are_their_loops(dtype, num):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
-def test_rows_that_are_equal_or_huge_or_zero_have_finite_losses_and_gradients(dtype, value):
+def test_equal_huge_and_zero_rows_have_finite_losses_and_gradients(dtype, value):
     rows = torch.full((4, 8), value, dtype=dtype, requires_grad=True)
     loss = (
         normalised_triplet_loss(rows, rows, rows, 0.2)
@@ -71,7 +71,7 @@ def test_rows_that_are_equal_or_huge_or_zero_have_finite_losses_and_gradients(dt
     assert rows.grad.isfinite().all()
 
 
-def test_no_rows_can_go_backward():
+def test_losses_of_an_empty_batch_have_gradients():
     rows = torch.zeros(0, 8, requires_grad=True)
     (
         normalised_triplet_loss(rows, rows, rows, 0.2)
@@ -82,7 +82,7 @@ def test_no_rows_can_go_backward():
     assert rows.grad.shape == (0, 8)
 
 
-def test_a_step_brings_the_positive_near_saturates_and_balances():
+def test_gradients_attract_positives_saturate_and_balance():
     a, p, n = (outputs(5, seed=seed).requires_grad_() for seed in range(3))
     normalised_triplet_loss(a, p, n, 2.0).backward()
     with torch.no_grad():
@@ -97,14 +97,14 @@ def test_a_step_brings_the_positive_near_saturates_and_balances():
     assert (-f.grad < 0).all()
 
 
-def test_balance_is_of_the_row_and_bit_balance_of_the_column():
+def test_balance_is_computed_by_row_and_bit_balance_by_column():
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert float(code_balance_loss(rows)) == 0
     assert float(bit_balance_loss(rows, 0.5)) == 0.25
 
 
 @pytest.mark.parametrize("num_pairs", [1, 2, 5])
-def test_a_step_is_whole_triplets_of_class_pairs(num_pairs):
+def test_a_batch_holds_whole_triplets_of_class_pairs(num_pairs):
     labels = np.repeat(np.arange(4), 20)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -119,7 +119,7 @@ def test_a_step_is_whole_triplets_of_class_pairs(num_pairs):
             assert len(set(negatives)) == len(negatives)
 
 
-def test_all_classes_take_both_parts():
+def test_every_class_serves_as_positive_and_as_negative():
     labels = np.repeat(np.arange(3), 4)
     rng = np.random.default_rng(0)
     seen = {tuple(labels[class_pairs(labels, 2, 1, rng)[[0, 2]]].tolist()) for _ in range(200)}
@@ -162,7 +162,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert found.keys() == {"loss", "triplet", "push", "balance", "bit_balance"}
 
 
-def test_standardisation_is_of_the_training_part():
+def test_standardisation_is_fitted_on_the_training_part():
     method = make()
     features = np.random.default_rng(0).normal(3, 2, (10, method.network.head.num_features)).astype(np.float32)
     method.begin(Part(None, np.zeros(10, np.int64), [""] * 10, {"image": features}))
@@ -185,12 +185,12 @@ def test_only_the_head_trains():
         ({"batch_size": 15, "class_pairs": 2}, "= 6"),
     ],
 )
-def test_batches_that_are_no_triplets_are_refused(settings, message):
+def test_batch_sizes_that_split_triplets_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         make(**settings)
 
 
-def test_classes_that_give_no_pairs_are_refused():
+def test_classes_without_pairs_are_refused():
     with pytest.raises(InputError, match="at least 2 classes; all are of one class"):
         make().order(np.array([1, 1, 1]), 0)
     with pytest.raises(InputError, match="class number 2 has 1"):

@@ -1,4 +1,4 @@
-"""MrHash: losses against loops in Python's own numbers, the autoencoder, what labels and ranks must not change."""
+"""MrHash: losses against loops in Python floats, the autoencoder, and independence of labels and of ranks."""
 
 import dataclasses
 import math
@@ -70,7 +70,7 @@ def test_soft_assignment(dtype, tolerance, alpha):
     )
 
 
-def test_a_latent_on_its_centre_and_one_far_from_all_have_gradients():
+def test_a_latent_on_its_centre_and_one_far_from_all_have_finite_gradients():
     centres = normal(3, 2)
     latents = torch.stack([centres[1], torch.tensor([1e4, -1e4])]).requires_grad_()
     shares = soft_assignment(latents, centres, 1.0)
@@ -93,7 +93,7 @@ def test_target_distribution():
     assert (hard.argmax(1) == shares.argmax(1)).all()
 
 
-def test_a_cluster_of_nothing_leaves_the_target_finite():
+def test_an_empty_cluster_leaves_the_target_finite():
     target = target_distribution(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     assert target.tolist() == [[1, 0], [1, 0]]
 
@@ -123,14 +123,14 @@ def test_divergence_of_hard_targets_and_vanishing_shares_is_finite():
     assert torch.isfinite(shares.grad).all()
 
 
-def test_cluster_entropy_tells_a_collapse():
+def test_cluster_entropy_shows_a_collapse():
     assert float(cluster_entropy(torch.eye(4).repeat(3, 1))) == pytest.approx(1)
     assert float(cluster_entropy(torch.eye(4)[:2])) == pytest.approx(0.5)
-    # Centres that have become one: every share is the same.
+    # All centres have become equal: every image is assigned evenly to all clusters.
     assert float(cluster_entropy(torch.full((8, 4), 0.25))) == 0
 
 
-def test_centres_are_those_of_k_means():
+def test_centres_match_k_means():
     latents = normal(60, 3) + 6 * torch.eye(3).repeat(20, 1)
     found = cluster_centres(latents, 3, seed=5)
     expected = KMeans(3, n_init=20, random_state=5).fit(latents.numpy()).cluster_centers_
@@ -152,7 +152,7 @@ def settings(**given):
 
 
 @pytest.mark.parametrize("num_sources", [1, 2])
-def test_errors_are_the_means_of_squares(num_sources):
+def test_errors_are_mean_squared_errors(num_sources):
     torch.manual_seed(0)
     autoencoder = Autoencoder(6, 3, num_sources)
     assert len(autoencoder.decoders) == len(autoencoder.norms) == num_sources
@@ -171,7 +171,7 @@ def test_errors_are_the_means_of_squares(num_sources):
 
 
 @pytest.mark.parametrize("num_sources", [1, 2])
-def test_the_state_with_the_least_error_on_rows_held_out_is_kept(num_sources):
+def test_the_state_with_the_lowest_held_out_error_is_kept(num_sources):
     def made(epochs):
         torch.manual_seed(0)
         autoencoder = Autoencoder(6, 3, num_sources)
@@ -179,7 +179,7 @@ def test_the_state_with_the_least_error_on_rows_held_out_is_kept(num_sources):
 
     kept, errors = made(12)
     best = int(np.argmin(errors))
-    assert best < 11, "the last epoch would be kept without looking"
+    assert best < 11, "the best epoch must not be the last one"
     until_best, some = made(best + 1)
     assert some == errors[: best + 1]
     for one, other in zip(kept.state_dict().values(), until_best.state_dict().values(), strict=True):
@@ -227,19 +227,19 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(losses["loss"], expected)
     first, second = (torch.from_numpy(table[[3, 1, 7, 20]]) for table in training.features.values())
     autoencoder, hashes = method.autoencoder, method.network.head(first)
-    told = method.bridge(hashes)
+    predicted = method.bridge(hashes)
     squares = [
-        (decoder(told) - norm(source)).square().mean()
+        (decoder(predicted) - norm(source)).square().mean()
         for decoder, norm, source in zip(autoencoder.decoders, autoencoder.norms, (first, second), strict=True)
     ]
     torch.testing.assert_close(losses["code_reconstruction"], squares[0] + squares[1])
     target = method.target[torch.tensor([3, 1, 7, 20])]
-    shares = soft_assignment(told, method.centres, 1.0)
+    shares = soft_assignment(predicted, method.centres, 1.0)
     torch.testing.assert_close(losses["divergence"], kl_divergence(target, shares, "mean"))
     torch.testing.assert_close(losses["bit_balance"], hashes.mean(0).square().mean())
 
 
-def test_dropout_puts_features_at_their_mean():
+def test_dropout_sets_features_to_their_mean():
     method, training = make_method(dropout=0.25), part(2000, 576)
     method.network.head.norm.fit(features := torch.from_numpy(training.features["image"]))
     mean = method.network.head.norm.mean
@@ -251,7 +251,7 @@ def test_dropout_puts_features_at_their_mean():
     assert not torch.equal(some, method._dropped(features, 8))
 
 
-def test_the_target_is_made_anew_as_often_as_asked():
+def test_the_target_is_updated_every_target_epochs():
     training = part()
     method = make_method(target_epochs=2)
     method.begin(training)
@@ -305,7 +305,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sources", ["both", "first"])
-def test_labels_play_no_part(data, tmp_path, sources):
+def test_labels_do_not_affect_training(data, tmp_path, sources):
     run = make_run(data, "mrhash", **SETTINGS, sources=sources)
     images = tuple(dataclasses.replace(i, labels=((i.labels[0] + 1) % 3,)) for i in run.manifest.images)
     unknown = tuple(dataclasses.replace(i, labels=()) for i in run.manifest.images)
@@ -319,13 +319,13 @@ def test_labels_play_no_part(data, tmp_path, sources):
     for state in states[1:]:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(state[name], tensor) for name, tensor in states[0].items())
-    told = [[record["validation/reconstructed_variance"] for record in history] for history in histories]
-    assert told[0] == told[1] == told[2]
+    explained = [[record["validation/reconstructed_variance"] for record in history] for history in histories]
+    assert explained[0] == explained[1] == explained[2]
     assert ["validation/ap_min@20" in history[-1] for history in histories] == [True, True, False]
     assert [record["score"] for record in histories[0]] == [1, 2]
 
 
-def test_one_source_asks_for_no_second(data):
+def test_a_single_source_needs_no_second_one(data):
     run = make_run(data, "mrhash", **SETTINGS, sources="first", epochs=1)
     images = tuple(dataclasses.replace(image, second=None) for image in run.manifest.images)
     trained(dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images)))
@@ -345,7 +345,7 @@ def weights_file(path, name, seed):
 
 
 @pytest.mark.parametrize("fine_tune", [False, True])
-def test_the_autoencoder_may_tell_features_of_another_network(data, tmp_path, fine_tune):
+def test_the_autoencoder_can_reconstruct_features_of_another_network(data, tmp_path, fine_tune):
     own = weights_file(tmp_path / "own.safetensors", "mobilenet_v3_small", 1)
     other = weights_file(tmp_path / "other.safetensors", "resnet18", 2)
     run = make_run(
@@ -381,7 +381,7 @@ def test_the_autoencoder_may_tell_features_of_another_network(data, tmp_path, fi
     assert model.encode_features(training.features["image"]).shape == (len(training.ids), 2)
 
 
-def test_weights_of_features_are_tried_before_workers_start(data, tmp_path):
+def test_feature_weights_are_checked_before_workers_start(data, tmp_path):
     wrong = weights_file(tmp_path / "other.safetensors", "mobilenet_v3_small", 2)
     run = make_run(data, "mrhash", **SETTINGS, feature_backbone="resnet18", feature_weights=wrong)
     with pytest.raises(InputError, match="not the weights of backbone resnet18"):
@@ -396,7 +396,7 @@ def test_weights_of_features_are_tried_before_workers_start(data, tmp_path):
         ({"feature_backbone": "alexnet", "image_size": 32}, "image_size is 32: alexnet needs at least 63 pixels"),
     ],
 )
-def test_features_that_cannot_be_are_refused(settings, message):
+def test_invalid_feature_settings_are_refused(settings, message):
     with pytest.raises(InputError) as caught:
         load_config(MrHashConfig, **settings)
     assert message in str(caught.value)
@@ -417,7 +417,7 @@ def test_reconstructed_variance(data):
 
 
 def work(rank, folder):
-    """What each of two processes runs: the target where the second's networks have drifted."""
+    """Compute the target in one of two processes whose cluster centres differ."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     method, training = make_method(), part()
@@ -428,7 +428,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
-def test_the_target_is_the_first_ranks_on_all(tmp_path):
+def test_all_ranks_use_the_target_of_the_first(tmp_path):
     torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     method, training = make_method(), part()

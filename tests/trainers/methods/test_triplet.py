@@ -1,4 +1,4 @@
-"""The triplet baseline against loops over all triples."""
+"""The triplet baseline: its loss against loops over all triplets, drawing of triplets and batches."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def hardest(hashes, labels, rows, margin=0.25):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num", "num_classes"), [(2, 1), (3, 2), (12, 3), (20, 10)])
-def test_the_hardest_triplets_are_those_of_the_loops(dtype, num, num_classes):
+def test_hardest_triplets_match_a_loop_over_all(dtype, num, num_classes):
     for seed in range(4):
         hashes, labels, rows = inputs(num, num_classes, seed, dtype)
         found = hardest(hashes, labels, rows)
@@ -49,7 +49,7 @@ def test_the_hardest_triplets_are_those_of_the_loops(dtype, num, num_classes):
         assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_distances_of_signs_are_the_share_of_bits():
+def test_distances_of_signs_are_normalised_hamming_distances():
     codes = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, -1], [-1, -1, -1, -1]])
     assert _distances(codes).tolist() == [[0, 0.25, 1], [0.25, 0, 0.75], [1, 0.75, 0]]
 
@@ -74,7 +74,7 @@ def test_random_triplets_are_valid_and_follow_the_scores():
     ("labels", "rows"),
     [([], []), ([1], [0]), ([1, 1, 1], [0, 1, 2]), ([0, 1, 2], [0, 1, 2]), ([0, 0, 1], [5, 5, 6])],
 )
-def test_without_triplets_the_loss_is_zero_and_can_go_backward(labels, rows):
+def test_loss_without_triplets_is_zero_and_has_gradients(labels, rows):
     hashes = torch.randn(len(labels), 8, requires_grad=True)
     found = hardest(hashes, torch.tensor(labels, dtype=torch.int64), torch.tensor(rows, dtype=torch.int64))
     found.backward()
@@ -86,7 +86,7 @@ def test_the_gradient_pulls_the_positive_and_pushes_the_negative():
     hashes = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.0, 0.2]], requires_grad=True)
     distances = _distances(hashes)
     triplet_loss(distances, torch.tensor([[0, 1, 2]]), 0.25).backward()
-    # A step down the gradient brings the positive nearer to 0 and the negative away from it.
+    # A gradient descent step moves the positive nearer to the anchor at 0 and the negative away from it.
     assert hashes.grad[1, 0] > 0 > hashes.grad[2, 1]
 
 
@@ -106,7 +106,7 @@ def make(**settings):
 
 
 @pytest.mark.parametrize("mining", ["hard", "random"])
-def test_the_loss_is_the_weighted_sum_and_follows_from_the_seed(mining):
+def test_the_loss_is_the_weighted_sum_and_reproducible_by_seed(mining):
     method = make(mining=mining, quantisation_weight=3).eval()
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images = torch.randn(8, 3, 32, 32)
@@ -122,7 +122,7 @@ def test_the_loss_is_the_weighted_sum_and_follows_from_the_seed(mining):
         assert found[0]["triplet"] != found[2]["triplet"]
 
 
-def test_batches_hold_groups_of_a_class():
+def test_batches_hold_groups_of_images_of_one_class():
     labels = np.repeat(np.arange(5), 8)
     steps = make(images_per_class=4).order(labels, 0)
     assert steps.shape == (5, 8)
