@@ -1,4 +1,4 @@
-"""A real S3 endpoint on the loopback interface, in a process of its own."""
+"""A local S3 server (moto) in a separate process, and clients of it."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 
 @contextmanager
 def s3_server():
-    """HOST:PORT of it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    """Run the server in the block; yields HOST:PORT."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -30,8 +30,8 @@ def s3_server():
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not listen"
+                assert process.poll() is None, "the S3 server exited"
+                assert time.monotonic() < deadline, "the S3 server does not listen after 300 s"
                 time.sleep(0.05)
         yield f"127.0.0.1:{port}"
     finally:
@@ -40,7 +40,7 @@ def s3_server():
 
 
 def s3_client(endpoint, *buckets):
-    """A client of the server, where these buckets are made."""
+    """Return a client of the server, after creating these buckets."""
     client = _client("s3", endpoint)
     for bucket in buckets:
         client.create_bucket(Bucket=bucket)
@@ -49,20 +49,21 @@ def s3_client(endpoint, *buckets):
 
 @contextmanager
 def no_permission(endpoint):
-    """In the block the server asks everybody for permission; the environment of a user who has none."""
+    """Make the server check permissions in the block; yields environment variables of a user without any permission."""
     iam = _client("iam", endpoint)
     iam.create_user(UserName="nobody")
     key = iam.create_access_key(UserName="nobody")["AccessKey"]
-    _ask_for_permission_after(endpoint, "0")
+    _check_permissions_after(endpoint, "0")
     try:
         yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
     finally:
-        _ask_for_permission_after(endpoint, "inf")
+        _check_permissions_after(endpoint, "inf")
         iam.delete_access_key(UserName="nobody", AccessKeyId=key["AccessKeyId"])
         iam.delete_user(UserName="nobody")
 
 
-def _ask_for_permission_after(endpoint, num_requests):
+def _check_permissions_after(endpoint, num_requests):
+    """Make the server check permissions after this many more requests ("inf": never)."""
     url, headers = f"http://{endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urllib.request.urlopen(urllib.request.Request(url, num_requests.encode(), headers)).close()
 

@@ -1,4 +1,4 @@
-"""The verb `reproduce`: the rows of the table, settings per method, and checks before any training."""
+"""The verb `reproduce`: rows of the table, settings per method, and validation before training."""
 
 import json
 import statistics
@@ -36,7 +36,7 @@ def weights(tmp_path):
     return path
 
 
-# The whole of it.
+# Whole runs.
 
 
 @pytest.mark.ray
@@ -52,17 +52,17 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     assert (row["method"], row["dataset"], row["bits"], row["metric"]) == ("mhcln", "folder", 16, "ap_hits@20")
     assert (row["published"], row["tag"]) == (None, "")
 
-    # Each figure is what the evaluation of that seed's split says, by the paper's metric and order of ties.
+    # Each value is the paper's metric, with the paper's order of ties, in the evaluation of that seed's run.
     runs = [out / "mhcln" / "mhcln" / f"16-{seed}" for seed in range(2)]
-    told = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
-    assert row["ours"] == [metrics["metrics"]["ap_hits@20"]["index"] for metrics in told]
-    assert row["clean"] == [metrics["metrics"][HEADLINE]["expected"] for metrics in told]
+    evaluated = [json.loads((run / "evaluation" / "metrics.json").read_text()) for run in runs]
+    assert row["ours"] == [metrics["metrics"]["ap_hits@20"]["index"] for metrics in evaluated]
+    assert row["clean"] == [metrics["metrics"][HEADLINE]["expected"] for metrics in evaluated]
     splits = [open_run(run).manifest for run in runs]
     assert [(split.protocol, split.seed, split.validation) for split in splits] == [("mhcln", 0, 0), ("mhcln", 1, 0)]
     assert [open_run(run).config.seed for run in runs] == [0, 1]
     assert row["network"] == "mobilenet_v3_small, 32 px, 1 epochs"
-    for name, figures in {**row["baselines"], "cosine": row["cosine"]}.items():
-        assert figures == [metrics["baselines"][name]["metrics"][HEADLINE] for metrics in told]
+    for name, values in {**row["baselines"], "cosine": row["cosine"]}.items():
+        assert values == [metrics["baselines"][name]["metrics"][HEADLINE] for metrics in evaluated]
     name = max(row["baselines"], key=lambda name: sum(row["baselines"][name]))
 
     ours = f"{np.mean(row['ours']):.3f} ± {statistics.stdev(row['ours']):.3f}"
@@ -70,7 +70,7 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     for text in ((out / "results.md").read_text(), page):
         assert all(cell in text for cell in ("mhcln on folder", "ap_hits@20", ours, "not known", f"({name})"))
 
-    # Again: nothing is trained or evaluated, and the rows are the same; now as a table.
+    # A second call trains and evaluates nothing, and prints the same rows, now as a table.
     before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
     again = cli(*command, *settings(*TINY, "hidden=[8]"))
     assert again.code == 0, again.err
@@ -80,26 +80,26 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     assert "mhcln" in again.out
     assert f"table: {out / 'results.md'}, report: {out / 'report.html'}" in again.out.replace("\n", " ")
 
-    # Another setting is another run, for which these folders are taken.
+    # A run with other settings cannot use the same folders.
     other = cli(*command, *settings(*TINY, "hidden=[8]", "mhcln.margin=0.3"))
     assert other.code == 2
     assert "holds another run (margin was 0.2, is 0.3); give another --out" in other.err
 
 
-# The rows of finished runs.
+# Rows of finished runs.
 
 
 def metrics_of(value=0.5, clean=0.4, *, dataset="ucmd", size=17, baselines=None, directions=()):
-    """What `_evaluated` keeps of a run, with figures of every definition."""
-    figures = {
+    """Return the metrics that `reproduce` reads of a run, for every definition of average precision."""
+    values = {
         f"{definition}@{k}": {"expected": value / 2, "index": value}
         for definition in DEFINITIONS
         for k in (20, 100, size)
     }
-    figures |= {"success@20": {"expected": value / 2, "index": value}, HEADLINE: {"expected": clean, "index": 0.0}}
+    values |= {"success@20": {"expected": value / 2, "index": value}, HEADLINE: {"expected": clean, "index": 0.0}}
     return {
         "dataset": dataset,
-        "metrics": dict.fromkeys(directions, figures) or figures,
+        "metrics": dict.fromkeys(directions, values) or values,
         "codes": {"bytes_per_code": 4},
         "baselines": baselines or {},
         "smallest_class": size,
@@ -118,8 +118,8 @@ def cells(row):
 def test_mean_and_spread_over_seeds():
     (row,) = rows("mhcln", metrics_of(0.8, 0.3), metrics_of(0.9, 0.5), metrics_of(0.7, 0.4))
     assert row.ours == [0.8, 0.9, 0.7]
-    told = cells(row)
-    assert (told["ours"], told[f"{HEADLINE}, expected"], told["runs"]) == ("0.800 ± 0.100", "0.400 ± 0.100", "3")
+    shown = cells(row)
+    assert (shown["ours"], shown[f"{HEADLINE}, expected"], shown["runs"]) == ("0.800 ± 0.100", "0.400 ± 0.100", "3")
     (row,) = rows("mhcln", metrics_of(0.8, 0.3))
     assert (cells(row)["ours"], cells(row)["runs"]) == ("0.800", "1")
 
@@ -135,7 +135,7 @@ def test_ties_are_ordered_as_the_paper_does():
     )
 
 
-def test_the_search_by_the_papers_protocol_is_another_than_the_clean_one():
+def test_ours_and_clean_come_from_different_searches():
     (row,) = rows("dhcl", {**metrics_of(0.6, 0.5), "searched": metrics_of(0.99, 0.98)})
     assert (row.metric, row.ours, row.clean) == ("success@20", [0.99], [0.5])
 
@@ -151,28 +151,28 @@ def test_the_search_by_the_papers_protocol_is_another_than_the_clean_one():
         ("classifier", "ucmd", 32, "not known"),
     ],
 )
-def test_the_published_figure_is_that_of_method_dataset_and_bits(method, dataset, bits, published):
+def test_the_published_value_depends_on_method_dataset_and_bits(method, dataset, bits, published):
     (row,) = rows(method, metrics_of(dataset=dataset), bits=bits)
     assert cells(row)["published"] == published
 
 
 def test_each_direction_has_its_own_row():
     directions = ("image->image", "image->text", "text->image", "text->text")
-    told = rows("duch", metrics_of(dataset="rsicd", directions=directions), bits=64)
-    assert [row.direction for row in told] == ["image->text", "text->image"]
-    assert [cells(row)["published"] for row in told] == ["0.836 (secondary)", "0.824 (secondary)"]
-    assert cells(told[0])["method"] == "duch image->text on rsicd"
-    assert [(row.baselines, row.cosine) for row in told] == [({}, []), ({}, [])], "baselines rank images for images"
+    found = rows("duch", metrics_of(dataset="rsicd", directions=directions), bits=64)
+    assert [row.direction for row in found] == ["image->text", "text->image"]
+    assert [cells(row)["published"] for row in found] == ["0.836 (secondary)", "0.824 (secondary)"]
+    assert cells(found[0])["method"] == "duch image->text on rsicd"
+    assert [(row.baselines, row.cosine) for row in found] == [({}, []), ({}, [])], "baselines rank images for images"
 
 
-def test_the_published_figure_is_that_of_the_variant():
-    told = metrics_of(dataset="nwpu-resisc45")
-    (bank,), (momentum,) = (rows("cdne", told, bits=16, variant=name) for name in ("memory-bank", "momentum"))
+def test_the_published_value_depends_on_the_variant():
+    metrics = metrics_of(dataset="nwpu-resisc45")
+    (bank,), (momentum,) = (rows("cdne", metrics, bits=16, variant=name) for name in ("memory-bank", "momentum"))
     assert [cells(row)["published"] for row in (bank, momentum)] == ["0.997 (paper)", "0.992 (paper)"]
     assert cells(momentum)["method"] == "cdne (momentum) on nwpu-resisc45"
 
 
-def test_the_network_is_told():
+def test_the_network_is_described():
     (row,) = rows("mhcln", metrics_of(), image_size=64, epochs=3)
     assert cells(row)["network"] == "mobilenet_v2, random weights, 64 px, 3 epochs"
     (row,) = rows("mhcln", metrics_of(), weights="IMAGENET1K_V2", epochs=3)
@@ -183,12 +183,12 @@ BEST = "best baseline of no more bytes"
 
 
 def baselines(itq, cosine=0.9):
-    figures = {"cosine": (5000, cosine), "lsh": (4, 0.3), "itq": (4, itq)}
-    told = {name: {"bytes": size, "metrics": {HEADLINE: value}} for name, (size, value) in figures.items()}
-    return told | {"pq": {"left_out": "too few images"}}
+    values = {"cosine": (5000, cosine), "lsh": (4, 0.3), "itq": (4, itq)}
+    results = {name: {"bytes": size, "metrics": {HEADLINE: value}} for name, (size, value) in values.items()}
+    return results | {"pq": {"left_out": "too few images"}}
 
 
-def test_a_baseline_that_beats_the_method_is_shown_as_such():
+def test_a_baseline_better_than_the_method_is_marked():
     (row,) = rows("mhcln", metrics_of(clean=0.4, baselines=baselines(0.45)))
     assert cells(row)[BEST] == "0.450 (itq), better than the method"
     (row,) = rows("mhcln", metrics_of(clean=0.5, baselines=baselines(0.45)))
@@ -198,24 +198,24 @@ def test_a_baseline_that_beats_the_method_is_shown_as_such():
 
 
 def test_baselines_are_means_over_the_same_seeds():
-    told = [metrics_of(clean=0.44, baselines=baselines(itq, cosine)) for itq, cosine in ((0.5, 0.8), (0.4, 0.9))]
-    (row,) = rows("mhcln", *told)
+    runs = [metrics_of(clean=0.44, baselines=baselines(itq, cosine)) for itq, cosine in ((0.5, 0.8), (0.4, 0.9))]
+    (row,) = rows("mhcln", *runs)
     assert (row.baselines, row.cosine) == ({"lsh": [0.3, 0.3], "itq": [0.5, 0.4]}, [0.8, 0.9])
     assert cells(row)[BEST] == "0.450 ± 0.071 (itq), better than the method"
 
 
-def test_learned_baselines_stand_beside_the_methods_of_their_split():
+def test_learned_baselines_are_compared_with_methods_of_the_same_split():
     def one(method, clean, bits=32, rule=None):
         return rows(method, metrics_of(clean=clean, baselines=baselines(0.1)), bits=bits, rule=rule)[0]
 
     by_mhcln = REPRODUCTIONS["mhcln"]
-    told = with_learned_baselines(
+    found = with_learned_baselines(
         [
             *(one("mhcln", 0.6), one("cdne", 0.7), one("mrhash", 0.2), one("mhcln", 0.5, bits=64)),
             *(one("classifier", 0.65, rule=by_mhcln), one("classifier", 0.4), one("triplet", 0.8)),
         ]
     )
-    assert [cells(row)[BEST] for row in told] == [
+    assert [cells(row)[BEST] for row in found] == [
         "0.650 (classifier), better than the method",
         "0.800 (triplet), better than the method",
         "0.300 (lsh), better than the method",
@@ -224,7 +224,7 @@ def test_learned_baselines_stand_beside_the_methods_of_their_split():
     ]
 
 
-def test_smallest_is_the_smallest_class_of_each_splits_database():
+def test_the_cutoff_smallest_is_the_smallest_class_of_each_database():
     (row,) = rows("mrhash", metrics_of(0.7, size=17), metrics_of(0.8, size=17))
     assert (row.metric, row.ours) == ("ap_hits@17", [0.7, 0.8])
     (row,) = rows("mrhash", metrics_of(0.7, size=17), metrics_of(0.8, size=16))
@@ -241,7 +241,7 @@ def test_the_smallest_class_is_counted_in_the_database_alone():
 # Settings.
 
 
-def test_settings_reach_the_methods_they_are_for():
+def test_settings_are_passed_to_the_methods_that_have_them():
     given = ["epochs=3", "mhcln.lr=0.1", "hidden=[8]", "dhcl.epochs=4", "warm_up_epochs=0", "mrhash.lr=0.2"]
     assert module._settings_of("mhcln", given) == ["epochs=3", "lr=0.1", "hidden=[8]"]
     assert module._settings_of("dhcl", given) == ["epochs=3", "epochs=4", "warm_up_epochs=0"]
@@ -250,7 +250,7 @@ def test_settings_reach_the_methods_they_are_for():
 
 @pytest.fixture
 def untrained(refused, monkeypatch, tmp_path):
-    """Asserts that `reproduce` is refused before anything is trained."""
+    """Return a function that asserts that `reproduce` fails before any training."""
 
     def no_training(*arguments):
         raise AssertionError("something would be trained")
@@ -264,7 +264,7 @@ def untrained(refused, monkeypatch, tmp_path):
     return check
 
 
-def test_settings_that_reach_nobody_are_told_at_once(untrained, labelled):
+def test_all_invalid_settings_are_reported_together(untrained, labelled):
     untrained(
         *("mhcln", "dhcl", "--data", labelled),
         *settings(
@@ -284,7 +284,7 @@ def test_settings_that_reach_nobody_are_told_at_once(untrained, labelled):
     )
 
 
-def test_the_problems_of_all_methods_are_told_at_once(untrained, labelled, tmp_path, weights):
+def test_the_problems_of_all_methods_are_reported_together(untrained, labelled, tmp_path, weights):
     taken = tmp_path / "out" / "cdne" / "cdne" / "16-1"
     taken.mkdir(parents=True)
     (taken / "notes.txt").touch()
@@ -306,15 +306,15 @@ def test_the_problems_of_all_methods_are_told_at_once(untrained, labelled, tmp_p
 
 
 @pytest.mark.parametrize("seeds", [0, -1])
-def test_too_few_seeds(untrained, labelled, seeds):
+def test_too_few_seeds_are_refused(untrained, labelled, seeds):
     untrained("mhcln", "--data", labelled, "--seeds", seeds, words=[f"seeds is {seeds}; at least 1 is needed"])
 
 
-def test_an_unknown_method(untrained, labelled):
+def test_an_unknown_method_is_refused(untrained, labelled):
     untrained("mhcln", "dhlc", "--data", labelled, words=["unknown method 'dhlc'; there are mhcln, dhcl"])
 
 
-def test_images_without_a_class(untrained, tmp_path):
+def test_images_without_a_class_are_refused(untrained, tmp_path):
     rng = np.random.default_rng(0)
     for source in ("first", "second"):
         (tmp_path / "data" / source).mkdir(parents=True)
@@ -324,17 +324,17 @@ def test_images_without_a_class(untrained, tmp_path):
     untrained(*command, words=["mrhash: no image of the test part", "has a class, which all metrics need"])
 
 
-def test_data_that_allow_no_method(untrained, tmp_path):
+def test_data_that_no_method_can_use_are_refused(untrained, tmp_path):
     problems = [f"{name}: {tmp_path / 'nope'} does not exist" for name in METHODS]
     untrained("--data", tmp_path / "nope", words=problems, problems=len(METHODS))
 
 
-# Without METHOD.
+# Without METHOD: every method that the data allow.
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The runs that would be trained and evaluated: (protocol, method, bits, seed)."""
+    """Return the list of runs that would be trained and evaluated, each as (protocol, method, bits, seed)."""
     runs = []
 
     def note(run, folder, workers, gpus_per_worker):
@@ -346,16 +346,18 @@ def trained(monkeypatch):
     return runs
 
 
-def test_methods_that_the_data_do_not_allow_are_told_and_left_out(cli, trained, labelled, tmp_path):
+def test_methods_that_the_data_do_not_allow_are_skipped_and_reported(cli, trained, labelled, tmp_path):
     command = ("reproduce", "--data", labelled, "--out", tmp_path, "--bits", 16, "--bits", 32, "--bits", 16)
     ended = cli(*command, *settings(*TINY, "num_clusters=4"), "--json")
     assert ended.code == 0, ended.err
-    # The learned baselines go the way of each.
-    ways = [(name, name) for name in ("mhcln", "dhcl", "cdne")]
-    ways += [(name, method) for method in ("triplet", "classifier") for name in ("mhcln", "dhcl", "cdne")]
-    assert trained == [(*way, bits, 0) for way in ways for bits in (16, 32)]
-    told = json.loads(ended.out)
-    assert [(row["protocol"], row["method"], row["bits"]) for row in told] == [run[:3] for run in trained]
+    # The learned baselines are trained with each method's protocol.
+    protocols_and_methods = [(name, name) for name in ("mhcln", "dhcl", "cdne")]
+    protocols_and_methods += [
+        (name, method) for method in ("triplet", "classifier") for name in ("mhcln", "dhcl", "cdne")
+    ]
+    assert trained == [(*pair, bits, 0) for pair in protocols_and_methods for bits in (16, 32)]
+    found = json.loads(ended.out)
+    assert [(row["protocol"], row["method"], row["bits"]) for row in found] == [run[:3] for run in trained]
     assert "skipped: duch: duch cannot train on" in ended.err
     assert "images have no captions" in ended.err
     assert "skipped: mrhash: mrhash cannot train on" in ended.err
@@ -366,7 +368,7 @@ def test_methods_that_the_data_do_not_allow_are_told_and_left_out(cli, trained, 
     assert REPRODUCTIONS["mrhash"].note not in notes
 
 
-def test_pairs_allow_mrhash(cli, trained, tmp_path):
+def test_paired_images_allow_mrhash(cli, trained, tmp_path):
     rng = np.random.default_rng(0)
     for source in ("first", "second"):
         for name in ("beach", "river"):
@@ -379,33 +381,33 @@ def test_pairs_allow_mrhash(cli, trained, tmp_path):
     assert trained == [("mrhash", "mrhash", 16, 0)]
 
 
-def test_a_learned_baseline_alone_goes_its_own_way(cli, trained, labelled, tmp_path):
+def test_a_learned_baseline_alone_uses_its_own_protocol(cli, trained, labelled, tmp_path):
     command = ("reproduce", "triplet", "--data", labelled, "--out", tmp_path, "--bits", 16)
     ended = cli(*command, *settings(*TINY[:4]))
     assert ended.code == 0, ended.err
     assert trained == [("cdne", "triplet", 16, 0)]
 
 
-# What is known.
+# Published values.
 
 
-def test_every_method_has_its_papers_way():
+def test_every_method_has_a_reproduction():
     assert set(REPRODUCTIONS) == set(METHODS)
     assert {rule.policy for rule in REPRODUCTIONS.values()} <= POLICIES
 
 
-def test_published_figures_are_figures():
+def test_published_values_are_valid():
     assert PUBLISHED
-    for figure in PUBLISHED:
-        assert 0 < figure.value <= 1, figure
-        assert figure.source in SOURCES, figure
-        assert figure.direction in REPRODUCTIONS[figure.method].directions, figure
-    keys = [(figure.method, figure.dataset, figure.bits, figure.direction, figure.variant) for figure in PUBLISHED]
-    assert len(set(keys)) == len(keys), "a figure is there twice"
+    for published in PUBLISHED:
+        assert 0 < published.value <= 1, published
+        assert published.source in SOURCES, published
+        assert published.direction in REPRODUCTIONS[published.method].directions, published
+    keys = [(p.method, p.dataset, p.bits, p.direction, p.variant) for p in PUBLISHED]
+    assert len(set(keys)) == len(keys), "a published value is listed twice"
 
 
 @pytest.mark.parametrize("method", REPRODUCTIONS)
-def test_the_split_of_each_paper_can_be_made(labelled, method):
+def test_the_split_of_every_paper_can_be_made(labelled, method):
     rule = REPRODUCTIONS[method]
     manifest = make_manifest(labelled, protocol=rule.protocol, validation=rule.validation)
     assert bool(manifest.part("validation")) == bool(rule.validation)

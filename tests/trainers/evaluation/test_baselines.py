@@ -1,4 +1,4 @@
-"""Baselines against numpy and plain loops over sorted lists."""
+"""The baselines and their rankings against numpy and loops over sorted lists."""
 
 import faiss
 import numpy as np
@@ -18,7 +18,7 @@ SIZES = {"train": 300, "query": 12, "database": 60}
 
 
 def data(seed=0, width=WIDTH, sizes=SIZES):
-    """Features that are all above zero, as pooled ones are, and labels."""
+    """Return features of every part, non-negative as after pooling, and labels of queries and database."""
     rng = np.random.default_rng(seed)
     prototypes = rng.random((CLASSES, width)) * 2
     labels = {part: rng.integers(0, CLASSES, size) for part, size in sizes.items()}
@@ -42,7 +42,7 @@ def centred(features):
 
 
 def naive_scores(distances, relevant, k, definition):
-    """Average precision of each row by its sorted list, without ties, infinitely far items left out."""
+    """Return each row's average precision from its sorted list, without ties; infinitely far items are excluded."""
     scores = []
     for row, hits in zip(distances, relevant, strict=True):
         order = [i for i in sorted(range(len(row)), key=lambda i: row[i]) if np.isfinite(row[i])]
@@ -56,14 +56,14 @@ def same(labels):
 
 
 def binary_scores(bits, labels, k=20):
-    """Expected `ap_min` of codes of at most 512 bits, from bool [N, K] of "query" and "database"."""
+    """Return the mean `ap_min`, expected over ties, of "query" and "database" bits, bool [N, K] with K <= 512."""
     width = bits["query"].shape[1]
     codes = [pack(bits[part]) for part in ("query", "database")]
     histograms = rank_histograms(Retrieval(*codes, labels["query"], labels["database"], width))
     return average_precision(histograms, k).mean()
 
 
-# The rankings.
+# Rankings.
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
@@ -81,7 +81,7 @@ def test_histograms_of_distances_without_ties(definition):
 
 @pytest.mark.parametrize("policy", ["expected", "optimistic", "pessimistic"])
 @pytest.mark.parametrize("definition", DEFINITIONS)
-def test_ties_are_those_of_codes(definition, policy):
+def test_ties_are_handled_as_for_codes(definition, policy):
     rng = np.random.default_rng(1)
     query, database = rng.random((15, 8)) < 0.5, rng.random((80, 8)) < 0.5
     labels = rng.integers(0, 3, 15), rng.integers(0, 3, 80)
@@ -89,19 +89,19 @@ def test_ties_are_those_of_codes(definition, policy):
     distances = (query[:, None] != database[None]).sum(2)
     compact = distance_histograms(distances.astype(np.float32), labels[0][:, None] == labels[1][None])
     for k in (1, 5, 20, None):
-        of_both = [average_precision(h, k, definition, policy) for h in (whole, compact)]
-        assert of_both[0] == pytest.approx(of_both[1], abs=1e-12)
+        scores = [average_precision(h, k, definition, policy) for h in (whole, compact)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-12)
     assert hits_at(whole, 7) == pytest.approx(hits_at(compact, 7))
 
 
-def test_runs_of_one_kind_share_a_column():
+def test_consecutive_items_of_equal_relevance_share_a_column():
     distances = np.array([[0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6]])
     histograms = distance_histograms(distances, np.array([[1, 1, 0, 1, 0, 0, 0]], bool))
     assert histograms.items.tolist() == [[2, 1, 2, 2]]
     assert histograms.relevant.tolist() == [[2, 0, 1, 0]]
 
 
-def test_nothing_to_rank():
+def test_histograms_without_items_to_rank():
     histograms = distance_histograms(np.full((2, 1), np.inf), np.zeros((2, 1), bool))
     assert average_precision(histograms, 5).tolist() == [0, 0]
 
@@ -110,16 +110,16 @@ def test_nothing_to_rank():
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-def test_cosine(exclude):
+def test_cosine_baseline(exclude):
     features, labels = data()
-    left_out = np.where(np.arange(12) % 3 == 0, -1, np.arange(12)) if exclude else None
+    own_rows = np.where(np.arange(12) % 3 == 0, -1, np.arange(12)) if exclude else None
     scaled = units(features)
     distances, relevant = 1 - scaled["query"] @ scaled["database"].T, same(labels)
     if exclude:
-        rows = np.flatnonzero(left_out >= 0)
-        distances[rows, left_out[rows]] = np.inf
-        relevant[rows, left_out[rows]] = False
-    found = evaluate_baselines(features, labels, BITS, left_out, cutoffs=(5, 20))["cosine"]
+        rows = np.flatnonzero(own_rows >= 0)
+        distances[rows, own_rows[rows]] = np.inf
+        relevant[rows, own_rows[rows]] = False
+    found = evaluate_baselines(features, labels, BITS, own_rows, cutoffs=(5, 20))["cosine"]
     assert found["bytes"] == 4 * WIDTH
     for k in (5, 20):
         for definition in DEFINITIONS:
@@ -129,7 +129,7 @@ def test_cosine(exclude):
     assert found["metrics"]["precision@1"] == pytest.approx(relevant[np.arange(12), nearest].mean())
 
 
-def test_signs():
+def test_sign_baselines():
     features, labels = data()
     found = evaluate_baselines(features, labels, BITS)
     bits = {part: rows >= 0 for part, rows in centred(features).items()}
@@ -139,7 +139,7 @@ def test_signs():
     assert found["sign_truncated"]["metrics"]["ap_min@20"] == pytest.approx(binary_scores(first, labels))
 
 
-def test_signs_of_more_features_than_a_code_may_have_bits():
+def test_signs_of_more_features_than_the_longest_code_has_bits():
     features, labels = data(width=600)
     distances = np.stack(
         [(row != (centred(features)["database"] >= 0)).sum(1) for row in centred(features)["query"] >= 0]
@@ -161,7 +161,7 @@ def test_principal_components():
     bits = {part: rows >= 0 for part, rows in components(features, BITS).items()}
     found = evaluate_baselines(features, labels, BITS)["pca_sign"]
     assert found["bytes"] == 2
-    # The sign of a component is free: it turns a bit over on both sides.
+    # The sign of a component is arbitrary: it flips the same bit of queries and database.
     assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
 
 
@@ -170,7 +170,7 @@ def distance_to_signs(rows, rotation):
     return float(((np.where(turned >= 0, 1, -1) - turned) ** 2).sum())
 
 
-def test_itq_takes_signs_and_solves_for_the_rotation_by_turns():
+def test_itq_alternates_between_signs_and_rotation():
     rows = components(data()[0], BITS)["train"]
     expected = np.linalg.qr(np.random.default_rng(3).standard_normal((BITS, BITS)))[0]
     losses = [distance_to_signs(rows, expected)]
@@ -189,7 +189,7 @@ def test_itq():
     features, labels = data()
     fitted = faiss.PCAMatrix(WIDTH, BITS)
     fitted.train(centred(features)["train"].astype(np.float32))
-    # Components are found up to their signs, from which the rotation starts: those of faiss are taken.
+    # Components are unique only up to their signs, and the rotation depends on them: use those of FAISS.
     projected = {part: fitted.apply(rows.astype(np.float32)) for part, rows in centred(features).items()}
     rotation = itq_rotation(projected["train"], 4)
     bits = {part: rows @ rotation >= 0 for part, rows in projected.items()}
@@ -198,7 +198,7 @@ def test_itq():
     assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels), abs=0.02)
 
 
-def test_lsh_is_unbiased_and_seeded():
+def test_lsh_projects_without_offset_and_is_seeded():
     features, labels = data()
     scores = [evaluate_baselines(features, labels, BITS, seed=s)["lsh"]["metrics"]["ap_min@20"] for s in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
@@ -227,15 +227,15 @@ def test_product_quantisation_is_asymmetric(monkeypatch, width):
     assert found["metrics"]["ap_min@20"] == pytest.approx(expected)
 
 
-def test_equal_codes_of_pieces_tie():
+def test_equal_product_quantisation_codes_tie():
     features, labels = data()
     features["database"] = np.repeat(features["database"][:1], 60, axis=0)
     found = evaluate_baselines(features, labels, BITS)["pq"]["metrics"]["ap_min@20"]
-    blind = average_precision(distance_histograms(np.zeros((12, 60)), same(labels)), 20).mean()
-    assert found == pytest.approx(blind)
+    all_tied = average_precision(distance_histograms(np.zeros((12, 60)), same(labels)), 20).mean()
+    assert found == pytest.approx(all_tied)
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunk_sizes_do_not_change_metrics(monkeypatch):
     features, labels = data()
     whole = evaluate_baselines(features, labels, BITS)
     monkeypatch.setattr(baselines, "CHUNK_PAIRS", 100)
@@ -245,7 +245,7 @@ def test_chunks_change_nothing(monkeypatch):
         assert parts[name]["metrics"] == pytest.approx(whole[name]["metrics"])
 
 
-def test_queries_and_database_fit_nothing():
+def test_baselines_are_fitted_on_the_training_part_only():
     features, labels = data()
     others = data(seed=5)[0]
     one = evaluate_baselines(features, labels, BITS)
@@ -260,11 +260,11 @@ def test_items_of_several_classes():
     assert evaluate_baselines(features, hot, BITS) == evaluate_baselines(features, labels, BITS)
 
 
-# What is left out, and what is refused.
+# Skipped baselines and invalid inputs.
 
 
 @pytest.mark.parametrize(
-    ("bits", "num_train", "left_out"),
+    ("bits", "num_train", "skipped"),
     [
         (BITS, 300, set()),
         (12, 300, {"pq"}),
@@ -275,15 +275,15 @@ def test_items_of_several_classes():
         (BITS, BITS + 1, {"pq"}),
     ],
 )
-def test_what_cannot_be_is_left_out_with_a_reason(bits, num_train, left_out):
+def test_impossible_baselines_are_skipped_with_a_reason(bits, num_train, skipped):
     features, labels = data(sizes={**SIZES, "train": num_train})
     found = evaluate_baselines(features, labels, bits)
     assert list(found) == list(BASELINES)
-    assert {name for name, result in found.items() if result.keys() == {"left_out"}} == left_out
-    assert all(result["bytes"] == -(-bits // 8) for name, result in found.items() if name in {"lsh", "itq"} - left_out)
+    assert {name for name, result in found.items() if result.keys() == {"left_out"}} == skipped
+    assert all(result["bytes"] == -(-bits // 8) for name, result in found.items() if name in {"lsh", "itq"} - skipped)
 
 
-def test_a_row_of_zeros_is_no_nan():
+def test_a_row_of_zeros_gives_no_nan():
     features, labels = data()
     features["query"][0], features["database"][0] = 0, 0
     for result in evaluate_baselines(features, labels, BITS).values():
@@ -301,7 +301,7 @@ def test_a_row_of_zeros_is_no_nan():
         (lambda f, la: la.update(query=la["query"] - 1), "every query needs a label"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_features_and_labels_are_refused(change, message):
     features, labels = data()
     change(features, labels)
     with pytest.raises(InputError, match=message):

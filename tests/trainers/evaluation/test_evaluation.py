@@ -1,4 +1,4 @@
-"""An evaluation end to end: the content of metrics.json, the choice of the gallery, and what is written."""
+"""The evaluation of codes: the content of metrics.json, the choice of the gallery, and the written files."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def run(query=None, database=None, **changes) -> Evaluation:
 
 @pytest.fixture(autouse=True)
 def no_map(monkeypatch):
-    """t-SNE takes half a second, which no test but one needs."""
+    """Disable t-SNE, which takes half a second and only one test needs."""
     monkeypatch.setattr(report, "MIN_MAPPED", 10**9)
 
 
@@ -73,13 +73,13 @@ def test_content_of_metrics_json():
         assert metrics["per_class"][name] == pytest.approx(scores[query.labels == label].mean())
 
 
-def test_the_headline_is_there_whatever_the_cutoffs():
+def test_the_headline_metric_is_computed_at_any_cutoffs():
     assert "ap_min@20" in run(cutoffs=(7,)).metrics["metrics"]
 
 
-def test_the_query_itself_is_left_out_by_its_id():
+def test_exclude_self_excludes_the_query_by_its_id():
     items = part(40, 3)
-    # Another order: positions in queries and database differ.
+    # Shuffle: an item has different positions in queries and database.
     order = np.random.default_rng(0).permutation(40)
     shuffled = EncodedPart(
         [items.ids[i] for i in order], items.codes[order], items.labels[order], [items.paths[i] for i in order]
@@ -93,7 +93,7 @@ def test_the_query_itself_is_left_out_by_its_id():
     assert found.headline > without.headline
 
 
-def test_leaving_out_what_is_not_there_changes_nothing():
+def test_exclude_self_has_no_effect_on_disjoint_parts():
     assert run(exclude_self=True).metrics["metrics"] == run(exclude_self=False).metrics["metrics"]
 
 
@@ -121,7 +121,7 @@ def test_gallery_is_chosen_by_rule_and_ordered():
         assert [hit.path for hit in shown.hits] == [f"{hit.id}.jpg" for hit in shown.hits]
 
 
-def test_unknown_labels_are_distractors_in_the_database():
+def test_unlabelled_items_are_distractors_in_the_database():
     query, database = part(30, 1, "q"), part(90, 2, "d")
     unlabelled = EncodedPart(database.ids, database.codes, np.full(90, -1), database.paths)
     evaluation = run(query, unlabelled)
@@ -132,7 +132,7 @@ def test_unknown_labels_are_distractors_in_the_database():
         run(unlabelled, query)
 
 
-def test_queries_without_a_label_are_left_out_and_counted():
+def test_queries_without_a_label_are_skipped_and_counted():
     query, database = part(30, 1, "q"), part(90, 2, "d")
     unknown = np.where(np.arange(30) % 3 == 0, -1, query.labels)
     found = run(dataclasses.replace(query, labels=unknown), database)
@@ -142,7 +142,7 @@ def test_queries_without_a_label_are_left_out_and_counted():
 
 
 def multi_hot(labels, seed):
-    """The classes of `part`, and another one for some of the items; the last item has none."""
+    """Return bool [N, classes]: each item's own class and sometimes a second one; the last item has none."""
     rng = np.random.default_rng(seed)
     hot = np.eye(len(CLASSES), dtype=bool)[labels]
     hot[np.arange(len(hot)), rng.integers(0, len(CLASSES), len(hot))] = True
@@ -150,7 +150,7 @@ def multi_hot(labels, seed):
     return hot
 
 
-def test_items_of_several_classes(tmp_path: Path):
+def test_items_with_several_classes(tmp_path: Path):
     query, database = part(30, 1, "q"), part(90, 2, "d")
     query, database = (dataclasses.replace(p, labels=multi_hot(p.labels, i)) for i, p in enumerate((query, database)))
     evaluation = run(query, database)
@@ -173,7 +173,7 @@ def test_items_of_several_classes(tmp_path: Path):
     assert not (tmp_path / "plots" / "confusion.svg").exists()
 
 
-def test_one_class_an_item_in_either_form_scores_the_same():
+def test_integer_and_one_hot_labels_give_the_same_metrics():
     query, database = part(30, 1, "q"), part(90, 2, "d")
     one_hot = [dataclasses.replace(p, labels=np.eye(len(CLASSES), dtype=bool)[p.labels]) for p in (query, database)]
     plain, several = run(query, database).metrics, run(*one_hot).metrics
@@ -185,9 +185,9 @@ def test_one_class_an_item_in_either_form_scores_the_same():
 def baselines(**headlines):
     sizes = {"cosine": 400, "sign": 13, "itq": 3, "pq": 3}
     found = {n: {"bytes": sizes[n], "metrics": {"ap_min@20": v, "precision@1": v}} for n, v in headlines.items()}
-    figures = ("ap_hits@20", "ap_first_k@20", "ap_min@100", "ap_min@all")
+    names = ("ap_hits@20", "ap_first_k@20", "ap_min@100", "ap_min@all")
     for result in found.values():
-        result["metrics"] |= dict.fromkeys(figures, 0.5)
+        result["metrics"] |= dict.fromkeys(names, 0.5)
     return {**found, "lsh": {"left_out": "of a reason"}}
 
 
@@ -209,7 +209,7 @@ def baselines(**headlines):
         ({"cosine": 0.01, "itq": 0.01}, [], [], "no simple method of at most as many bytes an item is better"),
     ],
 )
-def test_baselines_that_win_are_named(tmp_path: Path, headlines, fair, larger, words):
+def test_baselines_better_than_the_method_are_named(tmp_path: Path, headlines, fair, larger, words):
     evaluation = run()
     judged = with_baselines(evaluation, baselines(**headlines))
     assert (judged.metrics["beaten_by"], judged.metrics["beaten_by_larger"]) == (fair, larger)
@@ -220,19 +220,19 @@ def test_baselines_that_win_are_named(tmp_path: Path, headlines, fair, larger, w
     assert "random projections (LSH) (of a reason)" in page
 
 
-def test_a_baseline_as_good_does_not_win():
+def test_an_equally_good_baseline_is_not_named():
     evaluation = run()
     judged = with_baselines(evaluation, baselines(itq=evaluation.headline, cosine=evaluation.headline))
     assert judged.metrics["beaten_by"] == judged.metrics["beaten_by_larger"] == []
 
 
-def test_why_there_are_no_baselines_is_told(tmp_path: Path):
+def test_the_reason_for_missing_baselines_is_reported(tmp_path: Path):
     evaluation = without_baselines(run(), "switched <off>")
     assert evaluation.metrics["baselines_left_out"] == "switched <off>"
     assert "switched &lt;off&gt;" in write_evaluation(tmp_path, evaluation).read_text()
 
 
-def test_own_pairs_are_counted_where_they_are_asked_for(tmp_path: Path):
+def test_recall_of_own_pairs_is_computed_on_request(tmp_path: Path):
     images = part(30, 1)
     sentences = dataclasses.replace(part(30, 5), sentences=list(images.ids))
     across = run(images, sentences, pairs=True)
@@ -250,7 +250,7 @@ def test_own_pairs_are_counted_where_they_are_asked_for(tmp_path: Path):
     assert "Own pair in the first 10" in write_evaluation(tmp_path, evaluations).read_text()
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_parts_are_refused():
     with pytest.raises(InputError, match="label 3 has no name; there are 3 classes"):
         run(classes=CLASSES[:3])
     items = part(4, 0)
@@ -299,7 +299,7 @@ def test_the_map_keeps_equal_codes_together(tmp_path: Path, monkeypatch):
     assert report._map(run(database=part(5, 2)).sample, BITS) is None
 
 
-def test_a_large_database_is_sampled():
+def test_the_code_map_samples_a_large_database():
     labels = np.where(np.arange(2500) < 100, -1, part(2500, 2).labels)
     database = dataclasses.replace(part(2500, 2), labels=labels)
     sample = run(database=database).sample
@@ -337,7 +337,7 @@ def test_hostile_class_names_reach_the_page_as_text(tmp_path: Path):
     assert json.loads((tmp_path / "metrics.json").read_text())["per_class"].keys() == set(names)
 
 
-def test_one_query_one_item(tmp_path: Path):
+def test_a_single_query_against_a_single_item(tmp_path: Path):
     alone = part(1, 0)
     evaluation = run(alone, alone, exclude_self=True)
     assert evaluation.headline == 0

@@ -1,4 +1,4 @@
-"""A model against the test part: which images are asked and searched, and what is refused."""
+"""Evaluation of a model: the images used as queries and database, cached features, and refused inputs."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def model():
 
 
 def precision_at_1(model, manifest, root):
-    """Share of queries whose nearest image is of their class; of several nearest, the share among them."""
+    """Return precision@1: the fraction of queries whose nearest image has their class, averaged over ties."""
     queries, database = manifest.part("test"), manifest.part("train", "validation")
     codes = [model.encode([read_image(root / image.path) for image in part]) for part in (queries, database)]
     shares = []
@@ -81,20 +81,20 @@ def test_progress_counts_every_image_once(root, model, monkeypatch, chunk):
     assert evaluation.metrics == evaluate_model(model, make_manifest(root), root).metrics
 
 
-def test_other_files_than_the_manifests_are_refused(root, model):
+def test_files_changed_since_the_manifest_are_refused(root, model):
     manifest = make_manifest(root)
     (root / "beach" / "beach0.png").write_bytes((root / "beach" / "beach1.png").read_bytes())
     with pytest.raises(InputError, match=r"beach/beach0\.png: another file"):
         evaluate_model(model, manifest, root)
 
 
-def test_an_image_that_cannot_be_read_is_named(root, model):
+def test_an_unreadable_image_is_named(root, model):
     (root / "beach" / "beach0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"beach0\.png: "):
         evaluate_model(model, make_manifest(root), root)
 
 
-def test_without_a_test_part_there_is_nothing_to_evaluate(root, model):
+def test_a_manifest_without_a_test_part_is_refused(root, model):
     manifest = make_manifest(root)
     images = tuple(image for image in manifest.images if image.split != "test")
     with pytest.raises(InputError, match="no test part"):
@@ -102,7 +102,10 @@ def test_without_a_test_part_there_is_nothing_to_evaluate(root, model):
 
 
 def by_protocol(manifest, protocol, splits=None, **change):
-    """The manifest by another protocol; `splits` names the part of each image in turn, `change` makes fields."""
+    """Return the manifest with another protocol.
+
+    `splits` are assigned to the images in turn; `change` maps a field to a function of the image.
+    """
     images = [
         dataclasses.replace(
             image,
@@ -114,7 +117,7 @@ def by_protocol(manifest, protocol, splits=None, **change):
     return dataclasses.replace(manifest, protocol=protocol, images=tuple(images))
 
 
-def test_leaving_one_out_searches_the_other_queries(root, model):
+def test_leave_one_out_searches_the_other_queries(root, model):
     manifest = by_protocol(make_manifest(root), "mhcln", ["train", "test"])
     evaluation = evaluate_model(model, manifest, root)
     found = evaluation.metrics
@@ -127,7 +130,7 @@ def test_leaving_one_out_searches_the_other_queries(root, model):
     assert (evaluation.histograms.num_items == 9).all()
 
 
-def test_images_without_a_label_are_not_asked(root, model):
+def test_images_without_a_label_are_not_queries(root, model):
     unlabelled = make_manifest(root).part("test")[0].id
     manifest = by_protocol(
         make_manifest(root), "random", labels=lambda image: () if image.id == unlabelled else image.labels
@@ -136,7 +139,7 @@ def test_images_without_a_label_are_not_asked(root, model):
     assert (found["queries"], found["queries_without_label"], found["database"]) == (3, 1, 16)
 
 
-def test_several_classes_an_image(root, model):
+def test_images_with_several_classes(root, model):
     manifest = by_protocol(
         make_manifest(root), "random", labels=lambda image: (0, 1) if "3" in image.id else image.labels
     )
@@ -144,7 +147,7 @@ def test_several_classes_an_image(root, model):
 
 
 def colours(images):
-    """Features of manifest images: their mean colour and some noise, the same for the same image."""
+    """Return features of manifest images: a class-dependent mean plus noise that depends only on the image's id."""
     rng = [np.random.default_rng(list(image.id.encode())) for image in images]
     shades = np.array([190.0 if "beach" in image.id else 60.0 for image in images])
     return np.stack([s / 100 + g.standard_normal(20) for s, g in zip(shades, rng, strict=True)]).astype(np.float32)
@@ -154,14 +157,14 @@ def colours(images):
 def test_baselines_are_fitted_on_the_training_part(root, model, protocol):
     splits = {"mhcln": ["train", "test"], "duch": ["train", "test", "database"]}.get(protocol)
     manifest = by_protocol(make_manifest(root), protocol, splits)
-    asked = []
+    requested = []
 
     def features_of(images):
-        asked.append([image.id for image in images])
+        requested.append([image.id for image in images])
         return colours(images)
 
     found = evaluate_model(model, manifest, root, baseline_model=features_of).metrics
-    (ids,) = asked
+    (ids,) = requested
     parts = {
         "random": ("test", "train", "validation"),
         "mhcln": ("test", "train"),
@@ -185,7 +188,7 @@ def test_baselines_are_fitted_on_the_training_part(root, model, protocol):
 
 
 class Words:
-    """A text encoder: the features of a sentence follow from its letters."""
+    """A text encoder whose features are counts of a sentence's letters."""
 
     def encode(self, sentences):
         return np.stack(
@@ -207,7 +210,7 @@ def captioned(manifest, protocol, splits):
 
 
 @pytest.mark.parametrize("protocol", ["duch", "mhcln"])
-def test_four_directions(root, both, protocol):
+def test_a_text_model_is_evaluated_in_four_directions(root, both, protocol):
     splits = ["train", "test", "database"] if protocol == "duch" else ["train", "test"]
     manifest = captioned(make_manifest(root), protocol, splits)
     found = evaluate_model(both, manifest, root, baseline_model=colours)
@@ -218,18 +221,18 @@ def test_four_directions(root, both, protocol):
     codes = both.encode([read_image(root / image.path) for image in queries])
     labels = [np.array([image.label for image in part]) for part in (queries, database)]
     assert found["image->text"].headline == mean_average_precision(codes, sentences, *labels, BITS)
-    left_out = {name: evaluation.metrics["exclude_self"] for name, evaluation in found.items()}
-    assert left_out == {name: protocol == "mhcln" and name in ("image->image", "text->text") for name in found}
+    excluded = {name: evaluation.metrics["exclude_self"] for name, evaluation in found.items()}
+    assert excluded == {name: protocol == "mhcln" and name in ("image->image", "text->text") for name in found}
     paired = {name for name, evaluation in found.items() if "pair_recall" in evaluation.metrics}
     assert paired == ({"image->text", "text->image"} if protocol == "mhcln" else set())
     assert [name for name, evaluation in found.items() if "baselines" in evaluation.metrics] == ["image->image"]
     json.dumps(metrics_of(found))
 
 
-def test_images_without_captions_are_left_out_of_text(root, both):
+def test_images_without_captions_have_no_sentences(root, both):
     manifest = captioned(make_manifest(root), "duch", ["train", "test", "database"])
-    silent = {manifest.part("test")[0].id, manifest.part("database")[0].id}
-    fewer = by_protocol(manifest, "duch", captions=lambda image: () if image.id in silent else image.captions)
+    uncaptioned = {manifest.part("test")[0].id, manifest.part("database")[0].id}
+    fewer = by_protocol(manifest, "duch", captions=lambda image: () if image.id in uncaptioned else image.captions)
     found = evaluate_model(both, fewer, root)
     counts = {name: (e.metrics["queries"], e.metrics["database"]) for name, e in found.items()}
     q, d = len(manifest.part("test")), len(manifest.part("database"))
@@ -241,67 +244,67 @@ def test_images_without_captions_are_left_out_of_text(root, both):
     }
 
 
-def test_without_captions_there_is_one_direction(root, both, model):
+def test_without_captions_only_images_are_searched(root, both, model):
     assert (
         evaluate_model(both, make_manifest(root), root).metrics
         == evaluate_model(model, make_manifest(root), root).metrics
     )
 
 
-def test_a_caption_is_drawn_by_seed_and_image(root):
+def test_the_drawn_caption_depends_on_seed_and_image(root):
     images = captioned(make_manifest(root), "random", None).images
     drawn = [[draw_caption(image, seed) for image in images] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert {caption.split()[0] for caption in drawn[0]} == {"a", "one", "some"}
 
 
-# Queries that the model has seen.
+# Queries that training used.
 
 
 def resplit(manifest, splits):
-    """The manifest with other parts: path -> split."""
+    """Return the manifest with other splits, given as path -> split."""
     images = tuple(dataclasses.replace(i, split=splits.get(i.path, i.split)) for i in manifest.images)
     return dataclasses.replace(manifest, protocol="dhcl", images=images)
 
 
-def test_the_same_split_is_untrained(root):
+def test_the_test_part_of_the_training_split_is_accepted(root):
     manifest = make_manifest(root)
     check_untrained(manifest, manifest)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_queries_that_were_trained_on_or_chose_the_model_are_found(root, split):
+def test_queries_from_training_or_validation_are_refused(root, split):
     manifest = make_manifest(root)
     path = manifest.part(split)[0].path
     with pytest.raises(InputError, match=f"1 of the 5 queries of protocol dhcl .*first: {path}"):
         check_untrained(resplit(manifest, {path: "test"}), manifest)
 
 
-def test_copies_under_another_name_are_found(root, tmp_path):
+def test_renamed_copies_of_training_images_are_refused(root, tmp_path):
     trained = make_manifest(root)
     for number, image in enumerate(trained.part("train")):
         target = tmp_path / "copies" / ("a" if number % 2 else "b") / f"renamed{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / image.path).read_bytes())
-    asked = make_manifest(tmp_path / "copies")
-    assert isinstance(asked, Manifest)
-    assert not {image.path for image in asked.images} & {image.path for image in trained.images}
+    renamed = make_manifest(tmp_path / "copies")
+    assert isinstance(renamed, Manifest)
+    assert not {image.path for image in renamed.images} & {image.path for image in trained.images}
     with pytest.raises(InputError, match="queries of protocol random were training or validation images"):
-        check_untrained(asked, trained)
+        check_untrained(renamed, trained)
 
 
-def test_queries_never_seen_are_taken(root):
+def test_queries_that_training_did_not_use_are_accepted(root):
     manifest = make_manifest(root)
     fewer = {image.path: "unused" for image in manifest.part("test")[1:]}
     check_untrained(resplit(manifest, fewer), manifest)
 
 
-# Features that training cached.
+# Cached features.
 
 
 @pytest.fixture
 def cached(root, model, tmp_path, monkeypatch):
-    """The manifest, of whose images all but the test part have their features in a new cache."""
+    """Return a manifest; the features of all its images except the test part are in a new cache."""
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
     manifest = make_manifest(root)
     FeatureExtractor(model.network, model.preprocessing)(root, manifest.part("train", "validation"))
@@ -309,15 +312,15 @@ def cached(root, model, tmp_path, monkeypatch):
 
 
 def files_read(monkeypatch, model, manifest, root):
-    """Evaluate, and return the evaluation and the names of the files that were encoded from their pixels."""
+    """Evaluate; return the evaluation and the names of the files encoded from pixels, sorted."""
     names = []
     encode_files = HashModel.encode_files
 
-    def noted(self, paths, **options):
+    def recorded(self, paths, **options):
         names.extend(path.name for path in paths)
         return encode_files(self, paths, **options)
 
-    monkeypatch.setattr(HashModel, "encode_files", noted)
+    monkeypatch.setattr(HashModel, "encode_files", recorded)
     progress = []
     evaluation = evaluate_model(model, manifest, root, on_progress=progress.append)
     assert progress[-1] == len(manifest.images)

@@ -1,4 +1,4 @@
-"""DUCH's losses against double loops over pairs and bits, its two players, and what it takes from the training part."""
+"""DUCH: losses against double loops over pairs and bits, hash networks and discriminator, captions, and whole runs."""
 
 import dataclasses
 import inspect
@@ -38,7 +38,7 @@ from orbithash.trainers.methods.duch.losses import (
 from orbithash.trainers.methods.losses import nt_xent
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Relative, for all types: it is float32 inside, and the oracle reads the numbers after half precision rounded them.
+# Relative, for all dtypes: the losses compute in float32, and the oracle reads the already rounded inputs.
 TOLERANCE = 1e-4
 
 
@@ -47,11 +47,11 @@ def views(num, bits=12, seed=0, dtype=torch.float32):
     return [torch.tanh(torch.randn(num, bits, generator=generator)).to(dtype) for _ in range(2)]
 
 
-# The two players.
+# The adversarial losses.
 
 
 def oracle_gradient_norms(discriminator, points, step=1e-6):
-    """Norms of the logit's gradient at each point, by central differences."""
+    """Return the norm of the logit's gradient at each point, by central differences."""
     norms = []
     for point in points:
         squares = 0.0
@@ -65,7 +65,7 @@ def oracle_gradient_norms(discriminator, points, step=1e-6):
     return norms
 
 
-def test_the_gradient_penalty_is_that_of_a_numeric_derivative():
+def test_the_gradient_penalty_matches_a_numeric_derivative():
     torch.manual_seed(0)
     discriminator = Discriminator(6).double()
     points = torch.rand(5, 6, dtype=torch.float64) * 2 - 1
@@ -91,7 +91,7 @@ def test_the_gradient_penalty_is_that_of_a_numeric_derivative():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_discriminator_s_loss_is_the_loop(dtype):
+def test_adversarial_losses_match_a_loop(dtype):
     torch.manual_seed(0)
     discriminator = Discriminator(8).to(torch.float64 if dtype == torch.float64 else torch.float32)
     texts, images = views(5, 8, dtype=dtype)
@@ -112,7 +112,7 @@ def test_the_discriminator_s_loss_is_the_loop(dtype):
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_players_hold_at_extremes(batch_norm):
+def test_adversarial_losses_of_huge_hashes_are_finite(batch_norm):
     discriminator = Discriminator(8, batch_norm)
     huge = torch.full((3, 8), 1e4, requires_grad=True)
     loss = discriminator_loss(discriminator, huge, -huge, torch.rand(3, 8), 10.0) + fooling_loss(discriminator, huge)
@@ -121,7 +121,7 @@ def test_players_hold_at_extremes(batch_norm):
     assert all(parameter.grad.isfinite().all() for parameter in discriminator.parameters())
 
 
-def test_no_pairs_cost_the_players_nothing():
+def test_adversarial_losses_of_an_empty_batch_are_zero():
     discriminator, nothing = Discriminator(8), torch.empty(0, 8, requires_grad=True)
     loss = discriminator_loss(discriminator, nothing, nothing, nothing, 10.0) + fooling_loss(discriminator, nothing)
     loss.backward()
@@ -132,7 +132,7 @@ def test_no_pairs_cost_the_players_nothing():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quantisation_and_balance_are_loops(dtype):
+def test_quantisation_and_balance_match_loops(dtype):
     hashes = torch.stack([*views(5, 6, dtype=dtype), *views(5, 6, seed=1, dtype=dtype)], dim=1)
     consensus = torch.where(views(5, 6, seed=2)[0] >= 0, 1, -1).to(torch.int8)
     h, b = hashes.double().tolist(), consensus.tolist()
@@ -145,7 +145,7 @@ def test_quantisation_and_balance_are_loops(dtype):
     assert float(balance_loss(hashes, "column")) == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_means_are_the_released_code_s_sums_over_two_rows_a_pair():
+def test_losses_equal_the_released_code_s_sums_over_two_rows_per_pair():
     num, bits = REFERENCE_BATCH, 8
     hashes = torch.stack([*views(num, bits), *views(num, bits, seed=1)], dim=1).double()
     consensus = torch.where(views(num, bits, seed=2)[0] >= 0, 1, -1).to(torch.int8)
@@ -159,7 +159,7 @@ def test_means_are_the_released_code_s_sums_over_two_rows_a_pair():
         assert 2 * float(balance_loss(hashes, axis)) == pytest.approx(sums[axis] / (2 * num))
 
 
-def test_no_pairs_cost_nothing():
+def test_losses_of_an_empty_batch_are_zero():
     nothing = torch.empty(0, 4, 8, requires_grad=True)
     loss = consensus_loss(nothing, torch.empty(0, 8, dtype=torch.int8))
     loss = loss + balance_loss(nothing, "row") + balance_loss(nothing, "column")
@@ -167,17 +167,17 @@ def test_no_pairs_cost_nothing():
     assert float(loss.detach()) == 0
 
 
-def test_sums_of_half_precision_do_not_overflow():
+def test_sums_in_half_precision_do_not_overflow():
     hashes = torch.full((4, 4, 512), 1e4, dtype=torch.float16)
     consensus = torch.ones(4, 512, dtype=torch.int8)
     for loss in (consensus_loss(hashes, consensus), balance_loss(hashes, "row"), balance_loss(hashes, "column")):
         assert math.isfinite(float(loss))
 
 
-def test_the_consensus_weighs_modalities_alike_and_has_no_zeros():
+def test_the_consensus_weights_modalities_equally_and_has_no_zeros():
     images = torch.tensor([[[1.0, -1.0, 0.5, 0.9], [1.0, 1.0, -0.5, 0.9]]])
     texts = torch.tensor([[[-1.0, -0.5, 0.0, -0.5], [-0.5, -0.5, 0.0, -0.5], [-0.5, 0.0, 0.0, -0.5]]])
-    # The last bit: three texts against two images would win if each view counted the same.
+    # The last bit would be -1 if each view counted equally: there are three texts and two images.
     assert consensus_of(images, texts).tolist() == [[1, -1, 1, 1]]
     assert consensus_of(images, texts).dtype == torch.int8
 
@@ -232,26 +232,26 @@ def changed(before, module):
     return {name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)}
 
 
-def test_it_is_registered():
+def test_duch_is_registered():
     assert METHODS["duch"] is Duch
 
 
-def test_the_recipe_is_one():
+def test_the_recipe_loads():
     with resources.as_file(resources.files("orbithash.trainers") / "recipes" / "duch_plus.yaml") as file:
         config = load_config(DuchConfig, file, ["bits=16"])
     assert (config.bits, config.captions, config.near_as) == (16, "all", "positives")
 
 
-def test_a_text_encoder_is_asked_for():
+def test_a_text_encoder_is_required():
     with pytest.raises(InputError, match="text_encoder is not set"):
         Duch(DuchConfig(backbone="mobilenet_v3_small"), 3, NUM)
 
 
-def test_each_player_s_step_leaves_the_other_as_it_was(make):
+def test_each_step_updates_only_the_discriminator_or_only_the_hash_heads(make):
     method, part = make(weight_decay=0.1, critic_weight_decay=0.1)
     optimizer, batch = method.build_optimizer(), batch_of(part, [0, 3, 4, 7, 9, 11])
     assert not any(parameter.requires_grad for parameter in method.discriminator.parameters())
-    # Gradients of the step before are still there, as in the loop.
+    # As in the training loop, the gradients of the previous step are still set.
     method(batch)["loss"].backward()
     before = state_of(method)
     method.before_step(batch, optimizer)
@@ -269,7 +269,7 @@ def test_each_player_s_step_leaves_the_other_as_it_was(make):
     assert trained_parameters <= moved
 
 
-def test_the_discriminator_learns_to_tell_captions_from_images(make):
+def test_the_discriminator_learns_to_distinguish_captions_from_images(make):
     method, part = make(critic_lr=0.02)
     optimizer, batch = method.build_optimizer(), batch_of(part, list(range(NUM)))
     for seed in range(150):
@@ -279,14 +279,14 @@ def test_the_discriminator_learns_to_tell_captions_from_images(make):
         assert method.discriminator(texts[:, 0]).mean() > 0.5 > -0.5 > method.discriminator(images[:, 0]).mean()
 
 
-def test_the_common_codes_are_written_for_the_rows_of_the_batch(make):
+def test_consensus_codes_are_updated_for_the_rows_of_the_batch(make):
     method, part = make(adversarial_weight=0)
     before = method.consensus.clone()
     assert method.consensus.dtype == torch.int8
     assert set(before.unique().tolist()) == {-1, 1}
     rows = [1, 2, 5, 8]
     batch = batch_of(part, rows)
-    # Batch norm in training: the same batch gives the same hashes.
+    # In training mode, batch norm gives the same hashes for the same batch.
     images, texts, others = method._hashes(batch)
     losses = method(batch)
     hashes = torch.cat([images, texts, others], dim=1)
@@ -298,7 +298,7 @@ def test_the_common_codes_are_written_for_the_rows_of_the_batch(make):
 
 
 @pytest.mark.parametrize("kind", ["per-dimension", "scalar"])
-def test_features_are_standardised_with_the_plain_training_ones(make, kind):
+def test_standardisation_is_fitted_on_unaugmented_training_features(make, kind):
     method, part = make(standardisation=kind)
     for head, name in ((method.network.head, "image"), (method.text_head, "text")):
         table = part.features[name].reshape(-1, part.features[name].shape[-1]).astype(np.float64)
@@ -307,7 +307,7 @@ def test_features_are_standardised_with_the_plain_training_ones(make, kind):
         np.testing.assert_allclose(head.norm.std, np.broadcast_to(table.std(axis), table.shape[1]), rtol=1e-5)
 
 
-def test_captions_are_drawn_as_asked(make):
+def test_captions_are_drawn_by_setting_seed_and_epoch(make):
     def chosen(**settings):
         method, part = make(**settings)
         drawn = []
@@ -329,7 +329,7 @@ def test_captions_are_drawn_as_asked(make):
     assert torch.equal(reworded[:, 0], reworded[:, 1])
 
 
-def test_an_image_of_one_caption_has_it_twice(make):
+def test_a_single_caption_serves_as_both_text_views(make):
     method, _ = make()
     part = training_part(method, num_captions=1)
     method.start_epoch(0, part)
@@ -337,7 +337,7 @@ def test_an_image_of_one_caption_has_it_twice(make):
     assert math.isfinite(float(method(batch_of(part, [0, 1, 2]))["loss"].detach()))
 
 
-def test_views_are_the_chosen_captions(make):
+def test_text_views_are_the_drawn_captions(make):
     method, part = make(captions="random")
     method.eval()
     rows = [2, 7, 5]
@@ -348,7 +348,7 @@ def test_views_are_the_chosen_captions(make):
             torch.testing.assert_close(hashes[place, 0], method.text_head(caption[None])[0])
 
 
-def test_all_captions_are_positives_in_their_turn(make):
+def test_with_all_captions_the_contrastive_loss_averages_over_them(make):
     method, part = make(captions="all", temperature=0.5)
     method.eval()
     batch = batch_of(part, [2, 7, 5, 0])
@@ -365,7 +365,7 @@ def test_all_captions_are_positives_in_their_turn(make):
     assert torch.equal(consensus.float(), second)
 
 
-def test_the_second_text_view_is_the_first_where_the_code_is_followed(make):
+def test_compat_txt_view_repeats_the_first_text_view(make):
     for captions in ("random", "all"):
         method, part = make(captions=captions, compat_txt_view=True)
         _, texts, others = method._hashes(batch_of(part, [0, 1, 2, 3]))
@@ -376,7 +376,7 @@ def test_the_second_text_view_is_the_first_where_the_code_is_followed(make):
 
 
 @pytest.mark.parametrize("text_only", [False, True])
-def test_the_adversarial_loss_moves_images_or_as_in_the_code_captions(make, text_only):
+def test_the_adversarial_loss_trains_the_image_head_or_with_compat_the_text_head(make, text_only):
     method, part = make(compat_adv_text_only=text_only)
     losses = method(batch_of(part, [0, 1, 2, 3]))
     losses["adversarial"].backward()
@@ -395,10 +395,10 @@ def test_the_loss_is_the_weighted_sum(make):
     assert losses["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_near_pairs_are_those_of_like_captions(make):
+def test_near_pairs_have_similar_captions(make):
     method, part = make(near_as="positives", near_cosine=0.9)
     assert method._near(batch_of(part, [0, 1, 2])).tolist() == torch.eye(3, dtype=torch.bool).tolist()
-    # The second image's captions are the first one's in another order.
+    # The second image has the first one's captions in reverse order.
     part.features["text"][1] = part.features["text"][0][::-1]
     near = method._near(batch_of(part, [0, 1, 2]))
     assert near.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
@@ -427,7 +427,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data") / "first")
 
 
-def test_moments_are_those_of_the_training_part_alone(data, tmp_path):
+def test_mean_and_deviation_are_those_of_the_training_part_alone(data, tmp_path):
     run = make_run(data, "duch", epochs=1, hidden=8)
     assert run.manifest.part("validation")
     trained(run, tmp_path)
@@ -440,13 +440,13 @@ def test_moments_are_those_of_the_training_part_alone(data, tmp_path):
         np.testing.assert_allclose(state[f"{prefix}.norm.mean"], table.mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_sentences_and_images_have_the_same_codes_after_saving(data, tmp_path):
+def test_a_saved_model_encodes_sentences_and_images_alike(data, tmp_path):
     run = make_run(data, "duch", epochs=2, hidden=8)
     history = trained(run, tmp_path).history
     names = {f"validation/{way}_{metric}@20" for way in ("i2t", "t2i") for metric in ("ap_first_k", "ap_min")}
     assert names <= history[1].keys()
     assert all(0 < history[1][name] <= 1 for name in names)
-    # As published: the last epoch is the model.
+    # The score rises with the epoch: as published, the last epoch becomes the model.
     assert history[1]["score"] > history[0]["score"]
     model, _ = export_models(run, tmp_path / "epoch2")
     model.save(tmp_path / "model")
@@ -462,7 +462,7 @@ def test_sentences_and_images_have_the_same_codes_after_saving(data, tmp_path):
     assert (loaded.encode_features(model.features(images)) == model.encode_prepared(images)).all()
 
 
-def test_without_labels_there_is_nothing_to_report(data, tmp_path):
+def test_without_labels_no_validation_metrics_are_logged(data, tmp_path):
     run = make_run(data, "duch", epochs=1, hidden=8)
     images = tuple(dataclasses.replace(image, labels=()) for image in run.manifest.images)
     run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
@@ -470,7 +470,7 @@ def test_without_labels_there_is_nothing_to_report(data, tmp_path):
     assert not any(name.startswith("validation/") for name in history[0])
 
 
-def test_the_second_text_view_is_of_reworded_captions(data, monkeypatch):
+def test_the_second_text_view_has_the_reworded_captions(data, monkeypatch):
     signature = inspect.signature(augment_captions)
 
     def reverse(*given, **settings):
@@ -490,7 +490,7 @@ def test_the_second_text_view_is_of_reworded_captions(data, monkeypatch):
 
 
 def reworded_features(run):
-    """The table of the second text views of the training part, and the features of a caption worded as told."""
+    """Return the training part's features of reworded captions, its captions, and a function that encodes sentences."""
     method = run.build()
     part = load_training_part(run, method)
     captions = [list(image.captions) for image in run.manifest.part("train")]
@@ -501,18 +501,18 @@ def reworded_features(run):
     return part.features["text_augmented"], captions, features
 
 
-def test_captions_are_translated_by_the_models_that_are_named(data, tmp_path, monkeypatch):
+def test_captions_are_translated_by_the_given_models(data, tmp_path, monkeypatch):
     write_translators(tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     run = make_run(data, "duch", hidden=8, text_augmentation="translate-chain", translators="models")
-    # Workers have another current folder.
+    # Workers have another working directory.
     monkeypatch.chdir("/")
     table, captions, features = reworded_features(run)
     expected = augment_captions(captions[:1], "translate-chain", translators=str(tmp_path / "models"))
     np.testing.assert_allclose(table[0], features(expected[0]), rtol=1e-5, atol=1e-6)
 
 
-def test_the_rule_takes_word_vectors_from_a_file(data, tmp_path):
+def test_the_rule_reads_word_vectors_from_a_file(data, tmp_path):
     (tmp_path / "glove.txt").write_text("beach 1 0\nshore 0.9 0.1\nforest 0 1\nriver -1 0\n")
     run = make_run(data, "duch", hidden=8, text_augmentation="rule", glove=str(tmp_path / "glove.txt"))
     table, captions, features = reworded_features(run)
@@ -520,25 +520,25 @@ def test_the_rule_takes_word_vectors_from_a_file(data, tmp_path):
     np.testing.assert_allclose(table[row, 1], features(["the shore"])[0], rtol=1e-5, atol=1e-6)
 
 
-def test_what_only_training_reads_is_not_made_of_the_validation_part(data, monkeypatch):
-    asked = []
+def test_captions_of_the_validation_part_are_not_reworded(data, monkeypatch):
+    num_captions = []
 
     def same(captions, *given, **settings):
-        asked.append(len(captions))
+        num_captions.append(len(captions))
         return captions
 
     monkeypatch.setattr("orbithash.trainers.captions.augment_captions", same)
     run = make_run(data, "duch", epochs=1, hidden=8, text_augmentation="rule")
     trained(run)
     assert run.manifest.part("validation")
-    assert asked == [len(run.manifest.part("train"))]
+    assert num_captions == [len(run.manifest.part("train"))]
     method = run.build()
     tables = load_tables(run.root, run.manifest.part("validation"), method, run.preprocessing(), training=False)
     assert set(tables) == {"image", "text"}
 
 
 def work(rank, root, folder):
-    """What each of two processes runs: rewording that no two of them would do alike, and rewording that fails."""
+    """Load the training part in one of two processes: each would reword captions differently, then rewording fails."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     calls = []
@@ -557,7 +557,7 @@ def work(rank, root, folder):
         patch.setattr("orbithash.trainers.captions._by_rule", reword)
         features = load_training_part(run, method).features
         patch.setattr("orbithash.trainers.captions._by_rule", refuse)
-        # Each rank has them in its own cache by now.
+        # By now each rank has the captions in its own cache.
         assert len(list((folder / f"cache{rank}" / "captions").iterdir())) == 1
         load_training_part(run, method)
         other = make_run(root, "duch", hidden=8, text_augmentation="rule", seed=1)
@@ -567,7 +567,7 @@ def work(rank, root, folder):
     dist.destroy_process_group()
 
 
-def test_ranks_have_the_first_ones_captions(data, tmp_path):
+def test_all_ranks_use_the_captions_of_the_first(data, tmp_path):
     torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
     (one, calls), (other, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert (calls, others) == ([0], [])
@@ -577,7 +577,7 @@ def test_ranks_have_the_first_ones_captions(data, tmp_path):
     np.testing.assert_allclose(one[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_original_view_may_be_the_middle(data, tmp_path):
+def test_the_original_view_can_be_the_centre_crop(data, tmp_path):
     whole, middle = (
         make_run(data, "duch", hidden=8, epochs=1, image_size=64, original_view=view)
         for view in ("whole", "center-crop")
@@ -586,10 +586,10 @@ def test_the_original_view_may_be_the_middle(data, tmp_path):
     for run in (whole, middle):
         method = run.build()
         tables.append(load_training_part(run, method).features)
-    # Altered views crop by themselves.
+    # Augmented views have their own crop.
     np.testing.assert_array_equal(tables[0]["image_augmented"], tables[1]["image_augmented"])
     assert not np.allclose(tables[0]["image"], tables[1]["image"])
-    # Of images 40 pixels wide and 44 high, the code's share: 200 / 256.
+    # The images are 40 pixels wide and 44 high; the released code crops 200 / 256 of the shorter side.
     side = 40 * 200 / 256
     box = (20 - side / 2, 22 - side / 2, 20 + side / 2, 22 + side / 2)
     trained(middle, tmp_path)
@@ -598,11 +598,11 @@ def test_the_original_view_may_be_the_middle(data, tmp_path):
     expected = model.features(np.stack([resample(image, 64, box) for image in images]))
     found = model.features(model.prepare(images))
     np.testing.assert_allclose(found, tables[1]["image"], atol=1e-4)
-    # A side of whole pixels is not quite that share.
+    # The crop is rounded to whole pixels, so that features differ slightly.
     assert np.abs(found - expected).mean() < 0.2 * np.abs(found - tables[0]["image"]).mean()
 
 
-def test_captions_are_lowered_and_stripped_on_demand(data, tmp_path):
+def test_text_normalise_lowers_case_and_strips_punctuation(data, tmp_path):
     run = make_run(data, "duch", hidden=8, epochs=1, text_normalise=True, text_pooling="last4-padded")
     trained(run, tmp_path)
     model, _ = export_models(run, tmp_path / "epoch1")
@@ -614,14 +614,14 @@ def test_captions_are_lowered_and_stripped_on_demand(data, tmp_path):
     assert not make_run(data, "duch").build().text_encoder().normalise
 
 
-def test_validation_takes_the_caption_that_evaluation_takes(data):
+def test_validation_and_evaluation_draw_the_same_captions(data):
     run = make_run(data, "duch", hidden=8, seed=3)
     images = [
         dataclasses.replace(image, captions=image.captions[: 1 + number % 5])
         for number, image in enumerate(run.manifest.images)
     ]
     run = dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=tuple(images), seed=8))
-    method, asked = run.build(), []
+    method, encoded = run.build(), []
     training = load_training_part(run, method)
     parts = load_validation_parts(run, method, training.features, "cpu", "auto")
 
@@ -632,10 +632,10 @@ def test_validation_takes_the_caption_that_evaluation_takes(data):
             return np.zeros((len(features), 2), np.uint8)
 
         def encode_text_features(self, features):
-            asked.append(features)
+            encoded.append(features)
             return np.zeros((len(features), 2), np.uint8)
 
     method.validate(Encoder(), *reversed(parts))
-    for split, found in zip(("validation", "train"), asked[::-1], strict=True):
+    for split, found in zip(("validation", "train"), encoded[::-1], strict=True):
         sentences = [draw_caption(image, run.manifest.seed) for image in run.manifest.part(split)]
         np.testing.assert_allclose(found, method.text_encoder().encode(sentences), rtol=1e-5, atol=1e-6)

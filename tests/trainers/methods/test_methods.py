@@ -1,4 +1,4 @@
-"""What must hold for every method: ranks train as one process does, a killed run ends as if it had not been."""
+"""Requirements on every method: two ranks train like one process, and a killed run resumes to the same result."""
 
 import functools
 import multiprocessing
@@ -17,10 +17,10 @@ from orbithash.trainers.methods import METHODS, get_method
 from orbithash.trainers.methods.memory import Memory
 
 WORLD_SIZE = 2
-# Of the largest gradient. Losses are summed in another order.
+# Relative to the largest gradient: ranks sum losses in another order.
 TOLERANCE = 1e-6
 
-# Name of the case -> method and settings. Every method is in at least one.
+# Name of the case -> method and settings. Every method has at least one case.
 CASES = {
     "mhcln": ("mhcln", {"batch_size": 12, "steps_per_epoch": 3, "hidden": (20, 10), "lr": 0.01}),
     "mhcln, bit balance, two pairs": (
@@ -45,7 +45,7 @@ CASES = {
             "near_as": "positives",
         },
     ),
-    "duch, as the code": (
+    "duch, like the released code": (
         "duch",
         {
             "hidden": 12,
@@ -63,7 +63,7 @@ CASES = {
         "cdne",
         {"sharded_memory": True, "memory_start": "random", "margin": 0.1, "head_norm": "none", "warm_up_epochs": 0},
     ),
-    # Larger than the rest: batch norm over the single pixels of 4 images blows up all rounding.
+    # Larger images and batches than the other cases: batch norm over 4 single pixels amplifies rounding errors.
     "cdne, momentum, batch norm": (
         "cdne",
         {
@@ -85,7 +85,7 @@ CASES = {
         "mrhash",
         {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,), "bit_balance_weight": 1.0},
     ),
-    "mrhash, as the code": (
+    "mrhash, like the released code": (
         "mrhash",
         {
             "num_clusters": 4,
@@ -125,7 +125,7 @@ CASES = {
 }
 
 
-# The first test that asks for the two ranks waits until they have trained every case.
+# The first test that uses `ranks` waits until both ranks have trained every case.
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
 
 
@@ -153,7 +153,7 @@ def test_a_method_describes_itself_and_its_settings(name):
 
 
 class Watcher(Recorder):
-    """Notes the gradients of every step and the state after the last."""
+    """Records the gradients of every step and the state after the last epoch."""
 
     def __init__(self, methods):
         super().__init__()
@@ -176,7 +176,10 @@ def doubled(batch):
 
 
 def watch(run):
-    """A run in double precision: on images this small, group norm and ReLU blow up the rounding of single."""
+    """Train in double precision and return gradients, state and history.
+
+    On images this small, group norm and ReLU amplify the rounding errors of single precision.
+    """
     methods = []
 
     class Watched(get_method(run.method)):
@@ -186,7 +189,7 @@ def watch(run):
             for network in (self.network, self.network.head, self.network.backbone, self.text_head):
                 if network is not None:
                     network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
-            # Called by its name, which runs no hook.
+            # Called as a method, which does not run the forward hooks.
             for network in (self.network, self.text_head):
                 if network is not None:
                     of_double = network.error_scale
@@ -210,7 +213,7 @@ def watch(run):
 
 
 def work(rank, root, folder):
-    """What each of the two processes runs."""
+    """Train every case in one of the two processes and save the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE)
     for case, (method, settings) in CASES.items():
@@ -220,7 +223,7 @@ def work(rank, root, folder):
 
 
 def close_memories(*rows_of_ranks):
-    """What is said when each rank has written the same embeddings to its own rows."""
+    """Return the error message, or "", after each rank has written the same embeddings to its own rows."""
     memory = Memory(3, 2, sharded=False)
     memory.open()
     memory.share[list(rows_of_ranks[dist.get_rank()])] = torch.eye(2)
@@ -233,14 +236,14 @@ def close_memories(*rows_of_ranks):
 
 @pytest.fixture(scope="module")
 def ranks(data, tmp_path_factory):
-    """The folder in which two processes left what they found."""
+    """Return the folder with the results of the two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(work, (data, folder), nprocs=WORLD_SIZE)
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_as_one_process_does(data, ranks, case):
+def test_two_ranks_train_like_one_process(data, ranks, case):
     method, settings = CASES[case]
     expected = watch(make_run(data, method, **settings))
     assert expected["gradients"]
@@ -259,7 +262,7 @@ def test_two_ranks_train_as_one_process_does(data, ranks, case):
             assert all(one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6) for key in one)
 
 
-def test_memories_that_are_not_the_same_are_told(ranks):
+def test_diverged_memories_are_reported(ranks):
     for rank in range(WORLD_SIZE):
         same, swapped = torch.load(ranks / f"memories {rank}.pt")
         assert same == ""
@@ -270,7 +273,7 @@ def test_memories_that_are_not_the_same_are_told(ranks):
 
 
 class Interrupted(Exception):
-    """Raised in the middle of the second epoch."""
+    """Raised to interrupt a run."""
 
 
 class Interrupting(Recorder):
@@ -285,7 +288,7 @@ class Interrupting(Recorder):
 
 
 class Killing(Interrupting):
-    """As `Interrupting`, but kills the process: nothing in it can tidy up."""
+    """Like `Interrupting`, but kills the process, so that no clean-up code runs."""
 
     def interrupt(self):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -303,7 +306,7 @@ def run_of(root, case):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """A function of a case: its uninterrupted run's folder of checkpoints and history. Each case trains once."""
+    """Return a function: case -> folder of checkpoints and history of its uninterrupted run. Each case trains once."""
 
     @functools.cache
     def trained_case(case):
@@ -314,10 +317,10 @@ def whole(data, tmp_path_factory):
 
 
 def check_resumed(data, case, whole, folder):
-    """Resume the run that was interrupted in `folder` and compare it with the uninterrupted one."""
+    """Resume the run that was interrupted in `folder`; assert that it ends like the uninterrupted one."""
     whole_folder, history = whole(case)
     assert [path.name for path in folder.iterdir()] == ["epoch1"]
-    # Random numbers drawn elsewhere: the resumed run must not depend on the state of the process.
+    # The resumed run must not depend on the random state of the process.
     torch.manual_seed(99)
     recorder = trained(run_of(data, case), folder, resume_from=folder / "epoch1")
     assert recorder.steps[0][:2] == (2, 1)
@@ -328,15 +331,15 @@ def check_resumed(data, case, whole, folder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_interrupted_in_mid_epoch_ends_the_same(data, whole, tmp_path, case):
+def test_a_run_interrupted_within_an_epoch_resumes_to_the_same_result(data, whole, tmp_path, case):
     with pytest.raises(Interrupted):
         train(run_of(data, case), Interrupting(tmp_path))
     check_resumed(data, case, whole, tmp_path)
 
 
-# One that trains on images, with a memory and a momentum encoder; one on feature tables, with a second player.
+# One case trains on images, with a memory and a momentum encoder; one on feature tables, with a discriminator.
 @pytest.mark.parametrize("case", ["cdne, momentum, sharded", "duch"])
-def test_a_run_whose_process_is_killed_in_mid_epoch_ends_the_same(data, whole, tmp_path, case):
+def test_a_run_killed_within_an_epoch_resumes_to_the_same_result(data, whole, tmp_path, case):
     process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(data, case, tmp_path))
     process.start()
     process.join()
@@ -345,14 +348,12 @@ def test_a_run_whose_process_is_killed_in_mid_epoch_ends_the_same(data, whole, t
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_is_validated_alone_and_becomes_a_model(data, whole, tmp_path, case):
+def test_a_checkpoint_is_validated_on_its_own_and_exported(data, whole, tmp_path, case):
     folder, history = whole(case)
     run, record = run_of(data, case), history[-1]
-    in_the_loop = {
-        name: record[name] for name in record if name in ("epoch", "score") or name.startswith("validation/")
-    }
-    assert len(in_the_loop) > 2
-    assert validate(run, folder / "epoch2") == in_the_loop
+    logged = {name: record[name] for name in record if name in ("epoch", "score") or name.startswith("validation/")}
+    assert len(logged) > 2
+    assert validate(run, folder / "epoch2") == logged
 
     model, shorter = export_models(run, folder / "epoch2")
     model.save(tmp_path / "model")

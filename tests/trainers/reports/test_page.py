@@ -1,4 +1,4 @@
-"""The page is one file, holds no markup that users wrote, and its plots draw whatever they are given."""
+"""The report page: one self-contained file, user text escaped, and plots of ordinary and degenerate data."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """The elements of a page; closing tags have to match."""
+    """The elements, attributes and text of a page; asserts that tags are balanced."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def write(tmp_path, sections, title="A title", subtitle="A subtitle") -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     page = Page(write(tmp_path, all_sections(HOSTILE), HOSTILE, HOSTILE))
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -98,7 +98,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert "".join(page.text).count(shown) >= 15
 
 
-def test_nothing_comes_from_elsewhere(tmp_path):
+def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     html = write(tmp_path, all_sections("harbor"))
     page = Page(html)
     addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
@@ -110,7 +110,7 @@ def test_nothing_comes_from_elsewhere(tmp_path):
     assert html.lstrip().startswith("<!doctype html>")
 
 
-def test_relevance_is_marked_by_words_and_signs(tmp_path):
+def test_relevance_is_marked_by_label_and_symbol(tmp_path):
     html = write(tmp_path, all_sections("harbor"))
     text = "".join(Page(html).text)
     assert text.count("✓") == text.count("✗") == 1
@@ -121,8 +121,8 @@ def test_relevance_is_marked_by_words_and_signs(tmp_path):
 def test_every_section_is_on_the_page_in_order(tmp_path):
     sections = [Text(f"Section {i}", [f"Paragraph {i}"]) for i in range(4)]
     text = "".join(Page(write(tmp_path, sections)).text)
-    places = [text.index(f"Paragraph {i}") for i in range(4)]
-    assert places == sorted(places)
+    positions = [text.index(f"Paragraph {i}") for i in range(4)]
+    assert positions == sorted(positions)
 
 
 def test_columns_of_numbers_are_recognised():
@@ -134,7 +134,7 @@ def test_columns_of_numbers_are_recognised():
     assert Table("t", ["a", "b"], []).numeric == [False, False]
 
 
-def test_a_failed_write_leaves_the_page_before(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     write_report(path, "before", "", [])
     before = path.read_bytes()
@@ -179,7 +179,7 @@ DRAWINGS = {
     "losses": lambda: plots.learning_curves(HISTORY, "train"),
     "validation": lambda: plots.learning_curves(HISTORY, "validation"),
     "one epoch": lambda: plots.learning_curves(HISTORY[:1], "train"),
-    "not one validation": lambda: plots.learning_curves(HISTORY[:1], "validation"),
+    "no validation": lambda: plots.learning_curves(HISTORY[:1], "validation"),
     "recall": lambda: plots.precision_recall({"": CURVE}),
     "two recalls": lambda: plots.precision_recall({"image->text": CURVE, HOSTILE: CURVE}),
     "cutoffs": lambda: plots.cutoff_curve([1, 5, 20], {"expected": np.array([1, 0.5, 0.2])}, chance=0.1),
@@ -217,14 +217,14 @@ def test_plots_are_well_formed_themed_and_repeatable(name):
     assert "prefers-color-scheme" in themed(svg)
 
 
-def test_class_names_are_drawn_as_they_are():
+def test_class_names_are_drawn_verbatim_and_shortened():
     svg = plots.bars({"$x$ <b>": 0.5, "x" * 80: 0.2}, "AP")
     texts = [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert "$x$ <b>" in texts
     assert "x" * 25 + "…" in texts
 
 
-def test_plots_leave_matplotlib_as_it_was():
+def test_plots_do_not_change_matplotlib_settings():
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
