@@ -148,6 +148,16 @@ def submit(cluster, tmp_path):
     return call
 
 
+def processes_with(word):
+    """Return the ids of the processes with this word in their command line."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in line.read_bytes().split(b"\0"):
+                found.append(int(line.parent.name))
+    return found
+
+
 @pytest.mark.slow
 def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
     scenes = ("--id", "first", "--", "scenes", tmp_path / "scenes", "--count", "4")
@@ -173,9 +183,12 @@ def test_a_job_runs_once_and_its_output_comes_back(submit, tmp_path):
 
     sent = submit("--detach", "--id", "long", "--", "scenes", tmp_path / "many", "--count", "100000")
     assert sent.returncode == 0
+    # Ray stops the processes that the job has at that moment: one that is only being started would live on.
+    wait_for((tmp_path / "many" / "images").exists)
     stopped = submit("--stop", "long")
     assert stopped.returncode == 0
     assert "job long stopped" in stopped.stderr
+    wait_for(lambda: not processes_with(str(tmp_path / "many")))
     assert submit("--stop", "nobody").returncode == 2
 
 

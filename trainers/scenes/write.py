@@ -6,6 +6,8 @@ asked for, so that the same request can be taken up again and any other is refus
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -206,13 +208,25 @@ def _mapper(processes: int) -> Iterator[Callable[[Callable[[int], str], range], 
         yield map
         return
     # Not by fork: the caller may have threads.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver"), _end_with_parent) as pool:
         try:
             yield partial(pool.map, chunksize=_CHUNK)
         except BaseException:
             # Ctrl-C or a full disk: do not draw the scenes that are still queued.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Make this process of a pool end when the one that started the pool is killed."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "runs in a pool"
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_scene(directory: Path, seed: int, size_px: int, index: int) -> str:

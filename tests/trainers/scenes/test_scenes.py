@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from datetime import datetime
 from itertools import combinations
@@ -332,6 +335,10 @@ class TestRefusals:
         assert contents(tmp_path / "made") == before
 
 
+def _children(pid: str) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 class Stopped(Exception):
     pass
 
@@ -350,6 +357,26 @@ class TestInterruption:
         write_scenes(tmp_path / "cut", 4, size_px=SMALL)
         write_scenes(tmp_path / "whole", 4, size_px=SMALL)
         assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+    def test_a_killed_pool_leaves_no_process(self, tmp_path):
+        program = (
+            "import sys\nfrom pathlib import Path\nfrom orbithash.trainers.scenes import write_scenes\n"
+            "if __name__ == '__main__':\n"
+            f"    write_scenes(Path(sys.argv[1]), 100_000, size_px={SMALL}, processes=2)\n"
+        )
+        (tmp_path / "draw.py").write_text(program)
+        process = subprocess.Popen([sys.executable, tmp_path / "draw.py", tmp_path / "many"])
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "many" / "images").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        pool = [pid for child in children.read_text().split() for pid in [child, *_children(child)]]
+        process.kill()
+        process.wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in pool):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def test_a_complete_folder_grows(self, tmp_path):
         write_scenes(tmp_path / "grown", 2, size_px=SMALL)
