@@ -77,7 +77,7 @@ def connected(min_cpus: int = 1) -> Iterator[None]:
     # Ray prints the stdout of workers on stdout, which carries the JSON of a command.
     output = contextlib.redirect_stdout(sys.stderr) if shows_logs else contextlib.nullcontext()
     with output:
-        with contextlib.nullcontext() if shows_logs else _without_stderr():
+        with contextlib.nullcontext() if is_debug() else _without_stderr():
             if address:
                 _join(address, options)
             else:

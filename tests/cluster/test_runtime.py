@@ -131,7 +131,7 @@ def test_a_cluster_that_adds_nodes(growing_cluster, start, labelled, model, tmp_
     at_once = start(*command, before=joining(growing_cluster))
     assert at_once.wait(120) == 2
     assert "encoding with 1 workers needs " in at_once.err.read_text()
-    assert "the cluster has 0; ask for fewer, or set ORBITHASH_WAIT_FOR_NODES_S where" in at_once.err.read_text()
+    assert "the cluster has 0; ask for fewer, or set ORBITHASH_WAIT_FOR_NODES_S if" in at_once.err.read_text()
 
     patient = f"{joining(growing_cluster)}; os.environ['ORBITHASH_WAIT_FOR_NODES_S'] = '300'"
     process = start(*command, before=patient)
