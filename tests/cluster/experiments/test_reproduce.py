@@ -50,7 +50,7 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     (row,) = json.loads(ended.out)
     assert [row] == json.loads((out / "reproduce.json").read_text())
     assert (row["method"], row["dataset"], row["bits"], row["metric"]) == ("mhcln", "folder", 16, "ap_hits@20")
-    assert (row["published"], row["tag"]) == (None, "")
+    assert (row["published"], row["source"]) == (None, "")
 
     # Each value is the paper's metric, with the paper's order of ties, in the evaluation of that seed's run.
     runs = [out / "mhcln" / "mhcln" / f"16-{seed}" for seed in range(2)]
