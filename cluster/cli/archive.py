@@ -21,7 +21,8 @@ def encode(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Folder, text list of paths, Parquet table, STAC items or GeoTIFF scenes."
+            metavar="SOURCE",
+            help="Folder, text list of paths, Parquet table, STAC items, or GeoTIFF or JPEG 2000 scenes.",
         ),
     ],
     model: ModelOption,
@@ -31,7 +32,8 @@ def encode(
         typer.Option("--workers", help="Number of encoding actors, or MIN:MAX. Default: limited by resources only."),
     ] = None,
     tile: Annotated[
-        int | None, typer.Option("--tile", help="Cut GeoTIFF scenes into square tiles of this side, pixels.")
+        int | None,
+        typer.Option("--tile", help="Cut GeoTIFF or JPEG 2000 scenes into square tiles of this side, pixels."),
     ] = None,
     asset: AssetOption = None,
     gpus: Annotated[

@@ -35,11 +35,12 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
     """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped."""
     # Imported here because `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
+    from orbithash.encoders.sources.listings import scene_suffixes
     from orbithash.encoders.sources.sources import list_source
     from orbithash.trainers.datasets import find_items
 
     items = list_source(source, asset=asset, find_items=find_items)
-    if any(item.path.lower().endswith((".tif", ".tiff")) for item in items):
+    if any(item.path.lower().endswith(scene_suffixes()) for item in items):
         check_projections()
     refused: dict[str, str] = {}
     num_written = 0

@@ -1,4 +1,4 @@
-"""Place and time of an image, from the tags of its GeoTIFF."""
+"""Place and time of an image, from the tags of its GeoTIFF or JPEG 2000 file."""
 
 import datetime as dt
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.patches import band_files
-from orbithash.encoders.imagery.rasters import gdal_errors, image_format, is_folder, open_tiff
+from orbithash.encoders.imagery.rasters import SCENE_FORMATS, gdal_errors, image_format, is_folder, open_raster
 from orbithash.encoders.imagery.rendering import Window
 
 __all__ = ["Georeference", "check_projections", "read_georeference"]
@@ -59,19 +59,19 @@ def check_projections() -> None:
 
 
 def read_georeference(source: bytes | Path, window: Window | None = None) -> Georeference:
-    """Return place and time of a TIFF, or of a window of it; for a JPEG or a PNG both are unknown.
+    """Return place and time of a TIFF or JPEG 2000 file, or of a window; for a JPEG or a PNG both are unknown.
 
     All bands of a patch folder show the same place; the first one is read.
 
     Raises:
-        ImageError: not a JPEG, PNG or TIFF, or a damaged TIFF.
+        ImageError: of no format that is read (`image_formats`), or a damaged TIFF or JPEG 2000 file.
         InputError: PROJ cannot project (`check_projections`).
     """
     if isinstance(source, Path) and is_folder(source):
         source = next(iter(band_files(source).values()))
-    if image_format(source) != "TIFF":
+    if image_format(source) not in SCENE_FORMATS:
         return Georeference()
-    with open_tiff(source) as dataset:
+    with open_raster(source) as dataset:
         taken = _parse_datetime(dataset.tags().get("TIFFTAG_DATETIME", ""))
         lon, lat, footprint = _place(dataset, window or (0, 0, dataset.width, dataset.height))
         return Georeference(lon, lat, footprint, taken)

@@ -1,4 +1,4 @@
-"""JPEG, PNG and (Geo)TIFF images as 8-bit bands: from files, from untrusted bytes, and from patch folders.
+"""JPEG, PNG, (Geo)TIFF and JPEG 2000 images as 8-bit bands: from files, from untrusted bytes, and from patch folders.
 
 The format is detected from the first bytes, never from the file name. The header is checked against `Limits` before any
 pixel is decoded. An image that cannot be read raises `ImageError`; the message leaves out the file or key, which the
@@ -11,6 +11,7 @@ an object store and a request.
 
 import re
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from orbithash.encoders.imagery.rasters import (
     image_format,
     is_folder,
     numbered,
-    open_tiff,
+    open_raster,
     read_bytes,
     read_window,
     stretch_limits,
@@ -42,7 +43,12 @@ _LIMITS = Limits()
 _ORIENTATION = 274
 
 
-def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: Limits = _LIMITS) -> Image:
+def read_image(
+    source: bytes | Path,
+    rendering: Rendering = _RENDERING,
+    limits: Limits = _LIMITS,
+    formats: Sequence[str] | None = None,
+) -> Image:
     """Return one image as uint8 [H, W, C] with the bands that `rendering` takes.
 
     8-bit data are shown unchanged, other data by `rendering.stretch`; masked and invalid pixels are black. A grey image
@@ -53,9 +59,10 @@ def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: 
         source: the encoded image, its file, or a patch folder (one TIFF per band).
         rendering: bands and stretch.
         limits: maximum sizes.
+        formats: the formats that are allowed, of `JPEG`, `PNG`, `TIFF` and `JPEG 2000`. Default: all that can be read.
 
     Raises:
-        ImageError: not readable as an image, without a requested band, or beyond `limits`.
+        ImageError: not readable as an image, of another format, without a requested band, or beyond `limits`.
     """
     if isinstance(source, bytes):
         limits.check_bytes(len(source))
@@ -64,15 +71,15 @@ def read_image(source: bytes | Path, rendering: Rendering = _RENDERING, limits: 
         return read_patch(source, rendering, limits)
     else:
         data = read_bytes(source, limits)
-    kind = image_format(data)
+    kind = image_format(data, formats)
     if kind == "JPEG" or (kind == "PNG" and not _is_deep_png(data, limits)):
         return _read_with_pillow(data, kind, rendering, limits)
-    with open_tiff(data, "GTiff" if kind == "TIFF" else "PNG") as dataset:
+    with open_raster(data) as dataset:
         limits.check_size(dataset.width, dataset.height)
         check_layout(dataset, dataset.width * dataset.height, limits)
         image = read_window(dataset, None, rendering, None)
         is_placed = dataset.crs is not None or not dataset.transform.is_identity
-    return image if is_placed or kind == "PNG" else _upright(image, _tiff_orientation(data))
+    return image if is_placed or kind != "TIFF" else _upright(image, _tiff_orientation(data))
 
 
 def _is_deep_png(data: bytes, limits: Limits) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orbithash.encoders.errors import ImageError
-from orbithash.encoders.imagery.rasters import as_image, check_layout, image_format, open_tiff, read_band, read_bytes
+from orbithash.encoders.imagery.rasters import as_image, check_layout, image_format, open_raster, read_band, read_bytes
 from orbithash.encoders.imagery.rendering import RGB_NAMES, Image, Limits, Rendering, to_8_bit
 
 __all__ = ["band_files", "read_patch"]
@@ -81,7 +81,7 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
             _check_same_place(layout, layouts[finest], finest)
     read = {}
     for name, data in contents.items():
-        with _naming(name), open_tiff(data) as dataset:
+        with _naming(name), open_raster(data) as dataset:
             read[name] = read_band(dataset, height, width)
     values, valid = (np.stack([read[name][part] for name in bands]) for part in (0, 1))
     if not valid.any():
@@ -109,7 +109,7 @@ def _chosen(files: dict[str, Path], rendering: Rendering) -> Sequence[str]:
 def _layout(data: bytes, limits: Limits) -> _Layout:
     if image_format(data) != "TIFF":
         raise ImageError("not a TIFF")
-    with open_tiff(data) as dataset:
+    with open_raster(data) as dataset:
         if dataset.count != 1:
             raise ImageError(f"its file has {dataset.count} bands; one is required")
         check_layout(dataset, dataset.width * dataset.height, limits)

@@ -1,9 +1,10 @@
-"""(Geo)TIFF and 16-bit PNG through GDAL: opened without their sidecar files, read by window."""
+"""(Geo)TIFF, JPEG 2000 and 16-bit PNG through GDAL: opened without their sidecar files, read by window."""
 
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,18 +15,22 @@ from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, to_8_bit
 
 __all__ = [
+    "SCENE_FORMATS",
     "as_image",
     "check_blocks",
     "check_layout",
     "gdal_errors",
     "image_format",
+    "image_formats",
     "is_folder",
     "numbered",
-    "open_tiff",
+    "one_of",
+    "open_raster",
     "opened",
     "read_band",
     "read_bytes",
     "read_window",
+    "reads_jpeg_2000",
     "stretch_limits",
 ]
 
@@ -38,7 +43,15 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
+    # A JP2 file begins with its signature box, a raw code stream with the markers SOC and SIZ.
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
 }
+_DRIVERS = {"TIFF": "GTiff", "JPEG 2000": "JP2OpenJPEG", "PNG": "PNG"}
+# Formats that can hold a georeference and are read by window.
+SCENE_FORMATS = ("TIFF", "JPEG 2000")
+# OpenJPEG decodes every value to 32 bits.
+_OPENJPEG_BYTES = 4
 # Maximum number of pixels from which the stretch of a scene is computed.
 _STRETCH_PIXELS = 2**20
 # GDAL reads neither sidecar files (.aux.xml, .tfw, .ovr, .msk) nor the listing of the folder.
@@ -51,9 +64,9 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
     It is computed from at most about a million pixels, on a regular grid that depends on the size of the scene only.
 
     Raises:
-        ImageError: not a readable GeoTIFF, or one without valid data.
+        ImageError: not a readable TIFF or JPEG 2000 file, or one without valid data.
     """
-    with open_tiff(path) as dataset:
+    with open_raster(path) as dataset:
         check_blocks(dataset, limits)
         bands = _chosen_bands(dataset, rendering)
         if dataset.dtypes[0] == "uint8":
@@ -65,7 +78,7 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
 
 
 def read_window(dataset: Any, window: Window | None, rendering: Rendering, stretch: Stretch | None) -> Image:
-    """Return a window of an open TIFF, or all of it, as uint8 [height, width, C]; masked pixels are black.
+    """Return a window of an open raster, or all of it, as uint8 [height, width, C]; masked pixels are black.
 
     Without `stretch` the window gets its own.
     """
@@ -102,8 +115,8 @@ def as_image(pixels: npt.NDArray[np.uint8]) -> Image:
 
 
 @contextmanager
-def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
-    """Open one TIFF (or 16-bit PNG), without sidecar files, as a rasterio dataset.
+def open_raster(source: bytes | Path) -> Iterator[Any]:
+    """Open one TIFF or JPEG 2000 file (from bytes also a 16-bit PNG), without sidecar files, as a rasterio dataset.
 
     rasterio warns of files without georeference (`NotGeoreferencedWarning`); applications may hide that.
 
@@ -112,17 +125,18 @@ def open_tiff(source: bytes | Path, driver: str = "GTiff") -> Iterator[Any]:
     """
     import rasterio
 
-    if isinstance(source, Path) and image_format(source) != "TIFF":
-        raise ImageError("not a TIFF; only GeoTIFF scenes are read by window")
+    kind = image_format(source)
+    if isinstance(source, Path) and kind not in SCENE_FORMATS:
+        formats = one_of([name for name in image_formats() if name in SCENE_FORMATS])
+        raise ImageError(f"not a {formats} but a {kind}, which is not read by window")
+    options = {"driver": _DRIVERS[kind], "sharing": False}
     try:
         with ExitStack() as stack:
             stack.enter_context(rasterio.Env(**_GDAL))
             if isinstance(source, Path):
-                dataset = rasterio.open(source.resolve(), driver=driver, sharing=False)
+                dataset = rasterio.open(source.resolve(), **options)
             else:
-                dataset = stack.enter_context(rasterio.MemoryFile(source, filename="image")).open(
-                    driver=driver, sharing=False
-                )
+                dataset = stack.enter_context(rasterio.MemoryFile(source, filename="image")).open(**options)
             yield stack.enter_context(dataset)
     except gdal_errors() as error:
         # GDAL's own message is in the cause; rasterio's last error only points to it.
@@ -159,7 +173,10 @@ def check_layout(dataset: Any, pixels: int, limits: Limits) -> None:
     if num_bits < 8 and dataset.colorinterp[0] != ColorInterp.palette:
         raise ImageError(f"{num_bits} bits per value; convert it to 8 or 16")
     # GDAL decodes all bands of a block together if they are interleaved by pixel.
-    decoded = pixels * dataset.count * np.dtype(dtype).itemsize
+    value_bytes = np.dtype(dtype).itemsize
+    if dataset.driver == _DRIVERS["JPEG 2000"]:
+        value_bytes = max(value_bytes, _OPENJPEG_BYTES)
+    decoded = pixels * dataset.count * value_bytes
     if decoded > limits.max_decoded_bytes:
         raise ImageError(
             f"{dataset.count} bands of {dtype} decode to {decoded:,} bytes at once; at most "
@@ -175,17 +192,39 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
     return data
 
 
-def image_format(source: bytes | Path) -> str:
-    """Return `JPEG`, `PNG` or `TIFF`, by the first bytes; `ImageError` for anything else."""
+@cache
+def reads_jpeg_2000() -> bool:
+    """Return whether the installed GDAL has a driver for JPEG 2000."""
+    import rasterio
+
+    with rasterio.Env() as environment:
+        return _DRIVERS["JPEG 2000"] in environment.drivers()
+
+
+def image_formats() -> tuple[str, ...]:
+    """Return the formats that are read here: JPEG, PNG, TIFF and, if GDAL has a driver for it, JPEG 2000."""
+    return ("JPEG", "PNG", "TIFF", *(["JPEG 2000"] if reads_jpeg_2000() else []))
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Return names as text: `JPEG, PNG or TIFF`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def image_format(source: bytes | Path, formats: Sequence[str] | None = None) -> str:
+    """Return the format, one of `formats` (default: `image_formats`), by the first bytes; `ImageError` for others."""
     if isinstance(source, bytes):
         start = source[:12]
     else:
         with opened(source) as file:
             start = file.read(12)
+    if not start:
+        raise ImageError("the file is empty")
+    allowed = image_formats() if formats is None else formats
     for magic, kind in _MAGIC.items():
-        if start.startswith(magic):
+        if start.startswith(magic) and kind in allowed:
             return kind
-    raise ImageError(f"not a JPEG, PNG or TIFF: begins with {start!r}" if start else "the file is empty")
+    raise ImageError(f"not a {one_of(allowed)}: begins with {start!r}")
 
 
 def is_folder(path: Path) -> bool:

@@ -123,7 +123,7 @@ class HashModel:
         """Return codes uint8 [N, num_bytes] of N image files; `InputError` names all files that are refused.
 
         Args:
-            paths: JPEG, PNG or TIFF files, or folders of one TIFF per band.
+            paths: JPEG, PNG, TIFF or JPEG 2000 files, or folders of one TIFF per band.
             batch_size: images per pass of the network.
             root: error messages name paths relative to this folder.
             on_progress: called with the number of images encoded so far.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.listings import SUFFIXES, report
+from orbithash.encoders.sources.listings import image_suffixes, report
 
 __all__ = [
     "ClassLayout",
@@ -37,7 +37,8 @@ __all__ = [
 # A folder within a source: the names of the folders that lead to it.
 Folder = tuple[str, ...]
 
-# Image formats that are not read. Files of other endings are no images and are not counted.
+# Image formats that are not read, JPEG 2000 only without a driver of GDAL. Files of other endings are no images and are
+# not counted.
 _UNREAD = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jxl", ".psd", ".svg", ".tga", ".webp"),
     *(".j2k", ".jp2", ".jpf", ".jpx", ".pbm", ".pgm", ".pnm", ".ppm", ".exr", ".vrt", ".img", ".ecw", ".sid"),
@@ -236,8 +237,8 @@ def walk_folder(root: Path, left_out: Counter[str] | None = None) -> Iterator[tu
     if not num_images:
         others = "".join(f", but {num} {what}" for what, num in sorted(counts.items()))
         raise EmptySource(
-            f"{root} holds no image ({', '.join(SUFFIXES)}){others}; folders of one TIFF per band are given as a "
-            ".txt list"
+            f"{root} holds no image ({', '.join(image_suffixes())}){others}; folders of one TIFF per band are given as "
+            "a .txt list"
         )
     if left_out is None:
         log_left_out(str(root), counts)
@@ -272,7 +273,7 @@ def is_shown(name: str) -> bool:
 def is_image_name(name: str, counts: Counter[str]) -> bool:
     """Return whether a file is an image by the ending of its name; count it where its format is not read."""
     ending = Path(name).suffix.lower()
-    if ending in SUFFIXES:
+    if ending in image_suffixes():
         return True
     if ending in _UNREAD:
         counts[f"files of a format that is not read ({ending})"] += 1

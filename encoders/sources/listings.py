@@ -13,14 +13,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.imagery.rasters import reads_jpeg_2000
 from orbithash.encoders.imagery.rendering import Window
 from orbithash.encoders.sources.remote import check_uri, is_remote
 from orbithash.encoders.text_files import read_lines
 
 __all__ = [
-    "SUFFIXES",
     "Item",
     "file_key",
+    "image_suffixes",
     "list_paths",
     "local_path",
     "locate",
@@ -28,9 +29,9 @@ __all__ = [
     "parse_time",
     "read_json",
     "report",
+    "scene_suffixes",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 # Problems that one error message lists.
 _MAX_REPORTED = 10
 # File systems record the times of changes at steps of up to this length.
@@ -41,7 +42,7 @@ _SETTLED_NS = 2 * 10**9
 class Item:
     """One image of a source.
 
-    A field is None if the source does not know it; place and time of a GeoTIFF are read later, together with its pixels
+    A field is None if the source does not know it; place and time in a file are read later, together with its pixels
     (`orbithash.encoders.imagery.georeference`).
 
     Attributes:
@@ -69,6 +70,16 @@ class Item:
     window: Window | None = None
     problem: str | None = None
     version: str | None = None
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Return the endings, in lower case, of the names of images that are read."""
+    return (".jpg", ".jpeg", ".png", *scene_suffixes())
+
+
+def scene_suffixes() -> tuple[str, ...]:
+    """Return the endings of images that can be cut into tiles and can hold a georeference."""
+    return (".tif", ".tiff", *([".jp2", ".j2k"] if reads_jpeg_2000() else []))
 
 
 def list_paths(path: Path) -> Iterator[Item]:

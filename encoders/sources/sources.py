@@ -24,21 +24,20 @@ from orbithash.encoders.sources.folders import (
     walk_folder,
 )
 from orbithash.encoders.sources.listings import (
-    SUFFIXES,
     Item,
+    image_suffixes,
     list_paths,
     local_path,
     read_json,
     report,
+    scene_suffixes,
 )
 from orbithash.encoders.sources.remote import is_remote, walk_objects
 from orbithash.encoders.sources.stac import list_stac
 from orbithash.encoders.sources.tables import list_table
 from orbithash.encoders.sources.tiles import check_tile, plan_tiles, tile_key
 
-__all__ = ["SUFFIXES", "EmptySource", "Item", "ItemFinder", "count_source", "cut_scenes", "iter_source", "list_source"]
-
-_SCENE_SUFFIXES = (".tif", ".tiff")
+__all__ = ["EmptySource", "Item", "ItemFinder", "count_source", "cut_scenes", "iter_source", "list_source"]
 
 # Returns the items of a folder in the layout of a known dataset, given a file of captions; None for any other folder.
 ItemFinder = Callable[[Path, Path | None], list[Item] | None]
@@ -92,8 +91,8 @@ def iter_source(
     Args:
         source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table, or a `.json`
             STAC item collection; or a folder of an object store (`orbithash.encoders.sources.remote`).
-        tile_px: side of the tiles that GeoTIFF scenes are cut into; None for whole images. Images of other formats are
-            then left out.
+        tile_px: side of the tiles that scenes (GeoTIFF, JPEG 2000) are cut into; None for whole images. Images of other
+            formats are then left out.
         asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac`).
         prefix: put before all keys, as PREFIX/KEY, so that sources with equal names fit into one archive.
         captions: Karpathy-style JSON file of sentences about the images of a folder. Default: its captions.json.
@@ -123,7 +122,7 @@ def iter_source(
         # A job notes the problem and goes on.
         yield replace(item, key=key, problem=item.problem or key_problem(key))
     if empty:
-        raise EmptySource(f"{where} lists no image ({', '.join(SUFFIXES)})")
+        raise EmptySource(f"{where} lists no image ({', '.join(image_suffixes())})")
     if left_out is None:
         log_left_out(where, counts)
     else:
@@ -150,7 +149,7 @@ def _iter_local(
     if captions is not None:
         raise InputError(f"{path} is not a folder; --captions belongs to a folder of images")
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in image_suffixes():
         return [Item(path.name, str(path))]
     if suffix == ".txt":
         return list_paths(path)
@@ -232,13 +231,14 @@ def _first_sentences(path: Path) -> dict[str, str]:
 
 def cut_scenes(items: Iterable[Item], tile_px: int, left_out: Counter[str] | None = None) -> Iterator[Item]:
     """Yield the tiles of all scenes among the items; `left_out` counts the other items."""
+    suffixes = scene_suffixes()
     for item in items:
         if item.problem is not None:
             yield item
             continue
-        if not item.path.lower().endswith(_SCENE_SUFFIXES):
+        if not item.path.lower().endswith(suffixes):
             if left_out is not None:
-                left_out["images that are not TIFF scenes"] += 1
+                left_out[f"images that are not scenes ({', '.join(suffixes)})"] += 1
             continue
         try:
             windows = plan_tiles(Path(item.path), tile_px)

@@ -9,13 +9,15 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, place_of
-from orbithash.encoders.sources.listings import SUFFIXES, Item, locate, located, parse_time, read_json
+from orbithash.encoders.imagery.rasters import image_formats, one_of, reads_jpeg_2000
+from orbithash.encoders.sources.listings import Item, image_suffixes, locate, located, parse_time, read_json
 
 __all__ = ["list_stac"]
 
 # Media types without their parameters; the last two are of STAC before 1.0.
 _TIFF_TYPES = {"image/tiff", "image/tif", "image/x-tiff", "image/geotiff", "image/vnd.stac.geotiff", "image/x.geotiff"}
-_IMAGE_TYPES = _TIFF_TYPES | {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/x-png"}
+_JPEG_2000_TYPES = {"image/jp2"}
+_OTHER_TYPES = {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/x-png"}
 # Types that say nothing, so that the ending of the file name decides.
 _UNSPECIFIC_TYPES = {"", "application/octet-stream", "binary/octet-stream"}
 
@@ -123,7 +125,7 @@ def _image(assets: Any, name: str | None, folder: Path) -> str:
     there = ", ".join(assets) or "none"
     if name is not None and name not in assets:
         raise ValueError(f"it has no asset {name}; its assets are: {there}")
-    images: list[tuple[int, bool, int, str, str]] = []
+    images: list[tuple[int, int, int, str, str]] = []
     problems: list[str] = []
     for key in assets if name is None else [name]:
         asset = assets[key]
@@ -135,9 +137,11 @@ def _image(assets: Any, name: str | None, folder: Path) -> str:
         except InputError as error:
             problems.append(str(error))
         else:
-            images.append((_RANKS.index(_rank(key, asset)), not _is_tiff(asset, href), len(images), key, href))
+            images.append((_RANKS.index(_rank(key, asset)), _preference(asset, href), len(images), key, href))
     if not images:
-        raise ValueError(problems[0] if problems else f"it has no JPEG, PNG or TIFF asset; its assets are: {there}")
+        raise ValueError(
+            problems[0] if problems else f"it has no {one_of(image_formats())} asset; its assets are: {there}"
+        )
     best, *_, href = min(images)
     bands = [key for rank, *_, key, _ in images if rank == best]
     if name is None and _RANKS[best] == "band" and len(bands) > 1:
@@ -147,11 +151,21 @@ def _image(assets: Any, name: str | None, folder: Path) -> str:
 
 def _is_image(asset: dict[str, Any], href: str) -> bool:
     kind = _media_type(asset)
-    return kind in _IMAGE_TYPES or (kind in _UNSPECIFIC_TYPES and href.partition("?")[0].lower().endswith(SUFFIXES))
+    types = _TIFF_TYPES | _OTHER_TYPES | (_JPEG_2000_TYPES if reads_jpeg_2000() else set())
+    return kind in types or (kind in _UNSPECIFIC_TYPES and _path(href).endswith(image_suffixes()))
 
 
-def _is_tiff(asset: dict[str, Any], href: str) -> bool:
-    return _media_type(asset) in _TIFF_TYPES or href.partition("?")[0].lower().endswith((".tif", ".tiff"))
+def _preference(asset: dict[str, Any], href: str) -> int:
+    """Return the place of an image's format among formats of one image: 0 for TIFF, 1 for JPEG 2000, 2 for others."""
+    kind, path = _media_type(asset), _path(href)
+    if kind in _TIFF_TYPES or path.endswith((".tif", ".tiff")):
+        return 0
+    return 1 if kind in _JPEG_2000_TYPES or path.endswith((".jp2", ".j2k")) else 2
+
+
+def _path(href: str) -> str:
+    """Return an address in lower case without its query."""
+    return href.partition("?")[0].lower()
 
 
 def _media_type(asset: dict[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""Tiles: squares that cover a whole GeoTIFF scene, read by window."""
+"""Tiles: squares that cover a whole scene (GeoTIFF or JPEG 2000), read by window."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.rasters import check_blocks, open_tiff, read_window
+from orbithash.encoders.imagery.rasters import check_blocks, open_raster, read_window
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
 from orbithash.encoders.ranges import is_integer
 
@@ -32,10 +32,10 @@ def plan_tiles(path: Path, tile_px: int) -> list[Window]:
     The last window of each row and column is shifted inward to be of full size; it overlaps its neighbour.
 
     Raises:
-        ImageError: not a readable TIFF, smaller than one tile, or of more than a million tiles.
+        ImageError: not a readable TIFF or JPEG 2000 file, smaller than one tile, or of more than a million tiles.
     """
     check_tile(tile_px)
-    with open_tiff(path) as dataset:
+    with open_raster(path) as dataset:
         width, height = dataset.width, dataset.height
     if min(width, height) < tile_px:
         raise ImageError(f"{width} x {height} pixels, smaller than a tile of {tile_px} x {tile_px}")
@@ -71,7 +71,7 @@ def read_tile(
     """
     col, row, width, height = window
     limits.check_size(width, height)
-    with open_tiff(path) as dataset:
+    with open_raster(path) as dataset:
         if col < 0 or row < 0 or col + width > dataset.width or row + height > dataset.height:
             raise ImageError(f"the tile {window} is not within the scene of {dataset.width} x {dataset.height} pixels")
         check_blocks(dataset, limits)

@@ -33,6 +33,9 @@ Pixels = npt.NDArray[np.uint8]
 _MAX_TASKS = 1000
 _MAX_START_S = 10.0
 
+# Fewer than `read_image` can read: every decoder that users can reach is one more to attack.
+_FORMATS = ("JPEG", "PNG", "TIFF")
+
 # Exit code of a process that reached its memory limit.
 _OUT_OF_MEMORY = 77
 
@@ -216,7 +219,7 @@ def _decode(image: bytes, preprocessing: Preprocessing, with_thumbnail: bool) ->
 
     rendering = preprocessing.rendering
     try:
-        pixels = read_image(image, rendering)
+        pixels = read_image(image, rendering, formats=_FORMATS)
         thumbnail = make_thumbnail(rendering.picture(pixels)) if with_thumbnail else b""
         return preprocessing.prepare(pixels), thumbnail
     except ImageError as error:

@@ -23,7 +23,7 @@ TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set
 
 # Reason for each refused image of the fixture `bad_images`, by name.
 REASONS = {
-    "text.jpg": "not a JPEG, PNG or TIFF",
+    "text.jpg": "not a JPEG, PNG",
     "truncated.jpg": "truncated JPEG",
     "empty.tif": "the file is empty",
     "tiny.png": "1 x 1 pixels; at least 16 x 16",

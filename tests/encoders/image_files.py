@@ -6,8 +6,11 @@ import warnings
 import zlib
 
 import numpy as np
+import pytest
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
+
+from orbithash.encoders.imagery.rasters import reads_jpeg_2000
 
 HEIGHT, WIDTH = 20, 24
 PLACE = {"crs": "EPSG:32654", "transform": from_origin(4e5, 4e6, 10, 10)}
@@ -31,6 +34,19 @@ def tiff(values, mask=None, colormap=None, datetime=None, **options):
                 dataset.write_colormap(1, colormap)
             if datetime is not None:
                 dataset.update_tags(TIFFTAG_DATETIME=datetime)
+        return memory.read()
+
+
+def jpeg_2000(values, codec="JP2", **options):
+    """Return a JPEG 2000 file of values [B, H, W], without loss; the test is skipped if GDAL has no driver."""
+    if not reads_jpeg_2000():
+        pytest.skip("the installed GDAL has no driver for JPEG 2000")
+    shape = {"count": values.shape[0], "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype}
+    lossless = {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO", "CODEC": codec}
+    with warnings.catch_warnings(), MemoryFile(ext=codec.lower()) as memory:
+        warnings.simplefilter("ignore")
+        with memory.open(driver="JP2OpenJPEG", **shape, **lossless, **options) as dataset:
+            dataset.write(values)
         return memory.read()
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.sources import SUFFIXES
+from orbithash.encoders.sources.listings import image_suffixes
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.captions import caption
 from orbithash.trainers.datasets.class_lists import DSRSID_CLASSES
@@ -25,7 +25,8 @@ def has_pairs(root: Path) -> bool:
     if {path.name for path in root.glob("*/") if not path.name.startswith(".")} != set(PAIRS_FOLDERS):
         return False
     # Without classes: a place has the same name in both.
-    first, second = ({p.stem for p in folder.glob("*") if p.name.lower().endswith(SUFFIXES)} for folder in folders)
+    suffixes = image_suffixes()
+    first, second = ({p.stem for p in folder.glob("*") if p.name.lower().endswith(suffixes)} for folder in folders)
     return bool(first & second)
 
 

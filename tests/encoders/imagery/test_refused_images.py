@@ -14,7 +14,7 @@ from rasterio.io import MemoryFile
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.georeference import Georeference, read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, read_image, stretch_limits
-from orbithash.encoders.imagery.rasters import open_tiff
+from orbithash.encoders.imagery.rasters import open_raster
 
 
 def test_formats_are_detected_by_content_not_by_name(tmp_path):
@@ -28,10 +28,10 @@ def test_formats_are_detected_by_content_not_by_name(tmp_path):
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"hello world, this is text", r"not a JPEG, PNG or TIFF: begins with b'hello world,'"),
-        (b"GIF89a" + bytes(30), "not a JPEG, PNG or TIFF"),
-        (b'<VRTDataset rasterXSize="20">', "not a JPEG, PNG or TIFF"),
-        (b"\xff\xd8", "not a JPEG, PNG or TIFF"),
+        (b"hello world, this is text", r"not a JPEG, PNG.* begins with b'hello world,'"),
+        (b"GIF89a" + bytes(30), "not a JPEG, PNG"),
+        (b'<VRTDataset rasterXSize="20">', "not a JPEG, PNG"),
+        (b"\xff\xd8", "not a JPEG, PNG"),
         (b"\xff\xd8\xff", "damaged JPEG|truncated JPEG"),
         (b"\x89PNG\r\n\x1a\n", "truncated: the PNG header is not complete"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "0 x 0 pixels; at least 16 x 16"),
@@ -228,7 +228,7 @@ def test_sidecar_files_are_not_read(tmp_path):
     beside("a.tif.msk", tiff(np.zeros((1, HEIGHT, WIDTH), np.uint8), INTERNAL_MASK_FLAGS_1="2"))
     assert read_georeference(path) == Georeference()
     assert stretch_limits(path, Rendering()) == expected
-    with open_tiff(path) as dataset:
+    with open_raster(path) as dataset:
         assert dataset.nodata is None
         assert dataset.read_masks(1).all()
         assert dataset.files == [str(path)]

@@ -10,9 +10,11 @@ import shapely
 from rasterio.transform import from_origin
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.rasters import image_formats, one_of, reads_jpeg_2000
 from orbithash.encoders.sources.sources import Item, list_source
 
 UTC = dt.UTC
+FORMATS = one_of(image_formats())
 
 
 def keys(items):
@@ -106,7 +108,7 @@ def image(href, *roles, kind=COG, **fields):
         # Formats: by media type, else by the ending of the name.
         ({"m": {"href": "m.xml", "roles": ["data"]}, "b": {"href": "b.JPG"}}, "b.JPG"),
         ({"m": {"href": "m", "type": "image/png"}, "thumb": {"href": "b.JPG"}}, "m"),
-        ({"j": {"href": "j.tif", "type": "image/jp2"}, "b": {"href": "b.tif", "roles": None}}, "b.tif"),
+        ({"j": {"href": "j.tif", "type": "image/webp"}, "b": {"href": "b.tif", "roles": None}}, "b.tif"),
         ({"b": image("b", kind="application/octet-stream"), "c": image("c.tif", kind="binary/octet-stream")}, "c.tif"),
         ({"b": image("b", kind="image/vnd.stac.geotiff; cloud-optimized=true")}, "b"),
         ({"b": image("b", kind="image/jpg")}, "b"),
@@ -124,6 +126,19 @@ def test_which_asset_is_read(tmp_path, assets, expected):
         assert item.path == str(tmp_path / expected)
 
 
+@pytest.mark.skipif(not reads_jpeg_2000(), reason="the installed GDAL has no driver for JPEG 2000")
+def test_jpeg_2000_is_read_if_there_is_no_tiff_of_the_same_image(tmp_path):
+    jp2, png = image("v.jp2", "visual", kind="image/jp2"), image("v.png", "visual", kind="image/png")
+    for assets, expected in (
+        ({"visual": jp2, "visual-png": png}, "v.jp2"),
+        ({"visual-jp2": jp2, "visual": image("v.tif", "visual")}, "v.tif"),
+        ({"b": image("b.J2K", kind="application/octet-stream")}, "b.J2K"),
+    ):
+        for order in (assets, dict(reversed(assets.items()))):
+            (item,) = list_source(write_stac(tmp_path, feature(assets=order)))
+            assert item.path == str(tmp_path / expected)
+
+
 def test_an_asset_in_an_object_store_is_read_from_there(tmp_path):
     (item,) = list_source(write_stac(tmp_path, feature(assets={"visual": image("s3://bucket/v.tif", "visual")})))
     assert item.path == "s3://bucket/v.tif"
@@ -135,7 +150,7 @@ def test_an_asset_can_be_chosen_by_its_key(tmp_path):
     first, second = list_source(path, asset="B04")
     assert first.path == str(tmp_path / "B04.tif")
     assert second.problem == "it has no asset B04; its assets are: image"
-    with pytest.raises(InputError, match=r"one: it has no JPEG, PNG or TIFF asset.*\n.*two: it has no asset meta"):
+    with pytest.raises(InputError, match=r"one: it has no JPEG, PNG.* asset.*\n.*two: it has no asset meta"):
         list_source(path, asset="meta")
     (tmp_path / "list.txt").write_text("a.tif\n")
     for source in (tmp_path / "list.txt", tmp_path):
@@ -179,8 +194,8 @@ def test_an_item_with_an_empty_geometry_has_no_place(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "key", "message"),
     [
-        (feature("bad", {}), "bad", "it has no JPEG, PNG or TIFF asset; its assets are: none"),
-        (feature("bad", {"meta": {"href": "x.xml"}}), "bad", "it has no JPEG, PNG or TIFF asset; its assets are: meta"),
+        (feature("bad", {}), "bad", f"it has no {FORMATS} asset; its assets are: none"),
+        (feature("bad", {"meta": {"href": "x.xml"}}), "bad", f"it has no {FORMATS} asset; its assets are: meta"),
         (feature("bad", {"a": {"href": "https://x/a.tif"}}), "bad", "https://x/a.tif is remote; of remote images only"),
         (feature("bad", {"a": {"href": "s3://k:s@x/a.tif"}}), "bad", "is given with a secret"),
         (feature("bad", [1]), "bad", "it has no JPEG"),
@@ -224,7 +239,7 @@ def test_ids_are_unique_in_a_collection(tmp_path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([feature(assets={})], "item: it has no JPEG, PNG or TIFF asset"),
+        ([feature(assets={})], f"item: it has no {FORMATS} asset"),
         ([feature(name=None), feature(assets={})], "found 2 problems"),
         ([{"type": "Thing"}], "is not a STAC item collection"),
         ([1], "is not a STAC item collection"),

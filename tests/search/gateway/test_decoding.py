@@ -79,7 +79,10 @@ def test_equal_to_decoding_in_process_and_without_torch():
 def test_an_image_that_is_refused_says_why():
     async def scenario(decoder):
         for image, words in (
-            (b"text", "not a JPEG, PNG or TIFF"),
+            (b"text", "not a JPEG, PNG or TIFF: begins"),
+            # JPEG 2000, which `read_image` reads elsewhere.
+            (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "not a JPEG, PNG or TIFF: begins"),
+            (b"\xff\x4f\xff\x51" + bytes(99), "not a JPEG, PNG or TIFF: begins"),
             (GOOD[:-30], "truncated|damaged"),
             (png(50_000, 50_000), "50000 x 50000 pixels; at most 50,000,000"),
             (png(50_000, 50_000, depth=16), "50000 x 50000 pixels; at most 50,000,000"),
