@@ -1,4 +1,4 @@
-"""Images for tests of decoding: good ones, bombs, and what is no image at all."""
+"""Images for tests of decoding: valid images, decompression bombs, and files that are not images."""
 
 import struct
 import zlib

@@ -42,7 +42,7 @@ def test_training_survives_a_node(start, nodes, labelled, tmp_path):
     kill_a_node(nodes)
     before = history_of(out)
     assert process.wait(timeout=300) == 0, process.err.read_text()
-    # The output of workers, their errors included, is shown on an existing cluster; the command has none of its own.
+    # The output of workers, their errors included, is shown on an existing cluster. The command itself prints none.
     assert not [line for line in process.err.read_text().splitlines() if line.startswith("Traceback")]
     after = history_of(out)
     assert [record["epoch"] for record in after] == list(range(1, EPOCHS + 1))
