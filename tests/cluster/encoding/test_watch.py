@@ -41,7 +41,8 @@ def test_a_watched_folder(start, model, tmp_path):
     source.mkdir()
     write_image(source / "first.png", RNG)
     process = start("encode", source, "--model", model, "--archive", archive, "--watch", "--json")
-    wait_for(lambda: archive.exists() and stored(archive) == {"first.png"}, process)
+    # The folder of a dataset exists a moment before its first version.
+    wait_for(lambda: any(archive.glob("_versions/*")) and stored(archive) == {"first.png"}, process)
     (source / "sub").mkdir()
     write_image(source / "sub" / "second.png", RNG)
     (source / "broken.png").write_bytes(b"broken")
