@@ -25,7 +25,7 @@ def test_training_needs_a_folder_of_images(refused, tmp_path, bad_images, name):
     for path in (tmp_path / "flat" / "a.jpg", tmp_path / "file"):
         shutil.copy(bad_images / "good.jpg", path)
     words = {
-        "empty": "holds no image (.jpg, .jpeg, .png, .tif, .tiff)",
+        "empty": "holds no image (.jpg, .jpeg, .png, .tif, .tiff",
         "absent": "does not exist",
         "flat": "only 1 images; protocol random needs at least 5",
         "file": "is not a folder",
