@@ -1,4 +1,4 @@
-"""The canvas of a scene: draws shapes in metres with colours, textures, shadows and trees."""
+"""The canvas of a scene, with methods that draw shapes, textures, shadows and trees. Lengths are in metres."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,24 +14,24 @@ from orbithash.trainers.scenes.palette import Color, mixed, scaled, varied
 __all__ = ["OVERSAMPLING", "Canvas", "Field", "Paint"]
 
 OVERSAMPLING = 2
-"""Drawn pixels per panchromatic pixel along each side, for anti-aliasing."""
+"""Canvas pixels per panchromatic pixel along each axis, for anti-aliasing."""
 
 SHADOW: Color = (16, 20, 34)
 
 Field = NDArray[np.float32]
-"""One scalar per panchromatic pixel, float32 [2 * size_px, 2 * size_px]."""
+"""One value per panchromatic pixel, float32 [2 * size_px, 2 * size_px]."""
 
 Paint = Color | Image.Image
 
 
 class Canvas:
-    """The drawing of one scene.
+    """The canvas on which one scene is drawn.
 
     Args:
-        size_px: side of the finished RGB image.
-        season: what the vegetation and the ground look like.
-        light: the sun.
-        rng: source of every random choice.
+        size_px: side of the finished RGB image in pixels.
+        season: colours of the vegetation and the ground.
+        light: position of the sun.
+        rng: random generator of the scene.
     """
 
     def __init__(self, size_px: int, season: Season, light: Light, rng: np.random.Generator) -> None:
@@ -45,7 +45,7 @@ class Canvas:
     # Fields and textures
 
     def noise(self, cell: float, octaves: int = 3) -> Field:
-        """Return smooth noise from about -1 to 1 whose largest features are `cell` metres across."""
+        """Return smooth noise from about -1 to 1; its largest features are `cell` metres wide."""
         total = np.zeros((self.field_px, self.field_px), np.float32)
         for octave in range(octaves):
             cells = min(self.field_px, max(2, math.ceil(EXTENT / cell * 2.4**octave)))
@@ -55,17 +55,20 @@ class Canvas:
         return total
 
     def grid(self, angle: float) -> Field:
-        """Return each pixel's coordinate along `angle` (radians, clockwise from the right), in metres from the left."""
+        """Return the coordinate of each pixel, in metres, along an axis at `angle` (radians, clockwise from east)."""
         axis = (np.arange(self.field_px, dtype=np.float32) + 0.5) * np.float32(EXTENT / self.field_px)
         return axis[None, :] * np.float32(math.cos(angle)) + axis[:, None] * np.float32(math.sin(angle))
 
     def stripes(self, period: float, angle: float) -> Field:
-        """Return waves from -1 to 1 that repeat every `period` metres along `angle`."""
+        """Return a sine wave from -1 to 1 with a period of `period` metres along `angle`."""
         waves: Field = np.sin(self.grid(angle) * np.float32(2 * math.pi / period))
         return waves
 
     def texture(self, color: Color, relief: Field, second: Color | None = None) -> Image.Image:
-        """Return one colour shaded by `relief` (0: the colour itself, -1: black), or blended with a second colour."""
+        """Return an image of one colour shaded by `relief`: 0 is the colour itself, -1 is black.
+
+        With a second colour, blend the two instead: -1 is the first, 1 is the second.
+        """
         first = np.asarray(color, np.float32)
         if second is None:
             pixels = (1 + relief)[..., None] * first
@@ -85,7 +88,7 @@ class Canvas:
             self.image.paste(paint, (0, 0, self.side_px, self.side_px))
 
     def meadow(self, color: Color | None = None, contrast: float = 0.5) -> None:
-        """Cover the scene with grass, or another ground, in patches of two tones; snow covers most of it."""
+        """Cover the scene with grass, or with `color`, in patches of two tones; in winter, snow covers most of it."""
         color = varied(color or self.season.grass, self.rng, 0.1)
         dark, bright = scaled(color, 1 - contrast / 2), scaled(mixed(color, self.season.soil, 0.3), 1 + contrast / 3)
         covered = self.season.covered
@@ -108,7 +111,7 @@ class Canvas:
         self._draw.line(self._pixels(path), fill=color, width=pixels, joint="curve" if pixels > 3 else None)
 
     def dashes(self, path: Shape, color: Color, width: float, dash: float, gap: float) -> None:
-        """Draw a dashed line: each dash is `dash` metres long, `gap` metres apart."""
+        """Draw a dashed line: dashes are `dash` metres long, with gaps of `gap` metres."""
         points = np.asarray(path)
         reached = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
         starts = np.arange(0, reached[-1] - dash, dash + gap)
@@ -124,7 +127,7 @@ class Canvas:
         self._draw.ellipse(box, fill=color)
 
     def road(self, path: Shape, width: float, color: Color, marking: Color | None = None) -> None:
-        """Paint a road with a pale verge and, with `marking`, a dashed centre line."""
+        """Paint a road with a pale verge and, if `marking` is given, a dashed centre line of that colour."""
         self.fill([ribbon(path, width + 2.4)], self.season.covered(mixed(color, self.season.soil, 0.5), 0.5))
         self.fill([ribbon(path, width)], self.season.covered(color, 0.2))
         if marking is not None:
@@ -133,7 +136,10 @@ class Canvas:
     # Objects with height
 
     def cast(self, shapes: Iterable[Shape], height: float, depth: float = 0.55) -> None:
-        """Darken the ground in the shadow of objects with these outlines and this height in metres."""
+        """Draw the shadows of objects with these outlines and this height in metres.
+
+        `depth` is the opacity of the shadow, 0 to 1.
+        """
         mask, draw = self._mask()
         dx, dy = (value * height for value in self.light.shadow)
         level = round(255 * depth)
@@ -145,7 +151,7 @@ class Canvas:
         self.image.paste(SHADOW, mask=mask)
 
     def gable(self, frame: Frame, length: float, width: float, color: Color) -> None:
-        """Paint a pitched roof around the frame's origin, its ridge along u; the side facing the sun is brighter."""
+        """Paint a gable roof around the origin of the frame, its ridge along u; the side facing the sun is brighter."""
         color = self.season.covered(color, 0.5)
         sunny = self.light.toward[1] * math.cos(frame.angle) - self.light.toward[0] * math.sin(frame.angle)
         for side in (-1, 1):
@@ -153,7 +159,10 @@ class Canvas:
         self.line(frame.path([(-length / 2, 0), (length / 2, 0)]), scaled(color, 1.16), 0.5)
 
     def trees(self, spots: Sequence[Point], radius: float, colors: Sequence[Color] = (), shaded: bool = True) -> None:
-        """Draw a tree at each point, with a crown of about `radius` metres in the season's colours or those given."""
+        """Draw a tree at each point, with a crown of about `radius` metres.
+
+        `colors` replaces the colours of the season; `shaded` adds shadows on the ground.
+        """
         colors = [self.season.covered(color, 0.35) for color in colors or self.season.foliage]
         if shaded:
             self._crown_shadows(spots, radius)
@@ -164,7 +173,7 @@ class Canvas:
             self.image.paste(crown, corner, crown)
 
     def _crown_shadows(self, spots: Sequence[Point], radius: float) -> None:
-        """Draw the shadow of a crown. It is detached from the foot, because the trunk is thin."""
+        """Draw the shadow of each crown, at a distance from the tree: the thin trunk casts none."""
         mask, draw = self._mask()
         reach = min(1.6 * radius, 1.5 * radius * math.hypot(*self.light.shadow))
         sun_x, sun_y = self.light.toward
@@ -177,7 +186,7 @@ class Canvas:
         self.image.paste(SHADOW, mask=mask)
 
     def _crown(self, color: Color, radius: float) -> Image.Image:
-        """Return a crown from above as RGBA: uneven, brighter towards the sun, with a ragged edge."""
+        """Return the RGBA image of a crown seen from above: uneven, with a ragged edge, brighter towards the sun."""
         half = max(2, round(radius * self.scale))
         axis = np.linspace(-1, 1, 2 * half + 1, dtype=np.float32)
         x, y = axis[None, :], axis[:, None]

@@ -1,4 +1,4 @@
-"""Five sentences about each scene, made only from the facts of its drawing."""
+"""Captions: five sentences about each scene, generated only from its facts, season and light."""
 
 import re
 
@@ -17,7 +17,7 @@ _NUMBERS = (
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
 
-# Not from the standard library, whose month names depend on the locale.
+# Month names of the standard library depend on the locale.
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -31,7 +31,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def sentences(scene: Scene, seed: int) -> list[str]:
-    """Return five different sentences about a scene: four of its class, one of its light or date, in random order."""
+    """Return five different sentences in random order: four about the class, one about the light or the date."""
     rng = np.random.default_rng([seed, scene.index, 1])
     words = _words(scene)
     own = SENTENCES[scene.label]
@@ -46,7 +46,7 @@ def tokens(sentence: str) -> list[str]:
 
 
 def _words(scene: Scene) -> dict[str, str]:
-    """Return the values of the placeholders: facts, counts such as "three boats", season and light."""
+    """Return the value of each placeholder: facts, counts such as "three boats", season and light."""
     toward_x, toward_y = scene.light.shadow
     return {
         **scene.facts.words,
@@ -60,6 +60,6 @@ def _words(scene: Scene) -> dict[str, str]:
 
 
 def _finished(text: str) -> str:
-    """Return the sentence with a capital letter, a full stop, and "an" before vowels."""
+    """Add the capital letter and the full stop to a sentence, and write "an" before vowels."""
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[0].upper() + text[1:] + "."

@@ -1,4 +1,4 @@
-"""The land-use classes of scenes."""
+"""The land-use classes of scenes and the function that draws each."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ from orbithash.trainers.scenes.landuse.transport import (
 __all__ = ["CLASSES", "WITHOUT_SNOW", "Draw"]
 
 Draw = Callable[[Canvas, np.random.Generator], Facts]
-"""Draws one land use over the whole canvas and returns its facts."""
+"""A function that draws one land use over the whole canvas and returns the facts of the scene."""
 
 CLASSES: dict[str, Draw] = {
     "airport": draw_airport,
@@ -48,9 +48,9 @@ CLASSES: dict[str, Draw] = {
     "storage_tanks": draw_storage_tanks,
     "tennis_courts": draw_tennis_courts,
 }
-"""Scene i shows class i modulo the number of classes, in this order."""
+"""Drawing function by class name. Scene i shows class i modulo the number of classes, in this order."""
 
 WITHOUT_SNOW = frozenset(
     {"beach", "circular_farmland", "desert", "golf_course", "harbor", "solar_farm", "tennis_courts"}
 )
-"""Land uses never drawn under snow."""
+"""Classes that are never drawn with snow."""

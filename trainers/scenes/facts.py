@@ -1,4 +1,4 @@
-"""The facts of a drawn scene, for its captions."""
+"""The facts of a scene that its captions state, and their wording."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ class Facts:
     """The facts that captions can state about one scene.
 
     Args:
-        counts: number of visible objects of each kind, by its name in the singular.
-        words: colours, positions and directions in words, by the name of their placeholder.
+        counts: number of visible objects of each kind, by the singular noun.
+        words: colours, positions and directions in words, by the name of the placeholder.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Facts:
 
 
 def place(point: Point) -> str:
-    """Return the ninth of the image that contains a point: "upper left", "centre", "right"."""
+    """Return the position of a point in the image in words, on a grid of 3 x 3: "upper left", "centre", "right"."""
     column, row = (min(2, max(0, int(value / EXTENT * 3))) for value in point)
     across, down = ("left", "", "right")[column], ("upper", "", "lower")[row]
     if not across and not down:
@@ -33,13 +33,13 @@ def place(point: Point) -> str:
 
 
 def compass(angle: float) -> str:
-    """Return the compass direction of an image angle (radians, clockwise from the right, north up) in words."""
+    """Return the compass direction, in words, of an angle in radians, clockwise from east."""
     names = ("east", "south-east", "south", "south-west", "west", "north-west", "north", "north-east")
     return names[round(angle / (math.pi / 4)) % 8]
 
 
 def course(angle: float) -> str:
-    """Return the course of a line at this image angle in words: "from north to south"."""
+    """Return the course, in words, of a line at an angle in radians, clockwise from east: "from north to south"."""
     toward = compass(angle)
     pairs = {"north": "south", "north-east": "south-west", "west": "east", "north-west": "south-east"}
     for first, second in pairs.items():
@@ -49,5 +49,5 @@ def course(angle: float) -> str:
 
 
 def joined(words: list[str]) -> str:
-    """Return words joined as in a sentence: "green, yellow and brown"."""
+    """Return a list of words joined as in a sentence: "green, yellow and brown"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

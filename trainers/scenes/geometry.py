@@ -1,4 +1,4 @@
-"""Shapes in metres: x to the right, y down from the upper left corner of a scene, north up."""
+"""Shapes in metres. The origin is the upper left corner of the scene; x points east, y points south."""
 
 import math
 from collections.abc import Sequence
@@ -17,27 +17,30 @@ Shape = list[Point]
 
 
 class Frame:
-    """A rotated coordinate system: u along `angle` (radians, clockwise from the right), v to the right of u."""
+    """A rotated coordinate system with its origin at (x, y).
+
+    The axis u points along `angle` (radians, clockwise from east); v is 90 degrees clockwise from u.
+    """
 
     def __init__(self, angle: float, x: float = MIDDLE, y: float = MIDDLE) -> None:
         self.angle, self.x, self.y = angle, x, y
         self._cos, self._sin = math.cos(angle), math.sin(angle)
 
     def at(self, u: float, v: float) -> Point:
-        """Return the scene's coordinates of a point of this frame."""
+        """Convert a point of this frame to scene coordinates."""
         return self.x + u * self._cos - v * self._sin, self.y + u * self._sin + v * self._cos
 
     def path(self, points: Sequence[Point]) -> Shape:
-        """Return the scene's coordinates of several points."""
+        """Convert several points of this frame to scene coordinates."""
         return [self.at(u, v) for u, v in points]
 
     def box(self, u: float, v: float, length: float, width: float) -> Shape:
-        """Return a rectangle around (u, v): `length` along u, `width` along v."""
+        """Return the rectangle with its centre at (u, v): `length` along u, `width` along v."""
         a, b = length / 2, width / 2
         return self.path([(u - a, v - b), (u + a, v - b), (u + a, v + b), (u - a, v + b)])
 
     def beside(self, u: float, v: float, turn: float = 0.0) -> "Frame":
-        """Return a frame with its origin at (u, v) of this one, rotated further."""
+        """Return a frame with its origin at (u, v) of this frame, rotated by another `turn` radians."""
         return Frame(self.angle + turn, *self.at(u, v))
 
 
@@ -47,13 +50,13 @@ def inside(point: Point, margin: float = 0.0) -> bool:
 
 
 def circle(x: float, y: float, radius: float, corners: int = 24) -> Shape:
-    """Return a regular polygon."""
+    """Return a regular polygon that approximates a circle."""
     turns = [2 * math.pi * corner / corners for corner in range(corners)]
     return [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
 
 
 def blob(rng: np.random.Generator, x: float, y: float, radius: float, stretch: float = 1.4, turn: float = 0.0) -> Shape:
-    """Return a rounded, irregular polygon of about this radius, longer along `turn`."""
+    """Return a rounded, irregular polygon of about this radius, elongated along the angle `turn` (radians)."""
     turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     radii = np.full(turns.size, radius, np.float64)
     for wave in (2, 3, 5):
@@ -69,7 +72,7 @@ def blob(rng: np.random.Generator, x: float, y: float, radius: float, stretch: f
 
 
 def wavy(rng: np.random.Generator, frame: Frame, amplitude: float, reach: float = EXTENT, waves: float = 1.3) -> Shape:
-    """Return a path along u through the whole scene that swings about v = 0 by about `amplitude` metres."""
+    """Return a path through the whole scene along u that oscillates around v = 0 by about `amplitude` metres."""
     u = np.linspace(-reach, reach, 97)
     v = np.zeros_like(u)
     for share, factor in ((0.82, 1.0), (0.18, 2.1)):
@@ -78,7 +81,7 @@ def wavy(rng: np.random.Generator, frame: Frame, amplitude: float, reach: float 
 
 
 def ribbon(path: Shape, width: float, shift: float = 0.0) -> Shape:
-    """Return the outline of a band of this width along a path, shifted `shift` metres to the right of the path."""
+    """Return the outline of a band of this width along a path, moved `shift` metres to the right of the path."""
     points = np.asarray(path)
     along = np.gradient(points, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The time of a scene: its season and the position of the sun."""
+"""The acquisition time of a scene: its season and the position of the sun."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,16 @@ __all__ = ["SEASONS", "Light", "Season", "light_at", "random_moment"]
 
 @dataclass(frozen=True)
 class Season:
-    """The effect of a season on colours. `phrase` completes a sentence about the image."""
+    """The colours of a season.
+
+    Args:
+        phrase: names the season at the end of a sentence, such as "in spring".
+        months: months of the season, 1 to 12.
+        grass: colour of grass.
+        soil: colour of bare soil.
+        foliage: colours of tree crowns.
+        snow: amount of snow, 0 to 1.
+    """
 
     phrase: str
     months: tuple[int, ...]
@@ -23,7 +32,7 @@ class Season:
     snow: float = 0.0
 
     def covered(self, color: Color, share: float = 0.8) -> Color:
-        """Return the colour from above in this season; `share` is the fraction covered if there is snow."""
+        """Return the colour of a surface seen from above; snow, if there is any, covers the fraction `share` of it."""
         return mixed(color, (236, 240, 246), share * self.snow)
 
 
@@ -69,27 +78,27 @@ SEASONS = {
 
 @dataclass(frozen=True)
 class Light:
-    """The sun over a scene. Azimuth is clockwise from north, both angles in degrees."""
+    """The position of the sun: azimuth (clockwise from north) and elevation, in degrees."""
 
     azimuth: float
     elevation: float
 
     @property
     def shadow(self) -> tuple[float, float]:
-        """Return the end of the shadow of a one-metre object: metres to the right and down the image, north up."""
+        """Return the shadow vector of an object 1 m high: metres to the right and metres down the image (north up)."""
         length = 1 / math.tan(math.radians(self.elevation))
         turn = math.radians(self.azimuth)
         return -math.sin(turn) * length, math.cos(turn) * length
 
     @property
     def toward(self) -> tuple[float, float]:
-        """Return the unit vector in the image towards the sun."""
+        """Return the unit vector in the image that points towards the sun."""
         turn = math.radians(self.azimuth)
         return math.sin(turn), -math.cos(turn)
 
 
 def random_moment(season: Season, rng: np.random.Generator) -> datetime:
-    """Return a time in this season between 10:00 and 14:30 UTC, like daytime satellite passes."""
+    """Return a random time of this season between 10:00 and 14:30 UTC, when optical satellites pass."""
     month = season.months[rng.integers(len(season.months))]
     minute = int(rng.integers(10 * 60, 14 * 60 + 30))
     day = datetime(int(rng.integers(2018, 2026)), month, int(rng.integers(1, 29)))
@@ -97,7 +106,10 @@ def random_moment(season: Season, rng: np.random.Generator) -> datetime:
 
 
 def light_at(moment: datetime, lon: float, lat: float) -> Light:
-    """Return the sun at a place (degrees, WGS 84) and a time in UTC, to about a degree: no equation of time."""
+    """Return the position of the sun at a place (degrees, WGS 84) and a time in UTC.
+
+    The error is a few degrees at most, because the equation of time is ignored.
+    """
     day_of_year = moment.timetuple().tm_yday
     declination = math.radians(-23.44 * math.cos(2 * math.pi * (day_of_year + 10) / 365))
     hour_angle = math.radians(15 * (moment.hour + moment.minute / 60 - 12) + lon)

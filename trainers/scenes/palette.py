@@ -1,4 +1,4 @@
-"""Colours by the names used in captions."""
+"""Colours (RGB, 0 to 255) by the names that captions use."""
 
 from collections.abc import Mapping
 
@@ -52,7 +52,7 @@ CARS: tuple[Color, ...] = (
 
 
 def mixed(first: Color, second: Color, share: float) -> Color:
-    """Return a blend of two colours; `share` from 0 to 1 is that of the second."""
+    """Return a blend of two colours; `share`, from 0 to 1, is the weight of the second."""
     a, b, c = (round(x + (y - x) * share) for x, y in zip(first, second, strict=True))
     return a, b, c
 
@@ -64,7 +64,7 @@ def scaled(color: Color, factor: float) -> Color:
 
 
 def varied(color: Color, rng: np.random.Generator, amount: float = 0.08) -> Color:
-    """Return a similar colour: brightness and each channel vary by about `amount` of their value."""
+    """Return a random similar colour; brightness and channels vary by about the fraction `amount`."""
     brightness = 1 + amount * float(rng.uniform(-1, 1))
     red, green, blue = (
         min(255, max(0, round(value * (brightness + amount * shift / 3))))
@@ -74,6 +74,6 @@ def varied(color: Color, rng: np.random.Generator, amount: float = 0.08) -> Colo
 
 
 def pick(rng: np.random.Generator, colors: Mapping[str, Color]) -> tuple[str, Color]:
-    """Return a named colour, slightly varied."""
+    """Return the name of a random colour of the mapping, and the colour slightly varied."""
     name = list(colors)[rng.integers(len(colors))]
     return name, varied(colors[name], rng)

@@ -1,4 +1,4 @@
-"""One scene from its number: class, facts, time, and both images."""
+"""A scene and how it is drawn from its number: class, facts, acquisition time and both images."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,12 +21,12 @@ class Scene:
     """A drawn scene.
 
     Args:
-        index: its number, from 0.
-        label: name of its class.
-        season: the time of the year it shows.
-        taken: acquisition in UTC.
-        light: the sun at that moment.
-        facts: what is in it.
+        index: number of the scene, from 0.
+        label: name of the land-use class.
+        season: season in which the scene was acquired.
+        taken: acquisition time in UTC.
+        light: position of the sun at the acquisition time.
+        facts: object counts, colours and directions that captions can state.
         color: uint8 [S, S, 3], RGB.
         panchromatic: uint8 [2 S, 2 S].
     """
@@ -42,7 +42,7 @@ class Scene:
 
 
 def draw_scene(index: int, seed: int, size_px: int) -> Scene:
-    """Return scene number `index` of a seed; it does not depend on other scenes."""
+    """Draw scene number `index` of a seed. It depends on nothing but the arguments."""
     rng = np.random.default_rng([seed, index])
     label = list(CLASSES)[index % len(CLASSES)]
     seasons = [season for season in SEASONS.values() if not (season.snow and label in WITHOUT_SNOW)]

@@ -1,4 +1,4 @@
-"""The two simulated sensors: a colour image, and a panchromatic image of twice the resolution."""
+"""The two simulated sensors: RGB, and panchromatic at twice the resolution."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ Pixels = NDArray[np.uint8]
 
 
 def photograph(canvas: Canvas) -> tuple[Pixels, Pixels]:
-    """The two images of one scene: RGB uint8 [S, S, 3] and panchromatic uint8 [2 S, 2 S].
+    """Return the two images of one scene: RGB uint8 [S, S, 3] and panchromatic uint8 [2 S, 2 S].
 
-    The cameras differ in haze, gain, spectral weights and noise, so neither follows from the other.
+    Haze, gain, spectral weights and noise differ, so neither image can be computed from the other.
     """
     rng = canvas.rng
     ground = np.asarray(canvas.image.reduce(OVERSAMPLING), np.float32)
@@ -35,7 +35,7 @@ def _color(ground: Field, elevation: float, rng: np.random.Generator) -> Pixels:
 
 
 def _panchromatic(ground: Field, rng: np.random.Generator) -> Pixels:
-    # A silicon sensor without filters is more sensitive to red than the eye.
+    # Unlike the eye, a silicon sensor without filters is sensitive to red light.
     luminance = ground @ np.asarray([0.4, 0.37, 0.23], np.float32)
     bright = 255 * (luminance.clip(0, 255) / 255) ** rng.uniform(0.8, 1.05)
     noise = rng.standard_normal(luminance.shape, np.float32) * 3

@@ -1,7 +1,7 @@
 """The sentence templates of each land use.
 
-A name in braces is one of the scene's facts; a count comes with its noun ("three boats", "one boat", "no boats"), so a
-sentence has no verb that would have to agree with it.
+A name in braces is replaced by a fact of the scene. A count is replaced together with its noun ("three boats", "one
+boat", "no boats"). Templates avoid verbs that would have to agree with the count.
 """
 
 __all__ = ["ANY_SCENE", "SENTENCES"]

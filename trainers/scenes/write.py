@@ -1,7 +1,7 @@
-"""Writing scenes to files: images, then captions, then the file that marks the folder as complete.
+"""Writing scenes to a folder: images, then captions, then `scenes.json`, which marks the folder as complete.
 
-While scenes are being written the folder holds `scenes.partial.json` in place of `scenes.json`; both name what was
-asked for, so that the same request can be taken up again and any other is refused.
+While scenes are being written, the folder contains `scenes.partial.json` instead of `scenes.json`. Both files store the
+parameters of the request: the same request is resumed after an interruption, and a different one is refused.
 """
 
 import json
@@ -32,12 +32,12 @@ from orbithash.trainers.scenes.scene import Scene, draw_scene
 __all__ = ["FORMAT_VERSION", "MAX_COUNT", "write_scenes"]
 
 FORMAT_VERSION = 1
-"""Incremented whenever the same seed would give different files."""
+"""Version of the output. Increment it when a change makes the same seed give different files."""
 
 MAX_COUNT = 1_000_000
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 512
 
-# Number of scenes per task of the process pool.
+# Number of scenes in each task of the process pool.
 _CHUNK = 8
 
 _COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions.json"
@@ -45,7 +45,7 @@ _COMPLETE, _PARTIAL, _CAPTIONS = "scenes.json", "scenes.partial.json", "captions
 
 @dataclass(frozen=True)
 class _Request:
-    """The parameters that determine a folder of scenes, byte by byte."""
+    """The parameters of a folder of scenes. They determine every byte of its files."""
 
     count: int
     seed: int
@@ -75,22 +75,22 @@ def write_scenes(
     on_progress: Callable[[int], None] | None = None,
     processes: int = 1,
 ) -> None:
-    """Write `count` drawn, georeferenced land-use scenes with captions into a folder of their own.
+    """Draw `count` georeferenced land-use scenes and write them with their captions to a folder.
 
-    The same arguments give the same bytes. Scene i depends only on the seed, the size and i, so fewer scenes are a
-    prefix of more. An incomplete folder, or one with fewer scenes of the same seed and size, is completed.
+    The same arguments give the same bytes. Scene i depends only on the seed, the size and i, so a smaller folder is a
+    prefix of a larger one. An incomplete folder, or one with fewer scenes of the same seed and size, is completed.
 
     Args:
-        directory: the folder, created if absent.
-        count: number of scenes, 1 to a million; the classes alternate.
-        seed: selects the series of scenes, 0 or more.
-        size_px: side of the colour images in pixels, 64 to 512; panchromatic images of the same area have twice that.
-        on_progress: called with the number of scenes written so far.
-        processes: number of processes that draw. With more than one, a script that calls this needs the usual
-            `if __name__ == "__main__"` guard of multiprocessing.
+        directory: the folder; it is created if it does not exist.
+        count: number of scenes, 1 to 1,000,000; the classes alternate.
+        seed: random seed, 0 or more.
+        size_px: side of the RGB images in pixels, 64 to 512; panchromatic images have twice as many per side.
+        on_progress: called after each scene with the number of scenes written so far.
+        processes: number of processes that draw. A script that uses more than one needs the guard
+            `if __name__ == "__main__"`, as always with multiprocessing.
 
     Raises:
-        InputError: an argument is out of range, or the folder contains anything else.
+        InputError: an argument is out of range, or the folder contains other files or other scenes.
     """
     request = _Request(count, seed, size_px)
     _check(request)
@@ -118,7 +118,7 @@ def write_scenes(
 
 
 def _check(request: _Request) -> None:
-    """Raise `InputError` for numbers out of range."""
+    """Raise `InputError` if a parameter is out of range."""
     if not 1 <= request.count <= MAX_COUNT:
         raise InputError(f"the number of scenes is {request.count}; it must lie between 1 and {MAX_COUNT}")
     if not MIN_SIZE_PX <= request.size_px <= MAX_SIZE_PX:
@@ -130,10 +130,10 @@ def _check(request: _Request) -> None:
 
 
 def _is_done(directory: Path, request: _Request) -> bool:
-    """Return whether the folder already has these scenes; `InputError` if it has anything else."""
+    """Return whether the folder is complete already; raise `InputError` if it has other files or other scenes."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; name a folder that does not exist yet or is empty")
-    # A killed process can leave the first file incomplete, under its temporary name.
+    # A process killed at the start leaves nothing but the temporary file of scenes.partial.json.
     if not directory.exists() or all(entry.name.startswith(f".{_PARTIAL}.") for entry in directory.iterdir()):
         return False
     found = [_described(directory / name) for name in (_PARTIAL, _COMPLETE) if (directory / name).exists()]
@@ -152,7 +152,7 @@ def _is_done(directory: Path, request: _Request) -> bool:
 
 
 def _described(page: Path) -> dict[str, Any]:
-    """Return the content of one of the two JSON files of a folder."""
+    """Read `scenes.json` or `scenes.partial.json`; raise `InputError` if it is not a JSON object."""
     try:
         content = json.loads(page.read_text(encoding="utf-8"))
     except ValueError as err:
@@ -163,7 +163,7 @@ def _described(page: Path) -> dict[str, Any]:
 
 
 def _file_name(scene: Scene) -> str:
-    """Return the path of both images below `images/` and `second/`."""
+    """Return the path of an image of the scene, relative to `images/` and to `second/`."""
     return f"{scene.label}/{scene.label}_{scene.index // len(CLASSES):04d}.tif"
 
 
@@ -172,12 +172,12 @@ def _write_images(directory: Path, scene: Scene) -> None:
     color = np.moveaxis(scene.color, 2, 0)
     for folder, pixels in (("images", color), ("second", scene.panchromatic[None])):
         content = _geotiff(pixels, upper_left(scene.index), scene.taken)
-        # Not flushed to disk one by one: the file that marks the folder as complete is written last.
+        # Images are not flushed to disk one by one: scenes.json, which marks the folder as complete, comes last.
         write_file(directory / folder / _file_name(scene), content, durable=False)
 
 
 def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: datetime) -> bytes:
-    """Write a GeoTIFF of uint8 [bands, height, width]; the upper left corner is in metres of the scenes' CRS."""
+    """Return a GeoTIFF of uint8 pixels [bands, height, width]; the upper left corner is in metres of `CRS`."""
     from rasterio import Affine
     from rasterio.io import MemoryFile
 
@@ -203,22 +203,22 @@ def _geotiff(pixels: NDArray[np.uint8], corner: tuple[float, float], taken: date
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Callable[[Callable[[int], str], range], Iterator[str]]]:
-    """Yield a `map` that keeps the order: the built-in one, or that of a pool of processes."""
+    """Yield a function `map` that keeps the order: the built-in, or that of a pool of processes."""
     if processes <= 1:
         yield map
         return
-    # Not by fork: the caller may have threads.
+    # Forking is unsafe when the caller has threads.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver"), _end_with_parent) as pool:
         try:
             yield partial(pool.map, chunksize=_CHUNK)
         except BaseException:
-            # Ctrl-C or a full disk: do not draw the scenes that are still queued.
+            # After Ctrl-C or an error such as a full disk, drop the scenes that are still queued.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _end_with_parent() -> None:
-    """Make this process of a pool end when the one that started the pool is killed."""
+    """Make this worker process exit when the process that started the pool exits."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -230,7 +230,10 @@ def _end_with_parent() -> None:
 
 
 def _write_scene(directory: Path, seed: int, size_px: int, index: int) -> str:
-    """Write both images of a scene and return the JSON of its captions: one line, so that a million need no memory."""
+    """Write both images of a scene and return its captions as one line of JSON.
+
+    Lines are written to the captions file one by one, so memory does not grow with the number of scenes.
+    """
     scene = draw_scene(index, seed, size_px)
     _write_images(directory, scene)
     first = index * NUM_SENTENCES
@@ -249,7 +252,7 @@ def _write_scene(directory: Path, seed: int, size_px: int, index: int) -> str:
 
 
 def _split(number: int) -> str:
-    """Return the part of a scene: eight of ten scenes of a class are for training."""
+    """Return the part of the split for scene `number` of a class: of ten, eight train, one val and one test."""
     return {3: "test", 6: "val"}.get(number % 10, "train")
 
 

@@ -1,1 +1,1 @@
-"""Draw the land-use classes: one function for each class, which draws it on a canvas and returns its facts."""
+"""Land-use classes: one function for each, which draws it on a canvas and returns the facts of the scene."""

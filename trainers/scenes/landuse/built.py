@@ -17,7 +17,7 @@ PANELS = {"dark blue": (34, 46, 84), "black": (32, 34, 42), "blue": (44, 66, 116
 
 
 def draw_dense_residential(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Rows of houses along parallel streets."""
+    """Draw rows of houses along parallel streets."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     roof_name, roof = pick(rng, ROOFS)
@@ -44,14 +44,14 @@ def draw_dense_residential(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _shows(frame: Frame, v: float) -> bool:
-    """Return whether the line at v crosses the scene."""
+    """Return whether the line at v, parallel to u, crosses the scene."""
     return any(inside(frame.at(u, v), 2) for u in np.linspace(-140, 140, 57).tolist())
 
 
 def _houses(
     canvas: Canvas, spots: list[Frame], size: tuple[float, float], roofs: list[Color], rng: np.random.Generator
 ) -> None:
-    """Draw a house at each point, about `size` metres long (along u) and wide."""
+    """Draw a house at each spot; `size` is its approximate length (along u) and width in metres."""
     sizes = [(size[0] * rng.uniform(0.82, 1.08), size[1] * rng.uniform(0.85, 1.12)) for _ in spots]
     canvas.cast([spot.box(0, 0, *area) for spot, area in zip(spots, sizes, strict=True)], 5.5)
     for spot, (length, width) in zip(spots, sizes, strict=True):
@@ -63,7 +63,7 @@ def _houses(
 
 
 def draw_sparse_residential(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A few houses in large gardens on a winding lane, among trees."""
+    """Draw a few houses among trees, in large gardens on a winding lane."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     lane = wavy(rng, frame, rng.uniform(4, 10), waves=0.7)
@@ -90,7 +90,7 @@ def draw_sparse_residential(canvas: Canvas, rng: np.random.Generator) -> Facts:
 def _garden_trees(
     canvas: Canvas, frame: Frame, houses: list[Frame], lane: list[Point], rng: np.random.Generator
 ) -> None:
-    """Clumps of trees that keep off the houses, the pools behind them and the lane."""
+    """Draw trees in the gardens, clear of the houses, the pools behind them and the lane."""
     keep_off = [(house.x, house.y) for house in houses]
     spots = rng.uniform(-8, 200, (int(rng.integers(90, 220)), 2)).tolist()
     spots = [(x, y) for x, y in spots if abs(_across(frame, x, y)) > 16]
@@ -99,12 +99,12 @@ def _garden_trees(
 
 
 def _across(frame: Frame, x: float, y: float) -> float:
-    """Return the v coordinate of a point of the scene."""
+    """Return the v coordinate in the frame of a point in scene coordinates."""
     return -(x - frame.x) * math.sin(frame.angle) + (y - frame.y) * math.cos(frame.angle)
 
 
 def draw_storage_tanks(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Cylindrical tanks inside low walls, joined by pipes."""
+    """Draw cylindrical tanks inside low walls, connected by pipes."""
     frame = Frame(rng.uniform(0, math.pi))
     _, yard = pick(rng, {**CONCRETE, "sand": (186, 164, 132)})
     canvas.cover(canvas.texture(canvas.season.covered(yard, 0.5), canvas.noise(35, 4) * 0.1))
@@ -135,7 +135,7 @@ def draw_storage_tanks(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _tank(canvas: Canvas, spot: Frame, radius: float, color: Color, floating: bool) -> None:
-    """One tank: its rim, and a sunken roof with a shadow of its own, or a dome lit from one side."""
+    """Draw one tank: its rim and either a floating roof with a shadow on it or a dome lit from one side."""
     x, y = spot.x, spot.y
     canvas.disc(x, y, radius, canvas.season.covered(scaled(color, 1.1), 0.3))
     sun_x, sun_y = canvas.light.toward
@@ -152,7 +152,7 @@ def _tank(canvas: Canvas, spot: Frame, radius: float, color: Color, floating: bo
 
 
 def draw_solar_farm(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Blocks of long rows of solar panels with service tracks between them."""
+    """Draw blocks of long rows of solar panels, separated by service tracks."""
     frame = Frame(rng.uniform(-0.3, 0.3) + (math.pi / 2 if rng.random() < 0.3 else 0))
     canvas.meadow()
     name, color = pick(rng, PANELS)

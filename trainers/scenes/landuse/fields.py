@@ -1,4 +1,4 @@
-"""Farmland, in parcels and in the circles of centre-pivot irrigation."""
+"""Farmland: rectangular parcels, and circular fields with centre-pivot irrigation."""
 
 import math
 
@@ -12,7 +12,7 @@ from orbithash.trainers.scenes.palette import SAND, Color, mixed, pick, scaled
 __all__ = ["draw_circular_farmland", "draw_farmland"]
 
 Parcel = tuple[float, float, float, float]
-"""Minimum u, minimum v, maximum u, maximum v."""
+"""A rectangle in metres of a frame: minimum u, minimum v, maximum u, maximum v."""
 
 CROPS: dict[str, Color] = {
     "green": (92, 132, 58),
@@ -24,7 +24,7 @@ CROPS: dict[str, Color] = {
 
 
 def draw_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A patchwork of parcels, each with its crop and its furrows, with hedges and a track between them."""
+    """Draw a patchwork of parcels, each with its own crop and furrows, separated by hedges and a track."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     parcels = _parcels((-118, -118, 118, 118), rng, int(rng.integers(2, 5)))
@@ -46,7 +46,7 @@ def draw_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _parcels(whole: Parcel, rng: np.random.Generator, depth: int) -> list[Parcel]:
-    """Return the parts of a rectangle split repeatedly across its longer side."""
+    """Split a rectangle across its longer side, `depth` times over, and return the parts."""
     u0, v0, u1, v1 = whole
     if depth == 0 or max(u1 - u0, v1 - v0) < 44:
         return [whole]
@@ -61,14 +61,14 @@ def _parcels(whole: Parcel, rng: np.random.Generator, depth: int) -> list[Parcel
 
 
 def _area_seen(frame: Frame, parcel: Parcel) -> float:
-    """Return the area of a parcel inside the scene in square metres, to about 1 %."""
+    """Return the approximate area in square metres of the part of a parcel inside the scene."""
     u0, v0, u1, v1 = parcel
     us, vs = np.linspace(u0, u1, 16).tolist(), np.linspace(v0, v1, 16).tolist()
     return sum(inside(frame.at(u, v)) for u in us for v in vs) / 256 * (u1 - u0) * (v1 - v0)
 
 
 def _parcel(canvas: Canvas, frame: Frame, parcel: Parcel, color: Color, rng: np.random.Generator) -> None:
-    """One field, its furrows along either of its sides, with a grass strip around it."""
+    """Draw one field with furrows parallel to one of its sides, and leave a strip of grass around it."""
     u0, v0, u1, v1 = (edge + strip for edge, strip in zip(parcel, (1.4, 1.4, -1.4, -1.4), strict=True))
     covered = canvas.season.covered(color, 0.72)
     canvas.fill([frame.path([(u0, v0), (u1, v0), (u1, v1), (u0, v1)])], covered)
@@ -83,7 +83,7 @@ def _parcel(canvas: Canvas, frame: Frame, parcel: Parcel, color: Color, rng: np.
 
 
 def draw_circular_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Round fields on dry ground, each with the arm of its sprinkler and the ruts of its wheels."""
+    """Draw circular fields on dry ground, each with the arm of its sprinkler and its wheel tracks."""
     ground_name, ground = pick(rng, SAND)
     canvas.cover(canvas.texture(scaled(ground, 0.92), canvas.noise(45, 4) * 0.12))
     radius = rng.uniform(34, 92)
@@ -103,12 +103,12 @@ def draw_circular_farmland(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _distance(frame: Frame) -> float:
-    """Return the distance in metres from a frame's origin to the nearest point of the scene."""
+    """Return the distance in metres from the origin of a frame to the nearest point of the scene."""
     return math.hypot(*(max(-value, 0, value - EXTENT) for value in (frame.x, frame.y)))
 
 
 def _pivot(canvas: Canvas, frame: Frame, radius: float, rng: np.random.Generator) -> str:
-    """One round field, sometimes with a sector of another crop; return the colour of its crop in words."""
+    """Draw one circular field, sometimes with a sector of another crop; return the name of its crop colour."""
     x, y = frame.x, frame.y
     name, color = pick(rng, CROPS)
     canvas.disc(x, y, radius, color)

@@ -1,4 +1,4 @@
-"""Harbours."""
+"""Harbours: a marina with piers and boats."""
 
 import math
 
@@ -15,7 +15,7 @@ HULLS: tuple[Color, ...] = (*3 * ((240, 240, 238), (226, 230, 234), (244, 242, 2
 
 
 def draw_harbor(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A marina: boats moored on both sides of piers that start from a quay."""
+    """Draw a marina: a quay with piers and boats moored on both sides of each pier."""
     angle = rng.uniform(0, 2 * math.pi)
     frame = Frame(angle)
     name, water = pick(rng, WATER)
@@ -68,7 +68,7 @@ def _pier(canvas: Canvas, frame: Frame, length: float, size: float, rng: np.rand
 
 
 def _boat(canvas: Canvas, spot: Frame, length: float, rng: np.random.Generator) -> None:
-    """One boat, its bow along u: hull, cockpit, and a cabin or a mast."""
+    """Draw one boat with its bow along u: hull, cockpit, and a cabin or a mast."""
     hull = HULLS[rng.integers(len(HULLS))]
     canvas.fill([_hull(spot, length)], varied(hull, rng, 0.04))
     canvas.fill([spot.box(-length * 0.26, 0, length * 0.3, length * 0.17)], (142, 112, 84))
@@ -85,7 +85,7 @@ def _hull(spot: Frame, length: float) -> Shape:
 
 
 def _under_way(canvas: Canvas, frame: Frame, size: float, rng: np.random.Generator) -> int:
-    """Up to three boats under way outside the piers, each with its wake; return the number visible."""
+    """Draw up to three boats under way beyond the piers, each with a wake; return the number of visible boats."""
     count = 0
     for v in (-55, 0, 55):
         spot = frame.beside(rng.uniform(0, 6), v + rng.uniform(-12, 12), math.pi / 2 + rng.uniform(-0.3, 0.3))

@@ -18,7 +18,7 @@ LAWN: Color = (84, 134, 58)
 
 
 def draw_golf_course(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Mown fairways, greens with flags, sand bunkers, trees and sometimes a pond."""
+    """Draw fairways, greens with flags, sand bunkers, trees and sometimes a pond."""
     canvas.meadow(mixed(LAWN, canvas.season.grass, 0.6), 0.36)
     frame = Frame(rng.uniform(0, 2 * math.pi))
     fairway = varied(LAWN, rng, 0.1)
@@ -45,14 +45,14 @@ def draw_golf_course(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _fairway(lane: Frame, bend: float, width: float) -> list[Shape]:
-    """A bent band with round ends, along u."""
+    """Return the shapes of a bent fairway along u with round ends."""
     steps = np.linspace(-1, 1, 25).tolist()
     path = lane.path([(62 * step, bend * step * step) for step in steps])
     return [ribbon(path, width), *(circle(*end, width / 2) for end in (path[0], path[-1]))]
 
 
 def _green(canvas: Canvas, spot: Frame, sand: Color, rng: np.random.Generator) -> int:
-    """A putting green with a flag, and bunkers around it; return the number of bunkers."""
+    """Draw a putting green with a flag and bunkers around it; return the number of bunkers."""
     start, bunkers = rng.uniform(0, 2 * math.pi), int(rng.integers(2, 5))
     canvas.fill([blob(rng, spot.x, spot.y, 13, 1.15, start)], scaled(LAWN, 1.1))
     canvas.fill([blob(rng, spot.x, spot.y, 10, 1.15, start)], (124, 176, 84))
@@ -75,7 +75,7 @@ def _pond(canvas: Canvas, spot: Frame, rng: np.random.Generator) -> None:
 
 
 def draw_tennis_courts(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Tennis courts side by side with all their lines, nets and fences."""
+    """Draw tennis courts side by side, with lines, nets and fences."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     columns, rows = int(rng.integers(1, 6)), int(rng.integers(1, 4))
@@ -103,7 +103,7 @@ def draw_tennis_courts(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _court(canvas: Canvas, court: Frame, size: float, color: Color) -> None:
-    """One court whose length lies along v, every line of the rule book but the centre marks."""
+    """Draw one court, its length along v, with all lines of the rules except the centre marks."""
     canvas.fill([court.box(0, 0, 10.97 * size, 23.77 * size)], color)
     singles, doubles, service, base = (value * size for value in (4.115, 5.485, 6.4, 11.885))
     lines = [[(side * u, -base), (side * u, base)] for side in (-1, 1) for u in (singles, doubles)]
@@ -118,7 +118,7 @@ def _court(canvas: Canvas, court: Frame, size: float, color: Color) -> None:
 
 
 def draw_running_track(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """An athletics ground: an oval track about a football pitch, with stands beside it."""
+    """Draw an oval running track around a football pitch, with stands beside it."""
     frame = Frame(rng.uniform(0, math.pi), MIDDLE + rng.uniform(-8, 8), MIDDLE + rng.uniform(-8, 8))
     canvas.meadow()
     size = rng.uniform(0.78, 1.0)
@@ -144,14 +144,14 @@ def draw_running_track(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _oval(frame: Frame, radius: float, half_straight: float) -> Shape:
-    """Two straights joined by half circles."""
+    """Return an oval: two straight lines joined by semicircles."""
     turns = [math.pi * step / 20 - math.pi / 2 for step in range(21)]
     right = [(half_straight + radius * math.cos(turn), radius * math.sin(turn)) for turn in turns]
     return frame.path(right + [(-u, -v) for u, v in right])
 
 
 def _pitch(canvas: Canvas, frame: Frame, size: float) -> None:
-    """The lines of a football pitch."""
+    """Draw the lines of a football pitch."""
     length, width = 50 * size, 30 * size
     for box in (
         frame.box(0, 0, 2 * length, 2 * width),
@@ -164,6 +164,6 @@ def _pitch(canvas: Canvas, frame: Frame, size: float) -> None:
 
 
 def _outside(frame: Frame, reach: float, rng: np.random.Generator) -> list[Point]:
-    """Return points for trees outside the stadium."""
+    """Return random points outside the stadium, for trees."""
     spots = rng.uniform(-6, EXTENT + 6, (130, 2)).tolist()
     return [(x, y) for x, y in spots if math.hypot(x - frame.x, y - frame.y) > reach * 0.9]

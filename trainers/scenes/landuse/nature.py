@@ -15,7 +15,7 @@ CONIFERS: tuple[Color, ...] = ((36, 62, 44), (46, 74, 50), (30, 54, 42))
 
 
 def draw_forest(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A closed canopy, sometimes with a track through it or clearings in it."""
+    """Draw a closed canopy, sometimes with a track or clearings."""
     canvas.meadow(scaled(mixed(canvas.season.foliage[0], canvas.season.soil, 0.4), 0.72), 0.3)
     kind = ("conifers", "broad-leaved trees")[rng.integers(2)]
     radius = rng.uniform(3.4, 4.4) if kind == "conifers" else rng.uniform(4.6, 7)
@@ -43,13 +43,13 @@ def draw_forest(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def draw_desert(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Wind-blown dunes with sharp crests and scattered shrubs."""
+    """Draw wind-blown dunes with sharp crests and scattered shrubs."""
     name, color = pick(rng, SAND)
     angle = rng.uniform(0, math.pi)
     warp = canvas.noise(80, 2) * rng.uniform(9, 18)
     phase = (canvas.grid(angle) + warp) / rng.uniform(24, 60)
     rise = phase - np.floor(phase)
-    # A dune climbs gently with the wind and falls steeply behind its crest.
+    # The windward slope of a dune is gentle, the leeward slope steep.
     slope = np.where(rise < 0.72, 0.1 + 0.2 * rise, -0.34 + 1.1 * (rise - 0.72))
     lit = float(canvas.light.toward[0] * math.cos(angle) + canvas.light.toward[1] * math.sin(angle))
     ripples = canvas.stripes(5.5, angle + 0.3) * 0.02
@@ -62,13 +62,13 @@ def draw_desert(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def draw_river(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A river that winds between wooded banks, sometimes under a bridge."""
+    """Draw a winding river between wooded banks, sometimes under a bridge."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     name, color = pick(rng, {**WATER, "brown": (122, 104, 76)})
     width = rng.uniform(24, 50)
     waves = rng.uniform(0.6, 1.3)
-    # The tightest bend must stay wider than half the river, or its inner bank would fold over itself.
+    # The radius of the tightest bend must exceed half the width, or the inner bank would intersect itself.
     tightest = (EXTENT / (2 * math.pi * waves)) ** 2 / (width / 2 + 12)
     path = wavy(rng, frame, min(rng.uniform(8, 26), 0.7 * tightest), waves=waves)
     line = np.asarray(path)[::2]
@@ -96,7 +96,7 @@ def draw_river(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def draw_beach(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Sea, surf, sand with parasols, and the land behind them."""
+    """Draw the sea, the surf, a sandy beach with parasols, and the land behind it."""
     angle = rng.uniform(0, 2 * math.pi)
     frame = Frame(angle + math.pi / 2)
     water_name, water = pick(rng, {name: WATER[name] for name in ("turquoise", "blue", "dark blue")})
@@ -120,14 +120,14 @@ def draw_beach(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _seaward(coast: Shape, angle: float, shift: float) -> Shape:
-    """Return everything on the sea's side of the coast line, which is first moved `shift` metres seaward."""
+    """Return the area on the seaward side of the coastline, after moving the line `shift` metres seaward."""
     x, y = math.cos(angle), math.sin(angle)
     near = [(px + x * shift, py + y * shift) for px, py in coast]
     return [*near, *((px + x * 400, py + y * 400) for px, py in reversed(coast))]
 
 
 def _surf(canvas: Canvas, coast: Shape, angle: float, distance: float, rng: np.random.Generator) -> None:
-    """A line of foam along the coast, broken where the wave has not yet tumbled."""
+    """Draw a line of foam along the coast, with gaps where the wave has not broken yet."""
     moved = np.asarray(coast) + np.asarray((math.cos(angle), math.sin(angle))) * distance
     moved += rng.normal(0, 0.6, moved.shape)
     points = [(x, y) for x, y in moved.tolist()]
@@ -148,7 +148,7 @@ def _scrub(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 
 def _parasols(canvas: Canvas, coast: Shape, angle: float, broad: float, rng: np.random.Generator) -> int:
-    """Draw parasols on the dry sand that do not touch; return their number."""
+    """Draw parasols on the dry sand without overlaps; return their number."""
     crowd = rng.uniform(0, 0.9) if rng.random() < 0.75 else 0.0
     spots = [
         (x - back * math.cos(angle), y - back * math.sin(angle))

@@ -16,7 +16,7 @@ RAIL: Color = (206, 204, 200)
 
 
 def draw_airport(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """A runway with its markings, a taxiway beside it and aircraft on the apron."""
+    """Draw a runway with its markings, a taxiway beside it, and aircraft."""
     frame = Frame(rng.uniform(0, 2 * math.pi))
     surface, color = pick(rng, ASPHALT)
     canvas.meadow()
@@ -41,7 +41,7 @@ def draw_airport(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _terminal(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
-    """A long flat building with a canopy toward the apron."""
+    """Draw a long flat building with a canopy on the side of the apron."""
     canvas.cast([frame.box(0, 0, 100, 22)], 9)
     canvas.fill([frame.box(0, 0, 100, 22)], canvas.season.covered(varied((186, 190, 196), rng), 0.5))
     canvas.fill([frame.box(0, -9, 100, 4)], (112, 124, 136))
@@ -49,7 +49,7 @@ def _terminal(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 
 def _runway(canvas: Canvas, frame: Frame, color: Color, width: float, end: float) -> None:
-    """A runway along u that starts at `end`, with skid marks, edge lines, threshold stripes and a centre line."""
+    """Draw a runway along u that starts at `end`, with skid marks, edge lines, threshold stripes and a centre line."""
     covered = canvas.season.covered
     canvas.fill([frame.box(end + 190, 0, 400, width + 8)], covered(scaled(color, 1.25), 0.3))
     canvas.fill([frame.box(end + 200, 0, 400, width)], covered(color, 0.1))
@@ -63,7 +63,7 @@ def _runway(canvas: Canvas, frame: Frame, color: Color, width: float, end: float
 
 
 def _aircraft(canvas: Canvas, spots: list[Frame], size: float, rng: np.random.Generator) -> int:
-    """Aircraft of `size` metres, their noses along v of each spot; return the number visible."""
+    """Draw aircraft `size` metres long, noses along v of each spot; return the number of visible ones."""
     seen = [spot for spot in spots if inside((spot.x, spot.y), 10)]
     for spot in seen:
         plane = spot.beside(0, 0, math.pi / 2)
@@ -85,7 +85,7 @@ def _airframe(plane: Frame, size: float) -> list[Shape]:
 
 
 def draw_motorway(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Two carriageways with traffic, sometimes under a bridge."""
+    """Draw two carriageways with traffic, sometimes under a bridge."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     lanes = int(rng.integers(2, 4))
@@ -113,12 +113,15 @@ def draw_motorway(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _shifted(path: Shape, shift: float) -> Shape:
-    """Return the path shifted `shift` metres to its right."""
+    """Return the path moved `shift` metres to its right."""
     return ribbon(path, 0, shift)[: len(path)]
 
 
 def _traffic(canvas: Canvas, middle: Shape, apart: float, lanes: int, clear_of_middle: float) -> int:
-    """Draw traffic on both carriageways, none within `clear_of_middle` metres of the middle; return their number."""
+    """Draw vehicles on both carriageways and return their number.
+
+    No vehicle is drawn within `clear_of_middle` metres of the middle of the scene.
+    """
     rng = canvas.rng
     count = 0
     share = rng.uniform(0.05, 0.4)
@@ -145,7 +148,7 @@ def _overpass(canvas: Canvas, frame: Frame, color: Color) -> None:
 
 
 def draw_parking_lot(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Rows of marked bays full of cars, with a few trees between them."""
+    """Draw rows of marked bays with cars, sometimes with trees between the rows."""
     frame = Frame(rng.uniform(0, math.pi))
     surface, color = pick(rng, ASPHALT)
     size = rng.uniform(1.15, 1.6)
@@ -169,7 +172,7 @@ def draw_parking_lot(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _bays(canvas: Canvas, frame: Frame, bay: tuple[float, float], occupied: float, rng: np.random.Generator) -> int:
-    """One row of bays along u, lines and cars; return the number of visible cars."""
+    """Draw the lines and cars of one row of bays along u; return the number of visible cars."""
     width, depth = bay
     places = np.arange(-128, 128, width).tolist()
     for u in places:
@@ -186,7 +189,7 @@ def _bays(canvas: Canvas, frame: Frame, bay: tuple[float, float], occupied: floa
 
 
 def draw_railway_yard(canvas: Canvas, rng: np.random.Generator) -> Facts:
-    """Many parallel tracks on ballast with rakes of wagons, and a shed at the side."""
+    """Draw parallel tracks on ballast with trains of wagons, and a shed beside them."""
     frame = Frame(rng.uniform(0, math.pi))
     canvas.meadow()
     tracks = int(rng.integers(6, 13))
@@ -215,7 +218,7 @@ def draw_railway_yard(canvas: Canvas, rng: np.random.Generator) -> Facts:
 
 
 def _rake(canvas: Canvas, path: Shape, rng: np.random.Generator) -> int:
-    """Draw coupled wagons on a track; return the number visible."""
+    """Draw coupled wagons on a track; return the number of visible wagons."""
     points = np.asarray(path)
     reached = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     colors = [varied(CARS[rng.integers(len(CARS))], rng), varied((132, 74, 52), rng), varied((92, 96, 92), rng)]
