@@ -4,7 +4,6 @@ Parameters are those of the authors' code, with two differences: crops of 200 of
 here, for images of other sizes, and rotations are interpolated instead of rounded to the nearest pixel.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["CROP_SHARE", "VIEWS", "view", "view_rng"]
+__all__ = ["CROP_SHARE", "VIEWS", "view"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -30,12 +29,6 @@ BLUR_SIGMA_PX = (1.1, 1.3)
 ROTATION = (-10.0, -5.0)
 # Parameters of torchvision's ColorJitter: 0.8 and 0.2 times a strength of 0.5.
 JITTER, JITTER_HUE = 0.4, 0.1
-
-
-def view_rng(seed: int, image_id: str) -> np.random.Generator:
-    """Return the random generator of one image's view; it depends on the seed and the image's id only."""
-    words = np.frombuffer(hashlib.sha256(image_id.encode()).digest(), np.uint32)
-    return np.random.default_rng([seed, *words.tolist()])
 
 
 def view(name: str, image: Pixels, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Pixels:
