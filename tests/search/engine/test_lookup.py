@@ -120,7 +120,7 @@ def test_an_update_changes_the_named_columns_only(tmp_path):
         for columns, field in (
             ({}, "columns"),
             ({"colour": 1}, "columns"),
-            ({"lon": 200.0}, "lon"),
+            ({"lon": 400.0}, "lon"),
             ({"code": b"ab"}, "columns"),
         ):
             with pytest.raises(InvalidQuery, match=f"^{field}: "):
