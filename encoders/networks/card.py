@@ -27,7 +27,7 @@ ACTIVATIONS = {"tanh": 0.0, "sigmoid": 0.5, "none": 0.0}
 # metric, can be corrected, and the model still belongs to the archives that it encoded.
 _DECIDING = ("bits", "network", "thresholds", "label_code", "label_weight", "preprocessing", "text_encoder")
 
-HEAD_NORMS = ("none", "layer", "standardise")
+HEAD_NORMS = ("none", "layer", "standardise", "unit")
 HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
 
 
@@ -35,7 +35,8 @@ HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
 class HeadSpec:
     """The layers of a `HashHead`, without weights: features to `bits` outputs.
 
-    In order: a normalisation of the features (`norm`), hidden layers of the widths `hidden`, each with an optional
+    In order: a normalisation of the features (`norm`: none, layer norm, standardisation by training moments, or scaling
+    to unit length), hidden layers of the widths `hidden`, each with an optional
     batch norm and `hidden_activation`, a linear layer, and `activation`.
     """
 

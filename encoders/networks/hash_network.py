@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from orbithash.encoders.networks.backbones import DEFAULT_RGB, build_backbone, num_features
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 
-__all__ = ["HashHead", "HashNetwork", "NetworkOutput", "Standardise"]
+__all__ = ["HashHead", "HashNetwork", "NetworkOutput", "Standardise", "UnitLength"]
 
 # Used by MHCLN only.
 LEAKY_SLOPE = 0.2
@@ -48,6 +48,14 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.std
 
 
+class UnitLength(nn.Module):
+    """Scale the features of each item to unit length; a row of zeros is unchanged."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features [N, D] of length 1."""
+        return F.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+
+
 class HashHead(nn.Module):
     """Map features float [N, D] to hashes float [N, K]; `HeadSpec` lists the layers."""
 
@@ -60,7 +68,8 @@ class HashHead(nn.Module):
             # gradient; with it and the fan-in initialisation below, its inputs start at unit variance.
             self.norm: nn.Module = nn.LayerNorm(num_features)
         else:
-            self.norm = Standardise(num_features) if spec.norm == "standardise" else nn.Identity()
+            norms = {"standardise": lambda: Standardise(num_features), "unit": UnitLength, "none": nn.Identity}
+            self.norm = norms[spec.norm]()
         hidden: list[nn.Module] = []
         width = num_features
         for next_width in spec.hidden:
@@ -93,6 +102,9 @@ class HashHead(nn.Module):
             subtracted, remaining = features.abs() + mean.abs(), std * features.shape[1] ** 0.5
         elif isinstance(self.norm, Standardise):
             subtracted, remaining = (features.abs() + self.norm.mean.abs()) / self.norm.std, normalised
+        elif isinstance(self.norm, UnitLength):
+            # The errors of a feature and of the length by which it is divided add up.
+            subtracted, remaining = 2 * features, features
         else:
             subtracted, remaining = features, features
         tiny = torch.finfo(features.dtype).tiny

@@ -5,7 +5,7 @@ import torch
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise, UnitLength
 
 
 def network(pooling="avg+max", bits=16, num_classes=5):
@@ -71,7 +71,7 @@ def test_a_wrong_spec_is_refused(changes, message):
         ({"bits": 7}, "bits is 7"),
         ({"bits": 513}, "bits is 513"),
         ({"bits": True}, "bits is True"),
-        ({"norm": "batch"}, "the norm of the head is 'batch'; none, layer, standardise are allowed"),
+        ({"norm": "batch"}, "the norm of the head is 'batch'; none, layer, standardise, unit are allowed"),
         ({"hidden_activation": "gelu"}, "the hidden activation of the head is 'gelu'"),
         ({"activation": "sign"}, "the activation of the head is 'sign'; tanh, sigmoid, none are allowed"),
         ({"hidden": (64, 0)}, r"widths of the hidden layers are \[64, 0\]"),
@@ -116,7 +116,14 @@ def test_batch_norm_stands_between_linear_and_relu():
     assert [type(layer).__name__ for layer in head.hidden] == ["Linear", "BatchNorm1d", "ReLU"]
 
 
-@pytest.mark.parametrize("norm", ["none", "layer", "standardise"])
+def test_unit_norm_keeps_a_row_of_zeros():
+    assert UnitLength()(torch.tensor([[3.0, 4.0], [0, 0]])).tolist() == [
+        [pytest.approx(0.6), pytest.approx(0.8)],
+        [0, 0],
+    ]
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "standardise", "unit"])
 def test_the_error_scale_bounds_the_effect_of_rounding(norm):
     """Features that change by a relative error change no output by more than that share of its scale."""
     torch.manual_seed(0)
