@@ -1,4 +1,4 @@
-"""Helpers that the tests of the command line share."""
+"""Helpers of the tests of the command line: processes, models, images, nodes, TensorBoard files."""
 
 import contextlib
 import os
@@ -55,11 +55,11 @@ def kill(process, *others):
 def wait_for(condition, process=None, timeout_s=300.0):
     """Return the first true value of `condition()`; fail if the process ends before, or after the time-out."""
     deadline = time.monotonic() + timeout_s
-    said = getattr(process, "err", Path(os.devnull))
+    log = getattr(process, "err", Path(os.devnull))
     while not (value := condition()):
         if process is not None:
-            assert process.poll() is None, f"it ended with {process.returncode}: {said.read_text()}"
-        assert time.monotonic() < deadline, f"not within {timeout_s} s; it said: {said.read_text()}"
+            assert process.poll() is None, f"it ended with {process.returncode}: {log.read_text()}"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s; its stderr: {log.read_text()}"
         time.sleep(0.02)
     return value
 

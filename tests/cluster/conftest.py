@@ -64,10 +64,10 @@ def refused(cli, tmp_path):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         ended = cli(*args)
         assert ended.code == 2, ended.err
-        said = ended.err[ended.err.index("error: ") :].splitlines()
-        assert len(said) == lines, ended.err
+        message = ended.err[ended.err.index("error: ") :].splitlines()
+        assert len(message) == lines, ended.err
         for word in words:
-            assert str(word) in "\n".join(said), f"{word!r} is not in {said}"
+            assert str(word) in "\n".join(message), f"{word!r} is not in {message}"
         # No traceback, no colours, no name of an exception.
         assert not re.search(r"Traceback|\x1b|Error:", ended.err), ended.err
         assert prints_help or ended.out == ""

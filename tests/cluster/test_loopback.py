@@ -1,4 +1,4 @@
-"""A new Ray cluster is reachable from this machine only, and requires a token."""
+"""Network access to a new Ray cluster: loopback addresses only, and a token."""
 
 import json
 import os
@@ -51,13 +51,13 @@ with connected():
 
 LOOPBACK = {
     "0100007F",  # 127.0.0.1
-    "0000000000000000FFFF00000100007F",  # the same, mapped
+    "0000000000000000FFFF00000100007F",  # the same as an IPv4-mapped IPv6 address
     "00000000000000000000000001000000",  # ::1
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_all_of_a_local_cluster_listens_on_loopback(tmp_path):
+def test_a_local_cluster_listens_on_loopback_only(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

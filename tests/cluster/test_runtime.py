@@ -1,4 +1,4 @@
-"""The environment of Ray's workers, and checks of the resources that they need."""
+"""Environment of Ray workers, and checks of the resources that they need."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray ships the allocator for Linux only")
-def test_a_worker_that_keeps_memory_has_another_allocator(ray_cluster, monkeypatch):
+def test_a_worker_that_keeps_memory_uses_jemalloc(ray_cluster, monkeypatch):
     import ray
 
     @ray.remote(num_cpus=0)
@@ -28,7 +28,7 @@ def test_a_worker_that_keeps_memory_has_another_allocator(ray_cluster, monkeypat
     usual, other = allocators.remote(), allocators.options(runtime_env={"env_vars": keeping_memory()}).remote()
     assert ray.get([usual, other]) == [set(), {"libjemalloc.so"}]
 
-    # Libraries that the user preloads stay, and come first.
+    # Libraries preloaded by the user are kept, before jemalloc.
     monkeypatch.setenv("LD_PRELOAD", "libfirst.so")
     assert keeping_memory()["LD_PRELOAD"].split(":")[0] == "libfirst.so"
 
@@ -52,7 +52,7 @@ def test_an_invalid_time_to_wait_for_nodes(ray_cluster, monkeypatch, seconds):
         check_resources("this", [{"CPU": 1000}])
 
 
-def test_nodes_that_do_not_come(ray_cluster, monkeypatch):
+def test_too_few_nodes_after_the_wait(ray_cluster, monkeypatch):
     monkeypatch.setenv("ORBITHASH_WAIT_FOR_NODES_S", "1")
     with pytest.raises(InputError, match="this needs 1000 CPUs, the cluster has 4 after 1 s; ask for fewer"):
         check_resources("this", [{"CPU": 500, "GPU": 0}] * 2)

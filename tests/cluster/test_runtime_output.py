@@ -1,4 +1,4 @@
-"""What a command on Ray prints of its workers, and what is left of a cluster that it started."""
+"""Output of Ray workers in a command, and processes left after the cluster that it started."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_the_output_of_workers_is_shown_on_stderr(talking, tmp_path, option):
     ("variable", "is_existing", "is_shown"),
     [("", False, False), ("", True, True), ("1", False, True), ("0", True, False)],
 )
-def test_a_variable_of_ray_overrules(monkeypatch, variable, is_existing, is_shown):
+def test_ray_log_to_driver_overrides_the_default(monkeypatch, variable, is_existing, is_shown):
     monkeypatch.setenv("RAY_LOG_TO_DRIVER", variable)
     assert runtime._shows_logs(is_existing) is is_shown
 
@@ -125,12 +125,12 @@ def is_running(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_nothing_of_a_cluster_outlives_it_and_its_workers_are_silent():
+def test_a_cluster_leaves_no_process_and_its_workers_print_nothing():
     done = subprocess.run(
         [sys.executable, "-c", STUBBORN], env=user_environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    # Neither stream has a line of a worker.
+    # Neither stream contains a line of a worker.
     assert done.stderr == ""
     pids = json.loads(done.stdout)
     left = [pid for pid in pids if is_running(pid)]

@@ -1,4 +1,4 @@
-"""Verbs as jobs on a real cluster with a token: sent once, followed, stopped, refused."""
+"""Verbs submitted as jobs to a real cluster with a token: submission, following, stopping, refusal."""
 
 import contextlib
 import json
@@ -116,18 +116,18 @@ def test_following_survives_a_lost_connection(cluster, tmp_path):
     # A separate process: Ray looks for tokens once per process.
     words = [sys.executable, "-c", FOLLOWING, cluster, line.address, program]
     env = user_environment() | {"RAY_AUTH_TOKEN": TOKEN, "HOME": str(tmp_path)}
-    said = []
+    printed = []
     with (tmp_path / "err").open("w") as err, subprocess.Popen(words, env=env, stdout=-1, stderr=err, text=True) as own:
         for text in own.stdout:
-            said.append(text)
+            printed.append(text)
             if text == "line 99\n":
                 line.cut()
                 # The job continues while nothing is connected.
                 go_on.touch()
                 threading.Timer(3, line.mend).start()
     line.cut()
-    assert said[-1] == "ended SUCCEEDED\n", (tmp_path / "err").read_text()
-    assert [text for text in said if text.startswith("line ")] == [f"line {number}\n" for number in range(200)]
+    assert printed[-1] == "ended SUCCEEDED\n", (tmp_path / "err").read_text()
+    assert [text for text in printed if text.startswith("line ")] == [f"line {number}\n" for number in range(200)]
     assert "the cluster does not answer" in (tmp_path / "err").read_text()
 
 
@@ -205,7 +205,7 @@ def test_a_training_with_variables(submit, labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_the_token_nothing_is_sent(submit, tmp_path):
+def test_without_a_valid_token_no_job_runs(submit, tmp_path):
     wrong = tmp_path / "wrong"
     wrong.write_text("f" * 64)
     for token_file in (None, wrong):
@@ -229,7 +229,7 @@ def test_without_the_token_nothing_is_sent(submit, tmp_path):
         (["tune", "mhcln", "--data", "/data"], "out is 'runs/tune'"),
     ],
 )
-def test_words_that_another_machine_could_not_follow(words, problem):
+def test_arguments_that_are_invalid_on_another_machine(words, problem):
     import typer
 
     with pytest.raises(InputError) as error:
@@ -237,10 +237,10 @@ def test_words_that_another_machine_could_not_follow(words, problem):
     assert problem in str(error.value)
 
 
-def test_words_that_it_can(tmp_path, monkeypatch):
+def test_arguments_that_are_valid_on_another_machine(tmp_path, monkeypatch):
     import typer
 
-    # A method, not the folder.
+    # The word `dhcl` is the method, although a folder has the same name.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dhcl").mkdir()
     check_words(typer.main.get_command(app), ["train", "dhcl", "--data", "/data", "--out", "/run"])
@@ -250,7 +250,7 @@ def test_words_that_it_can(tmp_path, monkeypatch):
         check_words(typer.main.get_command(app), ["bench", "serve", "--rowz", "3"])
 
 
-def test_an_address_where_nothing_is(refused):
+def test_an_address_without_a_cluster(refused):
     refused(
         *("submit", "--address", f"http://127.0.0.1:{free_port()}", "--", "scenes", "/here"),
         words=["no cluster answers at", "give --address http://HOST:PORT of its dashboard"],
@@ -262,7 +262,7 @@ def test_an_address_where_nothing_is(refused):
 
 
 @pytest.mark.parametrize(
-    ("variable", "said"),
+    ("variable", "message"),
     [
         ("", "give NAME=VALUE, or the NAME of a variable that is set here"),
         ("=1", "give NAME=VALUE, or the NAME"),
@@ -270,5 +270,5 @@ def test_an_address_where_nothing_is(refused):
         ("NOBODY_SET_THIS", "which is not set here; set it, or give NOBODY_SET_THIS=VALUE"),
     ],
 )
-def test_a_variable_that_is_none(refused, variable, said):
-    refused("submit", "--env", variable, "--", "scenes", "/here", words=[said])
+def test_an_invalid_variable(refused, variable, message):
+    refused("submit", "--env", variable, "--", "scenes", "/here", words=[message])

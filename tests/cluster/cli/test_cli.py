@@ -13,7 +13,7 @@ from orbithash.encoders.errors import InputError
 
 CONNECTION = ["--address", "--ca", "--cert", "--cert-key"]
 
-# Scripts of users depend on every word here: removing or changing one breaks them. Add new words here.
+# The public command line. Removing or renaming an entry breaks scripts of users; add new entries here.
 SURFACE = {
     "": ["--debug", "--install-completion", "--show-completion"],
     "demo": ["--captions", "--data", "--out", "--set", "--weights"],
@@ -106,7 +106,7 @@ def words(command):
     return [*arguments, *sorted(set(options) - {"--help", "-h"})]
 
 
-def test_the_surface_is_frozen():
+def test_the_verbs_and_options_are_the_listed_ones():
     app = typer.main.get_command(command_line.app)
     assert {"": words(app), **{name: words(command) for name, command in verbs(app).items()}} == SURFACE
 
@@ -154,14 +154,14 @@ def test_a_traceback_is_printed_with_debug_only(cli, args):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (InputError("a is 1; 2 is allowed"), 2, "error: a is 1; 2 is allowed\n"),
         (ValueError("first\nsecond"), 1, "error: ValueError: first (orbithash --debug VERB … shows where)\n"),
         (AssertionError(), 1, "error: AssertionError: no message (orbithash --debug VERB … shows where)\n"),
     ],
 )
-def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, said):
+def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, message):
     import orbithash.cluster.cli.query as verb
 
     def fail(*_, **__):
@@ -169,11 +169,11 @@ def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, said):
 
     monkeypatch.setattr(verb, "make_query", fail)
     ended = cli("query", "--key", "a")
-    assert (ended.code, ended.out, ended.err) == (code, "", said)
+    assert (ended.code, ended.out, ended.err) == (code, "", message)
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["qery"], "No such command 'qery'. Did you mean 'query'?; see orbithash --help"),
         (["query", "--imgae", "a"], "No such option: --imgae (Possible options: --image, --like, --timeout); see"),
@@ -182,21 +182,21 @@ def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, said):
         (["query", "-k", "abc"], "got 'abc'; see orbithash query --help"),
     ],
 )
-def test_invalid_commands_are_one_line(cli, args, said):
+def test_invalid_commands_are_one_line(cli, args, message):
     ended = cli(*args)
     assert (ended.code, ended.out) == (2, "")
     assert re.fullmatch(r"error: .*\n", ended.err)
-    assert said in ended.err
+    assert message in ended.err
 
 
 @pytest.mark.parametrize("args", [[], ["bench"]])
-def test_no_words_print_the_help(cli, args):
+def test_no_arguments_print_the_help(cli, args):
     ended = cli(*args)
     assert (ended.code, ended.err) == (2, "")
     assert "Usage: " in ended.out
 
 
-def test_scenes_into_a_folder_that_is_taken(cli, tmp_path):
+def test_scenes_into_a_folder_with_other_files(cli, tmp_path):
     (tmp_path / "notes.txt").touch()
     ended = cli("scenes", tmp_path, "--count", "3")
     assert ended.code == 2

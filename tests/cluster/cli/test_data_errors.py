@@ -1,4 +1,4 @@
-"""Data that `train` refuses: one message lists all problems, before Ray starts; nothing is written."""
+"""Errors of `train` about its data: one message with all problems, before Ray starts; nothing is written."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_captions_and_images_that_do_not_match(refused_data, data, tmp_path):
     )
 
 
-def test_ids_that_are_there_twice(refused_data, data, tmp_path):
+def test_duplicate_ids(refused_data, data, tmp_path):
     entries = entries_of(data)
     entries[1]["imgid"] = 0
     entries[2]["sentences"][0]["sentid"] = 3
@@ -123,7 +123,7 @@ def test_an_invalid_captions_file(refused_data, data, tmp_path, content, words):
     refused_data("duch", data, "--captions", tmp_path / "captions.json", words=[data, words])
 
 
-def test_a_captions_file_that_is_not_there(refused_data, data, tmp_path):
+def test_a_missing_captions_file(refused_data, data, tmp_path):
     file = tmp_path / "captions.json"
     refused_data("duch", data, "--captions", file, words=[file, "no such file of captions"])
 
@@ -150,7 +150,7 @@ def test_problems_of_captions_and_of_classes_come_together(refused_data, data, t
 # Second sources.
 
 
-def test_a_second_source_of_other_places_and_classes(refused_data, pairs):
+def test_a_second_source_with_other_images_and_classes(refused_data, pairs):
     (pairs / "second" / "beach" / "beach0.png").unlink()
     (pairs / "first" / "beach" / "beach1.png").unlink()
     (pairs / "second" / "river" / "river2.png").rename(pairs / "second" / "beach" / "river2.png")
@@ -193,7 +193,7 @@ def test_images_without_a_class(refused_data, data, tmp_path):
     )
 
 
-# What a method needs.
+# Requirements of methods.
 
 
 def test_a_method_on_data_without_captions_or_text_encoder(refused_data, data, tmp_path):

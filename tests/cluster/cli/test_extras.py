@@ -1,4 +1,4 @@
-"""The base installation: verbs of a client work without the extras, every other verb says which extra it needs."""
+"""The installation without extras: client verbs work; every other verb names the extra that it needs."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from cluster_parts import wait_for
 
 from orbithash.encoders.archive.archive import Archive
 
-# What the base dependencies of the package do not install.
+# Modules that only the extras install.
 EXTRA_MODULES = (
     *("aiohttp", "cql2", "faiss", "grpc_reflection", "huggingface_hub", "jinja2", "lance", "matplotlib", "mlflow"),
     *(
@@ -30,7 +30,7 @@ EXTRA_MODULES = (
     *("transformers", "wandb", "yaml"),
 )
 
-# Runs commands of stdin (a JSON list of lists of words) while modules cannot be found; prints what each did.
+# Runs the commands on stdin (JSON lists of words) with hidden modules; prints exit code, stdout and stderr of each.
 PROGRAM = """
 import contextlib, io, json, sys
 from importlib.machinery import PathFinder
@@ -59,7 +59,7 @@ print(json.dumps(ended))
 
 
 def run_without(modules, *commands):
-    """Exit code, stdout and stderr of each command in one process that cannot import the modules."""
+    """Return exit code, stdout and stderr of each command in one process that cannot import the modules."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, ",".join(modules)],
         input=json.dumps([list(map(str, words)) for words in commands]),

@@ -1,4 +1,4 @@
-"""Wrong input is one clear line and exit code 2, and leaves nothing on disk."""
+"""Errors for invalid input: one line, exit code 2, and no change on disk."""
 
 import os
 import shutil
@@ -118,7 +118,7 @@ def test_weights_of_another_backbone(refused, tmp_path, labelled):
     )
 
 
-def test_out_that_is_taken(refused, tmp_path, labelled):
+def test_out_with_other_files(refused, tmp_path, labelled):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").touch()
@@ -153,7 +153,7 @@ def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelle
 
 @pytest.fixture
 def run_folder(tmp_path, labelled):
-    """A run folder of a training that learned nothing."""
+    """A run folder with an untrained model."""
     settings = ["backbone=mobilenet_v3_small", "image_size=32"]
     run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
     training.claim_folder(run, tmp_path / "run")
@@ -172,7 +172,7 @@ def test_evaluation_of_an_unfinished_run(refused, run_folder, labelled):
 
 
 def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder, labelled):
-    # A folder that the user has added.
+    # A folder that the user added is not a model of the run.
     shutil.copytree(run_folder / "model", run_folder / "model-kept")
     words = [run_folder, "no model of 8 bits; there is 16"]
     refused("evaluate", run_folder, "--data", labelled, "--bits", "8", words=words)
@@ -318,7 +318,7 @@ def test_a_damaged_archive(refused, tmp_path, scenes, archive, model):
 
 @pytest.fixture
 def taken():
-    """An address in use: if a fault is not refused, serving fails there instead of running for ever."""
+    """An address in use: serving fails there instead of running forever if invalid input is not refused."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -357,10 +357,10 @@ def test_serving_on_a_taken_port(refused, archive, model, taken):
     )
 
 
-# Queries; test_serve has those that only a running gateway can refuse.
+# Queries. Those that only a running gateway can refuse are in test_serve.
 
 
-def test_a_gateway_that_is_not_there(refused):
+def test_no_gateway_at_the_address(refused):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     refused("query", "--code", "00ff", "--address", address, words=[f"no gateway at {address}", "orbithash serve"])
@@ -395,7 +395,7 @@ def test_a_query_image_that_is_too_large(refused, tmp_path):
 # Ray.
 
 
-def test_a_cluster_that_is_not_there(start, tmp_path, scenes, model):
+def test_no_cluster_at_the_address(start, tmp_path, scenes, model):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     before = f"import os; os.environ['RAY_ADDRESS'] = {address!r}"

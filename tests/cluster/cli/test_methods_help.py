@@ -1,4 +1,4 @@
-"""What the command line explains of methods, settings and recipes."""
+"""Help of the command line about methods, settings and recipes."""
 
 import json
 
@@ -10,7 +10,7 @@ from orbithash.cluster.training.train import prepare_run
 from orbithash.trainers.methods import METHODS
 
 
-def test_verbs_stand_in_groups(cli):
+def test_the_help_lists_verbs_in_groups(cli):
     help_text = cli("--help").out
     groups = {"Learn": "train", "Archive": "encode", "Search": "query", "Cluster": "submit", "Measure": "evaluate"}
     places = [help_text.index(f"─ {group} ─") for group in groups]
@@ -70,13 +70,13 @@ def test_help_names_the_recipes(cli, verb):
     assert ", ".join(recipes()) in " ".join(text.split())
 
 
-def test_recipes_go_by_name(labelled, tmp_path, monkeypatch):
+def test_recipes_are_found_by_name(labelled, tmp_path, monkeypatch):
     assert {"from_scratch", "duch_plus"} <= set(recipes())
     by_name = prepare_run("dhcl", labelled, protocol="random", config="from_scratch")
     by_path = prepare_run("dhcl", labelled, protocol="random", config=recipes()["from_scratch"])
     assert by_name.config == by_path.config
     assert by_name.config.image_size == 64
-    # A name means the shipped recipe, whatever the current folder holds.
+    # A name means the shipped recipe, even if the current folder contains a file of that name.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "from_scratch").touch()
     assert find_config("from_scratch") == recipes()["from_scratch"]

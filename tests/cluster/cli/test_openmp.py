@@ -1,4 +1,4 @@
-"""The threads of torch sleep at OpenMP's barriers, in every verb."""
+"""Waiting policy of OpenMP: the threads of torch sleep at barriers, in every verb."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Runs a verb that does not import torch, then loads torch as another verb would.
+# Runs a verb that does not import torch, then imports torch as other verbs do.
 CODE = """
 import sys
 from orbithash.cluster.cli.main import main

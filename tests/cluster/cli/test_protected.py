@@ -33,7 +33,7 @@ def secrets(tmp_path):
     return made
 
 
-def test_from_one_command_line_to_the_other(start, cli, archive, model, secrets, monkeypatch):
+def test_queries_with_certificates_and_tokens(start, cli, archive, model, secrets, monkeypatch):
     process = start(
         *("serve", archive, "--model", model, "--local", "--address", "127.0.0.1:0", "--tokens", secrets["tokens"]),
         *("--tls-cert", secrets["cert"], "--tls-key", secrets["key"], "--client-ca", secrets["ca"]),
@@ -67,7 +67,7 @@ def test_from_one_command_line_to_the_other(start, cli, archive, model, secrets,
     assert "the token of 'alice' has the role read, and Delete needs write" in ended.err
 
 
-def test_what_serve_refuses(refused, archive, model, secrets):
+def test_invalid_options_of_serve(refused, archive, model, secrets):
     serve = ("serve", archive, "--model", model, "--local")
     for options, words in (
         (("--address", "0.0.0.0:0"), ["no TLS and no tokens", "--insecure-listen", "loopback"]),

@@ -17,17 +17,17 @@ from orbithash.search.protocol.errors import KeyNotFound
 
 
 def lines_of(process):
-    """Return the lines of its log, each of which must be a JSON object."""
+    """Return the JSON objects of the complete lines in the log of a process."""
     return [json.loads(line) for line in process.err.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def logged(process, pattern):
-    """Return the first group of the pattern in the log, once a line matches."""
+    """Wait for a log line that matches the pattern and return its first group."""
     found = wait_for(lambda: [m for line in lines_of(process) if (m := re.search(pattern, line["message"]))], process)
     return found[0][1]
 
 
-def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, model):
+def test_status_metrics_and_log_of_a_running_service(start, cli, archive, scenes, model):
     process = start(
         *("serve", archive, "--model", model, "--local", "--shards", "3", "--address", "127.0.0.1:0"),
         *("--metrics", "127.0.0.1:0", "--log-format", "json"),
@@ -68,7 +68,7 @@ def test_a_running_service_as_its_operator_sees_it(start, cli, archive, scenes, 
         assert f"\n{line}\n" in metrics, metrics
 
     logged(process, "^(Search) of .* NOT_FOUND$")
-    # On a slow machine, calls that succeed are logged as slow, too.
+    # On a slow machine, successful calls are logged too, as slow.
     (failed,) = [line for line in lines_of(process) if line.get("outcome") not in (None, "OK")]
     assert failed["request_id"] == caught.value.request_id
     process.send_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ def status_of(*healthy, is_serving=True):
         (status_of(2, 2, is_serving=False), 1, "not serving"),
     ],
 )
-def test_the_exit_code_is_for_scripts(cli, monkeypatch, status, code, words):
+def test_exit_code(cli, monkeypatch, status, code, words):
     monkeypatch.setattr(verb, "read_status", lambda client: status)
     ended = cli("status")
     assert (ended.code, ended.err) == (code, "")
@@ -105,7 +105,7 @@ def test_the_exit_code_is_for_scripts(cli, monkeypatch, status, code, words):
     assert json.loads(ended.out)["is_whole"] is (code == 0)
 
 
-def test_a_gateway_that_is_not_there(cli):
+def test_no_gateway_at_the_address(cli):
     ended = cli("status", "--address", "127.0.0.1:1")
     assert (ended.code, ended.out) == (2, "")
     assert re.fullmatch(r"error: no gateway at 127.0.0.1:1: .*\n", ended.err)

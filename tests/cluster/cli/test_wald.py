@@ -1,4 +1,4 @@
-"""The verb `wald`: the pairs that it writes, and its report of skipped images."""
+"""The verb `wald`: written pairs and the report of skipped images."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Logs of a training at TensorBoard, MLflow and W&B, read back from their own files."""
+"""Training logs of TensorBoard, MLflow and W&B, read back from their files."""
 
 import pytest
 from cluster_parts import scalars
@@ -60,7 +60,7 @@ def test_tensorboard_shows_every_epoch_once(run, folder):
     assert best["best/validation/ap_min_at_20"] == [(2, pytest.approx(0.2))]
 
 
-def test_mlflow_holds_settings_epochs_and_the_best(run, folder, tmp_path, monkeypatch):
+def test_mlflow_has_settings_epochs_and_the_best_epoch(run, folder, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "codes")
@@ -81,7 +81,7 @@ def test_mlflow_holds_settings_epochs_and_the_best(run, folder, tmp_path, monkey
     assert found.data.metrics["images_per_s"] == 50
 
 
-def test_wandb_offline_keeps_a_run(run, folder, monkeypatch):
+def test_wandb_offline_writes_a_run(run, folder, monkeypatch):
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     follow(run, folder, "wandb")
@@ -91,7 +91,7 @@ def test_wandb_offline_keeps_a_run(run, folder, monkeypatch):
         assert word in content
 
 
-def test_a_name_or_a_package_that_is_not_there(monkeypatch):
+def test_unknown_trackers_and_missing_packages(monkeypatch):
     with pytest.raises(InputError, match="--track is 'tensorflow'; the trackers are mlflow, wandb"):
         check_trackers(["tensorflow"])
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", (None, "no_such_package"))
@@ -102,7 +102,7 @@ def test_a_name_or_a_package_that_is_not_there(monkeypatch):
         check_trackers(["mlflow"])
 
 
-def test_a_server_that_is_not_there_is_found_before_training(run, folder, monkeypatch):
+def test_an_unreachable_server_is_reported_before_training(run, folder, monkeypatch):
     pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(InputError) as caught:
@@ -121,6 +121,6 @@ def test_a_tracker_that_fails_later_is_dropped(run, folder, monkeypatch, capsys)
 
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", (Fails, "json"))
     follow(run, folder, "mlflow", epochs=3)
-    said = capsys.readouterr().err
-    assert said.count("mlflow: the server is gone; training continues without it") == 1
+    err = capsys.readouterr().err
+    assert err.count("mlflow: the server is gone; training continues without it") == 1
     assert len(scalars(folder / "tensorboard")["train/loss"]) == 3

@@ -1,4 +1,4 @@
-"""Training on Ray Train: the run folder is complete, a killed run resumes, a fault of the data is one line."""
+"""Training on Ray Train: complete run folders, resumed runs, invalid data, missing resources."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_path):
+def test_two_workers_write_a_complete_run_folder(ray_cluster, cli, labelled, tmp_path):
     run = tmp_path / "run"
     ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
     assert ended.code == 0, ended.err
@@ -60,10 +60,10 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
         "tracking.json",
     }
     assert {path.name for path in run.iterdir()} == files
-    told = scalars(run / "tensorboard")["train/loss"]
-    assert told == [(record["epoch"], pytest.approx(record["train/loss"])) for record in history]
+    logged = scalars(run / "tensorboard")["train/loss"]
+    assert logged == [(record["epoch"], pytest.approx(record["train/loss"])) for record in history]
 
-    # A repeated command has nothing to do; other settings are refused in this folder.
+    # Repeating the command does nothing; other settings are refused in this folder.
     before = files_of(run)
     ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))
     assert ended.code == 0
@@ -84,7 +84,7 @@ def test_two_workers_leave_a_whole_run_folder(ray_cluster, cli, labelled, tmp_pa
     )
     assert (run / "evaluation" / "report.html").stat().st_size > 10_000
 
-    # So can the trained shorter length, the first bits of the same codes; other lengths are refused.
+    # The trained shorter length, a prefix of the same codes, can be evaluated too; other lengths are refused.
     ended = cli("evaluate", run, "--data", labelled, "--bits", "8", "--json")
     assert ended.code == 0, ended.err
     shorter = json.loads(ended.out)
@@ -118,11 +118,11 @@ def test_images_that_cannot_be_trained_on(ray_cluster, cli, labelled, tmp_path):
                 image.write_bytes(b"broken")
     ended = cli(*command(data, run, epochs=1))
     assert ended.code == 2
-    said = ended.err[ended.err.index("error: ") :].splitlines()
-    assert "images that cannot be read" in said[0]
-    assert len(said) > 2
-    assert all(": not a JPEG, PNG" in line for line in said[1:])
-    assert not run.exists(), "the name is free for the command with the images mended"
+    message = ended.err[ended.err.index("error: ") :].splitlines()
+    assert "images that cannot be read" in message[0]
+    assert len(message) > 2
+    assert all(": not a JPEG, PNG" in line for line in message[1:])
+    assert not run.exists(), "the folder name can be used again with repaired images"
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_stopped_run_resumes(ray_cluster, start, cli, labelled, tmp_path, by):
     assert 1 <= len(before) < epochs, "it was stopped in the middle"
     assert not (run / "model").exists()
 
-    # The first epoch is not trained again: its record has the same times.
+    # The first epoch is not trained again: its record, with its times, is unchanged.
     ended = cli(*command(labelled, run, epochs=epochs))
     assert ended.code == 0, ended.err
     after = history_of(run)
@@ -163,14 +163,14 @@ def test_no_resources_for_the_workers(ray_cluster, cli, labelled, tmp_path, monk
 
     # Defined here, because workers cannot import the tests.
     class Holder:
-        def holds(self):
+        def is_ready(self):
             return True
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     monkeypatch.setattr(training, "MAX_WAITS", 1)
     holder = ray.remote(num_cpus=4)(Holder).remote()
     try:
-        assert ray.get(holder.holds.remote())
+        assert ray.get(holder.is_ready.remote())
         ended = cli(*command(labelled, tmp_path / "run", epochs=1))
     finally:
         ray.kill(holder)
@@ -193,18 +193,18 @@ def test_validation_beside_training(ray_cluster, cli, labelled, tmp_path):
     assert HashModel.load(run / "model").card.metrics == best
     assert f"epoch {best['epoch']} of 4 is the best on the validation part" in ended.err
     assert not (run / "validation.jsonl").exists()
-    told = scalars(run / "tensorboard")
-    assert told["validation/ap_min_at_20"] == [(epoch, pytest.approx(history[epoch - 1][METRIC])) for epoch in (2, 4)]
-    assert [epoch for epoch, _ in told["train/loss"]] == [1, 2, 3, 4]
+    logged = scalars(run / "tensorboard")
+    assert logged["validation/ap_min_at_20"] == [(epoch, pytest.approx(history[epoch - 1][METRIC])) for epoch in (2, 4)]
+    assert [epoch for epoch, _ in logged["train/loss"]] == [1, 2, 3, 4]
     # Ray Train keeps the best checkpoint and the last one.
     kept = json.loads((run / "ray/checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
     assert best["epoch"] in {result["metrics"]["epoch"] for result in kept}
 
 
 def test_validation_beside_training_needs_resources(ray_cluster, refused, labelled, tmp_path):
-    wanted = ("--workers", "4", "--validate-beside", "--set", "batch_size=8")
+    options = ("--workers", "4", "--validate-beside", "--set", "batch_size=8")
     refused(
-        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *wanted),
+        *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *options),
         words=["training with 4 workers and validation beside it needs 5 CPUs, the cluster has 4; ask for fewer"],
     )
     refused(

@@ -1,4 +1,4 @@
-"""Training with a changing number of workers: a node with a rank dies in the middle of an epoch."""
+"""Training with a varying number of workers: a node is killed in the middle of an epoch."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_training_survives_a_node(start, nodes, labelled, tmp_path):
     """Three nodes have one rank each; after one dies, two resume, and only the unfinished epoch is lost."""
     out = tmp_path / "run"
     settings = ("backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "bits=16", f"epochs={EPOCHS}")
-    # Plain gradient descent with tiny steps: another order of summation changes little.
+    # With plain gradient descent and tiny steps, the order of summation changes the result little.
     settings += ("optimizer=sgd", "lr=1e-7", "warm_up_epochs=0")
     options = [word for setting in settings for word in ("--set", setting)]
     process = start(
@@ -50,7 +50,7 @@ def test_training_survives_a_node(start, nodes, labelled, tmp_path):
     assert after[: len(before) - 1] == before[:-1]
     assert HashModel.load(out / "model").card.metrics == best_epoch(after)
 
-    # One undisturbed rank learns the same, up to the order of summation.
+    # An uninterrupted training with one rank gives the same result, up to the order of summation.
     recorder = Recorder()
     train(open_run(out), recorder)
     for disturbed, whole in zip(after, recorder.history, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints on other file systems: invalid storages are refused before training, a run resumes from an S3 server."""
+"""Checkpoints on other file systems: checks of the storage before training, and resuming from an S3 server."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from orbithash.trainers.loop.export import best_epoch
 
 @pytest.fixture
 def keys(monkeypatch):
-    """Credentials: without any, pyarrow looks for some on the network."""
+    """Set credentials in the environment; without them, pyarrow queries the network for some."""
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
@@ -39,7 +39,7 @@ def refusal(uri, is_new=True):
     return str(caught.value)
 
 
-def test_a_folder_is_made_and_left_clean(tmp_path):
+def test_a_folder_is_created_and_left_empty(tmp_path):
     place = Storage.of(str(tmp_path / "new" / "folder"))
     place.check(is_new=True)
     assert not place.is_remote
@@ -47,7 +47,7 @@ def test_a_folder_is_made_and_left_clean(tmp_path):
     assert Storage.of((tmp_path / "x").as_uri()).is_remote is False
 
 
-def test_places_that_are_refused(tmp_path):
+def test_invalid_storages_are_refused(tmp_path):
     assert "unknown kind of storage; give a path, s3://BUCKET/PATH" in refusal("ftp://host/path")
     (tmp_path / "file").touch()
     assert str(tmp_path / "file" / "run") in refusal(tmp_path / "file" / "run")
@@ -56,7 +56,7 @@ def test_places_that_are_refused(tmp_path):
     Storage.of(str(tmp_path / "old")).check(is_new=False)
 
 
-def test_a_server_that_is_not_there(keys):
+def test_an_unreachable_server(keys):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -83,7 +83,7 @@ def test_errors_of_a_store_are_one_line(error, line):
     assert checkpoints._explain(OSError(f"{error}\n")).startswith(line)
 
 
-def test_a_bucket_that_is_not_there(s3):
+def test_a_missing_bucket(s3):
     options, system = s3
     assert "the bucket 'none' does not exist; create it first" in refusal(f"s3://none/first{options}")
     Storage.of(f"s3://runs/first{options}").check(is_new=True)
@@ -96,11 +96,11 @@ def test_a_bucket_without_permission(keys, monkeypatch):
         with no_permission(endpoint) as credentials:
             for name, value in credentials.items():
                 monkeypatch.setenv(name, value)
-            said = refusal(f"s3://runs/first?endpoint_override={endpoint}&scheme=http&region=us-east-1")
-    assert said.endswith("no permission to write there; check the credentials")
+            message = refusal(f"s3://runs/first?endpoint_override={endpoint}&scheme=http&region=us-east-1")
+    assert message.endswith("no permission to write there; check the credentials")
 
 
-def test_options_that_do_not_fit(refused, tmp_path, labelled):
+def test_invalid_options(refused, tmp_path, labelled):
     train = ("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY)
     refused(*train, "--storage", "ftp://host/path", words=["--storage ftp://host/path: unknown kind of storage"])
     refused(*train, "--keep", "0", words=["--keep is 0; at least 1"])
@@ -108,7 +108,7 @@ def test_options_that_do_not_fit(refused, tmp_path, labelled):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_s3(s3, start, labelled, tmp_path):
+def test_a_killed_run_resumes_from_s3(s3, start, labelled, tmp_path):
     # s3 before start: its processes need the credentials in their environment.
     options, system = s3
     run, epochs = tmp_path / "run", 5
@@ -132,14 +132,14 @@ def test_a_killed_run_goes_on_from_s3(s3, start, labelled, tmp_path):
     assert len(before) < epochs
     assert not (run / "ray").exists(), "nothing is kept in the run folder"
 
-    # Without --storage: the run folder knows it.
+    # Without --storage: it is read from the run folder.
     process = start(*command, "--keep", "2")
     assert process.wait(timeout=300) == 0, process.err.read_text()
     after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in after] == list(range(1, epochs + 1))
     assert after[0] == before[0]
     assert HashModel.load(run / "model").card.metrics == best_epoch(after)
-    # The last checkpoint, which is uploaded at the very end, and the two best ones.
+    # The last checkpoint, which is uploaded at the end, and the two best ones.
     kept = {result["metrics"]["epoch"] for result in snapshot()}
     best = sorted(after, key=lambda record: (record["score"], record["epoch"]))[-2:]
     assert kept == {epochs, *(record["epoch"] for record in best)}

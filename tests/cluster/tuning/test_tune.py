@@ -1,4 +1,4 @@
-"""The search for settings: killed half-way on a real cluster and resumed; wrong options are refused."""
+"""The search for settings: sampling, resuming after a kill, report and best settings, invalid options."""
 
 import json
 
@@ -31,14 +31,14 @@ def test_the_settings_of_trials(labelled):
     run = prepare_run("mhcln", labelled, settings=["lr=2e-4"])
     space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 1), "hidden": Choice(((8,), (16, 8))), "epochs": Linear(3, 5)}
     points = sample_points(run.config, space, 40, 0)
-    as_is = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
-    assert points[0] == as_is
+    initial = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
+    assert points[0] == initial
     assert len(points) == 40
     for point in points[1::2]:
         assert 2e-4 * 0.5**0.25 <= point["lr"] <= 2e-4 * 50**0.25, "a quarter of the way, in orders of magnitude"
         assert 0.175 <= point["margin"] <= 0.4
         assert point["epochs"] in (16, 17)
-    assert 2 < sum(point["hidden"] != as_is["hidden"] for point in points[1::2]) < 10, "one in four"
+    assert 2 < sum(point["hidden"] != initial["hidden"] for point in points[1::2]) < 10, "one in four"
     for point in points[2::2]:
         assert 1e-4 <= point["lr"] <= 1e-2
         assert 0.1 <= point["margin"] <= 1
@@ -53,7 +53,7 @@ def test_a_killed_search_resumes(start, small, tmp_path):
     options = ("--trials", "4", "--set", "epochs=3", "--concurrent", "1", "--search", "lr=1e-4:1e-2:log")
     options = (*options, "--search", "hidden=[8],[16, 8]", "--set", "steps_per_epoch=200")
     first = start(*small, *options)
-    # In the middle of the search: the second trial has begun.
+    # The second trial has started.
     wait_for(lambda: (tmp_path / "tune" / "ray" / "trial_00001").is_dir(), first, 180)
     kill(first, *family(first.pid))
     assert not (tmp_path / "tune" / "trials.json").exists()
@@ -65,9 +65,9 @@ def test_a_killed_search_resumes(start, small, tmp_path):
     assert sorted(trial["number"] for trial in trials) == [0, 1, 2, 3]
     scores = [trial["score"] for trial in trials]
     assert scores == sorted(scores, reverse=True)
-    as_it_was = next(trial for trial in trials if trial["number"] == 0)
-    assert as_it_was["settings"] == {"lr": 1e-4, "hidden": [1024, 512]}
-    assert as_it_was["epochs"] == 3, "the first one is trained to its end"
+    initial = next(trial for trial in trials if trial["number"] == 0)
+    assert initial["settings"] == {"lr": 1e-4, "hidden": [1024, 512]}
+    assert initial["epochs"] == 3, "the first one is trained to its end"
     assert all(1e-4 <= trial["settings"]["lr"] <= 1e-2 for trial in trials)
     best = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert best == yaml.safe_load((tmp_path / "tune" / "best.yaml").read_text())
@@ -77,7 +77,7 @@ def test_a_killed_search_resumes(start, small, tmp_path):
         or "data:image/svg" in (tmp_path / "tune" / "report.html").read_text()
     )
 
-    # A repeated command has nothing to do; another search is refused in this folder.
+    # Repeating the command does nothing; another search is refused in this folder.
     third = start(*small, *options)
     assert third.wait(120) == 0
     assert "is complete already; nothing to search" in third.err.read_text()
@@ -101,17 +101,17 @@ def test_a_killed_search_resumes(start, small, tmp_path):
         (("--concurrent", "-1"), "--concurrent is -1; a number of trials, or 0 for no limit"),
     ],
 )
-def test_wrong_options_are_refused_before_the_start(refused, small, options, words):
+def test_invalid_options_are_refused(refused, small, options, words):
     refused(*small, *options, words=[words])
 
 
 @pytest.mark.ray
-def test_more_than_the_cluster_has(ray_cluster, refused, small):
+def test_more_resources_than_the_cluster_has(ray_cluster, refused, small):
     refused(*small, "--cpus-per-trial", "9", words=["a trial needs 9 CPUs, the cluster has 4"])
     refused(*small, "--gpus-per-trial", "2", words=["a trial needs 2 GPUs, the cluster has 0"])
 
 
-def test_a_folder_of_something_else(refused, small, tmp_path):
+def test_a_folder_with_other_files(refused, small, tmp_path):
     (tmp_path / "tune").mkdir()
     (tmp_path / "tune" / "notes.txt").touch()
     refused(*small, words=["is not empty and not the folder of a search; give another --out"])

@@ -1,4 +1,4 @@
-"""Average precision against enumeration of every order of the ties, term by term as the definitions are written."""
+"""Average precision against its definitions, evaluated on every order of tied items."""
 
 from itertools import permutations, product
 from math import comb
@@ -18,7 +18,7 @@ from orbithash.trainers.metrics.average_precision import (
 )
 
 DEFINITIONS = ("ap_min", "ap_hits", "ap_k", "ap_first_k")
-# Relevance by rank of the worked example: six relevant items among 34.
+# Relevance by rank in the worked example: six of 34 items are relevant.
 EXAMPLE = [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1] + [0] * 20 + [1]
 Groups = list[tuple[int, int]]
 
@@ -39,7 +39,7 @@ def naive(relevance: list[int], k: int | None, definition: str) -> float:
 
 
 def orders(groups: Groups) -> list[list[int]]:
-    """The relevance by rank of every equally likely order: every arrangement of each group."""
+    """Return the relevance by rank for every equally likely order: all combinations of the orders of each group."""
     arrangements = [sorted(set(permutations([1] * g + [0] * (n - g)))) for n, g in groups]
     return [[r for group in choice for r in group] for choice in product(*arrangements)]
 
@@ -68,7 +68,7 @@ def test_expected_is_the_mean_over_all_orders(groups, k, definition):
 
 @settings(max_examples=200, deadline=None)
 @given(groups=tie_groups(12, 6), k=st.integers(1, 60) | st.none(), definition=st.sampled_from(DEFINITIONS))
-def test_optimistic_and_pessimistic_put_the_relevant_first_and_last(groups, k, definition):
+def test_optimistic_ranks_relevant_items_first_and_pessimistic_last(groups, k, definition):
     first = [r for n, g in groups for r in [1] * g + [0] * (n - g)]
     last = [r for n, g in groups for r in [0] * (n - g) + [1] * g]
     assert one(groups, k, definition, "optimistic") == pytest.approx(naive(first, k, definition), abs=1e-12)
@@ -88,7 +88,7 @@ def test_expected_lies_between_pessimistic_and_optimistic(groups, k, definition)
 
 @settings(max_examples=300, deadline=None)
 @given(groups=tie_groups(5, 3), k=st.integers(1, 16))
-def test_success_is_the_share_of_orders_with_anything_relevant_within_k(groups, k):
+def test_success_is_the_share_of_orders_with_a_relevant_item_within_k(groups, k):
     scores = [float(any(order[:k])) for order in orders(groups)]
     assert success_at(histograms(groups), k)[0] == pytest.approx(np.mean(scores), abs=1e-12)
     assert success_at(histograms(groups), k, "optimistic")[0] == max(scores)
@@ -96,14 +96,14 @@ def test_success_is_the_share_of_orders_with_anything_relevant_within_k(groups, 
 
 
 def test_success_among_many_ties():
-    # 10 of 10**7 items of one distance: 1 - C(n - 10, 20) / C(n, 20), about 20 draws of one in 10**6.
+    # 10 of n = 10**7 tied items are relevant: 1 - C(n - 10, 20) / C(n, 20), about 20 draws at 10**-6 each.
     assert success_at(histograms([(10**7, 10)]), 20)[0] == pytest.approx(2e-5, abs=1e-8)
     assert success_at(histograms([(10**7, 10**7)]), 20)[0] == 1
     with pytest.raises(InputError, match="the cut-off k is 0"):
         success_at(histograms([(1, 1)]), 0)
 
 
-def test_ap_hits_can_be_raised_by_pushing_relevant_items_out():
+def test_ap_hits_can_rise_when_relevant_items_drop_below_k():
     groups = [(1, 1), (3, 0), (2, 1)]
     assert one(groups, 5, "ap_hits", "pessimistic") == 1.0
     assert one(groups, 5, "ap_hits", "optimistic") == pytest.approx((1 + 2 / 5) / 2)
@@ -133,7 +133,7 @@ def test_ranked_equals_the_definition(relevance, k, definition):
 
 
 def reciprocal_sums(before: int, items: int, relevant: int, count: int) -> float:
-    """`ap_first_k` of one group behind `before` irrelevant items, in exact whole numbers up to the last division."""
+    """Return the expected `ap_first_k` of one group after `before` irrelevant items, with exact binomials."""
     total = 0.0
     for i in range(1, count + 1):
         places = range(i, items - relevant + i + 1)
@@ -144,7 +144,7 @@ def reciprocal_sums(before: int, items: int, relevant: int, count: int) -> float
 
 @pytest.mark.parametrize("before", [0, 1, 30, 5000])
 @pytest.mark.parametrize(("items", "relevant"), [(300, 299), (300, 150), (300, 21), (1500, 40), (40, 39)])
-def test_first_k_of_middling_groups_is_exact(before, items, relevant):
+def test_ap_first_k_of_medium_groups_is_exact(before, items, relevant):
     for count in {1, 2, 20, relevant - 1}:
         value = one([(before, 0), (items, relevant)], count, "ap_first_k")
         assert value == pytest.approx(reciprocal_sums(before, items, relevant, count), rel=1e-10)
@@ -153,12 +153,12 @@ def test_first_k_of_middling_groups_is_exact(before, items, relevant):
 @pytest.mark.parametrize(
     ("before", "items", "relevant", "k"), [(0, 300, 40, 100), (70, 300, 299, 100), (99, 50, 3, 100)]
 )
-def test_hits_of_middling_groups_are_exact(before, items, relevant, k):
+def test_ap_hits_of_medium_groups_is_exact(before, items, relevant, k):
     slots, total = k - before, 0.0
     for hits in range(1, min(slots, relevant) + 1):
         chance = comb(relevant, hits) * comb(items - relevant, slots - hits) / comb(items, slots)
         among = [(slots, hits)]
-        # The mean over the places of the hits, linear and so without conditioning: `ap_k` of a whole group.
+        # Given the number of hits, their ranks are uniform: the mean is `ap_k` of a group of `slots` items.
         total += chance * one([(before, 0), *among], k, "ap_k") * k / hits
     assert one([(before, 0), (items, relevant)], k, "ap_hits") == pytest.approx(total, rel=1e-10)
 
@@ -194,7 +194,7 @@ def test_expected_agrees_with_shuffling_large_groups(groups, definition):
         [(999_990, 0), (10**6, 30)],
     ],
 )
-def test_a_million_ties_stay_finite_and_plausible(groups, k, definition):
+def test_a_million_ties_give_a_finite_score_from_0_to_1(groups, k, definition):
     value = one(groups, k, definition)
     assert np.isfinite(value)
     assert 0 <= value <= 1 + 1e-12
@@ -202,8 +202,8 @@ def test_a_million_ties_stay_finite_and_plausible(groups, k, definition):
         assert value == pytest.approx(1.0, rel=1e-12)
 
 
-def test_the_first_of_half_relevant_items_is_geometric():
-    # The sum of 2^-t / t over t = 1, 2, … is ln 2; a million items are as good as endless ones.
+def test_the_rank_of_the_first_hit_is_geometric_if_half_are_relevant():
+    # The sum of 2^-t / t over t = 1, 2, … is ln 2; a million items approximate the infinite sum.
     assert one([(10**6, 500_000)], 1, "ap_first_k") == pytest.approx(np.log(2), rel=1e-6)
 
 
@@ -211,14 +211,14 @@ def test_the_first_of_half_relevant_items_is_geometric():
     ("before", "items", "digits"),
     [(0, 1, 14), (0, 5000, 14), (255, 3, 14), (256, 1, 13), (257, 5000, 13), (3_000_000, 50, 8)],
 )
-def test_ranks_keep_their_digits_however_deep(before, items, digits):
-    # All relevant, so that the j-th stands at rank before + j and nothing is random.
+def test_precision_at_deep_ranks(before, items, digits):
+    # All items are relevant: the j-th has rank before + j, whatever the order.
     exact = sum(j / (before + j) for j in range(1, items + 1)) / items
     assert one([(before, 0), (items, items)], None, "ap_min") == pytest.approx(exact, rel=10**-digits)
     assert one([(before, 0), (items, items)], None, "ap_hits", "optimistic") == pytest.approx(exact, rel=10**-digits)
 
 
-def test_nothing_relevant_scores_zero_and_stays_in_the_mean():
+def test_a_query_without_relevant_items_scores_zero():
     both = histograms([(2, 0), (3, 0)], [(2, 2), (3, 0)])
     for definition in DEFINITIONS:
         for policy in ("expected", "optimistic", "pessimistic"):
@@ -238,19 +238,19 @@ def test_hits_at_k_by_every_policy(groups, k):
     assert by_policy == pytest.approx([np.mean(found), max(found), min(found)], abs=1e-12)
 
 
-def test_without_distances_is_a_random_ranking():
+def test_without_distances_all_items_are_tied():
     chance = histograms([(3, 3), (5, 0), (2, 1)]).without_distances()
     assert chance.items.tolist() == [[10]]
     assert chance.relevant.tolist() == [[4]]
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, "20"])
-def test_a_cutoff_is_a_positive_whole_number(k):
+def test_invalid_cutoffs_are_refused(k):
     with pytest.raises(InputError, match="an integer of at least 1"):
         average_precision(histograms([(1, 1)]), k, "ap_min")
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
+def test_errors_for_unknown_names_list_the_known_ones():
     with pytest.raises(InputError, match="ap_min, ap_hits, ap_k, ap_first_k"):
         average_precision(histograms([(1, 1)]), 5, "ap")
     with pytest.raises(InputError, match="expected, optimistic, pessimistic"):

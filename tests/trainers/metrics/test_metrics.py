@@ -1,4 +1,4 @@
-"""Retrieval metrics against plain loops over sorted lists."""
+"""Retrieval metrics and code statistics against plain loops over sorted lists."""
 
 import dataclasses
 from itertools import combinations, permutations
@@ -29,17 +29,17 @@ def retrieval(num_queries=9, num_items=40, bits=12, classes=4, seed=0, exclude=F
     database = rng.random((num_items, bits)) < 0.4
     labels = rng.integers(0, classes, num_items)
     labels[rng.permutation(num_items)[:unknown]] = -1
-    left_out = None
+    excluded = None
     if exclude:
-        left_out = np.flatnonzero(labels >= 0)[:num_queries]
-        queries, query_labels = database[left_out], labels[left_out]
+        excluded = np.flatnonzero(labels >= 0)[:num_queries]
+        queries, query_labels = database[excluded], labels[excluded]
     else:
         queries, query_labels = rng.random((num_queries, bits)) < 0.4, rng.integers(0, classes, num_queries)
-    return Retrieval(pack(queries), pack(database), query_labels, labels, bits, left_out)
+    return Retrieval(pack(queries), pack(database), query_labels, labels, bits, excluded)
 
 
 def pairs(r: Retrieval, query: int) -> list[tuple[int, int, bool]]:
-    """(distance, position, relevant) of everything a query ranks, bit by bit."""
+    """Return (distance, position, relevant) of every item that a query ranks, computed byte by byte."""
     out = []
     for position, code in enumerate(r.database_codes):
         if r.exclude is not None and r.exclude[query] == position:
@@ -50,14 +50,14 @@ def pairs(r: Retrieval, query: int) -> list[tuple[int, int, bool]]:
 
 
 def naive(relevance: list[bool], k: int, definition: str) -> float:
-    found, total, within, firsts = 0, sum(relevance), [], []
+    found, total, within, precisions = 0, sum(relevance), [], []
     for rank, relevant in enumerate(relevance, 1):
         if relevant:
             found += 1
-            firsts.append(found / rank)
+            precisions.append(found / rank)
             if rank <= k:
                 within.append(found / rank)
-    values = firsts[:k] if definition == "ap_first_k" else within
+    values = precisions[:k] if definition == "ap_first_k" else within
     divisor = {"ap_hits": len(within), "ap_k": k}.get(definition, min(k, total))
     return sum(values) / divisor if divisor else 0.0
 
@@ -86,7 +86,7 @@ def test_histograms_count_pairs(variant):
 
 
 @pytest.mark.parametrize("chunk_pairs", [1, 40, 97, 10**6])
-def test_chunks_change_nothing(chunk_pairs):
+def test_results_do_not_depend_on_the_chunk_size(chunk_pairs):
     r = retrieval(exclude=True, unknown=5)
     whole, parts = rank_histograms(r), rank_histograms(r, chunk_pairs=chunk_pairs)
     assert (whole.items == parts.items).all()
@@ -113,64 +113,64 @@ def test_random_orders_average_to_the_expectation(definition):
     assert np.mean(means) == pytest.approx(expected, abs=5 * np.std(means) / np.sqrt(200))
 
 
-def test_a_seed_repeats():
+def test_a_seed_gives_the_same_order():
     r = retrieval()
     assert (order_average_precision(r, 10, seed=3) == order_average_precision(r, 10, seed=3)).all()
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-def test_figures(exclude):
+def test_evaluate_codes(exclude):
     r = retrieval(num_queries=12, num_items=30, bits=8, exclude=exclude)
     histograms = rank_histograms(r)
-    figures, chance = evaluate_codes(r, histograms, (5, 20))
+    metrics, chance = evaluate_codes(r, histograms, (5, 20))
     definitions = [f"{d}@{k}" for k in (5, 20) for d in DEFINITIONS]
     at_k = [f"{m}@{k}" for k in (1, 5, 10, 20, 50, 100) for m in ("precision", "recall")]
-    assert sorted(figures) == sorted([*definitions, "ap_min@all", *at_k, "success@20", "precision_radius@2"])
-    assert figures.keys() == chance.keys()
-    assert all(tuple(values) == KEYS for values in figures.values())
+    assert sorted(metrics) == sorted([*definitions, "ap_min@all", *at_k, "success@20", "precision_radius@2"])
+    assert metrics.keys() == chance.keys()
+    assert all(tuple(values) == KEYS for values in metrics.values())
     rankings = [sorted(pairs(r, q)) for q in range(12)]
     for k in (5, 10, 50):
         hits = [sum(rel for _, _, rel in ranking[:k]) for ranking in rankings]
         totals = [max(1, sum(rel for _, _, rel in ranking)) for ranking in rankings]
-        assert figures[f"precision@{k}"]["index"] == pytest.approx(np.mean(hits) / k)
-        assert figures[f"recall@{k}"]["index"] == pytest.approx(np.mean(np.divide(hits, totals)))
-    assert figures["success@20"]["index"] == np.mean([any(rel for *_, rel in ranking[:20]) for ranking in rankings])
-    assert figures["ap_hits@5"]["index"] == pytest.approx(order_average_precision(r, 5, "ap_hits").mean())
-    assert figures["ap_min@all"]["index"] == pytest.approx(order_average_precision(r, None).mean())
-    assert figures["ap_min@20"]["expected"] == average_precision(histograms, 20).mean()
-    for name, values in figures.items():
+        assert metrics[f"precision@{k}"]["index"] == pytest.approx(np.mean(hits) / k)
+        assert metrics[f"recall@{k}"]["index"] == pytest.approx(np.mean(np.divide(hits, totals)))
+    assert metrics["success@20"]["index"] == np.mean([any(rel for *_, rel in ranking[:20]) for ranking in rankings])
+    assert metrics["ap_hits@5"]["index"] == pytest.approx(order_average_precision(r, 5, "ap_hits").mean())
+    assert metrics["ap_min@all"]["index"] == pytest.approx(order_average_precision(r, None).mean())
+    assert metrics["ap_min@20"]["expected"] == average_precision(histograms, 20).mean()
+    for name, values in metrics.items():
         if not name.startswith("ap_hits"):
             assert values["pessimistic"] - 1e-12 <= values["expected"] <= values["optimistic"] + 1e-12
             assert values["pessimistic"] - 1e-12 <= values["index"] <= values["optimistic"] + 1e-12
     ball = [[rel for d, _, rel in ranking if d <= 2] for ranking in rankings]
-    assert figures["precision_radius@2"]["expected"] == pytest.approx(np.mean([np.mean(b) if b else 0 for b in ball]))
+    assert metrics["precision_radius@2"]["expected"] == pytest.approx(np.mean([np.mean(b) if b else 0 for b in ball]))
 
 
-def test_chance_is_what_codes_without_information_score():
+def test_chance_is_the_score_of_codes_without_information():
     r = retrieval(num_queries=12, num_items=30)
-    blind = dataclasses.replace(r, query_codes=r.query_codes * 0, database_codes=r.database_codes * 0)
+    constant = dataclasses.replace(r, query_codes=r.query_codes * 0, database_codes=r.database_codes * 0)
     _, chance = evaluate_codes(r, rank_histograms(r))
-    scored, _ = evaluate_codes(blind, rank_histograms(blind))
+    scored, _ = evaluate_codes(constant, rank_histograms(constant))
     assert {name: values["expected"] for name, values in scored.items()} == pytest.approx(chance)
 
 
 def test_perfect_codes_score_one():
     labels = np.repeat([0, 1, 2], 10)
     codes = pack(np.eye(12, dtype=bool)[labels])
-    figures, _ = evaluate_codes(
+    metrics, _ = evaluate_codes(
         Retrieval(codes, codes, labels, labels, 12, np.arange(30)),
         rank_histograms(Retrieval(codes, codes, labels, labels, 12, np.arange(30))),
     )
     for name in ("ap_min@20", "ap_hits@20", "ap_first_k@20", "ap_min@all", "precision@5", "recall@10"):
-        assert set(figures[name].values()) == {1.0}
-    # Nine others of a class: ten places cannot all be hits.
-    assert figures["precision@10"]["expected"] == pytest.approx(0.9)
+        assert set(metrics[name].values()) == {1.0}
+    # A class has nine other items, so at most nine of ten results are relevant.
+    assert metrics["precision@10"]["expected"] == pytest.approx(0.9)
 
 
-def test_leaving_the_query_out_lowers_a_score_that_finding_itself_raised():
+def test_excluding_the_query_itself_lowers_the_score():
     r = retrieval(exclude=True, bits=64)
-    found_itself = dataclasses.replace(r, exclude=None)
-    assert order_average_precision(r, 1).mean() < order_average_precision(found_itself, 1).mean() == 1.0
+    with_itself = dataclasses.replace(r, exclude=None)
+    assert order_average_precision(r, 1).mean() < order_average_precision(with_itself, 1).mean() == 1.0
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -187,7 +187,7 @@ def test_radius_curve(exclude):
 
 
 @pytest.mark.parametrize("variant", [{}, {"exclude": True}, {"unknown": 20, "bits": 8}])
-def test_nearest_classes_share_rank_one(variant):
+def test_tied_nearest_items_share_rank_one(variant):
     r = retrieval(**variant)
     expected = np.zeros((5, 5))
     for query, label in enumerate(r.query_labels):
@@ -203,8 +203,8 @@ def test_a_database_of_only_the_query_itself():
     code, label = pack(np.zeros((1, 8), bool)), np.array([0])
     alone = Retrieval(code, code, label, label, 8, np.array([0]))
     histograms = rank_histograms(alone)
-    figures, chance = evaluate_codes(alone, histograms)
-    assert {v for values in figures.values() for v in values.values()} == {0.0}
+    metrics, chance = evaluate_codes(alone, histograms)
+    assert {v for values in metrics.values() for v in values.values()} == {0.0}
     assert set(chance.values()) == {0.0}
     assert nearest_class_shares(alone, 1).tolist() == [[0.0]]
 
@@ -225,15 +225,15 @@ def test_a_database_of_only_the_query_itself():
         ({"exclude": np.full(8, 0)}, "positions to exclude are 9 integers"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_inputs_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(retrieval(), **change)
 
 
-# Items of several classes.
+# Multi-label items.
 
 
-def several(num_queries=9, num_items=30, bits=8, classes=5, seed=0, exclude=False):
+def multi_label(num_queries=9, num_items=30, bits=8, classes=5, seed=0, exclude=False):
     r = retrieval(num_queries, num_items, bits, classes, seed, exclude)
     rng = np.random.default_rng(seed + 1)
     database = rng.random((num_items, classes)) < 0.3
@@ -247,7 +247,7 @@ def several(num_queries=9, num_items=30, bits=8, classes=5, seed=0, exclude=Fals
 
 
 def gains(r: Retrieval, query: int) -> list[tuple[int, int, int]]:
-    """(distance, position, gain) of everything a query ranks."""
+    """Return (distance, position, gain) of every item that a query ranks."""
     shared = [len(set(np.flatnonzero(r.query_labels[query])) & set(np.flatnonzero(row))) for row in r.database_labels]
     one_label = dataclasses.replace(
         r, query_labels=np.zeros(len(r.query_codes), int), database_labels=np.zeros(len(r.database_codes), int)
@@ -255,17 +255,17 @@ def gains(r: Retrieval, query: int) -> list[tuple[int, int, int]]:
     return [(d, p, shared[p]) for d, p, _ in pairs(one_label, query)]
 
 
-def naive_ndcg(listed: list[int], best: list[int], k: int) -> float:
+def naive_ndcg(ranked: list[int], available: list[int], k: int) -> float:
     def dcg(values):
         return sum(gain / np.log2(rank + 1) for rank, gain in enumerate(values[:k], 1))
 
-    ideal = dcg(sorted(best, reverse=True))
-    return dcg(listed) / ideal if ideal else 0.0
+    ideal = dcg(sorted(available, reverse=True))
+    return dcg(ranked) / ideal if ideal else 0.0
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-def test_relevant_is_what_shares_a_class(exclude):
-    r = several(exclude=exclude)
+def test_items_that_share_a_class_are_relevant(exclude):
+    r = multi_label(exclude=exclude)
     histograms = rank_histograms(r)
     for query in range(9):
         expected = np.zeros((2, r.bits + 1), int)
@@ -278,7 +278,7 @@ def test_relevant_is_what_shares_a_class(exclude):
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("chunk_pairs", [1, 10**6])
 def test_ndcg_by_every_policy(k, exclude, chunk_pairs):
-    r = several(exclude=exclude)
+    r = multi_label(exclude=exclude)
     found = normalised_gains(r, [k], chunk_pairs=chunk_pairs)[f"ndcg@{k}"]
     for query in range(9):
         items = gains(r, query)
@@ -286,12 +286,12 @@ def test_ndcg_by_every_policy(k, exclude, chunk_pairs):
         orders = {"index": 1, "optimistic": -1, "pessimistic": 1}
         for policy, sign in orders.items():
             key = (lambda i: i[:2]) if policy == "index" else (lambda i, sign=sign: (i[0], sign * i[2]))
-            listed = [gain for _, _, gain in sorted(items, key=key)]
-            assert found[policy][query] == pytest.approx(naive_ndcg(listed, all_gains, k)), policy
+            ranked = [gain for _, _, gain in sorted(items, key=key)]
+            assert found[policy][query] == pytest.approx(naive_ndcg(ranked, all_gains, k)), policy
 
 
 def test_expected_ndcg_is_the_mean_over_all_orders():
-    r = dataclasses.replace(several(num_items=7), database_codes=np.repeat(np.uint8([[0], [255]]), [3, 4], axis=0))
+    r = dataclasses.replace(multi_label(num_items=7), database_codes=np.repeat(np.uint8([[0], [255]]), [3, 4], axis=0))
     r = dataclasses.replace(r, query_codes=np.zeros((9, 1), np.uint8))
     found = normalised_gains(r, [4, 7])
     for k in (4, 7):
@@ -307,13 +307,13 @@ def test_expected_ndcg_is_the_mean_over_all_orders():
     assert found["ndcg@4"]["chance"][-1] == pytest.approx(np.mean(by_chance))
 
 
-def test_queries_that_share_nothing_with_anything_score_zero():
-    r = several()
-    nothing = dataclasses.replace(r, database_labels=np.zeros_like(r.database_labels))
-    assert {float(v) for values in normalised_gains(nothing, [5])["ndcg@5"].values() for v in values} == {0.0}
+def test_queries_without_a_shared_class_score_zero():
+    r = multi_label()
+    without_classes = dataclasses.replace(r, database_labels=np.zeros_like(r.database_labels))
+    assert {float(v) for values in normalised_gains(without_classes, [5])["ndcg@5"].values() for v in values} == {0.0}
 
 
-def test_labels_take_the_form_they_need():
+def test_labels_are_indices_or_a_matrix_if_any_item_has_several():
     one, other = label_arrays(4, [(0,), (), (3,)], [(1,)])
     assert (one.tolist(), other.tolist()) == ([0, -1, 3], [1])
     one, other = label_arrays(4, [(0,), (), (3,)], [(1, 2)])
@@ -356,7 +356,7 @@ def test_code_statistics_over_several_chunks():
     assert statistics.distinct <= 256
 
 
-def test_one_varying_bit_correlates_with_nothing():
+def test_no_correlation_with_a_single_varying_bit():
     values = np.zeros((4, 8), bool)
     values[:2, 1] = True
     statistics = code_statistics(pack(values), 8)
@@ -365,6 +365,6 @@ def test_one_varying_bit_correlates_with_nothing():
     assert statistics.bit_entropy == 1 / 8
 
 
-def test_code_statistics_refuse_nothing():
+def test_code_statistics_of_no_codes_are_refused():
     with pytest.raises(InputError, match="at least one code"):
         code_statistics(np.zeros((0, 2), np.uint8), 16)

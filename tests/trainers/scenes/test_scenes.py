@@ -1,4 +1,4 @@
-"""Drawn scenes: what lies on disk, where it lies on the ground, and whether the sentences are true."""
+"""Drawn scenes: files, georeference, captions against the drawing, invalid arguments and interruptions."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two scenes of every class, at the usual size."""
+    """A folder with two scenes of every class, at the default size."""
     directory = tmp_path_factory.mktemp("scenes") / "made"
     write_scenes(directory, 2 * len(CLASSES), seed=7)
     return directory
@@ -81,16 +81,16 @@ class TestFiles:
         write_scenes(tmp_path / "two", 20, size_px=SMALL, processes=2)
         assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
-    def test_other_seed_other_pictures(self):
-        turn = len(CLASSES)
+    def test_another_seed_or_number_gives_other_images(self):
+        cycle = len(CLASSES)
         first, again = draw_scene(0, 7, SMALL), draw_scene(0, 7, SMALL)
         assert np.array_equal(first.color, again.color)
-        for other in (draw_scene(0, 8, SMALL), draw_scene(turn, 7, SMALL), draw_scene(0, 7 + turn, SMALL)):
+        for other in (draw_scene(0, 8, SMALL), draw_scene(cycle, 7, SMALL), draw_scene(0, 7 + cycle, SMALL)):
             assert other.label == first.label
             assert not np.array_equal(other.color, first.color)
-        assert not np.array_equal(draw_scene(turn, 7, SMALL).color, draw_scene(0, 7 + turn, SMALL).color)
+        assert not np.array_equal(draw_scene(cycle, 7, SMALL).color, draw_scene(0, 7 + cycle, SMALL).color)
 
-    def test_fewer_are_a_prefix_of_more(self, folder, tmp_path):
+    def test_a_smaller_folder_is_a_prefix_of_a_larger_one(self, folder, tmp_path):
         count = len(CLASSES) + 1
         write_scenes(tmp_path / "few", count, seed=7)
         few, more = contents(tmp_path / "few"), contents(folder)
@@ -110,15 +110,15 @@ class TestFiles:
             assert second.shape == (2 * size_px, 2 * size_px)
 
     def test_progress_counts_the_scenes(self, tmp_path):
-        told: list[int] = []
-        write_scenes(tmp_path / "told", 3, size_px=SMALL, on_progress=told.append)
-        assert told == [1, 2, 3]
-        write_scenes(tmp_path / "told", 3, size_px=SMALL, on_progress=told.append)
-        assert told == [1, 2, 3, 3]
+        counts: list[int] = []
+        write_scenes(tmp_path / "made", 3, size_px=SMALL, on_progress=counts.append)
+        assert counts == [1, 2, 3]
+        write_scenes(tmp_path / "made", 3, size_px=SMALL, on_progress=counts.append)
+        assert counts == [1, 2, 3, 3]
 
 
 class TestGeoreference:
-    def test_both_sources_cover_the_same_ground_near_the_place(self, folder):
+    def test_both_images_cover_the_same_area_near_the_place(self, folder):
         for path in (folder / "images").rglob("*.tif"):
             second = folder / "second" / path.relative_to(folder / "images")
             with rasterio.open(path) as color, rasterio.open(second) as pan:
@@ -131,10 +131,10 @@ class TestGeoreference:
                 (lon,), (lat,) = transform(color.crs, "EPSG:4326", [color.bounds.left], [color.bounds.top])
             assert math.hypot(lon - PLACE_LON, lat - PLACE_LAT) < 0.05
 
-    def test_the_zone_fits_the_longitude(self):
+    def test_the_utm_zone_contains_the_longitude(self):
         assert f"EPSG:326{math.floor((PLACE_LON + 180) / 6) + 1}" == CRS
 
-    def test_a_million_scenes_stay_in_the_zone(self):
+    def test_a_million_scenes_lie_in_the_utm_zone(self):
         corners = [upper_left(index) for index in (0, 999_999, 998_000, 997_000, 996_001)]
         lons, _ = transform(CRS, "EPSG:4326", *zip(*corners, strict=True))
         assert -6 < min(lons) < max(lons) < 0
@@ -143,7 +143,7 @@ class TestGeoreference:
         corners = [upper_left(index) for index in range(300)]
         assert all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= 192 for a, b in combinations(corners, 2))
 
-    def test_date_fits_the_season(self, folder):
+    def test_the_date_lies_in_the_season(self, folder):
         for index in range(2 * len(CLASSES)):
             scene = draw_scene(index, 7, SMALL)
             name = f"images/{scene.label}/{scene.label}_{index // len(CLASSES):04d}.tif"
@@ -152,7 +152,7 @@ class TestGeoreference:
             assert written == scene.taken
             assert written.month in scene.season.months
 
-    def test_sun_at_noon_stands_in_the_south_as_high_as_the_almanac_says(self):
+    def test_the_sun_at_noon_is_in_the_south_at_the_elevation_of_the_almanac(self):
         summer = light_at(datetime(2024, 6, 21, 12), 0.0, 40.0)
         winter = light_at(datetime(2024, 12, 21, 12), 0.0, 40.0)
         assert (summer.azimuth, winter.azimuth) == pytest.approx((180, 180), abs=0.5)
@@ -166,15 +166,15 @@ class TestCaptions:
         page = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
         assert page["dataset"] == "scenes"
         assert [image["imgid"] for image in page["images"]] == list(range(2 * len(CLASSES)))
-        spoken = [sentence for image in page["images"] for sentence in image["sentences"]]
-        assert [sentence["sentid"] for sentence in spoken] == list(range(10 * len(CLASSES)))
-        assert all(sentence["tokens"] == tokens(sentence["raw"]) for sentence in spoken)
+        written = [sentence for image in page["images"] for sentence in image["sentences"]]
+        assert [sentence["sentid"] for sentence in written] == list(range(10 * len(CLASSES)))
+        assert all(sentence["tokens"] == tokens(sentence["raw"]) for sentence in written)
         for image in page["images"]:
             assert (folder / image["filename"]).is_file()
             assert image["sentids"] == [5 * image["imgid"] + j for j in range(5)]
             assert all(sentence["imgid"] == image["imgid"] for sentence in image["sentences"])
 
-    def test_every_part_of_the_split_is_there_from_seven_scenes_of_a_class_on(self, tmp_path):
+    def test_seven_scenes_of_each_class_fill_every_part_of_the_split(self, tmp_path):
         write_scenes(tmp_path / "split", 7 * len(CLASSES), size_px=SMALL)
         images = json.loads((tmp_path / "split/captions.json").read_text(encoding="utf-8"))["images"]
         assert Counter(image["split"] for image in images) == {
@@ -183,11 +183,11 @@ class TestCaptions:
             "val": len(CLASSES),
         }
 
-    def test_five_different_finished_sentences(self, drawn):
+    def test_five_different_complete_sentences(self, drawn):
         for scene in drawn:
-            spoken = sentences(scene, 3)
-            assert len(set(spoken)) == 5
-            for text in spoken:
+            texts = sentences(scene, 3)
+            assert len(set(texts)) == 5
+            for text in texts:
                 assert re.fullmatch(r"[A-Z0-9][^{}.]*\.", text), text
                 assert not re.search(r"\b[Aa] [aeiou]|  |\bone \w+s\b(?<!grass)", text), text
 
@@ -204,7 +204,7 @@ class TestCaptions:
                         assert value == known, text
 
     @pytest.mark.parametrize(
-        ("label", "module", "draws_one", "noun"),
+        ("label", "module", "draw_function", "noun"),
         [
             ("harbor", harbor, "_boat", "boat"),
             ("storage_tanks", built, "_tank", "tank"),
@@ -212,9 +212,9 @@ class TestCaptions:
             ("circular_farmland", fields, "_pivot", "circle"),
         ],
     )
-    def test_counts_are_those_of_the_things_drawn(self, label, module, draws_one, noun, monkeypatch):
-        real, calls = getattr(module, draws_one), []
-        monkeypatch.setattr(module, draws_one, lambda *args: calls.append(args) or real(*args))
+    def test_counts_are_those_of_the_drawn_objects(self, label, module, draw_function, noun, monkeypatch):
+        real, calls = getattr(module, draw_function), []
+        monkeypatch.setattr(module, draw_function, lambda *args: calls.append(args) or real(*args))
         for number in range(4):
             calls.clear()
             scene = draw_scene(list(CLASSES).index(label) + number * len(CLASSES), 5, SMALL)
@@ -231,13 +231,13 @@ class TestCaptions:
             blueness = scene.color[..., 2].astype(float) - scene.color[..., 0]
             assert blueness[toward > 0.5].mean() > 20 > blueness[toward < -0.5].mean()
 
-    def test_season_is_the_one_drawn(self, drawn):
+    def test_captions_name_no_other_season(self, drawn):
         phrases = {season.phrase for season in SEASONS.values()}
         for scene in drawn:
-            spoken = " ".join(sentences(scene, 3)).lower()
-            assert not any(phrase in spoken for phrase in phrases - {scene.season.phrase})
+            text = " ".join(sentences(scene, 3)).lower()
+            assert not any(phrase in text for phrase in phrases - {scene.season.phrase})
 
-    def test_every_class_has_sentences_to_choose_from(self):
+    def test_every_class_has_at_least_five_sentences(self):
         assert set(SENTENCES) == set(CLASSES)
         assert all(len(set(choice)) >= 5 for choice in SENTENCES.values())
 
@@ -245,7 +245,7 @@ class TestCaptions:
         for label in CLASSES:
             assert len({str(scene.facts) for scene in drawn if scene.label == label}) > 1
 
-    def test_words(self):
+    def test_counts_and_lists_in_words(self):
         assert counted(0, "boat") == "no boats"
         assert counted(1, "boat") == "one boat"
         assert counted(20, "boat") == "twenty boats"
@@ -287,7 +287,7 @@ class TestDrawings:
             assert np.corrcoef(gray.ravel(), coarse.ravel())[0, 1] > 0.75, scene.label
             assert np.abs(gray - coarse).mean() > 0.5
 
-    def test_no_snow_where_none_belongs(self, drawn):
+    def test_classes_without_snow(self, drawn):
         assert not [scene.label for scene in drawn if scene.season.snow and scene.label in WITHOUT_SNOW]
         assert [scene for scene in drawn if scene.season.snow]
 
@@ -308,14 +308,14 @@ class TestRefusals:
             write_scenes(tmp_path / "none", count, seed=seed, size_px=size_px)
         assert not (tmp_path / "none").exists()
 
-    def test_a_folder_of_somebody_elses_is_left_as_it_is(self, tmp_path):
+    def test_a_folder_with_other_files_is_refused_and_unchanged(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("years of work")
         with pytest.raises(InputError, match="other files"):
             write_scenes(tmp_path, 1)
         assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
     @pytest.mark.parametrize("page", ["{", "[]", '{"seed": 0}'])
-    def test_a_page_of_somebody_elses(self, page, tmp_path):
+    def test_another_scenes_json_is_refused_and_unchanged(self, page, tmp_path):
         (tmp_path / "scenes.json").write_text(page)
         with pytest.raises(InputError):
             write_scenes(tmp_path, 1)
@@ -327,7 +327,7 @@ class TestRefusals:
             write_scenes(tmp_path / "file", 1)
 
     @pytest.mark.parametrize("other", [{"seed": 1}, {"size_px": 65}, {"count": 1}])
-    def test_scenes_of_another_request(self, other, tmp_path):
+    def test_scenes_of_another_request_are_refused(self, other, tmp_path):
         write_scenes(tmp_path / "made", 2, size_px=SMALL)
         before = contents(tmp_path / "made")
         with pytest.raises(InputError, match="another folder"):
@@ -344,7 +344,7 @@ class Stopped(Exception):
 
 
 class TestInterruption:
-    def test_a_half_written_folder_is_not_complete_and_is_finished(self, tmp_path):
+    def test_an_interrupted_folder_is_incomplete_and_can_be_completed(self, tmp_path):
         def stop(done: int) -> None:
             if done == 2:
                 raise Stopped
@@ -390,7 +390,7 @@ class TestInterruption:
         write_scenes(tmp_path / "made", 1, size_px=SMALL)
         assert not (tmp_path / "made/images/airport/airport_0000.tif").exists()
 
-    def test_a_kill_before_the_first_page_leaves_a_usable_folder(self, tmp_path):
+    def test_a_folder_is_usable_after_a_kill_during_the_first_write(self, tmp_path):
         (tmp_path / ".scenes.partial.json.tmp").write_text("{")
         write_scenes(tmp_path, 1, size_px=SMALL)
         assert (tmp_path / "scenes.json").exists()
