@@ -68,8 +68,9 @@ class HashHead(nn.Module):
             # gradient; with it and the fan-in initialisation below, its inputs start at unit variance.
             self.norm: nn.Module = nn.LayerNorm(num_features)
         else:
-            norms = {"standardise": lambda: Standardise(num_features), "unit": UnitLength, "none": nn.Identity}
-            self.norm = norms[spec.norm]()
+            self.norm = Standardise(num_features) if spec.norm == "standardise" else nn.Identity()
+            if spec.norm == "unit":
+                self.norm = UnitLength()
         hidden: list[nn.Module] = []
         width = num_features
         for next_width in spec.hidden:
