@@ -4,18 +4,51 @@ A code of K bits is `uint8[ceil(K/8)]`. Bit j is in byte `j // 8` under the mask
 `numpy.packbits`. Pad bits are zero, so that they do not change Hamming distances.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.ranges import check_integer
 
-__all__ = ["MAX_BITS", "MIN_BITS", "check_bits", "check_codes", "hamming", "num_bytes", "pack", "unpack"]
+__all__ = [
+    "MAX_BITS",
+    "MAX_OUTPUT",
+    "MIN_BITS",
+    "Encoded",
+    "check_bits",
+    "check_codes",
+    "hamming",
+    "num_bytes",
+    "outputs_of",
+    "pack",
+    "unpack",
+]
 
 MIN_BITS = 8
 MAX_BITS = 512
 
+# Largest magnitude of an output in `Encoded`. -128 is not used, so that negation is possible.
+MAX_OUTPUT = 127
+
 Codes = npt.NDArray[np.uint8]
+
+
+class Encoded(NamedTuple):
+    """What a model computes for N items.
+
+    Attributes:
+        codes: packed codes uint8 [N, B].
+        outputs: outputs of the head minus their thresholds, int8 [N, K], scaled in each row so that the largest
+            magnitude is 127. An output is positive only where the code's bit is 1, and negative only where it is 0.
+            Label bits have 127 and -127. None if they were not requested.
+        vectors: stored vectors int8 [N, d]; None for a model without a projection.
+    """
+
+    codes: Codes
+    outputs: npt.NDArray[np.int8] | None
+    vectors: npt.NDArray[np.int8] | None
 
 
 def check_bits(bits: int) -> int:
@@ -41,6 +74,11 @@ def unpack(codes: Codes, bits: int) -> npt.NDArray[np.bool_]:
     """Unpack uint8 [..., ceil(bits/8)] into bool [..., bits]."""
     check_codes(codes, bits)
     return np.unpackbits(codes, axis=-1, count=bits).astype(np.bool_)
+
+
+def outputs_of(codes: Codes, bits: int) -> npt.NDArray[np.int8]:
+    """Return the outputs, int8 [..., bits], of items of which only the codes are known: 127 for 1 and -127 for 0."""
+    return np.where(unpack(codes, bits), np.int8(MAX_OUTPUT), np.int8(-MAX_OUTPUT))
 
 
 def check_codes(codes: Codes, bits: int) -> Codes:

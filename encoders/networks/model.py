@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from orbithash.encoders.codes import num_bytes, pack
+from orbithash.encoders.codes import Encoded, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.binarizer import Binarizer
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.devices import check_device, exact_float32
-from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
-from orbithash.encoders.networks.label_codes import label_table
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.encoders.networks.text import TextEncoder
 
@@ -41,10 +41,6 @@ TEXT_BATCH_SIZE = 32
 
 TEXT_ENCODER = "text_encoder"
 
-# An output closer to its threshold than this share of its `error_scale` is computed again, alone, because rounding
-# differs with the batch size. The largest difference measured is a tenth of it.
-MARGIN = 2e-6
-
 Codes = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -53,7 +49,7 @@ Features = npt.NDArray[np.float32]
 class HashModel:
     """Trained networks that encode images, and sentences if the model has a text side, as packed binary codes.
 
-    A code does not depend on the batch size or on the other items of the call. `batch_size` of the methods below is the
+    Results do not depend on the batch size or on the other items of the call. `batch_size` of the methods below is the
     number of items per pass of the network; it decides speed and memory only. None: 8 images on a CPU, 64 on a GPU.
     """
 
@@ -72,7 +68,6 @@ class HashModel:
         self.network = network
         self.text_head = text_head
         self._text_encoder = text_encoder
-        self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
         self._place(check_device(device))
 
     def _place(self, device: torch.device) -> None:
@@ -83,7 +78,7 @@ class HashModel:
         preprocessing = self.card.preprocessing
         moments = preprocessing.mean, preprocessing.std
         self._mean, self._std = (255 * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
-        self._thresholds = torch.tensor(self.card.thresholds, device=device)
+        self._binarizer = Binarizer(self.card, self.network, self.text_head, device)
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model to `cpu`, `cuda` or `cuda:N` and return it; `InputError` for any other device."""
@@ -150,10 +145,41 @@ class HashModel:
             prepared[row] = self.preprocessing.prepare(image)
         return prepared
 
+    def encode_items(
+        self,
+        kind: Literal["image", "text", "vector"],
+        items: Any,
+        *,
+        with_outputs: bool = False,
+        batch_size: int | None = None,
+    ) -> Encoded:
+        """Return the codes of N items and, with `with_outputs`, the outputs of the head.
+
+        With outputs, most items are computed twice: of many int8 values, one is often near a rounding boundary.
+
+        Args:
+            kind: what the items are.
+            items: `image`: prepared images uint8 [N, crop, crop, C]; `text`: sentences; `vector`: inputs of the head of
+                images, finite float32 [N, num_features].
+            with_outputs: return outputs too.
+            batch_size: items per pass of the network.
+
+        Raises:
+            InputError: items of another shape or type, or sentences for a model without a text side.
+        """
+        if kind == "text":
+            return self._encode_texts(items, batch_size, with_outputs)
+        if kind == "vector":
+            vectors = self._check_vectors(items)
+            size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
+            return self._binarizer.encode(len(vectors), size, self._rows_of(vectors), with_outputs=with_outputs)
+        self._check_prepared(items)
+        size = self._batch_size(batch_size)
+        return self._binarizer.encode(len(items), size, lambda rows: self._pool(items[rows]), with_outputs=with_outputs)
+
     def encode_prepared(self, images: Pixels, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
-        self._check_prepared(images)
-        return self._encode(len(images), self._batch_size(batch_size), lambda rows: self._pool(images[rows]))
+        return self.encode_items("image", images, batch_size=batch_size).codes
 
     def features(self, images: Pixels, *, batch_size: int | None = None) -> Features:
         """Return the input of the head, float32 [N, D], for prepared images uint8 [N, crop, crop, C]."""
@@ -168,37 +194,25 @@ class HashModel:
     def encode_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of images from their features float32 [N, D]."""
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
-        return self._encode(len(features), size, lambda rows: torch.from_numpy(features[rows]).to(self.device))
+        return self._binarizer.encode(len(features), size, self._rows_of(features)).codes
 
-    @torch.inference_mode()
     def is_certain(self, features: Features) -> npt.NDArray[np.bool_]:
         """Return for which images rounding cannot change the code, bool [N], from their features float32 [N, D]."""
         certain = np.empty(len(features), np.bool_)
-        with exact_float32(self.device):
-            for start in range(0, len(features), FEATURE_BATCH_SIZE):
-                rows = torch.from_numpy(features[start : start + FEATURE_BATCH_SIZE]).to(self.device)
-                certain[start : start + FEATURE_BATCH_SIZE] = ~self._decide(rows, of_text=False)[2].cpu().numpy()
+        for start in range(0, len(features), FEATURE_BATCH_SIZE):
+            rows = slice(start, start + FEATURE_BATCH_SIZE)
+            certain[rows] = self._binarizer.is_certain(self._rows_of(features)(rows)).cpu().numpy()
         return certain
 
     def encode_texts(self, sentences: Sequence[str], *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of sentences; `InputError` if the model has no text side."""
-        encoder = self._text_encoder
-        if self.text_head is None or encoder is None:
-            raise InputError(f"this model ({self.card.method}) encodes images only; train a method with captions: duch")
-
-        def features_of(rows: slice) -> Tensor:
-            return torch.from_numpy(encoder.encode(sentences[rows])).to(self.device)
-
-        size = self._batch_size(batch_size, TEXT_BATCH_SIZE)
-        return self._encode(len(sentences), size, features_of, of_text=True)
+        return self._encode_texts(sentences, batch_size, with_outputs=False).codes
 
     def encode_text_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of sentences from their features float32 [N, D]."""
         assert self.text_head is not None, "a model with a text side"
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
-        return self._encode(
-            len(features), size, lambda rows: torch.from_numpy(features[rows]).to(self.device), of_text=True
-        )
+        return self._binarizer.encode(len(features), size, self._rows_of(features), of_text=True).codes
 
     def normalise(self, images: Pixels) -> Tensor:
         """Return prepared images as the network's input, float32 [N, C, crop, crop] in channels_last memory format."""
@@ -227,40 +241,29 @@ class HashModel:
                 f"prepared images are uint8 [N, {side}, {side}, {channels}], got {images.dtype} {images.shape}"
             )
 
-    @torch.inference_mode()
-    def _encode(self, num_rows: int, size: int, features_of: Callable[[slice], Tensor], of_text: bool = False) -> Codes:
-        """Return codes of rows 0 to num_rows - 1, `size` at a time; rows near a threshold are computed again, alone."""
-        codes = np.empty((num_rows, self.num_bytes), np.uint8)
-        with exact_float32(self.device):
-            for start in range(0, num_rows, size):
-                stop = min(start + size, num_rows)
-                bits, labels, unsure = self._decide(features_of(slice(start, stop)), of_text)
-                for row in unsure.nonzero()[:, 0].tolist():
-                    alone = features_of(slice(start + row, start + row + 1))
-                    bits[row : row + 1], labels[row : row + 1], _ = self._decide(alone, of_text)
-                label_bits = np.empty((stop - start, 0), np.bool_)
-                if self._labels.size:
-                    label_bits = self._labels[labels.cpu().numpy()]
-                codes[start:stop] = pack(np.concatenate([bits.cpu().numpy(), label_bits], axis=1))
-        return codes
+    def _check_vectors(self, vectors: Any) -> Features:
+        dims = self.network.head.num_features
+        given = np.asarray(vectors)
+        if given.dtype != np.float32 or given.ndim != 2 or given.shape[1] != dims:
+            raise InputError(f"vectors of this model are float32 [N, {dims}], got {given.dtype} {given.shape}")
+        if not np.isfinite(given).all():
+            row = int(np.nonzero(~np.isfinite(given).all(axis=1))[0][0])
+            raise InputError(f"a vector must be finite; vector {row} of {len(given)} has NaN or infinity")
+        return given
 
-    def _decide(self, features: Tensor, of_text: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return hash bits bool [N, K], predicted classes int64 [N], and bool [N]: rows that rounding could change."""
-        if of_text:
-            assert self.text_head is not None, "a model with a text side"
-            output = NetworkOutput(self.text_head(features), None)
-            scale = NetworkOutput(self.text_head.error_scale(features), None)
-        else:
-            output, scale = self.network.hash(features), self.network.error_scale(features)
-        bits = output.hashes >= self._thresholds
-        unsure = ((output.hashes - self._thresholds).abs() < MARGIN * scale.hashes).any(dim=1)
-        if not self._labels.shape[1]:
-            return bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), unsure
-        assert output.logits is not None, "label bits come from a classifier"
-        assert scale.logits is not None, "as the logits"
-        best = output.logits.topk(2, dim=1).values
-        unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * scale.logits.amax(dim=1)
-        return bits, output.logits.argmax(dim=1), unsure
+    def _rows_of(self, features: Features) -> Callable[[slice], Tensor]:
+        return lambda rows: torch.tensor(features[rows], device=self.device)
+
+    def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, with_outputs: bool) -> Encoded:
+        encoder = self._text_encoder
+        if self.text_head is None or encoder is None:
+            raise InputError(f"this model ({self.card.method}) encodes images only; train a method with captions: duch")
+
+        def features_of(rows: slice) -> Tensor:
+            return torch.from_numpy(encoder.encode(sentences[rows])).to(self.device)
+
+        size = self._batch_size(batch_size, TEXT_BATCH_SIZE)
+        return self._binarizer.encode(len(sentences), size, features_of, of_text=True, with_outputs=with_outputs)
 
     def shortened(self, bits: int) -> "HashModel":
         """Return the model of the first `bits` bits, for a head that was trained for nested lengths."""

@@ -17,6 +17,7 @@ from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks import binarizer
 from orbithash.encoders.networks import model as model_module
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, read_model_folder, write_card
 from orbithash.encoders.networks.hash_network import HashNetwork, NetworkOutput
@@ -271,7 +272,7 @@ def test_the_same_codes_whatever_the_batch_size(make_model):
 
 def test_it_is_the_second_look_that_makes_them_the_same(monkeypatch):
     """The test above can fail: without the second pass, outputs on thresholds give other bits."""
-    monkeypatch.setattr(model_module, "MARGIN", 0.0)
+    monkeypatch.setattr(binarizer, "MARGIN", 0.0)
     model, images = unsure_model(), make_images(50)
     differ = unpack(in_batches(model, images, 1) ^ model.encode(images), model.bits)
     assert differ[:, :BITS].any()

@@ -345,6 +345,6 @@ def test_cached_features_of_other_weights_are_not_used(root, model, cached, monk
 
 
 def test_images_near_a_threshold_are_encoded_from_their_pixels(root, model, cached, monkeypatch):
-    monkeypatch.setattr("orbithash.encoders.networks.model.MARGIN", 1e9)
+    monkeypatch.setattr("orbithash.encoders.networks.binarizer.MARGIN", 1e9)
     _, names = files_read(monkeypatch, model, cached, root)
     assert len(names) == len(cached.images)

@@ -1,0 +1,115 @@
+"""From the features of items to codes and outputs that do not depend on the batch size."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orbithash.encoders.codes import Codes, Encoded, num_bytes, outputs_of, pack
+from orbithash.encoders.networks.card import ModelCard
+from orbithash.encoders.networks.devices import exact_float32
+from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
+from orbithash.encoders.networks.label_codes import label_table
+from orbithash.encoders.networks.rounding import scaled_outputs
+
+__all__ = ["MARGIN", "Binarizer"]
+
+# An output closer to its threshold than this share of its `error_scale` is computed again, alone, because rounding
+# differs with the batch size. The largest difference measured is a tenth of it.
+MARGIN = 2e-6
+
+
+class _Decided(NamedTuple):
+    """What follows from the features of N items.
+
+    Attributes:
+        bits: hash bits, bool [N, K].
+        labels: predicted classes, int64 [N]; 0 for a model without label bits.
+        outputs: outputs of the hash bits, int8 [N, K], see `Encoded`; None if they were not requested.
+        unsure: items of which rounding could change another field, bool [N].
+    """
+
+    bits: Tensor
+    labels: Tensor
+    outputs: Tensor | None
+    unsure: Tensor
+
+
+class Binarizer:
+    """The heads of a model with their thresholds and label bits."""
+
+    def __init__(self, card: ModelCard, network: HashNetwork, text_head: HashHead | None, device: torch.device) -> None:
+        """`network` and `text_head` are on `device`."""
+        self._bits = card.bits
+        self._network = network
+        self._text_head = text_head
+        self._device = device
+        self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
+        self._thresholds = torch.tensor(card.thresholds, device=device)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        num_rows: int,
+        size: int,
+        features_of: Callable[[slice], Tensor],
+        *,
+        of_text: bool = False,
+        with_outputs: bool = False,
+    ) -> Encoded:
+        """Return the codes, and on request the outputs, of rows 0 to num_rows - 1.
+
+        `features_of` returns the features float [N, D] of some rows. It is called with `size` rows at a time, and again
+        with each row alone that rounding could change.
+        """
+        codes = np.empty((num_rows, num_bytes(self._bits)), np.uint8)
+        outputs = np.empty((num_rows, self._bits), np.int8) if with_outputs else None
+        with exact_float32(self._device):
+            for start in range(0, num_rows, size):
+                rows = slice(start, min(start + size, num_rows))
+                decided = self._decide(features_of(rows), of_text, with_outputs)
+                for row in decided.unsure.nonzero()[:, 0].tolist():
+                    alone = self._decide(features_of(slice(start + row, start + row + 1)), of_text, with_outputs)
+                    for part, of_row in zip(decided, alone, strict=True):
+                        if part is not None and of_row is not None:
+                            part[row] = of_row[0]
+                codes[rows] = self._pack(decided)
+                if outputs is not None and decided.outputs is not None:
+                    outputs[rows] = outputs_of(codes[rows], self._bits)
+                    outputs[rows, : decided.outputs.shape[1]] = decided.outputs.cpu().numpy()
+        return Encoded(codes, outputs, None)
+
+    @torch.inference_mode()
+    def is_certain(self, features: Tensor) -> Tensor:
+        """Return for which images rounding cannot change the code, bool [N], from their features float [N, D]."""
+        with exact_float32(self._device):
+            return ~self._decide(features).unsure
+
+    def _pack(self, decided: _Decided) -> Codes:
+        bits = decided.bits.cpu().numpy()
+        if self._labels.size:
+            bits = np.concatenate([bits, self._labels[decided.labels.cpu().numpy()]], axis=1)
+        return pack(bits)
+
+    def _decide(self, features: Tensor, of_text: bool = False, with_outputs: bool = False) -> _Decided:
+        if of_text:
+            assert self._text_head is not None, "a model with a text side"
+            output = NetworkOutput(self._text_head(features), None)
+            scale = NetworkOutput(self._text_head.error_scale(features), None)
+        else:
+            output, scale = self._network.hash(features), self._network.error_scale(features)
+        bits, differences = output.hashes >= self._thresholds, output.hashes - self._thresholds
+        unsure = (differences.abs() < MARGIN * scale.hashes).any(dim=1)
+        outputs = None
+        if with_outputs:
+            outputs, could_differ = scaled_outputs(differences, MARGIN * scale.hashes)
+            unsure |= could_differ
+        if not self._labels.shape[1]:
+            return _Decided(bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), outputs, unsure)
+        assert output.logits is not None, "label bits come from a classifier"
+        assert scale.logits is not None, "as the logits"
+        best = output.logits.topk(2, dim=1).values
+        unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * scale.logits.amax(dim=1)
+        return _Decided(bits, output.logits.argmax(dim=1), outputs, unsure)
