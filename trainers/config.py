@@ -17,6 +17,9 @@ from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, rgb_ch
 
 __all__ = ["PathOrName", "TrainConfig", "load_config"]
 
+# More than the inputs of any head have.
+MAX_VECTOR_DIMS = 65_536
+
 
 def _absolute(value: str) -> str:
     # Paths that cannot be accessed stay unchanged; opening them reports the error.
@@ -37,6 +40,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code in bits")
+    vector_dims: int = Field(
+        64, ge=0, le=MAX_VECTOR_DIMS, description="dimensions of the stored vectors, for rescoring; 0: no vectors"
+    )
     backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
     weights: PathOrName | None = Field(
         None, description="name of torchvision weights, or a safetensors file; null: random weights"

@@ -98,7 +98,7 @@ def train(
                 # The same folder can be used after the problem is solved.
                 shutil.rmtree(folder)
             raise
-        model, shorter = export_models(run, observer.best, best_epoch(read_history(folder)))
+        model, shorter = export_models(run, observer.best, best_epoch(read_history(folder)), place)
         for short in shorter:
             short.save(folder / f"model-{short.bits}")
         model.save(folder / "model")

@@ -162,7 +162,7 @@ def train_on_ray(
             say(f"not validated: epoch {', '.join(map(str, missing))}; see the log of Ray Train's controller")
         best = next(record for record in history if record["epoch"] == epoch)
         with checkpoint.as_directory() as state:
-            model, shorter = export_models(run, Path(state), best)
+            model, shorter = export_models(run, Path(state), best, _device(gpus_per_worker))
         close_history(folder)
     except InputError:
         if is_new and not (folder / "metrics.jsonl").exists():
@@ -184,6 +184,13 @@ def train_on_ray(
         reason = "the last one: nothing was validated"
     say(f"epoch {best['epoch']} of {len(history)} is {reason}; the model is in {folder / 'model'}")
     return history
+
+
+def _device(gpus_per_worker: float) -> str:
+    """Return the device of the driver: a GPU only if the workers use GPUs."""
+    import torch
+
+    return "cuda" if gpus_per_worker and torch.cuda.is_available() else "cpu"
 
 
 def _storage_of(folder: Path, asked: str | None) -> Storage:

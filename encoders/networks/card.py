@@ -14,7 +14,16 @@ from orbithash.encoders.files import recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.label_codes import label_table
 
-__all__ = ["POOLINGS", "HeadSpec", "ModelCard", "NetworkSpec", "TextSpec", "read_model_folder", "write_card"]
+__all__ = [
+    "POOLINGS",
+    "HeadSpec",
+    "ModelCard",
+    "NetworkSpec",
+    "ProjectionSpec",
+    "TextSpec",
+    "read_model_folder",
+    "write_card",
+]
 
 FORMAT_VERSION = 4
 
@@ -23,9 +32,18 @@ POOLINGS = ("avg", "max", "avg+max")
 # Activation of the outputs of a head: threshold of its bits.
 ACTIVATIONS = {"tanh": 0.0, "sigmoid": 0.5, "none": 0.0}
 
-# The fields that decide codes. Their hash, with that of the weights, is the `model_id`. Other fields, such as a
-# metric, can be corrected, and the model still belongs to the archives that it encoded.
-_DECIDING = ("bits", "network", "thresholds", "label_code", "label_weight", "preprocessing", "text_encoder")
+# The fields that decide codes and stored vectors. Their hash, with that of the weights, is the `model_id`. Other
+# fields, such as a metric, can be corrected, and the model still belongs to the archives that it encoded.
+_DECIDING = (
+    "bits",
+    "network",
+    "thresholds",
+    "label_code",
+    "label_weight",
+    "preprocessing",
+    "text_encoder",
+    "projection",
+)
 
 HEAD_NORMS = ("none", "layer", "standardise", "unit")
 HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
@@ -119,6 +137,29 @@ class TextSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProjectionSpec:
+    """How the input of the head becomes a stored vector: `num_features` dimensions to `dims` of int8.
+
+    `step` is the length of one unit of a component, where the projected features have unit length.
+    """
+
+    num_features: int
+    dims: int
+    step: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dims <= self.num_features:
+            raise InputError(f"a projection of {self.num_features} dimensions to {self.dims}; 1 or more, not above")
+        if not (math.isfinite(self.step) and self.step > 0):
+            raise InputError(f"the step of the projection is {self.step}; a finite number above 0 is needed")
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "ProjectionSpec":
+        """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
+        return cls(**_all_of(cls, fields))
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCard:
     """The content of `model.json` without the format version and the hashes.
 
@@ -133,6 +174,7 @@ class ModelCard:
         dataset: name, protocol and manifest hash of the training data.
         metrics: metrics on the validation part.
         text: text side of a model that encodes sentences; its head has `network.bits` outputs and no label bits.
+        projection: how stored vectors are made; None: the model makes none.
         versions: versions of orbithash and torch that trained the model.
     """
 
@@ -146,6 +188,7 @@ class ModelCard:
     dataset: dict[str, Any]
     metrics: dict[str, Any]
     text: TextSpec | None = None
+    projection: ProjectionSpec | None = None
     versions: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"orbithash": version("orbithash"), "torch": version("torch")}
     )
@@ -186,6 +229,7 @@ class ModelCard:
             "label_weight": self.label_weight,
             "preprocessing": self.preprocessing.to_json(),
             "text_encoder": None if self.text is None else dataclasses.asdict(self.text),
+            "projection": None if self.projection is None else dataclasses.asdict(self.projection),
             "classes": list(self.classes),
             "dataset": self.dataset,
             "metrics": self.metrics,
@@ -206,6 +250,7 @@ class ModelCard:
             dataset=dict(fields["dataset"]),
             metrics=dict(fields["metrics"]),
             text=None if fields["text_encoder"] is None else TextSpec.from_json(fields["text_encoder"]),
+            projection=None if fields["projection"] is None else ProjectionSpec.from_json(fields["projection"]),
             versions=dict(fields["versions"]),
         )
 

@@ -26,6 +26,7 @@ from orbithash.encoders.networks.binarizer import Binarizer
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.devices import check_device, exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
+from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.encoders.networks.text import TextEncoder
 
@@ -61,12 +62,15 @@ class HashModel:
         device: str | torch.device = "cpu",
         text_head: HashHead | None = None,
         text_encoder: TextEncoder | None = None,
+        projection: Projection | None = None,
     ) -> None:
         """Move the networks to `device` (`cpu`, `cuda` or `cuda:N`) and switch them to evaluation mode."""
+        assert card.projection == (None if projection is None else projection.spec), "the projection of the card"
         self.card = card
         self.model_id = model_id
         self.network = network
         self.text_head = text_head
+        self.projection = projection
         self._text_encoder = text_encoder
         self._place(check_device(device))
 
@@ -75,6 +79,8 @@ class HashModel:
         self.network = self.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if self.text_head is not None:
             self.text_head = self.text_head.to(device).eval()
+        if self.projection is not None:
+            self.projection = self.projection.to(device)
         preprocessing = self.card.preprocessing
         moments = preprocessing.mean, preprocessing.std
         self._mean, self._std = (255 * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
@@ -293,7 +299,7 @@ class HashModel:
         text = None if card.text is None else dataclasses.replace(card.text, head=shorter(card.text.head))
         short_card = dataclasses.replace(card, network=spec, thresholds=card.thresholds[:bits], text=text)
         text_head = None if self.text_head is None else cut(self.text_head)
-        return HashModel(short_card, network, "", self.device, text_head, self._text_encoder)
+        return HashModel(short_card, network, "", self.device, text_head, self._text_encoder, self.projection)
 
     def save(self, folder: Path | str) -> str:
         """Write the model folder and return its `model_id`; a model that is in `folder` is replaced.
@@ -304,9 +310,8 @@ class HashModel:
         recover_folder(folder)
         if folder.exists() and not (folder / "model.json").is_file():
             raise InputError(f"{folder} exists and is not a model folder; choose another path")
-        weights = save(
-            {k: v.contiguous().cpu() for k, v in _modules(self.network, self.text_head).state_dict().items()}
-        )
+        modules = _modules(self.network, self.text_head, self.projection)
+        weights = save({k: v.contiguous().cpu() for k, v in modules.state_dict().items()})
         with new_folder(folder) as part:
             (part / "model.safetensors").write_bytes(weights)
             if self._text_encoder is not None:
@@ -329,12 +334,14 @@ class HashModel:
             text_encoder = TextEncoder.load(folder / TEXT_ENCODER, device=place)
             if text_encoder.sha256 != card.text.encoder_sha256:
                 raise InputError(f"{folder / TEXT_ENCODER}: damaged (its files do not give the hash in model.json)")
+        projection = None if card.projection is None else Projection(card.projection)
         try:
-            _modules(network, text_head).load_state_dict(load(weights))
+            _modules(network, text_head, projection).load_state_dict(load(weights))
         except (SafetensorError, RuntimeError) as err:
             raise InputError(f"{folder}: model.safetensors does not fit the network of model.json") from err
-        return cls(card, network, model_id, place, text_head, text_encoder)
+        return cls(card, network, model_id, place, text_head, text_encoder, projection)
 
 
-def _modules(network: HashNetwork, text_head: HashHead | None) -> nn.ModuleDict:
-    return nn.ModuleDict({"network": network} if text_head is None else {"network": network, "text_head": text_head})
+def _modules(network: HashNetwork, text_head: HashHead | None, projection: Projection | None) -> nn.ModuleDict:
+    modules = {"network": network, "text_head": text_head, "projection": projection}
+    return nn.ModuleDict({name: module for name, module in modules.items() if module is not None})

@@ -4,13 +4,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from orbithash.encoders.networks.card import ModelCard, TextSpec
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.projection import Projection
+from orbithash.encoders.networks.reading import read_batches
 from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.tables import load_tables
 from orbithash.trainers.methods import Method
 
 __all__ = ["best_epoch", "export_models", "make_card"]
+
+# Maximum number of training images to which the projection of stored vectors is fitted.
+MAX_FITTED = 10_000
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -19,11 +28,12 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def export_models(
-    run: Run, checkpoint: Path, metrics: dict[str, Any] | None = None
+    run: Run, checkpoint: Path, metrics: dict[str, Any] | None = None, device: str | torch.device = "cpu"
 ) -> tuple[HashModel, list[HashModel]]:
     """Return the model of a checkpoint, and the models of its nested lengths.
 
-    `metrics` are written into the model; None: those of the checkpoint's last epoch.
+    `metrics` are written into the model; None: those of the checkpoint's last epoch. `device` computes the features to
+    which the projection of stored vectors is fitted.
     """
     state = load_checkpoint(checkpoint)
     # The checkpoint has all weights; the file of the pretrained ones may be gone by now.
@@ -31,8 +41,31 @@ def export_models(
     method = unweighted.build()
     method.load_state_dict(state["method"])
     card = make_card(run, method, state["history"][-1] if metrics is None else metrics)
-    model = HashModel(card, method.network, text_head=method.text_head, text_encoder=method.text_encoder())
+    projection = _projection(run, method, card, device) if run.config.vector_dims else None
+    if projection is not None:
+        card = dataclasses.replace(card, projection=projection.spec)
+    model = HashModel(
+        card,
+        method.network,
+        text_head=method.text_head,
+        text_encoder=method.text_encoder(),
+        projection=projection,
+    )
     return model, [model.shortened(bits) for bits in method.nested_bits]
+
+
+def _projection(run: Run, method: Method, card: ModelCard, device: str | torch.device) -> Projection:
+    """Return the projection of stored vectors, fitted to the inputs of the head for evenly spaced training images."""
+    images = run.manifest.part("train")
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FITTED)).round().astype(int)
+    images = [images[i] for i in chosen.tolist()]
+    if method.trains_on_images:
+        model = HashModel(card, method.network, device=device, text_head=method.text_head)
+        batches = read_batches([run.root / image.path for image in images], model.preprocessing, root=run.root)
+        features = np.concatenate([model.features(batch) for batch in batches])
+    else:
+        features = load_tables(run.root, images, method, run.preprocessing(), device, names=["image"])["image"]
+    return Projection.fit(torch.from_numpy(features), run.config.vector_dims)
 
 
 def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:

@@ -1,6 +1,7 @@
 """Feature tables that a method trains on."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,21 @@ def load_tables(
     preprocessing: Preprocessing,
     device: str | torch.device = "cpu",
     training: bool = True,
+    names: Collection[str] | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return the method's feature tables for these images, float32 [N, ...] by name.
 
-    Tables with `training_only` are left out unless `training`. `InputError` if images lack the captions or the second
-    source that the method needs.
+    Tables with `training_only` are left out unless `training`. `names`: only these tables; None: all. `InputError` if
+    images lack the captions or the second source that the method needs.
     """
     config: TrainConfig = method.config  # type: ignore[assignment]
     extractors: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
     tables = {}
-    chosen = {name: table for name, table in method.tables.items() if training or not table.training_only}
+    chosen = {
+        name: table
+        for name, table in method.tables.items()
+        if (training or not table.training_only) and (names is None or name in names)
+    }
     for table in chosen.values():
         _check(images, table)
     for name, table in chosen.items():

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.projection import Projection
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import StreamedImages
 from orbithash.trainers.datasets import make_manifest
@@ -240,6 +241,18 @@ def test_the_model_of_a_checkpoint_is_the_one_that_was_validated(data, whole, tm
         codes["validation"], codes["train"], labels["validation"], labels["train"], loaded.bits, k=20
     )
     assert found == pytest.approx(history[-1][METRIC], abs=1e-12)
+
+
+@pytest.mark.parametrize(("vector_dims", "stored_dims"), [(0, None), (5, 5)])
+def test_the_projection_is_fitted_to_the_final_features_of_training_images(data, tmp_path, vector_dims, stored_dims):
+    run = make_run(data, epochs=1, vector_dims=vector_dims)
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    assert (model.card.projection and model.card.projection.dims) == stored_dims
+    if model.projection is not None:
+        images = [read_image(data / image.path) for image in run.manifest.part("train")]
+        features = torch.from_numpy(model.features(model.prepare(images)))
+        assert torch.equal(model.projection.directions, Projection.fit(features, vector_dims).directions)
 
 
 def test_label_bits_reach_the_model(data, tmp_path):
