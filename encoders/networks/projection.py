@@ -67,8 +67,8 @@ class Projection(nn.Module):
         """
         magnitudes = components.abs()
         distances = (magnitudes - magnitudes.floor() - 0.5).abs()
-        is_near: Tensor = (distances < 2 * margin / self.spec.step) & (magnitudes < MAX_COMPONENT)
-        return is_near.any(dim=1)
+        is_near = (distances < 2 * margin / self.spec.step) & (magnitudes < MAX_COMPONENT)
+        return torch.any(is_near, dim=1)
 
 
 def rounded(components: Tensor) -> Tensor:
