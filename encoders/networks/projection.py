@@ -73,11 +73,12 @@ class Projection(nn.Module):
 
 def rounded(components: Tensor) -> Tensor:
     """Return components float [N, d] as int8, clipped to -127..127."""
-    return components.round().clamp(-MAX_COMPONENT, MAX_COMPONENT).to(torch.int8)
+    return torch.clamp(components.round(), -MAX_COMPONENT, MAX_COMPONENT).to(torch.int8)
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    return F.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+    units: Tensor = F.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+    return units
 
 
 def _cosine_transform(size: int) -> Tensor:
