@@ -84,6 +84,6 @@ def _unit_length(features: Tensor) -> Tensor:
 def _cosine_transform(size: int) -> Tensor:
     """Return the orthonormal matrix float64 [size, size] of the discrete cosine transform; its first column is flat."""
     positions, frequencies = torch.arange(size, dtype=torch.float64)[:, None] + 0.5, torch.arange(size)[None]
-    matrix = torch.cos(torch.pi * positions * frequencies / size) * (2 / size) ** 0.5
+    matrix: Tensor = torch.cos(torch.pi * positions * frequencies / size) * (2 / size) ** 0.5
     matrix[:, 0] /= 2**0.5
     return matrix
