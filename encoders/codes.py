@@ -4,7 +4,8 @@ A code of K bits is `uint8[ceil(K/8)]`. Bit j is in byte `j // 8` under the mask
 `numpy.packbits`. Pad bits are zero, so that they do not change Hamming distances.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ __all__ = [
     "MAX_OUTPUT",
     "MIN_BITS",
     "Encoded",
+    "Kind",
     "check_bits",
     "check_codes",
     "hamming",
@@ -33,6 +35,8 @@ MAX_BITS = 512
 MAX_OUTPUT = 127
 
 Codes = npt.NDArray[np.uint8]
+# What a model encodes: images, sentences, or vectors that are inputs of the head of images.
+Kind = Literal["image", "text", "vector"]
 
 
 class Encoded(NamedTuple):
@@ -49,6 +53,23 @@ class Encoded(NamedTuple):
     codes: Codes
     outputs: npt.NDArray[np.int8] | None
     vectors: npt.NDArray[np.int8] | None
+
+    def split(self) -> list["Encoded"]:
+        """Return the items one by one, each with arrays of one row."""
+        return [
+            Encoded(*(None if part is None else part[row : row + 1] for part in self)) for row in range(len(self.codes))
+        ]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Encoded"]) -> "Encoded":
+        """Return the items of at least one part in order. `outputs` and `vectors` are None if a part lacks them."""
+        outputs = [part.outputs for part in parts if part.outputs is not None]
+        vectors = [part.vectors for part in parts if part.vectors is not None]
+        return cls(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate(outputs) if len(outputs) == len(parts) else None,
+            np.concatenate(vectors) if len(vectors) == len(parts) else None,
+        )
 
 
 def check_bits(bits: int) -> int:

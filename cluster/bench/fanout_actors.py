@@ -24,6 +24,7 @@ class _NoModel:
     """An encoder that is never called, because queries by code need none."""
 
     has_text = False
+    vector_dims = 0
 
 
 def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:

@@ -10,9 +10,8 @@ import numpy as np
 
 from orbithash.cluster.runtime import check_resources
 from orbithash.cluster.serving.shards import START_TIMEOUT_S
-from orbithash.encoders.codes import Codes
+from orbithash.encoders.codes import Encoded, Kind
 from orbithash.encoders.errors import InputError
-from orbithash.search.gateway.decoding import Pixels
 from orbithash.search.protocol.errors import Unavailable
 
 __all__ = ["EncoderPool", "EncoderPools", "Network"]
@@ -32,7 +31,7 @@ _RETRY_INTERVAL_S = 0.1
 
 
 class Network:
-    """The network of a model, for prepared images and sentences."""
+    """The network of a model, for prepared images, sentences and vectors."""
 
     def __init__(self, model: Path) -> None:
         from orbithash.encoders.networks.model import HashModel
@@ -45,13 +44,13 @@ class Network:
         """Return whether the model encodes sentences."""
         return self._model.has_text
 
-    def encode_prepared(self, pixels: Pixels) -> Codes:
-        """Return the codes uint8 [N, B] of prepared images, see `HashModel.encode_prepared`."""
-        return self._model.encode_prepared(pixels)
+    def vector_dims(self) -> int:
+        """Return the dimensions of a vector that the model takes."""
+        return self._model.vector_dims
 
-    def encode_texts(self, texts: list[str]) -> Codes:
-        """Return the codes uint8 [N, B] of sentences, see `HashModel.encode_texts`."""
-        return self._model.encode_texts(texts)
+    def encode(self, kind: Kind, items: Any, with_outputs: bool) -> Encoded:
+        """Return the codes, and on request the outputs, of prepared items, see `HashModel.encode_items`."""
+        return self._model.encode_items(kind, items, with_outputs=with_outputs)
 
 
 class _Member:
@@ -74,6 +73,7 @@ class EncoderPool:
     def __init__(self, model: Path, low: int, high: int) -> None:
         """Create a pool without actors."""
         self.has_text = False
+        self.vector_dims = 0
         self._model = model
         self._low, self._high = low, high
         self._members: list[_Member] = []
@@ -96,8 +96,8 @@ class EncoderPool:
         pool._watch = asyncio.create_task(pool._keep_watch())
         return pool
 
-    async def call(self, method: str, values: Any) -> Codes:
-        """Return the result of a method of `Network`; raise the error that the network raised.
+    async def encode(self, kind: Kind, items: Any, with_outputs: bool = False) -> Encoded:
+        """Return the result of `Network.encode`; raise the error that the network raised.
 
         Calls are repeated if their actor dies, which is safe because they change nothing. An actor that restarts fails
         its calls at once.
@@ -110,9 +110,9 @@ class EncoderPool:
                 self._grow()
             member.num_calls += 1
             try:
-                codes: Codes = await getattr(member.actor, method).remote(values)
+                encoded: Encoded = await member.actor.encode.remote(kind, items, with_outputs)
                 member.is_restarting = False
-                return codes
+                return encoded
             except RayTaskError as err:
                 raise err.cause from None
             except RayActorError:
@@ -174,6 +174,7 @@ class EncoderPool:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 self.has_text = bool(await actor.has_text.remote())
+                self.vector_dims = int(await actor.vector_dims.remote())
         except BaseException as err:
             ray.kill(actor)
             if isinstance(err, TimeoutError):

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from orbithash.encoders.codes import Encoded, num_bytes
+from orbithash.encoders.codes import Encoded, Kind, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
@@ -109,6 +109,11 @@ class HashModel:
         return self.text_head is not None
 
     @property
+    def vector_dims(self) -> int:
+        """Dimensions of a vector that `encode_items` takes: the inputs of the head of images."""
+        return self.network.head.num_features
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of images before `encode_prepared`."""
         return self.card.preprocessing
@@ -153,7 +158,7 @@ class HashModel:
 
     def encode_items(
         self,
-        kind: Literal["image", "text", "vector"],
+        kind: Kind,
         items: Any,
         *,
         with_outputs: bool = False,
@@ -161,12 +166,12 @@ class HashModel:
     ) -> Encoded:
         """Return the codes of N items and, with `with_outputs`, the outputs of the head.
 
-        With outputs, most items are computed twice: of many int8 values, one is often near a rounding boundary.
+        With outputs, more items are computed twice: of many int8 values, one is often near a rounding boundary.
 
         Args:
             kind: what the items are.
             items: `image`: prepared images uint8 [N, crop, crop, C]; `text`: sentences; `vector`: inputs of the head of
-                images, finite float32 [N, num_features].
+                images, finite float32 [N, vector_dims].
             with_outputs: return outputs too.
             batch_size: items per pass of the network.
 
@@ -248,7 +253,7 @@ class HashModel:
             )
 
     def _check_vectors(self, vectors: Any) -> Features:
-        dims = self.network.head.num_features
+        dims = self.vector_dims
         given = np.asarray(vectors)
         if given.dtype != np.float32 or given.ndim != 2 or given.shape[1] != dims:
             raise InputError(f"vectors of this model are float32 [N, {dims}], got {given.dtype} {given.shape}")

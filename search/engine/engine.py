@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from orbithash.encoders.codes import Codes
+from orbithash.encoders.codes import Codes, Encoded
 from orbithash.search.engine.batching import Batcher
 from orbithash.search.engine.protocols import QuickShardClient, Scope, ShardClient
-from orbithash.search.engine.query_codes import check_code, code_of
+from orbithash.search.engine.query_codes import check_code, encode_query
 from orbithash.search.engine.row_cache import RowValues
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.host import Selection
@@ -90,7 +88,7 @@ class Engine:
         self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
-        self._batcher: Batcher[Codes, _Result] = Batcher(
+        self._batcher: Batcher[Encoded, _Result] = Batcher(
             self._search_batch, max_fan_outs, max_waiting, on_batch=self.observer.batch
         )
 
@@ -137,9 +135,9 @@ class Engine:
 
     async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
         selection = await snapshot.selections.get(query.filter) if query.filter else None
-        code = await code_of(query, snapshot)
+        encoded = await encode_query(query, snapshot)
         scope = Scope(query.radius, query.after, selection, query.include)
-        result = await self._batcher.submit(code, query.k, _Group(snapshot, scope), deadline)
+        result = await self._batcher.submit(encoded, query.k, _Group(snapshot, scope), deadline)
         return self._answer_with(snapshot, query, result, selection)
 
     def _answer_now(self, snapshot: Snapshot, query: Query) -> Answer | None:
@@ -188,9 +186,9 @@ class Engine:
         )
 
     async def _search_batch(
-        self, items: Sequence[Codes], ks: Sequence[int], group: _Group, timeout_s: float
+        self, items: Sequence[Encoded], ks: Sequence[int], group: _Group, timeout_s: float
     ) -> Sequence[_Result]:
-        shards, codes = group.snapshot.shards, np.stack(items)
+        shards, codes = group.snapshot.shards, Encoded.joined(items).codes
         with self.observer.stage("fan_out"):
             # Short scans cost less than the turns of the event loop that concurrent calls need.
             answers: Sequence[ShardAnswer | None] = self._search_now(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orbithash.encoders.codes import Codes
+from orbithash.encoders.codes import Codes, Encoded, Kind
 from orbithash.search.index.host import Selection
 from orbithash.search.index.shard import Ids, ShardAnswer
 
@@ -90,16 +90,23 @@ class QueryEncoder(Protocol):
     """The model that computed the codes of an archive."""
 
     has_text: bool
+    # Dimensions of a vector that the model takes.
+    vector_dims: int
 
-    async def encode_images(self, images: list[bytes]) -> Codes:
-        """Return codes uint8 [N, B] of encoded image files.
+    async def encode(self, kind: Kind, items: list[Any], with_outputs: bool = False) -> Encoded:
+        """Return the codes of at least one item and, with `with_outputs`, the outputs of the head.
 
-        Raises `InputError` for a file that is not an image the model accepts. Its message is shown to the user, so an
-        implementation must not wrap it in another exception.
+        Items of one call, and of calls at the same time, share passes of the network.
+
+        Args:
+            kind: what the items are.
+            items: `image`: encoded image files; `text`: sentences; `vector`: float32 [vector_dims] each.
+            with_outputs: return outputs too.
+
+        Raises:
+            InputError: a file is not an image that the model accepts, or the model has no text side. The message is
+                shown to the user, so an implementation must not wrap it in another exception.
         """
 
-    async def encode_rows(self, images: list[bytes]) -> tuple[Codes, list[bytes]]:
-        """Return codes as `encode_images`, and the thumbnail of each image as JPEG."""
-
-    async def encode_texts(self, texts: list[str]) -> Codes:
-        """Return codes uint8 [N, B] of sentences; raise `InputError` if the model has no text side."""
+    async def encode_rows(self, images: list[bytes]) -> tuple[Encoded, list[bytes]]:
+        """Return what `encode` returns for image files, without outputs, and the thumbnail of each image as JPEG."""

@@ -1,4 +1,4 @@
-"""Compute the code that a query searches for: of one example, or of several by majority vote."""
+"""Compute what a query searches for: the code, outputs and stored vector of one example, or of several by a vote."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,37 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from orbithash.encoders.codes import Codes, check_codes, num_bytes, pack, unpack
+from orbithash.encoders.codes import Codes, Encoded, Kind, check_codes, outputs_of
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.composition import compose
 from orbithash.search.engine.protocols import ArchiveReader
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.protocol.errors import InvalidQuery, KeyNotFound, SearchError
 from orbithash.search.protocol.queries import Example, Query
 
-__all__ = ["check_code", "code_of"]
+__all__ = ["check_code", "encode_query"]
+
+_ENCODED_KINDS: tuple[Kind, ...] = ("image", "text")
 
 
-async def code_of(query: Query, snapshot: Snapshot) -> Codes:
-    """Return the code uint8 [B] of a query.
+async def encode_query(query: Query, snapshot: Snapshot, with_outputs: bool = False) -> Encoded:
+    """Return what a query searches for, with arrays of one row; see `compose` for several examples.
 
-    Each bit of the code of several examples is decided by a majority vote: positives vote for their bit, negatives
-    against theirs, each group weighted equally; the first positive breaks ties.
+    Outputs are None for a single example unless they are requested.
 
     Raises:
         InvalidQuery: an example has no code.
         KeyNotFound: no row has the key of an example.
     """
     if not query.positives:
-        codes = await _codes_of([query], snapshot)
-        code: Codes = codes[0]
-        return code
-    codes = await _codes_of((*query.positives, *query.negatives), snapshot)
-    votes = 2 * unpack(codes, snapshot.archive.bits).astype(np.int64) - 1
-    num_positives, num_negatives = len(query.positives), len(query.negatives)
-    # Means over a common denominator: integers, so that ties are exact.
-    balance = votes[:num_positives].sum(axis=0) * max(1, num_negatives)
-    balance -= votes[num_positives:].sum(axis=0) * num_positives
-    return pack(np.where(balance == 0, votes[0] > 0, balance > 0))
+        (encoded,) = await _encode_examples([query], snapshot, with_outputs)
+        return encoded
+    examples = (*query.positives, *query.negatives)
+    parts = await _encode_examples(examples, snapshot, with_outputs=True)
+    num_positives, weights = len(query.positives), [1.0] * len(examples)
+    return compose(parts[:num_positives], parts[num_positives:], weights, snapshot.archive.bits)
 
 
 def check_code(code: bytes, bits: int) -> Codes:
@@ -47,29 +45,32 @@ def check_code(code: bytes, bits: int) -> Codes:
         raise InvalidQuery(("code", str(error))) from error
 
 
-async def _codes_of(examples: Sequence[Example], snapshot: Snapshot) -> Codes:
-    """Return the codes uint8 [N, B] of examples; those of one kind are encoded together."""
-    codes = np.zeros((len(examples), num_bytes(snapshot.archive.bits)), np.uint8)
-    for kind in ("image", "text", "key", "code"):
+async def _encode_examples(examples: Sequence[Example], snapshot: Snapshot, with_outputs: bool) -> list[Encoded]:
+    """Return one row per example; those of one kind are encoded together."""
+    encoded: dict[int, Encoded] = {}
+    for kind in (*_ENCODED_KINDS, "key", "code"):
         places = [place for place, example in enumerate(examples) if getattr(example, kind) is not None]
         if places:
             try:
-                codes[places] = await _encode(snapshot, kind, [getattr(examples[place], kind) for place in places])
+                rows = await _encode(snapshot, kind, [getattr(examples[place], kind) for place in places], with_outputs)
             except SearchError:
                 raise
             except InputError as error:
                 raise InvalidQuery((kind, str(error))) from error
-    return codes
+            encoded |= zip(places, rows.split(), strict=True)
+    return [encoded[place] for place in range(len(examples))]
 
 
-async def _encode(snapshot: Snapshot, kind: str, values: list[Any]) -> Codes:
-    if kind == "image":
-        return await snapshot.encoder.encode_images(values)
-    if kind == "text":
-        return await snapshot.encoder.encode_texts(values)
+async def _encode(snapshot: Snapshot, kind: str, values: list[Any], with_outputs: bool) -> Encoded:
+    for encoded_kind in _ENCODED_KINDS:
+        if kind == encoded_kind:
+            return await snapshot.encoder.encode(encoded_kind, values, with_outputs)
+    archive = snapshot.archive
     if kind == "key":
-        return await asyncio.to_thread(_codes_of_keys, snapshot.archive, values)
-    return np.stack([check_code(code, snapshot.archive.bits) for code in values])
+        codes = await asyncio.to_thread(_codes_of_keys, archive, values)
+    else:
+        codes = np.stack([check_code(code, archive.bits) for code in values])
+    return Encoded(codes, outputs_of(codes, archive.bits) if with_outputs else None, None)
 
 
 def _codes_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> Codes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.codes import Codes, check_codes, num_bytes
+from orbithash.encoders.codes import Codes, Encoded, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import normalize_wkb, wrap_longitude
 from orbithash.search.engine.protocols import QueryEncoder
@@ -119,8 +119,8 @@ class Writer:
         ]
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
-            codes, thumbnails = await self._encode([rows[place] for place in places])
-            for place, code, thumbnail in zip(places, codes, thumbnails, strict=True):
+            encoded, thumbnails = await self._encode([rows[place] for place in places])
+            for place, code, thumbnail in zip(places, encoded.codes, thumbnails, strict=True):
                 row = prepared[place]
                 prepared[place] = replace(
                     row, image=None, code=code.tobytes(), thumbnail=row.thumbnail or thumbnail or None
@@ -153,7 +153,7 @@ class Writer:
         """Make searches see the newest version, which another program may have written."""
         return await self._commit({})
 
-    async def _encode(self, rows: Sequence[Row]) -> tuple[Codes, list[bytes]]:
+    async def _encode(self, rows: Sequence[Row]) -> tuple[Encoded, list[bytes]]:
         """Return codes and thumbnails of rows with images; raise `InvalidQuery` that names the first invalid one."""
         try:
             return await self._encoder.encode_rows([row.image or b"" for row in rows])

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from orbithash.encoders.archive.storage import schema_of
+from orbithash.encoders.codes import Encoded, outputs_of
 from orbithash.search.engine.backend import LocalShardClient
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.snapshot import Snapshot
@@ -138,23 +139,24 @@ class MemoryArchive:
 
 
 class StubEncoder:
-    """A `QueryEncoder` that calls functions of the test."""
+    """A `QueryEncoder` that calls functions of the test, which return codes or an `Encoded`."""
 
     has_text = True
+    vector_dims = 4
 
-    def __init__(self, images=None, texts=None):
-        self._images, self._texts = images, texts
+    def __init__(self, images=None, texts=None, vectors=None):
+        self._functions = {"image": images, "text": texts, "vector": vectors}
 
-    async def encode_images(self, images):
-        assert self._images is not None, "this test sends no image"
-        return await self._images(images)
+    async def encode(self, kind, items, with_outputs=False):
+        assert self._functions[kind] is not None, f"this test sends no {kind}"
+        encoded = await self._functions[kind](items)
+        if isinstance(encoded, Encoded):
+            return encoded
+        outputs = outputs_of(encoded, 8 * encoded.shape[1]) if with_outputs else None
+        return Encoded(encoded, outputs, None)
 
     async def encode_rows(self, images):
-        return await self.encode_images(images), [b"thumbnail of " + image for image in images]
-
-    async def encode_texts(self, texts):
-        assert self._texts is not None, "this test sends no text"
-        return await self._texts(texts)
+        return await self.encode("image", images), [b"thumbnail of " + image for image in images]
 
 
 def local_shards(case: Case, num_shards=None, index="flat"):

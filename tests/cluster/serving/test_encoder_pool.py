@@ -32,11 +32,15 @@ def networks():
     return {pid for pid in family(os.getpid()) if title(pid).startswith("ray::Network")}
 
 
+async def codes_of(pool):
+    return (await pool.encode("image", IMAGES)).codes
+
+
 def run(scenario, model, low, high):
     async def call():
         pool = await EncoderPool.start(model, low, high)
         try:
-            await scenario(pool, partial(pool.call, "encode_prepared", IMAGES))
+            await scenario(pool, partial(codes_of, pool))
         finally:
             pool.close()
 
@@ -56,6 +60,7 @@ def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
 
     async def scenario(pool, encode):
         assert not pool.has_text
+        assert pool.vector_dims == HashModel.load(model).vector_dims
         assert len(networks()) == 1
         np.testing.assert_array_equal(await encode(), expected)
         assert len(networks()) == 1, "one query at a time needs one actor"
@@ -94,7 +99,7 @@ def test_users_of_a_model_share_a_pool(ray_cluster, model):
         second = await pools.open("id", model, 1, 1)
         assert second is first
         first.close()
-        assert len(await second.call("encode_prepared", IMAGES)) == len(IMAGES)
+        assert len(await codes_of(second)) == len(IMAGES)
         second.close()
         await until(lambda: not networks())
         third = await pools.open("id", model, 1, 1)
@@ -112,6 +117,6 @@ def test_a_pool_that_the_cluster_has_no_room_for(ray_cluster, model):
 def test_errors_of_the_network_reach_the_caller(ray_cluster, model):
     async def scenario(pool, encode):
         with pytest.raises(InputError, match="encodes images only"):
-            await pool.call("encode_texts", ["boats"])
+            await pool.encode("text", ["boats"])
 
     run(scenario, model, 1, 1)

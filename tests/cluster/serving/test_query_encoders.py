@@ -5,10 +5,15 @@ import threading
 
 import numpy as np
 import pytest
+from search_parts import local_shards, oracle, serving, small_case, snapshot_of
 
 from orbithash.cluster.serving.query_encoders import LocalEncoder
+from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
+from orbithash.search.client import Client, Example, Query
+from orbithash.search.engine.engine import Engine
 from orbithash.search.observer import Observer
+from orbithash.search.protocol.queries import Answer
 
 
 class StubDecoder:
@@ -34,15 +39,16 @@ class StubNetwork:
     def has_text(self):
         return True
 
-    def encode_prepared(self, pixels):
-        self.passes.append(len(pixels))
+    def vector_dims(self):
+        return 2
+
+    def encode(self, kind, items, with_outputs):
+        self.passes.append(len(items))
         self.began.set()
         assert self.may_go_on.wait(60)
-        return pixels.reshape(-1, 1)
-
-    def encode_texts(self, texts):
-        self.passes.append(len(texts))
-        return np.array([[len(text)] for text in texts], np.uint8)
+        values = [len(item) for item in items] if kind == "text" else np.asarray(items).reshape(len(items), -1)[:, 0]
+        codes = np.asarray(values, np.uint8)[:, None]
+        return Encoded(codes, codes.astype(np.int8) if with_outputs else None, None)
 
 
 def run(scenario):
@@ -55,13 +61,15 @@ def run(scenario):
 
 def test_images_at_the_same_time_share_passes():
     async def scenario(encoder, network):
-        first = asyncio.create_task(encoder.encode_images([b"200"]))
+        first = asyncio.create_task(encoder.encode("image", [b"200"]))
         assert await asyncio.to_thread(network.began.wait, 60)
-        others = [asyncio.create_task(encoder.encode_images([str(number).encode()])) for number in range(63)]
+        others = [asyncio.create_task(encoder.encode("image", [str(number).encode()])) for number in range(63)]
         await asyncio.sleep(0)
         network.may_go_on.set()
-        assert (await first).tolist() == [[200]]
-        assert [codes.tolist() for codes in await asyncio.gather(*others)] == [[[number]] for number in range(63)]
+        assert (await first).codes.tolist() == [[200]]
+        assert [encoded.codes.tolist() for encoded in await asyncio.gather(*others)] == [
+            [[number]] for number in range(63)
+        ]
         assert network.passes == [1, 16, 16, 16, 15]
 
     run(scenario)
@@ -71,10 +79,10 @@ def test_an_invalid_image_fails_only_its_own_query():
     async def scenario(encoder, network):
         network.may_go_on.set()
         outcomes = await asyncio.gather(
-            *(encoder.encode_images([image]) for image in (b"1", b"bad", b"3")), return_exceptions=True
+            *(encoder.encode("image", [image]) for image in (b"1", b"bad", b"3")), return_exceptions=True
         )
         assert isinstance(outcomes[1], InputError)
-        assert [outcomes[0].tolist(), outcomes[2].tolist()] == [[[1]], [[3]]]
+        assert [outcomes[0].codes.tolist(), outcomes[2].codes.tolist()] == [[[1]], [[3]]]
         assert network.passes == [2]
 
     run(scenario)
@@ -83,9 +91,9 @@ def test_an_invalid_image_fails_only_its_own_query():
 def test_sentences_share_passes_and_images_are_in_others():
     async def scenario(encoder, network):
         network.may_go_on.set()
-        texts = [encoder.encode_texts(["a" * number]) for number in range(1, 6)]
-        codes = await asyncio.gather(*texts, encoder.encode_images([b"7", b"8"]))
-        assert [code.tolist() for code in codes] == [[[1]], [[2]], [[3]], [[4]], [[5]], [[7], [8]]]
+        texts = [encoder.encode("text", ["a" * number]) for number in range(1, 6)]
+        encoded = await asyncio.gather(*texts, encoder.encode("image", [b"7", b"8"]))
+        assert [each.codes.tolist() for each in encoded] == [[[1]], [[2]], [[3]], [[4]], [[5]], [[7], [8]]]
         assert sorted(network.passes) == [2, 5]
 
     run(scenario)
@@ -95,23 +103,56 @@ def test_a_query_does_not_wait_for_all_rows_of_an_upsert():
     async def scenario(encoder, network):
         rows = asyncio.create_task(encoder.encode_rows([b"1"] * 100))
         assert await asyncio.to_thread(network.began.wait, 60)
-        query = asyncio.create_task(encoder.encode_images([b"9"]))
+        query = asyncio.create_task(encoder.encode("image", [b"9"]))
         await asyncio.sleep(0)
         network.may_go_on.set()
-        assert (await query).tolist() == [[9]]
+        assert (await query).codes.tolist() == [[9]]
         assert len(network.passes) <= 3
-        codes, thumbnails = await rows
-        assert (codes.shape, len(thumbnails)) == ((100, 1), 100)
+        encoded, thumbnails = await rows
+        assert (encoded.codes.shape, len(thumbnails)) == ((100, 1), 100)
 
     run(scenario)
 
 
-@pytest.mark.parametrize("kind", ["encode_images", "encode_texts"])
-def test_many_examples_of_one_query(kind):
+@pytest.mark.parametrize(("kind", "item"), [("image", b"5"), ("text", "x" * 5), ("vector", np.float32([5, 0]))])
+def test_many_examples_of_one_query(kind, item):
     async def scenario(encoder, network):
         network.may_go_on.set()
-        values = [b"5"] * 40 if kind == "encode_images" else ["x" * 5] * 40
-        assert (await getattr(encoder, kind)(values)).tolist() == [[5]] * 40
+        assert (await encoder.encode(kind, [item] * 40)).codes.tolist() == [[5]] * 40
         assert network.passes == [16, 16, 8]
 
     run(scenario)
+
+
+def test_queries_with_and_without_outputs_are_in_different_passes():
+    async def scenario(encoder, network):
+        network.may_go_on.set()
+        calls = [encoder.encode("text", ["a"], with_outputs=number % 2 == 0) for number in range(10)]
+        encoded = await asyncio.gather(*calls)
+        assert [each.outputs is None for each in encoded] == [False, True] * 5
+        assert network.passes == [5, 5]
+
+    run(scenario)
+
+
+def test_a_batch_of_sentences_takes_few_passes():
+    case = small_case(bits=8)
+    network = StubNetwork()
+    network.may_go_on.set()
+    texts = ["x" * number for number in range(1, 65)]
+
+    def engine():
+        encoder = LocalEncoder(StubDecoder(), None, network, Observer())
+        return Engine(snapshot_of(case, local_shards(case), encoder))
+
+    with serving(engine()) as gateway, Client(gateway.address) as client:
+        answers = client.search_batch(texts=texts, k=1)
+        composed = [
+            Query(positives=(Example(text=text), Example(text=text + "y")), negatives=(Example(text="no"),))
+            for text in texts[:16]
+        ]
+        assert all(isinstance(answer, Answer) for answer in client.search_batch(composed))
+    for text, answer in zip(texts, answers, strict=True):
+        distances, _ = oracle(case.ids, case.codes, np.array([len(text)], np.uint8), 1)
+        assert [(hit.distance, hit.id) for hit in answer.hits] == distances
+    assert network.passes == [16] * 4 + [16] * 3

@@ -12,6 +12,7 @@ from images import bomb_tiff, encoded, geotiff, picture, png
 from search_parts import oracle, random_codes
 
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.codes import Encoded, outputs_of
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
 from orbithash.search.engine.backend import LocalBackend
@@ -39,19 +40,21 @@ class PixelEncoder:
     """Stands in for a model: the bits of a code are the brightness of pixels."""
 
     has_text = True
+    vector_dims = 4
 
     def __init__(self, decoder):
         self._decoder = decoder
 
-    async def encode_images(self, images):
-        return _code(await self._decoder.prepare(images, PREPROCESSING))
+    async def encode(self, kind, items, with_outputs=False):
+        if kind == "image":
+            codes = _code(await self._decoder.prepare(items, PREPROCESSING))
+        else:
+            codes = np.array([[len(item) % 256, 0] for item in items], np.uint8)
+        return Encoded(codes, outputs_of(codes, 16) if with_outputs else None, None)
 
     async def encode_rows(self, images):
         pixels, thumbnails = await self._decoder.prepare_rows(images, PREPROCESSING)
-        return _code(pixels), thumbnails
-
-    async def encode_texts(self, texts):
-        return np.array([[len(text) % 256, 0] for text in texts], np.uint8)
+        return Encoded(_code(pixels), None, None), thumbnails
 
 
 def _code(pixels):

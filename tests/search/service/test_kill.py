@@ -31,6 +31,7 @@ maintenance._PAUSE_S = 0.05
 
 class NoModel:
     has_text = False
+    vector_dims = 0
 
 async def main():
     async def open_backend(target):
