@@ -57,7 +57,12 @@ class Encoded(NamedTuple):
     def split(self) -> list["Encoded"]:
         """Return the items one by one, each with arrays of one row."""
         return [
-            Encoded(*(None if part is None else part[row : row + 1] for part in self)) for row in range(len(self.codes))
+            Encoded(
+                self.codes[row : row + 1],
+                None if self.outputs is None else self.outputs[row : row + 1],
+                None if self.vectors is None else self.vectors[row : row + 1],
+            )
+            for row in range(len(self.codes))
         ]
 
     @classmethod

@@ -6,7 +6,6 @@ Items of queries that arrive at the same time are encoded in one pass of the net
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,19 +48,18 @@ class _Encoder(ABC):
 
     async def encode(self, kind: Kind, items: list[Any], with_outputs: bool = False) -> Encoded:
         """See `QueryEncoder.encode`."""
-        prepared: Sequence[Any] = items
         if kind == "image":
             with self._observer.stage("decode"):
-                prepared = await self._decoder.prepare(items, self._preprocessing)
-        return await self._encode(kind, prepared, with_outputs)
+                items = list(await self._decoder.prepare(items, self._preprocessing))
+        return await self._encode(kind, items, with_outputs)
 
     async def encode_rows(self, images: list[bytes]) -> tuple[Encoded, list[bytes]]:
         """See `QueryEncoder.encode_rows`."""
         with self._observer.stage("decode"):
             pixels, thumbnails = await self._decoder.prepare_rows(images, self._preprocessing)
-        return await self._encode("image", pixels, with_outputs=False), thumbnails
+        return await self._encode("image", list(pixels), with_outputs=False), thumbnails
 
-    async def _encode(self, kind: Kind, items: Sequence[Any], with_outputs: bool) -> Encoded:
+    async def _encode(self, kind: Kind, items: list[Any], with_outputs: bool) -> Encoded:
         encoded: list[Encoded] = []
         with self._observer.stage("encode"):
             for start in range(0, len(items), _MAX_BATCH):

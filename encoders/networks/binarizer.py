@@ -1,4 +1,4 @@
-"""From the features of items to codes and outputs that do not depend on the batch size."""
+"""From the features of items to codes, outputs and stored vectors that do not depend on the batch size."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,9 +12,10 @@ from orbithash.encoders.networks.card import ModelCard
 from orbithash.encoders.networks.devices import exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
 from orbithash.encoders.networks.label_codes import label_table
+from orbithash.encoders.networks.projection import Projection, rounded
 from orbithash.encoders.networks.rounding import scaled_outputs
 
-__all__ = ["MARGIN", "Binarizer"]
+__all__ = ["MARGIN", "Binarizer", "Parts"]
 
 # An output closer to its threshold than this share of its `error_scale` is computed again, alone, because rounding
 # differs with the batch size. The largest difference measured is a tenth of it.
@@ -28,23 +29,40 @@ class _Decided(NamedTuple):
         bits: hash bits, bool [N, K].
         labels: predicted classes, int64 [N]; 0 for a model without label bits.
         outputs: outputs of the hash bits, int8 [N, K], see `Encoded`; None if they were not requested.
+        vectors: stored vectors, int8 [N, d]; None if they were not requested.
         unsure: items of which rounding could change another field, bool [N].
     """
 
     bits: Tensor
     labels: Tensor
     outputs: Tensor | None
+    vectors: Tensor | None
     unsure: Tensor
 
 
-class Binarizer:
-    """The heads of a model with their thresholds and label bits."""
+class Parts(NamedTuple):
+    """What to compute beside codes: outputs of the head, and stored vectors if the model has a projection."""
 
-    def __init__(self, card: ModelCard, network: HashNetwork, text_head: HashHead | None, device: torch.device) -> None:
-        """`network` and `text_head` are on `device`."""
+    outputs: bool = False
+    vectors: bool = False
+
+
+class Binarizer:
+    """The heads of a model with their thresholds and label bits, and its projection."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        network: HashNetwork,
+        text_head: HashHead | None,
+        projection: Projection | None,
+        device: torch.device,
+    ) -> None:
+        """All modules are on `device`."""
         self._bits = card.bits
         self._network = network
         self._text_head = text_head
+        self._projection = projection
         self._device = device
         self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
         self._thresholds = torch.tensor(card.thresholds, device=device)
@@ -56,22 +74,25 @@ class Binarizer:
         size: int,
         features_of: Callable[[slice], Tensor],
         *,
+        parts: Parts,
         of_text: bool = False,
-        with_outputs: bool = False,
     ) -> Encoded:
-        """Return the codes, and on request the outputs, of rows 0 to num_rows - 1.
+        """Return the codes, and on request other parts, of rows 0 to num_rows - 1.
 
         `features_of` returns the features float [N, D] of some rows. It is called with `size` rows at a time, and again
         with each row alone that rounding could change.
         """
         codes = np.empty((num_rows, num_bytes(self._bits)), np.uint8)
-        outputs = np.empty((num_rows, self._bits), np.int8) if with_outputs else None
+        outputs = np.empty((num_rows, self._bits), np.int8) if parts.outputs else None
+        vectors = None
+        if parts.vectors and self._projection is not None:
+            vectors = np.empty((num_rows, self._projection.spec.dims), np.int8)
         with exact_float32(self._device):
             for start in range(0, num_rows, size):
                 rows = slice(start, min(start + size, num_rows))
-                decided = self._decide(features_of(rows), of_text, with_outputs)
+                decided = self._decide(features_of(rows), of_text, parts)
                 for row in decided.unsure.nonzero()[:, 0].tolist():
-                    alone = self._decide(features_of(slice(start + row, start + row + 1)), of_text, with_outputs)
+                    alone = self._decide(features_of(slice(start + row, start + row + 1)), of_text, parts)
                     for part, of_row in zip(decided, alone, strict=True):
                         if part is not None and of_row is not None:
                             part[row] = of_row[0]
@@ -79,13 +100,15 @@ class Binarizer:
                 if outputs is not None and decided.outputs is not None:
                     outputs[rows] = outputs_of(codes[rows], self._bits)
                     outputs[rows, : decided.outputs.shape[1]] = decided.outputs.cpu().numpy()
-        return Encoded(codes, outputs, None)
+                if vectors is not None and decided.vectors is not None:
+                    vectors[rows] = decided.vectors.cpu().numpy()
+        return Encoded(codes, outputs, vectors)
 
     @torch.inference_mode()
     def is_certain(self, features: Tensor) -> Tensor:
         """Return for which images rounding cannot change the code, bool [N], from their features float [N, D]."""
         with exact_float32(self._device):
-            return ~self._decide(features).unsure
+            return ~self._decide(features, False, Parts()).unsure
 
     def _pack(self, decided: _Decided) -> Codes:
         bits = decided.bits.cpu().numpy()
@@ -93,7 +116,7 @@ class Binarizer:
             bits = np.concatenate([bits, self._labels[decided.labels.cpu().numpy()]], axis=1)
         return pack(bits)
 
-    def _decide(self, features: Tensor, of_text: bool = False, with_outputs: bool = False) -> _Decided:
+    def _decide(self, features: Tensor, of_text: bool, parts: Parts) -> _Decided:
         if of_text:
             assert self._text_head is not None, "a model with a text side"
             output = NetworkOutput(self._text_head(features), None)
@@ -102,14 +125,20 @@ class Binarizer:
             output, scale = self._network.hash(features), self._network.error_scale(features)
         bits, differences = output.hashes >= self._thresholds, output.hashes - self._thresholds
         unsure = (differences.abs() < MARGIN * scale.hashes).any(dim=1)
-        outputs = None
-        if with_outputs:
+        outputs = vectors = None
+        if parts.outputs:
             outputs, could_differ = scaled_outputs(differences, MARGIN * scale.hashes)
             unsure |= could_differ
+        if parts.vectors and self._projection is not None:
+            components = self._projection(features)
+            vectors = rounded(components)
+            unsure |= self._projection.is_near_rounding(components, MARGIN)
         if not self._labels.shape[1]:
-            return _Decided(bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), outputs, unsure)
+            return _Decided(
+                bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), outputs, vectors, unsure
+            )
         assert output.logits is not None, "label bits come from a classifier"
         assert scale.logits is not None, "as the logits"
         best = output.logits.topk(2, dim=1).values
         unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * scale.logits.amax(dim=1)
-        return _Decided(bits, output.logits.argmax(dim=1), outputs, unsure)
+        return _Decided(bits, output.logits.argmax(dim=1), outputs, vectors, unsure)

@@ -22,7 +22,7 @@ from orbithash.encoders.codes import Encoded, Kind, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.binarizer import Binarizer
+from orbithash.encoders.networks.binarizer import Binarizer, Parts
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.devices import check_device, exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
@@ -84,7 +84,7 @@ class HashModel:
         preprocessing = self.card.preprocessing
         moments = preprocessing.mean, preprocessing.std
         self._mean, self._std = (255 * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
-        self._binarizer = Binarizer(self.card, self.network, self.text_head, device)
+        self._binarizer = Binarizer(self.card, self.network, self.text_head, self.projection, device)
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model to `cpu`, `cuda` or `cuda:N` and return it; `InputError` for any other device."""
@@ -164,7 +164,9 @@ class HashModel:
         with_outputs: bool = False,
         batch_size: int | None = None,
     ) -> Encoded:
-        """Return the codes of N items and, with `with_outputs`, the outputs of the head.
+        """Return the codes of N items, their stored vectors and, with `with_outputs`, the outputs of the head.
+
+        Vectors are None for sentences and for a model without a projection.
 
         With outputs, more items are computed twice: of many int8 values, one is often near a rounding boundary.
 
@@ -178,19 +180,18 @@ class HashModel:
         Raises:
             InputError: items of another shape or type, or sentences for a model without a text side.
         """
+        parts = Parts(with_outputs, vectors=True)
         if kind == "text":
-            return self._encode_texts(items, batch_size, with_outputs)
+            return self._encode_texts(items, batch_size, Parts(with_outputs))
         if kind == "vector":
             vectors = self._check_vectors(items)
             size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
-            return self._binarizer.encode(len(vectors), size, self._rows_of(vectors), with_outputs=with_outputs)
-        self._check_prepared(items)
-        size = self._batch_size(batch_size)
-        return self._binarizer.encode(len(items), size, lambda rows: self._pool(items[rows]), with_outputs=with_outputs)
+            return self._binarizer.encode(len(vectors), size, self._rows_of(vectors), parts=parts)
+        return self._encode_images(items, batch_size, parts)
 
     def encode_prepared(self, images: Pixels, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
-        return self.encode_items("image", images, batch_size=batch_size).codes
+        return self._encode_images(images, batch_size, Parts()).codes
 
     def features(self, images: Pixels, *, batch_size: int | None = None) -> Features:
         """Return the input of the head, float32 [N, D], for prepared images uint8 [N, crop, crop, C]."""
@@ -205,7 +206,7 @@ class HashModel:
     def encode_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of images from their features float32 [N, D]."""
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
-        return self._binarizer.encode(len(features), size, self._rows_of(features)).codes
+        return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts()).codes
 
     def is_certain(self, features: Features) -> npt.NDArray[np.bool_]:
         """Return for which images rounding cannot change the code, bool [N], from their features float32 [N, D]."""
@@ -217,13 +218,13 @@ class HashModel:
 
     def encode_texts(self, sentences: Sequence[str], *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of sentences; `InputError` if the model has no text side."""
-        return self._encode_texts(sentences, batch_size, with_outputs=False).codes
+        return self._encode_texts(sentences, batch_size, Parts()).codes
 
     def encode_text_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of sentences from their features float32 [N, D]."""
         assert self.text_head is not None, "a model with a text side"
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
-        return self._binarizer.encode(len(features), size, self._rows_of(features), of_text=True).codes
+        return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts(), of_text=True).codes
 
     def normalise(self, images: Pixels) -> Tensor:
         """Return prepared images as the network's input, float32 [N, C, crop, crop] in channels_last memory format."""
@@ -265,7 +266,12 @@ class HashModel:
     def _rows_of(self, features: Features) -> Callable[[slice], Tensor]:
         return lambda rows: torch.tensor(features[rows], device=self.device)
 
-    def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, with_outputs: bool) -> Encoded:
+    def _encode_images(self, images: Pixels, batch_size: int | None, parts: Parts) -> Encoded:
+        self._check_prepared(images)
+        size = self._batch_size(batch_size)
+        return self._binarizer.encode(len(images), size, lambda rows: self._pool(images[rows]), parts=parts)
+
+    def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, parts: Parts) -> Encoded:
         encoder = self._text_encoder
         if self.text_head is None or encoder is None:
             raise InputError(f"this model ({self.card.method}) encodes images only; train a method with captions: duch")
@@ -274,7 +280,7 @@ class HashModel:
             return torch.from_numpy(encoder.encode(sentences[rows])).to(self.device)
 
         size = self._batch_size(batch_size, TEXT_BATCH_SIZE)
-        return self._binarizer.encode(len(sentences), size, features_of, of_text=True, with_outputs=with_outputs)
+        return self._binarizer.encode(len(sentences), size, features_of, parts=parts, of_text=True)
 
     def shortened(self, bits: int) -> "HashModel":
         """Return the model of the first `bits` bits, for a head that was trained for nested lengths."""

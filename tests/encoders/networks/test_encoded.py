@@ -1,5 +1,7 @@
 """Outputs of the head beside the codes: what they mean, and that they depend on nothing but the item."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from orbithash.encoders.networks import binarizer
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.rounding import is_near_half, scaled_outputs
 
 BITS, SIDE, DIMS = 20, 16, 128
@@ -19,7 +22,14 @@ CLASSES = ("beach", "forest", "harbor", "river", "runway")
 
 
 class Rounding(HashNetwork):
-    """A network whose outputs differ in the last digits with the size of the batch."""
+    """A network whose features and outputs differ in the last digits with the size of the batch."""
+
+    def features(self, images):
+        features = super().features(images)
+        if len(features) == 1:
+            return features
+        generator = torch.Generator().manual_seed(len(features))
+        return features * (1 + 4e-6 * (torch.rand(features.shape, generator=generator) - 0.5))
 
     def hash(self, features):
         hashes, logits = super().hash(features)
@@ -41,7 +51,7 @@ class StubTextEncoder:
         return (np.array(rows).reshape(-1, self.num_features) + (len(rows) > 1) * noise).astype(np.float32)
 
 
-def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, with_text=False):
+def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, with_text=False, with_projection=False):
     torch.manual_seed(0)
     head = HeadSpec(BITS, activation=activation)
     spec = NetworkSpec("resnet8", "group", "avg", head, len(CLASSES))
@@ -62,8 +72,12 @@ def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, w
         metrics={},
         text=text,
     )
+    projection = None
+    if with_projection:
+        projection = Projection.fit(torch.from_numpy(random_vectors(300)), DIMS)
+        card = dataclasses.replace(card, projection=projection.spec)
     text_head = HashHead(StubTextEncoder.num_features, head) if with_text else None
-    return HashModel(card, network, "", "cpu", text_head, StubTextEncoder() if with_text else None)
+    return HashModel(card, network, "", "cpu", text_head, StubTextEncoder() if with_text else None, projection)
 
 
 def random_vectors(num=60):
@@ -77,12 +91,13 @@ def random_pixels(num=12):
 def alone(model, kind, items):
     """Encode each item in a call of its own."""
     parts = [model.encode_items(kind, items[row : row + 1], with_outputs=True) for row in range(len(items))]
-    return Encoded(*(np.concatenate([part[field] for part in parts]) for field in (0, 1)), None)
+    return Encoded.joined(parts)
 
 
 def assert_equal(found, expected):
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_array_equal(found.outputs, expected.outputs)
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
 
 
 SENTENCES = [f"many boats in harbor {number}" for number in range(40)]
@@ -92,24 +107,44 @@ SENTENCES = [f"many boats in harbor {number}" for number in range(40)]
     ("kind", "items"), [("vector", random_vectors()), ("image", random_pixels()), ("text", SENTENCES)]
 )
 def test_parts_do_not_depend_on_batches(kind, items):
-    plain = make_model(with_text=True)
+    plain = make_model(with_text=True, with_projection=True)
     # Some outputs lie on thresholds.
     outputs = plain.network.hash(torch.from_numpy(random_vectors(40)[:1])).hashes.detach()[0]
-    for model in (plain, make_model(with_text=True, thresholds=tuple(outputs.tolist()))):
+    for model in (plain, make_model(with_text=True, with_projection=True, thresholds=tuple(outputs.tolist()))):
         expected = alone(model, kind, items)
         assert len(np.unique(expected.codes, axis=0)) > 5
         for size in (None, 1, 3, 7, 1000):
             assert_equal(model.encode_items(kind, items, with_outputs=True, batch_size=size), expected)
         without = model.encode_items(kind, items)
         np.testing.assert_array_equal(without.codes, expected.codes)
-        assert without.outputs is without.vectors is None
+        assert without.outputs is None
+        np.testing.assert_array_equal(without.vectors, expected.vectors)
+        assert (expected.vectors is None) == (kind == "text")
 
 
 def test_without_the_margin_outputs_depend_on_batches(monkeypatch):
     monkeypatch.setattr(binarizer, "MARGIN", 0.0)
-    model, items = make_model(), random_vectors(1000)
+    model, items = make_model(with_projection=True), random_vectors(1000)
     found = model.encode_items("vector", items, with_outputs=True)
     assert (found.outputs != alone(model, "vector", items).outputs).any()
+    pixels = np.random.default_rng(3).integers(0, 256, (600, SIDE, SIDE, 3), np.uint8)
+    found = model.encode_items("image", pixels, batch_size=600)
+    assert (found.vectors != alone(model, "image", pixels).vectors).any()
+
+
+def test_stored_vectors_are_those_of_the_projection():
+    model, vectors = make_model(with_projection=True), random_vectors()
+    expected = np.concatenate([model.projection.quantise(torch.from_numpy(row[None])).numpy() for row in vectors])
+    np.testing.assert_array_equal(model.encode_items("vector", vectors).vectors, expected)
+    assert make_model().encode_items("vector", vectors).vectors is None
+
+
+def test_codes_alone_cost_no_projection(monkeypatch):
+    model = make_model(with_projection=True)
+    monkeypatch.setattr(Projection, "forward", lambda *arguments: pytest.fail("not needed for codes"))
+    model.encode_prepared(random_pixels())
+    model.encode_features(random_vectors())
+    assert model.is_certain(random_vectors()).any()
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "none"])
