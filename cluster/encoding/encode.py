@@ -26,6 +26,7 @@ from orbithash.cluster.encoding.summary import EncodeSummary, Tally
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.archive.storage import VectorSpec
 from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import read_model_folder
@@ -98,6 +99,7 @@ class Job:
     preprocessing: Preprocessing
     bits: int
     model_id: str
+    vector: VectorSpec | None
     archive: str
     workers: Workers
     retry_refused: bool = False
@@ -107,7 +109,9 @@ class Job:
         """Return the job; `InputError` for an invalid model folder, or if no image could get a place."""
         check_projections()
         card, model_id, _ = read_model_folder(model)
-        return cls(source, model.absolute(), card.preprocessing, card.bits, model_id, archive, workers, retry_refused)
+        vector = VectorSpec.of(card.projection)
+        model = model.absolute()
+        return cls(source, model, card.preprocessing, card.bits, model_id, vector, archive, workers, retry_refused)
 
 
 def encode(
@@ -145,7 +149,7 @@ def encode(
     left_out: Counter[str] = Counter()
     num_listed = job.source.count(left_out)
     log_left_out(source, left_out)
-    target = Archive.open_or_create(archive, job.bits, job.model_id)
+    target = Archive.open_or_create(archive, job.bits, job.model_id, job.vector)
     tally, num_seen = Tally(left_out=left_out), 0
     with ExitStack() as stack:
         stack.enter_context(writing(target))

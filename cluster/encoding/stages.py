@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -143,7 +144,7 @@ def _decoded_schema() -> pa.Schema:
 
 
 class Encoder:
-    """The network, loaded once, which replaces the pixels of decoded batches by codes."""
+    """The network, loaded once, which replaces the pixels of decoded batches by codes and stored vectors."""
 
     def __init__(self, model: Path, device: str) -> None:
         """Load the model folder onto `cpu` or `cuda`."""
@@ -152,17 +153,21 @@ class Encoder:
         self._model = HashModel.load(model, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the batch with the column `code`, None for refused items, and `began`, the time of the call."""
+        """Return the batch with the columns `code`, `vector` and `began`, the time of the call.
+
+        Code and vector are None for refused items, and the vector for all items of a model without a projection.
+        """
         began, clock = time.time(), time.perf_counter()
         side = self._model.preprocessing.crop
         pixels = [np.frombuffer(p, np.uint8) for p in batch["pixels"].to_pylist() if p is not None]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
         images = images.reshape(-1, side, side, self._model.preprocessing.channels)
-        codes = iter(self._model.encode_prepared(images))
-        column = [None if reason is not None else next(codes).tobytes() for reason in batch["reason"].to_pylist()]
+        items = self._model.encode_items("image", images)
+        is_good = pc.is_null(batch["reason"]).to_numpy()
         encoded = (
             batch.drop_columns("pixels")
-            .append_column("code", pa.array(column, pa.binary()))
+            .append_column("code", _bytes_where(is_good, items.codes))
+            .append_column("vector", _bytes_where(is_good, items.vectors))
             .append_column("began", pa.array([began] * len(batch), pa.float64()))
         )
         return _timed(encoded, "encode_s", clock)
@@ -177,7 +182,8 @@ def write(batch: pa.Table, archive: str) -> pa.Table:
     if len(good):
         bits = Archive.open(archive).bits
         codes = np.frombuffer(b"".join(good["code"].to_pylist()), np.uint8).reshape(len(good), num_bytes(bits))
-        rows = Archive.table(codes, bits, **{name: good[name].to_pylist() for name in _ROW})
+        columns = {name: good[name].to_pylist() for name in _ROW}
+        rows = Archive.table(codes, bits, vector=good["vector"].to_pylist(), **columns)
         new, changed = rows.filter(pc.invert(good["replaces"])), rows.filter(good["replaces"])
         fragments = Archive.write_fragments(archive, new) if len(new) else []
         replacing, num_replaced = _as_stream(changed), len(changed)
@@ -195,6 +201,12 @@ def write(batch: pa.Table, archive: str) -> pa.Table:
         write_s=time.perf_counter() - clock,
     )
     return pa.Table.from_pylist([dataclasses.asdict(written)], schema=_WRITTEN)
+
+
+def _bytes_where(is_good: npt.NDArray[np.bool_], values: npt.NDArray[Any] | None) -> pa.Array:
+    """Return a binary column with the rows of `values` in order where `is_good`, and None elsewhere."""
+    rows = iter([] if values is None else values)
+    return pa.array([next(rows).tobytes() if good and values is not None else None for good in is_good], pa.binary())
 
 
 def _as_stream(rows: pa.Table) -> bytes:

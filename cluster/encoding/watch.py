@@ -68,7 +68,7 @@ def watch(
     with suppress(EmptySource):
         next(job.source.items())
         job.source.count()
-    watcher = _Watcher(job, Archive.open_or_create(archive, job.bits, job.model_id))
+    watcher = _Watcher(job, Archive.open_or_create(archive, job.bits, job.model_id, job.vector))
     with _stopped_by_signals():
         say(f"watching {source}; Ctrl-C or SIGTERM ends it")
         watcher.run()

@@ -17,6 +17,7 @@ import pyarrow as pa
 from orbithash.encoders.archive import upkeep
 from orbithash.encoders.archive.refusals import RefusedTable
 from orbithash.encoders.archive.storage import (
+    VectorSpec,
     check_free,
     error_line,
     holds_dataset,
@@ -28,9 +29,9 @@ from orbithash.encoders.archive.storage import (
     schema_of,
     write_lock,
 )
-from orbithash.encoders.codes import Codes, check_bits, check_codes, num_bytes
+from orbithash.encoders.archive.tables import make_table
+from orbithash.encoders.codes import Codes, check_bits, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.keys import key_problem
 
 __all__ = ["Archive"]
 
@@ -46,20 +47,22 @@ class Archive:
         path: the absolute folder, or the URI of an object store.
         bits: bits of a code.
         model_id: content hash of the model that made the codes.
-        schema: the columns, with the metadata `orbithash.format_version`, `orbithash.bits` and `orbithash.model_id`.
+        vector: dimensions and scale of the stored vectors; None: the archive has none.
+        schema: the columns, with the metadata `orbithash.format_version`, `orbithash.bits`, `orbithash.model_id` and,
+            with stored vectors, `orbithash.vector_scale`.
     """
 
     def __init__(self, path: str, dataset: Any) -> None:
         """Take an open dataset; use `create`, `open` or `open_or_create` instead."""
         self.path = path
-        self.bits, self.model_id = read_metadata(path, dataset)
+        self.bits, self.model_id, self.vector = read_metadata(path, dataset)
         self.schema: pa.Schema = dataset.schema
         self._dataset = dataset
         self._refused = RefusedTable(path)
 
     @classmethod
-    def create(cls, path: str | Path, bits: int, model_id: str) -> "Archive":
-        """Create an archive without rows.
+    def create(cls, path: str | Path, bits: int, model_id: str, vector: VectorSpec | None = None) -> "Archive":
+        """Create an archive without rows; `vector` is that of the model's projection, None for a model without one.
 
         Raises:
             InputError: `path` is a file, or a folder that is not empty; it is left as it was.
@@ -67,7 +70,7 @@ class Archive:
         import lance
 
         location = normalise_location(path)
-        schema = schema_of(check_bits(bits), model_id)
+        schema = schema_of(check_bits(bits), model_id, vector)
         check_free(location)
         try:
             dataset = lance.write_dataset(schema.empty_table(), location, schema=schema, enable_stable_row_ids=True)
@@ -86,21 +89,26 @@ class Archive:
         return cls(location, open_dataset(location, version))
 
     @classmethod
-    def open_or_create(cls, path: str | Path, bits: int, model_id: str) -> "Archive":
+    def open_or_create(cls, path: str | Path, bits: int, model_id: str, vector: VectorSpec | None = None) -> "Archive":
         """Open the archive at `path`, or create it.
 
         Raises:
-            InputError: it holds codes of another model or another length, or `create` or `open` refuses `path`.
+            InputError: it holds codes of another model or length, or other vectors, or `create` or `open` refuses
+                `path`.
         """
         location = normalise_location(path)
         if not holds_dataset(location):
-            return cls.create(location, bits, model_id)
+            return cls.create(location, bits, model_id, vector)
         archive = cls.open(location)
         if (archive.bits, archive.model_id) != (bits, model_id):
             raise InputError(
                 f"{location} holds {archive.bits}-bit codes of model {archive.model_id}, these are {bits}-bit codes of "
                 f"model {model_id}. Codes of another model are refused, never mixed: give the archive of that model "
                 "or a new folder"
+            )
+        if archive.vector != vector:
+            raise InputError(
+                f"{location} holds {_vectors(archive.vector)}, the model makes {_vectors(vector)}; give a new folder"
             )
         return archive
 
@@ -137,7 +145,7 @@ class Archive:
             InputError: as `open`, or an archive of another model is there now.
         """
         dataset = open_dataset(self.path, None)
-        if read_metadata(self.path, dataset) != (self.bits, self.model_id):
+        if read_metadata(self.path, dataset) != (self.bits, self.model_id, self.vector):
             raise InputError(f"{self.path} was replaced by an archive of another model; open it anew")
         self._dataset = dataset
 
@@ -227,49 +235,7 @@ class Archive:
 
     # Writing
 
-    @staticmethod
-    def table(
-        codes: Codes, bits: int, key: Sequence[str], uri: Sequence[str], **columns: Sequence[Any] | None
-    ) -> pa.Table:
-        """Return rows for `write_fragments` and `upsert`.
-
-        Args:
-            codes: uint8 [N, ceil(bits/8)], packed.
-            bits: bits of a code.
-            key: N unique keys.
-            uri: N URIs or paths to open.
-            **columns: any of `label`, `caption`, `datetime` (UTC), `lon`, `lat`, `footprint`, `thumbnail`, `stamp`,
-                each N values where None (and NaN) means unknown; an omitted column is unknown for all rows.
-
-        Raises:
-            InputError: codes that do not fit `bits`, invalid keys, a column of another length or of an unknown name.
-        """
-        schema = schema_of(bits, "").remove_metadata()
-        if codes.ndim != 2:
-            raise InputError(f"codes are [N, {num_bytes(bits)}], got shape {codes.shape}")
-        values: dict[str, Sequence[Any] | None] = {"key": key, "uri": uri, **columns}
-        unknown = values.keys() - set(schema.names)
-        if unknown:
-            raise InputError(f"no column {', '.join(sorted(unknown))}; the archive has {', '.join(schema.names)}")
-        for one in key:
-            if one is not None and (problem := key_problem(one)):
-                raise InputError(problem)
-        arrays = []
-        for field in schema:
-            column = values.get(field.name)
-            if field.name == "code":
-                flat = pa.array(np.ascontiguousarray(check_codes(codes, bits)).reshape(-1))
-                array = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
-            elif column is None:
-                array = pa.nulls(len(codes), field.type)
-            else:
-                array = pa.array(column, field.type, from_pandas=True)
-            if len(array) != len(codes):
-                raise InputError(f"{len(codes)} codes with {len(array)} values of {field.name}")
-            if array.null_count and not field.nullable:
-                raise InputError(f"{field.name} is unknown for {array.null_count} rows; every row needs one")
-            arrays.append(array)
-        return pa.table(arrays, schema=schema)
+    table = staticmethod(make_table)
 
     @staticmethod
     def write_fragments(path: str | Path, table: pa.Table) -> list[str]:
@@ -347,7 +313,10 @@ class Archive:
             yield
 
     def _checked(self, table: pa.Table) -> pa.Table:
-        """Return `table` itself if its columns are those of the archive."""
+        """Return the table, with unknown vectors where it has none, if its columns are those of the archive."""
+        if self.vector is not None and "vector" not in table.schema.names:
+            field = self.schema.field("vector")
+            table = table.append_column(field, pa.nulls(len(table), field.type))
         if not table.schema.equals(self.schema):
             raise InputError(f"rows of other columns than those of {self.path} ({self.bits} bits); use Archive.table")
         return table
@@ -396,3 +365,7 @@ class Archive:
             # A full tier may have filled the next one.
             pass
         self.update_index()
+
+
+def _vectors(vector: VectorSpec | None) -> str:
+    return "no stored vectors" if vector is None else f"stored vectors of {vector.dims} dimensions"

@@ -6,15 +6,18 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import ArchiveBusy, InputError
+from orbithash.encoders.networks.card import ProjectionSpec
 
 __all__ = [
     "FORMAT_VERSION",
+    "Metadata",
+    "VectorSpec",
     "check_free",
     "error_line",
     "holds_dataset",
@@ -27,12 +30,35 @@ __all__ = [
     "write_lock",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _LOCK = "_writer.lock"
 
 
-def schema_of(bits: int, model_id: str) -> pa.Schema:
+class VectorSpec(NamedTuple):
+    """The stored vectors of an archive: int8 of `dims` components; `scale` is the length of one unit of a component.
+
+    The dot product of two vectors, times the square of the scale, approximates the cosine of what they were made from.
+    """
+
+    dims: int
+    scale: float
+
+    @classmethod
+    def of(cls, projection: ProjectionSpec | None) -> "VectorSpec | None":
+        """Return the stored vectors of a model with this projection."""
+        return None if projection is None else cls(projection.dims, projection.scale)
+
+
+class Metadata(NamedTuple):
+    """What an archive holds: bits of a code, the `model_id` of the model, its stored vectors or None."""
+
+    bits: int
+    model_id: str
+    vector: VectorSpec | None
+
+
+def schema_of(bits: int, model_id: str, vector: VectorSpec | None = None) -> pa.Schema:
     """Return the columns and the metadata of an archive."""
     fields = [
         pa.field("key", pa.string(), nullable=False),
@@ -49,11 +75,15 @@ def schema_of(bits: int, model_id: str) -> pa.Schema:
         pa.field("stamp", pa.string()),
     ]
     metadata = {"format_version": str(FORMAT_VERSION), "bits": str(bits), "model_id": model_id}
+    if vector is not None:
+        # Unknown for rows of which only the code is known.
+        fields.append(pa.field("vector", pa.list_(pa.int8(), vector.dims)))
+        metadata["vector_scale"] = repr(vector.scale)
     return pa.schema(fields, metadata={f"orbithash.{name}": value for name, value in metadata.items()})
 
 
-def read_metadata(path: str, dataset: Any) -> tuple[int, str]:
-    """Return the bits and the model of an archive; `InputError` for a dataset that is not one of this format."""
+def read_metadata(path: str, dataset: Any) -> Metadata:
+    """Return what an archive holds; `InputError` for a dataset that is not one of this format."""
     metadata = {name.decode(): value.decode() for name, value in (dataset.schema.metadata or {}).items()}
     try:
         version, bits, model_id = (metadata[f"orbithash.{name}"] for name in ("format_version", "bits", "model_id"))
@@ -64,9 +94,16 @@ def read_metadata(path: str, dataset: Any) -> tuple[int, str]:
             f"{path} is an archive of format version {version}; this orbithash reads {FORMAT_VERSION}: encode the "
             "images again into a new folder"
         )
-    if not bits.isdecimal() or not dataset.schema.equals(schema_of(check_bits(int(bits)), model_id)):
+    vector = None
+    if "vector" in dataset.schema.names:
+        try:
+            scale = float(metadata["orbithash.vector_scale"])
+            vector = VectorSpec(dataset.schema.field("vector").type.list_size, scale)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: its vectors have no scale or another type") from error
+    if not bits.isdecimal() or not dataset.schema.equals(schema_of(check_bits(int(bits)), model_id, vector)):
         raise InputError(f"{path} is damaged: its columns are not those of an archive of {bits}-bit codes")
-    return int(bits), model_id
+    return Metadata(int(bits), model_id, vector)
 
 
 def _is_uri(location: str) -> bool:

@@ -140,18 +140,18 @@ class TextSpec:
 class ProjectionSpec:
     """How the input of the head becomes a stored vector: `num_features` dimensions to `dims` of int8.
 
-    `step` is the length of one unit of a component, where the projected features have unit length.
+    `scale` is the length of one unit of a component, where the projected features have unit length.
     """
 
     num_features: int
     dims: int
-    step: float
+    scale: float
 
     def __post_init__(self) -> None:
         if not 1 <= self.dims <= self.num_features:
             raise InputError(f"a projection of {self.num_features} dimensions to {self.dims}; 1 or more, not above")
-        if not (math.isfinite(self.step) and self.step > 0):
-            raise InputError(f"the step of the projection is {self.step}; a finite number above 0 is needed")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise InputError(f"the scale of the projection is {self.scale}; a finite number above 0 is needed")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ProjectionSpec":

@@ -16,9 +16,9 @@ class Projection(nn.Module):
     """Map the inputs of a head, float [N, D], to stored vectors int8 [N, d].
 
     Features of unit length are projected onto the d uncentred principal directions of a sample. The dot product of two
-    stored vectors, times the square of `spec.step`, approximates the cosine of the features. A discrete cosine
+    stored vectors, times the square of `spec.scale`, approximates the cosine of the features. A discrete cosine
     transform within the d directions distributes the first one, which is much larger than the others, over all
-    dimensions: rounding with one step for all dimensions then loses less.
+    dimensions: rounding with one scale for all dimensions then loses less.
     """
 
     directions: Tensor
@@ -32,7 +32,7 @@ class Projection(nn.Module):
     def fit(cls, features: Tensor, dims: int) -> "Projection":
         """Return the projection of a sample of features float [N, D] to min(dims, D, N) dimensions.
 
-        The step is chosen so that the largest component of the sample becomes 127; larger components of other features
+        The scale is chosen so that the largest component of the sample becomes 127; larger components of other features
         are clipped. Computed in float64.
         """
         units = _unit_length(features.double())
@@ -46,14 +46,14 @@ class Projection(nn.Module):
         largest = principal.gather(1, principal.abs().argmax(dim=1, keepdim=True))
         directions = _cosine_transform(dims) @ (principal * largest.sign())
         largest_component = float((units @ directions.T).abs().max())
-        step = largest_component / MAX_COMPONENT or 1 / MAX_COMPONENT
-        projection = cls(ProjectionSpec(features.shape[1], dims, step))
+        scale = largest_component / MAX_COMPONENT or 1 / MAX_COMPONENT
+        projection = cls(ProjectionSpec(features.shape[1], dims, scale))
         projection.directions.copy_(directions)
         return projection
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the components float [N, d] before rounding, in units of the step."""
-        return F.linear(_unit_length(features), self.directions) / self.spec.step
+        """Return the components float [N, d] before rounding, in units of the scale."""
+        return F.linear(_unit_length(features), self.directions) / self.spec.scale
 
     def quantise(self, features: Tensor) -> Tensor:
         """Return the stored vectors int8 [N, d] of features float [N, D]."""
@@ -67,7 +67,7 @@ class Projection(nn.Module):
         """
         magnitudes = components.abs()
         distances = (magnitudes - magnitudes.floor() - 0.5).abs()
-        is_near = (distances < 2 * margin / self.spec.step) & (magnitudes < MAX_COMPONENT)
+        is_near = (distances < 2 * margin / self.spec.scale) & (magnitudes < MAX_COMPONENT)
         return torch.any(is_near, dim=1)
 
 

@@ -53,7 +53,7 @@ def test_a_new_archive_is_empty_and_describes_itself(archive):
     assert archive.refused() == {}
     assert archive.find(["a"]) == {}
     assert archive.schema.metadata == {
-        b"orbithash.format_version": b"2",
+        b"orbithash.format_version": b"3",
         b"orbithash.bits": b"12",
         b"orbithash.model_id": b"model-one",
     }
@@ -483,7 +483,7 @@ def test_what_is_not_an_archive_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("format_version", "1", "format version 1; this orbithash reads 2: encode the images again"),
+        ("format_version", "1", "format version 1; this orbithash reads 3: encode the images again"),
         ("bits", "24", "is damaged: its columns are not those of an archive of 24-bit codes"),
         ("bits", "many", "is damaged"),
     ],

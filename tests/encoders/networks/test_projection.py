@@ -36,11 +36,11 @@ def test_stored_vectors_keep_the_cosines_of_features():
     assert vectors.dtype == torch.int8
     assert vectors.shape == (100, 16)
     assert (cosines(vectors) - cosines(features)).abs().max() < 1e-3
-    products = vectors.long() @ vectors.long().T * projection.spec.step**2
+    products = vectors.long() @ vectors.long().T * projection.spec.scale**2
     assert (products - cosines(features)).abs().max() < 2e-2
 
 
-def test_one_step_for_all_dimensions_loses_less_after_the_cosine_transform():
+def test_one_scale_for_all_dimensions_loses_less_after_the_cosine_transform():
     features = make_features(300)
     units = F.normalize(features.double(), dim=1)
     principal = units @ torch.linalg.eigh(units.T @ units).eigenvectors[:, -13:]
@@ -111,7 +111,7 @@ def test_a_model_folder_holds_the_projection(tmp_path):
     assert loaded.shortened(8).projection is loaded.projection
 
 
-@pytest.mark.parametrize("wrong", [{"dims": 0}, {"dims": D + 1}, {"step": 0.0}, {"step": float("inf")}])
+@pytest.mark.parametrize("wrong", [{"dims": 0}, {"dims": D + 1}, {"scale": 0.0}, {"scale": float("inf")}])
 def test_a_projection_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(InputError, match="projection"):
-        ProjectionSpec(**{"num_features": D, "dims": 8, "step": 0.01, **wrong})
+        ProjectionSpec(**{"num_features": D, "dims": 8, "scale": 0.01, **wrong})
