@@ -152,8 +152,8 @@ def find_columns(schema: Any, options: TableOptions) -> Columns:
     for role in ROLES[1:]:
         tried = layout.columns.get(role, _USUAL[role])
         found = (name for name in tried if name in names and _is_usable(role, schema.field(name).type))
-        if (name := options.columns.get(role) or next(found, None)) is not None:
-            others[role] = name
+        if column := options.columns.get(role) or next(found, None):
+            others[role] = column
     described = _described(schema)
     embedding = options.name or described.get("id") or described.get("name") or layout.embedding
     origin = described.get("source") or layout.origin
