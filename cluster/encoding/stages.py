@@ -112,7 +112,7 @@ def item_table(items: Sequence[Item], replacing: Collection[str] = ()) -> pa.Tab
 
 def rows_within(maximum: int, preprocessing: Preprocessing) -> int:
     """Return the number of rows, at most `maximum`, that have `MAX_BATCH_BYTES` of pixels; at least one."""
-    return max(1, min(maximum, MAX_BATCH_BYTES // (preprocessing.crop**2 * preprocessing.channels)))
+    return max(1, min(maximum, MAX_BATCH_BYTES // preprocessing.num_bytes))
 
 
 def decode(items: pa.Table, preprocessing: Preprocessing) -> pa.Table:
@@ -158,9 +158,9 @@ class Encoder:
         Code and vector are None for refused items, and the vector for all items of a model without a projection.
         """
         began, clock = time.time(), time.perf_counter()
-        side = self._model.preprocessing.crop
-        pixels = [np.frombuffer(p, np.uint8) for p in batch["pixels"].to_pylist() if p is not None]
-        images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
+        side, dtype = self._model.preprocessing.crop, self._model.preprocessing.dtype
+        pixels = [np.frombuffer(p, dtype) for p in batch["pixels"].to_pylist() if p is not None]
+        images = np.stack(pixels) if pixels else np.empty(0, dtype)
         images = images.reshape(-1, side, side, self._model.preprocessing.channels)
         items = self._model.encode_items("image", images)
         is_good = pc.is_null(batch["reason"]).to_numpy()

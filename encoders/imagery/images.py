@@ -1,10 +1,11 @@
-"""JPEG, PNG, (Geo)TIFF and JPEG 2000 images as 8-bit bands: from files, from untrusted bytes, and from patch folders.
+"""JPEG, PNG, (Geo)TIFF and JPEG 2000 images as pictures or numbers: from files, untrusted bytes, and patch folders.
 
 The format is detected from the first bytes, never from the file name. The header is checked against `Limits` before any
 pixel is decoded. An image that cannot be read raises `ImageError`; the message leaves out the file or key, which the
 caller knows.
 
-Masked pixels are black at every bit depth: nodata, alpha of zero, transparent colours, and the mask inside a TIFF.
+Masked pixels are black at every bit depth, and NaN among numbers: nodata, alpha of zero, transparent colours, and the
+mask inside a TIFF.
 Files beside an image are not read, neither masks (.msk) nor world files, so that an image is the same from a folder,
 an object store and a request.
 """
@@ -18,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.bands import BandInfo, find_bands
+from orbithash.encoders.imagery.numbers import check_numbers, to_numbers
 from orbithash.encoders.imagery.patches import read_patch
 from orbithash.encoders.imagery.rasters import (
     as_image,
     check_layout,
+    check_numbers_size,
     image_format,
     is_folder,
-    numbered,
     open_raster,
     read_bytes,
     read_window,
@@ -48,18 +50,21 @@ def read_image(
     rendering: Rendering = _RENDERING,
     limits: Limits = _LIMITS,
     formats: Sequence[str] | None = None,
+    stated: Sequence[BandInfo] = (),
 ) -> Image:
-    """Return one image as uint8 [H, W, C] with the bands that `rendering` takes.
+    """Return one image [H, W, C] with the bands that `rendering` takes.
 
-    8-bit data are shown unchanged, other data by `rendering.stretch`; masked and invalid pixels are black. A grey image
-    becomes three equal bands, a palette image its colours; alpha is dropped. An image without georeference is turned
-    upright by its EXIF (or TIFF) orientation.
+    A picture is uint8: 8-bit data unchanged, other data by `rendering.stretch`; masked and invalid pixels are black.
+    Numbers are float32 in the unit of `rendering.values`; masked and invalid pixels are NaN. A grey image becomes three
+    equal bands, a palette image its colours (its indices as numbers); alpha is dropped. An image without georeference
+    is turned upright by its EXIF (or TIFF) orientation.
 
     Args:
         source: the encoded image, its file, or a patch folder (one TIFF per band).
-        rendering: bands and stretch.
+        rendering: bands, and what their values become.
         limits: maximum sizes.
         formats: the formats that are allowed, of `JPEG`, `PNG`, `TIFF` and `JPEG 2000`. Default: all that can be read.
+        stated: what metadata outside the file, such as STAC, state about its bands.
 
     Raises:
         ImageError: not readable as an image, of another format, without a requested band, or beyond `limits`.
@@ -76,8 +81,11 @@ def read_image(
         return _read_with_pillow(data, kind, rendering, limits)
     with open_raster(data) as dataset:
         limits.check_size(dataset.width, dataset.height)
-        check_layout(dataset, dataset.width * dataset.height, limits)
-        image = read_window(dataset, None, rendering, None)
+        num_pixels = dataset.width * dataset.height
+        check_layout(dataset, num_pixels, limits)
+        if not rendering.is_picture:
+            check_numbers_size(num_pixels, rendering.num_bands, np.dtype(dataset.dtypes[0]).itemsize, limits)
+        image = read_window(dataset, None, rendering, None, stated)
         is_placed = dataset.crs is not None or not dataset.transform.is_identity
     return image if is_placed or kind != "TIFF" else _upright(image, _tiff_orientation(data))
 
@@ -117,13 +125,18 @@ def _read_with_pillow(data: bytes, kind: str, rendering: Rendering, limits: Limi
         words = re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", str(error)).partition("\n")[0]
         raise ImageError(f"{what} {kind}: {words}") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if opaque is not None:
-        if not opaque.any():
-            raise ImageError("no valid data")
-        pixels = np.where(opaque[..., None], pixels, np.uint8(0))
+    if opaque is not None and not opaque.any():
+        raise ImageError("no valid data")
     if rendering.bands is not None:
-        pixels = pixels[..., [band - 1 for band in numbered(rendering.bands, pixels.shape[2])]]
-    return _upright(as_image(pixels), orientation)
+        pixels = pixels[..., find_bands(rendering.bands, [BandInfo()] * pixels.shape[2])]
+    valid = np.ones(pixels.shape, np.bool_) if opaque is None else np.broadcast_to(opaque[..., None], pixels.shape)
+    if rendering.is_picture:
+        return _upright(as_image(np.where(valid, pixels, np.uint8(0))), orientation)
+    check_numbers_size(pixels.shape[0] * pixels.shape[1], pixels.shape[2], 1, limits)
+    values, valid = np.moveaxis(pixels, -1, 0), np.moveaxis(valid, -1, 0)
+    numbers = to_numbers(values, valid, rendering, [BandInfo()] * len(values))
+    check_numbers(numbers, rendering)
+    return _upright(as_image(np.moveaxis(numbers, 0, -1)), orientation)
 
 
 def _exif_orientation(image: Any) -> int:
@@ -147,7 +160,7 @@ def _tiff_orientation(data: bytes) -> int:
     return 1
 
 
-def _upright(pixels: npt.NDArray[np.uint8], orientation: int) -> Image:
+def _upright(pixels: Image, orientation: int) -> Image:
     """Turn and mirror pixels [H, W, C] so that row 0 is the top and column 0 the left side."""
     if not 2 <= orientation <= 8:
         return pixels

@@ -1,6 +1,6 @@
 """Patch folders: one TIFF per band, as in BigEarthNet; file names end in the band, such as `..._B04.tif`.
 
-Bands may differ in resolution: coarser bands are resampled to the finest of the bands that are read.
+Bands may differ in resolution: coarser bands are resampled to the finest of the bands that are read (bilinear).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orbithash.encoders.errors import ImageError
-from orbithash.encoders.imagery.rasters import as_image, check_layout, image_format, open_raster, read_band, read_bytes
+from orbithash.encoders.imagery.bands import BandInfo, find_bands, normalised_name
+from orbithash.encoders.imagery.numbers import check_numbers, to_numbers
+from orbithash.encoders.imagery.rasters import (
+    as_image,
+    band_infos,
+    check_layout,
+    image_format,
+    open_raster,
+    read_band,
+    read_bytes,
+)
 from orbithash.encoders.imagery.rendering import RGB_NAMES, Image, Limits, Rendering, to_8_bit
+from orbithash.encoders.imagery.resampling import resize_band
+from orbithash.encoders.imagery.sentinel2 import stated_scaling
 
 __all__ = ["band_files", "read_patch"]
 
@@ -49,7 +61,7 @@ def band_files(folder: Path) -> dict[str, Path]:
 
 
 def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
-    """Return a patch folder as uint8 [H, W, C], with its bands in the order of `rendering`; see `read_image`.
+    """Return a patch folder as an image [H, W, C], with its bands in the order of `rendering`; see `read_image`.
 
     Only the files of the requested bands are opened. All of them are checked against `limits` before any pixel is
     decoded.
@@ -58,7 +70,7 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
         ImageError: as `read_image`, and for bands of different places.
     """
     files = band_files(folder)
-    bands = _chosen(files, rendering)
+    bands = _chosen(folder, files, rendering)
     contents: dict[str, bytes] = {}
     layouts: dict[str, _Layout] = {}
     for name in dict.fromkeys(bands):
@@ -79,6 +91,8 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
     for name, layout in layouts.items():
         with _naming(name):
             _check_same_place(layout, layouts[finest], finest)
+    if not rendering.is_picture:
+        return _read_numbers(folder, bands, contents, (width, height), rendering)
     read = {}
     for name, data in contents.items():
         with _naming(name), open_raster(data) as dataset:
@@ -89,21 +103,34 @@ def read_patch(folder: Path, rendering: Rendering, limits: Limits) -> Image:
     return as_image(np.moveaxis(to_8_bit(values, valid, rendering), 0, -1))
 
 
-def _chosen(files: dict[str, Path], rendering: Rendering) -> Sequence[str]:
+def _read_numbers(
+    folder: Path, bands: Sequence[str], contents: dict[str, bytes], size: tuple[int, int], rendering: Rendering
+) -> Image:
+    """The bands as float32 [H, W, C] of a size (width, height), from the contents of their files."""
+    numbers = np.empty((len(bands), size[1], size[0]), np.float32)
+    stated = stated_scaling(folder) if rendering.values == "reflectance" else {}
+    for channel, name in enumerate(bands):
+        with _naming(name), open_raster(contents[name]) as dataset:
+            values, valid = read_band(dataset)
+            info = band_infos(dataset)[0].completed(stated.get(normalised_name(name), BandInfo()))
+            band = to_numbers(values[None], valid[None], rendering.of_band(channel), [info])[0]
+            numbers[channel] = band if band.shape == numbers.shape[1:] else resize_band(band, size)
+    check_numbers(numbers, rendering)
+    return as_image(np.moveaxis(numbers, 0, -1))
+
+
+def _chosen(folder: Path, files: dict[str, Path], rendering: Rendering) -> Sequence[str]:
     """The names of the bands to read."""
-    there = ", ".join(files)
+    names = list(files)
     if rendering.bands is None:
         for rgb in RGB_NAMES:
             if set(rgb) <= files.keys():
                 return rgb
-        raise ImageError(f"no known RGB among the bands {there}; state the bands to show by name")
-    bands = [band for band in rendering.bands if isinstance(band, str)]
-    if len(bands) < len(rendering.bands):
-        raise ImageError(f"the bands of a folder have names, not numbers: {there}")
-    absent = [name for name in bands if name not in files]
-    if absent:
-        raise ImageError(f"no band {', '.join(dict.fromkeys(absent))}; the bands are {there}")
-    return bands
+        raise ImageError(f"no known RGB among the bands {', '.join(names)}; state the bands to show by name")
+    if isinstance(rendering.bands[0], int):
+        raise ImageError(f"the bands of a folder have names, not numbers: {', '.join(names)}")
+    positions = find_bands(rendering.bands, [BandInfo((name,)) for name in names], files[names[0]].name)
+    return [names[position] for position in positions]
 
 
 def _layout(data: bytes, limits: Limits) -> _Layout:

@@ -4,16 +4,16 @@ Does not import torch, because the processes that decode images run it, and ther
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.imagery.images import Rendering
+from orbithash.encoders.imagery.rendering import Image, Pixels, Rendering
+from orbithash.encoders.imagery.resampling import INTERPOLATIONS, resample
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "resample"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,18 +31,20 @@ class Preprocessing:
     """How an image becomes the network's input; stored in the model folder, and exact when loaded from it.
 
     The centre square of the image, `crop / resize` of its shorter side, is resampled to `crop` x `crop` pixels
-    (bilinear, antialiased). The result is that of resizing the shorter side to `resize` and cropping `crop`, in one
+    (antialiased). The result is that of resizing the shorter side to `resize` and cropping `crop`, in one
     step whose memory does not depend on the aspect ratio.
 
     Attributes:
-        rendering: bands and stretch.
+        rendering: bands, and what their values become.
         resize: pixels of the shorter side before cropping.
         crop: pixels of the side of the network's input.
-        mean: mean of each band of the rendered image, in 0 to 1; empty: ImageNet's for three bands, else 0.5 each.
-        std: standard deviation likewise; empty: ImageNet's for three bands, else 0.25 each.
+        mean: mean of each band of the rendered image: of a picture in 0 to 1, else in the unit of the numbers. Empty:
+            of a picture ImageNet's for three bands, else 0.5 each; of numbers not known yet.
+        std: standard deviation likewise; empty: of a picture ImageNet's for three bands, else 0.25 each.
         orientations: number of orientations of the square over which the network's features are averaged: 1 as it is,
             4 with quarter turns, 8 with mirror images, too. Images from above have no upright direction, so that the
             mean loses no information about the scene. The time to encode is proportional to it.
+        interpolation: bilinear or bicubic.
     """
 
     rendering: Rendering
@@ -51,9 +53,10 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     orientations: int = 1
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if not self.mean and not self.std:
+        if not self.mean and not self.std and self.rendering.is_picture:
             mean: tuple[float, ...] = IMAGENET_MEAN
             std: tuple[float, ...] = IMAGENET_STD
             if self.channels != 3:
@@ -65,10 +68,16 @@ class Preprocessing:
             problems.append(
                 f"resize {self.resize} and crop {self.crop}; 16 <= crop <= resize <= {MAX_SIDE_PX} pixels is required"
             )
-        if not len(self.mean) == len(self.std) == self.channels or not all(s > 0 for s in self.std):
+        if (self.mean or self.std) and not (
+            len(self.mean) == len(self.std) == self.channels
+            and all(map(math.isfinite, (*self.mean, *self.std)))
+            and all(s > 0 for s in self.std)
+        ):
             problems.append(
                 f"mean {self.mean} and std {self.std}; {self.channels} numbers each are required, the std above 0"
             )
+        if self.interpolation not in INTERPOLATIONS:
+            problems.append(f"interpolation {self.interpolation!r}; {', '.join(INTERPOLATIONS)} are allowed")
         if self.orientations not in ORIENTATIONS:
             problems.append(f"orientations {self.orientations}; {', '.join(map(str, ORIENTATIONS))} are allowed")
         if problems:
@@ -79,16 +88,29 @@ class Preprocessing:
         """Number of bands of the network's input."""
         return self.rendering.channels
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resample uint8 [H, W, C] to uint8 [crop, crop, C]."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
+    @property
+    def dtype(self) -> str:
+        """The type of a prepared image: uint8 of a picture, float32 of numbers."""
+        return self.rendering.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes of a prepared image."""
+        return self.crop**2 * self.channels * np.dtype(self.dtype).itemsize
+
+    def prepare(self, image: Image) -> Pixels:
+        """Resample a rendered image [H, W, C] to [crop, crop, C] of the same type, which is `dtype`.
+
+        Missing pixels of numbers stay missing (NaN); they do not change their neighbours.
+        """
+        if image.dtype != self.dtype or image.ndim != 3 or image.shape[2] != self.channels or not image.size:
             raise InputError(
-                f"an image is uint8 [H, W, {self.channels}] and not empty, got {image.dtype} {list(image.shape)}"
+                f"an image is {self.dtype} [H, W, {self.channels}] and not empty, got {image.dtype} {list(image.shape)}"
             )
         height, width = image.shape[:2]
         side = min(height, width) * self.crop / self.resize
         left, top = (width - side) / 2, (height - side) / 2
-        return resample(image, self.crop, (left, top, left + side, top + side))
+        return resample(image, self.crop, (left, top, left + side, top + side), self.interpolation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -99,6 +121,7 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
             "orientations": self.orientations,
+            "interpolation": self.interpolation,
         }
 
     @classmethod
@@ -111,13 +134,5 @@ class Preprocessing:
             mean=tuple(float(v) for v in fields["mean"]),
             std=tuple(float(v) for v in fields["std"]),
             orientations=int(fields["orientations"]),
+            interpolation=str(fields["interpolation"]),
         )
-
-
-def resample(image: npt.NDArray[np.uint8], side: int, box: tuple[float, float, float, float]) -> npt.NDArray[np.uint8]:
-    """Return the part in `box` (left, top, right, bottom) of uint8 [H, W, C] as uint8 [side, side, C], antialiased."""
-    if image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
-    # Pillow resamples at most four bands together, and treats the fourth as alpha.
-    bands = [Image.fromarray(image[..., band]) for band in range(image.shape[2])]
-    return np.stack([np.asarray(band.resize((side, side), Image.Resampling.BILINEAR, box=box)) for band in bands], 2)

@@ -12,18 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.bands import BandInfo, find_bands
+from orbithash.encoders.imagery.numbers import check_numbers, to_numbers
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, to_8_bit
 
 __all__ = [
     "SCENE_FORMATS",
     "as_image",
+    "band_infos",
     "check_blocks",
     "check_layout",
+    "check_numbers_size",
     "gdal_errors",
     "image_format",
     "image_formats",
     "is_folder",
-    "numbered",
     "one_of",
     "open_raster",
     "opened",
@@ -59,16 +62,18 @@ _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 
 def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -> Stretch | None:
-    """Return the stretch of a whole scene, which its tiles share; None for 8-bit data, which are not stretched.
+    """Return the stretch of a whole scene, which its tiles share; None for 8-bit data and for numbers, without stretch.
 
     It is computed from at most about a million pixels, on a regular grid that depends on the size of the scene only.
 
     Raises:
         ImageError: not a readable TIFF or JPEG 2000 file, or one without valid data.
     """
+    if not rendering.is_picture:
+        return None
     with open_raster(path) as dataset:
         check_blocks(dataset, limits)
-        bands = _chosen_bands(dataset, rendering)
+        bands = _chosen_bands(dataset, rendering, ())
         if dataset.dtypes[0] == "uint8":
             return None
         step = max(1.0, math.sqrt(dataset.width * dataset.height / _STRETCH_PIXELS))
@@ -77,18 +82,30 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
         return stretch_of(values, _valid(dataset, bands, values, out_shape=shape), rendering)
 
 
-def read_window(dataset: Any, window: Window | None, rendering: Rendering, stretch: Stretch | None) -> Image:
-    """Return a window of an open raster, or all of it, as uint8 [height, width, C]; masked pixels are black.
+def read_window(
+    dataset: Any,
+    window: Window | None,
+    rendering: Rendering,
+    stretch: Stretch | None,
+    stated: Sequence[BandInfo] = (),
+) -> Image:
+    """Return a window of an open raster, or all of it, as an image [height, width, C].
 
-    Without `stretch` the window gets its own.
+    Masked pixels of a picture are black, of numbers NaN. Without `stretch` a picture gets its own. `stated` is what
+    metadata outside the file state about its bands.
     """
     from rasterio.enums import ColorInterp
     from rasterio.windows import Window as RasterWindow
 
-    bands = _chosen_bands(dataset, rendering)
+    bands = _chosen_bands(dataset, rendering, stated)
     part = {} if window is None else {"window": RasterWindow(*window)}
     values = dataset.read(bands, **part)
     valid = _valid(dataset, bands, values, **part)
+    if not rendering.is_picture:
+        infos = band_infos(dataset, stated)
+        numbers = to_numbers(values, valid, rendering, [infos[band - 1] for band in bands])
+        check_numbers(numbers, rendering)
+        return as_image(np.moveaxis(numbers, 0, -1))
     if not valid.any():
         raise ImageError("no valid data")
     if dataset.colorinterp[0] == ColorInterp.palette and bands == [1]:
@@ -99,16 +116,36 @@ def read_window(dataset: Any, window: Window | None, rendering: Rendering, stret
     return as_image(np.moveaxis(to_8_bit(values, valid, rendering, stretch), 0, -1))
 
 
-def read_band(dataset: Any, height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Return the first band resampled to [height, width]: its values (bilinear), and bool: which are data (nearest)."""
+def band_infos(dataset: Any, stated: Sequence[BandInfo] = ()) -> list[BandInfo]:
+    """Return what is known about each band of an open raster: its description and GDAL's scale and offset.
+
+    Where the file states nothing, `stated` counts, if it has as many bands.
+    """
+    infos = []
+    for description, scale, offset in zip(dataset.descriptions, dataset.scales, dataset.offsets, strict=True):
+        # GDAL returns 1 and 0 where the file states nothing.
+        scaling = (None, None) if (scale, offset) == (1.0, 0.0) else (scale, offset)
+        infos.append(BandInfo((description,) if description else (), *scaling))
+    if len(stated) != len(infos):
+        return infos
+    return [info.completed(other) for info, other in zip(infos, stated, strict=True)]
+
+
+def read_band(
+    dataset: Any, height: int | None = None, width: int | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return the first band: its values, and bool: which are data.
+
+    With a size it is resampled to [height, width], values bilinear and validity by the nearest pixel.
+    """
     from rasterio.enums import Resampling
 
-    shape = (1, height, width)
+    shape = (1, height or dataset.height, width or dataset.width)
     values = dataset.read([1], out_shape=shape, resampling=Resampling.bilinear)
     return values[0], _valid(dataset, [1], values, out_shape=shape)[0]
 
 
-def as_image(pixels: npt.NDArray[np.uint8]) -> Image:
+def as_image(pixels: Image) -> Image:
     """Return bands [H, W, C] as a contiguous image; a single band becomes three equal ones."""
     channels = 3 if pixels.shape[2] == 1 else pixels.shape[2]
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
@@ -184,6 +221,16 @@ def check_layout(dataset: Any, pixels: int, limits: Limits) -> None:
         )
 
 
+def check_numbers_size(pixels: int, num_bands: int, value_bytes: int, limits: Limits) -> None:
+    """Raise `ImageError` if numbers are beyond `limits`: as stored, with their mask, and as float32."""
+    decoded = pixels * num_bands * (value_bytes + 1 + 4)
+    if decoded > limits.max_decoded_bytes:
+        raise ImageError(
+            f"{num_bands} bands of {pixels:,} pixels decode to {decoded:,} bytes as numbers; at most "
+            f"{limits.max_decoded_bytes:,} are allowed: take fewer bands, or cut it into tiles"
+        )
+
+
 def read_bytes(path: Path, limits: Limits) -> bytes:
     """Return the content of a file; `ImageError` if it is not a file or too long."""
     with opened(path) as file:
@@ -247,12 +294,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise ImageError(f"the file cannot be read: {error.strerror}") from error
 
 
-def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
-    """Numbers of the bands to show: the chosen ones, else red, green and blue, else the first three or the only one."""
+def _chosen_bands(dataset: Any, rendering: Rendering, stated: Sequence[BandInfo]) -> list[int]:
+    """Numbers of the bands to take: the chosen ones, else red, green and blue, else the first three or the only one."""
     from rasterio.enums import ColorInterp
 
     if rendering.bands is not None:
-        return numbered(rendering.bands, dataset.count)
+        return [position + 1 for position in find_bands(rendering.bands, band_infos(dataset, stated))]
     meanings = dataset.colorinterp
     rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     if all(meanings.count(colour) == 1 for colour in rgb):
@@ -263,19 +310,6 @@ def _chosen_bands(dataset: Any, rendering: Rendering) -> list[int]:
     if len(bands) == 1:
         return bands
     raise ImageError(f"{len(bands)} bands without alpha; state the bands to show")
-
-
-def numbered(bands: Sequence[int | str], count: int) -> list[int]:
-    """Return `bands` of a file with `count` bands; `ImageError` if one does not exist or is a name."""
-    numbers = [band for band in bands if isinstance(band, int)]
-    if len(numbers) < len(bands):
-        raise ImageError(
-            f"bands {','.join(map(str, bands))} are names, and the bands of a file have numbers; only patch folders "
-            "(one file per band, listed in a .txt) have names"
-        )
-    if max(numbers) > count:
-        raise ImageError(f"no band {max(numbers)}; the image has {count}")
-    return numbers
 
 
 def _valid(dataset: Any, bands: list[int], values: npt.NDArray[Any], **part: Any) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Rendering: the bands of an image that are shown, the stretch of their values to 8 bits, and limits of sizes."""
+"""Rendering: the bands of an image that are taken, as an 8-bit picture or as numbers, and limits of sizes."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,23 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError, listed
 
-__all__ = ["RGB_NAMES", "Image", "Limits", "Rendering", "Stretch", "Window", "stretch_of", "to_8_bit"]
+__all__ = [
+    "RGB_NAMES",
+    "VALUES",
+    "Image",
+    "Limits",
+    "Pixels",
+    "Rendering",
+    "Stretch",
+    "Window",
+    "stretch_of",
+    "to_8_bit",
+]
 
-Image = npt.NDArray[np.uint8]
-"""[H, W, C], the C bands shown; red, green and blue unless bands are chosen."""
+Pixels = npt.NDArray[np.uint8 | np.float32]
+Image = npt.NDArray[np.uint8 | np.float32]
+"""[H, W, C], the C bands taken; red, green and blue unless bands are chosen. uint8 of a picture, where missing pixels
+are 0; float32 of numbers, where they are NaN."""
 Stretch = tuple[tuple[float, float], ...]
 """The value of each band that becomes 0 and the value that becomes 255."""
 Window = tuple[int, int, int, int]
@@ -24,21 +37,35 @@ Window = tuple[int, int, int, int]
 # decibels, so that one range fits them, which would not fit the usual ratio.
 RGB_NAMES = (("B04", "B03", "B02"), ("VV", "VH", "VV"))
 
+VALUES = ("picture", "raw", "reflectance", "decibel", "power")
+
 
 @dataclass(frozen=True)
 class Rendering:
-    """Which bands of an image are taken, in which order, and how they become 8-bit.
+    """Which bands of an image are taken, in which order, and what their values become.
 
     Attributes:
-        bands: numbers of bands of a file, counted from 1, or names of bands of a patch folder. A single band becomes
-            three equal ones. None is RGB: of a file the bands interpreted as red, green and blue, else the first three
-            of three or more, else the only one; of a folder B04, B03, B02 (Sentinel-2) or VV, VH, VV (Sentinel-1).
-        stretch: for data of other than 8 bits. `percentile:LO:HI` maps the percentiles of each band over its valid
-            pixels to 0 and 255, `range:LO:HI` maps these two values.
+        bands: numbers of bands of a file, counted from 1, or names: of the bands of a patch folder, of the bands that a
+            file describes, or of those that STAC names. A single band becomes three equal ones. None is RGB: of a file
+            the bands interpreted as red, green and blue, else the first three of three or more, else the only one; of
+            a folder B04, B03, B02 (Sentinel-2) or VV, VH, VV (Sentinel-1).
+        stretch: of pictures, for data of other than 8 bits; with numbers, of the pictures that people see.
+            `percentile:LO:HI` maps the percentiles of each band over its valid pixels to 0 and 255, `range:LO:HI` maps
+            these two values.
+        values: `picture`: 8-bit, by the stretch. The others are numbers, float32, NaN where a pixel is missing:
+            `raw`: as stored; `reflectance`: by the scale and the offset that metadata state, else integers are ten
+            thousandths; `decibel`: radar backscatter that is stored in decibels; `power`: linear power, which becomes
+            decibels.
+        scale: of numbers, for each band or for all: value = number * scale + offset. Empty: of the metadata, else 1
+            (1e-4 for integers of reflectance); `raw` ignores metadata.
+        offset: likewise, in the unit of the values. Empty: of the metadata, else 0; 0 too if `scale` is given.
     """
 
     bands: tuple[int | str, ...] | None = None
     stretch: str = "percentile:2:98"
+    values: str = "picture"
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `InputError` with all problems."""
@@ -57,30 +84,81 @@ class Rendering:
             problems.append(f"stretch is {self.stretch!r}; the limits of a range rise, as in range:0:10000")
         elif kind not in ("percentile", "range"):
             problems.append(f"stretch is {self.stretch!r}; allowed are percentile:LO:HI and range:LO:HI")
+        problems += self._problems_of_numbers()
         if problems:
             raise listed(problems, "rendering")
+
+    def _problems_of_numbers(self) -> list[str]:
+        if self.values not in VALUES:
+            return [f"values is {self.values!r}; allowed are {', '.join(VALUES)}"]
+        if self.is_picture:
+            given = " and ".join(name for name in ("scale", "offset") if getattr(self, name))
+            return [f"{given} given, and values is picture; set values to {', '.join(VALUES[1:])}"] if given else []
+        problems = []
+        for name, numbers in (("scale", self.scale), ("offset", self.offset)):
+            if len(numbers) > 1 and len(numbers) != self.num_bands:
+                problems.append(
+                    f"{name} has {len(numbers)} numbers; 1 or {self.num_bands}, one for each band, are allowed"
+                )
+            if not all(map(math.isfinite, numbers)) or (name == "scale" and 0 in numbers):
+                what = "finite numbers other than 0" if name == "scale" else "finite numbers"
+                problems.append(f"{name} is {list(numbers)}; {what} are allowed")
+        return problems
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether an image becomes an 8-bit picture; else it becomes numbers."""
+        return self.values == "picture"
+
+    @property
+    def dtype(self) -> str:
+        """The type of a rendered image: uint8 of a picture, float32 of numbers."""
+        return "uint8" if self.is_picture else "float32"
+
+    @property
+    def num_bands(self) -> int:
+        """Number of bands that are read; at most, if none are chosen."""
+        return 3 if self.bands is None else len(self.bands)
 
     @property
     def channels(self) -> int:
         """Number of bands of a rendered image, C of [H, W, C]."""
         return 3 if self.bands is None or len(self.bands) == 1 else len(self.bands)
 
-    def picture(self, image: Image) -> Image:
+    def of_band(self, channel: int) -> "Rendering":
+        """Return the rendering of one of several bands, counted from 0, with its own scale and offset."""
+        scale, offset = ((numbers[channel],) if len(numbers) > 1 else numbers for numbers in (self.scale, self.offset))
+        return Rendering(None, self.stretch, self.values, scale, offset)
+
+    def picture(self, image: Image) -> npt.NDArray[np.uint8]:
         """Return a rendered image as a picture for people, uint8 [H, W, 3].
 
         Of more than three bands it shows the known RGB bands, else the first three; of two bands the first, in grey.
+        Numbers are stretched by `stretch`; missing pixels are black.
         """
+        shown = np.moveaxis(image[..., self._shown_channels()], -1, 0)
+        valid = np.isfinite(shown)
+        stretch = None if valid.any() else ((0.0, 1.0),) * 3
+        return np.ascontiguousarray(np.moveaxis(to_8_bit(shown, valid, self, stretch), 0, -1))
+
+    def _shown_channels(self) -> list[int]:
         if self.channels == 3:
-            return image
+            return [0, 1, 2]
         assert self.bands is not None, "without a choice there are three bands"
-        for rgb in RGB_NAMES:
+        for rgb in (*RGB_NAMES, ("red", "green", "blue")):
             if set(rgb) <= set(self.bands):
-                return np.ascontiguousarray(image[..., [self.bands.index(name) for name in rgb]])
-        return np.ascontiguousarray(image[..., [0, 1, 2] if self.channels > 3 else [0, 0, 0]])
+                return [self.bands.index(name) for name in rgb]
+        return [0, 1, 2] if self.channels > 3 else [0, 0, 0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {"bands": None if self.bands is None else list(self.bands), "stretch": self.stretch}
+        return {
+            "bands": None if self.bands is None else list(self.bands),
+            "stretch": self.stretch,
+            "values": self.values,
+            "scale": list(self.scale),
+            "offset": list(self.offset),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Rendering":
@@ -92,9 +170,15 @@ class Rendering:
             problems.append(f"bands is {bands!r}; a list of numbers or names, or null, is allowed")
         if not isinstance(stretch, str):
             problems.append(f"stretch is {stretch!r}; text such as percentile:2:98 is allowed")
+        values, scaling = data.get("values", cls.values), [data.get(name, ()) for name in ("scale", "offset")]
+        if not isinstance(values, str):
+            problems.append(f"values is {values!r}; allowed are {', '.join(VALUES)}")
+        if not all(isinstance(numbers, list | tuple) for numbers in scaling):
+            problems.append(f"scale and offset are {scaling}; lists of numbers are allowed")
         if problems:
             raise listed(problems, "rendering")
-        return cls(None if bands is None else tuple(bands), stretch)
+        scale, offset = (tuple(map(float, numbers)) for numbers in scaling)
+        return cls(None if bands is None else tuple(bands), stretch, values, scale, offset)
 
     def parsed_stretch(self) -> tuple[str, float, float]:
         """Return kind, low and high of `stretch`; the kind is "" if it is invalid."""
@@ -156,7 +240,7 @@ def stretch_of(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], rendering
     )
 
 
-def _stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: Stretch) -> Image:
+def _stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: Stretch) -> npt.NDArray[np.uint8]:
     """Values [B, H, W] as uint8: linear from 0 to 255 within the stretch, clipped beyond it, 0 where invalid.
 
     A stretch of no extent, as of a constant image, gives zeros.
@@ -174,7 +258,7 @@ def _stretched(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], stretch: 
 
 def to_8_bit(
     values: npt.NDArray[Any], valid: npt.NDArray[np.bool_], rendering: Rendering, stretch: Stretch | None = None
-) -> Image:
+) -> npt.NDArray[np.uint8]:
     """Return values [B, H, W] as uint8 [B, H, W]: 8-bit values as they are, others stretched; 0 where not valid.
 
     Args:

@@ -22,12 +22,13 @@ from orbithash.encoders.codes import Encoded, Kind, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.binarizer import Binarizer, Parts
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.devices import check_device, exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.projection import Projection
-from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
+from orbithash.encoders.networks.reading import READ_BATCH_SIZE, Normaliser, read_batches
 from orbithash.encoders.networks.text import TextEncoder
 
 __all__ = ["HashModel"]
@@ -43,7 +44,6 @@ TEXT_BATCH_SIZE = 32
 TEXT_ENCODER = "text_encoder"
 
 Codes = npt.NDArray[np.uint8]
-Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
 
@@ -81,9 +81,7 @@ class HashModel:
             self.text_head = self.text_head.to(device).eval()
         if self.projection is not None:
             self.projection = self.projection.to(device)
-        preprocessing = self.card.preprocessing
-        moments = preprocessing.mean, preprocessing.std
-        self._mean, self._std = (255 * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
+        self._normaliser = Normaliser(self.card.preprocessing, device)
         self._binarizer = Binarizer(self.card, self.network, self.text_head, self.projection, device)
 
     def to(self, device: str | torch.device) -> Self:
@@ -145,13 +143,13 @@ class HashModel:
         return codes
 
     def encode(self, images: Sequence[Pixels], *, batch_size: int | None = None) -> Codes:
-        """Return codes uint8 [N, num_bytes] of rendered images uint8 [H, W, C] of any sizes."""
+        """Return codes uint8 [N, num_bytes] of rendered images [H, W, C] of any sizes."""
         return self.encode_prepared(self.prepare(images), batch_size=batch_size)
 
     def prepare(self, images: Sequence[Pixels]) -> Pixels:
-        """Return rendered images uint8 [H, W, C] of any sizes as uint8 [N, crop, crop, C]."""
+        """Return rendered images [H, W, C] of any sizes as prepared images [N, crop, crop, C]."""
         side = self.preprocessing.crop
-        prepared = np.empty((len(images), side, side, self.preprocessing.channels), np.uint8)
+        prepared = np.empty((len(images), side, side, self.preprocessing.channels), self.preprocessing.dtype)
         for row, image in enumerate(images):
             prepared[row] = self.preprocessing.prepare(image)
         return prepared
@@ -172,7 +170,7 @@ class HashModel:
 
         Args:
             kind: what the items are.
-            items: `image`: prepared images uint8 [N, crop, crop, C]; `text`: sentences; `vector`: inputs of the head of
+            items: `image`: prepared images [N, crop, crop, C]; `text`: sentences; `vector`: inputs of the head of
                 images, finite float32 [N, vector_dims].
             with_outputs: return outputs too.
             batch_size: items per pass of the network.
@@ -190,11 +188,11 @@ class HashModel:
         return self._encode_images(items, batch_size, parts)
 
     def encode_prepared(self, images: Pixels, *, batch_size: int | None = None) -> Codes:
-        """Return codes uint8 [N, num_bytes] of prepared images uint8 [N, crop, crop, C]."""
+        """Return codes uint8 [N, num_bytes] of prepared images [N, crop, crop, C]."""
         return self._encode_images(images, batch_size, Parts()).codes
 
     def features(self, images: Pixels, *, batch_size: int | None = None) -> Features:
-        """Return the input of the head, float32 [N, D], for prepared images uint8 [N, crop, crop, C]."""
+        """Return the input of the head, float32 [N, D], for prepared images [N, crop, crop, C]."""
         self._check_prepared(images)
         size = self._batch_size(batch_size)
         features = np.empty((len(images), self.network.head.num_features), np.float32)
@@ -227,9 +225,8 @@ class HashModel:
         return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts(), of_text=True).codes
 
     def normalise(self, images: Pixels) -> Tensor:
-        """Return prepared images as the network's input, float32 [N, C, crop, crop] in channels_last memory format."""
-        pixels = torch.from_numpy(np.array(images, order="C")).to(self.device).permute(0, 3, 1, 2)
-        return (pixels.float() - self._mean) / self._std
+        """Return prepared images as the network's input, see `Normaliser`."""
+        return self._normaliser(images)
 
     def _batch_size(self, given: int | None, default: int | None = None) -> int:
         if given is None:
@@ -247,10 +244,10 @@ class HashModel:
         return torch.stack(features).mean(dim=0)
 
     def _check_prepared(self, images: Pixels) -> None:
-        side, channels = self.preprocessing.crop, self.preprocessing.channels
-        if images.dtype != np.uint8 or images.shape[1:] != (side, side, channels):
+        side, channels, dtype = self.preprocessing.crop, self.preprocessing.channels, self.preprocessing.dtype
+        if images.dtype != dtype or images.shape[1:] != (side, side, channels):
             raise InputError(
-                f"prepared images are uint8 [N, {side}, {side}, {channels}], got {images.dtype} {images.shape}"
+                f"prepared images are {dtype} [N, {side}, {side}, {channels}], got {images.dtype} {images.shape}"
             )
 
     def _check_vectors(self, vectors: Any) -> Features:

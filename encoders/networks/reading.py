@@ -5,14 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.images import Image, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Pixels
 
-__all__ = ["READ_BATCH_SIZE", "num_decoding_threads", "read_batches", "read_prepared"]
+__all__ = ["READ_BATCH_SIZE", "Normaliser", "num_decoding_threads", "read_batches", "read_prepared"]
 
 # Images that are decoded together.
 READ_BATCH_SIZE = 64
@@ -24,8 +25,33 @@ MAX_THREADS = 8
 Change = Callable[[int, Image], Image]
 
 
-def read_prepared(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return one image as the network's input, uint8 [crop, crop, C]; `ImageError` if it is refused."""
+class Normaliser:
+    """Turns prepared images into the network's input."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        """`InputError` if the preprocessing has no mean and standard deviation."""
+        if not preprocessing.mean:
+            raise InputError(
+                f"values={preprocessing.rendering.values} needs the mean and the standard deviation of each of the "
+                f"{preprocessing.channels} bands; training computes them"
+            )
+        unit = 255 if preprocessing.rendering.is_picture else 1
+        moments = preprocessing.mean, preprocessing.std
+        self._mean, self._std = (unit * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
+        self._may_lack_pixels = not preprocessing.rendering.is_picture
+
+    def __call__(self, images: Pixels) -> Tensor:
+        """Return prepared images [N, S, S, C] as float32 [N, C, S, S] in channels_last memory format.
+
+        Missing pixels of numbers become 0, the mean of their band.
+        """
+        pixels = torch.from_numpy(np.array(images, order="C")).to(self._mean.device).permute(0, 3, 1, 2)
+        normalised = (pixels.float() - self._mean) / self._std
+        return torch.where(normalised.isfinite(), normalised, 0.0) if self._may_lack_pixels else normalised
+
+
+def read_prepared(path: Path, preprocessing: Preprocessing) -> Pixels:
+    """Return one prepared image [crop, crop, C]; `ImageError` if it is refused."""
     return preprocessing.prepare(read_image(path, preprocessing.rendering))
 
 
@@ -36,8 +62,8 @@ def read_batches(
     root: Path | None = None,
     change: Change | None = None,
     batch_size: int = READ_BATCH_SIZE,
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the images as batches of the network's input, uint8 [n, crop, crop, C], in the order of `paths`.
+) -> Iterator[Pixels]:
+    """Yield the prepared images in batches [n, crop, crop, C], in the order of `paths`.
 
     Threads decode the next batch while the caller uses the last one.
 
@@ -45,14 +71,14 @@ def read_batches(
         paths: image files, or patch folders.
         preprocessing: which bands are read, and to which size.
         root: error messages name paths relative to this folder.
-        change: applied to each rendered image uint8 [H, W, C] before it is prepared.
+        change: applied to each rendered image [H, W, C] before it is prepared.
         batch_size: images per batch; the last batch may be smaller.
 
     Raises:
         InputError: some images are refused; raised after the last path, naming all of them.
     """
 
-    def read(row: int) -> npt.NDArray[np.uint8] | str:
+    def read(row: int) -> Pixels | str:
         try:
             image = read_image(paths[row], preprocessing.rendering)
             return preprocessing.prepare(image if change is None else change(row, image))

@@ -14,6 +14,7 @@ from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, Stretch, read_image, stretch_limits
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.sources.listings import Item
 from orbithash.encoders.sources.remote import is_remote, read_object
 from orbithash.encoders.sources.tiles import read_tile
@@ -25,9 +26,9 @@ MAX_THUMBNAIL_PX = 128
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A row of the archive without its code, and the network's input `pixels`, uint8 [crop, crop, C]."""
+    """A row of the archive without its code, and the prepared image `pixels`, [crop, crop, C]."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     uri: str
     datetime: dt.datetime | None
     lon: float | None

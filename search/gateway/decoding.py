@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pebble
 
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.search.protocol.errors import Overloaded
 
 __all__ = ["Decoder", "Pixels"]
 
 logger = logging.getLogger(__name__)
-
-Pixels = npt.NDArray[np.uint8]
 
 # Tasks after which a process is replaced: decoders leak and fragment memory.
 _MAX_TASKS = 1000
@@ -70,7 +68,7 @@ class Decoder:
         self._pool: pebble.ProcessPool | None = None
 
     async def prepare(self, images: Sequence[bytes], preprocessing: Preprocessing) -> Pixels:
-        """Return the input uint8 [N, crop, crop, C] of encoded image files.
+        """Return the prepared images [N, crop, crop, C] of encoded image files.
 
         Raises `ImageError` for the first image that is refused, and `Overloaded`.
         """
@@ -191,7 +189,7 @@ def _stop(pool: pebble.ProcessPool) -> None:
 
 def _stacked(pixels: list[Pixels], preprocessing: Preprocessing) -> Pixels:
     side = preprocessing.crop
-    return np.stack(pixels) if pixels else np.empty((0, side, side, preprocessing.channels), np.uint8)
+    return np.stack(pixels) if pixels else np.empty((0, side, side, preprocessing.channels), preprocessing.dtype)
 
 
 def _limit(max_memory_bytes: int) -> None:

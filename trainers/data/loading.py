@@ -20,7 +20,9 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.preprocessing import Preprocessing, resample
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Pixels
+from orbithash.encoders.imagery.resampling import resample
 from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
 from orbithash.trainers.data.memory_use import available_memory_mb
 from orbithash.trainers.datasets import Image as ManifestImage
@@ -44,12 +46,11 @@ LOADINGS = ("auto", "memory", "stream")
 # Share of the free memory that the images of all ranks of a machine may use.
 MEMORY_SHARE = 0.5
 
-Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
 class StreamedImages:
-    """The images of `load_images`, uint8 [N, crop, crop, C], decoded at each access by a row number or a slice.
+    """The images of `load_images`, [N, crop, crop, C], decoded at each access by a row number or a slice.
 
     `InputError` if an image is refused.
     """
@@ -62,6 +63,11 @@ class StreamedImages:
         """Shape of the array that `load_images` would return."""
         side = self._preprocessing.crop
         return len(self._images), side, side, self._preprocessing.channels
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8 | np.float32]:
+        """Type of the pixels, see `Preprocessing.dtype`."""
+        return np.dtype(self._preprocessing.dtype)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -84,7 +90,7 @@ class Part:
     """One part of a data set, with N images.
 
     Attributes:
-        images: uint8 [N, S, S, C]; None for a method that trains on features.
+        images: prepared images [N, S, S, C]; None for a method that trains on features.
         labels: integers [N], -1 for an unknown class, or bool [N, classes] for several classes (see `retrieval`).
         ids: names of the images.
         features: tables float32 [N, ...] by name.
@@ -115,9 +121,9 @@ class Augmentation:
 
 
 def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
-    """Return prepared images uint8 [N, crop, crop, C]; `InputError` names all images that are refused."""
+    """Return prepared images [N, crop, crop, C]; `InputError` names all images that are refused."""
     side = preprocessing.crop
-    pixels, start = np.empty((len(images), side, side, preprocessing.channels), np.uint8), 0
+    pixels, start = np.empty((len(images), side, side, preprocessing.channels), preprocessing.dtype), 0
     for batch in read_batches([root / image.path for image in images], preprocessing, root=root):
         pixels[start : start + len(batch)] = batch
         start += len(batch)
@@ -126,7 +132,7 @@ def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Prep
 
 def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
     """Return whether `num_images` prepared images per rank of this machine fit into `MEMORY_SHARE` of its memory."""
-    num_bytes = num_images * preprocessing.crop**2 * preprocessing.channels
+    num_bytes = num_images * preprocessing.num_bytes
     # Set by torchrun and by Ray Train.
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return num_bytes * num_ranks <= MEMORY_SHARE * available_memory_mb() * 2**20
@@ -136,10 +142,10 @@ _DEFAULT = Augmentation()
 
 
 def augment(image: Pixels, side: int, rng: np.random.Generator, augmentation: Augmentation = _DEFAULT) -> Pixels:
-    """Return a random view uint8 [side, side, C] of an image uint8 [S, S, C]: crop, orientation, colours.
+    """Return a random view [side, side, C] of an image [S, S, C]: crop, orientation, colours.
 
     All eight orientations are equally likely, because overhead images have no upward direction. Colours change in
-    images of three bands only.
+    pictures of three bands only.
     """
     full = image.shape[0]
     area, aspect = rng.uniform(augmentation.min_crop_area, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
@@ -170,14 +176,14 @@ def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmen
 def views_of_steps(
     images: Images, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
 ) -> Iterator[Pixels]:
-    """Yield views uint8 [b, side, side, C] of the rows of each step; `steps` int64 [steps, b] is this rank's share.
+    """Yield views [b, side, side, C] of the rows of each step; `steps` int64 [steps, b] is this rank's share.
 
     The views of the next step are made while the caller uses the current ones, on all CPUs but one.
     """
 
     def begin(rows: Rows) -> tuple[Pixels, Iterator[None]]:
         """Return the views and an iterator that ends when they are complete."""
-        views = np.empty((len(rows), side, side, images.shape[3]), np.uint8)
+        views = np.empty((len(rows), side, side, images.shape[3]), images.dtype)
 
         def make(places: Rows) -> None:
             for place in places.tolist():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
@@ -102,7 +103,7 @@ def _batches(
     """Yield the share of rank r of each step: the r-th part of each of its micro-batches."""
     shares = steps.reshape(len(steps), config.accumulate, world_size(), -1)
     mine = shares[:, :, rank()].reshape(len(steps), -1)
-    views: Iterator[npt.NDArray[np.uint8] | None] = iter([None] * len(mine))
+    views: Iterator[Pixels | None] = iter([None] * len(mine))
     if training.images is not None:
         augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale)
         views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)

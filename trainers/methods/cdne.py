@@ -36,6 +36,7 @@ from torch import Tensor
 
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.reading import Normaliser
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
@@ -187,11 +188,10 @@ class Cdne(FineTuned):
         self.eval()
         preprocessing = self.config.preprocessing()
         device = self.memory.whole.device
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+        normaliser = Normaliser(preprocessing, device)
         for start in range(0, len(training.images), FILL_BATCH):
             prepared = np.stack([preprocessing.prepare(image) for image in training.images[start : start + FILL_BATCH]])
-            pixels = torch.from_numpy(prepared).to(device).permute(0, 3, 1, 2)
-            hashes = self.network((pixels / 255 - mean) / std).hashes
+            hashes = self.network(normaliser(prepared)).hashes
             self.memory.whole[start : start + FILL_BATCH] = _embed(hashes)
 
     def start_epoch(self, epoch: int, training: Part) -> float:
