@@ -38,7 +38,7 @@ class Network:
 
         self._model = HashModel.load(model)
         # The first pass of a network is slow, so run it before the first query.
-        self._model.encode([np.zeros((64, 64, self._model.preprocessing.channels), np.uint8)])
+        self._model.encode([np.zeros((64, 64, self._model.preprocessing.channels), self._model.preprocessing.dtype)])
 
     def has_text(self) -> bool:
         """Return whether the model encodes sentences."""

@@ -44,4 +44,5 @@ def resize_band(
         return resized(np.ascontiguousarray(band))
     weight = resized(there.astype(np.float32))
     total = resized(np.where(there, band, np.float32(0)))
-    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight >= 0.5)
+    is_there = weight >= 0.5
+    return np.where(is_there, total / np.where(is_there, weight, 1), np.float32(np.nan))

@@ -7,19 +7,18 @@ here, for images of other sizes, and rotations are interpolated instead of round
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torchvision.transforms.v2.functional as F
-from PIL import Image
+from PIL.Image import Image as PillowImage
+from PIL.Image import fromarray
 from torchvision.transforms import InterpolationMode
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.rendering import Image
 
 __all__ = ["CROP_SHARE", "VIEWS", "view"]
 
-Pixels = npt.NDArray[np.uint8]
-
 # (image, random generator, share of the shorter side that a crop keeps) to an image.
-View = Callable[[Image.Image, np.random.Generator, float], Image.Image]
+View = Callable[[PillowImage, np.random.Generator, float], PillowImage]
 
 CROP_SHARE = 200 / 256
 
@@ -31,8 +30,8 @@ ROTATION = (-10.0, -5.0)
 JITTER, JITTER_HUE = 0.4, 0.1
 
 
-def view(name: str, image: Pixels, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Pixels:
-    """Return view `name`, one of `VIEWS`, of a rendered image uint8 [H, W, 3].
+def view(name: str, image: Image, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Image:
+    """Return view `name`, one of `VIEWS`, of a picture uint8 [H, W, 3].
 
     The side of a square crop is `crop_share`, above 0 and at most 1, of the image's shorter side. Rotations leave black
     corners, which the centre crop of a square image does not contain.
@@ -41,13 +40,13 @@ def view(name: str, image: Pixels, rng: np.random.Generator, crop_share: float =
         raise InputError(f"view is {name!r}; allowed are {', '.join(VIEWS)}")
     if not 0 < crop_share <= 1:
         raise InputError(f"crop_share is {crop_share}; it is the share of the image's side, above 0 and at most 1")
-    result = np.asarray(VIEWS[name](Image.fromarray(image), rng, crop_share))
+    result = np.asarray(VIEWS[name](fromarray(image), rng, crop_share))
     assert result.dtype == np.uint8, "Pillow keeps the type"
     return result
 
 
 def _sequence(*steps: View) -> View:
-    def apply(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+    def apply(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
         for step in steps:
             image = step(image, rng, crop_share)
         return image
@@ -55,23 +54,23 @@ def _sequence(*steps: View) -> View:
     return apply
 
 
-def _blur(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+def _blur(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     sigma = rng.uniform(*BLUR_SIGMA_PX)
     if min(image.size) == 1:
         # Too small to mirror at the edges.
         return image
-    blurred: Image.Image = F.gaussian_blur(image, [BLUR_SIDE_PX, BLUR_SIDE_PX], [sigma, sigma])
+    blurred: PillowImage = F.gaussian_blur(image, [BLUR_SIDE_PX, BLUR_SIDE_PX], [sigma, sigma])
     return blurred
 
 
-def _rotate(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
-    rotated: Image.Image = F.rotate(image, rng.uniform(*ROTATION), InterpolationMode.BILINEAR)
+def _rotate(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
+    rotated: PillowImage = F.rotate(image, rng.uniform(*ROTATION), InterpolationMode.BILINEAR)
     return rotated
 
 
-def _jitter(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+def _jitter(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, size=3)
-    adjustments: list[Callable[[Image.Image], Image.Image]] = [
+    adjustments: list[Callable[[PillowImage], PillowImage]] = [
         lambda image: F.adjust_brightness(image, brightness),
         lambda image: F.adjust_contrast(image, contrast),
         lambda image: F.adjust_saturation(image, saturation),
@@ -82,24 +81,24 @@ def _jitter(image: Image.Image, rng: np.random.Generator, crop_share: float) -> 
     return image
 
 
-def _center_crop(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+def _center_crop(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     side = _side(image, crop_share)
-    cropped: Image.Image = F.center_crop(image, [side, side])
+    cropped: PillowImage = F.center_crop(image, [side, side])
     return cropped
 
 
-def _random_crop(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+def _random_crop(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     side = _side(image, crop_share)
     top, left = (int(rng.integers(length - side + 1)) for length in (image.height, image.width))
-    cropped: Image.Image = F.crop(image, top, left, side, side)
+    cropped: PillowImage = F.crop(image, top, left, side, side)
     return cropped
 
 
-def _side(image: Image.Image, crop_share: float) -> int:
+def _side(image: PillowImage, crop_share: float) -> int:
     return max(1, round(min(image.size) * crop_share))
 
 
-def _one_of_three(image: Image.Image, rng: np.random.Generator, crop_share: float) -> Image.Image:
+def _one_of_three(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     name = ("rotate", "blur", "jitter")[rng.integers(3)]
     return VIEWS[name](image, rng, crop_share)
 

@@ -102,6 +102,11 @@ class FeatureExtractor:
         """
         from orbithash.trainers.data.views import view
 
+        if augmentation is not None and not self._preprocessing.rendering.is_picture:
+            raise InputError(
+                f"the view {augmentation!r} changes pictures, and values is {self._preprocessing.rendering.values}; "
+                "set values=picture, or choose a method without views"
+            )
         if augmentation is not None and self._preprocessing.channels != 3:
             raise InputError(
                 f"the view {augmentation!r} needs images of three bands, and bands has "

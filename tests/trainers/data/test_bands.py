@@ -88,12 +88,19 @@ def test_three_bands_train_as_they_did(data):
     config = load_config(DhclConfig, image_size=32)
     assert (config.bands, config.channels) == ((), 3)
     assert config.preprocessing().to_json() == {
-        "rendering": {"bands": None, "stretch": "percentile:2:98"},
+        "rendering": {
+            "bands": None,
+            "stretch": "percentile:2:98",
+            "values": "picture",
+            "scale": [],
+            "offset": [],
+        },
         "resize": 32,
         "crop": 32,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "orientations": 1,
+        "interpolation": "bilinear",
     }
 
 
