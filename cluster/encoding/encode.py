@@ -26,11 +26,11 @@ from orbithash.cluster.encoding.summary import EncodeSummary, Tally
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, parse_workers, worker_error
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.archive.storage import VectorSpec
 from orbithash.encoders.imagery.georeference import check_projections
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import read_model_folder
 from orbithash.encoders.sources.folders import log_left_out
+from orbithash.encoders.vectors import VectorSpec
 
 __all__ = ["EncodeSummary", "Job", "Workers", "encode", "run_portion", "writing"]
 
@@ -109,8 +109,7 @@ class Job:
         """Return the job; `InputError` for an invalid model folder, or if no image could get a place."""
         check_projections()
         card, model_id, _ = read_model_folder(model)
-        vector = VectorSpec.of(card.projection)
-        model = model.absolute()
+        model, vector = model.absolute(), card.vector
         return cls(source, model, card.preprocessing, card.bits, model_id, vector, archive, workers, retry_refused)
 
 

@@ -17,7 +17,6 @@ import pyarrow as pa
 from orbithash.encoders.archive import upkeep
 from orbithash.encoders.archive.refusals import RefusedTable
 from orbithash.encoders.archive.storage import (
-    VectorSpec,
     check_free,
     error_line,
     holds_dataset,
@@ -32,6 +31,7 @@ from orbithash.encoders.archive.storage import (
 from orbithash.encoders.archive.tables import make_table
 from orbithash.encoders.codes import Codes, check_bits, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.vectors import VectorSpec
 
 __all__ = ["Archive"]
 

@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import ArchiveBusy, InputError
-from orbithash.encoders.networks.card import ProjectionSpec
+from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
     "FORMAT_VERSION",
     "Metadata",
-    "VectorSpec",
     "check_free",
     "error_line",
     "holds_dataset",
@@ -33,21 +32,6 @@ __all__ = [
 FORMAT_VERSION = 3
 
 _LOCK = "_writer.lock"
-
-
-class VectorSpec(NamedTuple):
-    """The stored vectors of an archive: int8 of `dims` components; `scale` is the length of one unit of a component.
-
-    The dot product of two vectors, times the square of the scale, approximates the cosine of what they were made from.
-    """
-
-    dims: int
-    scale: float
-
-    @classmethod
-    def of(cls, projection: ProjectionSpec | None) -> "VectorSpec | None":
-        """Return the stored vectors of a model with this projection."""
-        return None if projection is None else cls(projection.dims, projection.scale)
 
 
 class Metadata(NamedTuple):

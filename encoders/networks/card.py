@@ -13,6 +13,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import recover_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.label_codes import label_table
+from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
     "POOLINGS",
@@ -217,6 +218,11 @@ class ModelCard:
         """Number of bits of a code, with label bits."""
         num_label_bits: int = label_table(self.label_code, len(self.classes)).shape[1]
         return self.network.bits + self.label_weight * num_label_bits
+
+    @property
+    def vector(self) -> VectorSpec | None:
+        """The stored vectors that the model makes; None without a projection."""
+        return None if self.projection is None else VectorSpec(self.projection.dims, self.projection.scale)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, and `bits`."""

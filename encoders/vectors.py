@@ -1,0 +1,52 @@
+"""Stored vectors, and the scores by which a shortlist is ranked again.
+
+Dot products of int8 vectors and sums of int8 outputs are integers, so that scores do not depend on the order of
+summation: the same row has the same score in every batch, shard and process.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.codes import Codes, unpack
+
+__all__ = ["VectorSpec", "asymmetric_distances", "cosine_scores"]
+
+# Magnitude to which the components of a query that are not whole numbers are rounded.
+_MAX_QUERY_COMPONENT = 2**15 - 1
+
+
+class VectorSpec(NamedTuple):
+    """The stored vectors of a model: int8 of `dims` components; `scale` is the length of one unit of a component.
+
+    The dot product of two vectors, times the square of the scale, approximates the cosine of what they were made from.
+    """
+
+    dims: int
+    scale: float
+
+
+def cosine_scores(query: npt.NDArray[np.number], vectors: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
+    """Return the cosines, float64 [N], of a query [d] and stored vectors int8 [N, d]; 0 for a vector of zeros.
+
+    The query is a stored vector int8, or a sum of several, float64: its components are rounded to 16 bits.
+    """
+    whole = query.astype(np.float64)
+    if query.dtype != np.int8 and (largest := np.abs(whole).max(initial=0.0)):
+        whole = np.rint(whole * (_MAX_QUERY_COMPONENT / largest))
+    rows = vectors.astype(np.float64)
+    # Every product and every partial sum is an integer below 2^53, and a square root and a division are rounded
+    # correctly: the result is the same in every order.
+    dots, squares = rows @ whole, np.einsum("nd,nd->n", rows, rows) * float(whole @ whole)
+    return np.divide(dots, np.sqrt(squares), out=np.zeros(len(rows)), where=squares > 0)
+
+
+def asymmetric_distances(outputs: npt.NDArray[np.int8], codes: Codes) -> npt.NDArray[np.int64]:
+    """Return the asymmetric distances, int64 [N], of a query's outputs int8 [K] from codes uint8 [N, ceil(K/8)].
+
+    The distance is the sum of the magnitudes of the outputs whose bits differ from those of the code.
+    """
+    differs = unpack(codes, len(outputs)) != (outputs >= 0)
+    distances: npt.NDArray[np.int64] = differs @ np.abs(outputs.astype(np.int64))
+    return distances
