@@ -12,9 +12,7 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, unpack
 
 __all__ = ["VectorSpec", "asymmetric_distances", "cosine_scores"]
-
-# Magnitude to which the components of a query that are not whole numbers are rounded.
-_MAX_QUERY_COMPONENT = 2**15 - 1
+Vectors = npt.NDArray[np.int8]
 
 
 class VectorSpec(NamedTuple):
@@ -27,22 +25,17 @@ class VectorSpec(NamedTuple):
     scale: float
 
 
-def cosine_scores(query: npt.NDArray[np.number], vectors: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
-    """Return the cosines, float64 [N], of a query [d] and stored vectors int8 [N, d]; 0 for a vector of zeros.
-
-    The query is a stored vector int8, or a sum of several, float64: its components are rounded to 16 bits.
-    """
-    whole = query.astype(np.float64)
-    if query.dtype != np.int8 and (largest := np.abs(whole).max(initial=0.0)):
-        whole = np.rint(whole * (_MAX_QUERY_COMPONENT / largest))
-    rows = vectors.astype(np.float64)
+def cosine_scores(query: Vectors, vectors: Vectors) -> npt.NDArray[np.float64]:
+    """Return the cosines, float64 [N], of a query int8 [d] and stored vectors int8 [N, d]; 0 for a vector of zeros."""
+    rows, one = vectors.astype(np.float64), query.astype(np.float64)
     # Every product and every partial sum is an integer below 2^53, and a square root and a division are rounded
     # correctly: the result is the same in every order.
-    dots, squares = rows @ whole, np.einsum("nd,nd->n", rows, rows) * float(whole @ whole)
-    return np.divide(dots, np.sqrt(squares), out=np.zeros(len(rows)), where=squares > 0)
+    dots, squares = rows @ one, np.square(rows).sum(axis=1) * float(one @ one)
+    scores: npt.NDArray[np.float64] = np.divide(dots, np.sqrt(squares), out=np.zeros(len(rows)), where=squares > 0)
+    return scores
 
 
-def asymmetric_distances(outputs: npt.NDArray[np.int8], codes: Codes) -> npt.NDArray[np.int64]:
+def asymmetric_distances(outputs: Vectors, codes: Codes) -> npt.NDArray[np.int64]:
     """Return the asymmetric distances, int64 [N], of a query's outputs int8 [K] from codes uint8 [N, ceil(K/8)].
 
     The distance is the sum of the magnitudes of the outputs whose bits differ from those of the code.
