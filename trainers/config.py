@@ -4,16 +4,30 @@ import difflib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, rgb_channels
+from orbithash.encoders.networks.backbones.names import MIN_SIDE_PX, check_backbone_name
+from orbithash.encoders.networks.backbones.rgb import rgb_channels
+from orbithash.encoders.networks.card import HeadSpec
+
+if TYPE_CHECKING:
+    from orbithash.encoders.networks.hash_network import HashNetwork
 
 __all__ = ["PathOrName", "TrainConfig", "load_config"]
 
@@ -90,12 +104,12 @@ class TrainConfig(BaseModel):
         1, ge=1, description="epochs between two checkpoints; the last and every validated epoch is always saved"
     )
 
+    _reads_weights: bool = PrivateAttr(True)
+
     @field_validator("backbone")
     @classmethod
     def _check_backbone(cls, backbone: str) -> str:
-        if backbone not in BACKBONES:
-            raise ValueError(f"not a known backbone; allowed are {', '.join(BACKBONES)}")
-        return backbone
+        return check_backbone_name(backbone)
 
     def preprocessing(self) -> Preprocessing:
         """Return how an image becomes the network's input, in validation and in the model."""
@@ -111,6 +125,28 @@ class TrainConfig(BaseModel):
     def rgb(self) -> tuple[int, int, int] | None:
         """Channels of red, green and blue, which keep their pretrained filters; None without RGB."""
         return rgb_channels(self.bands or None)
+
+    def without_weights(self) -> Self:
+        """Return the same settings, whose networks keep random weights: for a caller that has trained ones."""
+        config = self.model_copy()
+        config._reads_weights = False
+        return config
+
+    def build_network(self, head: HeadSpec, num_classes: int = 0) -> "HashNetwork":
+        """Return a network of the backbone with its initial weights and a new head."""
+        from orbithash.encoders.networks.backbones.build import build_backbone
+        from orbithash.encoders.networks.hash_network import HashNetwork
+
+        backbone = build_backbone(
+            self.backbone,
+            self.weights,
+            norm=self.norm,
+            pooling=self.pooling,
+            channels=self.channels,
+            rgb=self.rgb,
+            read_weights=self._reads_weights,
+        )
+        return HashNetwork(backbone, head, num_classes)
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:

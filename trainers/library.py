@@ -1,6 +1,5 @@
 """Training and evaluation as plain functions, in one process and without Ray."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
-from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import PROTOCOLS, resplit
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
@@ -236,9 +234,9 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     if run.config.weights is None:
         return "the run began with random weights, whose features say little"
     # Pretrained weights belong to batch norm with their own statistics, whatever norm the run uses.
-    spec = dataclasses.replace(model.card.network, norm="frozen-batch", num_classes=0)
+    config = run.config.model_copy(update={"norm": "frozen-batch"})
     try:
-        network = HashNetwork(spec, run.config.weights, run.config.rgb)
+        network = config.build_network(model.card.network.head)
     except InputError as err:
         return str(err)
     extractor = FeatureExtractor(network, model.preprocessing, model.device)

@@ -56,7 +56,7 @@ def bench_encode(model: Path | None, data: Path | None, count: int) -> dict[str,
         return {
             **environment("encode", "ray", "torch"),
             "images": len(items),
-            "network": loaded.card.network.backbone,
+            "network": loaded.card.network.backbone.name,
             "input_px": loaded.preprocessing.crop,
             "threads": num_threads,
             "pipeline_images_per_s": summary.rows_per_s,

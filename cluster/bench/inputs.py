@@ -31,15 +31,18 @@ def write_random_model(folder: Path, bits: int = 64) -> Path:
 
     from orbithash.encoders.imagery.images import Rendering
     from orbithash.encoders.imagery.preprocessing import Preprocessing
-    from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+    from orbithash.encoders.networks.backbones.build import build_backbone
+    from orbithash.encoders.networks.card import HeadSpec, ModelCard
     from orbithash.encoders.networks.hash_network import HashNetwork
     from orbithash.encoders.networks.model import HashModel
 
-    spec = NetworkSpec("mobilenet_v2", "frozen-batch", "avg+max", HeadSpec(bits=bits), num_classes=2)
+    torch.manual_seed(0)
+    backbone = build_backbone("mobilenet_v2", norm="frozen-batch", pooling="avg+max")
+    network = HashNetwork(backbone, HeadSpec(bits=bits), num_classes=2)
     card = ModelCard(
         method="dhcl",
-        network=spec,
-        thresholds=(0.0,) * spec.bits,
+        network=network.spec,
+        thresholds=(0.0,) * bits,
         label_code="none",
         label_weight=1,
         preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
@@ -47,8 +50,7 @@ def write_random_model(folder: Path, bits: int = 64) -> Path:
         dataset={},
         metrics={},
     )
-    torch.manual_seed(0)
-    HashModel(card, HashNetwork(spec)).save(folder)
+    HashModel(card, network).save(folder)
     return folder
 
 

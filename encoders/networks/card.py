@@ -16,7 +16,7 @@ from orbithash.encoders.networks.label_codes import label_table
 from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
-    "POOLINGS",
+    "BackboneSpec",
     "HeadSpec",
     "ModelCard",
     "NetworkSpec",
@@ -26,9 +26,7 @@ __all__ = [
     "write_card",
 ]
 
-FORMAT_VERSION = 4
-
-POOLINGS = ("avg", "max", "avg+max")
+FORMAT_VERSION = 5
 
 # Activation of the outputs of a head: threshold of its bits.
 ACTIVATIONS = {"tanh": 0.0, "sigmoid": 0.5, "none": 0.0}
@@ -45,6 +43,8 @@ _DECIDING = (
     "text_encoder",
     "projection",
 )
+# Fields of the backbone that do not.
+_NOT_DECIDING = ("origin", "licence")
 
 HEAD_NORMS = ("none", "layer", "standardise", "unit")
 HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
@@ -90,27 +90,68 @@ class HeadSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+    """The layers of a backbone, without weights.
+
+    Attributes:
+        source: the library that defines the layers: torchvision, timm, hf, open_clip, torchgeo; embedding if the
+            features are the data.
+        name: name of the network in this library.
+        config: what else the library needs to build the layers.
+        pooling: how a feature map or the features of tokens become the features of an image.
+        norm: normalisation layers, for a network with batch norm.
+        channels: number of bands of an image.
+        num_features: number of features of an image.
+        origin: where the weights come from.
+        licence: licence of the weights as their source states it; empty: not stated.
+    """
+
+    source: str
+    name: str
+    config: dict[str, Any]
+    pooling: str
+    norm: str
+    channels: int
+    num_features: int
+    origin: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            # The annotations are classes: str, int, or a dict of strings.
+            kind = dict if field.name == "config" else field.type
+            if not isinstance(value := getattr(self, field.name), kind):  # type: ignore[arg-type]
+                raise InputError(f"the {field.name} of a backbone is {value!r}; it must be of another type")
+        if self.channels < 2:
+            raise InputError(f"channels is {self.channels}; 2 or more is allowed (one band becomes three equal ones)")
+        if self.num_features < 1:
+            raise InputError(f"num_features is {self.num_features}; 1 or more is allowed")
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "BackboneSpec":
+        """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
+        return cls(**_all_of(cls, fields))
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkSpec:
     """The layers of a `HashNetwork`, without weights.
 
-    `num_classes` is the number of outputs of the classifier on the hashes, 0 for no classifier; `channels` is the
-    number of bands of an image.
+    `num_classes` is the number of outputs of the classifier on the hashes, 0 for no classifier.
     """
 
-    backbone: str
-    norm: str
-    pooling: str
+    backbone: BackboneSpec
     head: HeadSpec
     num_classes: int = 0
-    channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise InputError(f"pooling is {self.pooling!r}; {', '.join(POOLINGS)} are allowed")
         if self.num_classes < 0:
             raise InputError(f"num_classes is {self.num_classes}; 0 (no classifier) or more is allowed")
-        if self.channels < 2:
-            raise InputError(f"channels is {self.channels}; 2 or more is allowed (one band becomes three equal ones)")
+
+    @property
+    def channels(self) -> int:
+        """Number of bands of an image."""
+        return self.backbone.channels
 
     @property
     def bits(self) -> int:
@@ -120,7 +161,8 @@ class NetworkSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "NetworkSpec":
         """Build from the output of `dataclasses.asdict` after a round trip through JSON."""
-        return cls(**{**_all_of(cls, fields), "head": HeadSpec.from_json(fields["head"])})
+        parts = {"backbone": BackboneSpec.from_json(fields["backbone"]), "head": HeadSpec.from_json(fields["head"])}
+        return cls(**{**_all_of(cls, fields), **parts})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +358,10 @@ def _all_of(cls: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
 def _fields(card: ModelCard, weights_sha256: str) -> dict[str, Any]:
     """Return the content of `model.json`, with `model_id` and `card_sha256`, the hash of all other fields."""
     fields = {"format_version": FORMAT_VERSION, **card.to_json(), "weights_sha256": weights_sha256}
-    fields["model_id"] = _hash({name: fields[name] for name in (*_DECIDING, "weights_sha256")})[:32]
+    deciding = {name: fields[name] for name in (*_DECIDING, "weights_sha256")}
+    backbone = {name: value for name, value in fields["network"]["backbone"].items() if name not in _NOT_DECIDING}
+    deciding["network"] = {**fields["network"], "backbone": backbone}
+    fields["model_id"] = _hash(deciding)[:32]
     fields["card_sha256"] = _hash(fields)
     # Through JSON, so that written and read fields compare equal.
     read: dict[str, Any] = json.loads(json.dumps(fields))

@@ -1,12 +1,13 @@
 """Networks whose thresholded outputs are the bits of a code."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orbithash.encoders.networks.backbones import DEFAULT_RGB, build_backbone, num_features
+from orbithash.encoders.networks.backbones.backbone import Backbone
+from orbithash.encoders.networks.backbones.build import rebuild_backbone
 from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
 
 __all__ = ["HashHead", "HashNetwork", "NetworkOutput", "Standardise", "UnitLength"]
@@ -116,33 +117,32 @@ class HashHead(nn.Module):
 
 
 class HashNetwork(nn.Module):
-    """A backbone, pooling, a hash head and, if `spec.num_classes` is above 0, a linear classifier on the hashes.
+    """A backbone, a hash head and, if `num_classes` is above 0, a linear classifier on the hashes.
 
-    `forward` takes normalised images float [N, C, H, W]. `weights` and `rgb` are those of `build_backbone`.
+    `forward` takes normalised images float [N, C, H, W].
     """
 
-    def __init__(
-        self, spec: NetworkSpec, weights: str | None = None, rgb: tuple[int, int, int] | None = DEFAULT_RGB
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: HeadSpec, num_classes: int = 0) -> None:
+        """Add a new head and classifier to a backbone."""
         super().__init__()
-        self.spec = spec
-        self.backbone = build_backbone(spec.backbone, spec.norm, weights, spec.channels, rgb)
-        self.head = HashHead(num_features(self.backbone, spec.channels), spec.head)
-        self.classifier = nn.Linear(spec.bits, spec.num_classes) if spec.num_classes else None
+        self.spec = NetworkSpec(backbone.spec, head, num_classes)
+        self.backbone = backbone
+        self.head = HashHead(backbone.num_features, head)
+        self.classifier = nn.Linear(head.bits, num_classes) if num_classes else None
+
+    @classmethod
+    def from_spec(cls, spec: NetworkSpec) -> Self:
+        """Build the layers of a network with random weights."""
+        return cls(rebuild_backbone(spec.backbone), spec.head, spec.num_classes)
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Return hashes and logits of normalised images."""
         return self.hash(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return pooled features float [N, D] of normalised images."""
-        maps = self.backbone(images)
-        pooled = []
-        if "avg" in self.spec.pooling:
-            pooled.append(maps.mean(dim=(2, 3)))
-        if "max" in self.spec.pooling:
-            pooled.append(maps.amax(dim=(2, 3)))
-        return torch.stack(pooled).sum(dim=0)
+        """Return the backbone's features float [N, D] of normalised images."""
+        features: Tensor = self.backbone(images)
+        return features
 
     def hash(self, features: Tensor) -> NetworkOutput:
         """Return hashes and, with a classifier, logits of features [N, D]."""

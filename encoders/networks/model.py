@@ -301,7 +301,7 @@ class HashModel:
 
         # Without the classifier: it reads all bits.
         spec = dataclasses.replace(card.network, head=shorter(card.network.head), num_classes=0)
-        network = HashNetwork(spec)
+        network = HashNetwork.from_spec(spec)
         network.backbone.load_state_dict(self.network.backbone.state_dict())
         network.head = cut(self.network.head)
         text = None if card.text is None else dataclasses.replace(card.text, head=shorter(card.text.head))
@@ -336,7 +336,7 @@ class HashModel:
         """
         folder, place = Path(folder), check_device(device)
         card, model_id, weights = read_model_folder(folder)
-        network, text_head, text_encoder = HashNetwork(card.network), None, None
+        network, text_head, text_encoder = HashNetwork.from_spec(card.network), None, None
         if card.text is not None:
             text_head = HashHead(card.text.num_features, card.text.head)
             text_encoder = TextEncoder.load(folder / TEXT_ENCODER, device=place)

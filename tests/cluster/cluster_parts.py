@@ -12,7 +12,8 @@ from PIL import Image
 
 from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 
@@ -69,10 +70,10 @@ def save_random_model(folder, seed):
     import torch
 
     torch.manual_seed(seed)
-    spec = NetworkSpec(backbone="resnet18", norm="group", pooling="avg", head=HeadSpec(BITS))
+    network = HashNetwork(build_backbone("resnet18"), HeadSpec(BITS))
     card = ModelCard(
         method="dhcl",
-        network=spec,
+        network=network.spec,
         thresholds=(0.0,) * BITS,
         label_code="none",
         label_weight=0,
@@ -81,7 +82,7 @@ def save_random_model(folder, seed):
         dataset={},
         metrics={},
     )
-    HashModel(card, HashNetwork(spec)).save(folder)
+    HashModel(card, network).save(folder)
     return folder
 
 

@@ -13,7 +13,8 @@ from method_parts import make_run, trained, write_data, write_text_model
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
@@ -33,11 +34,10 @@ def data(tmp_path_factory):
 def make_model(activation, scale=1.0):
     """A model with a ResNet of random weights and a head whose outputs are `scale` times the usual ones."""
     torch.manual_seed(0)
-    spec = NetworkSpec("resnet18", "group", "avg", HeadSpec(BITS, activation=activation))
-    network = HashNetwork(spec)
+    network = HashNetwork(build_backbone("resnet18"), HeadSpec(BITS, activation=activation))
     with torch.no_grad():
         network.head.output.weight *= scale
-    card = ModelCard("dhcl", spec, (0.0,) * BITS, "none", 1, Preprocessing(Rendering(), SIDE, SIDE), (), {}, {})
+    card = ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, Preprocessing(Rendering(), SIDE, SIDE), (), {}, {})
     return HashModel(card, network)
 
 

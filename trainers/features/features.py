@@ -82,9 +82,9 @@ class FeatureExtractor:
         for name, tensor in network.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        spec = network.spec
+        spec = network.backbone.spec
         self._kind = {
-            "backbone": [spec.backbone, spec.norm, spec.pooling, digest.hexdigest()],
+            "backbone": [spec.source, spec.name, spec.config, spec.norm, spec.pooling, digest.hexdigest()],
             "preprocessing": preprocessing.to_json(),
         }
 

@@ -37,8 +37,7 @@ def export_models(
     """
     state = load_checkpoint(checkpoint)
     # The checkpoint has all weights; the file of the pretrained ones may be gone by now.
-    unweighted = dataclasses.replace(run, config=run.config.model_copy(update={"weights": None}))
-    method = unweighted.build()
+    method = dataclasses.replace(run, config=run.config.without_weights()).build()
     method.load_state_dict(state["method"])
     card = make_card(run, method, state["history"][-1] if metrics is None else metrics)
     projection = _projection(run, method, card, device) if run.config.vector_dims else None

@@ -1,6 +1,5 @@
 """Feature tables that a method trains on."""
 
-import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import torch
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.backbones import build_backbone, rgb_channels
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.datasets import Image
@@ -63,17 +63,21 @@ def _network(table: Table, method: Method, preprocessing: Preprocessing) -> Hash
     assert isinstance(config, TrainConfig)
     if table.backbone is None and preprocessing.channels == spec.channels:
         return method.network
-    spec, weights = dataclasses.replace(spec, channels=preprocessing.channels), config.weights
+    name, weights, norm = config.backbone, config.weights, str(config.norm)
     if table.backbone is not None:
-        spec, weights = dataclasses.replace(spec, backbone=table.backbone, norm=_norm(table)), table.weights
+        name, weights, norm = table.backbone, table.weights, "auto"
     # Random weights must be the same on every rank and at every call.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return HashNetwork(spec, weights, rgb_channels(preprocessing.rendering.bands))
-
-
-def _norm(table: Table) -> str:
-    return "group" if table.weights is None else "frozen-batch"
+        backbone = build_backbone(
+            name,
+            weights,
+            norm=norm,
+            pooling=config.pooling,
+            channels=preprocessing.channels,
+            rgb=rgb_channels(preprocessing.rendering.bands),
+        )
+        return HashNetwork(backbone, spec.head)
 
 
 def _captions(images: list[Image], table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
@@ -102,7 +106,7 @@ def check_sources(images: list[Image], kind: type[Method], config: TrainConfig) 
     for table in kind.tables_of(config).values():
         _check(images, table)
         if table.backbone is not None:
-            build_backbone(table.backbone, _norm(table), table.weights)
+            build_backbone(table.backbone, table.weights)
 
 
 def _check(images: list[Image], table: Table) -> None:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.reading import Normaliser
 from orbithash.trainers.data.loading import Part
@@ -162,8 +162,7 @@ class Cdne(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: CdneConfig = config
         head = HeadSpec(config.bits, norm=config.head_norm, activation="none")
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(head, num_classes)
         self._embeddings: list[Tensor] = []
         self.memory: Memory | None = None
         if config.variant != "in-batch":

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 from orbithash.trainers.methods.losses import quantisation_loss
@@ -36,8 +35,7 @@ class Classifier(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: ClassifierConfig = config
         head = HeadSpec(config.bits)
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(head, num_classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Both are means over this rank's images."""

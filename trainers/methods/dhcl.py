@@ -33,8 +33,7 @@ from torch.optim import Optimizer
 
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.label_codes import label_table
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
@@ -163,9 +162,8 @@ class Dhcl(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: DhclConfig = config
         head = HeadSpec(config.hash_bits(num_classes))
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, num_classes, config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
-        self.proxies = nn.Parameter(torch.empty(num_classes, spec.bits))
+        self.network = config.build_network(head, num_classes)
+        self.proxies = nn.Parameter(torch.empty(num_classes, head.bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     @property

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim import Adam
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashNetwork, Standardise
+from orbithash.encoders.networks.card import HeadSpec
+from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
@@ -145,8 +145,7 @@ class Mhcln(Method):
             hidden_activation="leaky-relu",
             activation="sigmoid",
         )
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(head)
         self.network.backbone.requires_grad_(False)
 
     @property

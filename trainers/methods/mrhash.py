@@ -29,9 +29,10 @@ from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.backbones import BACKBONES, MIN_SIDE_PX, build_backbone, num_features
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashNetwork, Standardise
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.backbones.names import MIN_SIDE_PX, check_backbone_name
+from orbithash.encoders.networks.card import HeadSpec
+from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import PathOrName, TrainConfig
 from orbithash.trainers.data.loading import Part
@@ -158,9 +159,7 @@ class MrHashConfig(TrainConfig):
     @field_validator("feature_backbone")
     @classmethod
     def _check_feature_backbone(cls, backbone: str | None) -> str | None:
-        if backbone is not None and backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone; there are {', '.join(BACKBONES)}")
-        return backbone
+        return None if backbone is None else check_backbone_name(backbone)
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
@@ -218,15 +217,14 @@ class MrHash(Method):
                 f"num_clusters is {config.num_clusters}: at most the number of training images, {num_rows}, is allowed"
             )
         head = HeadSpec(config.bits, norm="standardise", hidden=config.hidden)
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(head)
         self.network.backbone.requires_grad_(config.fine_tune)
         self.bridge = nn.Linear(config.bits, config.num_latents, bias=False)
         num_sources = 1 + (config.sources == "both")
         width = self.network.head.num_features
         if config.feature_backbone is not None:
             # Only its width is needed here; `load_tables` builds it with its weights.
-            width = num_features(build_backbone(config.feature_backbone, "group"))
+            width = build_backbone(config.feature_backbone).num_features
         self.autoencoder = Autoencoder(width, config.num_latents, num_sources)
         self.centres = nn.Parameter(torch.zeros(config.num_clusters, config.num_latents))
         self.register_buffer("target", torch.zeros(num_rows, config.num_clusters))

@@ -11,8 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
@@ -87,10 +86,7 @@ class Triplet(FineTuned):
     def __init__(self, config: TripletConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
         self.config: TripletConfig = config
-        spec = NetworkSpec(
-            config.backbone, config.norm, config.pooling, HeadSpec(config.bits), channels=config.channels
-        )
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(HeadSpec(config.bits))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""

@@ -166,11 +166,13 @@ def test_a_worker_that_cannot_load_the_model_is_one_line(ray_cluster, cli, scene
     import dataclasses
     import hashlib
 
+    from orbithash.encoders.networks.backbones.build import build_backbone
     from orbithash.encoders.networks.card import read_model_folder, write_card
 
     # Its hashes are right, but the weights are those of another network.
     card, _, weights = read_model_folder(model)
-    card = dataclasses.replace(card, network=dataclasses.replace(card.network, backbone="mobilenet_v3_small"))
+    other = build_backbone("mobilenet_v3_small").spec
+    card = dataclasses.replace(card, network=dataclasses.replace(card.network, backbone=other))
     folder = tmp_path / "misfit"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(weights)

@@ -13,8 +13,8 @@ from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.backbones import build_backbone
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.sources.records import read_record
@@ -228,8 +228,8 @@ def test_equal_bands_have_the_features_of_a_grey_image(name, channels, tmp_path)
     grey = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         brightness = 1 if channels <= 3 else 4 / 3
-        expected = build_backbone(name, "frozen-batch", weights).eval()(brightness * grey.expand(-1, 3, -1, -1))
-        backbone = build_backbone(name, "frozen-batch", weights, channels).eval()
+        expected = build_backbone(name, weights).eval()(brightness * grey.expand(-1, 3, -1, -1))
+        backbone = build_backbone(name, weights, channels=channels).eval()
         found = backbone(grey.expand(-1, channels, -1, -1))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
@@ -237,7 +237,7 @@ def test_equal_bands_have_the_features_of_a_grey_image(name, channels, tmp_path)
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "alexnet"])
 def test_random_weights_differ_between_bands(name):
     torch.manual_seed(0)
-    backbone = build_backbone(name, "group", channels=4).eval()
+    backbone = build_backbone(name, channels=4).eval()
     images = torch.zeros(4, 4, 64, 64)
     for band in range(4):
         images[band, band] = 1
@@ -252,9 +252,10 @@ def test_random_weights_differ_between_bands(name):
 
 def make_model(rendering, channels, side=32):
     torch.manual_seed(0)
+    network = HashNetwork(build_backbone("mobilenet_v3_small", channels=channels), HeadSpec(20))
     card = ModelCard(
         method="dhcl",
-        network=NetworkSpec("mobilenet_v3_small", "group", "avg", HeadSpec(20), channels=channels),
+        network=network.spec,
         thresholds=(0.0,) * 20,
         label_code="none",
         label_weight=1,
@@ -263,7 +264,7 @@ def make_model(rendering, channels, side=32):
         dataset={},
         metrics={},
     )
-    return HashModel(card, HashNetwork(card.network))
+    return HashModel(card, network)
 
 
 def test_a_file_of_13_bands_from_disk_to_code(tmp_path):
@@ -316,7 +317,7 @@ def test_a_network_and_its_preprocessing_need_the_same_number_of_bands():
     with pytest.raises(InputError, match="the network takes 3 bands, but preprocessing returns 4"):
         make_model(Rendering((1, 2, 3, 4)), 3)
     with pytest.raises(InputError, match="channels is 1; 2 or more is allowed"):
-        NetworkSpec("resnet18", "group", "avg", HeadSpec(8), channels=1)
+        build_backbone("resnet18", channels=1)
 
 
 def test_bands_are_resampled_independently():

@@ -11,7 +11,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks import binarizer
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard, TextSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, NetworkOutput
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.projection import Projection
@@ -54,15 +55,14 @@ class StubTextEncoder:
 def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, with_text=False, with_projection=False):
     torch.manual_seed(0)
     head = HeadSpec(BITS, activation=activation)
-    spec = NetworkSpec("resnet8", "group", "avg", head, len(CLASSES))
-    network = HashNetwork(spec)
+    network = HashNetwork(build_backbone("resnet8"), head, len(CLASSES))
     assert network.head.num_features == DIMS
     torch.nn.init.normal_(network.classifier.weight)
     network.__class__ = Rounding
     text = TextSpec("0" * 64, StubTextEncoder.num_features, head) if with_text else None
     card = ModelCard(
         method="dhcl",
-        network=spec,
+        network=network.spec,
         thresholds=thresholds,
         label_code=label_code,
         label_weight=1,

@@ -19,19 +19,22 @@ from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks import binarizer
 from orbithash.encoders.networks import model as model_module
+from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, read_model_folder, write_card
 from orbithash.encoders.networks.hash_network import HashNetwork, NetworkOutput
 from orbithash.encoders.networks.label_codes import label_table
 from orbithash.encoders.networks.model import HashModel
 
 BITS, SIDE = 20, 32
+BACKBONE = build_backbone("mobilenet_v3_small", pooling="avg+max").spec
+BACKBONE_JSON = dataclasses.asdict(BACKBONE)
 CLASSES = ("beach", "forest", "harbor", "river", "runway")
 
 
 def make_card(**changes):
     fields = {
         "method": "dhcl",
-        "network": NetworkSpec("mobilenet_v3_small", "group", "avg+max", HeadSpec(BITS), len(CLASSES)),
+        "network": NetworkSpec(BACKBONE, HeadSpec(BITS), len(CLASSES)),
         "thresholds": (0.0,) * BITS,
         "label_code": "none",
         "label_weight": 1,
@@ -45,7 +48,7 @@ def make_card(**changes):
 
 def make_network(seed=0, **changes):
     torch.manual_seed(seed)
-    network = HashNetwork(make_card(**changes).network)
+    network = HashNetwork.from_spec(make_card(**changes).network)
     # A new classifier gives all images similar logits.
     torch.nn.init.normal_(network.classifier.weight)
     return network
@@ -143,7 +146,7 @@ def test_the_model_id_stays_when_the_codes_stay(saved, tmp_path, changes):
         {"label_weight": 2},
         {"preprocessing": Preprocessing(Rendering(), SIDE, SIDE, orientations=4)},
         {"preprocessing": Preprocessing(Rendering(stretch="range:0:100"), SIDE, SIDE)},
-        {"network": dataclasses.replace(make_card().network, pooling="avg")},
+        {"network": dataclasses.replace(make_card().network, backbone=dataclasses.replace(BACKBONE, pooling="avg"))},
         {"seed": 1},
     ],
 )
@@ -447,9 +450,15 @@ def test_a_missing_key_is_found(copy, key, stated):
     assert_refused(copy)
 
 
-@pytest.mark.parametrize("key", ["backbone", "norm", "pooling", "head", "num_classes"])
+@pytest.mark.parametrize("key", ["backbone", "head", "num_classes"])
 def test_a_missing_key_of_the_network_is_found(copy, key):
     rewrite(copy, lambda fields: fields["network"].pop(key))
+    assert_refused(copy, key)
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(BACKBONE)])
+def test_a_missing_key_of_the_backbone_is_found(copy, key):
+    rewrite(copy, lambda fields: fields["network"]["backbone"].pop(key))
     assert_refused(copy, key)
 
 
@@ -458,10 +467,10 @@ def test_a_key_too_many_is_found(copy):
     assert_refused(copy)
 
 
-@pytest.mark.parametrize("version", [0, 3, "4", None, [4]])
+@pytest.mark.parametrize("version", [0, 4, "5", None, [5]])
 def test_another_format_version_is_refused(copy, version):
     rewrite(copy, lambda fields: fields.update(format_version=version))
-    assert_refused(copy, "format version .*; this orbithash reads version 4")
+    assert_refused(copy, "format version .*; this orbithash reads version 5")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", '"text"', "{", "\udc80", "[" * 200_000])
@@ -491,7 +500,19 @@ def test_json_that_is_no_card_is_refused(copy, content):
                 "head": {**dataclasses.asdict(make_card().network.head), "bits": 4},
             },
         ),
-        ("network", {**dataclasses.asdict(make_card().network), "pooling": ["avg"]}),
+        *[
+            ("network", {**dataclasses.asdict(make_card().network), "backbone": {**BACKBONE_JSON, **changes}})
+            for changes in (
+                {"pooling": ["avg"]},
+                {"pooling": "median"},
+                {"norm": "median"},
+                {"name": "resnet19"},
+                {"source": "elsewhere"},
+                {"config": None},
+                {"channels": "3"},
+                {"num_features": 0},
+            )
+        ],
         ("preprocessing", {**make_card().preprocessing.to_json(), "crop": 1, "std": [0, 0, 0]}),
         ("preprocessing", []),
         ("bits", 21),
@@ -506,10 +527,10 @@ def test_a_wrong_value_is_refused_even_with_its_own_hash(copy, key, value):
 @pytest.mark.parametrize(
     "spec",
     [
-        NetworkSpec("resnet18", "group", "avg+max", HeadSpec(BITS), len(CLASSES)),
-        NetworkSpec("mobilenet_v3_small", "frozen-batch", "avg+max", HeadSpec(BITS), len(CLASSES)),
-        NetworkSpec("mobilenet_v3_small", "group", "avg+max", HeadSpec(BITS), 0),
-        NetworkSpec("mobilenet_v3_small", "group", "avg+max", HeadSpec(BITS + 1), len(CLASSES)),
+        NetworkSpec(build_backbone("resnet18").spec, HeadSpec(BITS), len(CLASSES)),
+        NetworkSpec(dataclasses.replace(BACKBONE, norm="frozen-batch"), HeadSpec(BITS), len(CLASSES)),
+        NetworkSpec(BACKBONE, HeadSpec(BITS), 0),
+        NetworkSpec(BACKBONE, HeadSpec(BITS + 1), len(CLASSES)),
     ],
 )
 def test_weights_of_another_network_are_refused(copy, spec):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, ProjectionSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard, ProjectionSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.projection import Projection
@@ -88,11 +89,10 @@ def test_errors_of_the_features_change_no_vector_whose_rounding_is_sure():
 
 
 def make_model(projection):
-    spec = NetworkSpec("resnet8", "group", "avg", HeadSpec(16))
     torch.manual_seed(0)
-    network = HashNetwork(spec)
+    network = HashNetwork(build_backbone("resnet8"), HeadSpec(16))
     preprocessing = Preprocessing(Rendering(), 32, 32)
-    card = ModelCard("dhcl", spec, (0.0,) * 16, "none", 1, preprocessing, (), {}, {})
+    card = ModelCard("dhcl", network.spec, (0.0,) * 16, "none", 1, preprocessing, (), {}, {})
     if projection is not None:
         card = dataclasses.replace(card, projection=projection.spec)
     return HashModel(card, network, projection=projection)

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig, load_config
@@ -168,7 +170,10 @@ def test_images_without_the_bands_are_all_named(data):
 def features_of(root, paths, spec, rendering, weights=None, side=64):
     """Features of each file or folder, by a network built here."""
     torch.manual_seed(0)
-    network = HashNetwork(dataclasses.replace(spec, channels=rendering.channels), weights).eval()
+    backbone = build_backbone(
+        spec.backbone.name, weights, channels=rendering.channels, rgb=rgb_channels(rendering.bands)
+    )
+    network = HashNetwork(backbone, spec.head).eval()
     preprocessing = Preprocessing(rendering, side, side)
     rows = []
     for path in paths:
@@ -248,7 +253,7 @@ def test_views_of_colours_need_colours(data):
     from orbithash.trainers.features.features import FeatureExtractor
 
     run = make_run(data, "dhcl")
-    network = HashNetwork(run.build().network.spec)
+    network = run.build().network
     extractor = FeatureExtractor(network, run.preprocessing())
     images = run.manifest.part("test")
     found = extractor(data, images)

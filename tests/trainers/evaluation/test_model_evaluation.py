@@ -12,7 +12,8 @@ from orbithash.encoders.codes import hamming
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.card import HeadSpec, ModelCard, NetworkSpec, TextSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard, TextSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import Manifest, make_manifest
@@ -40,10 +41,10 @@ def root(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    spec = NetworkSpec("mobilenet_v3_small", "group", "avg", HeadSpec(BITS), 2)
+    network = HashNetwork(build_backbone("mobilenet_v3_small"), HeadSpec(BITS), 2)
     preprocessing = Preprocessing(Rendering(), 32, 32)
     return HashModel(
-        ModelCard("dhcl", spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {}), HashNetwork(spec)
+        ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {}), network
     )
 
 
@@ -339,7 +340,7 @@ def test_images_with_cached_features_are_not_encoded_again(root, model, cached, 
 
 def test_cached_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
     torch.manual_seed(2)
-    other = HashModel(model.card, HashNetwork(model.card.network))
+    other = HashModel(model.card, HashNetwork.from_spec(model.card.network))
     _, names = files_read(monkeypatch, other, cached, root)
     assert len(names) == len(cached.images)
 

@@ -13,7 +13,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.features import features as module
 from orbithash.trainers.features.features import FeatureExtractor, caption_features
@@ -39,7 +40,7 @@ def images(data):
 
 def make_network(seed=0, backbone="mobilenet_v3_small"):
     torch.manual_seed(seed)
-    return HashNetwork(NetworkSpec(backbone, "group", "avg", HeadSpec(8), 0))
+    return HashNetwork(build_backbone(backbone), HeadSpec(8))
 
 
 def expected(network, data, paths):

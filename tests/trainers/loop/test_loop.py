@@ -289,7 +289,7 @@ def test_the_backbone_rests_in_the_warm_up_and_its_batch_norm_always(data, tmp_p
     )
     trained(run, tmp_path)
     given = {
-        "network.backbone." + key.removeprefix("features."): value
+        "network.backbone.body." + key.removeprefix("features."): value
         for key, value in load_file(tmp_path / "weights.safetensors").items()
         if key.startswith("features.") and not key.endswith("num_batches_tracked")
     }

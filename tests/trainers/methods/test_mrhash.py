@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
@@ -365,7 +366,7 @@ def test_the_autoencoder_can_reconstruct_features_of_another_network(data, tmp_p
         ("first", "resnet18", other, "image"),
         ("second", "resnet18", other, "second"),
     ):
-        network = HashNetwork(NetworkSpec(backbone, "frozen-batch", "avg", HeadSpec(8)), weights)
+        network = HashNetwork(build_backbone(backbone, weights), HeadSpec(8))
         extractor = FeatureExtractor(network, run.preprocessing())
         np.testing.assert_array_equal(training.features[name], extractor(data, run.manifest.part("train"), source))
     assert method.network.head.norm.mean.shape == (576,)
@@ -391,7 +392,7 @@ def test_feature_weights_are_checked_before_workers_start(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feature_backbone": "resnet19"}, "feature_backbone is 'resnet19': unknown backbone; there are mobilenet_v2"),
+        ({"feature_backbone": "resnet19"}, "feature_backbone is 'resnet19': unknown backbone 'resnet19'; did you mean"),
         ({"feature_weights": "IMAGENET1K_V1"}, "feature_weights is 'IMAGENET1K_V1', but feature_backbone is not set"),
         ({"feature_backbone": "alexnet", "image_size": 32}, "image_size is 32: alexnet needs at least 63 pixels"),
     ],

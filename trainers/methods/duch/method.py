@@ -45,8 +45,8 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.card import HeadSpec, NetworkSpec
-from orbithash.encoders.networks.hash_network import HashHead, HashNetwork, Standardise
+from orbithash.encoders.networks.card import HeadSpec
+from orbithash.encoders.networks.hash_network import HashHead, Standardise
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.config import TrainConfig
@@ -91,8 +91,7 @@ class Duch(Method):
         self.config = config
         self._text_encoders: dict[str, TextEncoder] = {}
         head = HeadSpec(config.bits, norm="standardise", hidden=(config.hidden,), batch_norm=True)
-        spec = NetworkSpec(config.backbone, config.norm, config.pooling, head, channels=config.channels)
-        self.network = HashNetwork(spec, config.weights, config.rgb)
+        self.network = config.build_network(head)
         self.network.backbone.requires_grad_(False)
         self.text_head = HashHead(self.text_encoder().num_features, head)
         self.discriminator = None

@@ -1,0 +1,73 @@
+"""Changes of layers that backbones share: normalisation, stochastic depth, the number of bands."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
+
+__all__ = ["adapt_first_convolution", "drop_nothing", "freeze_batch_norm", "group_norm"]
+
+
+def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, make(child))
+        else:
+            _replace_batch_norm(child, make)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace batch norm by layers that keep the given statistics and parameters."""
+
+    def frozen(like: nn.BatchNorm2d) -> nn.Module:
+        norm: nn.Module = FrozenBatchNorm2d(like.num_features, like.eps)
+        norm.load_state_dict(like.state_dict())
+        return norm
+
+    _replace_batch_norm(module, frozen)
+
+
+def group_norm(module: nn.Module, max_groups: int) -> None:
+    """Replace batch norm by group norm of at most `max_groups` groups."""
+
+    def group(like: nn.BatchNorm2d) -> nn.Module:
+        norm = nn.GroupNorm(math.gcd(max_groups, like.num_features), like.num_features)
+        norm.load_state_dict({"weight": like.weight, "bias": like.bias})
+        return norm
+
+    _replace_batch_norm(module, group)
+
+
+def drop_nothing(module: nn.Module) -> None:
+    """Switch off stochastic depth: a resumed run or another number of ranks would drop other branches."""
+    for child in module.modules():
+        if isinstance(child, StochasticDepth):
+            child.p = 0.0
+
+
+def adapt_first_convolution(
+    body: nn.Module, channels: int, rgb: tuple[int, int, int] | None, is_pretrained: bool
+) -> None:
+    """Let the first convolution, which takes three bands, take `channels` bands.
+
+    Of pretrained weights, the channels `rgb` keep their filters, and E extra channels get the mean filter divided by E:
+    colours keep their meaning, and all extra bands together weigh as much as one colour. Without RGB, each of C
+    channels gets the mean filter times 3 / C, so an image of C equal bands has the features of the grey image. (CDNE's
+    authors start the filters at random.)
+    """
+    first = next(module for module in body.modules() if isinstance(module, nn.Conv2d))
+    weight = first.weight.new_empty(first.out_channels, channels, *first.kernel_size)
+    if is_pretrained:
+        with torch.no_grad():
+            mean = first.weight.mean(dim=1, keepdim=True)
+            if rgb is not None and channels > 3:
+                weight.copy_(mean / (channels - 3))
+                weight[:, list(rgb)] = first.weight
+            else:
+                weight.copy_(mean * 3 / channels)
+    else:
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    # Changed in place, so that a subclass of Conv2d with a computed padding stays one.
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
