@@ -29,7 +29,18 @@ from orbithash.encoders.networks.card import HeadSpec
 if TYPE_CHECKING:
     from orbithash.encoders.networks.hash_network import HashNetwork
 
-__all__ = ["PathOrName", "TrainConfig", "load_config"]
+__all__ = [
+    "RECIPE_SECTION",
+    "PathOrName",
+    "TrainConfig",
+    "explain",
+    "load_config",
+    "read_config_file",
+    "remove_unknown_keys",
+]
+
+# Key of a config file whose value holds no settings; see `recipe.py`.
+RECIPE_SECTION = "recipe"
 
 # More than the inputs of any head have.
 MAX_VECTOR_DIMS = 65_536
@@ -178,7 +189,8 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
     text in YAML, becomes a number too. One `InputError` reports all problems, with the allowed names or values.
     """
     problems: list[str] = []
-    values = _read_file(file, problems) if file else {}
+    values = read_config_file(file) if file else {}
+    values.pop(RECIPE_SECTION, None)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -189,22 +201,18 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
         except yaml.YAMLError:
             problems.append(f"{key}: {text!r} is not a YAML value")
     values |= {key: value for key, value in given.items() if value is not None}
-    names = list(kind.model_fields)
-    for key in [key for key in values if key not in names]:
-        near = difflib.get_close_matches(str(key), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        problems.append(f"unknown key {key!r}; {hint}")
-        del values[key]
+    problems += remove_unknown_keys(values, list(kind.model_fields))
     try:
         config = kind.model_validate(values)
     except ValidationError as err:
-        problems += [_explain(error) for error in err.errors()]
+        problems += [explain(error) for error in err.errors()]
     if problems:
         raise listed(problems, "settings")
     return config
 
 
-def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
+def read_config_file(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; `InputError` for a file that is not of this form."""
     try:
         values = yaml.safe_load(file.read_text()) or {}
     except OSError as err:
@@ -212,12 +220,23 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise InputError(f"{file}: not a YAML file") from err
     if not isinstance(values, dict):
-        problems.append(f"{file}: a config file contains keys and values, got {type(values).__name__}")
-        return {}
+        raise InputError(f"{file}: a config file contains keys and values, got {type(values).__name__}")
     return values
 
 
-def _explain(error: Any) -> str:
+def remove_unknown_keys(values: dict[str, Any], known: Sequence[str]) -> list[str]:
+    """Remove the keys of `values` that are not known and return one problem for each."""
+    problems = []
+    for key in [key for key in values if key not in known]:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        problems.append(f"unknown key {key!r}; {hint}")
+        del values[key]
+    return problems
+
+
+def explain(error: Any) -> str:
+    """Return an error of pydantic as one line."""
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"{where} is {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

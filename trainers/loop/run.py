@@ -15,6 +15,7 @@ from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Method, get_method
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
+from orbithash.trainers.recipe import find_recipe
 
 __all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run"]
 
@@ -50,24 +51,47 @@ class Run:
 def make_run(
     method: str,
     data: Path,
-    config: Path | None = None,
+    config: Path | str | None = None,
     settings: Sequence[str] = (),
     *,
     dataset: str | None = None,
     protocol: str | None = None,
-    split_seed: int = 0,
-    validation: float = 0.1,
+    split_seed: int | None = None,
+    validation: float | None = None,
     captions: Path | None = None,
     **given: Any,
 ) -> Run:
-    """Return a run on a data folder; `InputError` names all problems of the settings, or of the data.
+    """Return a run on a data folder.
 
-    `config`, `settings` and `given`, which may have a `seed`, are those of `load_config`; the others are those of
-    `make_manifest`.
+    Args:
+        method: name of the method.
+        data: folder of images.
+        config: YAML file of settings, or the name of a shipped recipe; see `recipe.py`.
+        settings: `key=value` texts; they override `config`.
+        dataset: name of the dataset; None: recognised.
+        protocol: rule that splits the images; None: that of `config`, else the dataset's.
+        split_seed: seed of the split; None: that of `config`, else 0.
+        validation: fraction of the training images held out for validation; None: that of `config`, else 0.1.
+        captions: JSON file of captions.
+        given: settings by name; they override all others unless they are None.
+
+    Raises:
+        InputError: with all problems of the settings, or all problems of the data.
     """
-    resolved = load_config(get_method(method).Config, config, settings, **given)
+    kind = get_method(method)
+    split: dict[str, Any] = {}
+    file = None
+    if config is not None:
+        recipe = find_recipe(config)
+        recipe.check_method(method)
+        file = recipe.file
+        split = {"protocol": recipe.protocol, "seed": recipe.split_seed, "validation": recipe.validation}
+    resolved = load_config(kind.Config, file, settings, **given)
+    asked = {"protocol": protocol, "seed": split_seed, "validation": validation}
+    split |= {key: value for key, value in asked.items() if value is not None}
     root = data.absolute()
-    return Run(method, resolved, make_manifest(root, dataset, protocol, split_seed, validation, captions), root)
+    chosen = {key: value for key, value in split.items() if value is not None}
+    return Run(method, resolved, make_manifest(root, dataset, captions=captions, **chosen), root)
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:

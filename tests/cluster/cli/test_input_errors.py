@@ -14,6 +14,7 @@ from orbithash.cluster.training import train as training
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.loop.export import make_card
+from orbithash.trainers.loop.run import make_run
 
 # Training.
 
@@ -71,6 +72,10 @@ def test_all_wrong_settings_are_reported_together(refused, tmp_path, labelled):
         (b"\xff\xd8\xff\xe0", "not a YAML file"),
         (b"a: [", "not a YAML file"),
         (b"- bits", "a config file contains keys and values, got list"),
+        (b"recipe: [1]", "the section recipe contains keys and values, got [1]"),
+        (b"recipe: {methd: dhcl}", "section recipe: unknown key 'methd'; did you mean method?"),
+        (b"recipe: {validation: 2}", "section recipe: validation is 2: input should be less than or equal to 0.5"),
+        (b"recipe: {method: cdne}", "is for cdne, not for dhcl; use cdne"),
         (b"bitts: 8", "unknown key 'bitts'; did you mean bits?"),
         (None, "config.yaml': neither a file nor a shipped recipe"),
     ],
@@ -131,7 +136,7 @@ def test_out_with_other_files(refused, tmp_path, labelled):
 
 
 def test_out_of_another_run(refused, tmp_path, labelled):
-    run = training.prepare_run("dhcl", labelled, bits=16)
+    run = make_run("dhcl", labelled, bits=16)
     training.claim_folder(run, tmp_path / "run")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--bits", "24", "--set", "seed=1"),
@@ -155,7 +160,7 @@ def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelle
 def run_folder(tmp_path, labelled):
     """A run folder with an untrained model."""
     settings = ["backbone=mobilenet_v3_small", "image_size=32"]
-    run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
+    run = make_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
     training.claim_folder(run, tmp_path / "run")
     method = run.build()
     HashModel(make_card(run, method, {}), method.network).save(tmp_path / "run" / "model")
