@@ -10,6 +10,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECIPE_SECTION",
+    "BandNumbers",
     "PathOrName",
     "TrainConfig",
     "explain",
@@ -59,6 +61,14 @@ def _absolute(value: str) -> str:
 PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+# Numbers of bands: one for each band, or one for all.
+BandNumbers = Annotated[tuple[float, ...], BeforeValidator(_several)]
+
+
 class TrainConfig(BaseModel):
     """Settings of every method; the config of a method adds its own."""
 
@@ -77,12 +87,29 @@ class TrainConfig(BaseModel):
     )
     pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="pooling of the last feature map")
     bands: tuple[int | str, ...] = Field(
-        (), description="bands in this order: numbers from 1 for files, names for patch folders; empty: RGB"
+        (),
+        description="bands in this order: numbers from 1, or names: of patch folders, of a GeoTIFF's descriptions or "
+        "of STAC; empty: RGB",
+    )
+    values: Literal["picture", "raw", "reflectance", "decibel", "power"] = Field(
+        "picture",
+        description="what the network gets: picture: 8 bits by stretch; else numbers: raw: as stored; reflectance: by "
+        "the metadata's scale and offset, else 1e-4 for integers; decibel: radar in dB; power: linear power, to dB",
     )
     stretch: str = Field(
         "percentile:2:98",
-        description="how data of more than 8 bits become 8-bit: percentile:LO:HI of each image, or range:LO:HI",
+        description="how data of more than 8 bits become pictures: percentile:LO:HI of each image, or range:LO:HI",
     )
+    band_scale: BandNumbers = Field(
+        (), description="of numbers, one or one per band: value = number * scale + offset; empty: by `values`"
+    )
+    band_offset: BandNumbers = Field((), description="of numbers, one or one per band, in the unit of the values")
+    band_mean: BandNumbers = Field(
+        (),
+        description="mean of the network's input, one or one per band: of pictures in 0 to 1, of numbers in their "
+        "unit; empty: ImageNet's for pictures, those of the training part for numbers",
+    )
+    band_std: BandNumbers = Field((), description="standard deviation likewise; given with band_mean")
     image_size: int = Field(160, ge=32, le=1024, description="side of the network's input in pixels")
     orientations: Literal[1, 4, 8] = Field(
         1,
@@ -124,8 +151,16 @@ class TrainConfig(BaseModel):
 
     def preprocessing(self) -> Preprocessing:
         """Return how an image becomes the network's input, in validation and in the model."""
-        rendering = Rendering(self.bands or None, self.stretch)
-        return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
+        rendering = Rendering(self.bands or None, self.stretch, self.values, self.band_scale, self.band_offset)
+        return self._preprocessing_of(rendering, self.band_mean, self.band_std)
+
+    def preprocessings(self) -> dict[tuple[Literal["image", "second"], str], Preprocessing]:
+        """Return the preprocessing of each source of images, by the source and the prefix of its settings."""
+        return {("image", ""): self.preprocessing()}
+
+    def _preprocessing_of(self, rendering: Rendering, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+        mean, std = (numbers * rendering.channels if len(numbers) == 1 else numbers for numbers in (mean, std))
+        return Preprocessing(rendering, self.image_size, self.image_size, mean, std, self.orientations)
 
     @property
     def channels(self) -> int:
@@ -161,6 +196,11 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
+        if self.values != "picture" and (self.colour_jitter or self.grayscale):
+            raise ValueError(
+                f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} change pictures, and values is "
+                f"{self.values}; set both to 0"
+            )
         if self.channels != 3 and (self.colour_jitter or self.grayscale):
             raise ValueError(
                 f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} need images of three bands, and "

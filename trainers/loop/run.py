@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.data.statistics import band_statistics
 from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Method, get_method
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 from orbithash.trainers.recipe import find_recipe
 
-__all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run"]
+__all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run", "with_statistics"]
 
 # Numbers of workers that an error message names.
 MAX_NAMES = 10
@@ -91,7 +92,28 @@ def make_run(
     split |= {key: value for key, value in asked.items() if value is not None}
     root = data.absolute()
     chosen = {key: value for key, value in split.items() if value is not None}
-    return Run(method, resolved, make_manifest(root, dataset, captions=captions, **chosen), root)
+    manifest = make_manifest(root, dataset, captions=captions, **chosen)
+    return with_statistics(Run(method, resolved, manifest, root))
+
+
+def with_statistics(run: Run) -> Run:
+    """Return the run with mean and standard deviation of numbers in its settings; default: of the training part.
+
+    Raises:
+        InputError: images of the sample are refused.
+    """
+    images = run.manifest.part("train")
+    update: dict[str, tuple[float, ...]] = {}
+    for (source, prefix), preprocessing in run.config.preprocessings().items():
+        if preprocessing.mean:
+            continue
+        pairs = [(image.path, image.sha256) for image in images]
+        if source == "second":
+            pairs = [(image.second, image.second_sha256 or "") for image in images if image.second is not None]
+        paths, hashes = [run.root / path for path, _ in pairs], [sha256 for _, sha256 in pairs]
+        moments = band_statistics(paths, hashes, preprocessing, run.root)
+        update |= {f"{prefix}band_mean": moments.mean, f"{prefix}band_std": moments.std}
+    return replace(run, config=run.config.model_copy(update=update)) if update else run
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
