@@ -183,7 +183,7 @@ class Example(Content):
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= MAX_WEIGHT
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= MAX_WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
