@@ -11,7 +11,9 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.embeddings import EmbeddingTable
 from orbithash.trainers.datasets import PROTOCOLS, resplit
+from orbithash.trainers.datasets.embeddings import EMBEDDINGS, read_vectors
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
 from orbithash.trainers.evaluation.model_evaluation import FeaturesOf, check_untrained, evaluate_model
 from orbithash.trainers.evaluation.report import write_evaluation
@@ -39,8 +41,8 @@ def train(
     dataset: str | None = None,
     protocol: str | None = None,
     captions: Path | str | None = None,
-    split_seed: int | None = None,
-    validation: float | None = None,
+    split_seed: int = 0,
+    validation: float = 0.1,
     device: str | torch.device | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
@@ -57,12 +59,12 @@ def train(
         data: folder of images, for example one subfolder per class.
         out: run folder, which `evaluate` and the command line read. An interrupted run is resumed, and the model of a
             complete run is loaded.
-        config: YAML file of settings, or the name of a shipped recipe; `orbithash methods` lists them.
+        config: YAML file of settings.
         dataset: name of a known data set; None: recognised from the folder.
-        protocol: how the images are split; None: that of `config`, else the data set's own protocol.
+        protocol: how the images are split; None: the data set's own protocol.
         captions: JSON file with the captions of the images.
-        split_seed: seed of the split; None: that of `config`, else 0.
-        validation: share of the training images used for validation; None: that of `config`, else 0.1.
+        split_seed: seed of the split.
+        validation: share of the training images used for validation.
         device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
         on_epoch: called after each epoch with its record: losses, metrics, times.
         settings: settings of the method, such as `bits=64`; they override those of `config`.
@@ -74,7 +76,7 @@ def train(
     run = make_run(
         method,
         Path(data),
-        config,
+        None if config is None else Path(config),
         dataset=dataset,
         protocol=protocol,
         split_seed=split_seed,
@@ -178,7 +180,8 @@ def evaluate_run(
     `RUN/evaluation-BITS/` for another protocol or length. The arguments are those of `evaluate`.
     """
     run = open_run(folder)
-    if not data.is_dir():
+    is_of_embeddings = run.manifest.dataset == EMBEDDINGS
+    if not data.is_dir() and not is_of_embeddings:
         raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
     model, is_whole = _load_model(folder, bits, _device(device))
     manifest, name = run.manifest, "evaluation"
@@ -189,6 +192,7 @@ def evaluate_run(
         name = f"{name}-{bits}"
     features_of = _pretrained_features(run, model, data) if baselines else "switched off"
     reason = features_of if isinstance(features_of, str) else None
+    vectors_of = _vectors(run, model, data) if is_of_embeddings else None
     num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
     evaluated = evaluate_model(
         model,
@@ -197,6 +201,7 @@ def evaluate_run(
         on_progress=None if on_progress is None else lambda done: on_progress(done, num_images),
         baseline_model=None if isinstance(features_of, str) else features_of,
         cutoffs=cutoffs,
+        vectors_of=vectors_of,
     )
     if reason is not None:
         if isinstance(evaluated, dict):
@@ -207,7 +212,7 @@ def evaluate_run(
     page = write_evaluation(
         folder / name,
         evaluated,
-        read_image=lambda path: rendering.picture(read_image(Path(path), rendering)),
+        read_image=None if is_of_embeddings else lambda path: rendering.picture(read_image(Path(path), rendering)),
         history=read_history(folder),
     )
     metrics = metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics
@@ -231,6 +236,8 @@ def _load_model(folder: Path, bits: int | None, device: str | torch.device) -> t
 
 def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:
     """Return a function that computes features with the weights before training, or why there is none."""
+    if run.manifest.dataset == EMBEDDINGS:
+        return _vectors(run, model, data)
     if run.config.weights is None:
         return "the run began with random weights, whose features say little"
     # Pretrained weights belong to batch norm with their own statistics, whatever norm the run uses.
@@ -241,6 +248,13 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
         return str(err)
     extractor = FeatureExtractor(network, model.preprocessing, model.device)
     return lambda images: extractor(data, images)
+
+
+def _vectors(run: Run, model: HashModel, data: Path) -> FeaturesOf:
+    """Return a function that reads the vectors of a manifest's items; `InputError` for those of another embedding."""
+    backbone = model.card.network.backbone
+    EmbeddingTable.open(data, run.config.table).check_embedding(backbone.name, backbone.num_features, backbone.origin)
+    return lambda images: read_vectors(data.absolute(), run.config.table, images)
 
 
 def _device(given: str | torch.device | None) -> str | torch.device:

@@ -66,29 +66,17 @@ def evaluate(
 )
 def reproduce(
     data: DataOption,
-    names: Annotated[
+    methods: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...",
-            help="Names of methods or of shipped recipes, such as ucmd-dhcl-64. Default: every method that fits the "
-            "data.",
-        ),
+        typer.Argument(metavar="[METHOD]...", help="Names of methods. Default: every method that fits the data."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the runs and the table; finished runs in it are not repeated.")
     ] = Path("runs/reproduce"),
     bits: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--bits", help="Length of a code in bits; may be repeated. Default: the recipe's, else the method's."
-        ),
+        list[int] | None, typer.Option("--bits", help="Length of a code in bits; may be repeated. Default: 64.")
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            "--seeds", help="Number of seeds, each for a split and a training. Default: the recipe's, else 1."
-        ),
-    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, each for a split and a training.")] = 1,
     captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of captions, needed by duch.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers of each run.")] = 1,
     gpus_per_worker: GpusPerWorkerOption = 0,
@@ -108,10 +96,10 @@ def reproduce(
     from orbithash.cluster.experiments.reproduction_table import show
 
     rows = run_reproduce(
-        names or [],
+        methods or [],
         data,
         out,
-        bits=bits or [],
+        bits=bits or [64],
         num_seeds=seeds,
         weights=weights,
         captions=captions,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from orbithash.cluster.training.recipes import recipes
+
 __all__ = [
     "ARCHIVE",
     "CLUSTER",
@@ -27,7 +29,6 @@ __all__ = [
     "SetOption",
     "SplitSeedOption",
     "TimeoutOption",
-    "ValidationOption",
     "WeightsOption",
 ]
 
@@ -48,22 +49,9 @@ DatasetOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option(
-        "--protocol",
-        help="Rule that splits the images into parts, such as mhcln. Default: the recipe's, else the dataset's.",
-    ),
+    typer.Option("--protocol", help="Rule that splits the images into parts, such as mhcln. Default: the dataset's."),
 ]
-SplitSeedOption = Annotated[
-    int | None, typer.Option("--split-seed", help="Seed of the split into parts. Default: the recipe's, else 0.")
-]
-ValidationOption = Annotated[
-    float | None,
-    typer.Option(
-        "--validation",
-        help="Fraction of the training images held out to choose the best epoch, or by tune to score trials; 0 to 0.5, "
-        "0: none. Default: the recipe's, else 0.1.",
-    ),
-]
+SplitSeedOption = Annotated[int, typer.Option("--split-seed", help="Seed of the split into parts.")]
 CaptionsOption = Annotated[
     Path | None,
     typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
@@ -81,11 +69,7 @@ WeightsOption = Annotated[
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option(
-        "--config",
-        help="YAML file of settings, or the name of a shipped recipe, such as ucmd-dhcl-64; `orbithash methods` lists "
-        "them.",
-    ),
+    typer.Option("--config", help=f"YAML file of settings, or the name of a shipped recipe ({', '.join(recipes())})."),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -32,7 +32,7 @@ from orbithash.encoders.networks.card import read_model_folder
 from orbithash.encoders.sources.folders import log_left_out
 from orbithash.encoders.vectors import VectorSpec
 
-__all__ = ["EncodeSummary", "Job", "Workers", "encode", "run_portion", "writing"]
+__all__ = ["EncodeSummary", "Job", "Workers", "data_results", "encode", "quiet_data", "run_portion", "writing"]
 
 # Images in a batch of the stages that touch pixels; and in a block of the list, unless that gives too many blocks.
 BATCH_SIZE = 64
@@ -188,7 +188,7 @@ def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> No
     size = rows_within(BATCH_SIZE, job.preprocessing)
     items, version, num_before, refused = portion.items, target.version, tally.num_read, set[str]()
     per_block = max(size, -(-len(items) // MAX_BLOCKS))
-    with _quiet_data(), track("encoding", len(items), "images") as advance_to, Commits(target) as commits:
+    with quiet_data(), track("encoding", len(items), "images") as advance_to, Commits(target) as commits:
         results = (
             ray.data.from_arrow(
                 [
@@ -220,7 +220,7 @@ def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> No
                 num_cpus=WRITE_CPUS,
             )
         )
-        for number, written in enumerate(_results(results)):
+        for number, written in enumerate(data_results(results)):
             commits.add(written)
             tally.add(written)
             refused.update(written.refused)
@@ -234,7 +234,7 @@ def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> No
         target.clean_up()
 
 
-def _results(dataset: Any) -> Iterator[Written]:
+def data_results(dataset: Any) -> Iterator[Written]:
     """Yield what each task has written; turn errors of workers into ours."""
     from ray.exceptions import RayError
 
@@ -246,7 +246,7 @@ def _results(dataset: Any) -> Iterator[Written]:
 
 
 @contextmanager
-def _quiet_data() -> Iterator[None]:
+def quiet_data() -> Iterator[None]:
     """Turn off Ray Data's own progress report and limit its waiting. Its settings are global and are restored."""
     import ray.data
 

@@ -21,7 +21,7 @@ from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.sources.sources import Item
 
-__all__ = ["STAGES", "Encoder", "Written", "decode", "item_table", "rows_within", "write"]
+__all__ = ["STAGES", "Encoder", "Written", "as_stream", "decode", "item_table", "rows_within", "write", "written_table"]
 
 STAGES = ("decode", "encode", "write")
 
@@ -186,7 +186,7 @@ def write(batch: pa.Table, archive: str) -> pa.Table:
         rows = Archive.table(codes, bits, vector=good["vector"].to_pylist(), **columns)
         new, changed = rows.filter(pc.invert(good["replaces"])), rows.filter(good["replaces"])
         fragments = Archive.write_fragments(archive, new) if len(new) else []
-        replacing, num_replaced = _as_stream(changed), len(changed)
+        replacing, num_replaced = as_stream(changed), len(changed)
     written = Written(
         fragments=fragments,
         replacing=replacing,
@@ -200,6 +200,11 @@ def write(batch: pa.Table, archive: str) -> pa.Table:
         encode_s=pc.sum(batch["encode_s"]).as_py(),
         write_s=time.perf_counter() - clock,
     )
+    return written_table(written)
+
+
+def written_table(written: Written) -> pa.Table:
+    """Return a table of one row with the fields of `Written`."""
     return pa.Table.from_pylist([dataclasses.asdict(written)], schema=_WRITTEN)
 
 
@@ -209,7 +214,7 @@ def _bytes_where(is_good: npt.NDArray[np.bool_], values: npt.NDArray[Any] | None
     return pa.array([next(rows).tobytes() if good and values is not None else None for good in is_good], pa.binary())
 
 
-def _as_stream(rows: pa.Table) -> bytes:
+def as_stream(rows: pa.Table) -> bytes:
     """Return rows as an Arrow stream; empty without rows."""
     if not len(rows):
         return b""

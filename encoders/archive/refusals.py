@@ -51,6 +51,10 @@ class RefusedTable:
         """Return the stamps of the items with these keys; a stamp is None when it is not known."""
         return dict(self._read(["key", "stamp"], key_filter(keys))) if keys else {}
 
+    def all_stamps(self) -> dict[str, str | None]:
+        """Return the stamp of each item by its key."""
+        return dict(self._read(["key", "stamp"], None))
+
     def optimize(self) -> None:
         """Join small fragments where that is worthwhile."""
         import lance

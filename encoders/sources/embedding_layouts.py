@@ -92,12 +92,15 @@ class TableOptions:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "TableOptions":
-        """Parse texts `ROLE=COLUMN`, `layout=NAME` and `name=NAME`; `InputError` for anything else."""
+        """Parse texts `ROLE=COLUMN`, `layout=NAME` and `name=NAME`; `InputError` for anything else.
+
+        `ROLE=` without a column means that no column has this role.
+        """
         allowed = ("layout", "name", *ROLES)
         given: dict[str, str] = {}
         for text in texts:
             role, equals, value = text.partition("=")
-            if not equals or not value or role not in allowed:
+            if not equals or role not in allowed or (not value and role in ("layout", "name", "vector")):
                 raise InputError(f"table option {text!r}: ROLE=NAME is needed, where ROLE is {', '.join(allowed)}")
             if role in given:
                 raise InputError(f"table option {role} is given twice: {given[role]!r} and {value!r}")
@@ -144,6 +147,8 @@ def find_columns(schema: Any, options: TableOptions) -> Columns:
     else:
         layout = next(layout for layout in LAYOUTS.values() if layout.signs <= names)
     for role, name in options.columns.items():
+        if not name:
+            continue
         if name not in names:
             raise InputError(f"there is no column {name} for {role}; {_list(schema)}")
         if not _is_usable(role, schema.field(name).type):
@@ -152,7 +157,7 @@ def find_columns(schema: Any, options: TableOptions) -> Columns:
     for role in ROLES[1:]:
         tried = layout.columns.get(role, _USUAL[role])
         found = (name for name in tried if name in names and _is_usable(role, schema.field(name).type))
-        if column := options.columns.get(role) or next(found, None):
+        if column := options.columns.get(role, next(found, "")):
             others[role] = column
     described = _described(schema)
     embedding = options.name or described.get("id") or described.get("name") or layout.embedding

@@ -151,7 +151,7 @@ class RowReader:
         return pc.coalesce(keys, numbered)
 
     def _vectors(self, batch: Any, problems: dict[int, str]) -> Vectors:
-        """Return the vectors; zeros, and a problem, where there is none of the right length with finite numbers."""
+        """Return the vectors; zeros, and a problem, where the length is wrong or a number is not finite."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -189,7 +189,9 @@ class RowReader:
                 problems.setdefault(row, "its vector has a number that is NaN, null or infinite as float32")
             elif not vectors[row].any():
                 problems.setdefault(row, "its vector has only zeros, which have no direction")
-            if row in problems:
+            if row in problems and vectors[row].any():
+                # The numbers may be those of Arrow's buffer, which is not writeable.
+                vectors = vectors if vectors.flags.writeable else vectors.copy()
                 vectors[row] = 0
         return vectors
 

@@ -16,10 +16,7 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class Description:
-    """The archive version that is searched, its model, index and shards, and the server's version of orbithash.
-
-    `vector_dims` is the number of dimensions of a vector that the model takes.
-    """
+    """The archive version that is searched, its model, index and shards, and the server's version of orbithash."""
 
     rows: int
     bits: int
@@ -29,4 +26,3 @@ class Description:
     has_text: bool
     shards: tuple[ShardStatus, ...]
     orbithash_version: str
-    vector_dims: int

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.sources.embeddings import is_embedding_table
+from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
 from orbithash.trainers.datasets.hashes import FileHashes
 from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, first_problems
 from orbithash.trainers.datasets.manifest import Image, Manifest
@@ -24,25 +26,33 @@ def make_manifest(
     seed: int = 0,
     validation: float = 0.1,
     captions: Path | None = None,
+    table: Sequence[str] = (),
+    max_rows: int | None = None,
 ) -> Manifest:
-    """Find the images under `root` and split them.
+    """Find the images under `root`, or the vectors of a table of embeddings, and split them.
 
     Args:
-        root: the data folder.
-        dataset: a name of `DATASETS`; None: recognised by the folder. With captions, "ucmd" means "ucm-captions" and
-            "aid" means "rsicd".
+        root: the data folder; a Parquet file or a folder of them is a table of embeddings.
+        dataset: "embeddings", or a name of `DATASETS`; None: recognised by the folder. With captions, "ucmd" means
+            "ucm-captions" and "aid" means "rsicd".
         protocol: one of `PROTOCOLS`; None: the default of the dataset.
         seed: seed of the split, 0 or more.
         validation: share of the training images held out for validation, 0 (none) to 0.5.
         captions: a Karpathy-style JSON file of sentences.
+        table: columns and layout of a table of embeddings, see `TableOptions`.
+        max_rows: maximum number of rows of such a table; None: all.
 
     Raises:
         InputError: with all problems of the folder at once.
     """
     root = root.resolve()
-    if dataset is not None and dataset not in DATASETS:
-        raise InputError(f"unknown dataset {dataset!r}; there are {', '.join(DATASETS)}")
+    if dataset is not None and dataset not in (*DATASETS, EMBEDDINGS):
+        raise InputError(f"unknown dataset {dataset!r}; there are {', '.join((*DATASETS, EMBEDDINGS))}")
     _check_settings(protocol, seed, validation)
+    if dataset == EMBEDDINGS or (dataset is None and is_embedding_table(root)):
+        if captions is not None:
+            raise InputError(f"{root} is a table of embeddings; its sentences are a column, so omit --captions")
+        return _embedding_manifest(root, table, max_rows, protocol or "random", seed, validation)
     if not root.is_dir():
         raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     if captions is not None:
@@ -64,6 +74,17 @@ def make_manifest(
         raise listed(problems, str(root))
     images = _images(found, root)
     return _split(dataset, rule, seed, validation, found.classes, images, where=str(root))
+
+
+def _embedding_manifest(
+    root: Path, table: Sequence[str], max_rows: int | None, protocol: str, seed: int, validation: float
+) -> Manifest:
+    rule = PROTOCOLS[protocol]
+    images, classes = find_vectors(root, table, max_rows, seed, rule.min_images)
+    names = [tuple(classes[label] for label in image.labels) for image in images]
+    if problems := _too_few(names, rule):
+        raise listed(problems, str(root))
+    return _split(EMBEDDINGS, rule, seed, validation, classes, images, where=str(root))
 
 
 def resplit(manifest: Manifest, protocol: str, seed: int | None = None, validation: float | None = None) -> Manifest:

@@ -29,6 +29,7 @@ def evaluate_model(
     on_progress: Callable[[int], None] | None = None,
     baseline_model: FeaturesOf | None = None,
     cutoffs: Sequence[int] = (20, 100),
+    vectors_of: FeaturesOf | None = None,
 ) -> Evaluation | dict[str, Evaluation]:
     """Encode the queries and the database of the manifest's protocol and evaluate the answers.
 
@@ -43,11 +44,13 @@ def evaluate_model(
         on_progress: called with the number of images encoded so far.
         baseline_model: makes the features of the baselines, which search images by image; None: no baselines.
         cutoffs: the k of average precision.
+        vectors_of: reads the vectors of a table of embeddings, and checks them; None: the items are images.
 
     Raises:
         InputError: files differ from the manifest, or there are no queries.
     """
-    manifest.check_files(root)
+    if vectors_of is None:
+        manifest.check_files(root)
     rule = PROTOCOLS[manifest.protocol]
     queries, database = manifest.part("test"), manifest.part(*rule.database)
     if not queries:
@@ -59,7 +62,11 @@ def evaluate_model(
     query_labels, database_labels = label_arrays(
         len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
     )
-    codes = {"image": _encode_images(model, images, root, on_progress)}
+    if vectors_of is None:
+        codes = {"image": _encode_images(model, images, root, on_progress)}
+    else:
+        encoded = model.encode_features(vectors_of(images))
+        codes = {"image": {image.id: code for image, code in zip(images, encoded, strict=True)}}
     if model.has_text and all(any(image.captions for image in part) for part in (queries, database)):
         captions = {image.id: draw_caption(image, manifest.seed) for image in images if image.captions}
         codes["text"] = dict(zip(captions, model.encode_texts(list(captions.values())), strict=True))

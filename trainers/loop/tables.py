@@ -15,6 +15,7 @@ from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.datasets import Image
+from orbithash.trainers.datasets.embeddings import read_vectors
 from orbithash.trainers.features.features import FeatureExtractor, Table, caption_features
 from orbithash.trainers.methods import Method
 
@@ -48,6 +49,9 @@ def load_tables(
     for name, table in chosen.items():
         if table.source == "caption":
             tables[name] = _captions(images, table, method, device)
+            continue
+        if config.is_of_embeddings:
+            tables[name] = read_vectors(root, config.table, images)
             continue
         own = table.preprocessing or preprocessing
         which = (table.backbone, table.weights, own)
@@ -105,6 +109,8 @@ def check_sources(images: list[Image], kind: type[Method], config: TrainConfig) 
     """Raise `InputError` if images lack what the method trains on, or if weights of its tables cannot be read."""
     for table in kind.tables_of(config).values():
         _check(images, table)
+        if config.is_of_embeddings and (table.augmentation or table.backbone):
+            raise InputError(f"{kind.name} needs features of changed images, and the data are embeddings")
         if table.backbone is not None:
             build_backbone(table.backbone, table.weights)
 

@@ -2,6 +2,7 @@
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.backbones.backbone import Backbone
+from orbithash.encoders.networks.backbones.embedding import EmbeddingInput, parse_embedding
 from orbithash.encoders.networks.backbones.names import split_name
 from orbithash.encoders.networks.backbones.rgb import DEFAULT_RGB
 from orbithash.encoders.networks.backbones.torchvision_models import build_torchvision, rebuild_torchvision
@@ -36,12 +37,16 @@ def build_backbone(
         read_weights: False leaves random weights in a network whose description names `weights`, for a caller that
             has trained ones.
     """
-    _, own_name = split_name(name)
+    source, own_name = split_name(name)
+    if source == "embedding":
+        return EmbeddingInput(parse_embedding(own_name, channels))
     return build_torchvision(own_name, weights, norm, pooling, channels, rgb, read_weights)
 
 
 def rebuild_backbone(spec: BackboneSpec) -> Backbone:
     """Build the layers of a backbone from its description, with random weights and without a model hub."""
+    if spec.source == "embedding":
+        return EmbeddingInput(spec)
     if spec.source != "torchvision":
-        raise InputError(f"the source of the backbone is {spec.source!r}; torchvision is allowed")
+        raise InputError(f"the source of the backbone is {spec.source!r}; torchvision and embedding are allowed")
     return rebuild_torchvision(spec)

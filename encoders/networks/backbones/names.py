@@ -30,6 +30,9 @@ def split_name(backbone: str) -> tuple[str, str]:
     """Return source and name of a backbone; `InputError` for an unknown one."""
     if backbone in TORCHVISION:
         return "torchvision", backbone
+    source, colon, name = backbone.partition(":")
+    if colon and source == "embedding":
+        return source, name
     near = difflib.get_close_matches(backbone, TORCHVISION, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"unknown backbone {backbone!r}; {hint}Allowed are {', '.join(TORCHVISION)}")
