@@ -65,7 +65,7 @@ def test_the_wheel_holds_what_is_not_python(wheel):
         "orbithash/v1/search_pb2.pyi",
         "orbithash/trainers/reports/templates/report.html.jinja",
         "orbithash/trainers/reports/templates/report.css",
-        "orbithash/trainers/recipes/from_scratch.yaml",
+        "orbithash/trainers/recipes/from-scratch.yaml",
     ):
         assert wanted in names
     assert all(name.startswith(("orbithash/", "orbithash-")) for name in names), "nothing generic in site-packages"

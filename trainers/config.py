@@ -10,6 +10,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -30,7 +31,19 @@ from orbithash.encoders.sources.embedding_layouts import TableOptions
 if TYPE_CHECKING:
     from orbithash.encoders.networks.hash_network import HashNetwork
 
-__all__ = ["PathOrName", "TrainConfig", "load_config"]
+__all__ = [
+    "RECIPE_SECTION",
+    "BandNumbers",
+    "PathOrName",
+    "TrainConfig",
+    "explain",
+    "load_config",
+    "read_config_file",
+    "remove_unknown_keys",
+]
+
+# Key of a config file whose value holds no settings; see `recipe.py`.
+RECIPE_SECTION = "recipe"
 
 # More than the inputs of any head have.
 MAX_VECTOR_DIMS = 65_536
@@ -47,6 +60,14 @@ def _absolute(value: str) -> str:
 # A file or folder, or a name that a library knows. Paths that exist become absolute, because workers that read the
 # settings later have another current folder.
 PathOrName = Annotated[str, AfterValidator(_absolute)]
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+# Numbers of bands: one for each band, or one for all.
+BandNumbers = Annotated[tuple[float, ...], BeforeValidator(_several)]
 
 
 class TrainConfig(BaseModel):
@@ -67,12 +88,29 @@ class TrainConfig(BaseModel):
     )
     pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="pooling of the last feature map")
     bands: tuple[int | str, ...] = Field(
-        (), description="bands in this order: numbers from 1 for files, names for patch folders; empty: RGB"
+        (),
+        description="bands in this order: numbers from 1, or names: of patch folders, of a GeoTIFF's descriptions or "
+        "of STAC; empty: RGB",
+    )
+    values: Literal["picture", "raw", "reflectance", "decibel", "power"] = Field(
+        "picture",
+        description="what the network gets: picture: 8 bits by stretch; else numbers: raw: as stored; reflectance: by "
+        "the metadata's scale and offset, else 1e-4 for integers; decibel: radar in dB; power: linear power, to dB",
     )
     stretch: str = Field(
         "percentile:2:98",
-        description="how data of more than 8 bits become 8-bit: percentile:LO:HI of each image, or range:LO:HI",
+        description="how data of more than 8 bits become pictures: percentile:LO:HI of each image, or range:LO:HI",
     )
+    band_scale: BandNumbers = Field(
+        (), description="of numbers, one or one per band: value = number * scale + offset; empty: by `values`"
+    )
+    band_offset: BandNumbers = Field((), description="of numbers, one or one per band, in the unit of the values")
+    band_mean: BandNumbers = Field(
+        (),
+        description="mean of the network's input, one or one per band: of pictures in 0 to 1, of numbers in their "
+        "unit; empty: ImageNet's for pictures, those of the training part for numbers",
+    )
+    band_std: BandNumbers = Field((), description="standard deviation likewise; given with band_mean")
     table: tuple[str, ...] = Field(
         (), description="columns of a table of embeddings as ROLE=COLUMN, and layout=NAME, name=NAME; empty: recognised"
     )
@@ -134,8 +172,16 @@ class TrainConfig(BaseModel):
 
     def preprocessing(self) -> Preprocessing:
         """Return how an image becomes the network's input, in validation and in the model."""
-        rendering = Rendering(self.bands or None, self.stretch)
-        return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
+        rendering = Rendering(self.bands or None, self.stretch, self.values, self.band_scale, self.band_offset)
+        return self._preprocessing_of(rendering, self.band_mean, self.band_std)
+
+    def preprocessings(self) -> dict[tuple[Literal["image", "second"], str], Preprocessing]:
+        """Return the preprocessing of each source of images, by the source and the prefix of its settings."""
+        return {("image", ""): self.preprocessing()}
+
+    def _preprocessing_of(self, rendering: Rendering, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+        mean, std = (numbers * rendering.channels if len(numbers) == 1 else numbers for numbers in (mean, std))
+        return Preprocessing(rendering, self.image_size, self.image_size, mean, std, self.orientations)
 
     @property
     def channels(self) -> int:
@@ -171,6 +217,11 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
+        if self.values != "picture" and (self.colour_jitter or self.grayscale):
+            raise ValueError(
+                f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} change pictures, and values is "
+                f"{self.values}; set both to 0"
+            )
         if self.channels != 3 and (self.colour_jitter or self.grayscale):
             raise ValueError(
                 f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} need images of three bands, and "
@@ -199,7 +250,8 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
     text in YAML, becomes a number too. One `InputError` reports all problems, with the allowed names or values.
     """
     problems: list[str] = []
-    values = _read_file(file, problems) if file else {}
+    values = read_config_file(file) if file else {}
+    values.pop(RECIPE_SECTION, None)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -210,22 +262,18 @@ def load_config(kind: type[Config], file: Path | None = None, settings: Sequence
         except yaml.YAMLError:
             problems.append(f"{key}: {text!r} is not a YAML value")
     values |= {key: value for key, value in given.items() if value is not None}
-    names = list(kind.model_fields)
-    for key in [key for key in values if key not in names]:
-        near = difflib.get_close_matches(str(key), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        problems.append(f"unknown key {key!r}; {hint}")
-        del values[key]
+    problems += remove_unknown_keys(values, list(kind.model_fields))
     try:
         config = kind.model_validate(values)
     except ValidationError as err:
-        problems += [_explain(error) for error in err.errors()]
+        problems += [explain(error) for error in err.errors()]
     if problems:
         raise listed(problems, "settings")
     return config
 
 
-def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
+def read_config_file(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; `InputError` for a file that is not of this form."""
     try:
         values = yaml.safe_load(file.read_text()) or {}
     except OSError as err:
@@ -233,12 +281,23 @@ def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise InputError(f"{file}: not a YAML file") from err
     if not isinstance(values, dict):
-        problems.append(f"{file}: a config file contains keys and values, got {type(values).__name__}")
-        return {}
+        raise InputError(f"{file}: a config file contains keys and values, got {type(values).__name__}")
     return values
 
 
-def _explain(error: Any) -> str:
+def remove_unknown_keys(values: dict[str, Any], known: Sequence[str]) -> list[str]:
+    """Remove the keys of `values` that are not known and return one problem for each."""
+    problems = []
+    for key in [key for key in values if key not in known]:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        problems.append(f"unknown key {key!r}; {hint}")
+        del values[key]
+    return problems
+
+
+def explain(error: Any) -> str:
+    """Return an error of pydantic as one line."""
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"{where} is {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

@@ -41,8 +41,8 @@ def train(
     dataset: str | None = None,
     protocol: str | None = None,
     captions: Path | str | None = None,
-    split_seed: int = 0,
-    validation: float = 0.1,
+    split_seed: int | None = None,
+    validation: float | None = None,
     device: str | torch.device | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
@@ -59,12 +59,12 @@ def train(
         data: folder of images, for example one subfolder per class.
         out: run folder, which `evaluate` and the command line read. An interrupted run is resumed, and the model of a
             complete run is loaded.
-        config: YAML file of settings.
+        config: YAML file of settings, or the name of a shipped recipe; `orbithash methods` lists them.
         dataset: name of a known data set; None: recognised from the folder.
-        protocol: how the images are split; None: the data set's own protocol.
+        protocol: how the images are split; None: that of `config`, else the data set's own protocol.
         captions: JSON file with the captions of the images.
-        split_seed: seed of the split.
-        validation: share of the training images used for validation.
+        split_seed: seed of the split; None: that of `config`, else 0.
+        validation: share of the training images used for validation; None: that of `config`, else 0.1.
         device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
         on_epoch: called after each epoch with its record: losses, metrics, times.
         settings: settings of the method, such as `bits=64`; they override those of `config`.
@@ -76,7 +76,7 @@ def train(
     run = make_run(
         method,
         Path(data),
-        None if config is None else Path(config),
+        config,
         dataset=dataset,
         protocol=protocol,
         split_seed=split_seed,

@@ -22,10 +22,10 @@ from orbithash.cluster.bench.inputs import write_bench_scenes
 from orbithash.cluster.bench.report import environment
 from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected, keeping_memory
-from orbithash.cluster.training.train import prepare_run, train_on_ray
+from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.loop.loop import train
-from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run import Run, make_run
 
 __all__ = ["bench_train"]
 
@@ -48,7 +48,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
         root = Path(temporary)
         folder = data or write_bench_scenes(root / "scenes", _NUM_SCENES)
         settings = [f"epochs={epochs}", "warm_up_epochs=0", f"validate_every={epochs}"]
-        run = prepare_run("dhcl", folder, settings=settings, weights=weights)
+        run = make_run("dhcl", folder, settings=settings, weights=weights)
         share = run.config.batch_size // workers
         plain_run = dataclasses.replace(run, config=run.config.model_copy(update={"batch_size": share}))
 

@@ -45,7 +45,7 @@ EXTRAS = {
 
 # Extras for everything that a verb needs; of other verbs: `train`.
 _OF_VERB = {
-    **dict.fromkeys(("encode", "refused", "upsert"), "encode"),
+    **dict.fromkeys(("encode", "query", "refused", "upsert"), "encode"),
     **dict.fromkeys(("serve", "duplicates", "plan"), "serve,cpu"),
     **dict.fromkeys(("demo", "bench"), "all,cpu"),
 }

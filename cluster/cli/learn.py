@@ -20,6 +20,7 @@ from orbithash.cluster.cli.options import (
     ProtocolOption,
     SetOption,
     SplitSeedOption,
+    ValidationOption,
     WeightsOption,
 )
 from orbithash.cluster.output import print_json
@@ -94,7 +95,7 @@ def methods(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the training methods: what each learns from, its paper, its settings with defaults and ranges."""
+    """List the training methods: what each learns from, its paper, recipes, settings with defaults and ranges."""
     from orbithash.cluster.cli.methods import as_fields, describe, show_methods
 
     described = describe(name)
@@ -117,13 +118,8 @@ def train(
     ],
     dataset: DatasetOption = None,
     protocol: ProtocolOption = None,
-    split_seed: SplitSeedOption = 0,
-    validation: Annotated[
-        float,
-        typer.Option(
-            "--validation", help="Fraction of the training images used to choose the best epoch, 0 to 0.5; 0: none."
-        ),
-    ] = 0.1,
+    split_seed: SplitSeedOption = None,
+    validation: ValidationOption = None,
     captions: CaptionsOption = None,
     bits: BitsOption = None,
     workers: Annotated[
@@ -168,16 +164,17 @@ def train(
     """
     from orbithash.cluster.output import say
     from orbithash.cluster.runtime import parse_workers
-    from orbithash.cluster.training.train import prepare_run, train_on_ray
+    from orbithash.cluster.training.train import train_on_ray
+    from orbithash.trainers.loop.run import make_run
 
     num_workers = parse_workers(workers)
-    run = prepare_run(
+    run = make_run(
         method,
         data,
-        dataset,
-        protocol,
         config,
         settings or [],
+        dataset=dataset,
+        protocol=protocol,
         split_seed=split_seed,
         validation=validation,
         captions=captions,
@@ -187,7 +184,7 @@ def train(
     if run.config.weights is None and config is None:
         say(
             "no --weights: the network starts from random weights, and the default settings are made for pretrained "
-            "ones; --config from_scratch has settings for DHCL without pretrained weights"
+            "ones; --config from-scratch has settings for DHCL without pretrained weights"
         )
     train_on_ray(
         run,
@@ -245,11 +242,8 @@ def tune(
     ] = None,
     dataset: DatasetOption = None,
     protocol: ProtocolOption = None,
-    split_seed: SplitSeedOption = 0,
-    validation: Annotated[
-        float,
-        typer.Option("--validation", help="Fraction of the training images used to score the trials, up to 0.5."),
-    ] = 0.1,
+    split_seed: SplitSeedOption = None,
+    validation: ValidationOption = None,
     captions: CaptionsOption = None,
     bits: BitsOption = None,
     weights: WeightsOption = None,
@@ -261,18 +255,18 @@ def tune(
 
     `orbithash tune METHOD --help` also shows the settings of the method.
     """
-    from orbithash.cluster.training.train import prepare_run
     from orbithash.cluster.tuning.report import finish
     from orbithash.cluster.tuning.tune import Tuning, asked_space
     from orbithash.cluster.tuning.tune import tune as run_tune
+    from orbithash.trainers.loop.run import make_run
 
-    run = prepare_run(
+    run = make_run(
         method,
         data,
-        dataset,
-        protocol,
         config,
         settings or [],
+        dataset=dataset,
+        protocol=protocol,
         split_seed=split_seed,
         validation=validation,
         captions=captions,

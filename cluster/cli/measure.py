@@ -66,17 +66,29 @@ def evaluate(
 )
 def reproduce(
     data: DataOption,
-    methods: Annotated[
+    names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[METHOD]...", help="Names of methods. Default: every method that fits the data."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Names of methods or of shipped recipes, such as ucmd-dhcl-64. Default: every method that fits the "
+            "data.",
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the runs and the table; finished runs in it are not repeated.")
     ] = Path("runs/reproduce"),
     bits: Annotated[
-        list[int] | None, typer.Option("--bits", help="Length of a code in bits; may be repeated. Default: 64.")
+        list[int] | None,
+        typer.Option(
+            "--bits", help="Length of a code in bits; may be repeated. Default: the recipe's, else the method's."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, each for a split and a training.")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", help="Number of seeds, each for a split and a training. Default: the recipe's, else 1."
+        ),
+    ] = None,
     captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of captions, needed by duch.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers of each run.")] = 1,
     gpus_per_worker: GpusPerWorkerOption = 0,
@@ -96,10 +108,10 @@ def reproduce(
     from orbithash.cluster.experiments.reproduction_table import show
 
     rows = run_reproduce(
-        methods or [],
+        names or [],
         data,
         out,
-        bits=bits or [64],
+        bits=bits or [],
         num_seeds=seeds,
         weights=weights,
         captions=captions,

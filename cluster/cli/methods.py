@@ -1,4 +1,4 @@
-"""The training methods and their settings, as tables, as JSON, and in the help of verbs that take a method."""
+"""The training methods, their settings and recipes, as tables, as JSON, and in the help of verbs that take a method."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-__all__ = ["MethodCommand", "MethodHelp", "SettingHelp", "as_fields", "describe", "show_methods"]
+__all__ = ["MethodCommand", "MethodHelp", "RecipeHelp", "SettingHelp", "as_fields", "describe", "show_methods"]
 
 # The bounds that pydantic's fields carry, by the name of their attribute.
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -35,26 +35,51 @@ class SettingHelp:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecipeHelp:
+    """One shipped recipe of a method.
+
+    Attributes:
+        name: the NAME of `--config NAME`.
+        about: what it is for, in one line.
+        split: the rules of the split that it sets, by name; see `Recipe`.
+        settings: the settings that it sets, by name.
+    """
+
+    name: str
+    about: str
+    split: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class MethodHelp:
-    """One method: the data that it needs, its publication, and its settings."""
+    """One method: the data that it needs, its publication, its settings, and its shipped recipes."""
 
     name: str
     learns_from: str
     paper: str
     settings: tuple[SettingHelp, ...]
+    recipes: tuple[RecipeHelp, ...]
 
 
 def describe(name: str | None = None) -> list[MethodHelp]:
     """Return the method of this name, or all methods; `InputError` for an unknown name."""
     from orbithash.trainers.methods import METHODS, get_method
+    from orbithash.trainers.recipe import find_recipe, shipped_recipes
 
     methods = METHODS.values() if name is None else [get_method(name)]
+    recipes = [find_recipe(name) for name in shipped_recipes()]
     return [
         MethodHelp(
             method.name,
             method.learns_from,
             method.paper,
             tuple(_setting(key, field) for key, field in method.Config.model_fields.items()),
+            tuple(
+                RecipeHelp(recipe.name, recipe.about, recipe.split(), recipe.settings())
+                for recipe in recipes
+                if recipe.method == method.name
+            ),
         )
         for method in methods
     ]
@@ -66,18 +91,23 @@ def as_fields(method: MethodHelp) -> dict[str, Any]:
 
 
 def show_methods(methods: Sequence[MethodHelp], with_settings: bool) -> None:
-    """Print the methods, with a table of the settings of each or without."""
+    """Print the methods and the names of their recipes, or also tables of the settings of both."""
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
     for method in methods:
         console.print(f"{method.name}: learns from {method.learns_from}", style="bold", soft_wrap=True)
         console.print(f"  {method.paper}", soft_wrap=True)
+        for recipe in method.recipes:
+            console.print(f"  recipe {recipe.name}: {recipe.about}", soft_wrap=True)
+            if with_settings:
+                set_by_it = {**recipe.split, **recipe.settings}
+                console.print("    " + " ".join(f"{key}={_text(value)}" for key, value in set_by_it.items()))
         if with_settings:
             console.print()
             console.print(_table(method.settings))
     if not with_settings:
-        console.print("\n`orbithash methods NAME` shows the settings of a method.")
+        console.print("\n`orbithash methods NAME` shows the settings of a method and of its recipes, for --config.")
 
 
 def _setting(name: str, field: "FieldInfo") -> SettingHelp:
@@ -105,7 +135,7 @@ def _text(value: Any) -> str:
     """Return a value as `--set` reads it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple | list) else str(value)
 
 
 def _table(settings: Sequence[SettingHelp]) -> Any:

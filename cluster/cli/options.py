@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.training.recipes import recipes
-
 __all__ = [
     "ARCHIVE",
     "CLUSTER",
@@ -29,6 +27,7 @@ __all__ = [
     "SetOption",
     "SplitSeedOption",
     "TimeoutOption",
+    "ValidationOption",
     "WeightsOption",
 ]
 
@@ -49,9 +48,22 @@ DatasetOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option("--protocol", help="Rule that splits the images into parts, such as mhcln. Default: the dataset's."),
+    typer.Option(
+        "--protocol",
+        help="Rule that splits the images into parts, such as mhcln. Default: the recipe's, else the dataset's.",
+    ),
 ]
-SplitSeedOption = Annotated[int, typer.Option("--split-seed", help="Seed of the split into parts.")]
+SplitSeedOption = Annotated[
+    int | None, typer.Option("--split-seed", help="Seed of the split into parts. Default: the recipe's, else 0.")
+]
+ValidationOption = Annotated[
+    float | None,
+    typer.Option(
+        "--validation",
+        help="Fraction of the training images held out to choose the best epoch, or by tune to score trials; 0 to 0.5, "
+        "0: none. Default: the recipe's, else 0.1.",
+    ),
+]
 CaptionsOption = Annotated[
     Path | None,
     typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
@@ -69,7 +81,11 @@ WeightsOption = Annotated[
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", help=f"YAML file of settings, or the name of a shipped recipe ({', '.join(recipes())})."),
+    typer.Option(
+        "--config",
+        help="YAML file of settings, or the name of a shipped recipe, such as ucmd-dhcl-64; `orbithash methods` lists "
+        "them.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

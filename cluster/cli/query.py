@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from orbithash.encoders.errors import InputError
+from orbithash.search.protocol.forms import vector_bytes
 from orbithash.search.protocol.queries import Answer, Cursor, Example, Query
 
-__all__ = ["as_fields", "as_table", "find_duplicates", "make_query"]
+__all__ = ["as_fields", "as_table", "find_duplicates", "make_query", "read_vector"]
 
 WIDTH_WITHOUT_TERMINAL = 500
 
@@ -20,43 +21,88 @@ WIDTH_WITHOUT_TERMINAL = 500
 def make_query(
     image: Path | None = None,
     text: str | None = None,
+    vector: Path | None = None,
     key: str | None = None,
     code: str | None = None,
     like: Sequence[str] = (),
     unlike: Sequence[str] = (),
+    weights: Sequence[str] = (),
     after: str | None = None,
     **fields: Any,
 ) -> Query:
     """Return the query of the options of the command line. Raises `InputError` for invalid options.
 
+    Several of the options image, text, vector, key, code and like together are positive examples of one query.
+
     Args:
         image: an image file.
         text: a sentence.
+        vector: a NumPy file with one vector.
         key: the key of a row.
         code: a packed code in hexadecimal.
         like: keys of positive examples.
         unlike: keys of negative examples.
+        weights: weights of the examples of an option, OPTION=NUMBER.
         after: a cursor, DISTANCE:ID.
         **fields: further fields of `Query`.
     """
-    options = {"--image": image, "--text": text, "--key": key, "--code": code, "--like": like or None}
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        *first, last = options
-        got = " and ".join(given) or "none"
-        raise InputError(f"give one of {', '.join(first)} and {last}, got {got}")
-    query = Query(
-        image=image,
-        text=text,
-        key=key,
-        code=None if code is None else _from_hex(code),
-        positives=tuple(Example(key=each) for each in like),
-        negatives=tuple(Example(key=each) for each in unlike),
-        after=None if after is None else _cursor(after),
-        **fields,
-    )
+    contents = {
+        "image": image,
+        "text": text,
+        "vector": None if vector is None else read_vector(vector),
+        "key": key,
+        "code": None if code is None else _from_hex(code),
+    }
+    given: dict[str, Any] = {name: value for name, value in contents.items() if value is not None}
+    if not given and not like:
+        raise InputError("give at least one of --image, --text, --vector, --key, --code and --like, got none")
+    common: dict[str, Any] = {"after": None if after is None else _cursor(after), **fields}
+    if len(given) == 1 and not like and not unlike and not weights:
+        query = Query(**given, **common)
+    else:
+        numbers = _weights(weights, [*given, *(["like"] if like else []), *(["unlike"] if unlike else [])])
+        positives = [Example(**{name: value}, weight=numbers.get(name, 1)) for name, value in given.items()]
+        positives += [Example(key=each, weight=numbers.get("like", 1)) for each in like]
+        negatives = [Example(key=each, weight=numbers.get("unlike", 1)) for each in unlike]
+        query = Query(positives=tuple(positives), negatives=tuple(negatives), **common)
     query.check()
     return query
+
+
+def read_vector(path: Path) -> bytes:
+    """Return the vector of a NumPy file, of shape [dimensions] or [1, dimensions], as the bytes of float32."""
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as err:
+        raise InputError(f"--vector {path}: cannot be read ({err.strerror or 'not a file of numpy.save'})") from err
+    except (ValueError, EOFError) as err:
+        raise InputError(f"--vector {path}: not an array of numbers saved by numpy.save") from err
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"--vector {path}: an archive of several arrays; save one array with numpy.save")
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    try:
+        return vector_bytes(array.astype(array.dtype.newbyteorder("=")))
+    except InputError as err:
+        raise InputError(f"--vector {path}: {err}") from err
+
+
+def _weights(weights: Sequence[str], allowed: Sequence[str]) -> dict[str, float]:
+    """Return the weights by option."""
+    numbers: dict[str, float] = {}
+    for each in weights:
+        name, equals, number = each.partition("=")
+        try:
+            numbers[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or name not in allowed:
+            options = ", ".join(allowed)
+            raise InputError(f"--weight {each!r} is not OPTION=NUMBER with an option of this query ({options})")
+    return numbers
 
 
 def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[str]]:

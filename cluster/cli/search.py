@@ -112,13 +112,21 @@ def query(
     text: Annotated[
         str | None, typer.Option("--text", help="Query by this sentence; needs a model with a text encoder.")
     ] = None,
+    vector: Annotated[
+        Path | None,
+        typer.Option("--vector", help="Query by the vector in this file of numpy.save: the input of the model's head."),
+    ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Query by the row with this key.")] = None,
     code: Annotated[str | None, typer.Option("--code", help="Query by this code, in hexadecimal.")] = None,
     like: Annotated[
         list[str] | None, typer.Option("--like", help="Query by the row with this key, as a positive; may be repeated.")
     ] = None,
-    unlike: Annotated[
-        list[str] | None, typer.Option("--unlike", help="Key of a negative, with --like; may be repeated.")
+    unlike: Annotated[list[str] | None, typer.Option("--unlike", help="Key of a negative; may be repeated.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight", help="OPTION=NUMBER: weight of the examples of an option, such as text=0.5. Default: 1."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Maximum number of hits, 1 to 10,000.")] = 10,
     radius: Annotated[
@@ -147,16 +155,21 @@ def query(
     cert_key: CertKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a gateway for the nearest images."""
+    """Search a gateway for the nearest images.
+
+    Several of --image, --text, --vector, --key, --code and --like together make one query near all of them.
+    """
     from orbithash.cluster.cli.query import as_fields, as_table, make_query
 
     asked = make_query(
         image,
         text,
+        vector,
         key,
         code,
         like or (),
         unlike or (),
+        weight or (),
         after,
         k=k,
         radius=radius,

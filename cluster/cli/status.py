@@ -49,6 +49,7 @@ def as_table(status: Status) -> None:
         ("model", served.model_id),
         ("archive version", served.archive_version),
         ("index", served.index),
+        ("dimensions of a vector", served.vector_dims),
         ("text queries", "yes" if served.has_text else "no"),
         ("orbithash", served.orbithash_version),
         ("health", "serving" if status.is_serving else "not serving"),

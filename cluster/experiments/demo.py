@@ -29,7 +29,7 @@ from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
 from orbithash.cluster.serving.serve import serving
-from orbithash.cluster.training.train import prepare_run, train_on_ray
+from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
@@ -38,7 +38,7 @@ from orbithash.search.protocol.queries import Query
 from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.model_evaluation import draw_caption
-from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run import Run, make_run
 from orbithash.trainers.loop.run_folder import read_history
 from orbithash.trainers.scenes import write_scenes
 
@@ -84,10 +84,10 @@ def run_demo(
     if data is None:
         data = out / "scenes"
         stage("scenes", f"drawing {NUM_SCENES} scenes", lambda: _draw(out / "scenes"))
-    run = prepare_run(
+    run = make_run(
         "dhcl" if captions is None else "duch",
         data,
-        config=None if weights else "from_scratch",
+        config=None if weights else "from-scratch",
         settings=settings,
         weights=weights,
         captions=captions,

@@ -1,6 +1,6 @@
 """Training and evaluation of methods by their papers' protocols, with a table beside the published results.
 
-OUT/PROTOCOL/METHOD/BITS-SEED/   a run folder with its evaluation
+OUT/PROTOCOL/NAME/BITS-SEED/     a run folder with its evaluation; NAME is that of the method or the recipe
 OUT/reproduce.json               all values of all runs
 OUT/results.md                   the table
 OUT/report.html                  the table as a page
@@ -19,20 +19,44 @@ import numpy as np
 from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_learned_baselines, write_table
 from orbithash.cluster.output import say
-from orbithash.cluster.training.train import prepare_run, train_on_ray
+from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
-from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.run import Run, make_run
 from orbithash.trainers.loop.run_folder import check_training
 from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.recipe import Recipe, find_recipe, shipped_recipes
 
 __all__ = ["reproduce"]
 
 # Settings that have an option of their own, which would override them.
 OPTIONS = {"bits": "--bits", "seed": "--seeds"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A method or a recipe, and the evaluation of a paper.
+
+    `name` is that of the method or of the recipe; `recipe` is None for a method with its default settings.
+    """
+
+    name: str
+    method: str
+    rule: Reproduction
+    recipe: Recipe | None = None
+
+    @property
+    def config(self) -> Path | None:
+        """The recipe's file."""
+        return None if self.recipe is None else self.recipe.file
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds if none is given."""
+        return 1 if self.recipe is None else self.recipe.seeds or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +69,12 @@ class Planned:
 
 
 def reproduce(
-    methods: Sequence[str],
+    names: Sequence[str],
     data: Path,
     out: Path,
     *,
-    bits: Sequence[int] = (64,),
-    num_seeds: int = 1,
+    bits: Sequence[int] = (),
+    num_seeds: int | None = None,
     weights: str | None = None,
     captions: Path | None = None,
     settings: Sequence[str] = (),
@@ -60,12 +84,13 @@ def reproduce(
     """Train and evaluate each method for each length and seed; finished runs are not repeated. Return the table's rows.
 
     Args:
-        methods: methods to reproduce; empty: all that the data allow (DUCH needs captions, MrHash a second source). The
-            learned baselines (classifier, triplet) are trained by the protocols of all supervised methods given.
+        names: methods to reproduce, or shipped recipes, whose settings, split and number of seeds are used; empty: all
+            methods that the data allow (DUCH needs captions, MrHash a second source). The learned baselines
+            (classifier, triplet) are trained by the protocols of all supervised methods given; as a recipe, by its own.
         data: the folder of images.
         out: the folder for runs and tables.
-        bits: lengths of the codes.
-        num_seeds: number of seeds; a seed decides both split and training.
+        bits: lengths of the codes; empty: the recipe's, else the method's default.
+        num_seeds: number of seeds; a seed decides both split and training; None: the recipe's, else 1.
         weights: initial weights of the backbone; None: random.
         captions: file with captions, for cross-modal methods.
         settings: `key=value`, or `method.key=value` for one method.
@@ -73,11 +98,11 @@ def reproduce(
         gpus_per_worker: GPUs of each worker.
 
     Raises:
-        InputError: all problems of methods, settings and data, before any training.
+        InputError: all problems of methods, recipes, settings and data, before any training.
     """
-    if num_seeds < 1:
+    if num_seeds is not None and num_seeds < 1:
         raise InputError(f"seeds is {num_seeds}; at least 1 is needed")
-    planned = _prepare(methods, data, out, bits, num_seeds, weights, captions, settings, workers)
+    planned = _prepare(names, data, out, bits, num_seeds, weights, captions, settings, workers)
     done = []
     for number, plan in enumerate(planned, 1):
         config = plan.run.config
@@ -96,30 +121,32 @@ def reproduce(
 
 
 def _prepare(
-    methods: Sequence[str],
+    names: Sequence[str],
     data: Path,
     out: Path,
     bits: Sequence[int],
-    num_seeds: int,
+    num_seeds: int | None,
     weights: str | None,
     captions: Path | None,
     settings: Sequence[str],
     workers: int,
 ) -> list[Planned]:
     """Return all runs, checked before the first is trained; `InputError` lists all problems."""
-    chosen = list(dict.fromkeys(methods)) or list(METHODS)
-    bits = list(dict.fromkeys(bits))
-    _check_settings(settings, chosen, bits, weights)
+    ways = _ways(list(dict.fromkeys(names)) or list(METHODS))
+    lengths: list[int | None] = list(dict.fromkeys(bits)) or [None]
+    _check_settings(settings, ways, lengths, weights)
     planned, problems = [], []
-    for name, rule in _ways(chosen):
-        runs = []
+    for way in ways:
+        rule, runs = way.rule, []
+        seeds = way.num_seeds if num_seeds is None else num_seeds
         try:
-            for length, seed in product(bits, range(num_seeds)):
-                run = prepare_run(
-                    name,
+            for length, seed in product(lengths, range(seeds)):
+                run = make_run(
+                    way.method,
                     data,
+                    way.config,
+                    _settings_of(way.method, settings),
                     protocol=rule.protocol,
-                    settings=_settings_of(name, settings),
                     split_seed=seed,
                     validation=rule.validation,
                     # Other methods use the images without captions, which is another dataset.
@@ -130,15 +157,15 @@ def _prepare(
                 )
                 if not any(image.labels for image in run.manifest.part("test")):
                     raise InputError(f"no image of the test part of {data} has a class, which all metrics need")
-                folder = out / rule.protocol / name / f"{length}-{seed}"
+                folder = out / rule.protocol / way.name / f"{run.config.bits}-{seed}"
                 check_training(run, folder, workers)
                 runs.append(Planned(rule, run, folder))
         except InputError as err:
-            problems.append(f"{name}: {_indented(err)}")
+            problems.append(f"{way.name}: {_indented(err)}")
         else:
             planned += runs
     problems = list(dict.fromkeys(problems))
-    if problems and (methods or not planned):
+    if problems and (names or not planned):
         raise listed(problems, "nothing was trained")
     for problem in problems:
         say(f"skipped: {problem}")
@@ -147,17 +174,26 @@ def _prepare(
     return planned
 
 
-def _ways(methods: Sequence[str]) -> list[tuple[str, Reproduction]]:
-    """Return each method with its paper's evaluation; a learned baseline with those of all supervised methods given.
+def _ways(names: Sequence[str]) -> list[Way]:
+    """Return each method or recipe with its paper's evaluation, of which a recipe may change the split.
 
-    Without supervised methods, a learned baseline has its own evaluation.
+    A learned baseline has those of all supervised methods given, or its own without one or as a recipe.
     """
-    ways = [(name, REPRODUCTIONS[name]) for name in methods if name not in LEARNED_BASELINES]
-    supervised = {rule.protocol: rule for name, rule in ways if get_method(name).needs_labels}
+    methods = [name for name in names if name not in shipped_recipes()]
+    ways = [Way(name, name, REPRODUCTIONS[get_method(name).name]) for name in methods if name not in LEARNED_BASELINES]
+    supervised = {way.rule.protocol: way.rule for way in ways if get_method(way.method).needs_labels}
     for name in methods:
         if name in LEARNED_BASELINES:
             own = REPRODUCTIONS[name]
-            ways += [(name, dataclasses.replace(rule, note=own.note)) for rule in supervised.values() or [own]]
+            rules = [dataclasses.replace(rule, note=own.note) for rule in supervised.values()]
+            ways += [Way(name, name, rule) for rule in rules or [own]]
+    for name in names:
+        if name in shipped_recipes():
+            recipe = find_recipe(name)
+            assert recipe.method is not None, "a shipped recipe names its method"
+            rule = REPRODUCTIONS[recipe.method]
+            split = {key: value for key, value in recipe.split().items() if key in ("protocol", "validation")}
+            ways.append(Way(name, recipe.method, dataclasses.replace(rule, **split), recipe))
     return ways
 
 
@@ -166,10 +202,12 @@ def _indented(err: InputError) -> str:
     return str(err).replace("\n", "\n  ")
 
 
-def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Sequence[int], weights: str | None) -> None:
+def _check_settings(
+    settings: Sequence[str], ways: Sequence[Way], lengths: Sequence[int | None], weights: str | None
+) -> None:
     """Raise `InputError` with all problems of the settings, including settings that no method has."""
-    kinds = {name: get_method(name) for name in methods}
-    known = sorted({key for kind in kinds.values() for key in kind.Config.model_fields})
+    methods = list(dict.fromkeys(way.method for way in ways))
+    known = sorted({key for name in methods for key in get_method(name).Config.model_fields})
     problems = []
     for setting in settings:
         key = setting.partition("=")[0]
@@ -182,11 +220,12 @@ def _check_settings(settings: Sequence[str], methods: Sequence[str], bits: Seque
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{setting!r}: no setting of {' or '.join(methods)}{hint}")
-    for (name, kind), length in product(kinds.items(), bits):
+    for way, length in product(ways, lengths):
+        kind = get_method(way.method)
         try:
-            load_config(kind.Config, None, _settings_of(name, settings), bits=length, weights=weights)
+            load_config(kind.Config, way.config, _settings_of(way.method, settings), bits=length, weights=weights)
         except InputError as err:
-            problems.append(f"{name}: {_indented(err)}")
+            problems.append(f"{way.name}: {_indented(err)}")
     if problems:
         raise listed(list(dict.fromkeys(problems)), "nothing was trained")
 

@@ -21,13 +21,12 @@ from orbithash.cluster.runtime import (
     worker_error,
 )
 from orbithash.cluster.training.checkpoints import NAME, Storage
-from orbithash.cluster.training.recipes import find_config
 from orbithash.cluster.training.tracking import Tracking, check_trackers
 from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, validate_checkpoint, work
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.data.loading import LOADINGS
 from orbithash.trainers.loop.export import best_epoch, export_models
-from orbithash.trainers.loop.run import Run, make_run
+from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import (
     check_training,
     claim_folder,
@@ -37,7 +36,7 @@ from orbithash.trainers.loop.run_folder import (
 )
 from orbithash.trainers.methods import get_method
 
-__all__ = ["prepare_run", "train_on_ray"]
+__all__ = ["train_on_ray"]
 
 # Number of times that all workers are restarted from the last checkpoint after one of them died. A rank never waits for
 # a dead peer: Ray Train ends the whole group as soon as one of its actors is dead.
@@ -47,51 +46,6 @@ MAX_FAILURES = 5
 # it: for some seconds after a node is lost, Ray Train still counts its resources.
 START_TIMEOUT_S = 15
 MAX_WAITS = 40
-
-
-def prepare_run(
-    method: str,
-    data: Path,
-    dataset: str | None = None,
-    protocol: str | None = None,
-    config: Path | str | None = None,
-    settings: Sequence[str] = (),
-    *,
-    split_seed: int = 0,
-    validation: float = 0.1,
-    captions: Path | None = None,
-    **given: Any,
-) -> Run:
-    """Return the run for these options.
-
-    Args:
-        method: name of the method.
-        data: folder of images.
-        dataset: name of the dataset; None: recognised.
-        protocol: rule that splits the images; None: the dataset's.
-        config: YAML file of settings, or the name of a shipped recipe.
-        settings: `key=value` texts; they override `config`.
-        split_seed: seed of the split.
-        validation: fraction of the training images held out for validation.
-        captions: JSON file of captions.
-        given: settings by name; they override all others unless they are None.
-
-    Raises:
-        InputError: with all problems of the settings, or all problems of the data.
-    """
-    file = None if config is None else find_config(str(config))
-    return make_run(
-        method,
-        data,
-        file,
-        settings,
-        dataset=dataset,
-        protocol=protocol,
-        split_seed=split_seed,
-        validation=validation,
-        captions=captions,
-        **given,
-    )
 
 
 def train_on_ray(

@@ -54,7 +54,7 @@ class BandInfo:
         """Raise `ImageError` for a stated scale or offset that cannot be applied."""
         for what, value in (("scale", self.scale), ("offset", self.offset)):
             if value is not None and (not math.isfinite(value) or (what == "scale" and value == 0)):
-                raise ImageError(f"its metadata state the {what} {value:g}; set scale and offset yourself")
+                raise ImageError(f"its metadata state the {what} {value:g}; set band_scale and band_offset")
 
 
 def normalised_name(name: str) -> str:

@@ -67,8 +67,8 @@ def _scaling(
     band: int, num_bands: int, dtype: np.dtype[Any], rendering: Rendering, info: BandInfo
 ) -> tuple[float, float]:
     """Scale and offset of a band: those of the settings, else of the metadata, else of the kind of values."""
-    scale = _of_band("scale", rendering.scale, band, num_bands)
-    offset = _of_band("offset", rendering.offset, band, num_bands)
+    scale = _of_band("band_scale", rendering.band_scale, band, num_bands)
+    offset = _of_band("band_offset", rendering.band_offset, band, num_bands)
     if scale is not None:
         return scale, offset or 0.0
     stated = BandInfo() if rendering.values == "raw" else info
@@ -91,5 +91,5 @@ def _default_scale(dtype: np.dtype[Any], rendering: Rendering) -> float:
     if rendering.values != "reflectance" or dtype.kind == "f":
         return 1.0
     if dtype.itemsize == 1:
-        raise ImageError(f"{dtype} without a scale is no reflectance; set scale, or values=picture or values=raw")
+        raise ImageError(f"{dtype} without a scale is no reflectance; set band_scale, or values=picture or values=raw")
     return _REFLECTANCE_SCALE

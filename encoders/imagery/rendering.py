@@ -56,16 +56,16 @@ class Rendering:
             `raw`: as stored; `reflectance`: by the scale and the offset that metadata state, else integers are ten
             thousandths; `decibel`: radar backscatter that is stored in decibels; `power`: linear power, which becomes
             decibels.
-        scale: of numbers, for each band or for all: value = number * scale + offset. Empty: of the metadata, else 1
-            (1e-4 for integers of reflectance); `raw` ignores metadata.
-        offset: likewise, in the unit of the values. Empty: of the metadata, else 0; 0 too if `scale` is given.
+        band_scale: of numbers, for each band or for all: value = number * scale + offset. Empty: of the metadata, else
+            1 (1e-4 for integers of reflectance); `raw` ignores metadata.
+        band_offset: likewise, in the unit of the values. Empty: of the metadata, else 0; if `band_scale` is given, 0.
     """
 
     bands: tuple[int | str, ...] | None = None
     stretch: str = "percentile:2:98"
     values: str = "picture"
-    scale: tuple[float, ...] = ()
-    offset: tuple[float, ...] = ()
+    band_scale: tuple[float, ...] = ()
+    band_offset: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `InputError` with all problems."""
@@ -92,16 +92,16 @@ class Rendering:
         if self.values not in VALUES:
             return [f"values is {self.values!r}; allowed are {', '.join(VALUES)}"]
         if self.is_picture:
-            given = " and ".join(name for name in ("scale", "offset") if getattr(self, name))
+            given = " and ".join(name for name in ("band_scale", "band_offset") if getattr(self, name))
             return [f"{given} given, and values is picture; set values to {', '.join(VALUES[1:])}"] if given else []
         problems = []
-        for name, numbers in (("scale", self.scale), ("offset", self.offset)):
+        for name, numbers in (("band_scale", self.band_scale), ("band_offset", self.band_offset)):
             if len(numbers) > 1 and len(numbers) != self.num_bands:
                 problems.append(
                     f"{name} has {len(numbers)} numbers; 1 or {self.num_bands}, one for each band, are allowed"
                 )
-            if not all(map(math.isfinite, numbers)) or (name == "scale" and 0 in numbers):
-                what = "finite numbers other than 0" if name == "scale" else "finite numbers"
+            if not all(map(math.isfinite, numbers)) or (name == "band_scale" and 0 in numbers):
+                what = "finite numbers other than 0" if name == "band_scale" else "finite numbers"
                 problems.append(f"{name} is {list(numbers)}; {what} are allowed")
         return problems
 
@@ -127,7 +127,9 @@ class Rendering:
 
     def of_band(self, channel: int) -> "Rendering":
         """Return the rendering of one of several bands, counted from 0, with its own scale and offset."""
-        scale, offset = ((numbers[channel],) if len(numbers) > 1 else numbers for numbers in (self.scale, self.offset))
+        scale, offset = (
+            (numbers[channel],) if len(numbers) > 1 else numbers for numbers in (self.band_scale, self.band_offset)
+        )
         return Rendering(None, self.stretch, self.values, scale, offset)
 
     def picture(self, image: Image) -> npt.NDArray[np.uint8]:
@@ -156,8 +158,8 @@ class Rendering:
             "bands": None if self.bands is None else list(self.bands),
             "stretch": self.stretch,
             "values": self.values,
-            "scale": list(self.scale),
-            "offset": list(self.offset),
+            "band_scale": list(self.band_scale),
+            "band_offset": list(self.band_offset),
         }
 
     @classmethod
@@ -170,11 +172,11 @@ class Rendering:
             problems.append(f"bands is {bands!r}; a list of numbers or names, or null, is allowed")
         if not isinstance(stretch, str):
             problems.append(f"stretch is {stretch!r}; text such as percentile:2:98 is allowed")
-        values, scaling = data.get("values", cls.values), [data.get(name, ()) for name in ("scale", "offset")]
+        values, scaling = data.get("values", cls.values), [data.get(name, ()) for name in ("band_scale", "band_offset")]
         if not isinstance(values, str):
             problems.append(f"values is {values!r}; allowed are {', '.join(VALUES)}")
         if not all(isinstance(numbers, list | tuple) for numbers in scaling):
-            problems.append(f"scale and offset are {scaling}; lists of numbers are allowed")
+            problems.append(f"band_scale and band_offset are {scaling}; lists of numbers are allowed")
         if problems:
             raise listed(problems, "rendering")
         scale, offset = (tuple(map(float, numbers)) for numbers in scaling)

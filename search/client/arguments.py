@@ -59,18 +59,19 @@ def as_query(query: Query | None, **fields: Any) -> Query:
 
 
 def as_queries(queries: Iterable[Query] | None, **fields: Any) -> list[Query]:
-    """Return `queries`, or one query per image, text, key or code, checked.
+    """Return `queries`, or one query per image, text, vector, key or code, checked.
 
     Raises `InvalidQuery`, also for queries together with fields and for more than one kind of examples.
     """
     given = _given(fields)
-    plural = {"images": "image", "texts": "text", "keys": "key", "codes": "code"}
+    plural = {"images": "image", "texts": "text", "vectors": "vector", "keys": "key", "codes": "code"}
     kinds = [name for name in plural if name in given]
     if queries is not None:
         return [as_query(query, **fields) for query in _listed("queries", queries)]
     if len(kinds) != 1:
+        *first, last = plural
         got = " and ".join(kinds) or "none"
-        raise InvalidQuery(("queries", f"give queries or exactly one of images, texts, keys and codes, got {got}"))
+        raise InvalidQuery(("queries", f"give queries or exactly one of {', '.join(first)} and {last}, got {got}"))
     (kind,) = kinds
     shared = {name: value for name, value in given.items() if name != kind}
     return [as_query(None, **{plural[kind]: item}, **shared) for item in _listed(kind, given[kind])]

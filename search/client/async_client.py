@@ -24,7 +24,7 @@ from orbithash.search.client.streams import exchange_async
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.errors import SearchError
-from orbithash.search.protocol.forms import CodeLike, ImageLike
+from orbithash.search.protocol.forms import CodeLike, ImageLike, VectorLike
 from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, check_num_shards
 from orbithash.search.protocol.rows import Columns, Row
 from orbithash.v1 import search_pb2, search_pb2_grpc
@@ -68,6 +68,7 @@ class AsyncClient:
         *,
         image: ImageLike | None = None,
         text: str | None = None,
+        vector: VectorLike | None = None,
         key: str | None = None,
         code: CodeLike | None = None,
         positives: Iterable[Example] | None = None,
@@ -86,6 +87,7 @@ class AsyncClient:
                 query,
                 image=image,
                 text=text,
+                vector=vector,
                 key=key,
                 code=code,
                 positives=positives,
@@ -106,6 +108,7 @@ class AsyncClient:
         *,
         image: ImageLike | None = None,
         text: str | None = None,
+        vector: VectorLike | None = None,
         key: str | None = None,
         code: CodeLike | None = None,
         positives: Iterable[Example] | None = None,
@@ -123,6 +126,7 @@ class AsyncClient:
             query,
             image=image,
             text=text,
+            vector=vector,
             key=key,
             code=code,
             positives=positives,
@@ -147,6 +151,7 @@ class AsyncClient:
         *,
         images: Iterable[ImageLike] | None = None,
         texts: Iterable[str] | None = None,
+        vectors: Iterable[VectorLike] | None = None,
         keys: Iterable[str] | None = None,
         codes: Iterable[CodeLike] | None = None,
         k: int | None = None,
@@ -161,6 +166,7 @@ class AsyncClient:
             queries,
             images=images,
             texts=texts,
+            vectors=vectors,
             keys=keys,
             codes=codes,
             k=k,

@@ -24,7 +24,7 @@ from orbithash.search.client.streams import exchange
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.errors import SearchError
-from orbithash.search.protocol.forms import CodeLike, ImageLike
+from orbithash.search.protocol.forms import CodeLike, ImageLike, VectorLike
 from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, check_num_shards
 from orbithash.search.protocol.rows import Columns, Row
 from orbithash.v1 import search_pb2, search_pb2_grpc
@@ -84,6 +84,7 @@ class Client:
         *,
         image: ImageLike | None = None,
         text: str | None = None,
+        vector: VectorLike | None = None,
         key: str | None = None,
         code: CodeLike | None = None,
         positives: Iterable[Example] | None = None,
@@ -102,9 +103,10 @@ class Client:
             query: the whole query; the fields below must then be left out.
             image: an image file as bytes, its path, or a PIL image.
             text: a sentence, for a model with a text encoder.
+            vector: the input of the model's head of images, `describe().vector_dims` numbers: a float array or a list.
             key: the key of a row of the archive.
             code: a packed code: bytes or a uint8 array.
-            positives: examples of what to find, in place of one image, text, key or code.
+            positives: examples of what to find, in place of one image, text, vector, key or code.
             negatives: examples of what to avoid.
             k: maximum number of hits; 10 by default.
             radius: largest distance of a hit in bits, inclusive.
@@ -119,6 +121,7 @@ class Client:
                 query,
                 image=image,
                 text=text,
+                vector=vector,
                 key=key,
                 code=code,
                 positives=positives,
@@ -139,6 +142,7 @@ class Client:
         *,
         image: ImageLike | None = None,
         text: str | None = None,
+        vector: VectorLike | None = None,
         key: str | None = None,
         code: CodeLike | None = None,
         positives: Iterable[Example] | None = None,
@@ -156,6 +160,7 @@ class Client:
             query,
             image=image,
             text=text,
+            vector=vector,
             key=key,
             code=code,
             positives=positives,
@@ -180,6 +185,7 @@ class Client:
         *,
         images: Iterable[ImageLike] | None = None,
         texts: Iterable[str] | None = None,
+        vectors: Iterable[VectorLike] | None = None,
         keys: Iterable[str] | None = None,
         codes: Iterable[CodeLike] | None = None,
         k: int | None = None,
@@ -191,13 +197,15 @@ class Client:
     ) -> list[Answer | SearchError]:
         """Return the answer or the error of each query, in order.
 
-        Give `queries`, or one of `images`, `texts`, `keys` and `codes` (such as a uint8 array [N, bytes]) with fields
-        that hold for all of them; see `search`. `timeout_s` is the time limit of each call of up to 256 queries.
+        Give `queries`, or one of `images`, `texts`, `vectors` (such as a float array [N, dimensions]), `keys` and
+        `codes` (such as a uint8 array [N, bytes]) with fields that hold for all of them; see `search`. `timeout_s` is
+        the time limit of each call of up to 256 queries.
         """
         listed = as_queries(
             queries,
             images=images,
             texts=texts,
+            vectors=vectors,
             keys=keys,
             codes=codes,
             k=k,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, Encoded, Kind, check_codes, outputs_of
 from orbithash.encoders.errors import InputError
@@ -12,11 +13,11 @@ from orbithash.search.engine.composition import compose
 from orbithash.search.engine.protocols import ArchiveReader
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.protocol.errors import InvalidQuery, KeyNotFound, SearchError
-from orbithash.search.protocol.queries import Example, Query
+from orbithash.search.protocol.queries import Content, Query
 
-__all__ = ["check_code", "encode_query"]
+__all__ = ["check_code", "check_vector", "encode_query"]
 
-_ENCODED_KINDS: tuple[Kind, ...] = ("image", "text")
+_ENCODED_KINDS: tuple[Kind, ...] = ("image", "text", "vector")
 
 
 async def encode_query(query: Query, snapshot: Snapshot, with_outputs: bool = False) -> Encoded:
@@ -33,7 +34,7 @@ async def encode_query(query: Query, snapshot: Snapshot, with_outputs: bool = Fa
         return encoded
     examples = (*query.positives, *query.negatives)
     parts = await _encode_examples(examples, snapshot, with_outputs=True)
-    num_positives, weights = len(query.positives), [1.0] * len(examples)
+    num_positives, weights = len(query.positives), [example.weight for example in examples]
     return compose(parts[:num_positives], parts[num_positives:], weights, snapshot.archive.bits)
 
 
@@ -45,7 +46,15 @@ def check_code(code: bytes, bits: int) -> Codes:
         raise InvalidQuery(("code", str(error))) from error
 
 
-async def _encode_examples(examples: Sequence[Example], snapshot: Snapshot, with_outputs: bool) -> list[Encoded]:
+def check_vector(vector: bytes, dims: int) -> npt.NDArray[np.float32]:
+    """Return a vector that has no `vector_problem` as float32 [dims]; raise `InvalidQuery` for another length."""
+    numbers = np.frombuffer(vector, "<f4").astype(np.float32)
+    if len(numbers) != dims:
+        raise InvalidQuery(("vector", f"this model takes vectors of {dims:,} dimensions, got {len(numbers):,}"))
+    return numbers
+
+
+async def _encode_examples(examples: Sequence[Content], snapshot: Snapshot, with_outputs: bool) -> list[Encoded]:
     """Return one row per example; those of one kind are encoded together."""
     encoded: dict[int, Encoded] = {}
     for kind in (*_ENCODED_KINDS, "key", "code"):
@@ -62,6 +71,8 @@ async def _encode_examples(examples: Sequence[Example], snapshot: Snapshot, with
 
 
 async def _encode(snapshot: Snapshot, kind: str, values: list[Any], with_outputs: bool) -> Encoded:
+    if kind == "vector":
+        values = [check_vector(vector, snapshot.encoder.vector_dims) for vector in values]
     for encoded_kind in _ENCODED_KINDS:
         if kind == encoded_kind:
             return await snapshot.encoder.encode(encoded_kind, values, with_outputs)

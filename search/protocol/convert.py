@@ -56,6 +56,8 @@ def example_to_pb(example: Example) -> search_pb2.Example:
     """Return the message of an example that passes `Query.check`."""
     (kind,) = example.given()
     given: dict[str, Any] = {kind: getattr(example, kind)}
+    if example.weight != 1:
+        given["weight"] = example.weight
     return search_pb2.Example(**given)
 
 
@@ -104,7 +106,10 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
 
 def _example_from_pb(message: search_pb2.Example) -> Example:
     kind = message.WhichOneof("example")
-    return Example(**({} if kind is None else {kind: getattr(message, kind)}))
+    given: dict[str, Any] = {} if kind is None else {kind: getattr(message, kind)}
+    if message.HasField("weight"):
+        given["weight"] = message.weight
+    return Example(**given)
 
 
 def include_to_pb(include: Sequence[str]) -> list[search_pb2.Column.ValueType]:
@@ -123,7 +128,7 @@ def include_from_pb(numbers: Sequence[int]) -> tuple[Column, ...]:
 
 def row_to_pb(row: Row) -> search_pb2.Row:
     """Return the message of a row."""
-    names = ("image", "code", "label", "caption", "lon", "lat", "footprint", "thumbnail", "id")
+    names = ("image", "code", "vector", "label", "caption", "lon", "lat", "footprint", "thumbnail", "id")
     known: dict[str, Any] = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
     return search_pb2.Row(key=row.key, uri=row.uri, datetime=_time_to_pb(row.datetime), **known)
 
@@ -157,7 +162,7 @@ def update_from_pb(message: search_pb2.RowUpdate) -> RowUpdate:
         allowed = ", ".join(UPDATABLE)
         raise InvalidQuery(("columns", f"unknown column {unknown[0][:80]!r}; columns to update: {allowed} {where}"))
     if row.WhichOneof("content") is not None or row.HasField("id"):
-        raise InvalidQuery(("row", f"an update changes neither image nor code nor id {where}"))
+        raise InvalidQuery(("row", f"an update changes neither image nor code nor vector nor id {where}"))
     given: dict[str, Any] = {**dict.fromkeys(names), **_columns_from_pb(row, names)}
     if "uri" in names:
         given["uri"] = row.uri or None
@@ -242,6 +247,7 @@ def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
             for shard in description.shards
         ],
         orbithash_version=description.orbithash_version,
+        vector_dims=description.vector_dims,
     )
 
 
@@ -256,6 +262,7 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         response.has_text,
         tuple(ShardStatus(shard.rows, shard.replicas, shard.healthy_replicas) for shard in response.shards),
         response.orbithash_version,
+        response.vector_dims,
     )
 
 

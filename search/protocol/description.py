@@ -16,7 +16,10 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class Description:
-    """The archive version that is searched, its model, index and shards, and the server's version of orbithash."""
+    """The archive version that is searched, its model, index and shards, and the server's version of orbithash.
+
+    `vector_dims` is the number of dimensions of a vector that the model takes.
+    """
 
     rows: int
     bits: int
@@ -26,3 +29,4 @@ class Description:
     has_text: bool
     shards: tuple[ShardStatus, ...]
     orbithash_version: str
+    vector_dims: int

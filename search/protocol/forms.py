@@ -1,9 +1,14 @@
-"""The forms in which a caller may give an image or a code, and their conversion to bytes.
+"""The forms in which a caller may give an image, a code or a vector, and their conversion to bytes.
 
 Neither numpy nor PIL is imported: arrays are read through the buffer protocol, pictures through their `save` method.
 """
 
+import math
 import os
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, overload
@@ -14,15 +19,22 @@ __all__ = [
     "CODE",
     "IMAGE",
     "MAX_IMAGE_BYTES",
+    "MAX_VECTOR_DIMS",
+    "VECTOR",
     "CodeField",
     "CodeLike",
     "ImageField",
     "ImageLike",
+    "VectorField",
+    "VectorLike",
     "code_bytes",
     "image_bytes",
+    "vector_bytes",
+    "vector_problem",
 ]
 
 MAX_IMAGE_BYTES = 10 * 2**20
+MAX_VECTOR_DIMS = 16_384
 
 
 class Picture(Protocol):
@@ -36,6 +48,8 @@ class Picture(Protocol):
 ImageLike: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Picture
 # A packed code: bytes, or a uint8 array of one dimension, such as a row of `HashModel.encode_images`.
 CodeLike: TypeAlias = Any
+# A vector: a float array of one dimension, a sequence of numbers, or the bytes of little-endian float32.
+VectorLike: TypeAlias = Any
 
 
 def image_bytes(image: ImageLike) -> bytes:
@@ -90,6 +104,56 @@ def code_bytes(code: CodeLike) -> bytes:
     return view.tobytes()
 
 
+def vector_bytes(vector: VectorLike) -> bytes:
+    """Return a vector as the bytes of little-endian float32, unchecked; see `vector_problem`.
+
+    Args:
+        vector: a float16, float32 or float64 array of one dimension, a list or tuple of numbers, or the bytes.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(vector, bytes):
+        return vector
+    if isinstance(vector, list | tuple):
+        return _float32(vector)
+    try:
+        view = memoryview(vector)
+    except (TypeError, ValueError, BufferError):
+        raise InputError(f"a vector is a float array or a list of numbers, got {type(vector).__name__}") from None
+    kind = (view.format or "").lstrip("@=<")
+    if view.ndim != 1 or kind not in ("e", "f", "d"):
+        raise InputError(
+            f"a vector is an array of shape [dimensions] of float16, float32 or float64, got shape "
+            f"{list(view.shape or ())} of format {view.format!r}; convert it with astype('float32'), one row at a time"
+        )
+    data = view.tobytes()
+    return _float32(struct.unpack(f"={len(data) // struct.calcsize(kind)}{kind}", data))
+
+
+def vector_problem(vector: bytes) -> str | None:
+    """Return what is wrong with a vector, as bytes, for every model; None if nothing is."""
+    if not vector:
+        return "a vector has at least one dimension, got none"
+    if len(vector) % 4 or len(vector) > 4 * MAX_VECTOR_DIMS:
+        return f"a vector has 4 bytes for each of at most {MAX_VECTOR_DIMS:,} dimensions, got {len(vector):,} bytes"
+    numbers = struct.unpack(f"<{len(vector) // 4}f", vector)
+    if not all(map(math.isfinite, numbers)):
+        place = next(place for place, number in enumerate(numbers) if not math.isfinite(number))
+        return f"a vector is finite in float32, got {numbers[place]} in dimension {place}"
+    return None
+
+
+def _float32(numbers: Sequence[float]) -> bytes:
+    try:
+        packed = array("f", numbers)
+    except (TypeError, OverflowError) as error:
+        raise InputError(f"a vector is a list of numbers ({error})") from None
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -132,4 +196,11 @@ class CodeField(_BytesField):
         instance.__dict__[self._name] = None if value is None else code_bytes(value)
 
 
-IMAGE, CODE = ImageField("image"), CodeField("code")
+class VectorField(_BytesField):
+    """A dataclass field that takes any `VectorLike` and holds the bytes of little-endian float32."""
+
+    def __set__(self, instance: object, value: VectorLike | None) -> None:
+        instance.__dict__[self._name] = None if value is None else vector_bytes(value)
+
+
+IMAGE, CODE, VECTOR = ImageField("image"), CodeField("code"), VectorField("vector")

@@ -3,12 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 from orbithash.encoders.keys import key_problem
 from orbithash.encoders.ranges import is_integer
 from orbithash.search.protocol.errors import InvalidQuery
-from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
+from orbithash.search.protocol.forms import (
+    CODE,
+    IMAGE,
+    MAX_IMAGE_BYTES,
+    VECTOR,
+    CodeField,
+    ImageField,
+    VectorField,
+    vector_problem,
+)
 
 __all__ = [
     "INCLUDABLE",
@@ -21,8 +31,10 @@ __all__ = [
     "MAX_QUERIES",
     "MAX_SENTENCE_CHARS",
     "MAX_SHARDS",
+    "MAX_WEIGHT",
     "Answer",
     "Column",
+    "Content",
     "Coverage",
     "Cursor",
     "Example",
@@ -41,6 +53,8 @@ MAX_SENTENCE_CHARS = 2000
 # A polygon of 10,000 vertices with coordinates of full precision has 400,000 characters.
 MAX_FILTER_CHARS = 500_000
 MAX_EXAMPLES = 64
+# Of an example.
+MAX_WEIGHT = 1000
 MAX_SHARDS = 1024
 
 # Columns that hits and rows hold only on request.
@@ -101,37 +115,42 @@ class Cursor(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """An item that has a code: exactly one of `image`, `text`, `code` and `key`.
+class Content:
+    """What has a code: exactly one of `image`, `text`, `vector`, `code` and `key`.
 
     Attributes:
         image: an encoded image file of at most `MAX_IMAGE_BYTES`; may be given as bytes, as a path or as a PIL image.
         text: a sentence, for a model with a text encoder.
+        vector: the input of the model's head of images, as the bytes of float32; may be given as a float array or as a
+            list of numbers.
         code: a packed code of the archive's number of bits; may be given as bytes or as a uint8 array.
         key: the key of a row of the archive, whose code is used.
     """
 
     image: ImageField = IMAGE
     text: str | None = None
+    vector: VectorField = VECTOR
     code: CodeField = CODE
     key: str | None = None
 
     def problems(self, field: str) -> list[tuple[str, str]]:
         """Return (field, problem) for everything that can be checked without the archive.
 
-        `field` names the example itself.
+        `field` names the whole.
         """
         problems: list[tuple[str, str]] = []
         given = self.given()
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            problems.append((field, f"give exactly one of image, text, code and key, got {got}"))
+            problems.append((field, f"give exactly one of image, text, vector, code and key, got {got}"))
         if self.image is not None and not 0 < len(self.image) <= MAX_IMAGE_BYTES:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
         if self.text is not None and not isinstance(self.text, str):
             problems.append(("text", f"a sentence is a string, got {type(self.text).__name__}"))
         elif self.text is not None and not 0 < len(self.text) <= MAX_SENTENCE_CHARS:
             problems.append(("text", f"a sentence has 1 to {MAX_SENTENCE_CHARS:,} characters, got {len(self.text):,}"))
+        if self.vector is not None and (problem := vector_problem(self.vector)):
+            problems.append(("vector", problem))
         if self.key is not None and not isinstance(self.key, str):
             problems.append(("key", f"a key is a string, got {type(self.key).__name__}"))
         elif self.key is not None and (problem := key_problem(self.key)):
@@ -139,18 +158,44 @@ class Example:
         return problems
 
     def given(self) -> list[str]:
-        """Return the names of the fields among image, text, code and key that are set."""
-        return [name for name in ("image", "text", "code", "key") if getattr(self, name) is not None]
+        """Return the names of the fields among image, text, vector, code and key that are set."""
+        return [name for name in ("image", "text", "vector", "code", "key") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query(Example):
+class Example(Content):
+    """One of several contents of a query.
+
+    Attributes:
+        weight: the weight of its vote, above 0 and at most `MAX_WEIGHT`.
+    """
+
+    weight: float = 1.0
+
+    def problems(self, field: str) -> list[tuple[str, str]]:
+        """Return (field, problem), see `Content.problems`."""
+        problems = super().problems(field)
+        if not _is_weight(self.weight):
+            problems.append(
+                ("weight", f"a weight is a number above 0 and at most {MAX_WEIGHT:,}, got {self.weight!r:.80}")
+            )
+        return problems
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= MAX_WEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query(Content):
     """What to search for, the number of hits, the rows to consider and the columns to return.
 
-    A query is either one example or several: rows near the `positives` and not near the `negatives`. Each bit of the
-    query's code is then decided by a majority vote: positives vote for their bit, negatives against theirs, each group
-    weighted equally; the first positive breaks ties. Without negatives, no code has a smaller sum of distances to the
-    positives. Examples that are rows of the archive can be hits; a filter can exclude them.
+    A query is either one content or several examples: rows near the `positives` and not near the `negatives`. Each bit
+    of the query's code is then decided by a vote. Each example votes with its output for the bit, times its weight:
+    positives for it, negatives against it, divided by the number of examples of the group; the first positive breaks
+    ties. A code or a key has the output 127 for 1 and -127 for 0, so that codes of equal weight decide by majority, and
+    without negatives no code has a smaller sum of distances to them. Outputs of images, sentences and vectors are those
+    of the model, scaled to -127..127. Examples that are rows of the archive can be hits; a filter can exclude them.
 
     Attributes:
         positives: positive examples, at most `MAX_EXAMPLES` together with the negatives.

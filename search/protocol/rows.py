@@ -8,7 +8,16 @@ from typing import Any, TypedDict
 
 from orbithash.encoders.keys import MAX_KEY_CHARS, key_problem
 from orbithash.search.protocol.errors import InvalidQuery
-from orbithash.search.protocol.forms import CODE, IMAGE, MAX_IMAGE_BYTES, CodeField, ImageField
+from orbithash.search.protocol.forms import (
+    CODE,
+    IMAGE,
+    MAX_IMAGE_BYTES,
+    VECTOR,
+    CodeField,
+    ImageField,
+    VectorField,
+    vector_problem,
+)
 
 __all__ = ["MAX_ROWS", "Columns", "Row", "RowUpdate", "check_keys"]
 
@@ -48,14 +57,15 @@ UPDATABLE = tuple(Columns.__annotations__)
 class Row:
     """One row of an archive.
 
-    To write a row, give its key and either its code or an image, from which the server makes the code and the
-    thumbnail. Rows that are read have an id, and `uri`, `caption`, `footprint`, `thumbnail` and `code` only if these
-    columns were requested.
+    To write a row, give its key and exactly one of its code, a vector, from which the server makes the code, and an
+    image, from which it makes the code and the thumbnail. Rows that are read have an id, and `uri`, `caption`,
+    `footprint`, `thumbnail` and `code` only if these columns were requested.
 
     Attributes:
         key: unique in the archive; writing a row replaces the row with the same key.
         image: an encoded image file of at most `MAX_IMAGE_BYTES`; may be given as bytes, as a path or as a PIL image.
         code: a packed code of the archive's model; may be given as bytes or as a uint8 array.
+        vector: the input of the model's head of images; may be given as a float array or as a list of numbers.
         uri: the path or URI of the image; "": the key.
         label: the class.
         caption: a sentence about the image.
@@ -69,6 +79,7 @@ class Row:
     key: str
     image: ImageField = IMAGE
     code: CodeField = CODE
+    vector: VectorField = VECTOR
     uri: str = ""
     label: str | None = None
     caption: str | None = None
@@ -83,17 +94,19 @@ class Row:
     def num_bytes(self) -> int:
         """The approximate size of the row in memory and in a message, in bytes."""
         texts = len(self.key) + len(self.uri) + len(self.label or "") + len(self.caption or "")
-        blobs = (self.image, self.code, self.footprint, self.thumbnail)
+        blobs = (self.image, self.code, self.vector, self.footprint, self.thumbnail)
         # Characters have up to four bytes.
         return 4 * texts + sum(len(blob or b"") for blob in blobs)
 
     def check(self) -> None:
         """Raise `InvalidQuery` with everything that can be checked without the archive, to write the row."""
         problems = _key_problems(self.key)
-        if (self.image is None) == (self.code is None):
-            problems.append(("content", "give exactly one of image and code"))
+        if [self.image, self.code, self.vector].count(None) != 2:
+            problems.append(("content", "give exactly one of image, code and vector"))
         if self.image is not None and not 0 < len(self.image) <= MAX_IMAGE_BYTES:
             problems.append(("image", f"an image file has 1 to {MAX_IMAGE_BYTES:,} bytes, got {len(self.image):,}"))
+        if self.vector is not None and (problem := vector_problem(self.vector)):
+            problems.append(("vector", problem))
         problems += _column_problems({name: getattr(self, name) for name in UPDATABLE})
         if problems:
             raise _invalid(problems, self.key)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.codes import Codes, Encoded, check_codes, num_bytes
+from orbithash.encoders.codes import Codes, Encoded, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import normalize_wkb, wrap_longitude
 from orbithash.search.engine.protocols import QueryEncoder
+from orbithash.search.engine.query_codes import check_code, check_vector
 from orbithash.search.index.host import Diff
 from orbithash.search.index.shard import Ids
 from orbithash.search.logs import current_request, set_requests
@@ -100,18 +101,13 @@ class Writer:
         return await self.write(await self.prepare(rows))
 
     async def prepare(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with their codes and thumbnails in place of their images, for `write`.
+        """Return the rows with codes, and thumbnails, in place of their images and vectors, for `write`.
 
         Raises `InvalidQuery` for invalid rows, and `Overloaded`.
         """
         for row in rows:
             row.check()
-        try:
-            for row in rows:
-                if row.code is not None:
-                    check_codes(np.frombuffer(row.code, np.uint8), self._archive.bits)
-        except InputError as error:
-            raise InvalidQuery(("code", f"{error} (row {row.key[:80]!r})")) from error
+            self._check_content(row)
         stored = [_place(row.key, {"lon": row.lon, "footprint": row.footprint}) for row in rows]
         prepared = [
             replace(row, lon=place["lon"], footprint=place["footprint"])
@@ -125,7 +121,24 @@ class Writer:
                 prepared[place] = replace(
                     row, image=None, code=code.tobytes(), thumbnail=row.thumbnail or thumbnail or None
                 )
+        vectors = {place: row.vector for place, row in enumerate(rows) if row.vector is not None}
+        if vectors:
+            dims = self._encoder.vector_dims
+            encoded = await self._encoder.encode("vector", [check_vector(each, dims) for each in vectors.values()])
+            for place, code in zip(vectors, encoded.codes, strict=True):
+                prepared[place] = replace(prepared[place], vector=None, code=code.tobytes())
         return prepared
+
+    def _check_content(self, row: Row) -> None:
+        """Raise `InvalidQuery` for a code or a vector that does not fit the archive."""
+        try:
+            if row.code is not None:
+                check_code(row.code, self._archive.bits)
+            if row.vector is not None:
+                check_vector(row.vector, self._encoder.vector_dims)
+        except InvalidQuery as error:
+            (problem,) = error.violations
+            raise InvalidQuery((problem[0], f"{problem[1]} (row {row.key[:80]!r})")) from error
 
     async def write(self, rows: Sequence[Row]) -> Committed:
         """Write rows that `prepare` returned. Raises `Overloaded` and `Unavailable`."""

@@ -85,7 +85,7 @@ def test_the_files_of_the_wheel_are_sent_and_few_others():
     for folder in settings["package-dir"].values():
         assert any((ROOT / folder).glob("*.py"))
         assert is_sent(f"{folder}/__init__.py"), folder
-    for path in ("README.md", "trainers/recipes/from_scratch.yaml", "proto/orbithash/v1/search.proto"):
+    for path in ("README.md", "trainers/recipes/from-scratch.yaml", "proto/orbithash/v1/search.proto"):
         assert is_sent(path), path
     for path in (
         ".git/config",

@@ -19,14 +19,17 @@ async def encode(images):
 
 
 @contextmanager
-def serving_archive(folder, limits=None, encode=encode):
-    """A gateway over a new archive of 16 bits, in an event loop in a thread; yields its address and its service."""
+def serving_archive(folder, limits=None, encode=encode, encoder=None):
+    """A gateway over a new archive of 16 bits, in an event loop in a thread; yields its address and its service.
+
+    `encode` returns the codes of images; `encoder` is a whole `QueryEncoder` in its place.
+    """
 
     async def start():
         Archive.open_or_create(folder, 16, "m" * 32)
 
         async def open_backend(target):
-            return LocalBackend(Archive.open(target.archive), StubEncoder(encode), target.num_shards)
+            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(encode), target.num_shards)
 
         service = await open_service(open_backend, Target(str(folder), "", 2))
         return service, await start_gateway(service, "127.0.0.1:0", limits=limits)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.embedding import embedding_backbone
 from orbithash.encoders.sources.embeddings import EmbeddingTable
 from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.data.statistics import band_statistics
 from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Method, get_method
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
+from orbithash.trainers.recipe import find_recipe
 
-__all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run"]
+__all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run", "with_statistics"]
 
 # Numbers of workers that an error message names.
 MAX_NAMES = 10
@@ -53,31 +55,74 @@ class Run:
 def make_run(
     method: str,
     data: Path,
-    config: Path | None = None,
+    config: Path | str | None = None,
     settings: Sequence[str] = (),
     *,
     dataset: str | None = None,
     protocol: str | None = None,
-    split_seed: int = 0,
-    validation: float = 0.1,
+    split_seed: int | None = None,
+    validation: float | None = None,
     captions: Path | None = None,
     **given: Any,
 ) -> Run:
-    """Return a run on a data folder; `InputError` names all problems of the settings, or of the data.
+    """Return a run on a data folder.
 
-    `config`, `settings` and `given`, which may have a `seed`, are those of `load_config`; the others are those of
-    `make_manifest`.
+    Args:
+        method: name of the method.
+        data: folder of images.
+        config: YAML file of settings, or the name of a shipped recipe; see `recipe.py`.
+        settings: `key=value` texts; they override `config`.
+        dataset: name of the dataset; None: recognised.
+        protocol: rule that splits the images; None: that of `config`, else the dataset's.
+        split_seed: seed of the split; None: that of `config`, else 0.
+        validation: fraction of the training images held out for validation; None: that of `config`, else 0.1.
+        captions: JSON file of captions.
+        given: settings by name; they override all others unless they are None.
+
+    Raises:
+        InputError: with all problems of the settings, or all problems of the data.
     """
-    resolved = load_config(get_method(method).Config, config, settings, **given)
+    kind = get_method(method)
+    split: dict[str, Any] = {}
+    file = None
+    if config is not None:
+        recipe = find_recipe(config)
+        recipe.check_method(method)
+        file = recipe.file
+        split = {"protocol": recipe.protocol, "seed": recipe.split_seed, "validation": recipe.validation}
+    resolved = load_config(kind.Config, file, settings, **given)
+    asked = {"protocol": protocol, "seed": split_seed, "validation": validation}
+    split |= {key: value for key, value in asked.items() if value is not None}
     root = data.absolute()
+    chosen = {key: value for key, value in split.items() if value is not None}
     manifest = make_manifest(
-        root, dataset, protocol, split_seed, validation, captions, resolved.table, resolved.max_rows
+        root, dataset, captions=captions, table=resolved.table, max_rows=resolved.max_rows, **chosen
     )
     if manifest.dataset == EMBEDDINGS:
         resolved = of_embeddings(resolved, root)
     elif resolved.is_of_embeddings:
         raise InputError(f"backbone is {resolved.backbone}, which a table of embeddings sets; {root} has images")
-    return Run(method, resolved, manifest, root)
+    return with_statistics(Run(method, resolved, manifest, root))
+
+
+def with_statistics(run: Run) -> Run:
+    """Return the run with mean and standard deviation of numbers in its settings; default: of the training part.
+
+    Raises:
+        InputError: images of the sample are refused.
+    """
+    images = run.manifest.part("train")
+    update: dict[str, tuple[float, ...]] = {}
+    for (source, prefix), preprocessing in run.config.preprocessings().items():
+        if preprocessing.mean:
+            continue
+        pairs = [(image.path, image.sha256) for image in images]
+        if source == "second":
+            pairs = [(image.second, image.second_sha256 or "") for image in images if image.second is not None]
+        paths, hashes = [run.root / path for path, _ in pairs], [sha256 for _, sha256 in pairs]
+        moments = band_statistics(paths, hashes, preprocessing, run.root)
+        update |= {f"{prefix}band_mean": moments.mean, f"{prefix}band_std": moments.std}
+    return replace(run, config=run.config.model_copy(update=update)) if update else run
 
 
 def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:

@@ -34,7 +34,7 @@ from orbithash.encoders.networks.backbones.names import MIN_SIDE_PX, check_backb
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.encoders.networks.model import HashModel
-from orbithash.trainers.config import PathOrName, TrainConfig
+from orbithash.trainers.config import BandNumbers, PathOrName, TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
@@ -75,7 +75,14 @@ class MrHashConfig(TrainConfig):
     second_bands: tuple[int | str, ...] = Field(
         (), description="band numbers or names of the second source; empty: RGB"
     )
+    second_values: Literal["picture", "raw", "reflectance", "decibel", "power"] = Field(
+        "picture", description="as `values`, for the second source"
+    )
     second_stretch: str = Field("percentile:2:98", description="as `stretch`, for the second source")
+    second_band_scale: BandNumbers = Field((), description="as `band_scale`, for the second source")
+    second_band_offset: BandNumbers = Field((), description="as `band_offset`, for the second source")
+    second_band_mean: BandNumbers = Field((), description="as `band_mean`, for the second source")
+    second_band_std: BandNumbers = Field((), description="as `band_std`, for the second source")
     feature_backbone: str | None = Field(
         None,
         description="backbone of the features that the autoencoder reconstructs; null: the hash network's, before "
@@ -141,8 +148,19 @@ class MrHashConfig(TrainConfig):
 
     def second_preprocessing(self) -> Preprocessing:
         """Return the preprocessing of the second source's images."""
-        rendering = Rendering(self.second_bands or None, self.second_stretch)
-        return Preprocessing(rendering, self.image_size, self.image_size, orientations=self.orientations)
+        rendering = Rendering(
+            self.second_bands or None,
+            self.second_stretch,
+            self.second_values,
+            self.second_band_scale,
+            self.second_band_offset,
+        )
+        return self._preprocessing_of(rendering, self.second_band_mean, self.second_band_std)
+
+    def preprocessings(self) -> dict[tuple[Literal["image", "second"], str], Preprocessing]:
+        """Return the preprocessing of each source, see `TrainConfig`."""
+        first = super().preprocessings()
+        return first if self.sources == "first" else {**first, ("second", "second_"): self.second_preprocessing()}
 
     @field_validator("second_bands")
     @classmethod
@@ -163,6 +181,7 @@ class MrHashConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
+        self.second_preprocessing()
         if self.feature_backbone is None and self.feature_weights is not None:
             raise ValueError(
                 f"feature_weights is {self.feature_weights!r}, but feature_backbone is not set; set it to the backbone "

@@ -22,7 +22,8 @@ that the service itself raises carries a google.rpc.ErrorInfo of the domain "orb
 | code               | reason            | cause                                      | remedy                       |
 |--------------------|-------------------|--------------------------------------------|------------------------------|
 | INVALID_ARGUMENT   | INVALID_QUERY     | no query; k out of range; a code of wrong  | google.rpc.BadRequest names  |
-|                    |                   | length or with a pad bit set; an image     | the fields and the allowed   |
+|                    |                   | length or with a pad bit set; a vector of  | the fields and the allowed   |
+|                    |                   | wrong length or with NaN; an image         |                              |
 |                    |                   | that is too large or cannot be decoded; an | values (of very many wrong   |
 |                    |                   | invalid filter; a text query to a model    | values the first few)        |
 |                    |                   | without a text encoder; an invalid row     |                              |
@@ -108,6 +109,8 @@ class Example(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """An encoded image file."""
     code: _builtins.bytes
@@ -116,6 +119,10 @@ class Example(_message.Message):
     """The key of a row."""
     text: _builtins.str
     """A sentence."""
+    vector: _builtins.bytes
+    """A vector."""
+    weight: _builtins.float
+    """The weight of its vote, above 0 and at most 1,000; not set: 1."""
     def __init__(
         self,
         *,
@@ -123,13 +130,20 @@ class Example(_message.Message):
         code: _builtins.bytes = ...,
         key: _builtins.str = ...,
         text: _builtins.str = ...,
+        vector: _builtins.bytes = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "example", b"example", "image", b"image", "key", b"key", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "code", b"code", "example", b"example", "image", b"image", "key", b"key", "text", b"text", "vector", b"vector", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "example", b"example", "image", b"image", "key", b"key", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "code", b"code", "example", b"example", "image", b"image", "key", b"key", "text", b"text", "vector", b"vector", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_example: _TypeAlias = _typing.Literal["image", "code", "key", "text"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    _WhichOneofReturnType_example: _TypeAlias = _typing.Literal["image", "code", "key", "text", "vector"]  # noqa: Y015
     _WhichOneofArgType_example: _TypeAlias = _typing.Literal["example", b"example"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_example) -> _WhichOneofReturnType_example | None: ...
 
 Global___Example: _TypeAlias = Example  # noqa: Y015
@@ -201,6 +215,7 @@ class SearchRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     RADIUS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
@@ -217,6 +232,10 @@ class SearchRequest(_message.Message):
     """The key of a row of the archive, whose code is the query. The row itself is a hit at distance 0."""
     text: _builtins.str
     """A sentence of at most 2,000 characters, for a model with a text encoder."""
+    vector: _builtins.bytes
+    """The input of the model's head of images, such as an embedding that the model was trained on:
+    DescribeResponse.vector_dims finite numbers in IEEE 754 binary32, little-endian, at most 16,384 of them.
+    """
     k: _builtins.int
     """The maximum number of hits, from 1 to 10,000; at most 1,000 if `include` has COLUMN_THUMBNAIL or COLUMN_FOOTPRINT."""
     radius: _builtins.int
@@ -230,9 +249,10 @@ class SearchRequest(_message.Message):
     """Return UNAVAILABLE if less than this fraction of the archive was searched; from 0 to 1."""
     @_builtins.property
     def examples(self) -> Global___Examples:
-        """Several examples. Each bit of the query's code is decided by a majority vote: positives vote for their bit,
-        negatives against theirs, each group weighted equally; the first positive breaks ties. Rows given by key can be
-        hits.
+        """Several examples. Each bit of the query's code is decided by a vote: each example votes with its output for the
+        bit (127 or -127 for a code or a key, from -127 to 127 otherwise) times its weight, positives for it, negatives
+        against it, divided by the number of examples of the group; the first positive breaks ties. Rows given by key can
+        be hits.
         """
 
     @_builtins.property
@@ -251,6 +271,7 @@ class SearchRequest(_message.Message):
         key: _builtins.str = ...,
         text: _builtins.str = ...,
         examples: Global___Examples | None = ...,
+        vector: _builtins.bytes = ...,
         k: _builtins.int = ...,
         radius: _builtins.int | None = ...,
         filter: _builtins.str = ...,
@@ -258,13 +279,13 @@ class SearchRequest(_message.Message):
         include: _abc.Iterable[Global___Column.ValueType] | None = ...,
         min_coverage: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "image", b"image", "key", b"key", "query", b"query", "radius", b"radius", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "image", b"image", "key", b"key", "query", b"query", "radius", b"radius", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "filter", b"filter", "image", b"image", "include", b"include", "k", b"k", "key", b"key", "min_coverage", b"min_coverage", "query", b"query", "radius", b"radius", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "filter", b"filter", "image", b"image", "include", b"include", "k", b"k", "key", b"key", "min_coverage", b"min_coverage", "query", b"query", "radius", b"radius", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__radius: _TypeAlias = _typing.Literal["radius"]  # noqa: Y015
     _WhichOneofArgType__radius: _TypeAlias = _typing.Literal["_radius", b"_radius"]  # noqa: Y015
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "code", "key", "text", "examples"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "code", "key", "text", "examples", "vector"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__radius) -> _WhichOneofReturnType__radius | None: ...
@@ -574,6 +595,7 @@ class Row(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     CAPTION_FIELD_NUMBER: _builtins.int
@@ -589,6 +611,8 @@ class Row(_message.Message):
     """An encoded image file. The server makes the row's code and thumbnail from it."""
     code: _builtins.bytes
     """A packed code of the archive's model."""
+    vector: _builtins.bytes
+    """A vector, see SearchRequest. The server makes the row's code from it."""
     uri: _builtins.str
     """The path or URI of the image; empty: the key."""
     label: _builtins.str
@@ -615,6 +639,7 @@ class Row(_message.Message):
         key: _builtins.str = ...,
         image: _builtins.bytes = ...,
         code: _builtins.bytes = ...,
+        vector: _builtins.bytes = ...,
         uri: _builtins.str = ...,
         label: _builtins.str | None = ...,
         caption: _builtins.str | None = ...,
@@ -625,9 +650,9 @@ class Row(_message.Message):
         thumbnail: _builtins.bytes | None = ...,
         id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "uri", b"uri", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
     _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
@@ -645,7 +670,7 @@ class Row(_message.Message):
     _WhichOneofArgType__lon: _TypeAlias = _typing.Literal["_lon", b"_lon"]  # noqa: Y015
     _WhichOneofReturnType__thumbnail: _TypeAlias = _typing.Literal["thumbnail"]  # noqa: Y015
     _WhichOneofArgType__thumbnail: _TypeAlias = _typing.Literal["_thumbnail", b"_thumbnail"]  # noqa: Y015
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "code"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "code", "vector"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__caption) -> _WhichOneofReturnType__caption | None: ...
@@ -1071,6 +1096,7 @@ class DescribeResponse(_message.Message):
     HAS_TEXT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     ORBITHASH_VERSION_FIELD_NUMBER: _builtins.int
+    VECTOR_DIMS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows of the version that is searched."""
     bits: _builtins.int
@@ -1085,6 +1111,8 @@ class DescribeResponse(_message.Message):
     """Whether the model has a text encoder, so that text queries are possible."""
     orbithash_version: _builtins.str
     """The server's version of orbithash."""
+    vector_dims: _builtins.int
+    """Dimensions of a vector that the model takes."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
         """All shards of the archive."""
@@ -1100,10 +1128,11 @@ class DescribeResponse(_message.Message):
         has_text: _builtins.bool = ...,
         shards: _abc.Iterable[Global___ShardStatus] | None = ...,
         orbithash_version: _builtins.str = ...,
+        vector_dims: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_version", b"archive_version", "bits", b"bits", "has_text", b"has_text", "index", b"index", "model_id", b"model_id", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_version", b"archive_version", "bits", b"bits", "has_text", b"has_text", "index", b"index", "model_id", b"model_id", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards", "vector_dims", b"vector_dims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,8 @@ that the service itself raises carries a google.rpc.ErrorInfo of the domain "orb
 | code               | reason            | cause                                      | remedy                       |
 |--------------------|-------------------|--------------------------------------------|------------------------------|
 | INVALID_ARGUMENT   | INVALID_QUERY     | no query; k out of range; a code of wrong  | google.rpc.BadRequest names  |
-|                    |                   | length or with a pad bit set; an image     | the fields and the allowed   |
+|                    |                   | length or with a pad bit set; a vector of  | the fields and the allowed   |
+|                    |                   | wrong length or with NaN; an image         |                              |
 |                    |                   | that is too large or cannot be decoded; an | values (of very many wrong   |
 |                    |                   | invalid filter; a text query to a model    | values the first few)        |
 |                    |                   | without a text encoder; an invalid row     |                              |

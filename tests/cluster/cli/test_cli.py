@@ -62,7 +62,7 @@ SURFACE = {
     "query": [
         *("--address", "--after", "--ca", "--cert", "--cert-key", "--code", "--filter", "--image", "--include"),
         *("--json", "--key", "--like", "--min-coverage", "--radius", "--text", "--timeout", "--token-file"),
-        *("--unlike", "-k"),
+        *("--unlike", "--vector", "--weight", "-k"),
     ],
     "upsert": ["SOURCE", *sorted([*CONNECTION, "--asset"]), "--json", "--timeout", "--token-file"],
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
@@ -150,7 +150,7 @@ def test_a_traceback_is_printed_with_debug_only(cli, args):
     ended = cli(*args)
     assert ended.code == 2
     assert ("Traceback" in ended.err) == ("--debug" in args)
-    assert "give one of --image, --text, --key, --code and --like, got none" in ended.err
+    assert "give at least one of --image, --text, --vector, --key, --code and --like, got none" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from orbithash.cluster.training import train as training
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.loop.export import make_card
+from orbithash.trainers.loop.run import make_run
 
 # Training.
 
@@ -71,6 +72,10 @@ def test_all_wrong_settings_are_reported_together(refused, tmp_path, labelled):
         (b"\xff\xd8\xff\xe0", "not a YAML file"),
         (b"a: [", "not a YAML file"),
         (b"- bits", "a config file contains keys and values, got list"),
+        (b"recipe: [1]", "the section recipe contains keys and values, got [1]"),
+        (b"recipe: {methd: dhcl}", "section recipe: unknown key 'methd'; did you mean method?"),
+        (b"recipe: {validation: 2}", "section recipe: validation is 2: input should be less than or equal to 0.5"),
+        (b"recipe: {method: cdne}", "is for cdne, not for dhcl; use cdne"),
         (b"bitts: 8", "unknown key 'bitts'; did you mean bits?"),
         (None, "config.yaml': neither a file nor a shipped recipe"),
     ],
@@ -131,7 +136,7 @@ def test_out_with_other_files(refused, tmp_path, labelled):
 
 
 def test_out_of_another_run(refused, tmp_path, labelled):
-    run = training.prepare_run("dhcl", labelled, bits=16)
+    run = make_run("dhcl", labelled, bits=16)
     training.claim_folder(run, tmp_path / "run")
     refused(
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--bits", "24", "--set", "seed=1"),
@@ -155,7 +160,7 @@ def test_more_training_workers_than_cpus(ray_cluster, refused, tmp_path, labelle
 def run_folder(tmp_path, labelled):
     """A run folder with an untrained model."""
     settings = ["backbone=mobilenet_v3_small", "image_size=32"]
-    run = training.prepare_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
+    run = make_run("dhcl", labelled, protocol="random", settings=settings, bits=16)
     training.claim_folder(run, tmp_path / "run")
     method = run.build()
     HashModel(make_card(run, method, {}), method.network).save(tmp_path / "run" / "model")
@@ -369,8 +374,20 @@ def test_no_gateway_at_the_address(refused):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "give one of --image, --text, --key, --code and --like, got none"),
-        (("--key", "a", "--code", "ff"), "got --key and --code"),
+        ((), "give at least one of --image, --text, --vector, --key, --code and --like, got none"),
+        (
+            ("--key", "a", "--weight", "text=2"),
+            "--weight 'text=2' is not OPTION=NUMBER with an option of this query (key)",
+        ),
+        (
+            ("--key", "a", "--like", "b", "--weight", "key"),
+            "is not OPTION=NUMBER with an option of this query (key, like)",
+        ),
+        (("--key", "a", "--weight", "key=much"), "--weight 'key=much' is not OPTION=NUMBER"),
+        (("--key", "a", "--weight", "key=0"), "a weight is a number above 0 and at most 1,000, got 0.0"),
+        (("--key", "a", "--weight", "key=nan"), "a weight is a number above 0 and at most 1,000, got nan"),
+        (("--unlike", "a"), "got none"),
+        (("--vector", "nope.npy"), "--vector nope.npy: cannot be read (No such file or directory)"),
         (("--key", ""), "a key has 1 to 4,096 characters, got 0"),
         (("--code", "xyz"), "--code 'xyz' is not hexadecimal"),
         (("--code", "ff", "-k", "0"), "k is a whole number from 1 to 10,000, got 0"),
@@ -384,6 +401,35 @@ def test_no_gateway_at_the_address(refused):
 )
 def test_query_options(refused, options, words):
     refused("query", *options, words=[words])
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(3, np.int8), "got shape [3] of format 'b'; convert it with astype('float32')"),
+        (np.zeros((2, 3), np.float32), "got shape [2, 3] of format 'f'"),
+        (np.zeros((), np.float32), "got shape [] of format 'f'"),
+        (np.zeros(0, np.float32), "a vector has at least one dimension, got none"),
+        (np.array([0, np.nan], np.float32), "a vector is finite in float32, got nan in dimension 1"),
+        (np.array([1e300]), "a vector is finite in float32, got inf in dimension 0"),
+        (np.zeros(20_000, np.float32), "at most 16,384 dimensions, got 80,000 bytes"),
+        (np.array(["a"]), "a vector is an array"),
+        (np.array([{}]), "not an array of numbers saved by numpy.save"),
+    ],
+)
+def test_query_vectors(refused, tmp_path, array, words):
+    path = tmp_path / "vector.npy"
+    np.save(path, array, allow_pickle=True)
+    refused("query", "--vector", str(path), words=[words])
+
+
+def test_query_vectors_that_are_other_files(refused, tmp_path):
+    path = tmp_path / "vector.npz"
+    np.savez(path, np.zeros(3))
+    refused("query", "--vector", str(path), words=["an archive of several arrays; save one array with numpy.save"])
+    for content in (b"", b"no array", b"\x93NUMPY\x01\x00"):
+        path.write_bytes(content)
+        refused("query", "--vector", str(path), words=["not an array of numbers saved by numpy.save"])
 
 
 def test_a_query_image_that_is_too_large(refused, tmp_path):

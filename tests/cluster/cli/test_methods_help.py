@@ -5,9 +5,8 @@ import json
 import pytest
 from cluster_parts import TINY
 
-from orbithash.cluster.training.recipes import find_config, recipes
-from orbithash.cluster.training.train import prepare_run
 from orbithash.trainers.methods import METHODS
+from orbithash.trainers.recipe import shipped_recipes
 
 
 def test_the_help_lists_verbs_in_groups(cli):
@@ -64,28 +63,22 @@ def test_help_of_a_verb_shows_the_settings_of_the_method(cli, verb, words):
     assert "near_cosine" in ended.out
 
 
-@pytest.mark.parametrize("verb", ["train", "tune"])
-def test_help_names_the_recipes(cli, verb):
-    text = "".join(character for character in cli(verb, "--help").out if character not in "│\n")
-    assert ", ".join(recipes()) in " ".join(text.split())
-
-
-def test_recipes_are_found_by_name(labelled, tmp_path, monkeypatch):
-    assert {"from_scratch", "duch_plus"} <= set(recipes())
-    by_name = prepare_run("dhcl", labelled, protocol="random", config="from_scratch")
-    by_path = prepare_run("dhcl", labelled, protocol="random", config=recipes()["from_scratch"])
-    assert by_name.config == by_path.config
-    assert by_name.config.image_size == 64
-    # A name means the shipped recipe, even if the current folder contains a file of that name.
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "from_scratch").touch()
-    assert find_config("from_scratch") == recipes()["from_scratch"]
-    assert find_config("./from_scratch").samefile(tmp_path / "from_scratch")
+def test_methods_lists_every_recipe_once(cli):
+    listed = cli("methods").out
+    by_method = {method["name"]: method["recipes"] for method in json.loads(cli("methods", "--json").out)}
+    assert sorted(recipe["name"] for recipes in by_method.values() for recipe in recipes) == list(shipped_recipes())
+    for recipes in by_method.values():
+        for recipe in recipes:
+            assert listed.count(f"  recipe {recipe['name']}: {recipe['about']}\n") == 1
+    (recipe,) = [recipe for recipe in by_method["cdne"] if recipe["name"] == "ucmd-cdne-64"]
+    assert recipe["split"] == {"protocol": "cdne", "validation": 0.1}
+    assert recipe["settings"] == {"bits": 64, "epochs": 20, "temperature": 0.2}
+    assert "protocol=cdne validation=0.1 bits=64 epochs=20 temperature=0.2\n" in cli("methods", "cdne").out
 
 
 @pytest.mark.parametrize("verb", ["train", "tune"])
 def test_a_recipe_that_does_not_exist(refused, labelled, tmp_path, verb):
     refused(
-        *(verb, "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY, "--config", "from_scrach"),
-        words=["--config is 'from_scrach': neither a file nor a shipped recipe", ", ".join(recipes())],
+        *(verb, "dhcl", "--data", labelled, "--out", tmp_path / "run", *TINY, "--config", "from-scrach"),
+        words=["--config is 'from-scrach': neither a file nor a shipped recipe", ", ".join(shipped_recipes())],
     )

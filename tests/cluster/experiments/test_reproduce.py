@@ -339,7 +339,9 @@ def trained(monkeypatch):
 
     def note(run, folder, workers, gpus_per_worker):
         runs.append((run.manifest.protocol, run.method, run.config.bits, run.config.seed))
-        assert folder.parts[-3:] == (run.manifest.protocol, run.method, f"{run.config.bits}-{run.config.seed}")
+        assert folder.parts[-3] == run.manifest.protocol
+        assert run.method in folder.parts[-2]
+        assert folder.parts[-1] == f"{run.config.bits}-{run.config.seed}"
 
     monkeypatch.setattr(module, "train_on_ray", note)
     monkeypatch.setattr(module, "_evaluate", lambda folder, run, rule: metrics_of(dataset=run.manifest.dataset))
@@ -386,6 +388,35 @@ def test_a_learned_baseline_alone_uses_its_own_protocol(cli, trained, labelled, 
     ended = cli(*command, *settings(*TINY[:4]))
     assert ended.code == 0, ended.err
     assert trained == [("cdne", "triplet", 16, 0)]
+
+
+# Recipes.
+
+
+def test_recipes_set_settings_split_lengths_and_seeds(cli, trained, labelled, tmp_path):
+    command = ("reproduce", "ucmd-mhcln-32", "ucmd-cdne-64", "ucmd-triplet-64", "--data", labelled, "--out", tmp_path)
+    ended = cli(*command, *settings(*TINY[:4]), "--json")
+    assert ended.code == 0, ended.err
+    by_mhcln = [("mhcln", "mhcln", 32, seed) for seed in range(5)]
+    assert trained == [*by_mhcln, ("cdne", "cdne", 64, 0), ("cdne", "triplet", 64, 0)]
+    rows = json.loads(ended.out)
+    assert [row["method"] for row in rows] == ["mhcln", "cdne", "triplet"]
+    assert "triplet" in rows[1]["baselines"]
+
+
+def test_options_of_reproduce_override_those_of_recipes(cli, trained, labelled, tmp_path):
+    command = ("reproduce", "ucmd-mhcln-32", "mhcln", "--data", labelled, "--out", tmp_path, "--bits", 16)
+    ended = cli(*command, "--seeds", 2, *settings(*TINY[:4], "mhcln.lr=0.1"))
+    assert ended.code == 0, ended.err
+    # The runs of the recipe and of the method with its defaults are in folders of their own.
+    assert trained == [("mhcln", "mhcln", 16, seed) for seed in (0, 1)] * 2
+
+
+def test_two_recipes_of_a_method(cli, trained, labelled, tmp_path):
+    command = ("reproduce", "ucmd-cdne-64", "ucmd-cdne-momentum-64", "--data", labelled, "--out", tmp_path, "--json")
+    ended = cli(*command, *settings(*TINY[:4]))
+    assert ended.code == 0, ended.err
+    assert [row["variant"] for row in json.loads(ended.out)] == ["memory-bank", "momentum"]
 
 
 # Published values.

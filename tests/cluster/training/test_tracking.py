@@ -5,13 +5,13 @@ from cluster_parts import scalars
 
 from orbithash.cluster.training import tracking
 from orbithash.cluster.training.tracking import Tracking, check_trackers
-from orbithash.cluster.training.train import prepare_run
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.loop.run import make_run
 
 
 @pytest.fixture
 def run(labelled):
-    return prepare_run("dhcl", labelled, bits=16)
+    return make_run("dhcl", labelled, bits=16)
 
 
 @pytest.fixture

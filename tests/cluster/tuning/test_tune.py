@@ -6,10 +6,10 @@ import pytest
 import yaml
 from cluster_parts import family, kill, wait_for
 
-from orbithash.cluster.training.train import prepare_run
 from orbithash.cluster.tuning.report import write_page
 from orbithash.cluster.tuning.sampling import sample_points
 from orbithash.cluster.tuning.tune import Trial, Tuning, best_config
+from orbithash.trainers.loop.run import make_run
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "steps_per_epoch=4")
@@ -28,7 +28,7 @@ def small(labelled, tmp_path):
 
 
 def test_the_settings_of_trials(labelled):
-    run = prepare_run("mhcln", labelled, settings=["lr=2e-4"])
+    run = make_run("mhcln", labelled, settings=["lr=2e-4"])
     space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 1), "hidden": Choice(((8,), (16, 8))), "epochs": Linear(3, 5)}
     points = sample_points(run.config, space, 40, 0)
     initial = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
@@ -118,7 +118,7 @@ def test_a_folder_with_other_files(refused, small, tmp_path):
 
 
 def test_the_page_and_the_best_settings(labelled, tmp_path):
-    run = prepare_run("mhcln", labelled, settings=["backbone=mobilenet_v3_small", "image_size=32"])
+    run = make_run("mhcln", labelled, settings=["backbone=mobilenet_v3_small", "image_size=32"])
     space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 0.5), "hidden": Choice(((8,), (16, 8)))}
     tuning = Tuning(space, 3, "ap_min@20")
     trials = [
@@ -129,7 +129,7 @@ def test_the_page_and_the_best_settings(labelled, tmp_path):
     best = yaml.safe_load(best_config(run, trials))
     assert (best["lr"], best["margin"], best["hidden"], best["image_size"]) == (1e-3, 0.3, [8], 32)
     (tmp_path / "best.yaml").write_text(best_config(run, trials))
-    again = prepare_run("mhcln", labelled, config=tmp_path / "best.yaml")
+    again = make_run("mhcln", labelled, config=tmp_path / "best.yaml")
     assert again.config.model_dump(mode="json") == best
     write_page(tmp_path / "report.html", run, tuning, trials)
     page = (tmp_path / "report.html").read_text()

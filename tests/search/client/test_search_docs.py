@@ -5,12 +5,14 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from archive_parts import serving_archive
+from archive_parts import encode, serving_archive
 from images import encoded, picture
+from search_parts import StubEncoder
 
 from orbithash.search.client import Client, Row
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol import queries, rows
+from orbithash.search.protocol.forms import MAX_VECTOR_DIMS
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/search.md").read_text()
 
@@ -27,14 +29,19 @@ def test_the_examples_run(tmp_path, monkeypatch):
             programs[-1] += block
         else:
             programs.append(block)
-    with serving_archive(tmp_path / "archive") as (address, _, _):
+
+    async def encode_others(items):
+        return np.array([[0, len(item)] for item in items], np.uint8)
+
+    encoder = StubEncoder(encode, encode_others, encode_others)
+    with serving_archive(tmp_path / "archive", encoder=encoder) as (address, _, _):
         with Client(address) as client:
             client.upsert(
                 Row(key=f"scenes/{i:04}.tif", code=bytes([0, i]), label="harbor" if i % 2 else "beach", lat=60.0 + i)
                 for i in range(20)
             )
         for program in programs:
-            names = {"codes": np.array([[0, 1], [0, 2], [3, 4]], np.uint8)}
+            names = {"codes": np.array([[0, 1], [0, 2], [3, 4]], np.uint8), "embedding": np.ones(4, np.float32)}
             exec(textwrap.dedent(program).replace("127.0.0.1:50051", address), names)
         with Client(address) as client:
             assert client.count() == 20
@@ -49,6 +56,7 @@ def test_the_limits_are_those_of_the_code():
         f"{queries.MAX_K:,}; {queries.MAX_LARGE_ROWS:,} with thumbnails",
         f"{queries.MAX_QUERIES}, with {queries.MAX_BATCH_HITS:,} hits",
         f"{queries.MAX_IMAGE_BYTES // mib} MiB",
+        f"{MAX_VECTOR_DIMS:,} dimensions",
         f"{queries.MAX_SENTENCE_CHARS:,}, {rows.MAX_KEY_CHARS:,} and {queries.MAX_FILTER_CHARS:,} characters",
         f"| {queries.MAX_EXAMPLES} |",
         f"| {rows.MAX_ROWS:,} |",

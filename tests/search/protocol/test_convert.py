@@ -26,13 +26,22 @@ from orbithash.search.protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
-from orbithash.search.protocol.queries import Answer, Coverage, Hit, Query
+from orbithash.search.protocol.queries import Answer, Coverage, Example, Hit, Query
 from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
 from orbithash.v1 import search_pb2
 
 
-@pytest.mark.parametrize("query", [Query(image=b"x", k=1), Query(code=b"\x00\xff", k=10_000), Query(key="é", k=2)])
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query(image=b"x", k=1),
+        Query(code=b"\x00\xff", k=10_000),
+        Query(key="é", k=2),
+        Query(vector=[0.5, -1e-40], k=3),
+        Query(positives=(Example(vector=[1], weight=0.1), Example(text="x")), negatives=(Example(key="a", weight=7),)),
+    ],
+)
 def test_queries_survive(query):
     request = search_pb2.SearchRequest.FromString(query_to_pb(query).SerializeToString())
     assert query_from_pb(request) == query
@@ -41,6 +50,21 @@ def test_queries_survive(query):
 def test_an_empty_request_has_no_example():
     assert query_from_pb(search_pb2.SearchRequest()) == Query(k=0)
     assert query_from_pb(search_pb2.SearchRequest(image=b"", k=3)) == Query(image=b"", k=3)
+
+
+def test_a_weight_of_zero_differs_from_no_weight():
+    request = search_pb2.SearchRequest(k=1)
+    request.examples.positives.add(key="a")
+    request.examples.positives.add(key="b", weight=0)
+    query = query_from_pb(search_pb2.SearchRequest.FromString(request.SerializeToString()))
+    assert [example.weight for example in query.positives] == [1, 0]
+    with pytest.raises(InvalidQuery, match="weight: a weight is a number above 0 and at most 1,000, got 0"):
+        query.check()
+
+
+def test_a_row_with_a_vector_survives():
+    row = Row(key="a", vector=[1.0, 2.0])
+    assert row_from_pb(search_pb2.Row.FromString(row_to_pb(row).SerializeToString())) == row
 
 
 def test_answers_survive_and_zero_differs_from_unknown():

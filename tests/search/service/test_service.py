@@ -157,8 +157,8 @@ def test_an_image_becomes_a_code_and_a_thumbnail(tmp_path):
     [
         (Row(key="", code=code(1)), "a key has 1 to 4,096 characters"),
         (Row(key="a\nb", code=code(1)), "no control characters"),
-        (Row(key="a"), "exactly one of image and code"),
-        (Row(key="a", code=code(1), image=b"x"), "exactly one of image and code"),
+        (Row(key="a"), "exactly one of image, code and vector"),
+        (Row(key="a", code=code(1), image=b"x"), "exactly one of image, code and vector"),
         (Row(key="a", code=b"123"), "code"),
         (Row(key="a", code=code(1), lon=360.5), "from -360 to 360 degrees"),
         (Row(key="a", code=code(1), lat=float("nan")), "from -90 to 90 degrees"),

@@ -239,7 +239,7 @@ def test_duch_is_registered():
 
 
 def test_the_recipe_loads():
-    with resources.as_file(resources.files("orbithash.trainers") / "recipes" / "duch_plus.yaml") as file:
+    with resources.as_file(resources.files("orbithash.trainers") / "recipes" / "duch-plus.yaml") as file:
         config = load_config(DuchConfig, file, ["bits=16"])
     assert (config.bits, config.captions, config.near_as) == (16, "all", "positives")
 

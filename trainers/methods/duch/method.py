@@ -30,7 +30,7 @@ Losses and settings are those of the authors' released code, with these deviatio
   0.883 and 0.966 with the code's 1, 0.939 and 0.990 with 0.3).
 
 Extensions: contrast across modalities only, a learned temperature, all captions of an image, and pairs with nearly the
-same captions excluded from the negatives. `recipes/duch_plus.yaml` uses the last two (0.947 and 0.991 with the same
+same captions excluded from the negatives. The recipe `duch-plus` uses the last two (0.947 and 0.991 with the same
 split; one split and one seed each).
 """
 
