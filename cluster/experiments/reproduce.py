@@ -181,7 +181,7 @@ def _ways(names: Sequence[str]) -> list[Way]:
     """
     methods = [name for name in names if name not in shipped_recipes()]
     ways = [Way(name, name, REPRODUCTIONS[get_method(name).name]) for name in methods if name not in LEARNED_BASELINES]
-    supervised = {way.rule.protocol: way.rule for way in ways if get_method(way.method).needs_labels}
+    supervised = {way.rule.protocol: way.rule for way in ways if get_method(way.method).supervision != "none"}
     for name in methods:
         if name in LEARNED_BASELINES:
             own = REPRODUCTIONS[name]

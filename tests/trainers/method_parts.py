@@ -104,8 +104,11 @@ def write_translators(folder):
     return folder
 
 
-def make_run(root, method, protocol="random", **settings):
-    """A run on `write_data`'s folder, with captions and second sources in its manifest."""
+def make_run(root, method, protocol="random", several_classes=False, **settings):
+    """A run on `write_data`'s folder, with captions and second sources in its manifest.
+
+    With `several_classes`, two of three images have one or two classes more.
+    """
     given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2, **settings}
     if "text_encoder" in get_method(method).Config.model_fields:
         given = {"text_encoder": str(root.with_name("text")), **given}
@@ -113,11 +116,12 @@ def make_run(root, method, protocol="random", **settings):
     images = tuple(
         dataclasses.replace(
             image,
+            labels=tuple(range(image.label, min(3, image.label + 1 + number % 3))) if several_classes else image.labels,
             captions=tuple(f"{word} {manifest.classes[image.label]}" for word in ("a", "the", "one", "some", "this")),
             second=f"../second/{image.path}",
             second_sha256=hash_file(root / "../second" / image.path),
         )
-        for image in manifest.images
+        for number, image in enumerate(manifest.images)
     )
     config = load_config(get_method(method).Config, **given)
     return Run(method, config, dataclasses.replace(manifest, images=images), root)

@@ -18,6 +18,7 @@ from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Method, get_method
+from orbithash.trainers.methods.base import Supervision
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 from orbithash.trainers.recipe import find_recipe
 
@@ -212,29 +213,35 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], conjunction: str = "or") -> str:
     """Return names as a list in words, the middle of a long one left out."""
     if len(names) > MAX_NAMES:
         names = [*names[: MAX_NAMES - 2], "…", *names[-2:]]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
 def check_labels(run: Run) -> None:
-    """Raise `InputError` if the method learns from classes and an image has no class or several."""
-    if not get_method(run.method).needs_labels:
+    """Raise `InputError` if the images lack the classes that the method learns from, or have more than it can use."""
+    supervision = get_method(run.method).supervision
+    if supervision == "none":
         return
     images = run.manifest.part("train", "validation")
-    faults = {
-        "no class": [image.path for image in images if not image.labels],
-        "several classes": [image.path for image in images if len(image.labels) > 1],
-    }
+    faults = {"no class": [image.path for image in images if not image.labels]}
+    if supervision == "one class":
+        faults["several classes"] = [image.path for image in images if len(image.labels) > 1]
     problems = [
         f"{len(paths)} of {len(images)} training images have {fault} (first: {paths[0]})"
         for fault, paths in faults.items()
         if paths
     ]
     if problems:
-        others = " and ".join(name for name, kind in METHODS.items() if not kind.needs_labels)
-        raise InputError(
-            f"{' and '.join(problems)}; {run.method} needs exactly one class per image; {others} need none"
-        )
+        needs = {"one class": "exactly one class", "classes": "one or more classes"}[supervision]
+        others = [f"{_methods('none')} need none"]
+        if "several classes" in faults:
+            others.insert(0, f"{_methods('classes')} train on several")
+        raise InputError(f"{' and '.join(problems)}; {run.method} needs {needs} per image; {'; '.join(others)}")
+
+
+def _methods(supervision: Supervision) -> str:
+    """Return the names of the methods with this supervision, as a list in words."""
+    return _some([name for name, kind in METHODS.items() if kind.supervision == supervision], "and")

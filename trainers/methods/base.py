@@ -1,7 +1,7 @@
 """The interface between a method and the training loop, and the orders of training images that methods share."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_rows
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.metrics.metrics import mean_average_precision
-from orbithash.trainers.metrics.retrieval import Labels
+from orbithash.trainers.metrics.retrieval import Labels, num_labels, with_label
 
-__all__ = ["Batch", "Method", "balanced", "encode_part", "shuffled"]
+__all__ = ["Batch", "Method", "Supervision", "balanced", "encode_part", "shuffled"]
 
+# The labels that training needs: none, exactly one class per image, or one or more classes per image.
+Supervision = Literal["none", "one class", "classes"]
 
 # Number of images decoded together if the part is not in memory.
 BLOCK_SIZE = 256
@@ -30,7 +32,7 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: int64 [B], positions in the training part.
-        labels: as in `Part`; int64 [B] for a method that needs labels.
+        labels: as in `Part`: int64 [B], or bool [B, C] if an image of the dataset has several classes.
         images: float32 [B, C, S, S], augmented and normalised; None for a method that trains on features.
         features: the rows of each of the method's tables, float32 [B, ...].
         seed: the seed of the step, the same on all ranks.
@@ -63,8 +65,8 @@ class Method(nn.Module):
     # The metric of `validate` that `tune` maximises.
     tuning_metric: ClassVar[str] = "ap_min@20"
 
-    # Whether training needs exactly one class for each image.
-    needs_labels: ClassVar[bool] = True
+    # The labels that training needs.
+    supervision: ClassVar[Supervision] = "one class"
 
     # Number of consecutive rows of a step that belong together. Each rank's share is a multiple of it.
     group_size: ClassVar[int] = 1
@@ -181,11 +183,12 @@ def shuffled(num_rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDArr
 def balanced(labels: Labels, batch_size: int, images_per_class: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return class-balanced batches int64 [steps, batch_size], as many as `shuffled` returns.
 
-    Each batch has `images_per_class` images of each of its classes. Classes are drawn without replacement until all
-    were drawn, images with replacement. If `images_per_class` does not divide `batch_size`, the last class has fewer.
+    For each class of a batch, `images_per_class` of its images are drawn. Classes are drawn without replacement until
+    all were drawn, images with replacement. If `images_per_class` does not divide `batch_size`, the last class has
+    fewer. An image with several classes is drawn for each of them.
     """
     rng = np.random.default_rng([seed, epoch])
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members = [rows for label in range(num_labels(labels)) if len(rows := np.flatnonzero(with_label(labels, label)))]
     groups = -(-batch_size // images_per_class)
     steps = []
     for _ in range(len(labels) // batch_size):

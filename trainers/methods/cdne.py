@@ -10,6 +10,14 @@ training image:
 - "momentum": m becomes the embedding by a second network, the moving average of the trained one.
 - "in-batch": without a memory. The softmax is over the images of the step, and gradients flow to both sides.
 
+Images with several classes (our generalisation; the paper has one class per image): with the weight
+w_ij = |Y_i & Y_j| / |Y_i | Y_j| of the classes Y of two images (Jaccard), the SNCA loss of image i is
+
+    -log(sum_j w_ij exp((e_i m_j - d w_ij) / T) / sum_j exp((e_i m_j - d w_ij) / T)),  j != i,
+
+where d is the margin and T the temperature. With one class per image, w_ij is 1 or 0 and the loss is the paper's. The
+cross-entropy becomes the binary cross-entropy, a mean over images and classes.
+
 Deviations from the authors' code:
 
 - Probabilities are computed as logarithms, so none is 0. As in the code, an image that is the only one of its class
@@ -32,7 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
@@ -41,7 +49,7 @@ from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
-from orbithash.trainers.methods.losses import at_least_float32, quantisation_loss
+from orbithash.trainers.methods.losses import at_least_float32, classification_loss, quantisation_loss
 from orbithash.trainers.methods.memory import NORM_FLOOR, Memory
 from orbithash.trainers.search_space import Linear, Log
 
@@ -113,7 +121,7 @@ def _embed(hashes: Tensor) -> Tensor:
 
 
 class Embedded(NamedTuple):
-    """Images as unit `embeddings` [N, K], with their classes and their rows of the training part."""
+    """Images as unit `embeddings` [N, K], with their labels, as in `Batch`, and their rows of the training part."""
 
     embeddings: Tensor
     labels: Tensor
@@ -124,26 +132,36 @@ class Embedded(NamedTuple):
         return Embedded(*(gather_with_gradient(values) for values in self))
 
 
+def _agreement(labels: Tensor, other_labels: Tensor) -> Tensor:
+    """Return the weights [B, N] of pairs of images: 1 for one and the same class, else the Jaccard index of classes."""
+    if labels.dtype != torch.bool:
+        return (labels[:, None] == other_labels).float()
+    ours, theirs = labels.float(), other_labels.float()
+    shared = ours @ theirs.T
+    return shared / (ours.sum(dim=1)[:, None] + theirs.sum(dim=1) - shared).clamp(min=1)
+
+
 def neighbour_log_sums(anchors: Embedded, keys: Embedded, temperature: float, margin: float) -> Tensor:
     """Return the logarithms [2, B] of two sums of exp(cosine / T) for each anchor: over keys of its class, and all.
 
-    The key of the anchor's own row is excluded. The margin is subtracted from the cosines with the anchor's class in
-    both sums. The logarithm of an empty sum is about the lowest number of its type. Sums over parts of the keys can be
-    joined by logsumexp.
+    For images with several classes, the first sum is weighted by the agreement of classes. The key of the anchor's own
+    row is excluded. The margin, times the agreement, is subtracted from the cosines in both sums. The logarithm of an
+    empty sum is about the lowest number of its type. Sums over parts of the keys can be joined by logsumexp.
     """
     embeddings = at_least_float32(anchors.embeddings)
     is_other = anchors.rows[:, None] != keys.rows
-    is_same = (anchors.labels[:, None] == keys.labels) & is_other
-    exponents = (embeddings @ keys.embeddings.to(embeddings.dtype).T - margin * is_same) / temperature
+    agreement = _agreement(anchors.labels, keys.labels).to(embeddings) * is_other
+    exponents = (embeddings @ keys.embeddings.to(embeddings.dtype).T - margin * agreement) / temperature
     lowest = torch.finfo(exponents.dtype).min
-    sums = [torch.logsumexp(exponents.masked_fill(~mask, lowest), dim=1) for mask in (is_same, is_other)]
+    weighted = (exponents + agreement.log()).masked_fill(agreement == 0, lowest)
+    sums = [torch.logsumexp(terms, dim=1) for terms in (weighted, exponents.masked_fill(~is_other, lowest))]
     return torch.stack(sums)
 
 
 def snca_loss(log_sums: Tensor) -> Tensor:
     """Return the mean over anchors of -log(sum over the class / sum over all), from `neighbour_log_sums` [2, B].
 
-    An anchor without another image of its class adds 0. The loss is 0 for an empty batch.
+    An anchor that shares a class with no other image adds 0. The loss is 0 for an empty batch.
     """
     same, all_keys = log_sums
     has_same = same > torch.finfo(same.dtype).min / 2
@@ -154,9 +172,10 @@ class Cdne(FineTuned):
     """The hash network with its classifier, the memory, and the moving average of the network."""
 
     name = "cdne"
-    learns_from = "class labels"
+    learns_from = "class labels, one or several per image"
     paper = "Kang, Fernandez-Beltran, Ye, Tong, Plaza: CDNE, IEEE JSTARS 2020 (doi 10.1109/JSTARS.2020.3027954)"
     Config = CdneConfig
+    supervision = "classes"
 
     def __init__(self, config: CdneConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
@@ -174,6 +193,8 @@ class Cdne(FineTuned):
         if config.variant == "momentum":
             self.average = copy.deepcopy(self.network).requires_grad_(False)
             self.average.classifier = None
+            if not self.trains_on_images:
+                self.average.backbone = nn.Identity()
         num_steps = config.epochs * (num_rows // config.batch_size)
         rate = min(1.0, max(MIN_RATE, 1 / (MEMORY_SHARE * max(1, num_steps))))
         self.encoder_momentum = 1 - rate if config.encoder_momentum is None else config.encoder_momentum
@@ -183,8 +204,13 @@ class Cdne(FineTuned):
         """Fill the memory with embeddings of the images without augmentation, see `Method`."""
         if self.memory is None or self.config.memory_start == "random":
             return
-        assert training.images is not None, "trains on images"
         self.eval()
+        if training.images is None:
+            for start in range(0, len(training.labels), FILL_BATCH):
+                features = torch.from_numpy(training.features["image"][start : start + FILL_BATCH])
+                hashes = self.network.head(features.to(self.memory.whole.device))
+                self.memory.whole[start : start + FILL_BATCH] = _embed(hashes)
+            return
         preprocessing = self.config.preprocessing()
         device = self.memory.whole.device
         normaliser = Normaliser(preprocessing, device)
@@ -206,14 +232,13 @@ class Cdne(FineTuned):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`."""
         config = self.config
-        assert batch.images is not None, "trains on images"
-        hashes, logits = self.network(batch.images)
+        hashes, logits = self.outputs(batch)
         assert logits is not None
         embeddings = _embed(hashes)
         # One tensor per micro-batch; the memory bank is written with them after the step.
         self._embeddings.append(embeddings.detach())
         snca = snca_loss(self._log_sums(embeddings, batch))
-        classification = F.cross_entropy(at_least_float32(logits), batch.labels)
+        classification = classification_loss(logits, batch.labels)
         quantisation = quantisation_loss(hashes)
         return {
             "loss": config.snca_weight * snca
@@ -248,8 +273,7 @@ class Cdne(FineTuned):
             # Only the last rows are of this step: `forward` may have been called before it.
             self.memory.write(batch.rows, torch.cat(embeddings_of_step)[-len(batch.rows) :], keep=self._mu)
             return
-        assert batch.images is not None
-        embeddings = _embed(self.average(batch.images).hashes)
+        embeddings = _embed(self.outputs(batch, self.average).hashes)
         self.memory.write(batch.rows, embeddings, keep=0.0)
         current = dict(self.network.named_parameters())
         for name, parameter in self.average.named_parameters():

@@ -1,15 +1,17 @@
-"""The classifier baseline: a linear classifier on tanh hashes whose signs are the codes."""
+"""The classifier baseline: a linear classifier on tanh hashes whose signs are the codes.
+
+The loss is the cross-entropy, or the binary cross-entropy for images with several classes, plus quantisation.
+"""
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
-from orbithash.trainers.methods.losses import quantisation_loss
+from orbithash.trainers.methods.losses import classification_loss, quantisation_loss
 from orbithash.trainers.search_space import Log
 
 __all__ = ["Classifier", "ClassifierConfig"]
@@ -27,9 +29,10 @@ class Classifier(FineTuned):
     """The hash network with its classifier."""
 
     name = "classifier"
-    learns_from = "class labels"
+    learns_from = "class labels, one or several per image"
     paper = "baseline without a paper"
     Config = ClassifierConfig
+    supervision = "classes"
 
     def __init__(self, config: ClassifierConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
@@ -39,10 +42,9 @@ class Classifier(FineTuned):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Both are means over this rank's images."""
-        assert batch.images is not None, "trains on images"
-        hashes, logits = self.network(batch.images)
+        hashes, logits = self.outputs(batch)
         assert logits is not None
-        classification = F.cross_entropy(logits.float(), batch.labels)
+        classification = classification_loss(logits, batch.labels)
         quantisation = quantisation_loss(hashes)
         return {
             "loss": classification + self.config.quantisation_weight * quantisation,

@@ -19,12 +19,18 @@ CVPR 2020), summed over proxies as in Proxy-Anchor (Kim et al., CVPR 2020). Devi
 - The learning rates follow a cosine, and the head's are larger. The code has lr=1e-4 head_lr_factor=1
   proxy_lr_factor=100 schedule=step lr_decay=0.5 lr_decay_epochs=10.
 
+Images with several classes (our generalisation; the paper has one class per image): in both proxy losses, an image is
+pulled to the proxies of all of its classes and pushed from the others. The cross-entropy becomes the binary
+cross-entropy, a mean over images and classes. There are no label bits, because no class alone is the predicted one.
+
 Extension: with `nested_bits` the losses are averaged over prefixes of the code, as in nested (Matryoshka)
 representations, so that one training gives codes of several lengths.
 """
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -38,7 +44,8 @@ from orbithash.encoders.networks.label_codes import label_table
 from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
-from orbithash.trainers.methods.losses import quantisation_loss
+from orbithash.trainers.methods.losses import class_matrix, classification_loss, quantisation_loss
+from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["Dhcl", "DhclConfig", "circle_proxy_loss", "proxy_anchor_loss"]
@@ -129,15 +136,16 @@ def _pull_and_push(positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor
 
 
 def circle_proxy_loss(hashes: Tensor, labels: Tensor, proxies: Tensor, margin: float, scale: float) -> Tensor:
-    """Return the self-paced proxy loss of hashes [N, K], labels int64 [N] and proxies [C, K], a float32 scalar.
+    """Return the self-paced proxy loss of hashes [N, K], labels and proxies [C, K], a float32 scalar.
 
-    With cosines s: pull exp(-scale * a+ * (s - (1 - margin))), push exp(scale * a- * (s - margin)). The paces
+    Labels are int64 [N], or bool [N, C] for images with several classes, hence several own proxies. With cosines s:
+    pull exp(-scale * a+ * (s - (1 - margin))), push exp(scale * a- * (s - margin)). The paces
     a+ = max(0, 1 + margin - s) and a- = max(0, s + margin) have no gradient. The loss is 0 for an empty batch.
     """
     cosines = _cosines(hashes, proxies)
     pull_pace = (1 + margin - cosines).clamp(min=0).detach()
     push_pace = (cosines + margin).clamp(min=0).detach()
-    is_own = F.one_hot(labels, len(proxies)).bool()
+    is_own = class_matrix(labels, len(proxies))
     return _pull_and_push(-scale * pull_pace * (cosines - (1 - margin)), scale * push_pace * (cosines - margin), is_own)
 
 
@@ -146,7 +154,7 @@ def proxy_anchor_loss(
 ) -> Tensor:
     """Return the Proxy-Anchor loss (Kim et al., CVPR 2020, eq. 4); arguments as in `circle_proxy_loss`."""
     cosines = _cosines(hashes, proxies)
-    is_own = F.one_hot(labels, len(proxies)).bool()
+    is_own = class_matrix(labels, len(proxies))
     return _pull_and_push(-scale * (cosines - delta), scale * (cosines + delta), is_own)
 
 
@@ -154,9 +162,10 @@ class Dhcl(FineTuned):
     """The hash network with its classifier, and one proxy per class."""
 
     name = "dhcl"
-    learns_from = "class labels"
+    learns_from = "class labels, one or several per image"
     paper = "Liu, Liu, Shan, Zhou: DHCL, Remote Sensing 14(24):6358, 2022"
     Config = DhclConfig
+    supervision = "classes"
 
     def __init__(self, config: DhclConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
@@ -176,19 +185,27 @@ class Dhcl(FineTuned):
         """Shorter code lengths, see `Method`."""
         return self.config.nested_bits
 
+    def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the epoch's batches, see `Method`; `InputError` for label bits of images with several classes."""
+        if labels.ndim == 2 and self.config.label_code != "none":
+            raise InputError(
+                f"label_code={self.config.label_code} appends the predicted class, but some images have several "
+                "classes; set label_code=none"
+            )
+        return super().order(labels, epoch)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`.
 
         The proxy loss is not a mean over images, so every rank computes it on all ranks' hashes.
         """
         config = self.config
-        assert batch.images is not None, "trains on images"
-        hashes, _ = self.network(batch.images)
+        hashes, _ = self.outputs(batch)
         labels = gather_with_gradient(batch.labels)
         gathered = gather_with_gradient(hashes)
         lengths = (*config.nested_bits, self.network.spec.bits)
         proxy = torch.stack([self._proxy_loss(gathered[:, :k], labels, self.proxies[:, :k]) for k in lengths]).mean()
-        classification = torch.stack([self._cross_entropy(hashes[:, :k], batch.labels) for k in lengths]).mean()
+        classification = torch.stack([self._classification(hashes[:, :k], batch.labels) for k in lengths]).mean()
         quantisation = quantisation_loss(hashes)
         return {
             "loss": proxy + config.classification_weight * classification + config.quantisation_weight * quantisation,
@@ -203,12 +220,12 @@ class Dhcl(FineTuned):
             return circle_proxy_loss(hashes, labels, proxies, config.margin, config.scale)
         return proxy_anchor_loss(hashes, labels, proxies, scale=config.scale)
 
-    def _cross_entropy(self, hashes: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of a prefix of the hashes, with the same prefix of the classifier's weights."""
+    def _classification(self, hashes: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of classification by a prefix of the hashes and of the classifier's weights."""
         classifier = self.network.classifier
         assert classifier is not None
         logits = F.linear(hashes, classifier.weight[:, : hashes.shape[1]], classifier.bias)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        return classification_loss(logits, labels, self.config.label_smoothing)
 
     def build_optimizer(self) -> Optimizer:
         """Return the optimizer with a third group for the proxies, see `Method`."""

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NearAs", "at_least_float32", "bit_balance_loss", "nt_xent", "quantisation_loss"]
+__all__ = [
+    "NearAs",
+    "at_least_float32",
+    "bit_balance_loss",
+    "class_matrix",
+    "classification_loss",
+    "nt_xent",
+    "quantisation_loss",
+]
 
 # How the contrastive loss treats nearly identical items: as negatives, not at all, or as additional positives.
 NearAs = Literal["negatives", "ignored", "positives"]
@@ -15,6 +23,24 @@ NearAs = Literal["negatives", "ignored", "positives"]
 def at_least_float32(values: Tensor) -> Tensor:
     """Return the values as float32, or as float64 if they are: sums and exponentials overflow in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def class_matrix(labels: Tensor, num_classes: int) -> Tensor:
+    """Return which classes each image has, bool [N, C], from labels int64 [N] or bool [N, C]."""
+    return labels if labels.dtype == torch.bool else F.one_hot(labels, num_classes).bool()
+
+
+def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the classification loss of logits [N, C], a scalar.
+
+    Labels int64 [N]: the mean over images of the cross-entropy. Labels bool [N, C]: the mean over images and classes of
+    the binary cross-entropy; label smoothing e makes its targets e/2 and 1 - e/2.
+    """
+    logits = at_least_float32(logits)
+    if labels.dtype != torch.bool:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    targets = labels.to(logits) * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def quantisation_loss(hashes: Tensor) -> Tensor:

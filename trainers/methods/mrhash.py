@@ -223,7 +223,7 @@ class MrHash(Method):
     selection_metric = None
     # Computed without labels.
     tuning_metric = "code_reconstructed_variance"
-    needs_labels = False
+    supervision = "none"
 
     target: Tensor
     entropy: Tensor

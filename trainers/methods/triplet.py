@@ -2,7 +2,8 @@
 
 The distance of two hashes is their mean squared difference divided by 4; for codes of -1 and 1, that is the share of
 bits that differ. For each image of a step, one positive and one negative are chosen from all ranks' images: at random,
-or the hardest ones ("batch hard", Hermans et al. 2017).
+or the hardest ones ("batch hard", Hermans et al. 2017). A positive shares a class with its anchor, a negative shares
+none; for images with several classes, that is our generalisation, the relevance of the evaluation.
 """
 
 from typing import Annotated, Literal
@@ -50,12 +51,12 @@ def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
     """Return positions int64 [M, 3] of anchors, positives and negatives among N images.
 
     Args:
-        labels: int64 [N].
+        labels: int64 [N] or bool [N, C].
         rows: int64 [N], rows of the training part. Another view of the anchor's own row is not a positive.
         scores: [2, N, N]. The positive of anchor i has the highest score in `scores[0, i]`, the negative in
             `scores[1, i]`. Anchors without a positive or without a negative have no triplet.
     """
-    same = labels[:, None] == labels
+    same = labels[:, None] == labels if labels.dtype != torch.bool else (labels[:, None] & labels).any(dim=2)
     masks = torch.stack([same & (rows[:, None] != rows), ~same])
     has_both = masks.any(dim=2).all(dim=0)
     anchors = has_both.nonzero()[:, 0]
@@ -79,9 +80,10 @@ class Triplet(FineTuned):
     """The hash network, without a classifier."""
 
     name = "triplet"
-    learns_from = "class labels"
+    learns_from = "class labels, one or several per image"
     paper = "baseline: Schroff, Kalenichenko, Philbin: FaceNet, CVPR 2015 (arXiv 1503.03832)"
     Config = TripletConfig
+    supervision = "classes"
 
     def __init__(self, config: TripletConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
@@ -90,8 +92,7 @@ class Triplet(FineTuned):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""
-        assert batch.images is not None, "trains on images"
-        hashes, _ = self.network(batch.images)
+        hashes, _ = self.outputs(batch)
         distances = _distances(gather_with_gradient(hashes))
         labels, rows = gather_with_gradient(batch.labels), gather_with_gradient(batch.rows)
         triplets = draw_triplets(labels, rows, self._scores(distances.detach(), batch.seed))

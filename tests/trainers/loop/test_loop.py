@@ -361,14 +361,14 @@ def with_second_class(image):
     return (image.label, 0) if image.label else (0, 1)
 
 
-@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.needs_labels])
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.supervision == "one class"])
 def test_methods_of_one_class_an_image_refuse_several(data, method):
     run = relabelled(make_run(data), lambda image: with_second_class(image) if "river" in image.id else image.labels)
     run = dataclasses.replace(run, method=method, config=load_config(get_method(method).Config, batch_size=6))
     several = [image.path for image in run.manifest.part("train", "validation") if len(image.labels) == 2]
     message = (
         rf"{len(several)} of 17 training images have several classes \(first: {several[0]}\); {method} needs "
-        "exactly one class per image; duch and mrhash need none"
+        r"exactly one class per image; .*classifier.* train on several; .*duch.* need none"
     )
     with pytest.raises(InputError, match=message):
         check_run(run, 1)
@@ -377,6 +377,16 @@ def test_methods_of_one_class_an_image_refuse_several(data, method):
     unknown = relabelled(run, lambda image: image.labels if "river" in image.id else ())
     with pytest.raises(InputError, match=r"have no class .* and .* have several classes"):
         check_run(unknown, 1)
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.supervision == "classes"])
+def test_methods_of_several_classes_refuse_none(data, method):
+    run = relabelled(make_run(data), lambda image: with_second_class(image) if "river" in image.id else ())
+    run = dataclasses.replace(run, method=method, config=load_config(get_method(method).Config, batch_size=6))
+    message = rf"of 17 training images have no class .*; {method} needs one or more classes per image; .* need none"
+    with pytest.raises(InputError, match=message):
+        check_run(run, 1)
+    check_run(relabelled(run, with_second_class), 1)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,21 @@ CASES = {
     "triplet": ("triplet", {"images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
     "triplet, random": ("triplet", {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
     "classifier": ("classifier", {"schedule": "step", "lr_decay_epochs": 1, "warm_up_epochs": 0}),
+    "classifier, frozen, several classes": ("classifier", {"tune": "none", "several_classes": True}),
+    "dhcl, frozen, several classes": ("dhcl", {"tune": "none", "several_classes": True, "nested_bits": (8,)}),
+    "cdne, frozen, memory bank": ("cdne", {"tune": "none"}),
+    "cdne, frozen, momentum, sharded, several classes": (
+        "cdne",
+        {"tune": "none", "several_classes": True, "variant": "momentum", "sharded_memory": True, "margin": 0.1},
+    ),
+    "cdne, frozen, in-batch, several classes": (
+        "cdne",
+        {"tune": "none", "several_classes": True, "variant": "in-batch", "images_per_class": 2},
+    ),
+    "triplet, frozen, several classes": (
+        "triplet",
+        {"tune": "none", "several_classes": True, "images_per_class": 2},
+    ),
     "mrhash": (
         "mrhash",
         {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,), "bit_balance_weight": 1.0},

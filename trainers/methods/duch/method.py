@@ -81,7 +81,7 @@ class Duch(Method):
     # The last epoch, as published: validation metrics need labels, which the method does not require.
     selection_metric: ClassVar[str | None] = None
     tuning_metric = "t2i_ap_first_k@20"
-    needs_labels = False
+    supervision = "none"
 
     text_head: HashHead
     consensus: Tensor
