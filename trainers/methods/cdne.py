@@ -194,7 +194,7 @@ class Cdne(FineTuned):
             self.average = copy.deepcopy(self.network).requires_grad_(False)
             self.average.classifier = None
             if not self.trains_on_images:
-                self.average.backbone = nn.Identity()
+                self.average.backbone = nn.Identity()  # type: ignore[assignment] # not called: batches have features
         num_steps = config.epochs * (num_rows // config.batch_size)
         rate = min(1.0, max(MIN_RATE, 1 / (MEMORY_SHARE * max(1, num_steps))))
         self.encoder_momentum = 1 - rate if config.encoder_momentum is None else config.encoder_momentum
