@@ -12,7 +12,7 @@ from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.keys import key_problem
 
-__all__ = ["make_table", "vectors_of"]
+__all__ = ["fixed_size_rows", "make_table"]
 
 
 def make_table(
@@ -90,11 +90,14 @@ def _vector_array(vectors: Sequence[bytes | None] | npt.NDArray[np.int8]) -> pa.
     return pa.FixedSizeListArray.from_arrays(values, type=pa.list_(pa.int8(), dims), mask=mask)
 
 
-def vectors_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
-    """Return the stored vectors int8 [N, d] of a column, zeros where unknown, and which are known, bool [N]."""
+def fixed_size_rows(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return a column of lists of one size as [N, size], with zeros where unknown, and which are known, bool [N]."""
     array = column.combine_chunks()
     is_known = array.is_valid().to_numpy(zero_copy_only=False)
-    vectors = np.zeros((len(array), array.type.list_size), np.int8)
-    # flatten() leaves unknown vectors out, and honours slices.
-    vectors[is_known] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.shape[1])
-    return vectors, is_known
+    # flatten() leaves unknown lists out, and honours slices.
+    values = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, array.type.list_size)
+    if is_known.all():
+        return values, is_known
+    rows = np.zeros((len(array), values.shape[1]), values.dtype)
+    rows[is_known] = values
+    return rows, is_known

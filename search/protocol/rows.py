@@ -19,7 +19,7 @@ from orbithash.search.protocol.forms import (
     vector_problem,
 )
 
-__all__ = ["MAX_ROWS", "Columns", "Row", "RowUpdate", "check_keys"]
+__all__ = ["MAX_ROWS", "Columns", "PreparedRow", "Row", "RowUpdate", "check_keys"]
 
 # Rows, updates or keys of one message.
 MAX_ROWS = 1000
@@ -110,6 +110,17 @@ class Row:
         problems += _column_problems({name: getattr(self, name) for name in UPDATABLE})
         if problems:
             raise _invalid(problems, self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRow(Row):
+    """A row ready to be written: its code is known.
+
+    Attributes:
+        stored_vector: int8 [d] as bytes; None: unknown, as for a row that was given by its code.
+    """
+
+    stored_vector: bytes | None = None
 
 
 @dataclass(frozen=True)

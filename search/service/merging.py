@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.search.protocol.rows import Row, RowUpdate
+from orbithash.encoders.archive.tables import fixed_size_rows
+from orbithash.search.protocol.rows import PreparedRow, RowUpdate
 
 __all__ = ["Counts", "RowChange", "merged", "updated_rows"]
 
 # A row with its code to write, new values of some columns, or None: remove the row.
-RowChange = Row | RowUpdate | None
+RowChange = PreparedRow | RowUpdate | None
 
 # Of each caller: the rows that its deletions removed, and the rows that its updates changed.
 Counts = list[tuple[int, int]]
@@ -37,7 +38,7 @@ def merged(
     for mapping in changes:
         removed = updated = 0
         for key, change in mapping.items():
-            if isinstance(change, Row):
+            if isinstance(change, PreparedRow):
                 states[key] = change
                 continue
             exists = states[key] is not None if key in states else key in existing
@@ -53,24 +54,31 @@ def merged(
     return states, counts
 
 
-def updated_rows(archive: Archive, updates: Sequence[RowUpdate], existing: Mapping[str, int]) -> list[Row]:
+def updated_rows(archive: Archive, updates: Sequence[RowUpdate], existing: Mapping[str, int]) -> list[PreparedRow]:
     """Return the archive's rows with these updates applied."""
     if not updates:
         return []
     ids = np.array([existing[update.key] for update in updates], np.uint64)
-    rows: list[dict[str, Any]] = archive.take(ids, _COLUMNS).to_pylist()
+    has_vectors = archive.vector is not None
+    table = archive.take(ids, [*_COLUMNS, "vector"] if has_vectors else _COLUMNS)
+    vectors: list[bytes | None] = [None] * len(ids)
+    if has_vectors:
+        values, is_known = fixed_size_rows(table["vector"])
+        vectors = [value.tobytes() if known else None for value, known in zip(values, is_known.tolist(), strict=True)]
+    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
     return [
-        _updated(Row(**{**row, "code": bytes(row["code"])}), update) for row, update in zip(rows, updates, strict=True)
+        _updated(PreparedRow(**{**row, "code": bytes(row["code"])}, stored_vector=vector), update)
+        for row, vector, update in zip(rows, vectors, updates, strict=True)
     ]
 
 
-def _applied(before: RowChange, update: RowUpdate) -> Row | RowUpdate:
-    if isinstance(before, Row):
+def _applied(before: RowChange, update: RowUpdate) -> PreparedRow | RowUpdate:
+    if isinstance(before, PreparedRow):
         return _updated(before, update)
     return update if before is None else RowUpdate(update.key, {**before.columns, **update.columns})
 
 
-def _updated(row: Row, update: RowUpdate) -> Row:
+def _updated(row: PreparedRow, update: RowUpdate) -> PreparedRow:
     columns: dict[str, Any] = {**update.columns}
     if "uri" in columns:
         columns["uri"] = columns["uri"] or ""

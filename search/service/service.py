@@ -29,7 +29,7 @@ from orbithash.search.protocol.queries import (
     check_num_shards,
     has_large,
 )
-from orbithash.search.protocol.rows import Row, RowUpdate, check_keys
+from orbithash.search.protocol.rows import PreparedRow, Row, RowUpdate, check_keys
 from orbithash.search.service.writer import Committed, Writer
 
 __all__ = ["Service", "Target", "check_num_queries", "open_service"]
@@ -151,11 +151,11 @@ class Service:
         """See `Writer.upsert`."""
         return await self._writer.upsert(rows)
 
-    async def prepare(self, rows: Sequence[Row]) -> list[Row]:
+    async def prepare(self, rows: Sequence[Row]) -> list[PreparedRow]:
         """See `Writer.prepare`."""
         return await self._writer.prepare(rows)
 
-    async def write(self, rows: Sequence[Row]) -> Committed:
+    async def write(self, rows: Sequence[PreparedRow]) -> Committed:
         """See `Writer.write`."""
         return await self._writer.write(rows)
 

@@ -7,7 +7,7 @@ acknowledged when it is committed and searches see it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from orbithash.search.index.shard import Ids
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
-from orbithash.search.protocol.rows import Columns, Row, RowUpdate
+from orbithash.search.protocol.rows import Columns, PreparedRow, Row, RowUpdate
 from orbithash.search.service.maintenance import Maintenance
 from orbithash.search.service.merging import Counts, RowChange, merged, updated_rows
 
@@ -100,8 +100,8 @@ class Writer:
         """
         return await self.write(await self.prepare(rows))
 
-    async def prepare(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with codes, and thumbnails, in place of their images and vectors, for `write`.
+    async def prepare(self, rows: Sequence[Row]) -> list[PreparedRow]:
+        """Return rows with codes, stored vectors and thumbnails in place of their images and vectors, for `write`.
 
         Raises `InvalidQuery` for invalid rows, and `Overloaded`.
         """
@@ -109,24 +109,19 @@ class Writer:
             row.check()
             self._check_content(row)
         stored = [_place(row.key, {"lon": row.lon, "footprint": row.footprint}) for row in rows]
-        prepared = [
-            replace(row, lon=place["lon"], footprint=place["footprint"])
-            for row, place in zip(rows, stored, strict=True)
-        ]
+        prepared = [_prepared(row, **place) for row, place in zip(rows, stored, strict=True)]
         places = [place for place, row in enumerate(rows) if row.image is not None]
         if places:
             encoded, thumbnails = await self._encode([rows[place] for place in places])
-            for place, code, thumbnail in zip(places, encoded.codes, thumbnails, strict=True):
+            for place, one, thumbnail in zip(places, encoded.split(), thumbnails, strict=True):
                 row = prepared[place]
-                prepared[place] = replace(
-                    row, image=None, code=code.tobytes(), thumbnail=row.thumbnail or thumbnail or None
-                )
+                prepared[place] = _with_code(row, one, image=None, thumbnail=row.thumbnail or thumbnail or None)
         vectors = {place: row.vector for place, row in enumerate(rows) if row.vector is not None}
         if vectors:
             dims = self._encoder.vector_dims
             encoded = await self._encoder.encode("vector", [check_vector(each, dims) for each in vectors.values()])
-            for place, code in zip(vectors, encoded.codes, strict=True):
-                prepared[place] = replace(prepared[place], vector=None, code=code.tobytes())
+            for place, one in zip(vectors, encoded.split(), strict=True):
+                prepared[place] = _with_code(prepared[place], one, vector=None)
         return prepared
 
     def _check_content(self, row: Row) -> None:
@@ -140,7 +135,7 @@ class Writer:
             (problem,) = error.violations
             raise InvalidQuery((problem[0], f"{problem[1]} (row {row.key[:80]!r})")) from error
 
-    async def write(self, rows: Sequence[Row]) -> Committed:
+    async def write(self, rows: Sequence[PreparedRow]) -> Committed:
         """Write rows that `prepare` returned. Raises `Overloaded` and `Unavailable`."""
         return await self._commit({row.key: row for row in rows})
 
@@ -294,16 +289,18 @@ class Writer:
             return version, diff, [(0, 0)] * len(group)
         with self._observer.stage("commit"), self._archive.writing():
             before = self._archive.version
-            lookups = {key for request in group for key, row in request.rows.items() if not isinstance(row, Row)}
+            lookups = {
+                key for request in group for key, row in request.rows.items() if not isinstance(row, PreparedRow)
+            }
             existing = self._archive.find(sorted(lookups))
             changes, counts = merged([request.rows for request in group], existing)
             gone = [key for key, change in changes.items() if change is None and key in existing]
             updates = [change for change in changes.values() if isinstance(change, RowUpdate)]
-            rows = [change for change in changes.values() if isinstance(change, Row)]
+            rows = [change for change in changes.values() if isinstance(change, PreparedRow)]
             rows += updated_rows(self._archive, updates, existing)
             removed = self._archive.delete(gone)
             codes = _codes(self._archive.bits, rows)
-            ids = self._archive.upsert(_table(self._archive.bits, rows, codes)) if rows else np.empty(0, np.uint64)
+            ids = self._archive.upsert(_table(self._archive, rows, codes)) if rows else np.empty(0, np.uint64)
             after = self._archive.version
         self._observer.count("rows_upserted", len(rows))
         self._observer.count("rows_deleted", len(removed))
@@ -322,6 +319,16 @@ class Writer:
         return Diff(before, after, removed, ids, _codes(self._archive.bits, []) if codes is None else codes)
 
 
+def _prepared(row: Row, **changes: Any) -> PreparedRow:
+    return PreparedRow(**{field.name: getattr(row, field.name) for field in fields(row)} | changes)
+
+
+def _with_code(row: PreparedRow, encoded: Encoded, **changes: Any) -> PreparedRow:
+    """Return the row with the code and the stored vector of its content."""
+    vector = None if encoded.vectors is None else encoded.vectors.tobytes()
+    return replace(row, code=encoded.codes.tobytes(), stored_vector=vector, **changes)
+
+
 def _place(key: str, columns: Columns) -> Columns:
     """Return columns with the place as the archive stores it: outlines and longitudes within 180 degrees.
 
@@ -338,19 +345,20 @@ def _place(key: str, columns: Columns) -> Columns:
     return stored
 
 
-def _codes(bits: int, rows: Sequence[Row]) -> Codes:
+def _codes(bits: int, rows: Sequence[PreparedRow]) -> Codes:
     """Return the codes uint8 [N, B] of rows."""
     return np.frombuffer(b"".join(row.code or b"" for row in rows), np.uint8).reshape(-1, num_bytes(bits))
 
 
-def _table(bits: int, rows: Sequence[Row], codes: Codes) -> Any:
+def _table(archive: Archive, rows: Sequence[PreparedRow], codes: Codes) -> Any:
     """Return the table of rows for `Archive.upsert`."""
     names = ("label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
     return Archive.table(
         codes,
-        bits,
+        archive.bits,
         [row.key for row in rows],
         [row.uri or row.key for row in rows],
+        None if archive.vector is None else [row.stored_vector for row in rows],
         **{name: [getattr(row, name) for row in rows] for name in names},
     )
 

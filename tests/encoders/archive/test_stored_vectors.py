@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.archive.tables import vectors_of
+from orbithash.encoders.archive.tables import fixed_size_rows
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.vectors import VectorSpec
 
@@ -29,7 +29,7 @@ def archive(tmp_path):
 
 def stored(archive, keys):
     ids = archive.find(list(keys))
-    vectors, is_known = vectors_of(archive.take([ids[key] for key in keys], ["vector"])["vector"])
+    vectors, is_known = fixed_size_rows(archive.take([ids[key] for key in keys], ["vector"])["vector"])
     return [vector.tolist() if known else None for vector, known in zip(vectors, is_known, strict=True)]
 
 
@@ -59,7 +59,7 @@ def test_vectors_come_back_and_survive_every_kind_of_change(archive):
     for _ in range(2):
         assert dict(zip(expected, stored(archive, expected), strict=True)) == expected
         ids, table = archive.scan(["key", "vector"])
-        scanned, is_known = vectors_of(table["vector"])
+        scanned, is_known = fixed_size_rows(table["vector"])
         keys = table["key"].to_pylist()
         assert {key: v.tolist() if known else None for key, v, known in zip(keys, scanned, is_known, strict=True)} == (
             expected
@@ -77,7 +77,7 @@ def test_an_archive_without_a_projection_has_no_column(tmp_path):
         archive.upsert(make_rows("cd", make_vectors(2)))
 
 
-def test_vectors_of_another_length_are_not_written(archive):
+def test_fixed_size_rows_another_length_are_not_written(archive):
     with pytest.raises(InputError, match="rows of other columns"):
         archive.upsert(make_rows("ab", np.zeros((2, DIMS + 1), np.int8)))
     assert archive.num_rows == 0
