@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 __all__ = ["Count", "Observer", "Stage"]
 
-Stage = Literal["decode", "encode", "queue", "fan_out", "scan", "merge", "commit", "show"]
+Stage = Literal["decode", "encode", "queue", "fan_out", "scan", "merge", "rescore", "commit", "show"]
 Count = Literal[
     "partial_answers",
     "shed_queries",

@@ -146,6 +146,7 @@ def as_fields(answer: Answer) -> dict[str, Any]:
         {
             "rank": hit.rank,
             "distance": hit.distance,
+            **({} if answer.shortlist_radius is None else {"score": hit.score}),
             "id": hit.id,
             "key": hit.key,
             "label": hit.label,
@@ -164,6 +165,11 @@ def as_fields(answer: Answer) -> dict[str, Any]:
         "took_ms": round(answer.took_ms, 3),
         "next": None if answer.next is None else f"{answer.next.distance}:{answer.next.id}",
     }
+    if answer.shortlist_radius is not None:
+        fields |= {
+            "shortlist_radius": answer.shortlist_radius,
+            "is_shortlist_bounded": answer.is_shortlist_bounded,
+        }
     return fields if answer.matching_rows is None else {**fields, "matching_rows": answer.matching_rows}
 
 
@@ -174,26 +180,41 @@ def _text(name: str, value: str | bytes | None) -> str | None:
     return value.hex() if name == "code" else base64.b64encode(value).decode()
 
 
+def _score(score: float | None) -> str:
+    """Return a score for the table: a cosine with four decimals, an asymmetric distance as a whole number."""
+    if score is None:
+        return ""
+    return f"{score:.0f}" if score.is_integer() and score > 1 else f"{score:.4f}"
+
+
 def as_table(answer: Answer) -> None:
     """Print the answer as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "distance", "key", "label", "place", "date"):
+    is_rescored = answer.shortlist_radius is not None
+    for name in ("rank", "distance", *(["score"] if is_rescored else []), "key", "label", "place", "date"):
         # Keys are printed whole, to be copied into the next query.
         table.add_column(name, overflow="fold")
     for fields in as_fields(answer)["hits"]:
         place = "" if fields["lon"] is None else f"{fields['lat']:.4f} {fields['lon']:.4f}"
         date = (fields["datetime"] or "")[:10]
-        table.add_row(str(fields["rank"]), str(fields["distance"]), fields["key"], fields["label"] or "", place, date)
+        score = [_score(fields["score"])] if is_rescored else []
+        table.add_row(
+            str(fields["rank"]), str(fields["distance"]), *score, fields["key"], fields["label"] or "", place, date
+        )
     # A pipe has no width.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     console.print(table)
-    last = answer.hits[-1].distance if answer.hits else 0
+    last = answer.shortlist_radius if is_rescored or not answer.hits else answer.hits[-1].distance
     ties = f"{answer.ties_at_cutoff} rows tie at distance {last}" if answer.hits else "no rows"
+    if is_rescored:
+        ties = f"rescored rows up to distance {last}, at which {answer.ties_at_cutoff} rows tie"
     console.print(f"{ties}; {answer.coverage.fraction:.0%} of the archive searched; {answer.took_ms:.1f} ms")
     if answer.matching_rows is not None:
         console.print(f"{answer.matching_rows} rows pass the filter")
     if answer.next is not None:
         console.print(f"more: --after {answer.next.distance}:{answer.next.id}")
+    if answer.is_shortlist_bounded:
+        console.print("more rows tie with the last of the shortlist than it can hold; they were not rescored")
     if not answer.is_exact:
         console.print("approximate index: nearer rows may be missing")
     if answer.coverage.fraction < 1:

@@ -147,6 +147,18 @@ def query(
         float,
         typer.Option("--min-coverage", help="Fail if a smaller fraction of the archive was searched, 0 to 1."),
     ] = 0.0,
+    rescore: Annotated[
+        str,
+        typer.Option(
+            "--rescore",
+            help="Rank a shortlist of the nearest rows again: vector (cosine of stored vectors) or asymmetric "
+            "(real-valued outputs of the query against codes). Default: order by distance.",
+        ),
+    ] = "",
+    oversampling: Annotated[
+        float,
+        typer.Option("--oversampling", help="Rows of the shortlist for each hit, with --rescore."),
+    ] = 4.0,
     address: GatewayOption = DEFAULT_ADDRESS,
     timeout: TimeoutOption = 10.0,
     token_file: TokenFileOption = None,
@@ -176,6 +188,8 @@ def query(
         filter=filter_,
         include=tuple(include or ()),
         min_coverage=min_coverage,
+        rescore=rescore,
+        oversampling=oversampling,
     )
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
         answer = client.search(asked)

@@ -22,6 +22,7 @@ __all__ = [
     "as_queries",
     "as_query",
     "batches",
+    "check_has_pages",
     "count_request",
     "delete_requests",
     "get_requests",
@@ -77,6 +78,12 @@ def as_queries(queries: Iterable[Query] | None, **fields: Any) -> list[Query]:
     return [as_query(None, **{plural[kind]: item}, **shared) for item in _listed(kind, given[kind])]
 
 
+def check_has_pages(query: Query) -> None:
+    """Raise `InvalidQuery` if the answer to a query has no further pages."""
+    if query.rescore:
+        raise InvalidQuery(("rescore", "a rescored answer has no pages; ask for more hits with a larger k"))
+
+
 def batches(queries: Sequence[Query]) -> Iterator[search_pb2.SearchManyRequest]:
     """Yield requests with all queries, in order, each within the gateway's limits."""
     batch: list[search_pb2.SearchRequest] = []
@@ -86,14 +93,14 @@ def batches(queries: Sequence[Query]) -> Iterator[search_pb2.SearchManyRequest]:
         num_bytes, num_large = request.ByteSize(), query.k if has_large(query.include) else 0
         if batch and (
             len(batch) == MAX_QUERIES
-            or hits + query.k > MAX_BATCH_HITS
+            or hits + query.shortlist_size > MAX_BATCH_HITS
             or large + num_large > MAX_LARGE_ROWS
             or size + num_bytes > _MAX_MESSAGE_BYTES
         ):
             yield search_pb2.SearchManyRequest(requests=batch)
             batch, hits, large, size = [], 0, 0, 0
         batch.append(request)
-        hits, large, size = hits + query.k, large + num_large, size + num_bytes
+        hits, large, size = hits + query.shortlist_size, large + num_large, size + num_bytes
     if batch:
         yield search_pb2.SearchManyRequest(requests=batch)
 

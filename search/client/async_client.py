@@ -12,6 +12,7 @@ from orbithash.search.client.arguments import (
     as_queries,
     as_query,
     batches,
+    check_has_pages,
     count_request,
     delete_requests,
     get_requests,
@@ -25,7 +26,7 @@ from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.errors import SearchError
 from orbithash.search.protocol.forms import CodeLike, ImageLike, VectorLike
-from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, check_num_shards
+from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, Rescore, check_num_shards
 from orbithash.search.protocol.rows import Columns, Row
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
@@ -79,6 +80,8 @@ class AsyncClient:
         after: Cursor | None = None,
         include: Iterable[Column] | None = None,
         min_coverage: float | None = None,
+        rescore: Rescore | None = None,
+        oversampling: float | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """See `Client.search`."""
@@ -98,6 +101,8 @@ class AsyncClient:
                 after=after,
                 include=include,
                 min_coverage=min_coverage,
+                rescore=rescore,
+                oversampling=oversampling,
             )
         )
         return convert.answer_from_pb(await self._call(self._search.Search, request, timeout_s))
@@ -138,6 +143,7 @@ class AsyncClient:
             include=include,
             min_coverage=min_coverage,
         )
+        check_has_pages(page)
         while True:
             answer = await self.search(page, timeout_s=timeout_s)
             yield answer
@@ -159,6 +165,8 @@ class AsyncClient:
         filter: str | None = None,
         include: Iterable[Column] | None = None,
         min_coverage: float | None = None,
+        rescore: Rescore | None = None,
+        oversampling: float | None = None,
         timeout_s: float | None = None,
     ) -> list[Answer | SearchError]:
         """See `Client.search_batch`."""
@@ -174,6 +182,8 @@ class AsyncClient:
             filter=filter,
             include=include,
             min_coverage=min_coverage,
+            rescore=rescore,
+            oversampling=oversampling,
         )
         answers: list[Answer | SearchError] = []
         for request in batches(listed):

@@ -12,6 +12,7 @@ from orbithash.search.client.arguments import (
     as_queries,
     as_query,
     batches,
+    check_has_pages,
     count_request,
     delete_requests,
     get_requests,
@@ -25,7 +26,7 @@ from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.errors import SearchError
 from orbithash.search.protocol.forms import CodeLike, ImageLike, VectorLike
-from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, check_num_shards
+from orbithash.search.protocol.queries import Answer, Column, Cursor, Example, Query, Rescore, check_num_shards
 from orbithash.search.protocol.rows import Columns, Row
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
@@ -95,6 +96,8 @@ class Client:
         after: Cursor | None = None,
         include: Iterable[Column] | None = None,
         min_coverage: float | None = None,
+        rescore: Rescore | None = None,
+        oversampling: float | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return the answer to one query.
@@ -114,6 +117,9 @@ class Client:
             after: position after which hits begin; `Answer.next` of the page before.
             include: columns to return: uri, caption, thumbnail, footprint, code.
             min_coverage: raise `Unavailable` if less than this fraction of the archive was searched.
+            rescore: rank a shortlist of the nearest rows again: `vector`, by the cosine of stored vectors, or
+                `asymmetric`, by the query's real-valued outputs.
+            oversampling: rows of the shortlist for each hit; 4 by default.
             timeout_s: time limit in seconds.
         """
         request = convert.query_to_pb(
@@ -132,6 +138,8 @@ class Client:
                 after=after,
                 include=include,
                 min_coverage=min_coverage,
+                rescore=rescore,
+                oversampling=oversampling,
             )
         )
         return convert.answer_from_pb(self._call(self._search.Search, request, timeout_s))
@@ -172,6 +180,7 @@ class Client:
             include=include,
             min_coverage=min_coverage,
         )
+        check_has_pages(page)
         while True:
             answer = self.search(page, timeout_s=timeout_s)
             yield answer
@@ -193,6 +202,8 @@ class Client:
         filter: str | None = None,
         include: Iterable[Column] | None = None,
         min_coverage: float | None = None,
+        rescore: Rescore | None = None,
+        oversampling: float | None = None,
         timeout_s: float | None = None,
     ) -> list[Answer | SearchError]:
         """Return the answer or the error of each query, in order.
@@ -213,6 +224,8 @@ class Client:
             filter=filter,
             include=include,
             min_coverage=min_coverage,
+            rescore=rescore,
+            oversampling=oversampling,
         )
         answers: list[Answer | SearchError] = []
         for request in batches(listed):

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orbithash.encoders.codes import Codes, Encoded
 from orbithash.search.engine.batching import Batcher
 from orbithash.search.engine.protocols import QuickShardClient, Scope, ShardClient
 from orbithash.search.engine.query_codes import check_code, encode_query
+from orbithash.search.engine.rescoring import COLUMNS, Ranked, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.row_cache import RowValues
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.host import Selection
@@ -18,7 +19,7 @@ from orbithash.search.index.merge import Merged, merge
 from orbithash.search.index.shard import ShardAnswer
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, Unavailable
-from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Hit, Query
+from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Hit, Query, Rescore
 
 __all__ = ["SHARD_TIMEOUT_S", "Engine"]
 
@@ -35,13 +36,17 @@ _FEW_HITS = 4096
 
 
 class _Group:
-    """Snapshot and scope of a batch; queries with equal groups share batches."""
+    """Snapshot and scope of a batch; queries with equal groups share batches.
 
-    def __init__(self, snapshot: Snapshot, scope: Scope) -> None:
+    `is_shortlist`: the rows are rescored, so that their columns are not needed yet.
+    """
+
+    def __init__(self, snapshot: Snapshot, scope: Scope, is_shortlist: bool = False) -> None:
         self.snapshot = snapshot
         self.scope = scope
+        self.is_shortlist = is_shortlist
         filter_token = scope.selection and scope.selection.token
-        self._key = (id(snapshot), scope.radius, scope.after, filter_token, scope.include)
+        self._key = (id(snapshot), scope.radius, scope.after, filter_token, scope.include, is_shortlist)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -52,10 +57,10 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Result:
-    """Result of one query of a batch."""
+    """Result of one query of a batch: its rows, the hits with their columns (none for a shortlist), the coverage."""
 
+    rows: Merged
     hits: tuple[Hit, ...]
-    ties_at_cutoff: int
     coverage: Coverage
 
 
@@ -135,17 +140,53 @@ class Engine:
 
     async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
         selection = await snapshot.selections.get(query.filter) if query.filter else None
-        encoded = await encode_query(query, snapshot)
+        encoded = await encode_query(query, snapshot, with_outputs=query.rescore == "asymmetric")
+        if query.rescore:
+            return await self._answer_rescored(snapshot, query, query.rescore, encoded, selection, deadline)
         scope = Scope(query.radius, query.after, selection, query.include)
         result = await self._batcher.submit(encoded, query.k, _Group(snapshot, scope), deadline)
         return self._answer_with(snapshot, query, result, selection)
+
+    async def _answer_rescored(
+        self,
+        snapshot: Snapshot,
+        query: Query,
+        rescore: Rescore,
+        encoded: Encoded,
+        selection: Selection | None,
+        deadline: float,
+    ) -> Answer:
+        check_rescore(rescore, encoded, snapshot.archive.vector is not None)
+
+        async def search(size: int, radius: int | None) -> _Result:
+            group = _Group(snapshot, Scope(radius, None, selection), is_shortlist=True)
+            return await self._batcher.submit(encoded, size, group, deadline)
+
+        result = await search(query.shortlist_size, query.radius)
+        if (size := num_with_ties(result.rows)) > len(result.rows.ids):
+            # Again, with all rows that tie with the last one.
+            result = await search(size, int(result.rows.distances[-1]))
+        shortlist, coverage = result.rows, result.coverage
+
+        def rank() -> tuple[Ranked, _Result]:
+            values = snapshot.column_caches[COLUMNS[rescore]].read(shortlist.ids)
+            best = ranked(rescore, encoded, shortlist, values, query.k)
+            group = _Group(snapshot, Scope(include=query.include))
+            return best, _read_results(group, [best.hits], coverage)[0]
+
+        with self.observer.stage("rescore"):
+            best, result = await asyncio.to_thread(rank)
+        scores = [None if score != score else score for score in best.scores.tolist()]
+        hits = tuple(hit._replace(score=score) for hit, score in zip(result.hits, scores, strict=True))
+        answer = self._answer_with(snapshot, query, replace(result, hits=hits), selection)
+        return answer._replace(next=None, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
 
     def _answer_now(self, snapshot: Snapshot, query: Query) -> Answer | None:
         """Return the answer to a query by code if the scans are short; None for any other query.
 
         Waiting for other queries would cost the event loop more than such a scan.
         """
-        if query.code is None or query.filter or query.include or not snapshot.quick_shards:
+        if query.code is None or query.filter or query.include or query.rescore or not snapshot.quick_shards:
             return None
         if 2 * snapshot.row_cache.num_cached < snapshot.num_rows:
             # Often the scan would be wasted, because rows of hits must be read from the archive.
@@ -175,7 +216,7 @@ class Engine:
         last = result.hits[-1] if len(result.hits) == query.k else None
         return Answer(
             result.hits,
-            result.ties_at_cutoff,
+            result.rows.ties,
             result.coverage,
             0.0,
             snapshot.archive.model_id,
@@ -205,6 +246,8 @@ class Engine:
             if len(ks) * max(ks) > _FEW_HITS:
                 return await asyncio.to_thread(lambda: _read_results(group, merge(complete, ks), coverage))
             merged = merge(complete, ks)
+            if group.is_shortlist:
+                return _read_results(group, merged, coverage)
             values = None if group.scope.include else group.snapshot.row_cache.cached(_ids(merged))
             if values is None:
                 return await asyncio.to_thread(_read_results, group, merged, coverage)
@@ -252,7 +295,12 @@ def _ids(answers: Sequence[Merged]) -> list[int]:
 
 
 def _read_results(group: _Group, answers: Sequence[Merged], coverage: Coverage) -> list[_Result]:
-    """Return the results with the columns of their rows, which are read from the archive if they are not cached."""
+    """Return the results with the columns of their rows, which are read from the archive if they are not cached.
+
+    Those of a shortlist have no columns.
+    """
+    if group.is_shortlist:
+        return [_Result(rows, (), coverage) for rows in answers]
     row_cache, ids = group.snapshot.row_cache, _ids(answers)
     return _results(answers, row_cache.read(ids), row_cache.extras(ids, group.scope.include), coverage)
 
@@ -263,13 +311,13 @@ def _results(
     no_extras: dict[str, Any] = {}
     return [
         _Result(
+            answer,
             tuple(
-                Hit._make((rank, distance, id_, *values[id_], extras.get(id_, no_extras)))
+                Hit._make((rank, distance, id_, *values[id_], extras.get(id_, no_extras), None))
                 for rank, (id_, distance) in enumerate(
                     zip(answer.ids.tolist(), answer.distances.tolist(), strict=True), 1
                 )
             ),
-            answer.ties,
             coverage,
         )
         for answer in answers

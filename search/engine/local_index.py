@@ -2,21 +2,24 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.codes import Codes, check_codes
+from orbithash.encoders.codes import Codes, Encoded, check_codes
 from orbithash.encoders.errors import InputError
+from orbithash.search.engine.column_cache import ColumnCache
 from orbithash.search.engine.filters import parse_filter
+from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.selections import select
 from orbithash.search.index.host import Selection, ShardHost
 from orbithash.search.index.indexes import is_exact_index
 from orbithash.search.index.merge import Merged, merge
 from orbithash.search.index.shard import Distances, Ids
-from orbithash.search.protocol.queries import check_filter
+from orbithash.search.protocol.queries import OVERSAMPLING, Rescore, check_filter, check_rescoring, shortlist_size
 
 __all__ = ["LocalAnswer", "LocalIndex"]
 
@@ -26,14 +29,18 @@ _MAX_SELECTIONS = 16
 
 @dataclass(frozen=True)
 class LocalAnswer:
-    """Hits of one query, ordered by (distance, id).
+    """Hits of one query, ordered by (distance, id) or rescored.
 
     Attributes:
         ids: uint64 [m], m <= k.
-        distances: int32 [m], in bits, ascending.
+        distances: int32 [m], in bits, ascending unless the answer is rescored.
         keys: the m keys of the rows; empty for an index over an array.
-        ties_at_cutoff: number of rows at the distance of the last hit, including the hits.
+        ties_at_cutoff: number of rows at the distance of the last hit (rescored: of the last row of the shortlist),
+            including the hits.
         is_exact: whether no row nearer than the hits can be missing.
+        scores: float64 [m], as `Hit.score`, NaN for a row without a stored vector; None without rescoring.
+        shortlist_radius: distance of the last row of the shortlist; None without rescoring or rows.
+        is_shortlist_bounded: whether the shortlist lacks rows that tie with its last, because there were too many.
     """
 
     ids: Ids
@@ -41,6 +48,9 @@ class LocalAnswer:
     keys: tuple[str, ...]
     ties_at_cutoff: int
     is_exact: bool
+    scores: npt.NDArray[np.float64] | None = None
+    shortlist_radius: int | None = None
+    is_shortlist_bounded: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -103,6 +113,10 @@ class LocalIndex:
         self._host = ShardHost(lambda version: parts, bits, number=0, num_shards=1, index=index)
         self._num_rows = self._host.num_rows(0)
         self._selections: OrderedDict[str, Selection] = OrderedDict()
+        self._columns: dict[str, ColumnCache] = {}
+        if archive is not None:
+            names = ["code"] if archive.vector is None else ["code", "vector"]
+            self._columns = {name: ColumnCache(archive, name) for name in names}
 
     def __len__(self) -> int:
         return self._num_rows
@@ -111,37 +125,73 @@ class LocalIndex:
         source = "" if self._archive is None else f"{self._archive.path!r}, version={self._archive.version}, "
         return f"LocalIndex({source}rows={len(self)}, bits={self.bits})"
 
-    def search(self, codes: Codes, k: int = 10, *, radius: int | None = None, filter: str = "") -> list[LocalAnswer]:
+    def search(
+        self,
+        codes: Codes | Encoded,
+        k: int = 10,
+        *,
+        radius: int | None = None,
+        filter: str = "",
+        rescore: Rescore = "",
+        oversampling: float = OVERSAMPLING,
+    ) -> list[LocalAnswer]:
         """Return the k nearest rows of each query.
 
         Args:
-            codes: queries uint8 [Q, B], packed.
+            codes: queries uint8 [Q, B], packed; or the result of `HashModel.encode_items`, which rescoring requires.
             k: maximum number of hits per query.
             radius: maximum distance in bits, inclusive; None: no limit.
             filter: rows to search, as CQL2 text (see `orbithash.search.engine.filters`); "": all.
+            rescore: rank a shortlist again by `vector` or `asymmetric`, as `Query.rescore`; "": order by distance.
+            oversampling: rows of the shortlist for each hit.
 
         Raises:
-            InputError: a wrong shape or type of codes, k < 1, radius < 0, an invalid filter, or a filter on an index
-                over an array.
+            InputError: a wrong shape or type of codes, k < 1, radius < 0, an invalid filter, a filter or rescoring on
+                an index over an array, or queries or an archive without what rescoring needs.
         """
+        queries = codes if isinstance(codes, Encoded) else Encoded(codes, None, None)
+        codes = queries.codes
         if codes.ndim != 2:
             raise InputError(f"a search requires codes uint8 [Q, B], got shape {list(codes.shape)}; write code[None]")
         if radius is not None and radius < 0:
             raise InputError(f"the radius is {radius} bits; it must be at least 0")
         selection = self._selection(filter) if filter else None
+        if rescore:
+            if self._archive is None:
+                raise InputError("rescoring requires the columns of an archive; use LocalIndex.open")
+            check_rescoring(k, rescore, oversampling)
+            return [self._rescored(one, k, radius, selection, rescore, oversampling) for one in queries.split()]
         found = self._host.search(0, codes, k, radius, None, selection)
         merged = merge([found], [k] * len(codes))
         keys = self._keys(merged)
-        return [
-            LocalAnswer(
-                answer.ids,
-                answer.distances,
-                tuple(keys[id_] for id_ in answer.ids.tolist()) if self._archive is not None else (),
-                answer.ties,
-                self._is_exact,
-            )
-            for answer in merged
-        ]
+        return [self._answer(answer, keys) for answer in merged]
+
+    def _rescored(
+        self,
+        query: Encoded,
+        k: int,
+        radius: int | None,
+        selection: Selection | None,
+        rescore: Rescore,
+        oversampling: float,
+    ) -> LocalAnswer:
+        if rescore == "asymmetric" and query.outputs is None:
+            raise InputError("rescore asymmetric requires queries with outputs: encode_items(..., with_outputs=True)")
+        check_rescore(rescore, query, "vector" in self._columns)
+
+        def search(size: int, radius: int | None) -> Merged:
+            return merge([self._host.search(0, query.codes, size, radius, None, selection)], [size])[0]
+
+        shortlist = search(shortlist_size(k, oversampling), radius)
+        if (size := num_with_ties(shortlist)) > len(shortlist.ids):
+            shortlist = search(size, int(shortlist.distances[-1]))
+        best = ranked(rescore, query, shortlist, self._columns[COLUMNS[rescore]].read(shortlist.ids), k)
+        answer = self._answer(best.hits, self._keys([best.hits]))
+        return replace(answer, scores=best.scores, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
+
+    def _answer(self, found: Merged, keys: dict[int, str]) -> LocalAnswer:
+        names = () if self._archive is None else tuple(keys[id_] for id_ in found.ids.tolist())
+        return LocalAnswer(found.ids, found.distances, names, found.ties, self._is_exact)
 
     def _keys(self, answers: Sequence[Merged]) -> dict[int, str]:
         """Return the keys of all hits by id."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orbithash.encoders.codes import Codes, Encoded, Kind
+from orbithash.encoders.vectors import VectorSpec
 from orbithash.search.index.host import Selection
 from orbithash.search.index.shard import Ids, ShardAnswer
 
@@ -60,6 +61,10 @@ class ArchiveReader(Protocol):
     @property
     def bits(self) -> int:
         """Bits of a code."""
+
+    @property
+    def vector(self) -> VectorSpec | None:
+        """The stored vectors in the column `vector`; None: there is none."""
 
     @property
     def model_id(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orbithash.encoders.archive.tables import fixed_size_rows
 from orbithash.encoders.codes import Codes, Encoded, Kind, check_codes, outputs_of
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.composition import compose
@@ -78,16 +79,21 @@ async def _encode(snapshot: Snapshot, kind: str, values: list[Any], with_outputs
             return await snapshot.encoder.encode(encoded_kind, values, with_outputs)
     archive = snapshot.archive
     if kind == "key":
-        codes = await asyncio.to_thread(_codes_of_keys, archive, values)
+        codes, vectors = await asyncio.to_thread(_rows_of_keys, archive, values)
     else:
-        codes = np.stack([check_code(code, archive.bits) for code in values])
-    return Encoded(codes, outputs_of(codes, archive.bits) if with_outputs else None, None)
+        codes, vectors = np.stack([check_code(code, archive.bits) for code in values]), None
+    return Encoded(codes, outputs_of(codes, archive.bits) if with_outputs else None, vectors)
 
 
-def _codes_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> Codes:
+def _rows_of_keys(archive: ArchiveReader, keys: Sequence[str]) -> tuple[Codes, npt.NDArray[np.int8] | None]:
+    """Return codes uint8 [N, B] and stored vectors int8 [N, d] of rows; vectors are None if a row has none."""
     ids = archive.find(keys)
     if absent := [key for key in keys if key not in ids]:
         raise KeyNotFound(f"no row of the archive has the key {absent[0]!r}")
-    table = archive.take(np.array([ids[key] for key in keys], np.uint64), ["code"])
-    codes: Codes = np.array(table.column("code").to_pylist(), np.uint8)
-    return codes
+    rows = np.array([ids[key] for key in keys], np.uint64)
+    table = archive.take(rows, ["code"] if archive.vector is None else ["code", "vector"])
+    codes, _ = fixed_size_rows(table["code"])
+    if archive.vector is None:
+        return codes, None
+    vectors, is_known = fixed_size_rows(table["vector"])
+    return codes, vectors if is_known.all() else None

@@ -4,13 +4,14 @@ A search ends on the snapshot that it began with. Another snapshot can replace i
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
+from orbithash.search.engine.column_cache import ColumnCache
 from orbithash.search.engine.protocols import ArchiveReader, QueryEncoder, QuickShardClient, ShardClient
 from orbithash.search.engine.row_cache import RowCache
 from orbithash.search.engine.selections import Selections
@@ -29,6 +30,7 @@ class Snapshot:
         encoder: the model that computed the codes.
         selections: the rows that pass each filter.
         row_cache: the columns that hits show.
+        column_caches: the columns that rescoring reads, by name.
         quick_shards: the same shards if all of them are `QuickShardClient`, else empty.
         usage: the searches in flight on this snapshot.
         is_exact: whether the shards compare a query with every code.
@@ -39,6 +41,7 @@ class Snapshot:
     encoder: QueryEncoder
     selections: Selections
     row_cache: RowCache
+    column_caches: Mapping[str, ColumnCache]
     quick_shards: Sequence[QuickShardClient]
     usage: "Usage"
     is_exact: bool
@@ -53,7 +56,9 @@ class Snapshot:
         assert num_rows == archive.num_rows, "the shards hold another version of the archive"
         are_quick = all(hasattr(shard, "search_now") for shard in shards)
         quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
-        return cls(archive, shards, encoder, Selections(archive), RowCache(archive), quick, Usage(), is_exact)
+        columns = ["code"] if archive.vector is None else ["code", "vector"]
+        caches = {column: ColumnCache(archive, column) for column in columns}
+        return cls(archive, shards, encoder, Selections(archive), RowCache(archive), caches, quick, Usage(), is_exact)
 
     def after(self, before: "Snapshot", diff: Diff) -> "Snapshot":
         """Return this snapshot with the caches of `before`, less the rows that changed between the two versions."""
@@ -62,6 +67,9 @@ class Snapshot:
         return replace(
             self,
             row_cache=before.row_cache.after(self.archive, touched),
+            column_caches={
+                column: before.column_caches[column].after(self.archive, touched) for column in self.column_caches
+            },
             selections=before.selections.after(self.archive, touched),
         )
 

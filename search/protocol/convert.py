@@ -12,6 +12,7 @@ from orbithash.search.protocol.errors import GatewayError, InvalidQuery, SearchE
 from orbithash.search.protocol.queries import (
     INCLUDABLE,
     MAX_EXAMPLES,
+    OVERSAMPLING,
     Answer,
     Column,
     Coverage,
@@ -19,6 +20,7 @@ from orbithash.search.protocol.queries import (
     Example,
     Hit,
     Query,
+    Rescore,
 )
 from orbithash.search.protocol.rows import UPDATABLE, Columns, Row, RowUpdate
 from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
@@ -49,6 +51,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS: dict[str, search_pb2.Column.ValueType] = {
     name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE
 }
+_RESCORES: dict[Rescore, search_pb2.Rescore.ValueType] = {
+    "": search_pb2.RESCORE_UNSPECIFIED,
+    "vector": search_pb2.RESCORE_VECTOR,
+    "asymmetric": search_pb2.RESCORE_ASYMMETRIC,
+}
 _NAMES: dict[int, Column] = {int(_COLUMNS[name]): name for name in INCLUDABLE}
 
 
@@ -70,6 +77,8 @@ def query_to_pb(query: Query) -> search_pb2.SearchRequest:
         include=include_to_pb(query.include),
         min_coverage=query.min_coverage,
     )
+    if query.rescore:
+        request.rescore, request.oversampling = _RESCORES[query.rescore], query.oversampling
     if query.after is not None:
         distance, row = query.after
         request.after.CopyFrom(search_pb2.Cursor(distance=distance, id=row))
@@ -101,7 +110,16 @@ def query_from_pb(request: search_pb2.SearchRequest) -> Query:
         after=Cursor(request.after.distance, request.after.id) if request.HasField("after") else None,
         include=include_from_pb(request.include),
         min_coverage=request.min_coverage,
+        rescore=_rescore_from_pb(request.rescore),
+        oversampling=request.oversampling if request.HasField("oversampling") else OVERSAMPLING,
     )
+
+
+def _rescore_from_pb(number: int) -> Rescore:
+    names = [name for name, known in _RESCORES.items() if known == number]
+    if not names:
+        raise InvalidQuery(("rescore", f"unknown way of rescoring {number}; see Rescore"))
+    return names[0]
 
 
 def _example_from_pb(message: search_pb2.Example) -> Example:
@@ -200,6 +218,8 @@ def answer_to_pb(answer: Answer) -> search_pb2.SearchResponse:
         next=None if answer.next is None else search_pb2.Cursor(distance=answer.next.distance, id=answer.next.id),
         matching_rows=answer.matching_rows,
         is_exact=answer.is_exact,
+        shortlist_radius=answer.shortlist_radius,
+        is_shortlist_bounded=answer.is_shortlist_bounded,
     )
 
 
@@ -216,6 +236,8 @@ def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
         Cursor(response.next.distance, response.next.id) if response.HasField("next") else None,
         response.matching_rows if response.HasField("matching_rows") else None,
         response.is_exact,
+        response.shortlist_radius if response.HasField("shortlist_radius") else None,
+        response.is_shortlist_bounded,
     )
 
 
@@ -277,6 +299,7 @@ def _hit_to_pb(hit: Hit) -> search_pb2.Hit:
         lon=hit.lon,
         lat=hit.lat,
         datetime=_time_to_pb(hit.datetime),
+        score=hit.score,
         **extra,
     )
 
@@ -293,6 +316,7 @@ def _hit_from_pb(message: search_pb2.Hit) -> Hit:
         hit.lat if hit.HasField("lat") else None,
         _time_from_pb(hit, "datetime"),
         {name: getattr(hit, name) for name in INCLUDABLE if hit.HasField(name)},
+        hit.score if hit.HasField("score") else None,
     )
 
 

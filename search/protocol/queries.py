@@ -1,5 +1,6 @@
 """Queries and answers, as the engine, the gateway and the client see them. Needs neither numpy nor protobuf."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +32,9 @@ __all__ = [
     "MAX_QUERIES",
     "MAX_SENTENCE_CHARS",
     "MAX_SHARDS",
+    "MAX_SHORTLIST",
     "MAX_WEIGHT",
+    "OVERSAMPLING",
     "Answer",
     "Column",
     "Content",
@@ -40,10 +43,13 @@ __all__ = [
     "Example",
     "Hit",
     "Query",
+    "Rescore",
     "check_filter",
     "check_include",
     "check_num_shards",
+    "check_rescoring",
     "has_large",
+    "shortlist_size",
 ]
 
 MAX_K = 10_000
@@ -56,6 +62,12 @@ MAX_EXAMPLES = 64
 # Of an example.
 MAX_WEIGHT = 1000
 MAX_SHARDS = 1024
+
+# How the shortlist of a query is ranked again: by the cosine of stored vectors, or by the asymmetric distance between
+# the outputs of the query's head and the codes; "": not at all.
+Rescore = Literal["", "vector", "asymmetric"]
+# Default size of a shortlist in multiples of k, and maximum number of its rows.
+OVERSAMPLING, MAX_SHORTLIST = 4.0, 50_000
 
 # Columns that hits and rows hold only on request.
 Column = Literal["uri", "caption", "thumbnail", "footprint", "code"]
@@ -83,6 +95,18 @@ def check_include(include: Sequence[str]) -> None:
         raise InvalidQuery(*problems)
 
 
+def check_rescoring(k: int, rescore: str, oversampling: float) -> None:
+    """Check how to rescore. Raises `InvalidQuery`."""
+    if problems := _rescore_problems(k, rescore, oversampling):
+        raise InvalidQuery(*problems)
+
+
+def shortlist_size(k: int, oversampling: float) -> int:
+    """Return the number of rows of a shortlist, without those that tie with the last."""
+    # Rounded first: 10 x 1.1 is above 11 in binary fractions.
+    return math.ceil(round(k * oversampling, 6))
+
+
 def has_large(include: Sequence[str]) -> bool:
     """Return whether `include` has a column of which one response holds at most `MAX_LARGE_ROWS`."""
     return any(name in _LARGE for name in include)
@@ -105,6 +129,16 @@ def _include_problems(include: Sequence[str]) -> list[tuple[str, str]]:
     if len(set(include)) < len(include):
         problems.append(("include", f"a column is named twice among {len(include)}; name each column once"))
     return problems
+
+
+def _rescore_problems(k: int, rescore: str, oversampling: float) -> list[tuple[str, str]]:
+    if rescore not in get_args(Rescore):
+        return [("rescore", f"{rescore!r}; allowed: vector and asymmetric, or empty for none")]
+    if isinstance(oversampling, bool) or not isinstance(oversampling, int | float) or not oversampling >= 1:
+        return [("oversampling", f"a number of at least 1, got {oversampling!r}")]
+    if rescore and is_integer(k, 1, MAX_K) and not k * oversampling <= MAX_SHORTLIST:
+        return [("oversampling", f"k x oversampling is at most {MAX_SHORTLIST:,}, got {k:,} x {oversampling:g}")]
+    return []
 
 
 class Cursor(NamedTuple):
@@ -206,6 +240,9 @@ class Query(Content):
         after: return hits after this position, `Answer.next` of the page before; None: the first page.
         include: columns of `INCLUDABLE` that the hits hold.
         min_coverage: an answer that covers a smaller fraction of the archive is an error.
+        rescore: rank a shortlist of the nearest rows again. `vector`: by the cosine of stored vectors; `asymmetric`: by
+            the sum of the query's outputs over the bits that differ. "": order by distance.
+        oversampling: rows of the shortlist for each hit, at least 1; `MAX_SHORTLIST` limits their product with k.
     """
 
     positives: tuple[Example, ...] = ()
@@ -216,6 +253,13 @@ class Query(Content):
     after: Cursor | None = None
     include: tuple[Column, ...] = ()
     min_coverage: float = 0.0
+    rescore: Rescore = ""
+    oversampling: float = OVERSAMPLING
+
+    @property
+    def shortlist_size(self) -> int:
+        """Number of rows to find by distance: k, or more to rescore them. Rows that tie with the last are added."""
+        return shortlist_size(self.k, self.oversampling) if self.rescore else self.k
 
     def check(self) -> None:
         """Raise `InvalidQuery` with everything that can be checked without the archive."""
@@ -244,6 +288,9 @@ class Query(Content):
         problems += _include_problems(self.include)
         if not 0 <= self.min_coverage <= 1:
             problems.append(("min_coverage", f"a fraction from 0 to 1, got {self.min_coverage!r}"))
+        problems += _rescore_problems(self.k, self.rescore, self.oversampling)
+        if self.rescore and self.after is not None:
+            problems.append(("after", "a rescored answer has no pages; ask for more hits with a larger k"))
         if problems:
             raise InvalidQuery(*problems)
 
@@ -260,7 +307,8 @@ def _is_cursor(value: object) -> bool:
 class Hit(NamedTuple):
     """One row of an answer: `rank` counts from 1, `distance` is in bits, `lon` and `lat` in degrees WGS 84.
 
-    `extra` holds the columns that the query includes.
+    `extra` holds the columns that the query includes. `score` is that of a rescored answer: the cosine of the stored
+    vectors (None: the row has none), or the asymmetric distance, which is smaller for nearer rows.
     """
 
     rank: int
@@ -273,6 +321,7 @@ class Hit(NamedTuple):
     datetime: datetime | None
     # Never modified.
     extra: dict[str, Any] = {}  # noqa: RUF012
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -291,12 +340,12 @@ class Coverage:
 
 
 class Answer(NamedTuple):
-    """The hits of a query, ordered by (distance, id), and how complete they are.
+    """The hits of a query, ordered by (distance, id) or rescored, and how complete they are.
 
     Attributes:
         hits: at most k hits.
         ties_at_cutoff: number of searched rows at the distance of the last hit, hits of this page included, hits of
-            earlier pages not.
+            earlier pages not. In a rescored answer: at the distance of the last row of the shortlist.
         coverage: the part of the archive that was searched.
         took_ms: time in the search engine, in milliseconds.
         model_id: content hash of the model that made the archive's codes.
@@ -304,6 +353,8 @@ class Answer(NamedTuple):
         next: position after which the next page begins; None if there is no next page.
         matching_rows: number of rows that pass the filter; None without a filter.
         is_exact: whether the hits are exactly the nearest rows of the searched part; False for an approximate index.
+        shortlist_radius: distance of the last row of the shortlist; None without rescoring or rows.
+        is_shortlist_bounded: whether the shortlist lacks rows that tie with its last, because there were too many.
     """
 
     hits: tuple[Hit, ...]
@@ -315,3 +366,5 @@ class Answer(NamedTuple):
     next: Cursor | None = None
     matching_rows: int | None = None
     is_exact: bool = True
+    shortlist_radius: int | None = None
+    is_shortlist_bounded: bool = False

@@ -22,6 +22,7 @@ from orbithash.search.protocol.queries import (
     MAX_K,
     MAX_LARGE_ROWS,
     MAX_QUERIES,
+    MAX_SHORTLIST,
     Answer,
     Column,
     Query,
@@ -84,9 +85,13 @@ class Service:
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
         """Return an answer or an error for each of at most `MAX_QUERIES` queries."""
         check_num_queries(len(queries))
-        if (num_hits := sum(query.k for query in queries if 0 < query.k <= MAX_K)) > MAX_BATCH_HITS:
+        if (num_hits := sum(map(_num_hits, queries))) > MAX_BATCH_HITS:
             raise InvalidQuery(
-                ("requests", f"the queries of a call may ask for {MAX_BATCH_HITS:,} hits in total, got {num_hits:,}")
+                (
+                    "requests",
+                    f"the queries of a call may ask for {MAX_BATCH_HITS:,} hits and rows of shortlists in total, got "
+                    f"{num_hits:,}",
+                )
             )
         if (num_large := sum(query.k for query in queries if has_large(query.include))) > MAX_LARGE_ROWS:
             raise InvalidQuery(
@@ -298,6 +303,12 @@ async def _logged(what: str, work: Awaitable[None]) -> None:
         await work
     except Exception:
         logger.exception("%s failed", what)
+
+
+def _num_hits(query: Query) -> int:
+    """Return the number of rows that a query asks for, 0 for an invalid one, which gets an error of its own."""
+    is_valid = 0 < query.k <= MAX_K and 1 <= query.oversampling <= MAX_SHORTLIST
+    return query.shortlist_size if is_valid else 0
 
 
 def check_num_queries(count: int) -> None:

@@ -19,14 +19,14 @@ async def encode(images):
 
 
 @contextmanager
-def serving_archive(folder, limits=None, encode=encode, encoder=None):
+def serving_archive(folder, limits=None, encode=encode, encoder=None, vector=None):
     """A gateway over a new archive of 16 bits, in an event loop in a thread; yields its address and its service.
 
     `encode` returns the codes of images; `encoder` is a whole `QueryEncoder` in its place.
     """
 
     async def start():
-        Archive.open_or_create(folder, 16, "m" * 32)
+        Archive.open_or_create(folder, 16, "m" * 32, vector)
 
         async def open_backend(target):
             return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(encode), target.num_shards)

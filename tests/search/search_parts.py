@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from orbithash.encoders.archive.storage import schema_of
 from orbithash.encoders.codes import Encoded, outputs_of
+from orbithash.encoders.vectors import VectorSpec
 from orbithash.search.engine.backend import LocalShardClient
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.snapshot import Snapshot
@@ -22,8 +23,6 @@ from orbithash.search.gateway.protection import Protection
 from orbithash.search.index.host import ShardHost
 from orbithash.search.index.shard import NO_HIT, Shard, ShardAnswer, part_of
 from orbithash.search.service.service import Service, Target
-
-ARCHIVE_SCHEMA = schema_of(8, "")
 
 
 @dataclass
@@ -95,10 +94,15 @@ class MemoryArchive:
     model_id = "model-of-the-test"
     version = 7
 
-    def __init__(self, ids, codes, bits):
+    def __init__(self, ids, codes, bits, vectors=None):
+        """`vectors`: a list of int8 [d] or None; every row gets one."""
         self.bits = bits
+        self.vector = None if vectors is None else VectorSpec(len(next(v for v in vectors if v is not None)), 0.01)
         self.num_rows = len(ids)
+        self._schema = schema_of(bits, "", self.vector)
         self._rows = {int(row): self._row(int(row), code) for row, code in zip(ids, codes, strict=True)}
+        for row, vector in zip(ids, vectors or [], strict=False):
+            self._rows[int(row)]["vector"] = None if vector is None else vector.tolist()
         self._ids = {row["key"]: id_ for id_, row in self._rows.items()}
 
     @staticmethod
@@ -127,12 +131,13 @@ class MemoryArchive:
 
     def take(self, ids: np.ndarray, columns: Sequence[str]):
         rows = [self._rows[row] for row in ids.tolist()]
-        return pa.table({name: [row[name] for row in rows] for name in columns})
+        schema = pa.schema([self._schema.field(name) for name in columns])
+        return pa.table({name: [row[name] for row in rows] for name in columns}, schema=schema)
 
     def scan(self, columns, among=None):
         wanted = self._rows if among is None else self._rows.keys() & set(among.tolist())
         ids = np.array(list(wanted), np.uint64)
-        return ids, self.take(ids, columns).cast(pa.schema([ARCHIVE_SCHEMA.field(name) for name in columns]))
+        return ids, self.take(ids, columns)
 
     def scan_batches(self, columns, among=None):
         yield self.scan(columns, among)

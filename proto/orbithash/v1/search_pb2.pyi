@@ -99,6 +99,38 @@ COLUMN_CODE: Column.ValueType  # 5
 """The packed code."""
 Global___Column: _TypeAlias = Column  # noqa: Y015
 
+class _Rescore:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RescoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rescore.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESCORE_UNSPECIFIED: _Rescore.ValueType  # 0
+    """No rescoring: hits are ordered by (distance, id)."""
+    RESCORE_VECTOR: _Rescore.ValueType  # 1
+    """By the cosine of the stored vectors of the query and the row, descending; rows without a stored vector come last, by
+    (distance, id).
+    """
+    RESCORE_ASYMMETRIC: _Rescore.ValueType  # 2
+    """By the asymmetric distance, ascending: the sum of the magnitudes of the query's real-valued outputs, as int8, over
+    the bits in which the codes differ. Needs no stored vectors; it orders rows of equal or similar distance.
+    """
+
+class Rescore(_Rescore, metaclass=_RescoreEnumTypeWrapper):
+    """Rescore is a way to rank a shortlist of the nearest rows again."""
+
+RESCORE_UNSPECIFIED: Rescore.ValueType  # 0
+"""No rescoring: hits are ordered by (distance, id)."""
+RESCORE_VECTOR: Rescore.ValueType  # 1
+"""By the cosine of the stored vectors of the query and the row, descending; rows without a stored vector come last, by
+(distance, id).
+"""
+RESCORE_ASYMMETRIC: Rescore.ValueType  # 2
+"""By the asymmetric distance, ascending: the sum of the magnitudes of the query's real-valued outputs, as int8, over
+the bits in which the codes differ. Needs no stored vectors; it orders rows of equal or similar distance.
+"""
+Global___Rescore: _TypeAlias = Rescore  # noqa: Y015
+
 @_typing.final
 class Example(_message.Message):
     """Example is an item that has a code."""
@@ -222,6 +254,8 @@ class SearchRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
     MIN_COVERAGE_FIELD_NUMBER: _builtins.int
+    RESCORE_FIELD_NUMBER: _builtins.int
+    OVERSAMPLING_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """An encoded image file (GeoTIFF, JPEG, PNG) of at most 10 MiB. The server encodes it with the archive's model."""
     code: _builtins.bytes
@@ -247,6 +281,14 @@ class SearchRequest(_message.Message):
     """
     min_coverage: _builtins.float
     """Return UNAVAILABLE if less than this fraction of the archive was searched; from 0 to 1."""
+    rescore: Global___Rescore.ValueType
+    """Rank a shortlist of rows again: the first k x oversampling by (distance, id) and all rows that tie with the last of
+    them, at most 50,000. Rows of equal score are ordered by id. `after` must not be set: there are no pages.
+    """
+    oversampling: _builtins.float
+    """Rows of the shortlist for each hit, at least 1; k x oversampling is at most 50,000. Not set: 4. Without rescoring it
+    has no effect.
+    """
     @_builtins.property
     def examples(self) -> Global___Examples:
         """Several examples. Each bit of the query's code is decided by a vote: each example votes with its output for the
@@ -278,15 +320,21 @@ class SearchRequest(_message.Message):
         after: Global___Cursor | None = ...,
         include: _abc.Iterable[Global___Column.ValueType] | None = ...,
         min_coverage: _builtins.float = ...,
+        rescore: Global___Rescore.ValueType = ...,
+        oversampling: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "image", b"image", "key", b"key", "query", b"query", "radius", b"radius", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "image", b"image", "key", b"key", "oversampling", b"oversampling", "query", b"query", "radius", b"radius", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "filter", b"filter", "image", b"image", "include", b"include", "k", b"k", "key", b"key", "min_coverage", b"min_coverage", "query", b"query", "radius", b"radius", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling", "_radius", b"_radius", "after", b"after", "code", b"code", "examples", b"examples", "filter", b"filter", "image", b"image", "include", b"include", "k", b"k", "key", b"key", "min_coverage", b"min_coverage", "oversampling", b"oversampling", "query", b"query", "radius", b"radius", "rescore", b"rescore", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__oversampling: _TypeAlias = _typing.Literal["oversampling"]  # noqa: Y015
+    _WhichOneofArgType__oversampling: _TypeAlias = _typing.Literal["_oversampling", b"_oversampling"]  # noqa: Y015
     _WhichOneofReturnType__radius: _TypeAlias = _typing.Literal["radius"]  # noqa: Y015
     _WhichOneofArgType__radius: _TypeAlias = _typing.Literal["_radius", b"_radius"]  # noqa: Y015
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "code", "key", "text", "examples", "vector"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oversampling) -> _WhichOneofReturnType__oversampling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__radius) -> _WhichOneofReturnType__radius | None: ...
     @_typing.overload
@@ -309,10 +357,12 @@ class SearchResponse(_message.Message):
     NEXT_FIELD_NUMBER: _builtins.int
     MATCHING_ROWS_FIELD_NUMBER: _builtins.int
     IS_EXACT_FIELD_NUMBER: _builtins.int
+    SHORTLIST_RADIUS_FIELD_NUMBER: _builtins.int
+    IS_SHORTLIST_BOUNDED_FIELD_NUMBER: _builtins.int
     ties_at_cutoff: _builtins.int
     """The number of searched rows at the distance of the last hit: hits of this page included, hits of earlier pages not.
     If it is larger than the number of hits at that distance, k cut off rows that are as near as the last hit. 0 if
-    there are no hits.
+    there are no hits. If the hits are rescored: the number of searched rows at the distance of the shortlist's last row.
     """
     took_ms: _builtins.float
     """Time from the request's arrival at the search engine to its answer, in milliseconds."""
@@ -326,9 +376,13 @@ class SearchResponse(_message.Message):
     """Whether the hits are exactly the nearest rows of the searched part. False for answers of an approximate index
     ("ivf", "hnsw"), where nearer rows may be missing and ties_at_cutoff counts only the rows that the index found.
     """
+    shortlist_radius: _builtins.int
+    """The distance of the shortlist's last row; set if the hits are rescored and there are any."""
+    is_shortlist_bounded: _builtins.bool
+    """Whether the shortlist lacks rows that tie with its last, because there were too many."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
-        """At most k hits, ordered by (distance, id)."""
+        """At most k hits, ordered by (distance, id), or by score if they are rescored."""
 
     @_builtins.property
     def coverage(self) -> Global___Coverage:
@@ -350,14 +404,21 @@ class SearchResponse(_message.Message):
         next: Global___Cursor | None = ...,
         matching_rows: _builtins.int | None = ...,
         is_exact: _builtins.bool = ...,
+        shortlist_radius: _builtins.int | None = ...,
+        is_shortlist_bounded: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "coverage", b"coverage", "matching_rows", b"matching_rows", "next", b"next"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "_shortlist_radius", b"_shortlist_radius", "coverage", b"coverage", "matching_rows", b"matching_rows", "next", b"next", "shortlist_radius", b"shortlist_radius"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "archive_version", b"archive_version", "coverage", b"coverage", "hits", b"hits", "is_exact", b"is_exact", "matching_rows", b"matching_rows", "model_id", b"model_id", "next", b"next", "ties_at_cutoff", b"ties_at_cutoff", "took_ms", b"took_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "_shortlist_radius", b"_shortlist_radius", "archive_version", b"archive_version", "coverage", b"coverage", "hits", b"hits", "is_exact", b"is_exact", "is_shortlist_bounded", b"is_shortlist_bounded", "matching_rows", b"matching_rows", "model_id", b"model_id", "next", b"next", "shortlist_radius", b"shortlist_radius", "ties_at_cutoff", b"ties_at_cutoff", "took_ms", b"took_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__matching_rows: _TypeAlias = _typing.Literal["matching_rows"]  # noqa: Y015
     _WhichOneofArgType__matching_rows: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows"]  # noqa: Y015
+    _WhichOneofReturnType__shortlist_radius: _TypeAlias = _typing.Literal["shortlist_radius"]  # noqa: Y015
+    _WhichOneofArgType__shortlist_radius: _TypeAlias = _typing.Literal["_shortlist_radius", b"_shortlist_radius"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__matching_rows) -> _WhichOneofReturnType__matching_rows | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shortlist_radius) -> _WhichOneofReturnType__shortlist_radius | None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 
@@ -380,6 +441,7 @@ class Hit(_message.Message):
     THUMBNAIL_FIELD_NUMBER: _builtins.int
     FOOTPRINT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Position in the answer, from 1."""
     distance: _builtins.int
@@ -404,6 +466,10 @@ class Hit(_message.Message):
     """See Column."""
     code: _builtins.bytes
     """See Column."""
+    score: _builtins.float
+    """The score by which the hits are ordered, if they are rescored: see Rescore. Not set for a row without a stored
+    vector.
+    """
     @_builtins.property
     def datetime(self) -> _timestamp_pb2.Timestamp:
         """Time of acquisition, UTC, if known."""
@@ -424,10 +490,11 @@ class Hit(_message.Message):
         thumbnail: _builtins.bytes | None = ...,
         footprint: _builtins.bytes | None = ...,
         code: _builtins.bytes | None = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "footprint", b"footprint", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "footprint", b"footprint", "label", b"label", "lat", b"lat", "lon", b"lon", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "distance", b"distance", "footprint", b"footprint", "id", b"id", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "rank", b"rank", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "distance", b"distance", "footprint", b"footprint", "id", b"id", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "rank", b"rank", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
     _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
@@ -443,6 +510,8 @@ class Hit(_message.Message):
     _WhichOneofArgType__lat: _TypeAlias = _typing.Literal["_lat", b"_lat"]  # noqa: Y015
     _WhichOneofReturnType__lon: _TypeAlias = _typing.Literal["lon"]  # noqa: Y015
     _WhichOneofArgType__lon: _TypeAlias = _typing.Literal["_lon", b"_lon"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
     _WhichOneofReturnType__thumbnail: _TypeAlias = _typing.Literal["thumbnail"]  # noqa: Y015
     _WhichOneofArgType__thumbnail: _TypeAlias = _typing.Literal["_thumbnail", b"_thumbnail"]  # noqa: Y015
     _WhichOneofReturnType__uri: _TypeAlias = _typing.Literal["uri"]  # noqa: Y015
@@ -461,6 +530,8 @@ class Hit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lat) -> _WhichOneofReturnType__lat | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lon) -> _WhichOneofReturnType__lon | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__thumbnail) -> _WhichOneofReturnType__thumbnail | None: ...
     @_typing.overload

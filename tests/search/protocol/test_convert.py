@@ -40,11 +40,18 @@ from orbithash.v1 import search_pb2
         Query(key="é", k=2),
         Query(vector=[0.5, -1e-40], k=3),
         Query(positives=(Example(vector=[1], weight=0.1), Example(text="x")), negatives=(Example(key="a", weight=7),)),
+        Query(key="a", rescore="vector", oversampling=1),
+        Query(key="a", rescore="asymmetric"),
     ],
 )
 def test_queries_survive(query):
     request = search_pb2.SearchRequest.FromString(query_to_pb(query).SerializeToString())
     assert query_from_pb(request) == query
+
+
+def test_an_unknown_way_of_rescoring_is_refused():
+    with pytest.raises(InvalidQuery, match="rescore: unknown way of rescoring 9"):
+        query_from_pb(search_pb2.SearchRequest(key="a", k=1, rescore=9))
 
 
 def test_an_empty_request_has_no_example():
@@ -72,6 +79,8 @@ def test_answers_survive_and_zero_differs_from_unknown():
         (
             Hit(1, 0, 2**64 - 1, "a", "", 0.0, -0.0, datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC)),
             Hit(2, 512, 0, "b", None, None, None, None),
+            Hit(3, 4, 1, "c", None, None, None, None, {}, -0.25),
+            Hit(4, 5, 2, "d", None, None, None, None, {}, 0.0),
         ),
         ties_at_cutoff=2**40,
         coverage=Coverage(1, 3, 1, 2),
@@ -79,6 +88,8 @@ def test_answers_survive_and_zero_differs_from_unknown():
         model_id="m",
         archive_version=9,
         is_exact=False,
+        shortlist_radius=0,
+        is_shortlist_bounded=True,
     )
     response = answer_to_pb(answer)
     assert response.coverage.fraction == 1 / 3
