@@ -165,7 +165,7 @@ class World:
 class _Archive:
     """The part of an archive that the engine reads; hits contain keys only, which are in memory."""
 
-    model_id, version = "simulated", 1
+    model_id, version, vector = "simulated", 1, None
 
     def __init__(self, bits: int, num_rows: int) -> None:
         self.bits, self.num_rows = bits, num_rows

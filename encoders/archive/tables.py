@@ -30,8 +30,8 @@ def make_table(
         bits: bits of a code.
         key: N unique keys.
         uri: N URIs or paths to open.
-        vector: stored vectors int8 [N, d], or N vectors as bytes of which some are None, that is unknown; None:
-            unknown for all rows.
+        vector: stored vectors int8 [N, d], or a list of N vectors as bytes, None for an unknown one; None: all are
+            unknown.
         **columns: any of `label`, `caption`, `datetime` (UTC), `lon`, `lat`, `footprint`, `thumbnail`, `stamp`,
             each N values where None (and NaN) means unknown; an omitted column is unknown for all rows.
 

@@ -8,7 +8,7 @@ from orbithash.search.gateway.protection import audited
 from orbithash.search.gateway.streams import prepared
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
-from orbithash.search.protocol.rows import MAX_ROWS, Row, RowUpdate
+from orbithash.search.protocol.rows import MAX_ROWS, PreparedRow, RowUpdate
 from orbithash.search.service.service import Service, check_num_queries
 from orbithash.search.service.writer import Committed
 from orbithash.v1 import search_pb2, search_pb2_grpc
@@ -94,7 +94,7 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         """See `search.proto`."""
         async with self._calls.call(context, "Upsert", is_stream=True) as call:
 
-            async def prepare(message: search_pb2.UpsertRequest) -> tuple[int, list[Row] | SearchError]:
+            async def prepare(message: search_pb2.UpsertRequest) -> tuple[int, list[PreparedRow] | SearchError]:
                 _check_size("rows", len(message.rows))
                 rows = [convert.row_from_pb(row) for row in message.rows]
                 try:
