@@ -5,12 +5,10 @@ import math
 import numpy as np
 import pytest
 from archive_parts import serving_archive
-from test_both_clients import Blocking
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.vectors import VectorSpec
-from orbithash.search.client import Client
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row
@@ -28,11 +26,6 @@ def served(tmp_path):
     """The address of a gateway over an archive with vectors, and the archive's folder."""
     with serving_archive(tmp_path / "archive", encode=encode, vector=VectorSpec(2, 0.01)) as (address, _, _):
         yield address, tmp_path / "archive"
-
-
-@pytest.fixture(params=[Client, Blocking], ids=["blocking", "asyncio"])
-def make_client(request):
-    return request.param
 
 
 def image(code, *vector):
