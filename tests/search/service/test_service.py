@@ -517,7 +517,7 @@ def test_batches_of_queries(tmp_path):
         assert [type(each).__name__ for each in found] == ["Answer", "KeyNotFound", "InvalidQuery"]
         with pytest.raises(InvalidQuery, match="a call has 1 to 256 queries, got 0"):
             await service.search_many([], 60.0)
-        with pytest.raises(InvalidQuery, match="may ask for 100,000 hits in total, got 110,000"):
+        with pytest.raises(InvalidQuery, match="may ask for 100,000 hits and rows of shortlists in total, got 110,000"):
             await service.search_many([Query(key="k1", k=10_000)] * 11, 60.0)
         with pytest.raises(InvalidQuery, match="got 257"):
             await service.search_many([Query(key="k1")] * 257, 60.0)
