@@ -38,7 +38,11 @@ class Network:
 
         self._model = HashModel.load(model)
         # The first pass of a network is slow, so run it before the first query.
-        self._model.encode([np.zeros((64, 64, self._model.preprocessing.channels), self._model.preprocessing.dtype)])
+        if self._model.card.network.backbone.source == "embedding":
+            self._model.encode_items("vector", np.zeros((1, self._model.vector_dims), np.float32))
+        else:
+            preprocessing = self._model.preprocessing
+            self._model.encode([np.zeros((64, 64, preprocessing.channels), preprocessing.dtype)])
 
     def has_text(self) -> bool:
         """Return whether the model encodes sentences."""

@@ -68,6 +68,10 @@ def pairs_of(answer):
     return [(hit.distance, hit.id) for hit in answer.hits]
 
 
+def feature_of(model, path):
+    return model.features(model.prepare([read_image(path, model.preprocessing.rendering)]))[0]
+
+
 def check_answers(address, oracle, scenes, model):
     """Check hits, order, ties and columns of queries by code, key and image."""
     rng = np.random.default_rng(0)
@@ -83,6 +87,8 @@ def check_answers(address, oracle, scenes, model):
             answer = client.search(key=key, k=5)
             assert (pairs_of(answer), answer.ties_at_cutoff) == oracle(oracle.code_of(key), 5)
             code = loaded.encode([read_image(scenes / key, loaded.preprocessing.rendering)])[0]
+            answer = client.search(vector=feature_of(loaded, scenes / key), k=5)
+            assert (pairs_of(answer), answer.ties_at_cutoff) == oracle(code, 5)
             answer = client.search(image=(scenes / key).read_bytes(), k=5)
             assert (pairs_of(answer), answer.ties_at_cutoff) == oracle(code, 5)
         rows = oracle.archive.take([hit.id for hit in answer.hits], ["key", "label", "lon", "lat", "datetime"])
@@ -91,7 +97,7 @@ def check_answers(address, oracle, scenes, model):
             assert hit.datetime == row["datetime"]
 
 
-def check_command_line(cli, address, oracle, scenes, bad_images):
+def check_command_line(cli, address, oracle, scenes, bad_images, model, tmp_path):
     """Check `query` against a running gateway: JSON, the table, and errors that only the gateway can find."""
     key = min(oracle.archive.keys())
     ended = cli("query", "--key", key, "-k", "3", "--address", address, "--json")
@@ -137,6 +143,14 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         assert hit["key"] in table, "keys are not shortened, so that they can be used in a query"
     assert f"{ties} rows tie at distance {pairs[-1][0]}; 100% of the archive searched" in table
 
+    options = ("--key", key, "--image", scenes / key, "--weight", "key=3", "-k", "3")
+    both = cli("query", *options, "--address", address, "--json")
+    assert json.loads(both.out)["hits"] == answer["hits"]
+    vector, short = feature_of(HashModel.load(model), scenes / key), tmp_path / "short.npy"
+    np.save(tmp_path / "vector.npy", vector)
+    np.save(short, vector[:-1])
+    by_vector = cli("query", "--vector", tmp_path / "vector.npy", "-k", "3", "--address", address, "--json")
+    assert json.loads(by_vector.out)["hits"] == answer["hits"]
     for options, words in (
         (("--code", "ff"), "a code of 32 bits has 4 bytes"),
         (("--code", ""), "a code of 32 bits has 4 bytes"),
@@ -144,7 +158,9 @@ def check_command_line(cli, address, oracle, scenes, bad_images):
         (("--text", "boats"), "images only"),
         (("--key", key, "--filter", "colour = 'red'"), "filter: "),
         (("--key", key, "--after", "x"), "--after 'x'"),
-        (("--key", key, "--like", key), "got --key and --like"),
+        (("--key", key, "--like", key, "--weight", "text=2"), "an option of this query (key, like)"),
+        (("--key", key, "--text", "boats"), "images only"),
+        (("--vector", short), "this model takes vectors of"),
         (("--key", key, "--include", "smell"), "'smell'"),
         (("--key", key, "--min-coverage", "2"), "min_coverage: "),
         *((("--image", bad_images / name), reason) for name, reason in REASONS.items() if name != "empty.tif"),
@@ -230,7 +246,7 @@ def test_in_one_process(start, cli, archive, scenes, model, bad_images, tmp_path
     assert not family(process.pid), "no Ray"
     oracle = Oracle(archive)
     check_answers(address, oracle, scenes, model)
-    check_command_line(cli, address, oracle, scenes, bad_images)
+    check_command_line(cli, address, oracle, scenes, bad_images, model, tmp_path)
     check_changes(cli, address, archive, scenes, bad_images, tmp_path)
     check_other_shards(cli, address, oracle, scenes, model, [4, 1])
     check_answers(address, oracle, scenes, model)
