@@ -167,11 +167,15 @@ class NetworkSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """The text side of a model: the hash and the feature width of its frozen text encoder, and the head after it."""
+    """The text side of a model: the hash and the feature width of its frozen text encoder, and the head after it.
+
+    With `is_joint`, features of sentences and of images are in one space: those of the towers of a dual encoder.
+    """
 
     encoder_sha256: str
     num_features: int
     head: HeadSpec
+    is_joint: bool = False
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "TextSpec":

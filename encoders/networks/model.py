@@ -107,6 +107,11 @@ class HashModel:
         return self.text_head is not None
 
     @property
+    def has_joint_text(self) -> bool:
+        """Whether features of images and of sentences are in one space."""
+        return self.card.text is not None and self.card.text.is_joint
+
+    @property
     def vector_dims(self) -> int:
         """Dimensions of a vector that `encode_items` takes: the inputs of the head of images."""
         return self.network.head.num_features
@@ -164,7 +169,8 @@ class HashModel:
     ) -> Encoded:
         """Return the codes of N items, their stored vectors and, with `with_outputs`, the outputs of the head.
 
-        Vectors are None for sentences and for a model without a projection.
+        Vectors are None for a model without a projection, and for sentences whose features are not in the space of
+        those of images.
 
         With outputs, more items are computed twice: of many int8 values, one is often near a rounding boundary.
 
@@ -180,7 +186,7 @@ class HashModel:
         """
         parts = Parts(with_outputs, vectors=True)
         if kind == "text":
-            return self._encode_texts(items, batch_size, Parts(with_outputs))
+            return self._encode_texts(items, batch_size, Parts(with_outputs, self.has_joint_text))
         if kind == "vector":
             vectors = self._check_vectors(items)
             size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)

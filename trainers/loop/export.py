@@ -74,7 +74,9 @@ def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
     text = None
     if method.text_head is not None:
         assert text_encoder is not None, "a text head reads a text encoder's features"
-        text = TextSpec(text_encoder.sha256, text_encoder.num_features, method.text_head.spec)
+        text = TextSpec(
+            text_encoder.sha256, text_encoder.num_features, method.text_head.spec, method.has_joint_features
+        )
     return ModelCard(
         method=run.method,
         network=method.network.spec,

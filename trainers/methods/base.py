@@ -109,6 +109,11 @@ class Method(nn.Module):
         """Shorter code lengths whose prefix of the code is trained as a code of its own."""
         return ()
 
+    @property
+    def has_joint_features(self) -> bool:
+        """Whether features of images and of sentences are in one space, as those of a dual encoder are."""
+        return False
+
     def text_encoder(self, device: str = "cpu") -> TextEncoder | None:
         """Return the encoder of sentences, for a method with a text side."""
         return None

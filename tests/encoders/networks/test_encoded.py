@@ -44,7 +44,8 @@ class Rounding(HashNetwork):
 class StubTextEncoder:
     """Features of a sentence that follow from its characters, with an error that follows from the batch."""
 
-    num_features = 12
+    def __init__(self, num_features=12):
+        self.num_features = num_features
 
     def encode(self, sentences):
         rows = [np.random.default_rng(list(sentence.encode())).normal(size=self.num_features) for sentence in sentences]
@@ -52,14 +53,22 @@ class StubTextEncoder:
         return (np.array(rows).reshape(-1, self.num_features) + (len(rows) > 1) * noise).astype(np.float32)
 
 
-def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, with_text=False, with_projection=False):
+def make_model(
+    label_code="none",
+    activation="tanh",
+    thresholds=(0.0,) * BITS,
+    with_text=False,
+    with_projection=False,
+    is_joint=False,
+):
     torch.manual_seed(0)
     head = HeadSpec(BITS, activation=activation)
     network = HashNetwork(build_backbone("resnet8"), head, len(CLASSES))
     assert network.head.num_features == DIMS
     torch.nn.init.normal_(network.classifier.weight)
     network.__class__ = Rounding
-    text = TextSpec("0" * 64, StubTextEncoder.num_features, head) if with_text else None
+    encoder = StubTextEncoder(DIMS if is_joint else 12)
+    text = TextSpec("0" * 64, encoder.num_features, head, is_joint) if with_text else None
     card = ModelCard(
         method="dhcl",
         network=network.spec,
@@ -76,8 +85,8 @@ def make_model(label_code="none", activation="tanh", thresholds=(0.0,) * BITS, w
     if with_projection:
         projection = Projection.fit(torch.from_numpy(random_vectors(300)), DIMS)
         card = dataclasses.replace(card, projection=projection.spec)
-    text_head = HashHead(StubTextEncoder.num_features, head) if with_text else None
-    return HashModel(card, network, "", "cpu", text_head, StubTextEncoder() if with_text else None, projection)
+    text_head = HashHead(encoder.num_features, head) if with_text else None
+    return HashModel(card, network, "", "cpu", text_head, encoder if with_text else None, projection)
 
 
 def random_vectors(num=60):
@@ -137,6 +146,13 @@ def test_stored_vectors_are_those_of_the_projection():
     expected = np.concatenate([model.projection.quantise(torch.from_numpy(row[None])).numpy() for row in vectors])
     np.testing.assert_array_equal(model.encode_items("vector", vectors).vectors, expected)
     assert make_model().encode_items("vector", vectors).vectors is None
+
+
+def test_sentences_have_vectors_where_their_features_are_in_the_space_of_images():
+    model = make_model(with_text=True, with_projection=True, is_joint=True)
+    expected = alone(model, "text", SENTENCES)
+    assert expected.vectors.shape == (len(SENTENCES), DIMS)
+    assert_equal(model.encode_items("text", SENTENCES, with_outputs=True), expected)
 
 
 def test_codes_alone_cost_no_projection(monkeypatch):
