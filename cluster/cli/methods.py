@@ -107,7 +107,7 @@ def show_methods(methods: Sequence[MethodHelp], with_settings: bool) -> None:
             console.print()
             console.print(_table(method.settings))
     if not with_settings:
-        console.print("\n`orbithash methods NAME` shows the settings of a method and of its recipes, for --config.")
+        console.print("\n`orbithash methods NAME` shows the settings of a method and its recipes.")
 
 
 def _setting(name: str, field: "FieldInfo") -> SettingHelp:
