@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # For bands other than RGB, for which pretrained weights define no statistics.
 OTHER_MEAN, OTHER_STD = 0.5, 0.25
 
-MAX_SIDE_PX = 1024
+MIN_SIDE_PX, MAX_SIDE_PX = 16, 1024
 
 ORIENTATIONS = (1, 4, 8)
 
@@ -45,6 +45,8 @@ class Preprocessing:
             4 with quarter turns, 8 with mirror images, too. Images from above have no upright direction, so that the
             mean loses no information about the scene. The time to encode is proportional to it.
         interpolation: bilinear or bicubic.
+        smaller: sides in pixels to which the square is resampled as well; the network's features are averaged over all
+            sizes. Each adds the time of its own pass.
     """
 
     rendering: Rendering
@@ -54,6 +56,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     orientations: int = 1
     interpolation: str = "bilinear"
+    smaller: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.mean and not self.std and self.rendering.is_picture:
@@ -64,9 +67,10 @@ class Preprocessing:
             object.__setattr__(self, "mean", mean)
             object.__setattr__(self, "std", std)
         problems = []
-        if not 16 <= self.crop <= self.resize <= MAX_SIDE_PX:
+        if not MIN_SIDE_PX <= self.crop <= self.resize <= MAX_SIDE_PX:
             problems.append(
-                f"resize {self.resize} and crop {self.crop}; 16 <= crop <= resize <= {MAX_SIDE_PX} pixels is required"
+                f"resize {self.resize} and crop {self.crop}; {MIN_SIDE_PX} <= crop <= resize <= {MAX_SIDE_PX} pixels "
+                "is required"
             )
         if (self.mean or self.std) and not (
             len(self.mean) == len(self.std) == self.channels
@@ -80,6 +84,12 @@ class Preprocessing:
             problems.append(f"interpolation {self.interpolation!r}; {', '.join(INTERPOLATIONS)} are allowed")
         if self.orientations not in ORIENTATIONS:
             problems.append(f"orientations {self.orientations}; {', '.join(map(str, ORIENTATIONS))} are allowed")
+        if not all(MIN_SIDE_PX <= side < self.crop for side in self.smaller) or len({*self.smaller}) < len(
+            self.smaller
+        ):
+            problems.append(
+                f"smaller {self.smaller}; different sides from {MIN_SIDE_PX} to below {self.crop} are allowed"
+            )
         if problems:
             raise listed(problems, "preprocessing")
 
@@ -122,6 +132,7 @@ class Preprocessing:
             "std": list(self.std),
             "orientations": self.orientations,
             "interpolation": self.interpolation,
+            "smaller": list(self.smaller),
         }
 
     @classmethod
@@ -135,4 +146,5 @@ class Preprocessing:
             std=tuple(float(v) for v in fields["std"]),
             orientations=int(fields["orientations"]),
             interpolation=str(fields["interpolation"]),
+            smaller=tuple(int(v) for v in fields["smaller"]),
         )

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from orbithash.encoders.codes import Encoded, Kind, num_bytes
 from orbithash.encoders.errors import InputError
@@ -242,11 +243,15 @@ class HashModel:
         return given
 
     def _pool(self, images: Pixels) -> Tensor:
-        """Return features [N, D] of prepared images, the mean over their orientations."""
+        """Return features [N, D] of prepared images, the mean over their orientations and sizes."""
         features = []
         for orientation in range(self.preprocessing.orientations):
-            view = np.rot90(images, orientation % 4, axes=(1, 2))
-            features.append(self.network.features(self.normalise(view if orientation < 4 else view[:, :, ::-1])))
+            turned = np.rot90(images, orientation % 4, axes=(1, 2))
+            view = self.normalise(turned if orientation < 4 else turned[:, :, ::-1])
+            features.append(self.network.features(view))
+            for side in self.preprocessing.smaller:
+                resampled = F.interpolate(view, (side, side), mode="bilinear", antialias=True)
+                features.append(self.network.features(resampled))
         return torch.stack(features).mean(dim=0)
 
     def _check_prepared(self, images: Pixels) -> None:

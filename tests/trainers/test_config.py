@@ -193,6 +193,7 @@ def test_a_config_cannot_be_changed():
 
 def test_alexnet_needs_more_pixels_than_the_others():
     assert "image_size is 62: alexnet needs at least 63" in message_of(DhclConfig, backbone="alexnet", image_size=62)
+    assert "encoding_sizes is 62: alexnet needs" in message_of(DhclConfig, backbone="alexnet", encoding_sizes=[62])
     assert load_config(DhclConfig, backbone="alexnet", image_size=63).image_size == 63
 
 

@@ -1,6 +1,7 @@
 """Preprocessing against its two-step definition: resize the shorter side, then crop the centre."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -119,19 +120,27 @@ def test_an_unknown_number_of_orientations_is_refused(orientations):
         Preprocessing(Rendering(), 32, 32, orientations=orientations)
 
 
+@pytest.mark.parametrize("smaller", [(32,), (40,), (15,), (20, 20)])
+def test_smaller_sizes_are_smaller_and_different(smaller):
+    with pytest.raises(InputError, match=re.escape(f"smaller {smaller}; different sides from 16 to below 32")):
+        Preprocessing(Rendering(), 32, 32, smaller=smaller)
+
+
 def test_both_problems_are_reported_at_once():
     with pytest.raises(InputError, match=r"(?s)2 problems.*crop 99.*std"):
         Preprocessing(Rendering(), 32, 99, std=(0.0, 0.0, 0.0))
 
 
 def test_json_round_trip():
-    before = Preprocessing(Rendering((4, 3, 2), "range:0:10000"), 73, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 4)
+    before = Preprocessing(
+        Rendering((4, 3, 2), "range:0:10000"), 73, 64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 4, "bilinear", (48, 32)
+    )
     assert Preprocessing.from_json(json.loads(json.dumps(before.to_json()))) == before
     assert Preprocessing(Rendering(), 64, 64).to_json()["mean"] == list(IMAGENET_MEAN)
     assert Preprocessing(Rendering(), 64, 64).to_json()["std"] == list(IMAGENET_STD)
 
 
-@pytest.mark.parametrize("key", ["rendering", "resize", "crop", "mean", "std", "orientations"])
+@pytest.mark.parametrize("key", ["rendering", "resize", "crop", "mean", "std", "orientations", "smaller"])
 def test_json_without_a_key_is_refused(key):
     fields = Preprocessing(Rendering(), 64, 64).to_json()
     del fields[key]

@@ -16,7 +16,7 @@ import torch
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
-from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.preprocessing import Preprocessing, resample
 from orbithash.encoders.networks import binarizer
 from orbithash.encoders.networks import model as model_module
 from orbithash.encoders.networks.backbones.build import build_backbone
@@ -145,6 +145,7 @@ def test_the_model_id_stays_when_the_codes_stay(saved, tmp_path, changes):
         {"label_code": "binary"},
         {"label_weight": 2},
         {"preprocessing": Preprocessing(Rendering(), SIDE, SIDE, orientations=4)},
+        {"preprocessing": Preprocessing(Rendering(), SIDE, SIDE, smaller=(24,))},
         {"preprocessing": Preprocessing(Rendering(stretch="range:0:100"), SIDE, SIDE)},
         {"network": dataclasses.replace(make_card().network, backbone=dataclasses.replace(BACKBONE, pooling="avg"))},
         {"seed": 1},
@@ -318,6 +319,22 @@ def test_features_are_the_mean_over_orientations(orientations):
     assert (unpack(model.encode_prepared(prepared), BITS)[sure] == (hashes >= 0)[sure]).all()
     if orientations > 1:
         np.testing.assert_allclose(model.features(np.rot90(prepared, 1, (1, 2))), found, atol=1e-5)
+
+
+def test_features_are_the_mean_over_sizes():
+    network, images = make_network(), make_images(5)
+    model = HashModel(make_card(preprocessing=Preprocessing(Rendering(), SIDE, SIDE, smaller=(24, 20))), network)
+    prepared = model.prepare(images)
+    inputs = [model.normalise(prepared)]
+    for side in (24, 20):
+        # Resampled by Pillow; linear, like the normalisation, so that their order does not matter.
+        resampled = [resample(view.permute(1, 2, 0).numpy(), side, (0, 0, SIDE, SIDE)) for view in inputs[0]]
+        inputs.append(torch.from_numpy(np.stack(resampled)).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = np.mean([network.features(size).numpy() for size in inputs], axis=0)
+    np.testing.assert_allclose(model.features(prepared), expected, atol=1e-4)
+    alone = np.concatenate([model.encode_prepared(image[None]) for image in prepared])
+    assert (model.encode_prepared(prepared, batch_size=5) == alone).all()
 
 
 def test_no_images_give_no_codes(saved):

@@ -103,6 +103,7 @@ def test_three_bands_train_as_they_did(data):
         "std": [0.229, 0.224, 0.225],
         "orientations": 1,
         "interpolation": "bilinear",
+        "smaller": [],
     }
 
 

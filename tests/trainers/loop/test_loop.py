@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
+from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.projection import Projection
 from orbithash.trainers.config import load_config
@@ -253,6 +254,22 @@ def test_the_projection_is_fitted_to_the_final_features_of_training_images(data,
         images = [read_image(data / image.path) for image in run.manifest.part("train")]
         features = torch.from_numpy(model.features(model.prepare(images)))
         assert torch.equal(model.projection.directions, Projection.fit(features, vector_dims).directions)
+
+
+def test_the_sizes_of_encoding_are_not_that_of_training_views(data, monkeypatch, tmp_path):
+    shapes = {"train": set(), "encode": set()}
+    features = HashNetwork.features
+
+    def note(network, images):
+        shapes["train" if network.training else "encode"].add(tuple(images.shape[2:]))
+        return features(network, images)
+
+    monkeypatch.setattr(HashNetwork, "features", note)
+    run = make_run(data, encoding_sizes=[40, 48], epochs=1)
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    assert shapes == {"train": {(32, 32)}, "encode": {(40, 40), (48, 48)}}
+    assert (model.preprocessing.resize, model.preprocessing.crop, model.preprocessing.smaller) == (48, 48, (40,))
 
 
 def test_label_bits_reach_the_model(data, tmp_path):
