@@ -39,6 +39,7 @@ def export_models(
     # The checkpoint has all weights; the file of the pretrained ones may be gone by now.
     method = dataclasses.replace(run, config=run.config.without_weights()).build()
     method.load_state_dict(state["method"])
+    method.finish()
     card = make_card(run, method, state["history"][-1] if metrics is None else metrics)
     projection = _projection(run, method, card, device) if run.config.vector_dims else None
     if projection is not None:

@@ -100,11 +100,10 @@ def train(
         # Numbers drawn from torch's generator are then the same in a resumed run.
         torch.manual_seed(mixed_seed(config.seed, epoch, rank()))
         factor = method.start_epoch(epoch, training)
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
+        rates = [rate * factor for rate in base_rates]
         parallel = wrap(method)
         method.train()
-        record = train_epoch(run, method, parallel, optimizer, encoder, training, epoch, observer.on_step)
+        record = train_epoch(run, method, parallel, optimizer, rates, encoder, training, epoch, observer.on_step)
         method.end_epoch()
         method.eval()
         if validates and is_validated(run, epoch + 1):

@@ -166,7 +166,11 @@ def of_embeddings(config: TrainConfig, root: Path) -> TrainConfig:
         raise InputError(f"{root} is a table of embeddings, which need no backbone; omit --weights and backbone")
     table = EmbeddingTable.open(root, config.table)
     backbone = embedding_backbone(table.embedding, table.dims, table.origin)
-    return config.model_copy(update={"backbone": backbone})
+    update: dict[str, Any] = {"backbone": backbone}
+    if "tune" in type(config).model_fields:
+        # Vectors have no backbone to train.
+        update["tune"] = "none"
+    return config.model_copy(update=update)
 
 
 def check_embeddings(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -51,6 +51,7 @@ def train_epoch(
     method: Method,
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
+    rates: Sequence[float],
     encoder: HashModel,
     training: Part,
     epoch: int,
@@ -58,7 +59,8 @@ def train_epoch(
 ) -> dict[str, Any]:
     """Train one epoch, counted from 0, and return its record: losses, rates, times and memory.
 
-    `parallel` is the method as wrapped by `wrap`; `on_step` is `Observer.on_step`.
+    `parallel` is the method as wrapped by `wrap`; `on_step` is `Observer.on_step`. `rates` are the learning rates of
+    the optimizer's groups in this epoch; the method changes them with each step.
     """
     steps = method.order(training.labels, epoch)
     num_steps, batch_size = steps.shape
@@ -72,6 +74,9 @@ def train_epoch(
         requested = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - requested
+        factor = method.step_factor(epoch * num_steps + step - 1, run.config.epochs * num_steps)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         losses = _step(run.config, method, parallel, optimizer, batch)
         if not math.isfinite(losses["loss"]):
             raise InputError(

@@ -132,6 +132,13 @@ class Method(nn.Module):
         Called on every rank with the whole training part.
         """
 
+    def step_factor(self, step: int, num_steps: int) -> float:
+        """Return the factor on all learning rates in a step, besides that of its epoch.
+
+        Steps count from 0 over the whole run, which has `num_steps`.
+        """
+        return 1.0
+
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
         """Return the epoch's batches over all ranks, rows int64 [steps, batch]. Rank r takes the r-th part of each.
 
@@ -157,6 +164,9 @@ class Method(nn.Module):
 
     def end_epoch(self) -> None:
         """Run after the epoch's last step, before its checkpoint is written."""
+
+    def finish(self) -> None:
+        """Make `network` the network that is exported. Called once, after the trained weights are loaded."""
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
         """Return metrics of the validation part; higher is better.

@@ -181,7 +181,7 @@ class Cdne(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: CdneConfig = config
         head = HeadSpec(config.bits, norm=config.head_norm, activation="none")
-        self.network = config.build_network(head, num_classes)
+        self.network = self.build_network(head, num_classes)
         self._embeddings: list[Tensor] = []
         self.memory: Memory | None = None
         if config.variant != "in-batch":

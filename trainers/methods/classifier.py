@@ -38,7 +38,7 @@ class Classifier(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: ClassifierConfig = config
         head = HeadSpec(config.bits)
-        self.network = config.build_network(head, num_classes)
+        self.network = self.build_network(head, num_classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Both are means over this rank's images."""

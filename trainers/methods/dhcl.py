@@ -171,7 +171,7 @@ class Dhcl(FineTuned):
         super().__init__(config, num_classes, num_rows)
         self.config: DhclConfig = config
         head = HeadSpec(config.hash_bits(num_classes))
-        self.network = config.build_network(head, num_classes)
+        self.network = self.build_network(head, num_classes)
         self.proxies = nn.Parameter(torch.empty(num_classes, head.bits))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 

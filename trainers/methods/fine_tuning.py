@@ -4,20 +4,23 @@ It provides sampling, optimizer, learning-rate schedules and warm-up.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork, NetworkOutput
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method, balanced
+from orbithash.trainers.methods.tuning import add_adapters, freeze, merge_adapters, rates
 from orbithash.trainers.metrics.retrieval import Labels
-from orbithash.trainers.search_space import Choice, Log
+from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["FineTuned", "FineTuningConfig"]
 
@@ -25,8 +28,25 @@ __all__ = ["FineTuned", "FineTuningConfig"]
 class FineTuningConfig(TrainConfig):
     """Settings of fine-tuning. The defaults suit pretrained weights, several thousand images and 15 to 20 epochs."""
 
-    tune: Annotated[Literal["all", "none"], Choice(("all", "none"))] = Field(
-        "all", description="what trains besides the head: all of the backbone, or none of it (features are cached)"
+    tune: Annotated[Literal["all", "last", "lora", "none"], Choice(("all", "last", "lora", "none"))] = Field(
+        "all",
+        description="what trains besides the head: all of the backbone, its last blocks, low-rank adapters of its "
+        "attention, or none of it, on cached features without augmentation",
+    )
+    tune_blocks: Annotated[int, Choice((1, 2, 4))] = Field(
+        2, ge=1, le=1000, description="number of last blocks that train with tune=last"
+    )
+    lora_rank: Annotated[int, Choice((4, 8, 16, 32))] = Field(
+        8, ge=1, le=1024, description="rank of the adapters of tune=lora"
+    )
+    lora_alpha: Annotated[float, Log(4, 64)] = Field(
+        16.0, gt=0, le=4096, description="scale of the adapters of tune=lora, which are multiplied by lora_alpha / rank"
+    )
+    layer_decay: Annotated[float, Linear(0.6, 1)] = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate from each block of the backbone to the one before it"
+    )
+    checkpoint_gradients: bool = Field(
+        False, description="whether the blocks of the backbone are computed again in the backward pass, to save memory"
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     lr: Annotated[float, Log(2e-5, 1e-3)] = Field(
@@ -36,8 +56,16 @@ class FineTuningConfig(TrainConfig):
         10.0, gt=0, le=1000, description="factor on lr for the hash layer and the classifier"
     )
     weight_decay: Annotated[float, Log(1e-6, 1e-2)] = Field(1e-4, ge=0, le=1, description="weight decay")
-    schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="schedule of all learning rates; cosine falls to almost 0 in the last epoch"
+    schedule: Literal["cosine", "cosine-by-step", "step"] = Field(
+        "cosine",
+        description="schedule of all learning rates; cosine changes with each epoch and falls to almost 0 in the last "
+        "one, cosine-by-step with each step, after the linear warm-up",
+    )
+    warm_up_share: Annotated[float, Linear(0, 0.2)] = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the run's steps in which all learning rates rise linearly from 0",
     )
     lr_decay: float = Field(0.5, gt=0, le=1, description="factor of schedule=step, applied every lr_decay_epochs")
     lr_decay_epochs: int = Field(5, ge=1, description="number of epochs between two decays of schedule=step")
@@ -52,10 +80,25 @@ class FineTuningConfig(TrainConfig):
 class FineTuned(Method):
     """Base class of a method that trains `network`. Subclasses add their own parameters to the optimizer.
 
-    With `tune=none`, batches have features instead of images. Features are of images without augmentation.
+    With `tune=none`, batches have features instead of images. With `tune=lora`, the exported network has the adapters
+    in its weights.
     """
 
     config: FineTuningConfig
+
+    def build_network(self, head: HeadSpec, num_classes: int = 0) -> HashNetwork:
+        """Return the network to train, with its adapters."""
+        config = self.config
+        network = config.build_network(head, num_classes)
+        if config.checkpoint_gradients:
+            network.backbone.enable_checkpointing()
+        if config.tune == "lora":
+            add_adapters(network.backbone, config.lora_rank, config.lora_alpha)
+        return network
+
+    def finish(self) -> None:
+        """Merge the adapters into the weights, see `Method`."""
+        merge_adapters(self.network.backbone)
 
     @property
     def trains_on_images(self) -> bool:
@@ -83,12 +126,14 @@ class FineTuned(Method):
         return balanced(labels, config.batch_size, config.images_per_class, config.seed, epoch)
 
     def build_optimizer(self) -> Optimizer:
-        """Return the optimizer, see `Method`: one group for the backbone if it trains, one for the other layers."""
+        """Return the optimizer, see `Method`: a group for each rate of the backbone, one for the other layers."""
         config, network = self.config, self.network
+        tuned: dict[float, list[nn.Parameter]] = {}
+        for parameter, factor in self._tuned():
+            tuned.setdefault(factor, []).append(parameter)
+        groups = [{"params": tuned[factor], "lr": config.lr * factor} for factor in sorted(tuned, reverse=True)]
         head = [p for name, p in network.named_parameters() if not name.startswith("backbone.")]
-        groups = [{"params": head, "lr": config.lr * config.head_lr_factor}]
-        if config.tune == "all":
-            groups.insert(0, {"params": list(network.backbone.parameters()), "lr": config.lr})
+        groups.append({"params": head, "lr": config.lr * config.head_lr_factor})
         if config.optimizer == "sgd":
             return SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
         return AdamW(groups, weight_decay=config.weight_decay)
@@ -96,7 +141,37 @@ class FineTuned(Method):
     def start_epoch(self, epoch: int, training: Part) -> float:
         """Freeze the backbone during the warm-up and return the factor on the learning rates, see `Method`."""
         config = self.config
-        self.network.backbone.requires_grad_(config.tune == "all" and epoch >= config.warm_up_epochs)
+        self.network.backbone.requires_grad_(False)
+        if epoch >= config.warm_up_epochs:
+            for parameter, _ in self._tuned():
+                parameter.requires_grad_()
         if config.schedule == "step":
             return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
-        return (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        return _cosine(epoch / config.epochs) if config.schedule == "cosine" else 1.0
+
+    def step_factor(self, step: int, num_steps: int) -> float:
+        """Return the factor of the warm-up and of the schedule by step, see `Method`."""
+        config = self.config
+        num_warm = round(config.warm_up_share * num_steps)
+        if step < num_warm:
+            return (step + 1) / num_warm
+        return _cosine((step - num_warm) / (num_steps - num_warm)) if config.schedule == "cosine-by-step" else 1.0
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all layers; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        if mode and self.config.tune == "last":
+            freeze(self.network.backbone, self.config.tune_blocks)
+        return self
+
+    def _tuned(self) -> list[tuple[nn.Parameter, float]]:
+        """Return the parameters of the backbone that train, with the factor on the learning rate of each."""
+        config = self.config
+        if config.tune == "none":
+            return []
+        return rates(self.network.backbone, config.tune_blocks if config.tune == "last" else None, config.layer_decay)
+
+
+def _cosine(share: float) -> float:
+    """Return the factor after this share of the run, from 1 to 0."""
+    return (1 + math.cos(math.pi * share)) / 2

@@ -88,7 +88,7 @@ class Triplet(FineTuned):
     def __init__(self, config: TripletConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)
         self.config: TripletConfig = config
-        self.network = config.build_network(HeadSpec(config.bits))
+        self.network = self.build_network(HeadSpec(config.bits))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""

@@ -40,4 +40,7 @@ class Backbone(nn.Module):
     def enable_checkpointing(self) -> None:
         """Keep only the inputs of each block for the backward pass and compute the rest again, to save memory."""
         for block in self.blocks():
+            # Layers without parameters have little to save, and may change their inputs in place.
+            if not any(True for _ in block.parameters()):
+                continue
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
