@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -74,6 +74,9 @@ class TrainConfig(BaseModel):
     """Settings of every method; the config of a method adds its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # Settings of this class that have no effect in a method; `orbithash methods` does not list them.
+    unused: ClassVar[tuple[str, ...]] = ()
 
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code in bits")
     vector_dims: int = Field(

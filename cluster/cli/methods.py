@@ -74,7 +74,11 @@ def describe(name: str | None = None) -> list[MethodHelp]:
             method.name,
             method.learns_from,
             method.paper,
-            tuple(_setting(key, field) for key, field in method.Config.model_fields.items()),
+            tuple(
+                _setting(key, field)
+                for key, field in method.Config.model_fields.items()
+                if key not in method.Config.unused
+            ),
             tuple(
                 RecipeHelp(recipe.name, recipe.about, recipe.split(), recipe.settings())
                 for recipe in recipes

@@ -109,7 +109,8 @@ def make_run(root, method, protocol="random", several_classes=False, **settings)
 
     With `several_classes`, two of three images have one or two classes more.
     """
-    given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2, **settings}
+    given = {"backbone": "mobilenet_v3_small", "image_size": 32, "bits": 16, "batch_size": 4, "epochs": 2}
+    given = {key: given[key] for key in given if key not in get_method(method).Config.unused} | settings
     if "text_encoder" in get_method(method).Config.model_fields:
         given = {"text_encoder": str(root.with_name("text")), **given}
     manifest = make_manifest(root, protocol=protocol)

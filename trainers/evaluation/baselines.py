@@ -1,7 +1,8 @@
 """Simple baselines on the backbone's features, which a learned code has to beat.
 
 Every baseline gets the features of one frozen backbone, is fitted on the training part alone and ranks the same
-database for the same queries. Rows are scaled to unit length first, so that all baselines approximate the cosine:
+database for the same queries. Rows are scaled to unit length first, so that all baselines approximate the cosine. The
+mathematics of the binary ones is that of the methods of the same names (`trainers.methods.label_free.projections`):
 
 - `cosine`: the float features, an upper bound for codes of these features;
 - `sign`: the signs of all dimensions, centred with the mean of the training part; more bytes than the code;
@@ -24,15 +25,21 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import check_bits, hamming, pack
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.methods.label_free.projections import (
+    Matrix,
+    Rows,
+    itq_rotation,
+    mean_row,
+    principal_directions,
+    random_directions,
+    unit,
+)
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision, hits_at
 from orbithash.trainers.metrics.metrics import DEFINITIONS
 from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, check_labels, labelled, shared_labels
 
-__all__ = ["BASELINES", "distance_histograms", "evaluate_baselines", "itq_rotation"]
+__all__ = ["BASELINES", "distance_histograms", "evaluate_baselines"]
 
-Rows = npt.NDArray[np.float32]
-
-ITQ_ITERATIONS = 50
 # Number of centroids of one subspace, the values of a byte.
 PQ_CENTROIDS = 256
 # Number of rows projected at once.
@@ -44,7 +51,7 @@ class _Features:
 
     def __init__(self, train: Rows, query: Rows, database: Rows, seed: int) -> None:
         self.query, self.database, self.seed = query, database, seed
-        self.mean = unit(train).mean(0, dtype=np.float64).astype(np.float32)
+        self.mean = mean_row(unit(train)).astype(np.float32)
         self.train = self.centred(train)
 
     def centred(self, rows: Rows) -> Rows:
@@ -98,12 +105,6 @@ def evaluate_baselines(
             chunks = _histograms(ranker, parts, labels, exclude)
             results[name] = {"bytes": ranker.bytes, "metrics": _means(chunks, cutoffs)}
     return results
-
-
-def unit(rows: Rows) -> Rows:
-    """Return rows scaled to unit length; a row of zeros is unchanged."""
-    scaled: Rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return scaled
 
 
 def distance_histograms(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_]) -> Histograms:
@@ -182,37 +183,20 @@ def _sign_truncated(parts: _Features, bits: int) -> _Ranker | str:
 
 
 def _lsh(parts: _Features, bits: int) -> _Ranker:
-    shape = len(parts.mean), bits
-    directions = np.random.default_rng(parts.seed).standard_normal(shape, np.float32)
-    return _binary(parts, lambda centred: centred @ directions)
+    return _binary(parts, _onto(random_directions(bits, len(parts.mean), parts.seed)))
 
 
 def _pca_sign(parts: _Features, bits: int) -> _Ranker | str:
-    components = _principal_components(parts, bits)
-    return components if isinstance(components, str) else _binary(parts, components)
+    directions = _principal_directions(parts, bits)
+    return directions if isinstance(directions, str) else _binary(parts, _onto(directions))
 
 
 def _itq(parts: _Features, bits: int) -> _Ranker | str:
-    components = _principal_components(parts, bits)
-    if isinstance(components, str):
-        return components
-    rotation = itq_rotation(components(parts.train), parts.seed)
-    return _binary(parts, lambda centred: components(centred) @ rotation)
-
-
-def itq_rotation(rows: Rows, seed: int) -> Rows:
-    """Return the rotation float32 [K, K] that brings rows float32 [N, K] closest to their signs, from a random start.
-
-    Alternates between taking signs and solving for the rotation (orthogonal Procrustes). faiss.ITQMatrix (1.15) is not
-    used: its loss does not decrease monotonically and ends higher.
-    """
-    num_bits = rows.shape[1]
-    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((num_bits, num_bits)))[0].astype(np.float32)
-    for _ in range(ITQ_ITERATIONS):
-        signs = np.where(rows @ rotation >= 0, np.float32(1), np.float32(-1))
-        left, _, right = np.linalg.svd(rows.T @ signs)
-        rotation = left @ right
-    return rotation
+    directions = _principal_directions(parts, bits)
+    if isinstance(directions, str):
+        return directions
+    rotation = itq_rotation(_onto(directions)(parts.train), parts.seed)
+    return _binary(parts, _onto(rotation.T @ directions))
 
 
 def _pq(parts: _Features, bits: int) -> _Ranker | str:
@@ -264,21 +248,21 @@ def _binary(parts: _Features, project: Callable[[Rows], Rows]) -> _Ranker:
     return _Ranker(database.shape[1], lambda query: hamming(pack(project(parts.centred(query)) >= 0), database))
 
 
-def _principal_components(parts: _Features, count: int) -> Callable[[Rows], Rows] | str:
-    """Return the projection of centred rows onto the first `count` principal components of the training part.
-
-    If there are not enough dimensions, return the reason.
-    """
+def _principal_directions(parts: _Features, count: int) -> Matrix | str:
+    """Return the first `count` principal directions [count, D] of the training part, or why there are fewer."""
     num_rows, num_features = parts.train.shape
     if count > num_features:
         return f"{count} bits are more than the {num_features} features"
-    if count >= num_rows:
-        return f"{num_rows} training images span fewer than {count} dimensions"
-    import faiss
+    directions = principal_directions(parts.train, count)
+    if len(directions) < count:
+        return f"{num_rows} training images vary in fewer than {count} directions"
+    return directions
 
-    components = faiss.PCAMatrix(num_features, count)
-    components.train(parts.train)
-    return lambda rows: components.apply(rows)
+
+def _onto(directions: Matrix) -> Callable[[Rows], Rows]:
+    """Return the projection of centred rows [N, D] onto directions [K, D]."""
+    matrix = directions.T.astype(np.float32)
+    return lambda rows: rows @ matrix
 
 
 def _centred_chunks(parts: _Features) -> Iterator[Rows]:

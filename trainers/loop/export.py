@@ -56,7 +56,7 @@ def export_models(
 
 def _projection(run: Run, method: Method, card: ModelCard, device: str | torch.device) -> Projection:
     """Return the projection of stored vectors, fitted to the inputs of the head for evenly spaced training images."""
-    images = run.manifest.part("train")
+    images = run.images("train")
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FITTED)).round().astype(int)
     images = [images[i] for i in chosen.tolist()]
     if method.trains_on_images:

@@ -29,9 +29,9 @@ from orbithash.trainers.loop.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.run import Run, check_batch, check_labels
-from orbithash.trainers.loop.steps import mixed_seed, train_epoch, train_in_bfloat16, wrap
+from orbithash.trainers.loop.steps import fit, mixed_seed, train_epoch, train_in_bfloat16, wrap
 from orbithash.trainers.loop.tables import load_tables
-from orbithash.trainers.methods import Method
+from orbithash.trainers.methods import Fitted, Method, get_method
 
 __all__ = ["Observer", "is_checkpointed", "is_validated", "train", "validate"]
 
@@ -54,7 +54,7 @@ def train(
     loading: str = "auto",
     validates: bool = True,
 ) -> None:
-    """Train `run` to its last epoch.
+    """Train `run` to its last epoch; a fitted method has one epoch, without steps.
 
     Args:
         run: method, settings and data.
@@ -80,9 +80,23 @@ def train(
     training = load_training_part(run, method, device, loading)
     if validates:
         reference, validation = load_validation_parts(run, method, training.features, device, loading)
+    encoder = _encoder(run, method, device)
+    history: list[dict[str, Any]] = []
+
+    def complete(record: dict[str, Any], write_checkpoint: Callable[[Path], None]) -> None:
+        """Validate an epoch and pass its record to the observer."""
+        if validates and is_validated(run, record["epoch"]):
+            record |= _validated(method, encoder, reference, validation)
+        history.append(record | {"score": _score(run, method, record)})
+        observer.on_epoch(history, write_checkpoint)
+
+    if isinstance(method, Fitted):
+        if resume_from is None:
+            record = fit(method, training, device)
+            complete(record, lambda folder: save_checkpoint(folder, method=method.state_dict(), history=history))
+        return
     optimizer = method.build_optimizer()
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    history: list[dict[str, Any]] = []
     if resume_from is not None:
         state = load_checkpoint(resume_from)
         method.load_state_dict(state["method"])
@@ -95,7 +109,6 @@ def train(
     def write_checkpoint(folder: Path) -> None:
         save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
 
-    encoder = _encoder(run, method, device)
     for epoch in range(len(history), config.epochs):
         # Numbers drawn from torch's generator are then the same in a resumed run.
         torch.manual_seed(mixed_seed(config.seed, epoch, rank()))
@@ -106,16 +119,16 @@ def train(
         record = train_epoch(run, method, parallel, optimizer, rates, encoder, training, epoch, observer.on_step)
         method.end_epoch()
         method.eval()
-        if validates and is_validated(run, epoch + 1):
-            record |= _validated(method, encoder, reference, validation)
-        history.append(record | {"score": _score(run, method, record)})
-        observer.on_epoch(history, write_checkpoint)
+        complete(record, write_checkpoint)
 
 
 def is_validated(run: Run, epoch: int) -> bool:
     """Return whether an epoch, counted from 1, is evaluated on the validation part."""
     due = epoch % run.config.validate_every == 0 or epoch == run.config.epochs
-    return due and bool(run.manifest.part("validation"))
+    images = run.manifest.part("validation")
+    if get_method(run.method).validates_by_labels:
+        return due and any(image.labels for image in images)
+    return due and bool(images)
 
 
 def is_checkpointed(run: Run, epoch: int) -> bool:
@@ -128,7 +141,7 @@ def validate(run: Run, checkpoint: Path, device: str | torch.device = "cpu", loa
     device = check_device(device)
     method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Before the checkpoint is loaded: features are those of the networks with their initial weights.
-    features = load_tables(run.root, run.manifest.part("train"), method, run.preprocessing(), device)
+    features = load_tables(run.root, run.images("train"), method, run.preprocessing(), device)
     parts = load_validation_parts(run, method, features, device, loading)
     state = load_checkpoint(checkpoint)
     method.load_state_dict(state["method"])

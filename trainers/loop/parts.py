@@ -26,7 +26,7 @@ def load_training_part(run: Run, method: Method, device: str | torch.device = "c
     preprocessing = run.preprocessing()
     stored = round(preprocessing.crop * STORED_MARGIN)
     larger = dataclasses.replace(preprocessing, resize=stored, crop=stored)
-    images, labels = run.manifest.part("train"), run.labels()["train"]
+    images, labels = run.images("train"), run.labels()["train"]
     return Part(
         images=_images(run, images, larger, loading, method),
         labels=labels,
@@ -54,7 +54,7 @@ def load_validation_parts(
 
     def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
         mine = slice(rank(), None, world_size())
-        images = run.manifest.part(split)[mine]
+        images = run.images(split)[mine]
         return Part(
             images=_images(run, images, preprocessing, loading, method),
             labels=labels[split][mine],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from orbithash.encoders.errors import InputError, listed
@@ -14,11 +15,12 @@ from orbithash.encoders.networks.backbones.embedding import embedding_backbone
 from orbithash.encoders.sources.embeddings import EmbeddingTable
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.statistics import band_statistics
-from orbithash.trainers.datasets import Manifest, make_manifest
+from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
-from orbithash.trainers.methods import METHODS, Method, get_method
+from orbithash.trainers.methods import METHODS, Fitted, Method, get_method
 from orbithash.trainers.methods.base import Supervision
+from orbithash.trainers.methods.label_free.fitted import FittedConfig
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 from orbithash.trainers.recipe import find_recipe
 
@@ -41,15 +43,23 @@ class Run:
         """Return how an image becomes the network's input, in validation and in the model."""
         return self.config.preprocessing()
 
+    def images(self, split: str) -> list[Image]:
+        """Return the images of a part; of the training part a sample, where a fitted method has a maximum number."""
+        images = self.manifest.part(split)
+        if split != "train" or not isinstance(self.config, FittedConfig) or len(images) <= self.config.max_rows:
+            return images
+        chosen = np.random.default_rng(self.config.seed).choice(len(images), self.config.max_rows, replace=False)
+        return [images[row] for row in np.sort(chosen).tolist()]
+
     def build(self) -> Method:
         """Return the method with its initial weights, the same on every rank."""
         torch.manual_seed(self.config.seed)
-        return get_method(self.method)(self.config, len(self.manifest.classes), len(self.manifest.part("train")))
+        return get_method(self.method)(self.config, len(self.manifest.classes), len(self.images("train")))
 
     def labels(self) -> dict[str, Labels]:
         """Return the labels of the training and the validation part, both of one kind; see `label_arrays`."""
         splits = ("train", "validation")
-        of_images = ([image.labels for image in self.manifest.part(split)] for split in splits)
+        of_images = ([image.labels for image in self.images(split)] for split in splits)
         return dict(zip(splits, label_arrays(len(self.manifest.classes), *of_images), strict=True))
 
 
@@ -131,7 +141,7 @@ def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
 
     `num_workers` is a number, or the minimum and maximum of a number that changes during the run.
     """
-    images = run.manifest.part("train", "validation")
+    images = [*run.images("train"), *run.images("validation")]
     problems: list[str] = []
 
     def check_order() -> None:
@@ -184,6 +194,8 @@ def check_embeddings(run: Run) -> None:
 
 def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
     """Raise `InputError` if workers cannot share the batch equally, or if it exceeds the images; see `check_run`."""
+    if issubclass(get_method(run.method), Fitted):
+        return
     batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
     micro_batches, group_size = run.config.accumulate, get_method(run.method).group_size
 

@@ -19,11 +19,11 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
 from orbithash.trainers.data.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
-from orbithash.trainers.distributed import rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import broadcast_state, from_first_rank, rank, sum_over_ranks, world_size
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.methods import Batch, Method
+from orbithash.trainers.methods import Batch, Fitted, Method
 
-__all__ = ["mixed_seed", "train_epoch", "train_in_bfloat16", "wrap"]
+__all__ = ["fit", "mixed_seed", "train_epoch", "train_in_bfloat16", "wrap"]
 
 
 def mixed_seed(seed: int, *more: int) -> int:
@@ -99,6 +99,22 @@ def train_epoch(
         "waited_for_data_s": waited,
         "memory_mb": memory,
         "peak_memory_mb": peak_memory_mb(encoder.device),
+    }
+
+
+def fit(method: Fitted, training: Part, device: torch.device) -> dict[str, Any]:
+    """Fit a method on the first rank, copy its state to all ranks and return the record of its only epoch."""
+    reset_peak_memory(device)
+    memory = memory_mb(device)
+    start = time.perf_counter()
+    metrics = from_first_rank(lambda: method.fit(training))
+    broadcast_state(method)
+    return {
+        "epoch": 1,
+        **{f"train/{name}": value for name, value in metrics.items()},
+        "seconds": time.perf_counter() - start,
+        "memory_mb": memory,
+        "peak_memory_mb": peak_memory_mb(device),
     }
 
 

@@ -10,11 +10,12 @@ from orbithash.trainers.methods.cdne import Cdne
 from orbithash.trainers.methods.classifier import Classifier
 from orbithash.trainers.methods.dhcl import Dhcl
 from orbithash.trainers.methods.duch import Duch
+from orbithash.trainers.methods.label_free.fitted import Fitted, Itq, Lsh, PcaSign, Sign
 from orbithash.trainers.methods.mhcln import Mhcln
 from orbithash.trainers.methods.mrhash import MrHash
 from orbithash.trainers.methods.triplet import Triplet
 
-__all__ = ["METHODS", "Batch", "Method", "get_method"]
+__all__ = ["METHODS", "Batch", "Fitted", "Method", "get_method"]
 
 METHODS: dict[str, type[Method]] = {
     "mhcln": Mhcln,
@@ -24,6 +25,10 @@ METHODS: dict[str, type[Method]] = {
     "classifier": Classifier,
     "duch": Duch,
     "mrhash": MrHash,
+    "itq": Itq,
+    "pca-sign": PcaSign,
+    "lsh": Lsh,
+    "sign": Sign,
 }
 
 

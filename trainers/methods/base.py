@@ -16,7 +16,7 @@ from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_rows
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.metrics.metrics import mean_average_precision
-from orbithash.trainers.metrics.retrieval import Labels, num_labels, with_label
+from orbithash.trainers.metrics.retrieval import Labels, labelled, num_labels, with_label
 
 __all__ = ["Batch", "Method", "Supervision", "balanced", "encode_part", "shuffled"]
 
@@ -64,6 +64,9 @@ class Method(nn.Module):
 
     # The metric of `validate` that `tune` maximises.
     tuning_metric: ClassVar[str] = "ap_min@20"
+
+    # Whether `validate` returns metrics only where validation images have labels.
+    validates_by_labels: ClassVar[bool] = True
 
     # The labels that training needs.
     supervision: ClassVar[Supervision] = "one class"
@@ -172,11 +175,16 @@ class Method(nn.Module):
         """Return metrics of the validation part; higher is better.
 
         `reference` is the training part, without augmentation. Each rank has its share of both parts, dealt round
-        robin. By default: the expected `ap_min@20` of validation queries in the training part.
+        robin. By default: the expected `ap_min@20` of validation queries in the training part; nothing if no query has
+        a label.
         """
         codes = [gather_rows(encode_part(encoder, part)) for part in (validation, reference)]
         labels = [gather_rows(part.labels) for part in (validation, reference)]
-        return {"ap_min@20": mean_average_precision(codes[0], codes[1], labels[0], labels[1], encoder.bits, k=20)}
+        known = labelled(labels[0])
+        if not known.any():
+            return {}
+        score = mean_average_precision(codes[0][known], codes[1], labels[0][known], labels[1], encoder.bits, k=20)
+        return {"ap_min@20": score}
 
 
 def encode_part(encoder: HashModel, part: Part) -> npt.NDArray[np.uint8]:

@@ -223,6 +223,7 @@ class MrHash(Method):
     selection_metric = None
     # Computed without labels.
     tuning_metric = "code_reconstructed_variance"
+    validates_by_labels = False
     supervision = "none"
 
     target: Tensor

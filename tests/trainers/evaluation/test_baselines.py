@@ -8,7 +8,7 @@ from scipy.linalg import orthogonal_procrustes
 from orbithash.encoders.codes import pack
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.evaluation import baselines
-from orbithash.trainers.evaluation.baselines import BASELINES, distance_histograms, evaluate_baselines, itq_rotation
+from orbithash.trainers.evaluation.baselines import BASELINES, distance_histograms, evaluate_baselines
 from orbithash.trainers.metrics.average_precision import average_precision, hits_at, ranked_average_precision
 from orbithash.trainers.metrics.metrics import DEFINITIONS, rank_histograms
 from orbithash.trainers.metrics.retrieval import Retrieval
@@ -165,33 +165,17 @@ def test_principal_components():
     assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
 
 
-def distance_to_signs(rows, rotation):
-    turned = rows @ rotation
-    return float(((np.where(turned >= 0, 1, -1) - turned) ** 2).sum())
-
-
-def test_itq_alternates_between_signs_and_rotation():
-    rows = components(data()[0], BITS)["train"]
-    expected = np.linalg.qr(np.random.default_rng(3).standard_normal((BITS, BITS)))[0]
-    losses = [distance_to_signs(rows, expected)]
-    for _ in range(50):
-        expected, _ = orthogonal_procrustes(rows, np.where(rows @ expected >= 0, 1.0, -1.0))
-        losses.append(distance_to_signs(rows, expected))
-    assert losses == sorted(losses, reverse=True)
-    rotation = itq_rotation(rows.astype(np.float32), 3)
-    assert rotation.dtype == np.float32
-    assert rotation @ rotation.T == pytest.approx(np.eye(BITS), abs=1e-5)
-    assert distance_to_signs(rows, rotation) == pytest.approx(losses[-1], rel=1e-3)
-    assert losses[-1] < distance_to_signs(rows, np.eye(BITS))
-
-
 def test_itq():
     features, labels = data()
     fitted = faiss.PCAMatrix(WIDTH, BITS)
     fitted.train(centred(features)["train"].astype(np.float32))
-    # Components are unique only up to their signs, and the rotation depends on them: use those of FAISS.
-    projected = {part: fitted.apply(rows.astype(np.float32)) for part, rows in centred(features).items()}
-    rotation = itq_rotation(projected["train"], 4)
+    # Components are unique up to their signs, which the rotation depends on: here, their largest weight is positive.
+    axes = faiss.vector_to_array(fitted.A).reshape(BITS, WIDTH)
+    axes = axes * np.sign(axes[np.arange(BITS), np.abs(axes).argmax(1)])[:, None]
+    projected = {part: rows @ axes.T for part, rows in centred(features).items()}
+    rotation = np.linalg.qr(np.random.default_rng(4).standard_normal((BITS, BITS)))[0]
+    for _ in range(50):
+        rotation, _ = orthogonal_procrustes(projected["train"], np.where(projected["train"] @ rotation >= 0, 1.0, -1.0))
     bits = {part: rows @ rotation >= 0 for part, rows in projected.items()}
     found = evaluate_baselines(features, labels, BITS, seed=4)["itq"]
     assert found["bytes"] == 2
@@ -202,8 +186,8 @@ def test_lsh_projects_without_offset_and_is_seeded():
     features, labels = data()
     scores = [evaluate_baselines(features, labels, BITS, seed=s)["lsh"]["metrics"]["ap_min@20"] for s in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
-    directions = np.random.default_rng(1).standard_normal((WIDTH, BITS), np.float32)
-    bits = {part: rows @ directions >= 0 for part, rows in centred(features).items()}
+    directions = np.random.default_rng(1).standard_normal((BITS, WIDTH))
+    bits = {part: rows @ directions.T >= 0 for part, rows in centred(features).items()}
     assert scores[0] == pytest.approx(binary_scores(bits, labels))
 
 
