@@ -132,7 +132,7 @@ def _prepare(
     workers: int,
 ) -> list[Planned]:
     """Return all runs, checked before the first is trained; `InputError` lists all problems."""
-    ways = _ways(list(dict.fromkeys(names)) or list(METHODS))
+    ways = _ways(list(dict.fromkeys(names)) or list(REPRODUCTIONS))
     lengths: list[int | None] = list(dict.fromkeys(bits)) or [None]
     _check_settings(settings, ways, lengths, weights)
     planned, problems = [], []
@@ -180,6 +180,11 @@ def _ways(names: Sequence[str]) -> list[Way]:
     A learned baseline has those of all supervised methods given, or its own without one or as a recipe.
     """
     methods = [name for name in names if name not in shipped_recipes()]
+    if others := [name for name in methods if get_method(name).name not in REPRODUCTIONS]:
+        raise InputError(
+            f"{', '.join(others)}: no published evaluation to reproduce; there are {', '.join(REPRODUCTIONS)}; use "
+            "train and evaluate"
+        )
     ways = [Way(name, name, REPRODUCTIONS[get_method(name).name]) for name in methods if name not in LEARNED_BASELINES]
     supervised = {way.rule.protocol: way.rule for way in ways if get_method(way.method).supervision != "none"}
     for name in methods:

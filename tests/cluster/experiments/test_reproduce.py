@@ -325,8 +325,9 @@ def test_images_without_a_class_are_refused(untrained, tmp_path):
 
 
 def test_data_that_no_method_can_use_are_refused(untrained, tmp_path):
-    problems = [f"{name}: {tmp_path / 'nope'} does not exist" for name in METHODS]
-    untrained("--data", tmp_path / "nope", words=problems, problems=len(METHODS))
+    problems = [f"{name}: {tmp_path / 'nope'} does not exist" for name in REPRODUCTIONS]
+    untrained("--data", tmp_path / "nope", words=problems, problems=len(REPRODUCTIONS))
+    untrained("itq", words=["itq: no published evaluation to reproduce; there are mhcln, "])
 
 
 # Without METHOD: every method that the data allow.
@@ -423,7 +424,7 @@ def test_two_recipes_of_a_method(cli, trained, labelled, tmp_path):
 
 
 def test_every_method_has_a_reproduction():
-    assert set(REPRODUCTIONS) == set(METHODS)
+    assert set(REPRODUCTIONS) <= set(METHODS)
     assert {rule.policy for rule in REPRODUCTIONS.values()} <= POLICIES
 
 
