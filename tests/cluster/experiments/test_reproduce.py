@@ -327,7 +327,7 @@ def test_images_without_a_class_are_refused(untrained, tmp_path):
 def test_data_that_no_method_can_use_are_refused(untrained, tmp_path):
     problems = [f"{name}: {tmp_path / 'nope'} does not exist" for name in REPRODUCTIONS]
     untrained("--data", tmp_path / "nope", words=problems, problems=len(REPRODUCTIONS))
-    untrained("itq", words=["itq: no published evaluation to reproduce; there are mhcln, "])
+    untrained("itq", "--data", tmp_path, words=["itq: no published evaluation to reproduce; there are mhcln, "])
 
 
 # Without METHOD: every method that the data allow.

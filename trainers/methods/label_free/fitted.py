@@ -16,6 +16,8 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
+from torch.optim import Optimizer
 
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
@@ -23,7 +25,7 @@ from orbithash.encoders.networks.card import HeadSpec
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.features.features import Table
-from orbithash.trainers.methods.base import Method
+from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.label_free.projections import (
     Matrix,
     Rows,
@@ -143,6 +145,18 @@ class Fitted(Method):
         lengths = np.maximum(np.linalg.norm(outputs, axis=1), np.finfo(np.float32).tiny)
         cosines = np.abs(outputs).sum(axis=1) / lengths / self.config.bits**0.5
         return {"rows": len(rows), "sign_cosine": float(cosines.mean())}
+
+    def build_optimizer(self) -> Optimizer:
+        """Not called, see `start_epoch`."""
+        raise AssertionError("a fitted method has no steps")
+
+    def start_epoch(self, epoch: int, training: Part) -> float:
+        """Not called, as are `build_optimizer` and `forward`: the loop calls `fit` instead."""
+        raise AssertionError("a fitted method has no steps")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Not called, see `start_epoch`."""
+        raise AssertionError("a fitted method has no steps")
 
     def _principal_directions(self, rows: Rows) -> Matrix:
         directions = principal_directions(rows, self.config.bits)
