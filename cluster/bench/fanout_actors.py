@@ -24,7 +24,8 @@ class _NoModel:
     """An encoder that is never called, because queries by code need none."""
 
     has_text = False
-    vector_dims = 0
+    num_features = 0
+    embedding = None
 
 
 def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:

@@ -32,7 +32,13 @@ class Upserted:
 
 
 def upsert_source(client: Client, source: str, asset: str | None = None) -> Upserted:
-    """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped."""
+    """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped.
+
+    A gateway whose model takes vectors gets those of a table of embeddings (see `EmbeddingTable`).
+    """
+    served = client.describe()
+    if served.embedding is not None:
+        return _upsert_vectors(client, source, served.embedding, served.num_features)
     # Imported here because `delete` needs no library for images.
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.sources.listings import scene_suffixes
@@ -55,6 +61,32 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
                     refused[item.key] = str(err)
             num_written += _send(client, rows, refused)
             advance_to(start + len(batch), f"{len(refused)} refused" if refused else "")
+    return Upserted(num_written, refused)
+
+
+def _upsert_vectors(client: Client, source: str, embedding: str, dims: int) -> Upserted:
+    from orbithash.encoders.sources.embeddings import EmbeddingTable
+
+    table = EmbeddingTable.open(source)
+    table.check_embedding(embedding, dims)
+    table.check_keys()
+    refused: dict[str, str] = {}
+    num_written = num_read = 0
+    with track("writing", table.num_rows, "rows") as advance_to:
+        for chunk in table.chunks():
+            for batch in table.reader.read(chunk):
+                assert batch.vectors is not None, "they are read"
+                rows = []
+                for row, (key, vector) in enumerate(zip(batch.keys.to_pylist(), batch.vectors, strict=True)):
+                    if row in batch.problems:
+                        refused[key] = batch.problems[row]
+                    else:
+                        columns = {name: column[row].as_py() for name, column in batch.columns.items()}
+                        uri = columns.pop("uri", None) or chunk.path
+                        rows.append(Row(key=key, vector=vector, uri=uri, **columns))
+                num_written += _send(client, rows, refused)
+                num_read += len(batch.keys)
+                advance_to(num_read, f"{len(refused)} refused" if refused else "")
     return Upserted(num_written, refused)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from orbithash.encoders.codes import Encoded, Kind
 from orbithash.encoders.errors import InputError
 from orbithash.search.protocol.errors import Unavailable
 
-__all__ = ["EncoderPool", "EncoderPools", "Network"]
+__all__ = ["EncoderPool", "EncoderPools", "Inputs", "Network"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,14 @@ _WATCH_INTERVAL_S = 1.0
 _RETRY_INTERVAL_S = 0.1
 
 
+class Inputs(NamedTuple):
+    """What a model takes; see the attributes of `QueryEncoder`."""
+
+    has_text: bool
+    num_features: int
+    embedding: str | None
+
+
 class Network:
     """The network of a model, for prepared images, sentences and vectors."""
 
@@ -38,19 +46,17 @@ class Network:
 
         self._model = HashModel.load(model)
         # The first pass of a network is slow, so run it before the first query.
-        if self._model.card.network.backbone.source == "embedding":
-            self._model.encode_items("vector", np.zeros((1, self._model.vector_dims), np.float32))
+        if self.inputs().embedding is not None:
+            self._model.encode_items("vector", np.zeros((1, self._model.num_features), np.float32))
         else:
             preprocessing = self._model.preprocessing
             self._model.encode([np.zeros((64, 64, preprocessing.channels), preprocessing.dtype)])
 
-    def has_text(self) -> bool:
-        """Return whether the model encodes sentences."""
-        return self._model.has_text
-
-    def vector_dims(self) -> int:
-        """Return the dimensions of a vector that the model takes."""
-        return self._model.vector_dims
+    def inputs(self) -> Inputs:
+        """Return what the model takes."""
+        backbone = self._model.card.network.backbone
+        embedding = backbone.name if backbone.source == "embedding" else None
+        return Inputs(self._model.has_text, self._model.num_features, embedding)
 
     def encode(self, kind: Kind, items: Any, with_outputs: bool) -> Encoded:
         """Return the codes, and on request the outputs, of prepared items, see `HashModel.encode_items`."""
@@ -76,8 +82,7 @@ class EncoderPool:
 
     def __init__(self, model: Path, low: int, high: int) -> None:
         """Create a pool without actors."""
-        self.has_text = False
-        self.vector_dims = 0
+        self.inputs = Inputs(has_text=False, num_features=0, embedding=None)
         self._model = model
         self._low, self._high = low, high
         self._members: list[_Member] = []
@@ -177,8 +182,7 @@ class EncoderPool:
         actor = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(Network).remote(self._model)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                self.has_text = bool(await actor.has_text.remote())
-                self.vector_dims = int(await actor.vector_dims.remote())
+                self.inputs = await actor.inputs.remote()
         except BaseException as err:
             ray.kill(actor)
             if isinstance(err, TimeoutError):
@@ -202,7 +206,7 @@ class EncoderPool:
                 if member.is_restarting:
                     with suppress(Exception):
                         async with asyncio.timeout(_WATCH_INTERVAL_S):
-                            await member.actor.has_text.remote()
+                            await member.actor.inputs.remote()
                         member.is_restarting = False
             now = asyncio.get_running_loop().time()
             for member in self._members[self._low :]:

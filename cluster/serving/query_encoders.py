@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from orbithash.cluster.serving.encoder_pool import EncoderPool, Network
+from orbithash.cluster.serving.encoder_pool import EncoderPool, Inputs, Network
 from orbithash.encoders.codes import Encoded, Kind
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.search.engine.batching import Batcher
@@ -33,8 +33,7 @@ class _Encoder(ABC):
         self,
         decoder: Decoder,
         preprocessing: Preprocessing,
-        has_text: bool,
-        vector_dims: int,
+        inputs: Inputs,
         observer: Observer,
         max_passes: int,
     ) -> None:
@@ -43,8 +42,7 @@ class _Encoder(ABC):
         self._observer = observer
         self._decoder = decoder
         self._preprocessing = preprocessing
-        self.has_text = has_text
-        self.vector_dims = vector_dims
+        self.has_text, self.num_features, self.embedding = inputs
 
     async def encode(self, kind: Kind, items: list[Any], with_outputs: bool = False) -> Encoded:
         """See `QueryEncoder.encode`."""
@@ -85,7 +83,7 @@ class LocalEncoder(_Encoder):
 
     def __init__(self, decoder: Decoder, preprocessing: Preprocessing, network: Network, observer: Observer) -> None:
         # One pass at a time, because each uses all threads.
-        super().__init__(decoder, preprocessing, network.has_text(), network.vector_dims(), observer, max_passes=1)
+        super().__init__(decoder, preprocessing, network.inputs(), observer, max_passes=1)
         self._network = network
 
     async def _run_network(self, kind: Kind, items: Any, with_outputs: bool) -> Encoded:
@@ -96,7 +94,7 @@ class PooledEncoder(_Encoder):
     """The network in actors."""
 
     def __init__(self, decoder: Decoder, preprocessing: Preprocessing, pool: EncoderPool, observer: Observer) -> None:
-        super().__init__(decoder, preprocessing, pool.has_text, pool.vector_dims, observer, pool.max_calls)
+        super().__init__(decoder, preprocessing, pool.inputs, observer, pool.max_calls)
         self._pool = pool
 
     async def _run_network(self, kind: Kind, items: Any, with_outputs: bool) -> Encoded:

@@ -113,7 +113,7 @@ class HashModel:
         return self.card.text is not None and self.card.text.is_joint
 
     @property
-    def vector_dims(self) -> int:
+    def num_features(self) -> int:
         """Dimensions of a vector that `encode_items` takes: the inputs of the head of images."""
         return self.network.head.num_features
 
@@ -178,7 +178,7 @@ class HashModel:
         Args:
             kind: what the items are.
             items: `image`: prepared images [N, crop, crop, C]; `text`: sentences; `vector`: inputs of the head of
-                images, finite float32 [N, vector_dims].
+                images, finite float32 [N, num_features].
             with_outputs: return outputs too.
             batch_size: items per pass of the network.
 
@@ -262,7 +262,7 @@ class HashModel:
             )
 
     def _check_vectors(self, vectors: Any) -> Features:
-        dims = self.vector_dims
+        dims = self.num_features
         given = np.asarray(vectors)
         if given.dtype != np.float32 or given.ndim != 2 or given.shape[1] != dims:
             raise InputError(f"vectors of this model are float32 [N, {dims}], got {given.dtype} {given.shape}")

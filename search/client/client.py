@@ -106,7 +106,7 @@ class Client:
             query: the whole query; the fields below must then be left out.
             image: an image file as bytes, its path, or a PIL image.
             text: a sentence, for a model with a text encoder.
-            vector: the input of the model's head of images, `describe().vector_dims` numbers: a float array or a list.
+            vector: the input of the model's head of images, `describe().num_features` numbers: a float array or a list.
             key: the key of a row of the archive.
             code: a packed code: bytes or a uint8 array.
             positives: examples of what to find, in place of one image, text, vector, key or code.

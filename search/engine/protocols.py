@@ -96,7 +96,9 @@ class QueryEncoder(Protocol):
 
     has_text: bool
     # Dimensions of a vector that the model takes.
-    vector_dims: int
+    num_features: int
+    # Name of the published embedding that the model takes instead of images, which may be empty; None: it takes images.
+    embedding: str | None
 
     async def encode(self, kind: Kind, items: list[Any], with_outputs: bool = False) -> Encoded:
         """Return the codes of at least one item and, with `with_outputs`, the outputs of the head.
@@ -105,7 +107,7 @@ class QueryEncoder(Protocol):
 
         Args:
             kind: what the items are.
-            items: `image`: encoded image files; `text`: sentences; `vector`: float32 [vector_dims] each.
+            items: `image`: encoded image files; `text`: sentences; `vector`: float32 [num_features] each.
             with_outputs: return outputs too.
 
         Raises:

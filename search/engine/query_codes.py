@@ -73,7 +73,7 @@ async def _encode_examples(examples: Sequence[Content], snapshot: Snapshot, with
 
 async def _encode(snapshot: Snapshot, kind: str, values: list[Any], with_outputs: bool) -> Encoded:
     if kind == "vector":
-        values = [check_vector(vector, snapshot.encoder.vector_dims) for vector in values]
+        values = [check_vector(vector, snapshot.encoder.num_features) for vector in values]
     for encoded_kind in _ENCODED_KINDS:
         if kind == encoded_kind:
             return await snapshot.encoder.encode(encoded_kind, values, with_outputs)

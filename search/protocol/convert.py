@@ -269,7 +269,8 @@ def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
             for shard in description.shards
         ],
         orbithash_version=description.orbithash_version,
-        vector_dims=description.vector_dims,
+        num_features=description.num_features,
+        embedding=description.embedding,
     )
 
 
@@ -284,7 +285,8 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         response.has_text,
         tuple(ShardStatus(shard.rows, shard.replicas, shard.healthy_replicas) for shard in response.shards),
         response.orbithash_version,
-        response.vector_dims,
+        response.num_features,
+        response.embedding if response.HasField("embedding") else None,
     )
 
 

@@ -18,7 +18,8 @@ class ShardStatus:
 class Description:
     """The archive version that is searched, its model, index and shards, and the server's version of orbithash.
 
-    `vector_dims` is the number of dimensions of a vector that the model takes.
+    `num_features` is the number of dimensions of a vector that the model takes. `embedding` is the name of the
+    published embedding that the model takes instead of images, which may be empty; None: the model takes images.
     """
 
     rows: int
@@ -29,4 +30,5 @@ class Description:
     has_text: bool
     shards: tuple[ShardStatus, ...]
     orbithash_version: str
-    vector_dims: int
+    num_features: int
+    embedding: str | None

@@ -122,7 +122,8 @@ class Service:
             snapshot.encoder.has_text,
             tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
             version_of("orbithash"),
-            snapshot.encoder.vector_dims,
+            snapshot.encoder.num_features,
+            snapshot.encoder.embedding,
         )
 
     @property

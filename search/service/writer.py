@@ -118,7 +118,7 @@ class Writer:
                 prepared[place] = _with_code(row, one, image=None, thumbnail=row.thumbnail or thumbnail or None)
         vectors = {place: row.vector for place, row in enumerate(rows) if row.vector is not None}
         if vectors:
-            dims = self._encoder.vector_dims
+            dims = self._encoder.num_features
             encoded = await self._encoder.encode("vector", [check_vector(each, dims) for each in vectors.values()])
             for place, one in zip(vectors, encoded.split(), strict=True):
                 prepared[place] = _with_code(prepared[place], one, vector=None)
@@ -130,7 +130,7 @@ class Writer:
             if row.code is not None:
                 check_code(row.code, self._archive.bits)
             if row.vector is not None:
-                check_vector(row.vector, self._encoder.vector_dims)
+                check_vector(row.vector, self._encoder.num_features)
         except InvalidQuery as error:
             (problem,) = error.violations
             raise InvalidQuery((problem[0], f"{problem[1]} (row {row.key[:80]!r})")) from error

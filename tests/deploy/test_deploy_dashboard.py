@@ -24,7 +24,7 @@ class Served:
     def describe(self):
         from orbithash.search.protocol.description import Description, ShardStatus
 
-        return Description(1, 8, "m", 1, "flat", False, (ShardStatus(1, 1, 1),), "0", 4)
+        return Description(1, 8, "m", 1, "flat", False, (ShardStatus(1, 1, 1),), "0", 4, None)
 
 
 @pytest.fixture(scope="module")

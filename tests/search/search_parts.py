@@ -147,7 +147,8 @@ class StubEncoder:
     """A `QueryEncoder` that calls functions of the test, which return codes or an `Encoded`."""
 
     has_text = True
-    vector_dims = 4
+    num_features = 4
+    embedding = None
 
     def __init__(self, images=None, texts=None, vectors=None):
         self._functions = {"image": images, "text": texts, "vector": vectors}

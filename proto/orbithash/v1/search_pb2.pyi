@@ -268,7 +268,7 @@ class SearchRequest(_message.Message):
     """A sentence of at most 2,000 characters, for a model with a text encoder."""
     vector: _builtins.bytes
     """The input of the model's head of images, such as an embedding that the model was trained on:
-    DescribeResponse.vector_dims finite numbers in IEEE 754 binary32, little-endian, at most 16,384 of them.
+    DescribeResponse.num_features finite numbers in IEEE 754 binary32, little-endian, at most 16,384 of them.
     """
     k: _builtins.int
     """The maximum number of hits, from 1 to 10,000; at most 1,000 if `include` has COLUMN_THUMBNAIL or COLUMN_FOOTPRINT."""
@@ -1167,7 +1167,8 @@ class DescribeResponse(_message.Message):
     HAS_TEXT_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     ORBITHASH_VERSION_FIELD_NUMBER: _builtins.int
-    VECTOR_DIMS_FIELD_NUMBER: _builtins.int
+    NUM_FEATURES_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows of the version that is searched."""
     bits: _builtins.int
@@ -1182,8 +1183,12 @@ class DescribeResponse(_message.Message):
     """Whether the model has a text encoder, so that text queries are possible."""
     orbithash_version: _builtins.str
     """The server's version of orbithash."""
-    vector_dims: _builtins.int
+    num_features: _builtins.int
     """Dimensions of a vector that the model takes."""
+    embedding: _builtins.str
+    """For a model of published embeddings, which takes vectors instead of images: the embedding's name, which may be
+    empty. Not set: the model takes images.
+    """
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
         """All shards of the archive."""
@@ -1199,13 +1204,16 @@ class DescribeResponse(_message.Message):
         has_text: _builtins.bool = ...,
         shards: _abc.Iterable[Global___ShardStatus] | None = ...,
         orbithash_version: _builtins.str = ...,
-        vector_dims: _builtins.int = ...,
+        num_features: _builtins.int = ...,
+        embedding: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "embedding", b"embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_version", b"archive_version", "bits", b"bits", "has_text", b"has_text", "index", b"index", "model_id", b"model_id", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards", "vector_dims", b"vector_dims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "archive_version", b"archive_version", "bits", b"bits", "embedding", b"embedding", "has_text", b"has_text", "index", b"index", "model_id", b"model_id", "num_features", b"num_features", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__embedding: _TypeAlias = _typing.Literal["embedding"]  # noqa: Y015
+    _WhichOneofArgType__embedding: _TypeAlias = _typing.Literal["_embedding", b"_embedding"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__embedding) -> _WhichOneofReturnType__embedding | None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
 

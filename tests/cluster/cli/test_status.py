@@ -83,7 +83,7 @@ def test_status_metrics_and_log_of_a_running_service(start, cli, archive, scenes
 def status_of(*healthy, is_serving=True):
     shards = tuple(ShardStatus(1000 + number, 2, each) for number, each in enumerate(healthy))
     return Status(
-        Description(sum(s.rows for s in shards), 64, "m" * 32, 7, "flat", True, shards, "0.1", 1280), is_serving
+        Description(sum(s.rows for s in shards), 64, "m" * 32, 7, "flat", True, shards, "0.1", 1280, None), is_serving
     )
 
 

@@ -59,8 +59,9 @@ def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
     assert expected.shape == (5, BITS // 8)
 
     async def scenario(pool, encode):
-        assert not pool.has_text
-        assert pool.vector_dims == HashModel.load(model).vector_dims
+        assert not pool.inputs.has_text
+        assert pool.inputs.embedding is None
+        assert pool.inputs.num_features == HashModel.load(model).num_features
         assert len(networks()) == 1
         np.testing.assert_array_equal(await encode(), expected)
         assert len(networks()) == 1, "one query at a time needs one actor"

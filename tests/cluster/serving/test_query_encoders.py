@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from search_parts import local_shards, oracle, serving, small_case, snapshot_of
 
+from orbithash.cluster.serving.encoder_pool import Inputs, Network
 from orbithash.cluster.serving.query_encoders import LocalEncoder
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.networks.backbones.build import build_backbone
+from orbithash.encoders.networks.card import HeadSpec, ModelCard
+from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.model import HashModel
 from orbithash.search.client import Client, Example, Query
 from orbithash.search.engine.engine import Engine
 from orbithash.search.observer import Observer
@@ -36,11 +43,8 @@ class StubNetwork:
         self.may_go_on = threading.Event()
         self.began = threading.Event()
 
-    def has_text(self):
-        return True
-
-    def vector_dims(self):
-        return 2
+    def inputs(self):
+        return Inputs(has_text=True, num_features=2, embedding=None)
 
     def encode(self, kind, items, with_outputs):
         self.passes.append(len(items))
@@ -156,3 +160,16 @@ def test_a_batch_of_sentences_takes_few_passes():
         distances, _ = oracle(case.ids, case.codes, np.array([len(text)], np.uint8), 1)
         assert [(hit.distance, hit.id) for hit in answer.hits] == distances
     assert network.passes == [16] * 4 + [16] * 3
+
+
+def test_the_network_of_embeddings_takes_vectors_only(tmp_path):
+    network = HashNetwork(build_backbone("embedding:6:dino:"), HeadSpec(8))
+    card = ModelCard("itq", network.spec, (0.0,) * 8, "none", 1, Preprocessing(Rendering(), 32, 32), (), {}, {})
+    model = HashModel(card, network)
+    model.save(tmp_path / "model")
+    loaded = Network(tmp_path / "model")
+    assert loaded.inputs() == Inputs(has_text=False, num_features=6, embedding="dino")
+    vectors = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.encode("vector", vectors, False).codes, model.encode_features(vectors))
+    with pytest.raises(InputError, match=r"takes vectors of 6 dimensions \(dino\), and no images"):
+        loaded.encode("image", np.zeros((1, 32, 32, 3), np.uint8), False)

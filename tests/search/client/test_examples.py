@@ -74,7 +74,7 @@ def test_vectors_in_any_form(make_client, served, form):
             vector = FORMS[form](signs(number))
             assert vector_bytes(vector) == np.array(signs(number), "<f4").tobytes()
             assert nearest(client, vector=vector) == f"{number:04b}"
-        assert client.describe().vector_dims == DIMS
+        assert client.describe().num_features == DIMS
 
 
 def test_vectors_of_a_batch_and_of_rows(make_client, served):

@@ -40,7 +40,8 @@ class PixelEncoder:
     """Stands in for a model: the bits of a code are the brightness of pixels."""
 
     has_text = True
-    vector_dims = 4
+    num_features = 4
+    embedding = None
 
     def __init__(self, decoder):
         self._decoder = decoder

@@ -31,7 +31,8 @@ maintenance._PAUSE_S = 0.05
 
 class NoModel:
     has_text = False
-    vector_dims = 0
+    num_features = 0
+    embedding = None
 
 async def main():
     async def open_backend(target):
