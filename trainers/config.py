@@ -23,7 +23,13 @@ from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
-from orbithash.encoders.networks.backbones.names import MIN_SIDE_PX, check_backbone_name, split_name
+from orbithash.encoders.networks.backbones.names import (
+    MIN_SIDE_PX,
+    SPELLINGS,
+    check_backbone_name,
+    needs_lookup,
+    split_name,
+)
 from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.sources.embedding_layouts import TableOptions
@@ -70,6 +76,10 @@ def _several(value: Any) -> Any:
 BandNumbers = Annotated[tuple[float, ...], BeforeValidator(_several)]
 
 
+# Settings whose defaults are those of the backbone.
+_OF_BACKBONE = {"image_size", "interpolation", "bands", "values", "band_mean", "band_std"}
+
+
 class TrainConfig(BaseModel):
     """Settings of every method; the config of a method adds its own."""
 
@@ -82,14 +92,23 @@ class TrainConfig(BaseModel):
     vector_dims: int = Field(
         64, ge=0, le=MAX_VECTOR_DIMS, description="dimensions of the stored vectors, for rescoring; 0: no vectors"
     )
-    backbone: str = Field("mobilenet_v2", description="a convolutional network of torchvision")
+    backbone: str = Field(
+        "mobilenet_v2",
+        description=f"a network of torchvision such as resnet18, or {', '.join(SPELLINGS.values())}",
+    )
     weights: PathOrName | None = Field(
-        None, description="name of torchvision weights, or a safetensors file; null: random weights"
+        None,
+        description="a safetensors file, a name of torchvision's weights, or pretrained for timm; null: random "
+        "weights, but the own weights of hf, torchgeo, and open_clip with a TAG or FOLDER",
     )
     norm: Literal["auto", "frozen-batch", "group", "batch"] = Field(
-        "auto", description="normalisation of the backbone; auto: frozen-batch with weights, group without"
+        "auto",
+        description="normalisation of the backbone; auto: group for random weights of torchvision, else frozen-batch",
     )
-    pooling: Literal["avg", "max", "avg+max"] = Field("avg", description="pooling of the last feature map")
+    pooling: Literal["auto", "avg", "max", "avg+max", "cls", "mean", "pooler"] = Field(
+        "auto",
+        description="pooling of the last feature map or of tokens; auto: avg for torchvision, else the network's own",
+    )
     bands: tuple[int | str, ...] = Field(
         (),
         description="bands in this order: numbers from 1, or names: of patch folders, of a GeoTIFF's descriptions or "
@@ -123,7 +142,15 @@ class TrainConfig(BaseModel):
         le=10**7,
         description="maximum number of rows of a table of embeddings, drawn with the split's seed",
     )
-    image_size: int = Field(160, ge=32, le=1024, description="side of the network's input in pixels")
+    image_size: int = Field(
+        160,
+        ge=32,
+        le=1024,
+        description="side of the network's input in pixels; default: that of the backbone, 160 for torchvision",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="interpolation of resized images; default: that of the backbone"
+    )
     # Random crops show objects larger, so that a network trained on them fits images of a larger size (Touvron et al.,
     # "Fixing the train-test resolution discrepancy", NeurIPS 2019), and training is faster than at that size.
     encoding_sizes: tuple[Annotated[int, Field(ge=32, le=1024)], ...] = Field(
@@ -164,6 +191,27 @@ class TrainConfig(BaseModel):
 
     _reads_weights: bool = PrivateAttr(True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_defaults_of_backbone(cls, values: Any) -> Any:
+        """Set what is not given of size, bands and statistics of images to what the backbone was trained on."""
+        backbone = values.get("backbone") if isinstance(values, dict) else None
+        if not isinstance(backbone, str) or not needs_lookup(backbone) or values.keys() >= _OF_BACKBONE:
+            return values
+        from orbithash.encoders.networks.backbones.build import default_preprocessing
+
+        defaults = default_preprocessing(backbone, values.get("weights"))
+        filled = {"image_size": defaults.size, "interpolation": defaults.interpolation, **values}
+        if values.keys().isdisjoint(("bands", "values")) and defaults.bands is not None:
+            filled |= {"bands": defaults.bands, "values": defaults.values}
+        # Statistics belong to the bands.
+        bands, stated = filled.get("bands") or (), values.keys() & {"band_mean", "band_std"}
+        num_bands = len(bands) if len(bands) > 1 else 3
+        is_same_kind = filled.get("values", "picture") == defaults.values
+        if not stated and is_same_kind and len(defaults.mean) in (1, num_bands):
+            filled |= {"band_mean": defaults.mean, "band_std": defaults.std}
+        return filled
+
     @field_validator("backbone")
     @classmethod
     def _check_backbone(cls, backbone: str) -> str:
@@ -192,7 +240,9 @@ class TrainConfig(BaseModel):
     def _preprocessing_of(self, rendering: Rendering, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
         mean, std = (numbers * rendering.channels if len(numbers) == 1 else numbers for numbers in (mean, std))
         side, *smaller = sorted(self.encoding_sizes or (self.image_size,), reverse=True)
-        return Preprocessing(rendering, side, side, mean, std, self.orientations, smaller=tuple(smaller))
+        return Preprocessing(
+            rendering, side, side, mean, std, self.orientations, self.interpolation, smaller=tuple(smaller)
+        )
 
     @property
     def channels(self) -> int:
@@ -222,6 +272,7 @@ class TrainConfig(BaseModel):
             pooling=self.pooling,
             channels=self.channels,
             rgb=self.rgb,
+            image_size=self.image_size,
             read_weights=self._reads_weights,
         )
         return HashNetwork(backbone, head, num_classes)
@@ -238,6 +289,7 @@ class TrainConfig(BaseModel):
                 f"colour_jitter {self.colour_jitter} and grayscale {self.grayscale} need images of three bands, and "
                 f"bands has {self.channels}; set both to 0"
             )
+        is_torchvision = split_name(self.backbone)[0] == "torchvision"
         if self.weights is not None and self.norm == "group":
             raise ValueError(
                 "norm is group, but pretrained weights need batch norm; use norm=frozen-batch or weights=null"
@@ -247,7 +299,7 @@ class TrainConfig(BaseModel):
             if side < min_side:
                 key = "image_size" if side == self.image_size else "encoding_sizes"
                 raise ValueError(f"{key} is {side}: {self.backbone} needs at least {min_side} pixels")
-        if self.norm == "auto":
+        if self.norm == "auto" and is_torchvision:
             # The config is frozen; it is only changed here, while it is created.
             object.__setattr__(self, "norm", "group" if self.weights is None else "frozen-batch")
         return self

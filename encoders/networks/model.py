@@ -31,6 +31,7 @@ from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE, Normaliser, read_batches
 from orbithash.encoders.networks.text import TextEncoder
+from orbithash.encoders.networks.text_towers import load_text_encoder
 
 __all__ = ["HashModel"]
 
@@ -350,7 +351,7 @@ class HashModel:
         network, text_head, text_encoder = HashNetwork.from_spec(card.network), None, None
         if card.text is not None:
             text_head = HashHead(card.text.num_features, card.text.head)
-            text_encoder = TextEncoder.load(folder / TEXT_ENCODER, device=place)
+            text_encoder = load_text_encoder(folder / TEXT_ENCODER, device=place)
             if text_encoder.sha256 != card.text.encoder_sha256:
                 raise InputError(f"{folder / TEXT_ENCODER}: damaged (its files do not give the hash in model.json)")
         projection = None if card.projection is None else Projection(card.projection)

@@ -8,8 +8,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,8 +21,17 @@ from torch import Tensor
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.encoders.networks.devices import check_device, exact_float32
+from orbithash.encoders.networks.hub import (
+    FILES,
+    PROBE,
+    complete_model,
+    model_folder,
+    one_line,
+    pretrained,
+    pretrained_tokenizer,
+)
 
-__all__ = ["POOLINGS", "TextEncoder", "file_hashes", "model_folder", "normalised", "pretrained"]
+__all__ = ["CARD", "POOLINGS", "TextEncoder", "file_hashes", "normalised", "read_encoder_card"]
 
 # "mean": the last layer, averaged over all tokens. "cls": the last layer at the first token. "last4": the sum of the
 # last four layers, averaged over all tokens. "last4-padded": as "last4", averaged over `max_tokens` positions: the
@@ -33,14 +41,8 @@ POOLINGS = ("mean", "cls", "last4", "last4-padded")
 FORMAT_VERSION = 1
 CARD = "encoder.json"
 
-# The files of a model: configuration, tokenizer, weights. Others in its folder are ignored.
-FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.safetensors")
-
 # A caption has about 100. Longer texts cost time only, because tokens after `max_tokens` are cut off.
 MAX_CHARACTERS = 4096
-
-# A sentence that every model must encode and every tokenizer must know.
-PROBE = "a river and some trees"
 
 # Sentences per pass of the network.
 BATCH_SIZE = {"cpu": 32, "cuda": 256}
@@ -73,7 +75,7 @@ class TextEncoder:
             max_tokens: later tokens of a sentence are cut off.
             normalise: whether sentences go through `normalised` first.
         """
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel
 
         if pooling not in POOLINGS:
             raise InputError(f"text pooling is {pooling!r}; allowed are {', '.join(POOLINGS)}")
@@ -89,8 +91,8 @@ class TextEncoder:
             raise InputError(
                 f"{source}: a model that translates or generates text; give a text encoder such as BERT or MiniLM"
             )
-        self.tokenizer = pretrained(AutoTokenizer, self._folder)
-        self._model = pretrained(AutoModel, self._folder).to(self.device).eval().requires_grad_(False)
+        self.tokenizer = pretrained_tokenizer(self._folder)
+        self._model = complete_model(AutoModel, self._folder).to(self.device).eval().requires_grad_(False)
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
         if not 3 <= max_tokens <= limit:
             raise InputError(f"max_tokens is {max_tokens}; the text model {source} allows 3 to {limit}")
@@ -98,7 +100,7 @@ class TextEncoder:
             self.num_features = self.encode([PROBE]).shape[1]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as err:
             raise InputError(
-                f"{source}: not a text encoder ({_one_line(err)}); give one such as BERT or MiniLM"
+                f"{source}: not a text encoder ({one_line(err)}); give one such as BERT or MiniLM"
             ) from err
 
     def encode(self, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -121,6 +123,18 @@ class TextEncoder:
         self._model.to(self.device)
         return self
 
+    def is_one_token(self, words: Sequence[str]) -> list[bool]:
+        """Return for each word whether it is a single token."""
+        ids = self.tokenizer(list(words), add_special_tokens=False)["input_ids"]
+        return [len(tokens) == 1 for tokens in ids]
+
+    def _clean(self, sentence: str) -> str:
+        return normalised(sentence) if self.normalise else sentence
+
+    def _tokenise(self, sentences: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(sentences, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return ids
+
     def _cleaned(self, sentences: Sequence[str]) -> list[str]:
         cleaned, problems = [], []
         for row, sentence in enumerate(sentences):
@@ -131,7 +145,7 @@ class TextEncoder:
             elif any("\ud800" <= character <= "\udfff" for character in sentence):
                 problems.append(f"sentence {row} contains half of a surrogate pair; give valid Unicode")
             else:
-                text = normalised(sentence) if self.normalise else sentence
+                text = self._clean(sentence)
                 if not text.strip():
                     problems.append(f"sentence {row} contains no word: {sentence!r}")
                 cleaned.append(text)
@@ -141,7 +155,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _encode_distinct(self, sentences: list[str]) -> npt.NDArray[np.float32]:
-        tokens: list[list[int]] = self.tokenizer(sentences, truncation=True, max_length=self.max_tokens)["input_ids"]
+        tokens = self._tokenise(sentences)
         by_length = defaultdict(list)
         for row, ids in enumerate(tokens):
             by_length[len(ids)].append(row)
@@ -183,24 +197,18 @@ class TextEncoder:
                 shutil.copyfile(path, part / path.name)
             if _content_hash(self._settings(), file_hashes(part)) != self.sha256:
                 raise InputError(f"{self._folder}: the text model was changed since it was loaded; load it again")
-            card = {"format_version": FORMAT_VERSION, **self._settings(), "sha256": self.sha256}
-            (part / CARD).write_text(json.dumps(card, indent=1) + "\n")
+            self._write_card(part, self._settings())
+
+    def _write_card(self, folder: Path, fields: dict[str, Any]) -> None:
+        card = {"format_version": FORMAT_VERSION, **fields, "sha256": self.sha256}
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> Self:
         """Read what `save` wrote; `InputError` if it is missing, damaged or of an unknown version."""
         folder = Path(folder)
         recover_folder(folder)
-        path = folder / CARD
-        if not path.is_file():
-            raise InputError(f"{folder}: not a saved text encoder (it has no {CARD})")
-        try:
-            card = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as err:
-            raise InputError(f"{path}: damaged ({_one_line(err)})") from err
-        found = card.get("format_version") if isinstance(card, dict) else None
-        if found != FORMAT_VERSION:
-            raise InputError(f"{path}: format version {found!r}; this orbithash reads version {FORMAT_VERSION}")
+        card = read_encoder_card(folder)
         stated = card.pop("sha256", None)
         settings = {key: value for key, value in card.items() if key != "format_version"}
         if _content_hash(settings, file_hashes(folder)) != stated:
@@ -211,89 +219,25 @@ class TextEncoder:
         return {"pooling": self.pooling, "max_tokens": self.max_tokens, "normalise": self.normalise}
 
 
+def read_encoder_card(folder: Path) -> dict[str, Any]:
+    """Return the content of encoder.json; `InputError` if it is missing, damaged or of an unknown version."""
+    path = folder / CARD
+    if not path.is_file():
+        raise InputError(f"{folder}: not a saved text encoder (it has no {CARD})")
+    try:
+        card = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as err:
+        raise InputError(f"{path}: damaged ({one_line(err)})") from err
+    found = card.get("format_version") if isinstance(card, dict) else None
+    if found != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {found!r}; this orbithash reads version {FORMAT_VERSION}")
+    fields: dict[str, Any] = card
+    return fields
+
+
 def normalised(sentence: str) -> str:
     """Return a sentence in lower case without full stops, commas, exclamation marks and question marks."""
     return sentence.lower().translate(_PUNCTUATION).strip()
-
-
-def model_folder(source: str) -> Path:
-    """Return the folder of a Hugging Face model: `source` itself, or the local copy of the hub's model of that name.
-
-    `InputError` if there is no such folder and the name cannot be downloaded.
-    """
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise InputError(f"{source}: not a Hugging Face model folder (it has no config.json)")
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = source.partition("@")
-    try:
-        # The top folder only: subfolders hold the same model in other formats.
-        return Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=list(FILES), ignore_patterns="*/*", dry_run=False
-            )
-        )
-    except (OSError, ValueError, RuntimeError) as err:
-        raise InputError(
-            f"text model {source!r}: no such folder, and no model of that name could be downloaded ({_one_line(err)}); "
-            "give the folder of a Hugging Face model"
-        ) from err
-
-
-def pretrained(kind: Any, folder: Path) -> Any:
-    """Load a configuration, a tokenizer or a float32 model from a folder; `kind` is an Auto class of transformers.
-
-    `InputError` if it cannot be read, needs code of its authors, has no safetensors weights or lacks some weights.
-    """
-    from safetensors import SafetensorError
-
-    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    is_model = hasattr(kind, "from_config")
-    if is_model:
-        arguments |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    try:
-        with _quiet_transformers():
-            loaded = kind.from_pretrained(str(folder), **arguments)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-    ) as err:
-        raise InputError(f"{folder}: cannot be loaded as a text model in safetensors ({_one_line(err)})") from err
-    # If its files are missing, transformers builds a tokenizer of special tokens only, which maps all sentences to one.
-    if hasattr(loaded, "all_special_ids") and set(loaded(PROBE)["input_ids"]) <= set(loaded.all_special_ids):
-        raise InputError(f"{folder}: its tokenizer knows no English word; its files are missing or of another model")
-    if not is_model:
-        return loaded
-    model, info = loaded
-    # A pooler is an extra layer for classifiers; no pooling here uses it.
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise InputError(f"{folder}: {len(missing)} weights are missing (first: {missing[0]}); the model is incomplete")
-    return model
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and tables of unused weights while a model is read; restore the caller's settings."""
-    from transformers.utils import logging
-
-    verbosity, has_progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_progress_bar:
-            logging.enable_progress_bar()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -312,8 +256,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _content_hash(settings: dict[str, Any], hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps({**settings, "files": hashes}, sort_keys=True).encode()).hexdigest()
-
-
-def _one_line(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0].strip() if lines else type(err).__name__

@@ -13,7 +13,8 @@ import numpy as np
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
-from orbithash.encoders.networks.text import TextEncoder, file_hashes, model_folder
+from orbithash.encoders.networks.hub import model_folder
+from orbithash.encoders.networks.text import TextEncoder, file_hashes
 from orbithash.trainers.captions.rules import reworded
 from orbithash.trainers.captions.translation import CHAIN, WEIGHTS, back_translated, chain_translated, translate
 from orbithash.trainers.captions.words import WordTable, words_of

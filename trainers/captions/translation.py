@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from orbithash.encoders.networks.text import model_folder, pretrained
+from orbithash.encoders.networks.hub import complete_model, model_folder, pretrained_tokenizer
 
 __all__ = ["CHAIN", "WEIGHTS", "back_translated", "chain_translated", "translate"]
 
@@ -58,11 +58,11 @@ def translate(model: str, sentences: Sequence[str], device: str = "cpu") -> list
     The result is the most probable translation of the model's beam search, at most `MAX_TOKENS` tokens long, and the
     same at every call with the same sentences. `InputError` if the model cannot be read or does not translate.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM
 
     folder = model_folder(model)
-    tokenizer = pretrained(AutoTokenizer, folder)
-    network = pretrained(AutoModelForSeq2SeqLM, folder).to(device).eval()
+    tokenizer = pretrained_tokenizer(folder)
+    network = complete_model(AutoModelForSeq2SeqLM, folder).to(device).eval()
     # Sentences of similar length share a batch, which keeps padding short.
     order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]))
     result = [""] * len(sentences)

@@ -64,8 +64,7 @@ class WordTable:
     def from_encoder(cls, encoder: TextEncoder, words: Sequence[str]) -> "WordTable":
         """Embed English words with a text encoder: those that are one token of it, and `words`."""
         common = sorted(english_words())
-        ids = encoder.tokenizer(common, add_special_tokens=False)["input_ids"]
-        whole = [word for word, tokens in zip(common, ids, strict=True) if len(tokens) == 1]
+        whole = [word for word, is_one in zip(common, encoder.is_one_token(common), strict=True) if is_one]
         chosen = sorted({*whole, *(word for word in words if word in english_words())})
         return cls(chosen, encoder.encode(chosen))
 

@@ -5,10 +5,11 @@ from urllib.parse import quote, unquote
 from torch import Tensor, nn
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.backbones.backbone import Backbone
+from orbithash.encoders.networks.backbones.backbone import Backbone, Request, Source
+from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.card import BackboneSpec
 
-__all__ = ["EmbeddingInput", "embedding_backbone", "parse_embedding"]
+__all__ = ["SOURCE", "EmbeddingInput", "embedding_backbone", "parse_embedding"]
 
 
 class EmbeddingInput(Backbone):
@@ -43,3 +44,11 @@ def parse_embedding(own_name: str, channels: int = 3) -> BackboneSpec:
     if not dims.isdecimal():
         raise InputError(f"backbone embedding:{own_name} has no dimensions; it is set by a table of embeddings")
     return BackboneSpec("embedding", unquote(name), {}, "none", "none", channels, int(dims), origin)
+
+
+def _build(request: Request) -> EmbeddingInput:
+    return EmbeddingInput(parse_embedding(request.name, request.channels))
+
+
+# There are no images; the size is a placeholder.
+SOURCE = Source(_build, EmbeddingInput, lambda name, weights: InputDefaults(160))

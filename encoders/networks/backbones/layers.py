@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-__all__ = ["adapt_first_convolution", "drop_nothing", "freeze_batch_norm", "group_norm"]
+from orbithash.encoders.errors import InputError
+
+__all__ = ["adapt_first_convolution", "drop_nothing", "freeze_batch_norm", "group_norm", "set_norm"]
 
 
 def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
@@ -22,6 +24,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
     """Replace batch norm by layers that keep the given statistics and parameters."""
 
     def frozen(like: nn.BatchNorm2d) -> nn.Module:
+        if type(like) is not nn.BatchNorm2d:
+            # timm's, which contains an activation, too.
+            from timm.layers import freeze_batch_norm_2d
+
+            also_activates: nn.Module = freeze_batch_norm_2d(like)
+            return also_activates
         norm: nn.Module = FrozenBatchNorm2d(like.num_features, like.eps)
         norm.load_state_dict(like.state_dict())
         return norm
@@ -40,11 +48,29 @@ def group_norm(module: nn.Module, max_groups: int) -> None:
     _replace_batch_norm(module, group)
 
 
+def set_norm(module: nn.Module, norm: str) -> str:
+    """Freeze batch norm, or leave it with norm "batch"; return the norm for the description of a backbone.
+
+    For the networks of other libraries than torchvision, whose weights belong to their own norm.
+    """
+    if not any(isinstance(child, nn.BatchNorm2d) for child in module.modules()):
+        return "own"
+    if norm == "group":
+        raise InputError("norm is group, which is for networks of torchvision; use norm=auto, frozen-batch or batch")
+    if norm != "batch":
+        freeze_batch_norm(module)
+        return "frozen-batch"
+    return norm
+
+
 def drop_nothing(module: nn.Module) -> None:
     """Switch off stochastic depth: a resumed run or another number of ranks would drop other branches."""
     for child in module.modules():
         if isinstance(child, StochasticDepth):
             child.p = 0.0
+        elif hasattr(child, "drop_prob"):
+            # DropPath of timm and of transformers.
+            child.drop_prob = 0.0  # type: ignore[assignment] # a number, not a submodule
 
 
 def adapt_first_convolution(
@@ -55,9 +81,13 @@ def adapt_first_convolution(
     Of pretrained weights, the channels `rgb` keep their filters, and E extra channels get the mean filter divided by E:
     colours keep their meaning, and all extra bands together weigh as much as one colour. Without RGB, each of C
     channels gets the mean filter times 3 / C, so an image of C equal bands has the features of the grey image. (CDNE's
-    authors start the filters at random.)
+    authors start the filters at random.) The convolution may be that of the patches of a transformer.
     """
-    first = next(module for module in body.modules() if isinstance(module, nn.Conv2d))
+    first = next((module for module in body.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise InputError(
+            f"this backbone takes images of three bands only, and there are {channels}; choose three bands"
+        )
     weight = first.weight.new_empty(first.out_channels, channels, *first.kernel_size)
     if is_pretrained:
         with torch.no_grad():

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OTHER_MEAN, OTHER_STD
-from orbithash.encoders.networks.backbones.backbone import Backbone
+from orbithash.encoders.networks.backbones.backbone import Backbone, Request, Source
 from orbithash.encoders.networks.backbones.layers import (
     adapt_first_convolution,
     drop_nothing,
     freeze_batch_norm,
     group_norm,
 )
+from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.resnet8 import resnet8
-from orbithash.encoders.networks.backbones.weights import is_file_name, read_safetensors
+from orbithash.encoders.networks.backbones.weights import is_file_name, load_state, origin_of_file, read_safetensors
 from orbithash.encoders.networks.card import BackboneSpec
 
-__all__ = ["TorchvisionBackbone", "build_torchvision", "rebuild_torchvision"]
+__all__ = ["SOURCE", "TorchvisionBackbone"]
 
 # Names of the classifier's layers, and name prefixes of the auxiliary classifiers in torchvision's weights.
 _CLASSIFIERS = ("avgpool", "dropout", "fc")
@@ -107,44 +108,40 @@ class TorchvisionBackbone(Backbone):
         return list(body.children())
 
 
-def build_torchvision(
-    name: str,
-    weights: str | None,
-    norm: str,
-    pooling: str,
-    channels: int,
-    rgb: tuple[int, int, int] | None,
-    read_weights: bool,
-) -> TorchvisionBackbone:
-    """Build a network of torchvision, or resnet8; the arguments are those of `build_backbone`."""
+def _build(request: Request) -> TorchvisionBackbone:
+    name, weights, norm = request.name, request.weights, request.norm
     if norm == "auto":
         norm = "group" if weights is None else "frozen-batch"
+    pooling = "avg" if request.pooling == "auto" else request.pooling
     _check(name, norm, pooling)
     if weights is not None and norm == "group":
         raise InputError(
             f"the weights {weights!r} were trained with batch norm, but norm is group; use frozen-batch or no weights"
         )
-    body = _body(name, weights if read_weights else None, norm, channels, rgb)
+    body = _body(name, weights if request.read_weights else None, norm, request.channels, request.rgb)
     origin = "random weights"
     if weights is not None:
-        origin = f"file {Path(weights).name}" if is_file_name(weights) else f"torchvision {name} {weights}"
+        origin = origin_of_file(weights) if is_file_name(weights) else f"torchvision {name} {weights}"
     spec = BackboneSpec(
         source="torchvision",
         name=name,
         config={},
         pooling=pooling,
         norm=norm,
-        channels=channels,
-        num_features=_num_features(body, channels),
+        channels=request.channels,
+        num_features=_num_features(body, request.channels),
         origin=origin,
     )
     return TorchvisionBackbone(body, spec)
 
 
-def rebuild_torchvision(spec: BackboneSpec) -> TorchvisionBackbone:
-    """Build the layers of a network from its description, with random weights."""
+def _rebuild(spec: BackboneSpec) -> TorchvisionBackbone:
     _check(spec.name, spec.norm, spec.pooling)
     return TorchvisionBackbone(_body(spec.name, None, spec.norm, spec.channels, None), spec)
+
+
+# Smaller than the images of torchvision's weights: objects in overhead images are small, and training is faster.
+SOURCE = Source(_build, _rebuild, lambda name, weights: InputDefaults(160))
 
 
 def _check(name: str, norm: str, pooling: str) -> None:
@@ -188,18 +185,7 @@ def _num_features(body: nn.Module, channels: int) -> int:
 def _load_weights(model: nn.Module, name: str, weights: str) -> None:
     """Load the weights of torchvision model `name` from a safetensors file or by the name of torchvision weights."""
     state = read_safetensors(Path(weights)) if is_file_name(weights) else _download(name, weights)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    # num_batches_tracked is missing in converted files, and nothing here reads it.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in expected and not key.startswith(_SECOND_CLASSIFIERS)]
-    misfit = [key for key in expected if key in state and state[key].shape != expected[key]]
-    if missing or unknown or misfit:
-        example = (missing + unknown + misfit)[0]
-        raise InputError(
-            f"{weights}: not the weights of backbone {name}: {len(missing)} tensors missing, {len(unknown)} unknown, "
-            f"{len(misfit)} of another shape (first: {example}); give the weights of this backbone"
-        )
-    model.load_state_dict(dict(state), strict=False)
+    load_state(model, state, weights, name, _SECOND_CLASSIFIERS)
 
 
 def _download(name: str, weights: str) -> Mapping[str, torch.Tensor]:
