@@ -18,6 +18,7 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.stamps import make_stamp
 from orbithash.encoders.codes import num_bytes
 from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.sources.sources import Item
 
@@ -27,6 +28,9 @@ STAGES = ("decode", "encode", "write")
 
 # Pixels of a batch between two stages.
 MAX_BATCH_BYTES = 32 * 2**20
+
+# The fields of `BandInfo`.
+_BANDS = pa.list_(pa.struct([("names", pa.list_(pa.string())), ("scale", pa.float64()), ("offset", pa.float64())]))
 
 _ITEMS = pa.schema(
     [
@@ -41,6 +45,7 @@ _ITEMS = pa.schema(
         ("window", pa.list_(pa.int64())),
         ("problem", pa.string()),
         ("version", pa.string()),
+        ("bands", _BANDS),
         # Whether the row takes the place of a row with its key.
         ("replaces", pa.bool_()),
     ]
@@ -123,7 +128,8 @@ def decode(items: pa.Table, preprocessing: Preprocessing) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for fields in items.to_pylist():
         window, replaces = fields.pop("window"), fields.pop("replaces")
-        item = Item(**fields, window=None if window is None else tuple(window))
+        bands = tuple(BandInfo(tuple(band["names"]), band["scale"], band["offset"]) for band in fields.pop("bands"))
+        item = Item(**fields, bands=bands, window=None if window is None else tuple(window))
         row = {name: fields.get(name) for name in _ROW} | {"uri": item.path, "pixels": None, "reason": None}
         try:
             record = read_record(item, preprocessing)

@@ -61,7 +61,9 @@ _STRETCH_PIXELS = 2**20
 _GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 
-def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -> Stretch | None:
+def stretch_limits(
+    path: Path, rendering: Rendering, limits: Limits = _LIMITS, stated: Sequence[BandInfo] = ()
+) -> Stretch | None:
     """Return the stretch of a whole scene, which its tiles share; None for 8-bit data and for numbers, without stretch.
 
     It is computed from at most about a million pixels, on a regular grid that depends on the size of the scene only.
@@ -73,7 +75,7 @@ def stretch_limits(path: Path, rendering: Rendering, limits: Limits = _LIMITS) -
         return None
     with open_raster(path) as dataset:
         check_blocks(dataset, limits)
-        bands = _chosen_bands(dataset, rendering, ())
+        bands = _chosen_bands(dataset, rendering, stated)
         if dataset.dtypes[0] == "uint8":
             return None
         step = max(1.0, math.sqrt(dataset.width * dataset.height / _STRETCH_PIXELS))

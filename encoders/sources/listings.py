@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.rasters import reads_jpeg_2000
 from orbithash.encoders.imagery.rendering import Window
 from orbithash.encoders.sources.remote import check_uri, is_remote
@@ -57,6 +58,7 @@ class Item:
         window: the tile's place in its scene; None for a whole image.
         problem: the reason why the item cannot be read, where the source shows it; reading refuses the item with it.
         version: of an object in an object store, made of its size and time (`orbithash.encoders.archive.stamps`).
+        bands: what the source states about the bands; empty: nothing.
     """
 
     key: str
@@ -70,6 +72,7 @@ class Item:
     window: Window | None = None
     problem: str | None = None
     version: str | None = None
+    bands: tuple[BandInfo, ...] = ()
 
 
 def image_suffixes() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from orbithash.encoders.errors import ImageError
+from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Limits, Rendering, Stretch, read_image, stretch_limits
 from orbithash.encoders.imagery.preprocessing import Preprocessing
@@ -52,12 +53,14 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
     rendering, path = preprocessing.rendering, Path(item.path)
     source: Path | bytes = read_object(item.path, Limits()) if is_remote(item.path) else path
     if item.window is None:
-        image = read_image(source, rendering)
+        image = read_image(source, rendering, stated=item.bands)
         uri = item.path
     else:
         if isinstance(source, bytes):
             raise ImageError("only scenes in files of this machine are cut into tiles: copy it first")
-        image = read_tile(path, item.window, rendering, Limits(), _scene_stretch(path, rendering))
+        image = read_tile(
+            path, item.window, rendering, Limits(), _scene_stretch(path, rendering, item.bands), item.bands
+        )
         uri = f"{item.path}#{','.join(str(number) for number in item.window)}"
     place = read_georeference(source, item.window)
     return Record(
@@ -72,9 +75,9 @@ def read_record(item: Item, preprocessing: Preprocessing) -> Record:
 
 
 @lru_cache(maxsize=8)
-def _scene_stretch(path: Path, rendering: Rendering) -> Stretch | None:
+def _scene_stretch(path: Path, rendering: Rendering, stated: tuple[BandInfo, ...]) -> Stretch | None:
     """The stretch that all tiles of a scene share. Cached, because the tiles of a scene are read one after another."""
-    return stretch_limits(path, rendering)
+    return stretch_limits(path, rendering, stated=stated)
 
 
 def make_thumbnail(image: npt.NDArray[np.uint8]) -> bytes:

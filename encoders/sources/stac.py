@@ -11,6 +11,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, place_of
 from orbithash.encoders.imagery.rasters import image_formats, one_of, reads_jpeg_2000
 from orbithash.encoders.sources.listings import Item, image_suffixes, locate, located, parse_time, read_json
+from orbithash.encoders.sources.stac_bands import stated_bands
 
 __all__ = ["list_stac"]
 
@@ -106,9 +107,10 @@ def _read(item: Item, feature: Any, asset: str | None, folder: Path) -> tuple[st
     if item.problem:
         return "", item
     try:
-        href = _image(feature.get("assets"), asset, folder)
+        href, described = _image(feature.get("assets"), asset, folder)
         properties = feature.get("properties")
         properties = properties if isinstance(properties, dict) else {}
+        item = replace(item, bands=stated_bands(described, properties))
         text = properties.get("datetime") or properties.get("start_datetime")
         taken = None if text is None else parse_time(text)
         place = _place(feature.get("geometry"))
@@ -119,8 +121,8 @@ def _read(item: Item, feature: Any, asset: str | None, folder: Path) -> tuple[st
     return href, replace(item, datetime=taken, lon=place.lon, lat=place.lat, footprint=place.footprint)
 
 
-def _image(assets: Any, name: str | None, folder: Path) -> str:
-    """The address of the image of an item; `ValueError` without one."""
+def _image(assets: Any, name: str | None, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The address of the image of an item and its asset; `ValueError` without one."""
     assets = assets if isinstance(assets, dict) else {}
     there = ", ".join(assets) or "none"
     if name is not None and name not in assets:
@@ -142,11 +144,11 @@ def _image(assets: Any, name: str | None, folder: Path) -> str:
         raise ValueError(
             problems[0] if problems else f"it has no {one_of(image_formats())} asset; its assets are: {there}"
         )
-    best, *_, href = min(images)
+    best, *_, chosen, href = min(images)
     bands = [key for rank, *_, key, _ in images if rank == best]
     if name is None and _RANKS[best] == "band" and len(bands) > 1:
         raise ValueError(f"its images are single bands ({', '.join(bands)}); choose one by its name (--asset)")
-    return href
+    return href, assets[chosen]
 
 
 def _is_image(asset: dict[str, Any], href: str) -> bool:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.encoders.imagery.rasters import check_blocks, open_raster, read_window
+from orbithash.encoders.imagery.bands import BandInfo
+from orbithash.encoders.imagery.rasters import check_blocks, check_numbers_size, open_raster, read_window
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
 from orbithash.encoders.ranges import is_integer
 
@@ -54,8 +57,9 @@ def read_tile(
     rendering: Rendering = _RENDERING,
     limits: Limits = _LIMITS,
     stretch: Stretch | None = None,
+    stated: Sequence[BandInfo] = (),
 ) -> Image:
-    """Return one tile as uint8 [height, width, C].
+    """Return one tile as an image [height, width, C].
 
     Only the blocks under the window are decoded; the scene may be of any size.
 
@@ -64,7 +68,8 @@ def read_tile(
         window: a window from `plan_tiles`.
         rendering: bands, and the stretch if `stretch` is None.
         limits: for the tile and for one block of the scene.
-        stretch: `stretch_limits` of the scene, which all of its tiles share.
+        stretch: `stretch_limits` of the scene, which all of its tiles share; None for numbers.
+        stated: what metadata outside the file state about its bands.
 
     Raises:
         ImageError: not readable, a window that is not within the scene, or no valid data in it.
@@ -75,7 +80,9 @@ def read_tile(
         if col < 0 or row < 0 or col + width > dataset.width or row + height > dataset.height:
             raise ImageError(f"the tile {window} is not within the scene of {dataset.width} x {dataset.height} pixels")
         check_blocks(dataset, limits)
-        return read_window(dataset, window, rendering, stretch)
+        if not rendering.is_picture:
+            check_numbers_size(width * height, rendering.num_bands, np.dtype(dataset.dtypes[0]).itemsize, limits)
+        return read_window(dataset, window, rendering, stretch, stated)
 
 
 def tile_key(scene_key: str, window: Sequence[int]) -> str:
