@@ -24,6 +24,7 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import PROTOCOLS, Manifest
+from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run, make_run
 from orbithash.trainers.loop.run_folder import check_training
@@ -132,7 +133,7 @@ def _prepare(
     workers: int,
 ) -> list[Planned]:
     """Return all runs, checked before the first is trained; `InputError` lists all problems."""
-    ways = _ways(list(dict.fromkeys(names)) or list(REPRODUCTIONS))
+    ways = _ways(list(dict.fromkeys(names)) or [name for name in METHODS if name in REPRODUCTIONS])
     lengths: list[int | None] = list(dict.fromkeys(bits)) or [None]
     _check_settings(settings, ways, lengths, weights)
     planned, problems = [], []
@@ -177,15 +178,21 @@ def _prepare(
 def _ways(names: Sequence[str]) -> list[Way]:
     """Return each method or recipe with its paper's evaluation, of which a recipe may change the split.
 
-    A learned baseline has those of all supervised methods given, or its own without one or as a recipe.
+    A recipe of a method without a paper's evaluation is evaluated by the headline. A learned baseline has those of all
+    supervised methods given, or its own without one or as a recipe.
     """
     methods = [name for name in names if name not in shipped_recipes()]
-    if others := [name for name in methods if get_method(name).name not in REPRODUCTIONS]:
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise InputError(
+            f"unknown method or recipe {unknown[0]!r}; there are {', '.join(METHODS)} and the recipes "
+            f"{', '.join(shipped_recipes())}"
+        )
+    if others := [name for name in methods if name not in REPRODUCTIONS]:
         raise InputError(
             f"{', '.join(others)}: no published evaluation to reproduce; there are {', '.join(REPRODUCTIONS)}; use "
             "train and evaluate"
         )
-    ways = [Way(name, name, REPRODUCTIONS[get_method(name).name]) for name in methods if name not in LEARNED_BASELINES]
+    ways = [Way(name, name, REPRODUCTIONS[name]) for name in methods if name not in LEARNED_BASELINES]
     supervised = {way.rule.protocol: way.rule for way in ways if get_method(way.method).supervision != "none"}
     for name in methods:
         if name in LEARNED_BASELINES:
@@ -196,7 +203,7 @@ def _ways(names: Sequence[str]) -> list[Way]:
         if name in shipped_recipes():
             recipe = find_recipe(name)
             assert recipe.method is not None, "a shipped recipe names its method"
-            rule = REPRODUCTIONS[recipe.method]
+            rule = REPRODUCTIONS.get(recipe.method, Reproduction(recipe.protocol or "", HEADLINE, policy="expected"))
             split = {key: value for key, value in recipe.split().items() if key in ("protocol", "validation")}
             ways.append(Way(name, recipe.method, dataclasses.replace(rule, **split), recipe))
     return ways

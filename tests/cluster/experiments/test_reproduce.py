@@ -311,7 +311,9 @@ def test_too_few_seeds_are_refused(untrained, labelled, seeds):
 
 
 def test_an_unknown_method_is_refused(untrained, labelled):
-    untrained("mhcln", "dhlc", "--data", labelled, words=["unknown method 'dhlc'; there are mhcln, dhcl"])
+    words = ["unknown method or recipe 'dhlc'; there are mhcln, dhcl", "and the recipes duch-plus, from-scratch"]
+    untrained("mhcln", "dhlc", "--data", labelled, words=words)
+    untrained("ucmd-dhcl-46", "--data", labelled, words=["unknown method or recipe 'ucmd-dhcl-46'"])
 
 
 def test_images_without_a_class_are_refused(untrained, tmp_path):
