@@ -18,7 +18,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.folders import walk_folder
 from orbithash.encoders.text_files import read_lines
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
-from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes
+from orbithash.trainers.datasets.classes import class_folders, find_class_list, find_classes, find_unlabelled
 from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, by_path, first_problems, read_json
 
 __all__ = ["NUM_UCM_IMAGES", "TEXT_CLASSES", "caption", "find_captioned_folder", "find_rsicd", "find_ucm_captions"]
@@ -83,9 +83,12 @@ def caption(
     return FoundImages(rows, classes, [*found.problems, *problems])
 
 
-def find_captioned_folder(root: Path, captions: Path | None = None) -> FoundImages:
-    """Find images in one folder per class; names in a file of sentences are paths below `root` or unique file names."""
-    found = find_classes(root)
+def find_captioned_folder(root: Path, captions: Path | None = None, has_classes: bool = True) -> FoundImages:
+    """Find images in one folder per class, or in any folders without classes.
+
+    Names in a file of sentences are paths below `root` or unique file names.
+    """
+    found = find_classes(root) if has_classes else find_unlabelled(root)
     if captions is None:
         return found
     named = {row.path.relative_to(root).as_posix(): row for row in found.rows}

@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
-from orbithash.encoders.sources.folders import NoClassFolders, find_class_folders, walk_folder
+from orbithash.encoders.sources.folders import NoClassFolders, find_class_folders, patch_error, walk_folder
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
-from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage
+from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, by_path
 
-__all__ = ["class_folders", "find_class_list", "find_classes", "find_eurosat", "find_eurosat_ms", "num_bands"]
+__all__ = [
+    "class_folders",
+    "find_class_list",
+    "find_classes",
+    "find_eurosat",
+    "find_eurosat_ms",
+    "find_unlabelled",
+    "num_bands",
+]
 
 NUM_EUROSAT_BANDS = 13
 
@@ -35,6 +43,16 @@ def find_classes(root: Path, captions: Path | None = None) -> FoundImages:
     folders = class_folders(root)
     rows = [LabelledImage(path, (name,) if name else ()) for name, paths in folders.items() for path in paths]
     return FoundImages(rows, tuple(name for name in folders if name), [])
+
+
+def find_unlabelled(root: Path) -> FoundImages:
+    """Find all images of a folder and its subfolders, without classes."""
+    root, rows = root.resolve(), []
+    for folder, names in walk_folder(root):
+        if problem := patch_error(root, folder, names):
+            raise problem
+        rows += [LabelledImage(Path(root, *folder, name)) for name in names]
+    return FoundImages(by_path(rows, root), (), [])
 
 
 def find_class_list(name: str, root: Path) -> FoundImages:

@@ -1,12 +1,14 @@
 """Make a manifest from a folder of images."""
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.sources.embeddings import is_embedding_table
+from orbithash.trainers.datasets.captions import find_captioned_folder
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
 from orbithash.trainers.datasets.hashes import FileHashes
 from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, first_problems
@@ -15,6 +17,8 @@ from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_ima
 from orbithash.trainers.datasets.registry import DATASETS, recognise
 
 __all__ = ["MAX_VALIDATION", "make_manifest", "resplit"]
+
+_log = logging.getLogger(__name__)
 
 MAX_VALIDATION = 0.5
 
@@ -28,6 +32,7 @@ def make_manifest(
     captions: Path | None = None,
     table: Sequence[str] = (),
     max_rows: int | None = None,
+    needs_classes: bool = True,
 ) -> Manifest:
     """Find the images under `root`, or the vectors of a table of embeddings, and split them.
 
@@ -41,6 +46,8 @@ def make_manifest(
         captions: a Karpathy-style JSON file of sentences.
         table: columns and layout of a table of embeddings, see `TableOptions`.
         max_rows: maximum number of rows of such a table; None: all.
+        needs_classes: whether images without classes, in several folders, are refused. Otherwise they have no label,
+            and so have all images if their folders are not classes that can be split.
 
     Raises:
         InputError: with all problems of the folder at once.
@@ -59,8 +66,14 @@ def make_manifest(
         captions = captions.resolve()
         if not captions.is_file():
             raise InputError(f"{captions}: no such file of captions")
+    unlabelled = None
     if dataset is None:
-        dataset = recognise(root, captions)
+        try:
+            dataset = recognise(root, captions)
+        except InputError as err:
+            if needs_classes:
+                raise
+            dataset, unlabelled = "folder", str(err)
     elif captions is not None:
         dataset = {"ucmd": "ucm-captions", "aid": "rsicd"}.get(dataset, dataset)
     known = DATASETS[dataset]
@@ -69,7 +82,12 @@ def make_manifest(
     if captions is not None and known.captions == "never":
         raise InputError(f"dataset {dataset} takes no file of captions; omit --captions, or give --dataset folder")
     rule = PROTOCOLS[known.protocol if protocol is None else protocol]
-    found = known.find(root, captions)
+    found = FoundImages([], (), []) if unlabelled else known.find(root, captions)
+    if not needs_classes and dataset == "folder" and found.classes and (problems := _problems(found, rule)):
+        unlabelled = problems[0]
+    if unlabelled:
+        _log.warning("%s: the images are used without labels (%s)", root, unlabelled.replace("\n", " "))
+        found = find_captioned_folder(root, captions, has_classes=False)
     if problems := [*_problems(found, rule), *found.problems]:
         raise listed(problems, str(root))
     images = _images(found, root)

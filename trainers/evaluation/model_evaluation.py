@@ -56,7 +56,10 @@ def evaluate_model(
     if not queries:
         raise InputError("the manifest has no test part, so there are no queries to evaluate")
     if not any(image.labels for image in queries):
-        raise InputError(f"none of the {len(queries)} test images has a class, so no image is relevant to them")
+        raise InputError(
+            f"none of the {len(queries)} test images has a class, so no image is relevant to them; evaluation needs "
+            "labels, such as one folder for each class"
+        )
     # Each image once, even if it is both query and database item.
     images = manifest.part("test", *rule.database)
     query_labels, database_labels = label_arrays(

@@ -107,7 +107,13 @@ def make_run(
     root = data.absolute()
     chosen = {key: value for key, value in split.items() if value is not None}
     manifest = make_manifest(
-        root, dataset, captions=captions, table=resolved.table, max_rows=resolved.max_rows, **chosen
+        root,
+        dataset,
+        captions=captions,
+        table=resolved.table,
+        max_rows=resolved.max_rows,
+        needs_classes=kind.supervision != "none",
+        **chosen,
     )
     if manifest.dataset == EMBEDDINGS:
         resolved = of_embeddings(resolved, root)
