@@ -283,7 +283,9 @@ class HashModel:
     def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, parts: Parts) -> Encoded:
         encoder = self._text_encoder
         if self.text_head is None or encoder is None:
-            raise InputError(f"this model ({self.card.method}) encodes images only; train a method with captions: duch")
+            raise InputError(
+                f"this model ({self.card.method}) encodes images only; train a method with captions such as duch"
+            )
 
         def features_of(rows: slice) -> Tensor:
             return torch.from_numpy(encoder.encode(sentences[rows])).to(self.device)

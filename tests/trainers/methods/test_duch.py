@@ -4,17 +4,19 @@ import dataclasses
 import inspect
 import math
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from method_parts import make_run, trained, write_data, write_text_model, write_translators
+from method_parts import make_run, trained, write_data, write_dual_encoder, write_text_model, write_translators
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.imagery.preprocessing import resample
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.text_towers import text_tower
 from orbithash.trainers.captions import augment_captions
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
@@ -245,8 +247,45 @@ def test_the_recipe_loads():
 
 
 def test_a_text_encoder_is_required():
-    with pytest.raises(InputError, match="text_encoder is not set"):
+    words = "text_encoder is not set, and backbone mobilenet_v3_small has no text tower"
+    with pytest.raises(InputError, match=words) as error:
         Duch(DuchConfig(backbone="mobilenet_v3_small"), 3, NUM)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def dual_encoder(tmp_path_factory):
+    return f"open_clip:{write_dual_encoder(tmp_path_factory.mktemp('clip') / 'model')}"
+
+
+def test_the_text_tower_of_the_backbone_is_the_default_text_encoder(dual_encoder):
+    method = Duch(DuchConfig(backbone=dual_encoder, image_size=32, bits=16, hidden=8), 3, NUM)
+    assert method.has_joint_features
+    assert method.text_head.num_features == method.network.head.num_features == 12
+    expected = text_tower(dual_encoder).encode(["a beach", "one river"])
+    np.testing.assert_array_equal(method.text_encoder().encode(["a beach", "one river"]), expected)
+
+
+def test_the_text_tower_of_another_network(dual_encoder, text_model):
+    config = DuchConfig(backbone="mobilenet_v3_small", text_encoder=dual_encoder, bits=16, hidden=8)
+    method = Duch(config, 3, NUM)
+    assert not method.has_joint_features
+    assert method.text_encoder().sha256 == text_tower(dual_encoder).sha256
+    both = Duch(DuchConfig(backbone=dual_encoder, image_size=32, text_encoder=str(text_model), bits=16), 3, NUM)
+    assert not both.has_joint_features
+    assert both.text_head.num_features == 16
+
+
+@pytest.mark.parametrize("settings", [{"text_pooling": "cls"}, {"text_normalise": True}])
+def test_settings_of_a_text_model_are_refused_for_a_tower(dual_encoder, settings):
+    with pytest.raises(InputError, match="are settings of a text model; the text tower of a dual encoder has its own"):
+        Duch(DuchConfig(backbone=dual_encoder, image_size=32, **settings), 3, NUM)
+
+
+def test_a_relative_folder_of_a_dual_encoder_becomes_absolute(dual_encoder, monkeypatch):
+    folder = Path(dual_encoder.removeprefix("open_clip:"))
+    monkeypatch.chdir(folder.parent)
+    assert DuchConfig(text_encoder=f"open_clip:{folder.name}").text_encoder == dual_encoder
 
 
 def test_each_step_updates_only_the_discriminator_or_only_the_hash_heads(make):

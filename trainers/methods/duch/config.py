@@ -3,19 +3,25 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.networks.backbones.names import check_backbone_name
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.config import PathOrName, TrainConfig
 from orbithash.trainers.data.views import CROP_SHARE
 from orbithash.trainers.methods.losses import NearAs
 from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "DuchConfig"]
+__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "DuchConfig", "is_dual_encoder"]
 
 # Range of a learned temperature.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0
+
+
+def is_dual_encoder(text_encoder: str) -> bool:
+    """Return whether the setting `text_encoder` is written as a backbone."""
+    return text_encoder.startswith(("hf:", "open_clip:"))
 
 
 class DuchConfig(TrainConfig):
@@ -28,9 +34,13 @@ class DuchConfig(TrainConfig):
     )
     validate_every: int = Field(10, ge=1, description="number of epochs between two validations")
 
-    text_encoder: PathOrName | None = Field(None, description="Hugging Face text model, by name or folder; required")
+    text_encoder: PathOrName | None = Field(
+        None,
+        description="Hugging Face text model, by name or folder, or a dual encoder, written as a backbone; null: the "
+        "text tower of the backbone",
+    )
     text_pooling: Literal["mean", "cls", "last4", "last4-padded"] = Field(
-        "mean", description="pooling of the text model's outputs; code: last4-padded"
+        "mean", description="pooling of the text model's outputs, unless it is a text tower; code: last4-padded"
     )
     text_normalise: bool = Field(
         False, description="whether captions are put in lower case, without . , ! and ?; code: true"
@@ -128,6 +138,11 @@ class DuchConfig(TrainConfig):
     compat_adv_text_only: bool = Field(
         False, description="whether the adversarial loss acts on captions, as in the released code"
     )
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _check_text_encoder(cls, source: str | None) -> str | None:
+        return check_backbone_name(source) if source is not None and is_dual_encoder(source) else source
 
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing, see `TrainConfig`; with `original_view` center-crop, of the middle of an image."""

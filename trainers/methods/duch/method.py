@@ -29,9 +29,9 @@ Losses and settings are those of the authors' released code, with these deviatio
 - The temperature is 0.3 (on UC Merced, 64 bits, 60 epochs, validation `ap_first_k@20` of images to captions and back:
   0.883 and 0.966 with the code's 1, 0.939 and 0.990 with 0.3).
 
-Extensions: contrast across modalities only, a learned temperature, all captions of an image, and pairs with nearly the
-same captions excluded from the negatives. The recipe `duch-plus` uses the last two (0.947 and 0.991 with the same
-split; one split and one seed each).
+Extensions: the towers of a dual encoder in place of two separate networks, contrast across modalities only, a learned
+temperature, all captions of an image, and pairs with nearly the same captions excluded from the negatives. The recipe
+`duch-plus` uses the last two (0.947 and 0.991 with the same split; one split and one seed each).
 """
 
 import contextlib
@@ -49,12 +49,13 @@ from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashHead, Standardise
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
+from orbithash.encoders.networks.text_towers import text_tower
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
-from orbithash.trainers.methods.duch.config import MAX_TEMPERATURE, MIN_TEMPERATURE, DuchConfig
+from orbithash.trainers.methods.duch.config import MAX_TEMPERATURE, MIN_TEMPERATURE, DuchConfig, is_dual_encoder
 from orbithash.trainers.methods.duch.losses import (
     Discriminator,
     balance_loss,
@@ -138,15 +139,35 @@ class Duch(Method):
 
     def text_encoder(self, device: str = "cpu") -> TextEncoder:
         """Return the text encoder, see `Method`; it is loaded once per device."""
-        if self.config.text_encoder is None:
-            raise InputError(
-                "text_encoder is not set: DUCH reads captions with a Hugging Face text model; give its name or folder"
-            )
         if device not in self._text_encoders:
-            self._text_encoders[device] = TextEncoder(
-                self.config.text_encoder, self.config.text_pooling, device, normalise=self.config.text_normalise
-            )
+            self._text_encoders[device] = self._load_text_encoder(device)
         return self._text_encoders[device]
+
+    def _load_text_encoder(self, device: str) -> TextEncoder:
+        config = self.config
+        if config.text_encoder is not None and not is_dual_encoder(config.text_encoder):
+            return TextEncoder(config.text_encoder, config.text_pooling, device, normalise=config.text_normalise)
+        if config.text_pooling != "mean" or config.text_normalise:
+            raise InputError(
+                f"text_pooling={config.text_pooling} and text_normalise={config.text_normalise} are settings of a text "
+                "model; the text tower of a dual encoder has its own: leave them out"
+            )
+        # Random weights must be the same at every call.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if config.text_encoder is not None:
+                return text_tower(config.text_encoder, None, device)
+            try:
+                return text_tower(config.backbone, config.weights, device)
+            except InputError as error:
+                raise InputError(
+                    f"text_encoder is not set, and {error}; or set text_encoder to the name or folder of a text model"
+                ) from error
+
+    @property
+    def has_joint_features(self) -> bool:
+        """True for both towers of one dual encoder, see `Method`."""
+        return self.config.text_encoder is None
 
     def build_optimizer(self) -> Adam:
         """Return one optimizer over all parameters, see `Method`.
