@@ -87,7 +87,8 @@ def reproduce(
     Args:
         names: methods to reproduce, or shipped recipes, whose settings, split and number of seeds are used; empty: all
             methods that the data allow (DUCH needs captions, MrHash a second source). The learned baselines
-            (classifier, triplet) are trained by the protocols of all supervised methods given; as a recipe, by its own.
+            (classifier, csq, triplet) are trained by the protocols of all supervised methods given; as a recipe, by
+            its own.
         data: the folder of images.
         out: the folder for runs and tables.
         bits: lengths of the codes; empty: the recipe's, else the method's default.

@@ -153,8 +153,8 @@ def write_table(out: Path, rows: Sequence[Row]) -> None:
         "was measured with the paper's network and imagery.",
         f"{HEADLINE}, expected: the headline on the queries and the database of the split. Rows of the same split can "
         "be compared by it, and so can the baselines of the row: simple methods on the backbone's features before "
-        "training, and the codes of the classifier and the triplet network if they were trained. Float cosine uses "
-        "these features in float32, many times the bytes.",
+        "training, and the codes of the classifier, of CSQ and of the triplet network if they were trained. Float "
+        "cosine uses these features in float32, many times the bytes.",
         *notes,
     ]
     sections: list[Section] = [Table("Results", COLUMNS, cells), Text("How to read the table", explanation)]

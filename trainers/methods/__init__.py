@@ -8,6 +8,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.cdne import Cdne
 from orbithash.trainers.methods.classifier import Classifier
+from orbithash.trainers.methods.csq import Csq
 from orbithash.trainers.methods.dhcl import Dhcl
 from orbithash.trainers.methods.duch import Duch
 from orbithash.trainers.methods.label_free.fitted import Fitted, Itq, Lsh, PcaSign, Sign
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "mhcln": Mhcln,
     "dhcl": Dhcl,
     "cdne": Cdne,
+    "csq": Csq,
     "triplet": Triplet,
     "classifier": Classifier,
     "duch": Duch,

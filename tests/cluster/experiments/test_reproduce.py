@@ -358,7 +358,7 @@ def test_methods_that_the_data_do_not_allow_are_skipped_and_reported(cli, traine
     # The learned baselines are trained with each method's protocol.
     protocols_and_methods = [(name, name) for name in ("mhcln", "dhcl", "cdne")]
     protocols_and_methods += [
-        (name, method) for method in ("triplet", "classifier") for name in ("mhcln", "dhcl", "cdne")
+        (name, method) for method in ("csq", "triplet", "classifier") for name in ("mhcln", "dhcl", "cdne")
     ]
     assert trained == [(*pair, bits, 0) for pair in protocols_and_methods for bits in (16, 32)]
     found = json.loads(ended.out)

@@ -105,6 +105,8 @@ CASES = {
         "cdne",
         {"tune": "none", "several_classes": True, "variant": "in-batch", "images_per_class": 2},
     ),
+    "csq": ("csq", {"backbone": "resnet8", "warm_up_epochs": 0, "bits": 12}),
+    "csq, frozen, several classes": ("csq", {"tune": "none", "several_classes": True}),
     "triplet, frozen, several classes": (
         "triplet",
         {"tune": "none", "several_classes": True, "images_per_class": 2},
