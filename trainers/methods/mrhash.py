@@ -16,12 +16,12 @@ Deviations from the authors' code, in addition to the settings below:
 """
 
 import math
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -162,17 +162,12 @@ class MrHashConfig(TrainConfig):
         first = super().preprocessings()
         return first if self.sources == "first" else {**first, ("second", "second_"): self.second_preprocessing()}
 
-    @field_validator("second_bands")
+    @field_validator("second_bands", "second_stretch")
     @classmethod
-    def _check_second_bands(cls, bands: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        Rendering(bands or None)
-        return bands
-
-    @field_validator("second_stretch")
-    @classmethod
-    def _check_second_stretch(cls, stretch: str) -> str:
-        Rendering(stretch=stretch)
-        return stretch
+    def _check_second(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != ():
+            Rendering(**{str(info.field_name).removeprefix("second_"): value})
+        return value
 
     @field_validator("feature_backbone")
     @classmethod
