@@ -17,6 +17,7 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec, ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers import evaluate, train
 from orbithash.trainers.methods import METHODS, Fitted
@@ -70,6 +71,21 @@ def test_codes_on_a_gpu_do_not_depend_on_the_batch_size(reduced_precision, activ
         np.testing.assert_array_equal(model.encode_prepared(images, batch_size=batch_size), alone)
     features = model.features(images)
     np.testing.assert_array_equal(model.encode_features(features), model.encode_features(features, batch_size=1))
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_outputs_and_stored_vectors_on_a_gpu_do_not_depend_on_the_batch_size(reduced_precision):
+    plain, images = make_model("tanh"), make_images(100)
+    projection = Projection.fit(torch.from_numpy(plain.features(images)), 16)
+    card = dataclasses.replace(plain.card, projection=projection.spec)
+    model = HashModel(card, plain.network, "", "cuda", projection=projection)
+    alone = model.encode_items("image", images, with_outputs=True, batch_size=1)
+    for batch_size in (3, 64, 100):
+        for part, expected in zip(
+            model.encode_items("image", images, with_outputs=True, batch_size=batch_size), alone, strict=True
+        ):
+            np.testing.assert_array_equal(part, expected)
 
 
 @needs_gpu

@@ -173,22 +173,41 @@ def mutated(rng, data):
     return bytes(data)
 
 
+# Empty, of a wrong length, not finite, of a part of a number, too large.
+VECTORS = [
+    b"",
+    np.zeros(3, np.float32).tobytes(),
+    np.float32([0, 1, np.nan, 0]).tobytes(),
+    np.float32([0, 1, np.inf, 0]).tobytes(),
+    bytes(15),
+    bytes(4 * 16_385),
+    bytes(8 * 2**20),
+]
+
+
 def good_requests():
     example = pb.Example(key="place/3.tif")
     search = pb.SearchRequest(
         code=b"ab", k=5, radius=9, filter="label = 'class 1'", include=[1, 3], min_coverage=0.5, after={"distance": 1}
     )
     mixed = pb.SearchRequest(examples=pb.Examples(positives=[example], negatives=[pb.Example(code=b"xy")]), k=3)
+    vector = np.float32([1, 2, 3, 4]).tobytes()
+    weighted = pb.SearchRequest(
+        examples=pb.Examples(positives=[pb.Example(text="boats", weight=0.5), pb.Example(vector=vector)]), k=3
+    )
     rows = [pb.Row(key="new", code=b"ab", label="x", lon=1.0, datetime={"seconds": 10**9})]
     update = pb.RowUpdate(row=pb.Row(key="place/5.tif", label="y"), columns={"paths": ["label", "caption"]})
     return [
         (SEARCH, search),
         (SEARCH, mixed),
+        (SEARCH, weighted),
         (SEARCH, pb.SearchRequest(text="a harbor", k=2)),
+        (SEARCH, pb.SearchRequest(vector=vector, k=2)),
         (MANY, pb.SearchManyRequest(requests=[search, mixed])),
         (DESCRIBE, pb.DescribeRequest()),
         (REFRESH, pb.RefreshRequest()),
         (UPSERT, pb.UpsertRequest(rows=rows)),
+        (UPSERT, pb.UpsertRequest(rows=[pb.Row(key="vector", vector=vector)])),
         (DELETE, pb.DeleteRequest(keys=["place/299.tif", "nowhere"])),
         (DELETE, pb.DeleteRequest(filter="label = 'class 9'")),
         (UPDATE, pb.UpdateRequest(updates=[update])),
@@ -237,6 +256,9 @@ def test_fields_beyond_their_limits(fuzz):
         {"filter": "x" * 10**6, "code": b"ab", "k": 1},
         {"examples": {"positives": [{"key": "place/1.tif"}] * 10**5}, "k": 1},
         {"examples": {"negatives": [{}] * 64}, "k": 1},
+        {"examples": {"positives": [{"key": "place/1.tif", "weight": float("nan")}]}, "k": 1},
+        {"examples": {"positives": [{"key": "place/1.tif", "weight": -1e308}]}, "k": 1},
+        *({"vector": vector, "k": 1} for vector in VECTORS),
     ]
     requests = [(SEARCH, pb.SearchRequest(**fields)) for fields in search]
     query = pb.SearchRequest(code=b"ab", k=1)
@@ -251,6 +273,7 @@ def test_fields_beyond_their_limits(fuzz):
         (UPSERT, pb.UpsertRequest(rows=[pb.Row(key="r", code=b"ab", datetime={"seconds": 2**62})])),
         (UPSERT, pb.UpsertRequest(rows=[pb.Row(key="r", code=b"ab", datetime={"nanos": -(2**31)})])),
         (UPSERT, pb.UpsertRequest(rows=[pb.Row(key="r\n", code=b"ab")])),
+        *((UPSERT, pb.UpsertRequest(rows=[pb.Row(key="r", vector=vector)])) for vector in VECTORS),
         (UPSERT, pb.UpsertRequest(rows=[pb.Row(key="r", code=b"ab", footprint=b"no WKB")])),
         (UPSERT, pb.UpsertRequest(rows=[pb.Row(key=f"r{i}", image=b"no image") for i in range(1000)])),
         (UPDATE, pb.UpdateRequest()),

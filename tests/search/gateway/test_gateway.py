@@ -338,6 +338,32 @@ def test_very_many_problems_fit_into_a_status():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"vector": b""}, "vector"),
+        ({"vector": bytes(12)}, "vector"),
+        ({"vector": bytes(15)}, "vector"),
+        ({"vector": np.float32([0, np.nan, 0, 0]).tobytes()}, "vector"),
+        ({"vector": bytes(4 * 16_385)}, "vector"),
+        ({"examples": {"positives": [{"vector": bytes(12)}, {"code": b"ab"}]}}, "vector"),
+        ({"examples": {"positives": [{"code": b"ab", "weight": 0}]}}, "weight"),
+        ({"examples": {"positives": [{"code": b"ab", "weight": float("nan")}]}}, "weight"),
+        ({"examples": {"positives": [{"code": b"ab"}], "negatives": [{"code": b"ab", "weight": 1001}]}}, "weight"),
+    ],
+)
+def test_vectors_and_weights_that_no_client_of_ours_sends(fields, field):
+    async def scenario():
+        async with running(local_engine(small_case())) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            code, message, details = await failure(stub.Search(search_pb2.SearchRequest(k=1, **fields)))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert [each.field for each in details["BadRequest"].field_violations] == [field]
+            assert "\n" not in message
+
+    asyncio.run(scenario())
+
+
 def test_requests_in_progress_are_limited_in_bytes():
     async def scenario():
         gate, arrived = asyncio.Event(), asyncio.Event()
