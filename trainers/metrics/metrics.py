@@ -23,8 +23,11 @@ from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, Retrieval,
 
 __all__ = [
     "DEFINITIONS",
+    "POLICIES",
     "PRECISION_CUTOFFS",
+    "SUCCESS_K",
     "RadiusCurve",
+    "Values",
     "evaluate_codes",
     "mean_average_precision",
     "nearest_class_shares",
@@ -41,7 +44,7 @@ LOOKUP_RADIUS = 2
 # k of the success rate, which DHCL's released code calls mean average precision.
 SUCCESS_K = 20
 
-_POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
+POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
 
 # {metric: {tie policy: mean over the queries}}
 Values = dict[str, dict[str, float]]
@@ -173,22 +176,22 @@ def evaluate_codes(
     by_order = _order_means(retrieval, measures)
     for definition, k in [*measures, ("ap_min", None)]:
         name = f"{definition}@{k or 'all'}"
-        values[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in _POLICIES}
+        values[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in POLICIES}
         chance[name] = float(average_precision(random_order, k, definition).mean())
     num_relevant = np.maximum(histograms.num_relevant, 1)
     at_k = [(f"precision@{k}", k, np.full_like(num_relevant, k)) for k in PRECISION_CUTOFFS]
     at_k += [(f"recall@{k}", k, num_relevant) for k in PRECISION_CUTOFFS]
     for name, k, divisor in at_k:
-        values[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in _POLICIES}
+        values[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in POLICIES}
         chance[name] = float((hits_at(random_order, k) / divisor).mean())
     success = f"success@{SUCCESS_K}"
-    values[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in _POLICIES}
+    values[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in POLICIES}
     chance[success] = float(success_at(random_order, SUCCESS_K).mean())
     for name, value in by_order.items():
         values[name]["index"] = value
     lookup = f"precision_radius@{LOOKUP_RADIUS}"
     within = float(radius_curve(histograms).precision[min(LOOKUP_RADIUS, retrieval.bits)])
-    values[lookup] = dict.fromkeys((*_POLICIES, "index"), within)
+    values[lookup] = dict.fromkeys((*POLICIES, "index"), within)
     chance[lookup] = chance["precision@1"]
     if retrieval.multi_label:
         for name, by_policy in normalised_gains(retrieval, cutoffs).items():
