@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,9 +55,17 @@ def evaluate(
         has_groups = "->" in name
         if has_groups:
             print(name)
-        for metric, values in value.items() if has_groups else [(name, value)]:
-            print(f"{metric:<20} {values['expected']:.4f}")
+        rescored = metrics.get("rescored", {})
+        _print_metrics(value if has_groups else {name: value}, rescored.get(name, {}) if has_groups else rescored)
     print(f"report: {page}")
+
+
+def _print_metrics(metrics: dict[str, Any], rescored: dict[str, Any]) -> None:
+    """Print expected values, those by distance before those of each way of rescoring."""
+    for metric, values in metrics.items():
+        ways = [way for way in ("vector", "asymmetric") if metric in rescored.get(way, {})]
+        more = "".join(f"  rescored by {way} {rescored[way][metric]['expected']:.4f}" for way in ways)
+        print(f"{metric:<20} {values['expected']:.4f}{more}")
 
 
 @verbs.command(

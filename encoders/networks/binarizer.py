@@ -106,9 +106,9 @@ class Binarizer:
 
     @torch.inference_mode()
     def is_certain(self, features: Tensor) -> Tensor:
-        """Return for which images rounding cannot change the code, bool [N], from their features float [N, D]."""
+        """Return for which images rounding cannot change code or vector, bool [N], from their features float [N, D]."""
         with exact_float32(self._device):
-            return ~self._decide(features, False, Parts()).unsure
+            return ~self._decide(features, False, Parts(vectors=True)).unsure
 
     def _pack(self, decided: _Decided) -> Codes:
         bits = decided.bits.cpu().numpy()

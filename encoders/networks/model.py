@@ -215,7 +215,7 @@ class HashModel:
         return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts()).codes
 
     def is_certain(self, features: Features) -> npt.NDArray[np.bool_]:
-        """Return for which images rounding cannot change the code, bool [N], from their features float32 [N, D]."""
+        """Return for which images rounding cannot change code or stored vector, bool [N], from features [N, D]."""
         certain = np.empty(len(features), np.bool_)
         for start in range(0, len(features), FEATURE_BATCH_SIZE):
             rows = slice(start, start + FEATURE_BATCH_SIZE)

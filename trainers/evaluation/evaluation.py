@@ -16,6 +16,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
 from orbithash.trainers.metrics.code_statistics import code_statistics
 from orbithash.trainers.metrics.metrics import evaluate_codes, nearest_class_shares, pair_recall, rank_histograms
+from orbithash.trainers.metrics.rescored import OVERSAMPLING, Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import (
     Labels,
     Retrieval,
@@ -60,6 +61,8 @@ class EncodedPart:
         labels: integers [N], index of the class, -1 if unknown; or bool [N, C], the classes of each item.
         paths: image file of each item.
         sentences: sentence of each item if the part is text; `paths` are not opened then.
+        outputs: int8 [N, K], outputs of the head, as `Encoded`; None: not known, so that they do not rescore.
+        vectors: int8 [N, d], stored vectors; None: not known.
     """
 
     ids: Sequence[str]
@@ -67,11 +70,13 @@ class EncodedPart:
     labels: Labels
     paths: Sequence[str]
     sentences: Sequence[str] | None = None
+    outputs: npt.NDArray[np.int8] | None = None
+    vectors: npt.NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         lengths = {"ids": len(self.ids), "codes": len(self.codes), "labels": len(self.labels), "paths": len(self.paths)}
-        if self.sentences is not None:
-            lengths["sentences"] = len(self.sentences)
+        optional = {"sentences": self.sentences, "outputs": self.outputs, "vectors": self.vectors}
+        lengths |= {name: len(values) for name, values in optional.items() if values is not None}
         if len(set(lengths.values())) > 1:
             raise InputError(f"ids, codes, labels and paths of a part must have one entry per item, got {lengths}")
         check_labels(self.labels, len(self.ids), "labels")
@@ -88,6 +93,8 @@ class EncodedPart:
             labels=self.labels[positions],
             paths=[self.paths[i] for i in indices],
             sentences=None if self.sentences is None else [self.sentences[i] for i in indices],
+            outputs=None if self.outputs is None else self.outputs[positions],
+            vectors=None if self.vectors is None else self.vectors[positions],
         )
 
 
@@ -207,6 +214,8 @@ def evaluate(
         },
         "codes": asdict(code_statistics(database.codes, bits)),
     }
+    if rescored := _rescored(retrieval, query, database, cutoffs):
+        metrics["rescored"] = rescored
     if pairs:
         metrics["pair_recall"] = pair_recall(retrieval, own)
     return Evaluation(
@@ -217,6 +226,19 @@ def evaluate(
         sample=None if retrieval.multi_label else _sample(database),
         gallery=_gallery(retrieval, query, database, scores, classes),
     )
+
+
+def _rescored(
+    retrieval: Retrieval, query: EncodedPart, database: EncodedPart, cutoffs: Sequence[int]
+) -> dict[str, Any]:
+    """Return the metrics of rescored rankings by way of rescoring, and the oversampling; empty if there is no way."""
+    scores = {}
+    if query.vectors is not None and database.vectors is not None:
+        scores["vector"] = Scores(query.vectors, database.vectors)
+    if query.outputs is not None:
+        scores["asymmetric"] = Scores(query.outputs, database.codes)
+    found = {way: rescored_metrics(retrieval, of_way, (HEADLINE_K, *cutoffs)) for way, of_way in scores.items()}
+    return {"oversampling": OVERSAMPLING, **found} if found else {}
 
 
 def own_positions(query: EncodedPart, database: EncodedPart) -> npt.NDArray[np.int64]:

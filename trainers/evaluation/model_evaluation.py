@@ -1,14 +1,16 @@
 """Evaluation of a trained model on the test part of a manifest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
@@ -66,21 +68,26 @@ def evaluate_model(
         len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
     )
     if vectors_of is None:
-        codes = {"image": _encode_images(model, images, root, on_progress)}
+        query_ids = {image.id for image in queries}
+        encoded = {"image": _encode_images(model, images, query_ids, root, on_progress)}
     else:
-        encoded = model.encode_features(vectors_of(images))
-        codes = {"image": {image.id: code for image, code in zip(images, encoded, strict=True)}}
+        items = model.encode_items("vector", vectors_of(images), with_outputs=True).split()
+        encoded = {"image": {image.id: item for image, item in zip(images, items, strict=True)}}
     if model.has_text and all(any(image.captions for image in part) for part in (queries, database)):
         captions = {image.id: draw_caption(image, manifest.seed) for image in images if image.captions}
-        codes["text"] = dict(zip(captions, model.encode_texts(list(captions.values())), strict=True))
+        items = model.encode_items("text", list(captions.values()), with_outputs=True).split()
+        encoded["text"] = dict(zip(captions, items, strict=True))
     else:
         captions = {}
 
     def part(kind: str, members: Sequence[Image], labels: Labels) -> EncodedPart:
-        rows = [row for row, image in enumerate(members) if image.id in codes[kind]]
+        rows = [row for row, image in enumerate(members) if image.id in encoded[kind]]
+        joined = Encoded.joined([encoded[kind][members[row].id] for row in rows])
         return EncodedPart(
             ids=[members[row].id for row in rows],
-            codes=np.stack([codes[kind][members[row].id] for row in rows]),
+            codes=joined.codes,
+            outputs=joined.outputs,
+            vectors=joined.vectors,
             labels=labels[rows],
             paths=[str(root / members[row].path) for row in rows],
             sentences=[captions[members[row].id] for row in rows] if kind == "text" else None,
@@ -107,7 +114,7 @@ def evaluate_model(
             return evaluation
         return with_baselines(evaluation, _baselines(baseline_model, manifest, query, searched, evaluation, cutoffs))
 
-    if "text" not in codes:
+    if "text" not in encoded:
         return evaluate_direction("image", "image")
     return {f"{a}->{b}": evaluate_direction(a, b) for a, b in product(("image", "text"), repeat=2)}
 
@@ -129,30 +136,41 @@ def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
 
 
 def _encode_images(
-    model: HashModel, images: Sequence[Image], root: Path, on_progress: Callable[[int], None] | None
-) -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the code of each image by its id.
+    model: HashModel,
+    images: Sequence[Image],
+    query_ids: Collection[str],
+    root: Path,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, Encoded]:
+    """Return the code, the stored vector and, for queries, the outputs of each image by its id, one row each.
 
-    Images whose features training left in the cache are not read, unless rounding could change one of their bits.
+    Database images whose features training left in the cache are not read, unless rounding could change a bit or a
+    component. Queries are always read: rounding could change one of the outputs of most of them.
     """
-    codes: dict[str, npt.NDArray[np.uint8]] = {}
+    encoded: dict[str, Encoded] = {}
     extractor = FeatureExtractor(model.network, model.preprocessing, model.device)
-    cached, features = extractor.cached(images)
+    searched = [image for image in images if image.id not in query_ids]
+    cached, features = extractor.cached(searched)
     if cached:
         is_certain = model.is_certain(features)
-        certain = [images[row].id for row in np.array(cached)[is_certain]]
-        codes.update(zip(certain, model.encode_features(features[is_certain]), strict=True))
-    num_cached = len(codes)
-    if num_cached and on_progress is not None:
-        on_progress(num_cached)
-    remaining = [image for image in images if image.id not in codes]
-    encoded = model.encode_files(
-        [root / image.path for image in remaining],
-        root=root,
-        on_progress=None if on_progress is None else lambda done: on_progress(num_cached + done),
+        certain = [searched[row].id for row in np.array(cached)[is_certain]]
+        encoded.update(zip(certain, model.encode_items("vector", features[is_certain]).split(), strict=True))
+    if encoded and on_progress is not None:
+        on_progress(len(encoded))
+    # Queries first, so that few batches have both.
+    remaining = sorted(
+        (image for image in images if image.id not in encoded), key=lambda image: image.id not in query_ids
     )
-    codes.update(zip((image.id for image in remaining), encoded, strict=True))
-    return codes
+    paths = [root / image.path for image in remaining]
+    done = 0
+    for batch in read_batches(paths, model.preprocessing, root=root, batch_size=READ_BATCH_SIZE):
+        members = remaining[done : done + len(batch)]
+        items = model.encode_items("image", batch, with_outputs=members[0].id in query_ids)
+        encoded.update(zip((image.id for image in members), items.split(), strict=True))
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(len(encoded))
+    return encoded
 
 
 def _baselines(

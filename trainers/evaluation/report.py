@@ -27,6 +27,7 @@ from orbithash.trainers.evaluation.report_text import (
     headline_facts,
     metrics_table,
     report_title,
+    rescored_table,
     suffix,
 )
 from orbithash.trainers.metrics.average_precision import hits_at
@@ -138,6 +139,8 @@ def _sections(
             for reason, title, caption in _GALLERIES
         ]
         sections.append(metrics_table(name, evaluation))
+        if "rescored" in evaluation.metrics:
+            sections.append(rescored_table(name, evaluation))
         if baselines := evaluation.metrics.get("baselines"):
             sections.append(baseline_table(name, evaluation, baselines))
     sections.append(Text("How to read these metrics", explanations(evaluations)))

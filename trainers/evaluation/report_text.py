@@ -15,6 +15,7 @@ __all__ = [
     "headline_facts",
     "metrics_table",
     "report_title",
+    "rescored_table",
     "suffix",
 ]
 
@@ -186,6 +187,25 @@ def metrics_table(name: str, evaluation: Evaluation) -> Table:
             for metric, values in metrics.items()
         ],
         "Means over all queries. The columns differ only in the order of items at the same distance.",
+    )
+
+
+def rescored_table(name: str, evaluation: Evaluation) -> Table:
+    """Return the table of the metrics with rescoring beside those without."""
+    rescored = {key: value for key, value in evaluation.metrics["rescored"].items() if key != "oversampling"}
+    plain = evaluation.metrics["metrics"]
+    names = {"vector": "by stored vectors", "asymmetric": "by outputs"}
+    factor = evaluation.metrics["rescored"]["oversampling"]
+    return Table(
+        f"Rescored{suffix(name)}",
+        ["metric", "by distance", *(names[way] for way in rescored)],
+        [
+            [metric, *(f"{values[metric]['expected']:.4f}" for values in (plain, *rescored.values()))]
+            for metric in next(iter(rescored.values()))
+        ],
+        f"A search for k items ranks a shortlist again: the {factor:g} k nearest and all that tie with the last, "
+        "by the cosine of stored vectors, or by the query's outputs on the bits that differ. Expected values over the "
+        "ties that are left, means over all queries.",
     )
 
 

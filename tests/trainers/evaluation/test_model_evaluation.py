@@ -16,12 +16,16 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, TextSpec
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.networks.projection import Projection
+from orbithash.encoders.networks.reading import read_batches
 from orbithash.trainers.datasets import Manifest, make_manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.evaluation import metrics_of
 from orbithash.trainers.evaluation.model_evaluation import check_untrained, draw_caption, evaluate_model
 from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.metrics.metrics import mean_average_precision
+from orbithash.trainers.metrics.rescored import Scores, rescored_metrics
+from orbithash.trainers.metrics.retrieval import Retrieval
 
 BITS = 16
 
@@ -43,9 +47,9 @@ def model():
     torch.manual_seed(0)
     network = HashNetwork(build_backbone("mobilenet_v3_small"), HeadSpec(BITS), 2)
     preprocessing = Preprocessing(Rendering(), 32, 32)
-    return HashModel(
-        ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {}), network
-    )
+    projection = Projection.fit(torch.rand(40, network.head.num_features), 6)
+    card = ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, preprocessing, ("beach", "forest"), {}, {})
+    return HashModel(dataclasses.replace(card, projection=projection.spec), network, projection=projection)
 
 
 def precision_at_1(model, manifest, root):
@@ -72,8 +76,7 @@ def test_queries_are_the_test_part_and_the_database_is_the_rest(root, model):
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_progress_counts_every_image_once(root, model, monkeypatch, chunk):
-    monkeypatch.setattr("orbithash.encoders.networks.model.READ_BATCH_SIZE", chunk)
-    monkeypatch.setattr("orbithash.encoders.networks.model.BATCH_SIZE", {"cpu": chunk})
+    monkeypatch.setattr("orbithash.trainers.evaluation.model_evaluation.READ_BATCH_SIZE", chunk)
     counts = []
     evaluation = evaluate_model(model, make_manifest(root), root, on_progress=counts.append)
     steps = [b - a for a, b in zip([0, *counts], counts, strict=False)]
@@ -201,7 +204,9 @@ class Words:
 def both(model):
     torch.manual_seed(1)
     card = dataclasses.replace(model.card, text=TextSpec("0", 12, HeadSpec(BITS)))
-    return HashModel(card, model.network, text_head=HashHead(12, HeadSpec(BITS)), text_encoder=Words())
+    return HashModel(
+        card, model.network, text_head=HashHead(12, HeadSpec(BITS)), text_encoder=Words(), projection=model.projection
+    )
 
 
 def captioned(manifest, protocol, splits):
@@ -300,6 +305,22 @@ def test_queries_that_training_did_not_use_are_accepted(root):
     check_untrained(resplit(manifest, fewer), manifest)
 
 
+def test_rescored_metrics_are_those_of_the_models_vectors_and_outputs(root, model):
+    manifest = make_manifest(root)
+    found = evaluate_model(model, manifest, root).metrics["rescored"]
+    parts = manifest.part("test"), manifest.part("train", "validation")
+    pixels = [model.prepare([read_image(root / image.path) for image in part]) for part in parts]
+    query, database = (model.encode_items("image", images, with_outputs=True) for images in pixels)
+    labels = [np.array([image.label for image in part]) for part in parts]
+    retrieval = Retrieval(query.codes, database.codes, *labels, BITS)
+    assert found == {
+        "oversampling": 4.0,
+        "vector": rescored_metrics(retrieval, Scores(query.vectors, database.vectors)),
+        "asymmetric": rescored_metrics(retrieval, Scores(query.outputs, database.codes)),
+    }
+    assert found["vector"] != found["asymmetric"]
+
+
 # Cached features.
 
 
@@ -315,13 +336,12 @@ def cached(root, model, tmp_path, monkeypatch):
 def files_read(monkeypatch, model, manifest, root):
     """Evaluate; return the evaluation and the names of the files encoded from pixels, sorted."""
     names = []
-    encode_files = HashModel.encode_files
 
-    def recorded(self, paths, **options):
+    def recorded(paths, *arguments, **options):
         names.extend(path.name for path in paths)
-        return encode_files(self, paths, **options)
+        return read_batches(paths, *arguments, **options)
 
-    monkeypatch.setattr(HashModel, "encode_files", recorded)
+    monkeypatch.setattr("orbithash.trainers.evaluation.model_evaluation.read_batches", recorded)
     progress = []
     evaluation = evaluate_model(model, manifest, root, on_progress=progress.append)
     assert progress[-1] == len(manifest.images)
@@ -330,7 +350,9 @@ def files_read(monkeypatch, model, manifest, root):
 
 def test_images_with_cached_features_are_not_encoded_again(root, model, cached, monkeypatch, tmp_path):
     evaluation, names = files_read(monkeypatch, model, cached, root)
-    assert names == sorted((root / image.path).name for image in cached.part("test"))
+    assert {(root / image.path).name for image in cached.part("test")} <= set(names)
+    # A few more, of which rounding could change a component of the vector.
+    assert len(names) < len(cached.part("test")) + 5
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "empty"))
     expected, names = files_read(monkeypatch, model, cached, root)
     assert len(names) == len(cached.images)
@@ -340,7 +362,7 @@ def test_images_with_cached_features_are_not_encoded_again(root, model, cached, 
 
 def test_cached_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
     torch.manual_seed(2)
-    other = HashModel(model.card, HashNetwork.from_spec(model.card.network))
+    other = HashModel(model.card, HashNetwork.from_spec(model.card.network), projection=model.projection)
     _, names = files_read(monkeypatch, other, cached, root)
     assert len(names) == len(cached.images)
 
