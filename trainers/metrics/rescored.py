@@ -83,7 +83,7 @@ def rescored_metrics(
         groups = Histograms(_padded([r.items for r in rankings]), _padded([r.relevant for r in rankings]))
         if k in cutoffs:
             for definition in DEFINITIONS:
-                by_policy = {p: float(average_precision(groups, k, definition, p).mean()) for p in POLICIES}
+                by_policy = {str(p): float(average_precision(groups, k, definition, p).mean()) for p in POLICIES}
                 by_order = [
                     ranked_average_precision(r.ranks, k, definition, n)
                     for r, n in zip(rankings, num_items, strict=True)
@@ -92,10 +92,10 @@ def rescored_metrics(
         num_hits = np.array([np.searchsorted(r.ranks, k, side="right") for r in rankings])
         divisors = {"precision": np.full(len(rankings), k), "recall": np.maximum(groups.num_relevant, 1)}
         for name, divisor in divisors.items() if k in PRECISION_CUTOFFS else ():
-            by_policy = {p: float((hits_at(groups, k, p) / divisor).mean()) for p in POLICIES}
+            by_policy = {str(p): float((hits_at(groups, k, p) / divisor).mean()) for p in POLICIES}
             values[f"{name}@{k}"] = {**by_policy, "index": float((num_hits / divisor).mean())}
         if k == SUCCESS_K:
-            by_policy = {p: float(success_at(groups, k, p).mean()) for p in POLICIES}
+            by_policy = {str(p): float(success_at(groups, k, p).mean()) for p in POLICIES}
             values[f"success@{k}"] = {**by_policy, "index": float((num_hits > 0).mean())}
     order = ("expected", "index", "optimistic", "pessimistic")
     return {name: {policy: by_policy[policy] for policy in order} for name, by_policy in values.items()}
