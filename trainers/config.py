@@ -88,6 +88,9 @@ class TrainConfig(BaseModel):
     # Settings of this class that have no effect in a method; `orbithash methods` does not list them.
     unused: ClassVar[tuple[str, ...]] = ()
 
+    # Whether `max_rows` also limits the training images, of which a sample is drawn.
+    samples_images: ClassVar[bool] = False
+
     bits: int = Field(64, ge=MIN_BITS, le=MAX_BITS, description="length of a code in bits")
     vector_dims: int = Field(
         64, ge=0, le=MAX_VECTOR_DIMS, description="dimensions of the stored vectors, for rescoring; 0: no vectors"
@@ -276,6 +279,13 @@ class TrainConfig(BaseModel):
             read_weights=self._reads_weights,
         )
         return HashNetwork(backbone, head, num_classes)
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        fields = type(self).model_fields
+        if given := [name for name in self.unused if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(given)} cannot be set: this method does not use it")
+        return self
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:

@@ -1,15 +1,16 @@
-"""DUCH's original and augmented view of an image, of each of which features are computed once.
+"""Views of an image, of each of which features are computed once: those of DUCH, and `crop-turn`.
 
-Parameters are those of the authors' code, with two differences: crops of 200 of 256 pixels are a share of the side
-here, for images of other sizes, and rotations are interpolated instead of rounded to the nearest pixel.
+Parameters of DUCH's are those of the authors' code, with two differences: crops of 200 of 256 pixels are a share of the
+side here, for images of other sizes, and rotations are interpolated instead of rounded to the nearest pixel.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torchvision.transforms.v2.functional as F
 from PIL.Image import Image as PillowImage
-from PIL.Image import fromarray
+from PIL.Image import Resampling, Transpose, fromarray
 from torchvision.transforms import InterpolationMode
 
 from orbithash.encoders.errors import InputError
@@ -28,6 +29,8 @@ BLUR_SIGMA_PX = (1.1, 1.3)
 ROTATION = (-10.0, -5.0)
 # Parameters of torchvision's ColorJitter: 0.8 and 0.2 times a strength of 0.5.
 JITTER, JITTER_HUE = 0.4, 0.1
+# Of crop-turn, as in the augmentation of training images.
+MIN_CROP_AREA, MAX_ASPECT = 0.4, 4 / 3
 
 
 def view(name: str, image: Image, rng: np.random.Generator, crop_share: float = CROP_SHARE) -> Image:
@@ -98,12 +101,26 @@ def _side(image: PillowImage, crop_share: float) -> int:
     return max(1, round(min(image.size) * crop_share))
 
 
+def _crop_turn(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
+    """Return a random crop of 40 to 100 % of the area, resized to a square, in one of the eight orientations."""
+    area, aspect = rng.uniform(MIN_CROP_AREA, 1), math.exp(rng.uniform(-1, 1) * math.log(MAX_ASPECT))
+    width = min(image.width, image.width * math.sqrt(area * aspect))
+    height = min(image.height, image.height * math.sqrt(area / aspect))
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    side = min(image.size)
+    square = image.resize((side, side), Resampling.BILINEAR, (left, top, left + width, top + height))
+    orientation = int(rng.integers(8))
+    turned = square.rotate(90 * (orientation % 4))
+    return turned.transpose(Transpose.FLIP_LEFT_RIGHT) if orientation >= 4 else turned
+
+
 def _one_of_three(image: PillowImage, rng: np.random.Generator, crop_share: float) -> PillowImage:
     name = ("rotate", "blur", "jitter")[rng.integers(3)]
     return VIEWS[name](image, rng, crop_share)
 
 
-# All but "none" end with a square crop. "center-crop" is DUCH's original view, "blur-rotate-center" its augmented one.
+# All but "none" return squares. "center-crop" is DUCH's original view, "blur-rotate-center" its augmented one;
+# "crop-turn" is the view of contrastive training.
 VIEWS: dict[str, View] = {
     "none": _sequence(),
     "center-crop": _center_crop,
@@ -114,4 +131,5 @@ VIEWS: dict[str, View] = {
     "blur": _sequence(_blur, _center_crop),
     "jitter": _sequence(_jitter, _center_crop),
     "one-of-three": _one_of_three,
+    "crop-turn": _crop_turn,
 }

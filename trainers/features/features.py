@@ -43,6 +43,7 @@ class Table:
     Attributes:
         source: images, their second source, or their captions.
         augmentation: for images one of `views.VIEWS`, for captions one of `captions.KINDS`; None: unchanged.
+        draw: number of the random draw of the augmentation; tables of one augmentation differ by it.
         training_only: whether validation does without this table.
         preprocessing: of images; None: the method's.
         backbone: of images; None: the method's, with its weights.
@@ -53,6 +54,7 @@ class Table:
 
     source: Literal["image", "second", "caption"]
     augmentation: str | None = None
+    draw: int = 0
     training_only: bool = False
     preprocessing: Preprocessing | None = None
     backbone: str | None = None

@@ -20,7 +20,6 @@ from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Fitted, Method, get_method
 from orbithash.trainers.methods.base import Supervision
-from orbithash.trainers.methods.label_free.fitted import FittedConfig
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 from orbithash.trainers.recipe import find_recipe
 
@@ -44,9 +43,9 @@ class Run:
         return self.config.preprocessing()
 
     def images(self, split: str) -> list[Image]:
-        """Return the images of a part; of the training part a sample, where a fitted method has a maximum number."""
+        """Return the images of a part; of the training part a sample, if the method takes at most `max_rows`."""
         images = self.manifest.part(split)
-        if split != "train" or not isinstance(self.config, FittedConfig) or len(images) <= self.config.max_rows:
+        if split != "train" or not self.config.samples_images or len(images) <= self.config.max_rows:
             return images
         chosen = np.random.default_rng(self.config.seed).choice(len(images), self.config.max_rows, replace=False)
         return [images[row] for row in np.sort(chosen).tolist()]

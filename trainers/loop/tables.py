@@ -57,7 +57,7 @@ def load_tables(
         which = (table.backbone, table.weights, own)
         if which not in extractors:
             extractors[which] = FeatureExtractor(_network(table, method, own), own, device)
-        tables[name] = extractors[which](root, images, table.source, table.augmentation, config.seed)
+        tables[name] = extractors[which](root, images, table.source, table.augmentation, _seed(table, config))
     return tables
 
 
@@ -82,6 +82,11 @@ def _network(table: Table, method: Method, preprocessing: Preprocessing) -> Hash
             rgb=rgb_channels(preprocessing.rendering.bands),
         )
         return HashNetwork(backbone, spec.head)
+
+
+def _seed(table: Table, config: TrainConfig) -> int:
+    """Return the seed of a table's augmentation; seeds of settings are below 2^31."""
+    return config.seed + table.draw * 2**31
 
 
 def _captions(images: list[Image], table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ from orbithash.trainers.methods.classifier import Classifier
 from orbithash.trainers.methods.csq import Csq
 from orbithash.trainers.methods.dhcl import Dhcl
 from orbithash.trainers.methods.duch import Duch
+from orbithash.trainers.methods.label_free.contrastive import Contrastive
 from orbithash.trainers.methods.label_free.fitted import Fitted, Itq, Lsh, PcaSign, Sign
 from orbithash.trainers.methods.mhcln import Mhcln
 from orbithash.trainers.methods.mrhash import MrHash
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "classifier": Classifier,
     "duch": Duch,
     "mrhash": MrHash,
+    "contrastive": Contrastive,
     "itq": Itq,
     "pca-sign": PcaSign,
     "lsh": Lsh,

@@ -48,6 +48,8 @@ def test_views_are_squares_and_leave_the_image_alone(name, height, width, side):
     before = image.copy()
     result = view(name, image, view_rng(0, "a"))
     assert result.dtype == np.uint8
+    # crop-turn enlarges what it crops.
+    side = min(height, width) if name == "crop-turn" else side
     assert result.shape == ((height, width, 3) if name == "none" else (side, side, 3))
     assert np.array_equal(image, before)
 

@@ -111,6 +111,8 @@ CASES = {
         "triplet",
         {"tune": "none", "several_classes": True, "images_per_class": 2},
     ),
+    "contrastive": ("contrastive", {"num_views": 2}),
+    "contrastive, from itq": ("contrastive", {"num_views": 1, "start": "itq", "epochs": 1}),
     "mrhash": (
         "mrhash",
         {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,), "bit_balance_weight": 1.0},

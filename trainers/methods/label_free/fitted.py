@@ -43,6 +43,7 @@ __all__ = ["Fitted", "FittedConfig", "Itq", "ItqConfig", "Lsh", "PcaSign", "Pref
 class FittedConfig(TrainConfig):
     """Settings of a fitted method."""
 
+    samples_images = True
     unused: ClassVar[tuple[str, ...]] = (
         "epochs",
         "batch_size",
@@ -64,13 +65,6 @@ class FittedConfig(TrainConfig):
     max_rows: int = Field(
         100_000, ge=2, description="maximum number of training images that are used; of more, a sample is drawn"
     )
-
-    @model_validator(mode="after")
-    def _check_unused(self) -> Self:
-        fields = type(self).model_fields
-        if given := [name for name in self.unused if getattr(self, name) != fields[name].default]:
-            raise ValueError(f"{', '.join(given)} cannot be set: this method has no training steps")
-        return self
 
 
 class PrefixConfig(FittedConfig):

@@ -5,7 +5,7 @@ cosine of the features. Everything is computed in one thread, because the order 
 threads: the same rows give the same directions on every machine of one kind, with any number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["first_features", "itq_rotation", "mean_row", "principal_directions", "random_directions", "unit"]
+__all__ = [
+    "first_features",
+    "itq_rotation",
+    "mean_row",
+    "principal_directions",
+    "random_directions",
+    "unit",
+    "whitening",
+]
 
 Rows = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
@@ -61,6 +69,27 @@ def principal_directions(rows: Rows, count: int) -> Matrix:
     directions = vectors.flip(1).T[: min(count, num_varying)]
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     found: Matrix = (directions * largest.sign()).numpy()
+    return found
+
+
+def whitening(views: Sequence[Rows], shrinkage: float) -> Matrix:
+    """Return the symmetric matrix [D, D] that whitens the differences between the views of one item.
+
+    `views` are rows of unit length [N, D] of the same N items, two or more. The covariance of the rows around the mean
+    of their item is mixed with its mean variance in all directions; `shrinkage`, above 0, is the share of the latter.
+    """
+    num_rows, num_features = views[0].shape
+    scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+    with _one_thread():
+        for chunks in zip(*map(_chunks, views), strict=True):
+            mean = torch.stack(chunks).mean(dim=0)
+            for chunk in chunks:
+                scatter += (chunk - mean).T @ (chunk - mean)
+        covariance = scatter / (num_rows * (len(views) - 1))
+        mean_variance = covariance.trace() / num_features
+        covariance = (1 - shrinkage) * covariance + shrinkage * mean_variance * torch.eye(num_features).double()
+        variances, vectors = torch.linalg.eigh(covariance)
+        found: Matrix = ((vectors * variances.clamp(min=torch.finfo().tiny).rsqrt()) @ vectors.T).numpy()
     return found
 
 

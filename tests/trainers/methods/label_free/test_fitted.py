@@ -173,7 +173,7 @@ def test_a_backbone_of_few_features_gives_few_bits():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("itq", {"epochs": 5, "batch_size": 4}, "epochs, batch_size cannot be set: this method has no training steps"),
+        ("itq", {"epochs": 5, "batch_size": 4}, "epochs, batch_size cannot be set: this method does not use it"),
         ("itq", {"nested_bits": [16]}, "unknown key 'nested_bits'"),
         ("lsh", {"nested_bits": [64]}, r"nested_bits \[64\]: 8 to 63 are allowed"),
         ("pca-sign", {"max_rows": 1}, "max_rows is 1: "),
