@@ -16,11 +16,12 @@ __all__ = ["compose"]
 def compose(positives: Sequence[Encoded], negatives: Sequence[Encoded], weights: Sequence[float], bits: int) -> Encoded:
     """Return the query, one row, of examples of one row each that have outputs.
 
-    Each example votes with its outputs times its weight: positives for them, negatives against them, divided by the
-    number of examples of the group. The sign of the sum is the bit; the first positive decides where the sum is 0. The
-    stored vector is the sum of the stored vectors, weighted in the same way; None if an example has none. Outputs and
-    vectors are scaled so that the largest magnitude is 127. The arithmetic is exact: a weight is the decimal number
-    that `repr` prints.
+    Each example votes with its outputs, divided by the sum of their magnitudes, so that an example of which only the
+    code is known counts as much as one with outputs. The votes are multiplied by the example's weight and divided by
+    the number of examples of its group; positives vote for their outputs, negatives against them. The sign of the sum
+    is the bit; the first positive decides where the sum is 0. The stored vector is the sum of the stored vectors
+    likewise; None if an example has none. Outputs and vectors are scaled so that the largest magnitude is 127. The
+    arithmetic is exact: a weight is the decimal number that `repr` prints.
 
     Args:
         positives: at least one.
@@ -28,32 +29,29 @@ def compose(positives: Sequence[Encoded], negatives: Sequence[Encoded], weights:
         weights: one positive number for each example, positives first.
         bits: bits of a code.
     """
-    shares = _shares(weights, len(positives))
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    shares = [weight / len(positives) for weight in exact[: len(positives)]]
+    shares += [-weight / len(negatives) for weight in exact[len(positives) :]]
     examples = (*positives, *negatives)
     outputs = [example.outputs for example in examples if example.outputs is not None]
     assert len(outputs) == len(examples), "every example has outputs"
-    balance = _weighted_sum(shares, outputs)
+    balance = _sum(shares, outputs)
     codes = pack(np.where(balance == 0, unpack(positives[0].codes, bits), balance > 0))
     vectors = [example.vectors for example in examples if example.vectors is not None]
-    vector = _scaled(_weighted_sum(shares, vectors)) if len(vectors) == len(examples) else None
+    vector = _scaled(_sum(shares, vectors)) if len(vectors) == len(examples) else None
     return Encoded(codes, _scaled(balance), vector)
 
 
-def _shares(weights: Sequence[float], num_positives: int) -> list[int]:
-    """Return integers proportional to the weights over the sizes of their groups, those of negatives below 0."""
-    num_negatives = len(weights) - num_positives
-    exact = [Fraction(repr(float(weight))) for weight in weights]
-    shares = [weight / num_positives for weight in exact[:num_positives]]
-    shares += [-weight / num_negatives for weight in exact[num_positives:]]
-    denominator = math.lcm(*(share.denominator for share in shares))
-    return [int(share * denominator) for share in shares]
+def _sum(shares: Sequence[Fraction], rows: Sequence[npt.NDArray[np.int8]]) -> npt.NDArray[Any]:
+    """Return numbers proportional to the sum of the rows int8 [1, K], each scaled to a magnitude of its share.
 
-
-def _weighted_sum(shares: Sequence[int], rows: Sequence[npt.NDArray[np.int8]]) -> npt.NDArray[Any]:
-    """Return the sum [1, K] of int8 [1, K] times shares, as Python integers, which cannot overflow."""
+    They are Python integers in an array of objects [1, K], which cannot overflow.
+    """
+    factors = [share / max(1, int(np.abs(row.astype(np.int64)).sum())) for share, row in zip(shares, rows, strict=True)]
+    denominator = math.lcm(*(factor.denominator for factor in factors))
     total: npt.NDArray[Any] = np.zeros(rows[0].shape, object)
-    for share, row in zip(shares, rows, strict=True):
-        total += share * row.astype(object)
+    for factor, row in zip(factors, rows, strict=True):
+        total += int(factor * denominator) * row.astype(object)
     return total
 
 

@@ -225,11 +225,12 @@ class Query(Content):
     """What to search for, the number of hits, the rows to consider and the columns to return.
 
     A query is either one content or several examples: rows near the `positives` and not near the `negatives`. Each bit
-    of the query's code is then decided by a vote. Each example votes with its output for the bit, times its weight:
-    positives for it, negatives against it, divided by the number of examples of the group; the first positive breaks
-    ties. A code or a key has the output 127 for 1 and -127 for 0, so that codes of equal weight decide by majority, and
-    without negatives no code has a smaller sum of distances to them. Outputs of images, sentences and vectors are those
-    of the model, scaled to -127..127. Examples that are rows of the archive can be hits; a filter can exclude them.
+    of the query's code is then decided by a vote. Images, sentences and vectors vote with the model's output for the
+    bit, in proportion to the sum of the magnitudes of their outputs; codes and keys vote equally for all of their bits.
+    A vote counts times the weight of the example: positives vote for their bit, negatives against it, divided by the
+    number of examples of the group; the first positive breaks ties. Codes and keys of equal weight so decide by
+    majority, and without negatives no code has a smaller sum of distances to them. Examples that are rows of the
+    archive can be hits; a filter can exclude them.
 
     Attributes:
         positives: positive examples, at most `MAX_EXAMPLES` together with the negatives.

@@ -291,10 +291,11 @@ class SearchRequest(_message.Message):
     """
     @_builtins.property
     def examples(self) -> Global___Examples:
-        """Several examples. Each bit of the query's code is decided by a vote: each example votes with its output for the
-        bit (127 or -127 for a code or a key, from -127 to 127 otherwise) times its weight, positives for it, negatives
-        against it, divided by the number of examples of the group; the first positive breaks ties. Rows given by key can
-        be hits.
+        """Several examples. Each bit of the query's code is decided by a vote. Images, sentences and vectors vote with the
+        model's output for the bit, in proportion to the sum of the magnitudes of their outputs; codes and keys vote
+        equally for all of their bits. A vote counts times the weight of the example: positives vote for their bit,
+        negatives against it, divided by the number of examples of the group; the first positive breaks ties. Rows given
+        by key can be hits.
         """
 
     @_builtins.property

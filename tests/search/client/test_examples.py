@@ -127,11 +127,12 @@ def test_invalid_vectors_are_refused(served, vector, words):
 
 
 def test_an_image_and_a_sentence_are_weighted(make_client, served):
-    """The image is ++-- with 100, the sentence -++- with 60."""
+    """The image is ++-- with 100, the sentence -++- with 60, which counts as much."""
     image, text = Example(image=b"any"), "with many boats"
     with make_client(served) as client:
         assert nearest(client, positives=[image]) == "1100"
         assert nearest(client, positives=[image, Example(text=text)]) == "1100"
+        assert nearest(client, positives=[Example(text=text), image]) == "0110"
         assert nearest(client, positives=[image, Example(text=text, weight=0.5)]) == "1100"
         assert nearest(client, positives=[image, Example(text=text, weight=2)]) == "0110"
         assert nearest(client, positives=[Example(image=b"any", weight=0.5), Example(text=text)]) == "0110"
@@ -141,7 +142,7 @@ def test_an_image_and_a_sentence_are_weighted(make_client, served):
         assert nearest(client, positives=[Example(key="1111", weight=2), Example(key="0000", weight=2)]) == "1111"
         assert nearest(client, positives=[Example(key="0000"), Example(key="1111", weight=1.001)]) == "1111"
         assert nearest(client, positives=[Example(key="0000"), Example(key="1111", weight=np.float32(2))]) == "1111"
-        assert nearest(client, positives=[Example(vector=[9, -9, 1, 1], weight=11), Example(text=text)]) == "1010"
+        assert nearest(client, positives=[Example(vector=[9, -9, 1, 1]), Example(text=text)]) == "1010"
         answers = client.search_batch([Query(positives=(image, Example(text=text, weight=2)), k=1)] * 3)
         assert [answer.hits[0].key for answer in answers] == ["0110"] * 3
 

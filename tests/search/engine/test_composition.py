@@ -29,7 +29,7 @@ def exact_balance(positives, negatives, weights, field):
     exact = [Fraction(weight) if isinstance(weight, int) else Fraction(str(weight)) for weight in weights]
     return [
         sum(
-            weight * int(example._asdict()[field][0, column]) * sign / size
+            weight * int(example._asdict()[field][0, column]) * sign / size / magnitude(example._asdict()[field])
             for weight, (example, sign, size) in zip(
                 exact,
                 [(example, 1, len(positives)) for example in positives]
@@ -39,6 +39,10 @@ def exact_balance(positives, negatives, weights, field):
         )
         for column in range(num_columns)
     ]
+
+
+def magnitude(row):
+    return max(1, sum(abs(int(value)) for value in row[0]))
 
 
 def scaled(balance):
@@ -75,6 +79,31 @@ def test_codes_of_equal_weight_vote_by_majority(seed, weight):
     expected = np.where(balance == 0, votes[0] > 0, balance > 0)
     composed = compose(positives, negatives, [weight] * len(votes), 32)
     assert (unpack(composed.codes, 32)[0] == expected).all()
+
+
+def test_a_code_does_not_outvote_outputs():
+    """Most outputs of an image are far below 127; a code has no other numbers."""
+    outputs = np.array([[127, 20, -20, 30, -30, 20, -20, 10]], np.int8)
+    image = Encoded(pack(outputs > 0), outputs, None)
+    code = Encoded(pack(outputs < 0), np.where(outputs < 0, 127, -127).astype(np.int8), None)
+    # The code is the opposite of the image in all bits: only the surest bit of the image is above its mean.
+    assert unpack(compose([image, code], [], [1, 1], 8).codes, 8)[0].tolist() == [True, *(outputs[0, 1:] < 0).tolist()]
+    assert compose([image, code], [], [1, 0.2], 8).codes.tolist() == image.codes.tolist()
+    # Against a code that agrees in all bits.
+    same = Encoded(image.codes, np.where(outputs > 0, 127, -127).astype(np.int8), None)
+    assert compose([image], [same], [1, 0.2], 8).codes.tolist() == image.codes.tolist()
+
+
+def test_an_example_without_any_output_does_not_vote():
+    nothing = Encoded(np.array([[0]], np.uint8), np.zeros((1, 8), np.int8), np.zeros((1, 3), np.int8))
+    known = Encoded(np.array([[255]], np.uint8), np.full((1, 8), 9, np.int8), np.full((1, 3), -4, np.int8))
+    composed = compose([nothing, known], [], [1, 1], 8)
+    assert (composed.codes.tolist(), composed.outputs.tolist(), composed.vectors.tolist()) == (
+        [[255]],
+        [[127] * 8],
+        [[-127] * 3],
+    )
+    assert compose([nothing], [], [1], 8).codes.tolist() == [[0]]
 
 
 def test_decimal_weights_tie_as_they_are_written():
