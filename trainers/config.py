@@ -69,7 +69,8 @@ PathOrName = Annotated[str, AfterValidator(_absolute)]
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    # 1e-4 is text in YAML.
+    return (value,) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
 
 
 # Numbers of bands: one for each band, or one for all.

@@ -113,11 +113,13 @@ class Augmentation:
             smaller crops lose them.
         colour_jitter: largest relative change of brightness, contrast and saturation; hue changes by a fifth of it.
         grayscale: share of the views without colour.
+        interpolation: see `Preprocessing`.
     """
 
     min_crop_area: float = 0.4
     colour_jitter: float = 0.0
     grayscale: float = 0.0
+    interpolation: str = "bilinear"
 
 
 def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
@@ -151,7 +153,7 @@ def augment(image: Pixels, side: int, rng: np.random.Generator, augmentation: Au
     area, aspect = rng.uniform(augmentation.min_crop_area, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
     width, height = (min(full, full * math.sqrt(area * a)) for a in (aspect, 1 / aspect))
     left, top = rng.uniform(0, full - width), rng.uniform(0, full - height)
-    cut = resample(image, side, (left, top, left + width, top + height))
+    cut = resample(image, side, (left, top, left + width, top + height), augmentation.interpolation)
     orientation = int(rng.integers(8))
     if augmentation.colour_jitter or augmentation.grayscale:
         cut = np.asarray(_recolour(Image.fromarray(cut), rng, augmentation))

@@ -126,7 +126,7 @@ def _batches(
     mine = shares[:, :, rank()].reshape(len(steps), -1)
     views: Iterator[Pixels | None] = iter([None] * len(mine))
     if training.images is not None:
-        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale)
+        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
         views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
     for step, (rows, images) in enumerate(zip(mine, views, strict=True)):
 

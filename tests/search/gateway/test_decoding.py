@@ -76,6 +76,35 @@ def test_equal_to_decoding_in_process_and_without_torch():
     run(scenario, num_workers=2)
 
 
+def test_numbers_are_decoded_as_in_process():
+    """Twelve bands as float32, with missing pixels; images that cannot become reflectance are refused."""
+    numbers = Preprocessing(Rendering(bands=tuple(range(1, 13)), values="reflectance"), resize=32, crop=32)
+    values = np.random.default_rng(0).integers(0, 9000, (40, 44, 12)).astype(np.uint16)
+    image = geotiff(values, nodata=int(values[0, 0, 0]))
+
+    async def scenario(decoder):
+        pixels, [thumbnail] = await decoder.prepare_rows([image], numbers)
+        expected = read_image(image, numbers.rendering)
+        assert (pixels.dtype, pixels.shape) == (np.float32, (1, 32, 32, 12))
+        np.testing.assert_array_equal(pixels[0], numbers.prepare(expected))
+        assert thumbnail == make_thumbnail(numbers.rendering.picture(expected))
+        nothing = await decoder.prepare([], numbers)
+        assert (nothing.dtype, nothing.shape) == (np.float32, (0, 32, 32, 12))
+        for refused, words in (
+            (geotiff(values[..., :3]), "no band 12; the image has 3"),
+            (geotiff(values.astype(np.uint8)), "uint8 without a scale is no reflectance"),
+            (geotiff(values.astype(np.complex64)), "values of type complex64"),
+            (geotiff(values * 0, nodata=0), "no valid data"),
+            (geotiff(np.full_like(values, 1e300, np.float64)), "no valid data"),
+            (GOOD, "no band 12; the image has 3"),
+        ):
+            with pytest.raises(ImageError, match=words):
+                await decoder.prepare([refused], numbers)
+        await is_well(decoder)
+
+    run(scenario)
+
+
 def test_an_image_that_is_refused_says_why():
     async def scenario(decoder):
         for image, words in (
