@@ -195,7 +195,10 @@ def _values(record: dict[str, Any]) -> dict[str, float]:
     """Return the logged values of an epoch: losses, metrics, rates, and the fraction of its time spent on loading."""
     # TensorBoard and MLflow allow no @ in a name.
     values = {key.replace("@", "_at_"): float(value) for key, value in record.items() if key not in ("epoch", "score")}
-    return values | {"waited_share": record["waited_for_data_s"] / record["seconds"]}
+    # A fitted method has no steps, for which images could be late.
+    if "waited_for_data_s" in record:
+        values["waited_share"] = record["waited_for_data_s"] / record["seconds"]
+    return values
 
 
 def _first_line(err: Exception) -> str:
