@@ -196,18 +196,12 @@ def patch_error(root: Path | str, folder: Folder, names: Iterable[str]) -> Input
     bands = [one for one in names if one.startswith(name) and _BAND.fullmatch(one[len(name) :])]
     if len(bands) < 2:
         return None
-    seen = "" if not (table := _metadata_table(Path(root))) else f" and {table}, as in BigEarthNet version 2"
     return InputError(
-        f"{root} holds patches of one TIFF per band ({', '.join(bands[:2])}, ...){seen}; their bands are not images by "
-        "themselves. Version 1 of BigEarthNet, with a file *_labels_metadata.json in each patch, can be read. Of other "
-        "patches, encode can read a .txt list of the folders"
+        f"{root} holds patches of one TIFF per band ({', '.join(bands[:2])}, ...); their bands are not images by "
+        "themselves. BigEarthNet can be read: version 1, with a file *_labels_metadata.json in each patch, and version "
+        "2: give the folder that holds metadata.parquet and BigEarthNet-S2. Of other patches, encode can read a .txt "
+        "list of the folders"
     )
-
-
-def _metadata_table(root: Path) -> str | None:
-    """Return the name of BigEarthNet's table of labels if it lies in the folder or in the one above."""
-    tables = [root / "metadata.parquet", root.parent / "metadata.parquet"]
-    return next((path.name for path in tables if path.is_file()), None)
 
 
 def walk_folder(root: Path, left_out: Counter[str] | None = None) -> Iterator[tuple[Folder, list[str]]]:

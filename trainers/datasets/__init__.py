@@ -8,7 +8,8 @@ computed in two places.
     classes.py      one folder per class: UCMD, AID, NWPU-RESISC45, EuroSAT, any other
     captions.py     sentences in a Karpathy-style JSON file: UCM-captions, RSICD, any folder
     pairs.py        two sources of the same places: pairs, generated scenes, DSRSID
-    bigearthnet.py  BigEarthNet's patch folders
+    bigearthnet.py  BigEarthNet version 1: patch folders with their labels
+    bigearthnet_v2.py  version 2: patch folders and a table of labels
     protocols.py    how images are assigned to parts
     manifest.py     the manifest itself
     hashes.py       hashes of files, remembered between commands

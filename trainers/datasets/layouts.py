@@ -16,12 +16,13 @@ MAX_LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImage:
-    """An image before the split. Paths are absolute."""
+    """An image before the split. Paths are absolute. `split` is the part that the dataset states, "" if it does not."""
 
     path: Path
     classes: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     second: Path | None = None
+    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

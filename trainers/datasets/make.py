@@ -111,6 +111,11 @@ def resplit(manifest: Manifest, protocol: str, seed: int | None = None, validati
     validation = manifest.validation if validation is None else validation
     _check_settings(protocol, seed, validation)
     rule, where = PROTOCOLS[protocol], f"the images of {manifest.dataset}"
+    if rule.split is None and manifest.protocol != protocol:
+        raise InputError(
+            f"protocol {protocol} is the split that a dataset states, and these images were split by "
+            f"{manifest.protocol}; train a run with --protocol {protocol}"
+        )
     names = [tuple(manifest.classes[label] for label in image.labels) for image in manifest.images]
     if problems := _too_few(names, rule):
         raise listed(problems, where)
@@ -181,7 +186,7 @@ def _images(found: FoundImages, root: Path) -> list[Image]:
             id=path,
             path=path,
             labels=tuple(sorted(labels[name] for name in row.classes)),
-            split="",
+            split=row.split,
             sha256=sha256,
             captions=row.captions,
             second=second,
@@ -205,7 +210,14 @@ def _split(
     where: str,
 ) -> Manifest:
     groups = _groups([tuple(classes[label] for label in image.labels) for image in images])
-    parts = split_images(rule, dataset, groups, [image.sha256 for image in images], seed, validation)
+    stated = [image.split for image in images]
+    if rule.split is None and (absent := {"train", "test"} - set(stated)):
+        others = ", ".join(name for name, other in PROTOCOLS.items() if other.split is not None)
+        raise InputError(
+            f"{where}: the dataset {dataset} states no images for {' and '.join(sorted(absent))}, which protocol "
+            f"{rule.name} needs; give another --protocol: {others}"
+        )
+    parts = split_images(rule, dataset, groups, [image.sha256 for image in images], seed, validation, stated)
     members: dict[str, set[str]] = {}
     for group, part in zip(groups if rule.by_class else [""] * len(parts), parts, strict=True):
         members.setdefault(group, set()).add("train" if part == "validation" else part)

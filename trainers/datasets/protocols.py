@@ -30,7 +30,7 @@ class Protocol:
     Attributes:
         name: name of the protocol.
         split: `split(num_images, dataset, validation, rng)` returns the part of each image of one class, whose images
-            are in natural order; of all images if not `by_class`.
+            are in natural order; of all images if not `by_class`. None: the dataset states the parts.
         database: parts that are searched.
         leave_one_out: whether the database is the test part itself; a query is not a hit of itself.
         by_class: whether classes are split separately.
@@ -38,7 +38,7 @@ class Protocol:
     """
 
     name: str
-    split: Rule
+    split: Rule | None
     database: tuple[str, ...]
     leave_one_out: bool = False
     by_class: bool = True
@@ -111,12 +111,21 @@ PROTOCOLS = {
         Protocol("mrhash", _fixed_queries, database=("train", "validation")),
         # 70 % training, 10 % validation, 20 % test; training and validation images are searched.
         Protocol("random", _seventy_ten_twenty, database=("train", "validation")),
+        # The parts that the dataset states, such as BigEarthNet version 2; the share of validation images and the seed
+        # have no effect. Training and validation images are searched.
+        Protocol("official", None, database=("train", "validation"), by_class=False, min_images=2),
     ]
 }
 
 
 def split_images(
-    protocol: Protocol, dataset: str, groups: Sequence[str], hashes: Sequence[str], seed: int, validation: float
+    protocol: Protocol,
+    dataset: str,
+    groups: Sequence[str],
+    hashes: Sequence[str],
+    seed: int,
+    validation: float,
+    stated: Sequence[str] = (),
 ) -> list[str]:
     """Return the part of each image.
 
@@ -127,7 +136,12 @@ def split_images(
         hashes: hash of the content of each image.
         seed: seed of the draw, 0 or more.
         validation: share of images held out, 0 to 0.5.
+        stated: the part that the dataset states for each image, for a protocol without a rule.
     """
+    if protocol.split is None:
+        # Duplicates follow the first of them; no other image changes its part.
+        first: dict[str, str] = {}
+        return [first.setdefault(name, part) for name, part in zip(hashes, stated, strict=True)]
     parts = [""] * len(groups)
     if not protocol.by_class:
         groups = [""] * len(groups)

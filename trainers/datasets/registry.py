@@ -9,6 +9,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.folders import natural
 from orbithash.encoders.sources.listings import Item
 from orbithash.trainers.datasets.bigearthnet import find_bigearthnet, has_patches
+from orbithash.trainers.datasets.bigearthnet_v2 import find_bigearthnet_v2, is_bigearthnet_v2
 from orbithash.trainers.datasets.captions import (
     NUM_UCM_IMAGES,
     TEXT_CLASSES,
@@ -67,6 +68,7 @@ DATASETS = {
         Dataset("eurosat-ms", "mrhash", find_eurosat_ms),
         Dataset("dsrsid", "mrhash", find_dsrsid),
         Dataset("bigearthnet", "random", find_bigearthnet),
+        Dataset("bigearthnet-v2", "official", find_bigearthnet_v2),
         Dataset("ucm-captions", "duch", find_ucm_captions, captions="always"),
         Dataset("rsicd", "duch", find_rsicd, captions="always"),
         Dataset("scenes", "random", find_scenes),
@@ -120,6 +122,8 @@ def _recognise_files(root: Path, captions: Path | None) -> str | None:
         return "pairs"
     if (root / DSRSID_FOLDERS[0]).is_dir() and any((root / name).is_file() for name in DSRSID_LISTS):
         return "dsrsid"
+    if is_bigearthnet_v2(root):
+        return "bigearthnet-v2"
     if has_patches(root):
         return "bigearthnet"
     if captions is not None and any((base / TEXT_CLASSES).is_dir() for base in (root, captions.parent)):

@@ -129,9 +129,8 @@ def test_patches_of_single_bands_are_refused(tmp_path, inside):
     name = inside.rpartition("/")[2] or "patch"
     bands = ("VV", "VH") if "S1A" in name else ("B02", "B03", "B8A")
     touch(root / inside, *(f"{name}_{band}.tif" for band in bands))
-    touch(root, "metadata.parquet")
     for find in (find_class_folders, list_source):
-        with pytest.raises(InputError, match=r"patches of one TIFF per band \(.*and metadata.parquet, as in BigEarthN"):
+        with pytest.raises(InputError, match=r"patches of one TIFF per band \(.*version 2: give the folder that holds"):
             find(root)
 
 

@@ -64,10 +64,9 @@ def test_a_band_per_file_without_labels_is_refused(tmp_path):
         write_patch(tmp_path / "BigEarthNet-S2" / "S2A_T33UUP", f"S2A_T33UUP_{i}", S2)
     for path in tmp_path.rglob("*.json"):
         path.unlink()
-    (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
     for find in (make_manifest, labels_for_encode):
-        with pytest.raises(InputError, match=r"one TIFF per band .* as in BigEarthNet version 2"):
-            find(tmp_path)
+        with pytest.raises(InputError, match=r"one TIFF per band .* give the folder that holds metadata.parquet and"):
+            find(tmp_path / "BigEarthNet-S2")
 
 
 def test_bigearthnet_is_encoded_by_patches(tmp_path):
