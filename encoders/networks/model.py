@@ -284,7 +284,8 @@ class HashModel:
         encoder = self._text_encoder
         if self.text_head is None or encoder is None:
             raise InputError(
-                f"this model ({self.card.method}) encodes images only; train a method with captions such as duch"
+                f"this model ({self.card.method}) encodes images only; train duch with captions, or itq on a "
+                "dual encoder such as open_clip:NAME/TAG"
             )
 
         def features_of(rows: slice) -> Tensor:

@@ -45,6 +45,7 @@ class Table:
         augmentation: for images one of `views.VIEWS`, for captions one of `captions.KINDS`; None: unchanged.
         draw: number of the random draw of the augmentation; tables of one augmentation differ by it.
         training_only: whether validation does without this table.
+        optional: whether a table of captions is left out where an image has none.
         preprocessing: of images; None: the method's.
         backbone: of images; None: the method's, with its weights.
         weights: of `backbone`; None: random.
@@ -56,6 +57,7 @@ class Table:
     augmentation: str | None = None
     draw: int = 0
     training_only: bool = False
+    optional: bool = False
     preprocessing: Preprocessing | None = None
     backbone: str | None = None
     weights: str | None = None

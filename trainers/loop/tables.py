@@ -43,6 +43,8 @@ def load_tables(
         name: table
         for name, table in method.tables.items()
         if (training or not table.training_only) and (names is None or name in names)
+        # Captions that are not needed.
+        if not table.optional or all(image.captions for image in images)
     }
     for table in chosen.values():
         _check(images, table)

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.rgb import DEFAULT_RGB
 from orbithash.encoders.networks.backbones.structure import attention_linears, find_blocks
 from orbithash.encoders.networks.card import BackboneSpec
 
-__all__ = ["Backbone", "ModelBackbone", "Request", "Source", "TextSide"]
+__all__ = ["Backbone", "ModelBackbone", "NoTextTower", "Request", "Source", "TextSide"]
+
+
+class NoTextTower(InputError):
+    """A backbone that encodes images only."""
 
 
 class Backbone(nn.Module):

@@ -11,7 +11,7 @@ from orbithash.encoders.networks.backbones import (
     torchvision_models,
     transformers_models,
 )
-from orbithash.encoders.networks.backbones.backbone import Backbone, Request, Source, TextSide
+from orbithash.encoders.networks.backbones.backbone import Backbone, NoTextTower, Request, Source, TextSide
 from orbithash.encoders.networks.backbones.names import InputDefaults, split_name
 from orbithash.encoders.networks.backbones.rgb import DEFAULT_RGB
 from orbithash.encoders.networks.card import BackboneSpec
@@ -75,7 +75,7 @@ def text_side(name: str, weights: str | None = None) -> TextSide:
     source, own_name = split_name(name)
     text = _SOURCES[source].text
     if text is None:
-        raise InputError(
+        raise NoTextTower(
             f"backbone {name} has no text tower, so it cannot encode sentences; give a dual encoder, such as "
             "open_clip:NAME/TAG, or hf:FOLDER with CLIP or SigLIP"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.backbones.backbone import Backbone, Request, Source, TextSide
+from orbithash.encoders.networks.backbones.backbone import Backbone, NoTextTower, Request, Source, TextSide
 from orbithash.encoders.networks.backbones.layers import adapt_first_convolution, drop_nothing, set_norm
 from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.weights import load_state, origin_of_file, read_safetensors
@@ -157,7 +157,7 @@ def _text(name: str, weights: str | None) -> TextSide:
     folder = model_folder(name, _WHAT)
     model, missing, _ = _read(folder, name, weights)
     if not _is_dual_encoder(model):
-        raise InputError(f"hf:{name}: not a dual encoder, so it has no text tower; give one such as CLIP or SigLIP")
+        raise NoTextTower(f"hf:{name}: not a dual encoder, so it has no text tower; give one such as CLIP or SigLIP")
     if missing:
         raise InputError(f"{folder}: {len(missing)} weights are missing (first: {missing[0]}); give a complete model")
     return _text_side(model, pretrained_tokenizer(folder))

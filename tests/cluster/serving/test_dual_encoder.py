@@ -1,4 +1,4 @@
-"""DUCH on the towers of a dual encoder: from training to queries by sentence, by image and by both."""
+"""DUCH and ITQ on the towers of a dual encoder: from training to queries by sentence, by image and by both."""
 
 import asyncio
 import threading
@@ -43,11 +43,14 @@ def served(archive, model):
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
+METHODS = {"duch": {"epochs": 1, "hidden": 8, "text_encoder": None}, "itq": {"bits": 8}}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def model_folder(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("dual")
     data, network = write_data(root / "data"), write_dual_encoder(root / "clip")
-    run = make_run(data, "duch", epochs=1, hidden=8, backbone=f"open_clip:{network}", text_encoder=None, vector_dims=8)
+    run = make_run(data, request.param, backbone=f"open_clip:{network}", vector_dims=8, **METHODS[request.param])
     trained(run, root / "run")
     model, _ = export_models(run, root / "run" / "epoch1")
     model.save(root / "model")

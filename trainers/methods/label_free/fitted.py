@@ -4,6 +4,11 @@ Features are scaled to unit length and centred with the mean of the sample. The 
 centred features in the directions that a method chooses. The head of the network is one linear layer after the scaling:
 its weight holds the directions, its bias the mean; so encoding and serving do not differ from those of trained methods.
 
+A backbone that is a dual encoder gives codes to sentences too: its text tower is followed by a head of the same
+directions, whose bias holds the mean of sentences, because images and sentences lie around means of their own. That is
+the mean of the captions of the training images (`--captions`), else of built-in sentences about overhead images
+(`sentences.py`).
+
 A prefix of the code of `pca-sign`, `lsh` or `sign` is the code of the same method with fewer bits, so these have
 `nested_bits`. `itq` has not: its rotation mixes all components (UC Merced, MobileNetV2, validation `ap_min@20`: 0.579
 with 32 bits, 0.510 with the first 32 of 64), and rotating the components of each prefix among themselves costs the
@@ -11,7 +16,7 @@ whole code more (64 bits: 0.611, in blocks of 16, 16 and 32: 0.495). Fit it once
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +26,10 @@ from torch.optim import Optimizer
 
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.backbones.backbone import NoTextTower
 from orbithash.encoders.networks.card import HeadSpec
+from orbithash.encoders.networks.hash_network import HashHead
+from orbithash.encoders.networks.text_towers import TextTower, text_tower
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.features.features import Table
@@ -36,6 +44,7 @@ from orbithash.trainers.methods.label_free.projections import (
     random_directions,
     unit,
 )
+from orbithash.trainers.methods.label_free.sentences import neutral_sentences
 
 __all__ = ["Fitted", "FittedConfig", "Itq", "ItqConfig", "Lsh", "PcaSign", "PrefixConfig", "Sign", "SignConfig"]
 
@@ -64,6 +73,10 @@ class FittedConfig(TrainConfig):
     )
     max_rows: int = Field(
         100_000, ge=2, description="maximum number of training images that are used; of more, a sample is drawn"
+    )
+
+    sentences: Literal["auto", "none"] = Field(
+        "auto", description="codes of sentences: auto, if the backbone is a dual encoder, or none"
     )
 
 
@@ -101,6 +114,9 @@ class Fitted(Method):
                 f"bits is {config.bits}: {self.name} takes at most one bit for each feature, and {config.backbone} has "
                 f"{num_features}; give --bits {num_features} or fewer, or use lsh"
             )
+        self._text_encoders: dict[str, TextTower | None] = {}
+        if (tower := self.text_encoder()) is not None:
+            self.text_head = HashHead(tower.num_features, head).requires_grad_(False)
 
     @property
     def trains_on_images(self) -> bool:
@@ -111,6 +127,37 @@ class Fitted(Method):
     def tables_of(cls, config: TrainConfig) -> dict[str, Table]:
         """Return the table of image features, see `Method`."""
         return {"image": Table("image")}
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The table of image features; with a text side, also that of captions, if there are any."""
+        tables = self.tables_of(self.config)
+        if self.text_head is not None:
+            tables["text"] = Table("caption", training_only=True, optional=True)
+        return tables
+
+    def text_encoder(self, device: str = "cpu") -> TextTower | None:
+        """Return the text tower of the backbone, see `Method`; it is loaded once per device."""
+        if device not in self._text_encoders:
+            self._text_encoders[device] = self._load_text_tower(device)
+        return self._text_encoders[device]
+
+    def _load_text_tower(self, device: str) -> TextTower | None:
+        config = self.config
+        if config.sentences == "none" or config.is_of_embeddings:
+            return None
+        # Random weights must be the same at every call.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            try:
+                return text_tower(config.backbone, config.weights, device)
+            except NoTextTower:
+                return None
+
+    @property
+    def has_joint_features(self) -> bool:
+        """True: the text side is the other tower of a dual encoder, see `Method`."""
+        return True
 
     @property
     def nested_bits(self) -> tuple[int, ...]:
@@ -131,14 +178,22 @@ class Fitted(Method):
         mean = mean_row(rows)
         rows -= mean.astype(np.float32)
         directions = self.directions(rows)
-        output = self.network.head.output
-        with torch.no_grad():
-            output.weight.copy_(torch.from_numpy(directions))
-            output.bias.copy_(torch.from_numpy(-directions @ mean))
+        _set_output(self.network.head, directions, mean)
+        if self.text_head is not None:
+            _set_output(self.text_head, directions, mean_row(unit(self._sentences(training))))
         outputs = rows @ directions.T.astype(np.float32)
         lengths = np.maximum(np.linalg.norm(outputs, axis=1), np.finfo(np.float32).tiny)
         cosines = np.abs(outputs).sum(axis=1) / lengths / self.config.bits**0.5
         return {"rows": len(rows), "sign_cosine": float(cosines.mean())}
+
+    def _sentences(self, training: Part) -> Rows:
+        """Return features of sentences [N, D]: of the captions of the training part, else of neutral sentences."""
+        captions = training.features.get("text")
+        if captions is not None:
+            return captions.reshape(-1, captions.shape[-1])
+        tower = self.text_encoder()
+        assert tower is not None, "a text head has a tower"
+        return tower.encode(neutral_sentences())
 
     def build_optimizer(self) -> Optimizer:
         """Not called, see `start_epoch`."""
@@ -160,6 +215,13 @@ class Fitted(Method):
                 f"{len(directions)} directions only; give --bits {len(directions)} or fewer, more images, or use lsh"
             )
         return directions
+
+
+def _set_output(head: HashHead, directions: Matrix, mean: Matrix) -> None:
+    """Make a head compute the projections of rows of unit length, minus `mean`, onto `directions`."""
+    with torch.no_grad():
+        head.output.weight.copy_(torch.from_numpy(directions))
+        head.output.bias.copy_(torch.from_numpy(-directions @ mean))
 
 
 class ItqConfig(FittedConfig):

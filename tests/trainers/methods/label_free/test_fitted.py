@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from method_parts import Recorder, make_run, trained, write_data
+from method_parts import Recorder, make_run, trained, write_data, write_dual_encoder
 
-from orbithash.encoders.codes import unpack
+from orbithash.encoders.codes import pack, unpack
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.text_towers import text_tower
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.library import train as train_in_process
@@ -19,6 +20,7 @@ from orbithash.trainers.loop.export import export_models
 from orbithash.trainers.loop.loop import train, validate
 from orbithash.trainers.methods import METHODS, Fitted, get_method
 from orbithash.trainers.methods.label_free.projections import itq_rotation, principal_directions, random_directions
+from orbithash.trainers.methods.label_free.sentences import neutral_sentences
 
 FITTED = [name for name, method in METHODS.items() if issubclass(method, Fitted)]
 BITS = 16
@@ -114,6 +116,55 @@ def test_without_labels_there_is_no_score(data, tmp_path):
     assert not any(key.startswith("validation/") for key in record)
     assert record["score"] == 1
     assert validate(run, tmp_path / "epoch1") == {"epoch": 1, "score": 1}
+
+
+# Sentences.
+
+
+@pytest.fixture(scope="module")
+def dual_encoder(tmp_path_factory):
+    return f"open_clip:{write_dual_encoder(tmp_path_factory.mktemp('clip') / 'model')}"
+
+
+def without_captions(run):
+    images = tuple(dataclasses.replace(image, captions=()) for image in run.manifest.images)
+    return dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, images=images))
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+def test_sentences_have_the_directions_of_images_and_a_mean_of_their_own(data, dual_encoder, tmp_path, captioned):
+    run = make_run(data, "itq", backbone=dual_encoder, bits=8)
+    run = run if captioned else without_captions(run)
+    trained(run, tmp_path)
+    model, _ = export_models(run, tmp_path / "epoch1")
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
+    assert loaded.has_joint_text
+    weight = model.network.head.output.weight
+    assert (model.text_head.output.weight == weight).all()
+    captions = [caption for image in run.images("train") for caption in image.captions]
+    tower = text_tower(dual_encoder)
+    features = tower.encode(captions if captioned else neutral_sentences())
+    mean = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0)
+    assert model.text_head.output.bias.numpy() == pytest.approx(-weight.numpy() @ mean, abs=1e-5)
+    sentences = ["a beach", "some forest", "this river"]
+    features = tower.encode(sentences)
+    outputs = (features / np.linalg.norm(features, axis=1, keepdims=True) - mean) @ weight.numpy().T
+    assert (loaded.encode_texts(sentences) == pack(outputs >= 0)).all()
+
+
+def test_a_backbone_without_a_text_tower_encodes_no_sentence(data, dual_encoder, tmp_path):
+    for name, settings in [("alone", {}), ("unasked", {"backbone": dual_encoder, "sentences": "none"})]:
+        run = make_run(data, "lsh", **settings)
+        trained(run, tmp_path / name)
+        model, _ = export_models(run, tmp_path / name / "epoch1")
+        with pytest.raises(InputError, match="encodes images only; train duch with captions, or itq on a dual encoder"):
+            model.encode_texts(["a beach"])
+
+
+def test_neutral_sentences_are_distinct():
+    sentences = neutral_sentences()
+    assert len(set(sentences)) == len(sentences) == 120
 
 
 # Ranks.
