@@ -22,7 +22,7 @@ from pydantic import (
 from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.imagery.rendering import Rendering, Values
 from orbithash.encoders.networks.backbones.names import (
     MIN_SIDE_PX,
     SPELLINGS,
@@ -118,7 +118,7 @@ class TrainConfig(BaseModel):
         description="bands in this order: numbers from 1, or names: of patch folders, of a GeoTIFF's descriptions or "
         "of STAC; empty: RGB",
     )
-    values: Literal["picture", "raw", "reflectance", "decibel", "power"] = Field(
+    values: Values = Field(
         "picture",
         description="what the network gets: picture: 8 bits by stretch; else numbers: raw: as stored; reflectance: by "
         "the metadata's scale and offset, else 1e-4 for integers; decibel: radar in dB; power: linear power, to dB",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ __all__ = [
     "Pixels",
     "Rendering",
     "Stretch",
+    "Values",
     "Window",
     "stretch_of",
     "to_8_bit",
@@ -37,7 +38,8 @@ Window = tuple[int, int, int, int]
 # decibels, so that one range fits them, which would not fit the usual ratio.
 RGB_NAMES = (("B04", "B03", "B02"), ("VV", "VH", "VV"))
 
-VALUES = ("picture", "raw", "reflectance", "decibel", "power")
+Values = Literal["picture", "raw", "reflectance", "decibel", "power"]
+VALUES: tuple[str, ...] = get_args(Values)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch.optim import Adam
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.imagery.rendering import Rendering, Values
 from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.backbones.names import MIN_SIDE_PX, check_backbone_name
 from orbithash.encoders.networks.card import HeadSpec
@@ -75,9 +75,7 @@ class MrHashConfig(TrainConfig):
     second_bands: tuple[int | str, ...] = Field(
         (), description="band numbers or names of the second source; empty: RGB"
     )
-    second_values: Literal["picture", "raw", "reflectance", "decibel", "power"] = Field(
-        "picture", description="as `values`, for the second source"
-    )
+    second_values: Values = Field("picture", description="as `values`, for the second source")
     second_stretch: str = Field("percentile:2:98", description="as `stretch`, for the second source")
     second_band_scale: BandNumbers = Field((), description="as `band_scale`, for the second source")
     second_band_offset: BandNumbers = Field((), description="as `band_offset`, for the second source")
