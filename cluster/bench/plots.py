@@ -1,4 +1,4 @@
-"""The plots of `bench search` and `bench fanout`, as PNG files."""
+"""The plots of `bench search`, `bench fanout` and `bench rescore`, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from orbithash.trainers.reports.look import BLUE, GREEN, GRID, INK, MUTED, ORANGE, SERIES
 
-__all__ = ["latency_bars", "latency_curves", "recall_over_rate"]
+__all__ = ["latency_bars", "latency_curves", "recall_over_oversampling", "recall_over_rate"]
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -78,6 +78,21 @@ def latency_curves(curves: Mapping[str, Sequence[float]], num_queries: int, path
             axes.step(sorted(values), shares, style, color=SERIES[number % len(SERIES)], label=name, where="post")
         axes.set(xscale="log", xlabel="ms, simulated delays only", ylabel="share of queries", ylim=(0, 1.02))
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
+        figure.savefig(path, dpi=_DPI)
+
+
+def recall_over_oversampling(methods: Mapping[str, Mapping[str, Any]], limit: float, path: Path) -> None:
+    """Plot recall over oversampling, one curve per method; the dashed line is the limit of the stored vectors."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes()
+        for (name, each), colour in zip(methods.items(), SERIES, strict=False):
+            oversamplings = [int(oversampling) for oversampling in each["recall"]]
+            label = f"{name}, {each['bytes']} bytes"
+            axes.plot(oversamplings, list(each["recall"].values()), color=colour, marker="o", label=label)
+        axes.axhline(limit, color=MUTED, linestyle="--", linewidth=1, label="stored vectors rank all rows")
+        axes.set(xlabel="oversampling", ylabel="recall@10 against float cosine", ylim=(0, 1.02))
+        axes.set_xscale("log", base=2)
+        axes.legend(loc="lower right", fontsize=8)
         figure.savefig(path, dpi=_DPI)
 
 

@@ -206,6 +206,31 @@ def bench_search(
     show_search(run_bench(asked, out), as_json)
 
 
+@bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
+def bench_rescore(
+    rows: Annotated[int, typer.Option("--rows", help="Number of generated vectors.")] = 1_000_000,
+    dims: Annotated[int, typer.Option("--dims", help="Dimensions of a generated vector.")] = 768,
+    intrinsic: Annotated[
+        int, typer.Option("--intrinsic", help="Intrinsic dimension of the generated vectors, at most --dims.")
+    ] = 32,
+    bits: Annotated[int, typer.Option("--bits", help="Length of the ITQ codes in bits.")] = 128,
+    vector_dims: Annotated[int, typer.Option("--vector-dims", help="Dimensions of the stored vectors.")] = 64,
+    queries: Annotated[int, typer.Option("--queries", help="Number of queries.")] = 200,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option("--embeddings", help="Use the vectors of this .npy file [N, D]. Default: generated ones."),
+    ] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the recall of rescored shortlists against the float cosine, next to RaBitQ of FAISS."""
+    from orbithash.cluster.bench.rescore import RescoreBench, show_rescore
+    from orbithash.cluster.bench.rescore import bench_rescore as run_bench
+
+    asked = RescoreBench(rows, dims, intrinsic, bits, vector_dims, queries, embeddings)
+    show_rescore(run_bench(asked, out), as_json)
+
+
 @bench.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
 def bench_serve(
     rows: RowsOption = 100_000,
