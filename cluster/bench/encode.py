@@ -91,17 +91,18 @@ def _write_list(root: Path, data: Path, count: int) -> Path:
 
 def _whole_loop(model: HashModel, items: list[Item], archive: Path, num_threads: int) -> float:
     """Return images per second of reading, decoding, encoding and writing in a simple loop that uses all threads."""
-    target = Archive.create(archive, model.bits, model.model_id)
+    target = Archive.create(archive, model.bits, model.model_id, model.card.vector)
     begun = time.perf_counter()
     with ThreadPoolExecutor(num_threads) as pool:
         for batch in _batched(items):
             records: list[Record] = list(pool.map(lambda item: read_record(item, model.preprocessing), batch))
-            codes = model.encode_prepared(np.stack([record.pixels for record in records]))
+            encoded = model.encode_items("image", np.stack([record.pixels for record in records]))
             columns = {
                 name: [getattr(record, name) for record in records]
                 for name in ("uri", "datetime", "lon", "lat", "footprint", "thumbnail")
             }
-            rows = Archive.table(codes, model.bits, key=[item.key for item in batch], **columns)
+            keys = [item.key for item in batch]
+            rows = Archive.table(encoded.codes, model.bits, key=keys, vector=encoded.vectors, **columns)
             target.commit(Archive.write_fragments(target.path, rows))
     return len(items) / (time.perf_counter() - begun)
 
@@ -111,7 +112,7 @@ def _encode_loop(model: HashModel, items: list[Item]) -> float:
     batches = [np.stack([read_record(item, model.preprocessing).pixels for item in batch]) for batch in _batched(items)]
     begun = time.perf_counter()
     for batch in batches:
-        model.encode_prepared(batch)
+        model.encode_items("image", batch)
     return len(items) / (time.perf_counter() - begun)
 
 

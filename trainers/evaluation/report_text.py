@@ -201,7 +201,8 @@ def rescored_table(name: str, evaluation: Evaluation) -> Table:
         ["metric", "by distance", *(names[way] for way in rescored)],
         [
             [metric, *(f"{values[metric]['expected']:.4f}" for values in (plain, *rescored.values()))]
-            for metric in next(iter(rescored.values()))
+            for metric in plain
+            if metric in next(iter(rescored.values()))
         ],
         f"A search for k items ranks a shortlist again: the {factor:g} k nearest and all that tie with the last, "
         "by the cosine of stored vectors, or by the query's outputs on the bits that differ. Expected values over the "
