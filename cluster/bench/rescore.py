@@ -77,7 +77,7 @@ class RescoreBench:
 def _read(path: Path) -> npt.NDArray[Any]:
     """Return the vectors [N, D] of a .npy file, mapped into memory."""
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a .npy file that can be read ({error})") from error
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
@@ -203,7 +203,7 @@ def _measure(settings: RescoreBench, source: _Source) -> dict[str, Any]:
         name: _Method(make, width + dims, np.empty((source.num_rows, width), np.uint8))
         for name, (make, width) in _codes_of(sample, settings.bits).items()
     }
-    rabitq = faiss.IndexRaBitQ(source.dims, faiss.METRIC_INNER_PRODUCT)
+    rabitq: Any = faiss.IndexRaBitQ(source.dims, faiss.METRIC_INNER_PRODUCT)
     rabitq.train(sample)
     vectors = np.empty((source.num_rows, dims), np.int8)
     truth = _Nearest(len(source.queries))
@@ -234,7 +234,7 @@ def _measure(settings: RescoreBench, source: _Source) -> dict[str, Any]:
     say("RaBitQ")
     _, found = rabitq.search(source.queries, K * max(OVERSAMPLINGS))
     own = [len(np.intersect1d(row[:K], nearest)) / K for row, nearest in zip(found, truth.numbers, strict=True)]
-    results = {
+    results: dict[str, dict[str, Any]] = {
         name: {
             "bytes": method.num_bytes,
             "recall": {str(o): float(np.mean(values)) for o, values in method.recalls.items()},
@@ -264,7 +264,8 @@ def _codes_of(sample: Rows, bits: int) -> Mapping[str, tuple[Callable[[Rows], Co
 
     mean = mean_row(sample).astype(np.float32)
     directions = principal_directions(sample - mean, bits).T.astype(np.float32)
-    rotated = directions @ itq_rotation((sample - mean) @ directions, seed=0).astype(np.float32)
+    inner: Rows = ((sample - mean) @ directions).astype(np.float32)
+    rotated = directions @ itq_rotation(inner, seed=0).astype(np.float32)
     length = rotated.shape[1]
     return {
         f"ITQ {length} bits": (lambda rows: pack((rows - mean) @ rotated >= 0), num_bytes(length)),
