@@ -39,11 +39,14 @@ def rates(backbone: Backbone, num_trained: int | None, decay: float) -> list[tup
     lowest = -1 if num_trained is None else len(blocks) - num_trained
     adapters = {parameter for name, parameter in backbone.named_parameters() if "lora_" in name}
     found = []
-    for parameter in backbone.parameters():
+    for name, parameter in backbone.named_parameters():
         if parameter in level_of:
             level = level_of[parameter]
         elif level >= 0:
             level = last
+        if name.endswith("mask_token"):
+            # Used in masked pretraining only: it would get no gradient, which DDP does not allow.
+            continue
         if level >= lowest and (not adapters or parameter in adapters):
             found.append((parameter, decay ** (last - level)))
     return found

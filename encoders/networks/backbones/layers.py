@@ -64,13 +64,18 @@ def set_norm(module: nn.Module, norm: str) -> str:
 
 
 def drop_nothing(module: nn.Module) -> None:
-    """Switch off stochastic depth: a resumed run or another number of ranks would drop other branches."""
+    """Switch off dropout and stochastic depth: a resumed run or another number of ranks would drop other branches."""
     for child in module.modules():
         if isinstance(child, StochasticDepth):
             child.p = 0.0
         elif hasattr(child, "drop_prob"):
             # DropPath of timm and of transformers.
             child.drop_prob = 0.0  # type: ignore[assignment] # a number, not a submodule
+        elif isinstance(child, nn.Dropout):
+            child.p = 0.0
+        elif type(child).__name__ == "PatchDropout":
+            # Of open_clip and timm.
+            child.prob = 0.0  # type: ignore[assignment] # a number, not a submodule
 
 
 def adapt_first_convolution(

@@ -289,6 +289,9 @@ def _drop_nothing(config: Any) -> None:
             names_a_share = field.endswith(("dropout", "dropout_prob", "dropout_rate", "drop_path_rate", "drop_prob"))
             if names_a_share and isinstance(value, int | float):
                 setattr(part, field, type(value)(0))
+            elif field in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
+                # DINOv3 draws its position embedding in training.
+                setattr(part, field, None)
 
 
 def _measured(backbone: TransformersBackbone, name: str, size: int) -> TransformersBackbone:

@@ -94,6 +94,22 @@ CASES = {
             "checkpoint_gradients": True,
         },
     ),
+    "dhcl, adapters, accumulate": (
+        "dhcl",
+        {
+            "backbone": "timm:test_vit",
+            "tune": "lora",
+            "lora_rank": 2,
+            "layer_decay": 0.8,
+            "warm_up_epochs": 0,
+            "batch_size": 8,
+            "accumulate": 2,
+        },
+    ),
+    "cdne, momentum, adapters": (
+        "cdne",
+        {"variant": "momentum", "backbone": "timm:test_vit", "tune": "lora", "warm_up_epochs": 1},
+    ),
     "classifier, frozen, several classes": ("classifier", {"tune": "none", "several_classes": True}),
     "dhcl, frozen, several classes": ("dhcl", {"tune": "none", "several_classes": True, "nested_bits": (8,)}),
     "cdne, frozen, memory bank": ("cdne", {"tune": "none"}),

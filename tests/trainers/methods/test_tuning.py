@@ -182,3 +182,34 @@ def test_recomputed_activations_give_the_same_gradients(backbone):
         method(make_batch())["loss"].backward()
         gradients.append([parameter.grad for parameter in method.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "DINOv3ViT", "Siglip", "timm"])
+@pytest.mark.parametrize("tune", ["all", "last", "lora"])
+def test_transformers_train_without_random_numbers_and_without_unused_parameters(kind, tune, tmp_path):
+    """As DDP requires; position embeddings, masks and dropout of pretraining are switched off."""
+    backbone = "timm:test_vit" if kind == "timm" else write_transformer(kind, tmp_path)
+    method = make(backbone=backbone, tune=tune, tune_blocks=1, warm_up_epochs=0, checkpoint_gradients=True)
+    method.start_epoch(0, EMPTY_PART)
+    method.train()
+    one, other = (method(make_batch())["loss"] for _ in range(2))
+    assert torch.equal(one, other)
+    one.backward()
+    trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    before = method.eval().outputs(make_batch()).hashes
+    keys = set(method.network.state_dict())
+    method.finish()
+    assert torch.allclose(method.outputs(make_batch()).hashes, before, atol=1e-5)
+    assert (set(method.network.state_dict()) == keys) == (tune != "lora")
+
+
+def write_transformer(kind, folder):
+    import transformers
+
+    name = "SiglipVision" if kind == "Siglip" else kind
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = getattr(transformers, f"{name}Config")(**sizes, image_size=32, patch_size=8)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return f"hf:{folder}"
