@@ -165,7 +165,9 @@ def train(
     from orbithash.cluster.output import say
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.training.train import train_on_ray
+    from orbithash.encoders.networks.backbones.names import TORCHVISION
     from orbithash.trainers.loop.run import make_run
+    from orbithash.trainers.methods import get_method
 
     num_workers = parse_workers(workers)
     run = make_run(
@@ -181,7 +183,11 @@ def train(
         bits=bits,
         weights=weights,
     )
-    if run.config.weights is None and config is None:
+    # Other sources of backbones have weights that come with the name.
+    is_random = run.config.weights is None and run.config.backbone.partition(":")[0] in (*TORCHVISION, "timm")
+    if is_random and get_method(method).supervision == "none":
+        say("no --weights: the features are those of random weights, which say little; give --weights IMAGENET1K_V2")
+    elif is_random and config is None:
         say(
             "no --weights: the network starts from random weights, and the default settings are made for pretrained "
             "ones; --config from-scratch has settings for DHCL without pretrained weights"
