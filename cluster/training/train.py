@@ -34,7 +34,7 @@ from orbithash.trainers.loop.run_folder import (
     read_history,
     unvalidated,
 )
-from orbithash.trainers.methods import get_method
+from orbithash.trainers.methods import Fitted, get_method
 
 __all__ = ["train_on_ray"]
 
@@ -130,6 +130,9 @@ def train_on_ray(
         short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
     metric = get_method(run.method).selection_metric
+    if issubclass(get_method(run.method), Fitted):
+        say(f"fitted to {len(run.images('train'))} images; the model is in {folder / 'model'}")
+        return history
     if f"validation/{metric}" in best:
         reason = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
     elif metric is None:

@@ -211,3 +211,24 @@ def test_validation_beside_training_needs_resources(ray_cluster, refused, labell
         *("train", "dhcl", "--data", labelled, "--out", tmp_path / "run", "--validate-beside", "--validation", "0"),
         words=["--validate-beside needs a validation part; set --validation above 0"],
     )
+
+
+def test_two_workers_fit_a_method_to_images_without_labels(ray_cluster, cli, labelled, tmp_path):
+    flat, run = tmp_path / "all" / "tiles", tmp_path / "run"
+    flat.mkdir(parents=True)
+    for path in labelled.rglob("*.png"):
+        shutil.copy(path, flat)
+    options = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "nested_bits=[8]")
+    words = ("train", "pca-sign", "--data", flat.parent, "--out", run, "--bits", "16", "--workers", "2", *options)
+    ended = cli(*words)
+    assert ended.code == 0, ended.err
+    assert "fitted to 21 images" in ended.err
+    (record,) = history_of(run)
+    assert (record["epoch"], record["train/rows"], record["score"]) == (1, 21, 1)
+    assert HashModel.load(run / "model").bits == 16
+    assert HashModel.load(run / "model-8").bits == 8
+    assert scalars(run / "tensorboard")["train/sign_cosine"] == [(1, pytest.approx(record["train/sign_cosine"]))]
+    assert "is complete already" in cli(*words).err
+    ended = cli("evaluate", run, "--data", flat.parent)
+    assert ended.code == 2
+    assert "has a class, so no image is relevant to them; evaluation needs labels" in ended.err
