@@ -94,14 +94,17 @@ def _weights(weights: Sequence[str], allowed: Sequence[str]) -> dict[str, float]
     """Return the weights by option."""
     numbers: dict[str, float] = {}
     for each in weights:
-        name, equals, number = each.partition("=")
+        name, _, number = each.partition("=")
         try:
-            numbers[name] = float(number)
+            weight = float(number)
         except ValueError:
-            equals = ""
-        if not equals or name not in allowed:
+            weight = None
+        if weight is None or name not in allowed:
             options = ", ".join(allowed)
             raise InputError(f"--weight {each!r} is not OPTION=NUMBER with an option of this query ({options})")
+        if name in numbers:
+            raise InputError(f"--weight {name} is given twice; give it once, it holds for all examples of --{name}")
+        numbers[name] = weight
     return numbers
 
 

@@ -384,6 +384,7 @@ def test_no_gateway_at_the_address(refused):
             "is not OPTION=NUMBER with an option of this query (key, like)",
         ),
         (("--key", "a", "--weight", "key=much"), "--weight 'key=much' is not OPTION=NUMBER"),
+        (("--key", "a", "--weight", "key=1", "--weight", "key=2"), "--weight key is given twice"),
         (("--key", "a", "--weight", "key=0"), "a weight is a number above 0 and at most 1,000, got 0.0"),
         (("--key", "a", "--weight", "key=nan"), "a weight is a number above 0 and at most 1,000, got nan"),
         (("--unlike", "a"), "got none"),
