@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
-from orbithash.encoders.networks.reading import read_batches
+from orbithash.encoders.networks.reading import read_batches, read_prepared
 
 __all__ = ["Moments", "band_statistics"]
 
@@ -38,7 +39,8 @@ def band_statistics(paths: Sequence[Path], hashes: Sequence[str], preprocessing:
     digits, which do not depend on the machine, and are cached by the hashes of the images and the preprocessing.
 
     Raises:
-        InputError: some of the images are refused; names all of them, relative to `root`.
+        InputError: some of the images are refused; names all of them, relative to `root`, but only the first image if
+            that one is refused: often all images lack the same band or scale.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(paths))[:MAX_IMAGES]).tolist()
     kind = [preprocessing.to_json(), [hashes[row] for row in rows]]
@@ -47,6 +49,12 @@ def band_statistics(paths: Sequence[Path], hashes: Sequence[str], preprocessing:
     with suppress(OSError, ValueError, KeyError, TypeError):
         fields = json.loads(file.read_bytes())
         return Moments(*(tuple(map(float, fields[name])) for name in ("mean", "std")))
+    for row in rows[:1]:
+        try:
+            read_prepared(paths[row], preprocessing)
+        except InputError as error:
+            where = paths[row].relative_to(root)
+            raise InputError(f"{root}: images that cannot be read, the first: {where}: {error}") from error
     total = _Total(preprocessing.channels)
     for batch in read_batches([paths[row] for row in rows], preprocessing, root=root):
         for image in batch:

@@ -89,3 +89,7 @@ def test_refused_images_are_named(tmp_path):
     paths[1].write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1\.tif: not a JPEG"):
         band_statistics(paths, hashes, of_bands((1,)), tmp_path)
+    # One line if the first lacks what they all lack.
+    with pytest.raises(InputError, match=r"images that cannot be read, the first: 0\.tif: no band 2") as caught:
+        band_statistics(paths, hashes, of_bands((2,)), tmp_path)
+    assert "\n" not in str(caught.value)
