@@ -16,7 +16,7 @@ __all__ = ["Recipe", "find_recipe", "shipped_recipes"]
 
 
 class Recipe(BaseModel):
-    """A file of settings, and the fields of its section `recipe`. A field that is None is not set by the recipe.
+    """A file of settings, and the fields of its section `recipe`. The recipe does not set a field of None.
 
     Attributes:
         file: the YAML file.
@@ -44,7 +44,7 @@ class Recipe(BaseModel):
         return self.file.stem
 
     def split(self) -> dict[str, Any]:
-        """Return the fields that say how the data are split, without those that are None."""
+        """Return the fields that say how the data are split, without those of None."""
         fields = self.model_dump(include={"protocol", "validation", "split_seed", "seeds"})
         return {key: value for key, value in fields.items() if value is not None}
 

@@ -41,6 +41,11 @@ def test_a_shipped_recipe_loads_for_its_method(name):
     ("name", "settings", "split"),
     [
         ("ucmd-mhcln-32", {"bits": 32, "image_size": 224}, ("mhcln", 0, 5)),
+        (
+            "ucmd-dhcl-64",
+            {"image_size": 160, "encoding_sizes": (192, 224), "orientations": 4, "epochs": 20, "nested_bits": (16,)},
+            ("dhcl", 0, None),
+        ),
         ("ucmd-cdne-64", {"epochs": 20, "temperature": 0.2, "variant": "memory-bank"}, ("cdne", 0.1, None)),
         ("ucmd-cdne-momentum-64", {"epochs": 20, "temperature": 0.2, "variant": "momentum"}, ("cdne", 0.1, None)),
         ("ucmd-classifier-64", {"epochs": 20}, ("cdne", 0.1, None)),
