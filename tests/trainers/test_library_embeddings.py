@@ -48,6 +48,12 @@ def test_the_model_states_its_embedding_and_takes_no_images(run, table):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("method", ["cdne", "csq"])
+def test_supervised_methods_train_a_head_on_vectors(table, tmp_path, method):
+    train(method, table, tmp_path / "run", bits=32, epochs=3, batch_size=30)
+    assert evaluate(tmp_path / "run")["metrics"]["ap_min@20"]["expected"] > 0.8
+
+
 def test_evaluation_reads_the_vectors_for_codes_and_baselines(run, table):
     metrics = evaluate(run, baselines=True)
     assert (metrics["dataset"], metrics["queries"], metrics["database"]) == ("embeddings", 30, 120)
@@ -67,12 +73,13 @@ def test_other_vectors_are_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("dhcl", {}, "dhcl trains on images, and .* has vectors"),
+        ("mrhash", {"fine_tune": True, "sources": "first"}, "mrhash trains on images, and .* has vectors"),
+        ("dhcl", {"tune": "lora"}, "tune is lora, and .* has vectors without a backbone; omit tune or set none"),
         ("mhcln", {"weights": "IMAGENET1K_V2"}, "need no backbone"),
         ("mhcln", {"backbone": "resnet18"}, "need no backbone"),
         ("mhcln", {"table": ("vector=id",)}, "column id of type string cannot hold vectors"),
         ("mhcln", {"table": ("label=",)}, "images have no class"),
-        ("duch", {}, "captions"),
+        ("duch", {}, "duch needs features of changed images, and the data are embeddings"),
     ],
 )
 def test_what_does_not_fit_vectors_is_refused_in_one_line(table, tmp_path, method, settings, message):

@@ -20,6 +20,7 @@ from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Fitted, Method, get_method
 from orbithash.trainers.methods.base import Supervision
+from orbithash.trainers.methods.fine_tuning import FineTuningConfig
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays
 from orbithash.trainers.recipe import find_recipe
 
@@ -175,15 +176,16 @@ def of_embeddings(config: TrainConfig, root: Path) -> TrainConfig:
     """Return the settings for the table of embeddings at `root`, whose vectors take the place of a backbone.
 
     Raises:
-        InputError: weights or a backbone are given.
+        InputError: weights or a backbone are given, or the backbone is to be trained.
     """
     if config.weights is not None or ("backbone" in config.model_fields_set and not config.is_of_embeddings):
         raise InputError(f"{root} is a table of embeddings, which need no backbone; omit --weights and backbone")
     table = EmbeddingTable.open(root, config.table)
     backbone = embedding_backbone(table.embedding, table.dims, table.origin)
     update: dict[str, Any] = {"backbone": backbone}
-    if "tune" in type(config).model_fields:
-        # Vectors have no backbone to train.
+    if isinstance(config, FineTuningConfig):
+        if "tune" in config.model_fields_set and config.tune != "none":
+            raise InputError(f"tune is {config.tune}, and {root} has vectors without a backbone; omit tune or set none")
         update["tune"] = "none"
     return config.model_copy(update=update)
 
