@@ -8,6 +8,7 @@ from orbithash.encoders.networks.backbones import (
     embedding,
     open_clip_models,
     timm_models,
+    torchgeo_models,
     torchvision_models,
     transformers_models,
 )
@@ -24,6 +25,7 @@ _SOURCES: dict[str, Source] = {
     "timm": timm_models.SOURCE,
     "hf": transformers_models.SOURCE,
     "open_clip": open_clip_models.SOURCE,
+    "torchgeo": torchgeo_models.SOURCE,
     "embedding": embedding.SOURCE,
 }
 
