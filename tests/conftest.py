@@ -34,6 +34,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The settings `backbone` and `weights` of a tiny locally saved model of each library of backbones."""
+    from backbone_models import write_all
+
+    return write_all(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray cluster for all tests that need one: starting it takes seconds."""
     import ray

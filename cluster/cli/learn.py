@@ -1,4 +1,4 @@
-"""Verbs that make datasets and train: demo, scenes, wald, methods, train, tune."""
+"""Verbs that make datasets and train: demo, scenes, wald, convert, methods, train, tune."""
 
 import os
 from pathlib import Path
@@ -86,6 +86,25 @@ def wald(
     for problem in first_problems(pairs.refused):
         say(f"skipped: {problem}")
     say(f"wrote {pairs.count} pairs to {out}; skipped {len(pairs.refused)} images")
+
+
+@verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash convert RemoteCLIP-ViT-B-32.pt remoteclip.safetensors")
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pickled weights: .pt, .pth, .bin or .ckpt.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, NAME.safetensors.")],
+) -> None:
+    """Convert pickled weights to safetensors, for --weights; only tensors are read, and no code is run."""
+    from orbithash.cluster.output import say
+    from orbithash.encoders.networks.backbones.pickles import convert_pickle
+
+    done = convert_pickle(file, out)
+    if done.nested:
+        say(f"took the weights under the key {done.nested}")
+    if done.prefix:
+        say(f"removed the prefix {done.prefix} from their names")
+    if done.left_out:
+        say(f"left out {len(done.left_out)} tensors beside the backbone (first: {done.left_out[0]})")
+    say(f"wrote {done.num_tensors} tensors to {out}")
 
 
 @verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash methods dhcl")

@@ -18,7 +18,7 @@ from torch import Tensor
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_file
 
-__all__ = ["Converted", "convert_pickle", "read_pickle"]
+__all__ = ["Converted", "Refused", "convert_here", "convert_pickle", "read_pickle"]
 
 # Keys under which training programs keep the weights beside the optimizer's state, in the order of the attempts.
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "network", "weights")
@@ -110,21 +110,22 @@ def _run(source: Path, part: Path, timeout_s: float) -> Converted:
     return Converted(**{**fields, "left_out": tuple(fields["left_out"])})
 
 
-class _Refused(Exception):
-    pass
+class Refused(Exception):
+    """A file is not one of weights; the message says why."""
 
 
-def _convert(source: str, part: str) -> dict[str, Any]:
+def convert_here(source: Path, part: Path) -> Converted:
+    """Convert a file in this process, without limits; `Refused` if it is not one of weights."""
     from safetensors.torch import save_file
 
     state, nested = _unwrap(_load(source))
     state, prefix, left_out = _without_prefix(state)
     special = [name for name, tensor in state.items() if tensor.layout is not _strided() or tensor.is_quantized]
     if special:
-        raise _Refused(f"the tensor {special[0]} is sparse or quantised, which safetensors cannot hold")
+        raise Refused(f"the tensor {special[0]} is sparse or quantised, which safetensors cannot hold")
     # Copies: tensors that share memory become tensors of their own.
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, part)
-    return {"num_tensors": len(state), "nested": nested, "prefix": prefix, "left_out": left_out}
+    return Converted(len(state), nested, prefix, tuple(left_out))
 
 
 def _strided() -> Any:
@@ -133,7 +134,7 @@ def _strided() -> Any:
     return torch.strided
 
 
-def _load(source: str) -> Any:
+def _load(source: Path) -> Any:
     import pickle
 
     import torch
@@ -141,15 +142,15 @@ def _load(source: str) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError as err:
-        raise _Refused("needs too much memory") from err
+        raise Refused("needs too much memory") from err
     except pickle.UnpicklingError as err:
-        raise _Refused(f"holds more than weights, such as code, which is not run ({_reason(err)})") from err
+        raise Refused(f"holds more than weights, such as code, which is not run ({_reason(err)})") from err
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, AttributeError, TypeError) as err:
         if "TorchScript" in str(err):
-            raise _Refused("a TorchScript archive holds code, which is not run; save its state_dict instead") from err
+            raise Refused("a TorchScript archive holds code, which is not run; save its state_dict instead") from err
         if "memory" in str(err):
-            raise _Refused("needs too much memory") from err
-        raise _Refused(f"not a file of torch.save ({_reason(err)})") from err
+            raise Refused("needs too much memory") from err
+        raise Refused(f"not a file of torch.save ({_reason(err)})") from err
 
 
 def _reason(err: Exception) -> str:
@@ -161,7 +162,7 @@ def _reason(err: Exception) -> str:
 
 def _unwrap(content: Any) -> tuple[dict[str, Tensor], str]:
     """Return the tensors by name, and the key under which they were."""
-    path = []
+    path: list[str] = []
     while isinstance(content, dict):
         if tensors := {str(name): value for name, value in content.items() if isinstance(value, Tensor)}:
             return tensors, ".".join(path)
@@ -170,7 +171,7 @@ def _unwrap(content: Any) -> tuple[dict[str, Tensor], str]:
             break
         path.append(key)
         content = content[key]
-    raise _Refused(f"holds no tensors by name (it is of type {type(content).__name__}); save a state_dict")
+    raise Refused(f"holds no tensors by name (it is of type {type(content).__name__}); save a state_dict")
 
 
 def _without_prefix(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -191,14 +192,14 @@ def _main(source: str, part: str, limit: str) -> int:
 
     resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
     try:
-        done = _convert(source, part)
-    except _Refused as err:
+        done = convert_here(Path(source), Path(part))
+    except Refused as err:
         print(json.dumps({"refused": str(err)}))
         return 3
     except MemoryError:
         print(json.dumps({"refused": "needs too much memory"}))
         return 3
-    print(json.dumps(done))
+    print(json.dumps(done._asdict()))
     return 0
 
 

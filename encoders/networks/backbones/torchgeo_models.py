@@ -78,25 +78,28 @@ def _rebuild(spec: BackboneSpec) -> ModelBackbone:
 
 def _defaults(name: str, weights: str | None) -> InputDefaults:
     found = _find(name)[1]
-    size, mean, std = 224, None, None
-    for step in found.transforms if isinstance(found.transforms, nn.Sequential) else ():
-        if hasattr(step, "size"):
-            size = step.size[0] if isinstance(step.size, list | tuple) else step.size
-        if hasattr(step, "mean") and hasattr(step, "std"):
-            own_mean, own_std = (torch.tensor(moment, dtype=torch.float64) for moment in (step.mean, step.std))
-            # One normalisation after another.
-            mean, std = (own_mean, own_std) if mean is None else (mean + std * own_mean, std * own_std)
-    bands, values = _bands(found), "picture"
+    steps = list(found.transforms) if isinstance(found.transforms, nn.Sequential) else []
+    sizes: list[Any] = [step.size for step in steps if hasattr(step, "size")]
+    size = sizes[-1] if sizes else 224
+    size = int(size[0] if isinstance(size, list | tuple) else size)
+    moments = [
+        tuple(torch.tensor(moment, dtype=torch.float64) for moment in (step.mean, step.std))
+        for step in steps
+        if hasattr(step, "mean") and hasattr(step, "std")
+    ]
+    bands, values, scale = _bands(found), "picture", 255.0
     if bands and set(bands) <= {"VV", "VH"}:
         values, scale = "decibel", 1.0
-    elif std is not None and float(std.max()) > 255:
+    if not moments:
+        return InputDefaults(size, bands=bands, values=values)
+    mean, std = moments[0]
+    for own_mean, own_std in moments[1:]:
+        # One normalisation after another.
+        mean, std = mean + std * own_mean, std * own_std
+    if values == "picture" and float(std.max()) > scale:
         values, scale = "reflectance", _REFLECTANCE_SCALE
-    else:
-        scale = 255.0
-    if mean is None or std is None:
-        return InputDefaults(int(size), bands=bands, values=values)
-    moments = ([float(number) / scale for number in moment] for moment in (mean, std))
-    return InputDefaults(int(size), *(tuple(numbers) for numbers in moments), bands=bands, values=values)
+    numbers = [tuple(float(number) for number in moment / scale) for moment in (mean, std)]
+    return InputDefaults(size, numbers[0], numbers[1], bands=bands, values=values)
 
 
 SOURCE = Source(_build, _rebuild, _defaults)

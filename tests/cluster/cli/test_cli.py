@@ -25,6 +25,7 @@ SURFACE = {
         *("--validation", "--weights", "--workers"),
     ],
     "wald": ["SOURCE", "OUT", "--factor"],
+    "convert": ["FILE", "OUT"],
     "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
     "reproduce": [
         *("[METHOD]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),

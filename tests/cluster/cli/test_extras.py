@@ -83,6 +83,7 @@ def test_verbs_say_which_extra_they_need():
         "demo": "all,cpu",
         "scenes a": "train",
         "wald a b": "train",
+        "convert a.pt b.safetensors": "train",
         "bench search": "all,cpu",
         "encode a --model b --archive c": "encode",
         "serve a --model b": "serve,cpu",
