@@ -35,10 +35,21 @@ WEIGHTS = "model.safetensors"
 class TextTower(TextEncoder):
     """The frozen text tower of a dual encoder: sentences to float32 features in the space of the images' features."""
 
-    def __init__(self, side: TextSide, source: str, device: str | torch.device = "cpu") -> None:
-        """Use a tower of a source of backbones; see `text_tower` and `load_text_encoder`."""
+    def __init__(
+        self,
+        side: TextSide,
+        source: str,
+        device: str | torch.device = "cpu",
+        tokenizer: dict[str, bytes] | None = None,
+    ) -> None:
+        """Use a tower of a source of backbones; see `text_tower` and `load_text_encoder`.
+
+        `tokenizer` has the files from which the tokenizer was read; None: those that it writes.
+        """
         self.device = check_device(device)
         self._side, self._source = side, source
+        # Kept from here on: tokenizers of transformers write other files once they were used or read again.
+        self._tokenizer = _written_tokenizer(side) if tokenizer is None else tokenizer
         self._weights = save({key: value.contiguous().cpu() for key, value in side.network.state_dict().items()})
         self._network = side.network.to(self.device).eval().requires_grad_(False)
         self.sha256 = self._content_hash()
@@ -67,10 +78,7 @@ class TextTower(TextEncoder):
 
     def _content_hash(self) -> str:
         """Return the hash of weights, configuration and tokenizer."""
-        with TemporaryDirectory() as folder:
-            self._side.save_tokenizer(Path(folder))
-            files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-            tokenizer = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        tokenizer = {name: hashlib.sha256(content).hexdigest() for name, content in self._tokenizer.items()}
         content = {**self._fields(), "tokenizer": tokenizer, "weights": hashlib.sha256(self._weights).hexdigest()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -83,7 +91,10 @@ class TextTower(TextEncoder):
         if folder.exists() and not (folder / CARD).is_file():
             raise InputError(f"{folder} exists and is not a saved text encoder; choose another path")
         with new_folder(folder) as part:
-            self._side.save_tokenizer(part)
+            for name, content in self._tokenizer.items():
+                path = part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
             (part / WEIGHTS).write_bytes(self._weights)
             self._write_card(part, self._fields())
 
@@ -112,12 +123,26 @@ def load_text_encoder(folder: Path | str, device: str | torch.device = "cpu") ->
     side = rebuild_text_side(str(card.get("source")), card["config"], folder)
     try:
         side.network.load_state_dict(load((folder / WEIGHTS).read_bytes()))
+        tokenizer = {name: content for name, content in _files(folder).items() if name not in (CARD, WEIGHTS)}
     except (OSError, SafetensorError, RuntimeError) as err:
         raise InputError(damaged) from err
-    encoder = TextTower(side, str(card["source"]), device)
+    encoder = TextTower(side, str(card["source"]), device, tokenizer)
     if encoder.sha256 != card.get("sha256"):
         raise InputError(damaged)
     return encoder
+
+
+def _written_tokenizer(side: TextSide) -> dict[str, bytes]:
+    """Return the files that the tokenizer writes, by their path in a folder."""
+    with TemporaryDirectory() as folder:
+        side.save_tokenizer(Path(folder))
+        return _files(Path(folder))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files of a folder, by their path in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _length(ids: Sequence[int]) -> int:

@@ -79,6 +79,26 @@ def write_dual_encoder(folder):
     return folder
 
 
+def write_transformers_clip(folder):
+    """A small CLIP of transformers with random weights, and a tokenizer of letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[]).save_pretrained(folder)
+    start, end = len(tokens) - 2, len(tokens) - 1
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokens), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config={**sizes, **text, "max_position_embeddings": 32},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=12,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
 def write_translators(folder):
     """Small Marian models of random weights, one per pair of languages."""
     import sentencepiece

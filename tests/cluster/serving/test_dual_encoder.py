@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from method_parts import make_run, trained, write_data, write_dual_encoder
+from method_parts import make_run, trained, write_data, write_dual_encoder, write_transformers_clip
 
 from orbithash.cluster.serving.serve import serving
 from orbithash.encoders.archive.archive import Archive
@@ -43,14 +43,20 @@ def served(archive, model):
         thread.join()
 
 
-METHODS = {"duch": {"epochs": 1, "hidden": 8, "text_encoder": None}, "itq": {"bits": 8}}
+DUCH = {"epochs": 1, "hidden": 8, "text_encoder": None}
+CASES = {
+    "duch on open_clip": ("duch", "open_clip", write_dual_encoder, DUCH),
+    "duch on transformers": ("duch", "hf", write_transformers_clip, DUCH),
+    "itq on open_clip": ("itq", "open_clip", write_dual_encoder, {"bits": 8}),
+}
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=CASES)
 def model_folder(request, tmp_path_factory):
+    method, source, write_network, settings = CASES[request.param]
     root = tmp_path_factory.mktemp("dual")
-    data, network = write_data(root / "data"), write_dual_encoder(root / "clip")
-    run = make_run(data, request.param, backbone=f"open_clip:{network}", vector_dims=8, **METHODS[request.param])
+    data, network = write_data(root / "data"), write_network(root / "clip")
+    run = make_run(data, method, backbone=f"{source}:{network}", vector_dims=8, **settings)
     trained(run, root / "run")
     model, _ = export_models(run, root / "run" / "epoch1")
     model.save(root / "model")
@@ -60,6 +66,9 @@ def model_folder(request, tmp_path_factory):
 def test_sentences_and_images_search_one_archive(model_folder, tmp_path):
     model = HashModel.load(model_folder / "model")
     assert model.has_joint_text
+    # A tokenizer that was read and used again writes other files.
+    assert model.save(tmp_path / "again") == model.model_id
+    assert HashModel.load(tmp_path / "again").model_id == model.model_id
     paths = sorted((model_folder / "data").rglob("*.png"))
     prepared = model.prepare([read_image(path, model.preprocessing.rendering) for path in paths])
     images = model.encode_items("image", prepared, with_outputs=True)
