@@ -77,6 +77,9 @@ class ContrastiveConfig(TrainConfig):
         0.01, gt=0, le=1, description="Adam's initial learning rate; falls to almost 0 by a cosine"
     )
     validate_every: int = Field(10, ge=1, description="epochs between two validations")
+    checkpoint_every: int = Field(
+        10, ge=1, description="epochs between two checkpoints; the last and every validated epoch is always saved"
+    )
 
 
 class Contrastive(Method):
