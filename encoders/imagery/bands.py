@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orbithash.encoders.errors import ImageError
 
-__all__ = ["BandInfo", "find_bands", "is_sentinel_2", "normalised_name"]
+__all__ = ["BandInfo", "find_bands", "is_sentinel_2", "named", "normalised_name"]
 
 # Names of the bands of Sentinel-2 by wavelength, as STAC's `common_name` and catalogues write them. Other sensors use
 # the same numbers for other wavelengths, so these names apply to Sentinel-2 only.
@@ -26,6 +26,8 @@ _SENTINEL_2 = {
     **dict.fromkeys(("swir16", "swir1"), "b11"),
     **dict.fromkeys(("swir22", "swir2"), "b12"),
 }
+# Of names in a message.
+_MAX_NAMES, _MAX_NAME = 20, 40
 _SENTINEL_2_FILE = re.compile(r"S2[A-D]_")
 
 
@@ -55,6 +57,14 @@ class BandInfo:
         for what, value in (("scale", self.scale), ("offset", self.offset)):
             if value is not None and (not math.isfinite(value) or (what == "scale" and value == 0)):
                 raise ImageError(f"its metadata state the {what} {value:g}; set band_scale and band_offset")
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names of bands as one line for a message; long names and long lists are cut."""
+    # Names come from files and may contain anything.
+    lines = [" ".join(name.split())[:_MAX_NAME] for name in names[:_MAX_NAMES]]
+    more = [f"and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    return ", ".join([*lines, *more])
 
 
 def normalised_name(name: str) -> str:
@@ -92,7 +102,7 @@ def find_bands(requested: Sequence[int | str], bands: Sequence[BandInfo], file_n
     positions = {name: _find(str(name), bands, sentinel_2) for name in dict.fromkeys(requested)}
     absent = [str(name) for name, position in positions.items() if position is None]
     if absent:
-        raise ImageError(f"no band {', '.join(absent)}; the bands are {', '.join(names)}")
+        raise ImageError(f"no band {', '.join(absent)}; the bands are {named(names)}")
     return [position for name in requested if (position := positions[name]) is not None]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orbithash.encoders.errors import ImageError
-from orbithash.encoders.imagery.bands import BandInfo, find_bands, normalised_name
+from orbithash.encoders.imagery.bands import BandInfo, find_bands, named, normalised_name
 from orbithash.encoders.imagery.numbers import check_numbers, to_numbers
 from orbithash.encoders.imagery.rasters import (
     as_image,
@@ -126,9 +126,9 @@ def _chosen(folder: Path, files: dict[str, Path], rendering: Rendering) -> Seque
         for rgb in RGB_NAMES:
             if set(rgb) <= files.keys():
                 return rgb
-        raise ImageError(f"no known RGB among the bands {', '.join(names)}; state the bands to show by name")
+        raise ImageError(f"no known RGB among the bands {named(names)}; state the bands to show by name")
     if isinstance(rendering.bands[0], int):
-        raise ImageError(f"the bands of a folder have names, not numbers: {', '.join(names)}")
+        raise ImageError(f"the bands of a folder have names, not numbers: {named(names)}")
     positions = find_bands(rendering.bands, [BandInfo((name,)) for name in names], files[names[0]].name)
     return [names[position] for position in positions]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError, listed
+from orbithash.encoders.imagery.bands import normalised_name
 
 __all__ = [
     "RGB_NAMES",
@@ -149,9 +150,11 @@ class Rendering:
         if self.channels == 3:
             return [0, 1, 2]
         assert self.bands is not None, "without a choice there are three bands"
+        names = [normalised_name(str(band)) for band in self.bands]
         for rgb in (*RGB_NAMES, ("red", "green", "blue")):
-            if set(rgb) <= set(self.bands):
-                return [self.bands.index(name) for name in rgb]
+            colours = [normalised_name(name) for name in rgb]
+            if set(colours) <= set(names):
+                return [names.index(colour) for colour in colours]
         return [0, 1, 2] if self.channels > 3 else [0, 0, 0]
 
     def to_json(self) -> dict[str, Any]:
