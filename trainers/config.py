@@ -174,6 +174,11 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the backbone in training; weights, hashes, losses and codes stay float32"
     )
+    encoding_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the backbone in features, validation, encoding and serving; the head stays float32; "
+        "in bfloat16 each image is computed alone, so that its code does not depend on the batch",
+    )
     clip_value: float | None = Field(
         10.0, gt=0, description="clip each gradient element to this absolute value; null: no clipping"
     )

@@ -16,6 +16,7 @@ from orbithash.encoders.networks.label_codes import label_table
 from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
+    "PRECISIONS",
     "BackboneSpec",
     "HeadSpec",
     "ModelCard",
@@ -42,9 +43,12 @@ _DECIDING = (
     "preprocessing",
     "text_encoder",
     "projection",
+    "precision",
 )
 # Fields of the backbone that do not.
 _NOT_DECIDING = ("origin", "licence")
+
+PRECISIONS = ("float32", "bfloat16")
 
 HEAD_NORMS = ("none", "layer", "standardise", "unit")
 HIDDEN_ACTIVATIONS = ("relu", "leaky-relu")
@@ -222,6 +226,7 @@ class ModelCard:
         metrics: metrics on the validation part.
         text: text side of a model that encodes sentences; its head has `network.bits` outputs and no label bits.
         projection: how stored vectors are made; None: the model makes none.
+        precision: precision in which the backbone of images runs, one of `PRECISIONS`; the heads run in float32.
         versions: versions of orbithash and torch that trained the model.
     """
 
@@ -236,6 +241,7 @@ class ModelCard:
     metrics: dict[str, Any]
     text: TextSpec | None = None
     projection: ProjectionSpec | None = None
+    precision: str = "float32"
     versions: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"orbithash": version("orbithash"), "torch": version("torch")}
     )
@@ -257,6 +263,8 @@ class ModelCard:
             raise InputError(
                 f"the text side has {self.text.head.bits} bits and the image side {self.bits}; they must be equal"
             )
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; {', '.join(PRECISIONS)} are allowed")
         check_bits(self.bits)
 
     @property
@@ -285,6 +293,7 @@ class ModelCard:
             "classes": list(self.classes),
             "dataset": self.dataset,
             "metrics": self.metrics,
+            "precision": self.precision,
             "versions": self.versions,
         }
 
@@ -303,6 +312,7 @@ class ModelCard:
             metrics=dict(fields["metrics"]),
             text=None if fields["text_encoder"] is None else TextSpec.from_json(fields["text_encoder"]),
             projection=None if fields["projection"] is None else ProjectionSpec.from_json(fields["projection"]),
+            precision=fields["precision"],
             versions=dict(fields["versions"]),
         )
 

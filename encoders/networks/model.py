@@ -202,7 +202,7 @@ class HashModel:
     def features(self, images: Pixels, *, batch_size: int | None = None) -> Features:
         """Return the input of the head, float32 [N, D], for prepared images [N, crop, crop, C]."""
         self._check_prepared(images)
-        size = self._batch_size(batch_size)
+        size = self._image_batch_size(batch_size)
         features = np.empty((len(images), self.network.head.num_features), np.float32)
         with torch.inference_mode(), exact_float32(self.device):
             for start in range(0, len(images), size):
@@ -243,16 +243,32 @@ class HashModel:
             raise InputError(f"batch_size is {given}; at least 1 is needed")
         return given
 
+    def _image_batch_size(self, given: int | None) -> int:
+        """Return the number of images per pass of the backbone; 1 in bfloat16.
+
+        Its rounding error is so large that most images would be computed again, alone: 2^-8 of each intermediate value
+        against a distance of outputs to their thresholds of about 1e-3 of their scale.
+        """
+        size = self._batch_size(given)
+        return 1 if self.card.precision == "bfloat16" else size
+
+    def _features_of(self, images: Tensor) -> Tensor:
+        """Return the backbone's features float32 [N, D] of normalised images, at the precision of the card."""
+        # `exact_float32` switches autocast off.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.card.precision == "bfloat16"):
+            features = self.network.features(images)
+        return features.float() if features.dtype == torch.bfloat16 else features
+
     def _pool(self, images: Pixels) -> Tensor:
         """Return features [N, D] of prepared images, the mean over their orientations and sizes."""
         features = []
         for orientation in range(self.preprocessing.orientations):
             turned = np.rot90(images, orientation % 4, axes=(1, 2))
             view = self.normalise(turned if orientation < 4 else turned[:, :, ::-1])
-            features.append(self.network.features(view))
+            features.append(self._features_of(view))
             for side in self.preprocessing.smaller:
                 resampled = F.interpolate(view, (side, side), mode="bilinear", antialias=True)
-                features.append(self.network.features(resampled))
+                features.append(self._features_of(resampled))
         return torch.stack(features).mean(dim=0)
 
     def _check_prepared(self, images: Pixels) -> None:
@@ -277,7 +293,7 @@ class HashModel:
 
     def _encode_images(self, images: Pixels, batch_size: int | None, parts: Parts) -> Encoded:
         self._check_prepared(images)
-        size = self._batch_size(batch_size)
+        size = self._image_batch_size(batch_size)
         return self._binarizer.encode(len(images), size, lambda rows: self._pool(images[rows]), parts=parts)
 
     def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, parts: Parts) -> Encoded:

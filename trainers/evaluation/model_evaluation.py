@@ -148,7 +148,7 @@ def _encode_images(
     component. Queries are always read: rounding could change one of the outputs of most of them.
     """
     encoded: dict[str, Encoded] = {}
-    extractor = FeatureExtractor(model.network, model.preprocessing, model.device)
+    extractor = FeatureExtractor(model.network, model.preprocessing, model.device, model.card.precision)
     searched = [image for image in images if image.id not in query_ids]
     cached, features = extractor.cached(searched)
     if cached:

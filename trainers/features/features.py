@@ -68,7 +68,13 @@ class Table:
 class FeatureExtractor:
     """Compute pooled features with the backbone of a network and its current weights, in evaluation mode."""
 
-    def __init__(self, network: HashNetwork, preprocessing: Preprocessing, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        network: HashNetwork,
+        preprocessing: Preprocessing,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+    ) -> None:
         card = ModelCard(
             method="features",
             network=network.spec,
@@ -79,6 +85,7 @@ class FeatureExtractor:
             classes=(),
             dataset={},
             metrics={},
+            precision=precision,
         )
         self._model = HashModel(card, network, device=device)
         self._preprocessing = preprocessing
@@ -88,7 +95,7 @@ class FeatureExtractor:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         spec = network.backbone.spec
         self._kind = {
-            "backbone": [spec.source, spec.name, spec.config, spec.norm, spec.pooling, digest.hexdigest()],
+            "backbone": [spec.source, spec.name, spec.config, spec.norm, spec.pooling, digest.hexdigest(), precision],
             "preprocessing": preprocessing.to_json(),
         }
 

@@ -93,5 +93,6 @@ def make_card(run: Run, method: Method, metrics: dict[str, Any]) -> ModelCard:
             "manifest_sha256": run.manifest.sha256,
         },
         metrics=metrics,
+        precision=run.config.encoding_precision,
         text=text,
     )

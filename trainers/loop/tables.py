@@ -58,7 +58,7 @@ def load_tables(
         own = table.preprocessing or preprocessing
         which = (table.backbone, table.weights, own)
         if which not in extractors:
-            extractors[which] = FeatureExtractor(_network(table, method, own), own, device)
+            extractors[which] = FeatureExtractor(_network(table, method, own), own, device, config.encoding_precision)
         tables[name] = extractors[which](root, images, table.source, table.augmentation, _seed(table, config))
     return tables
 
