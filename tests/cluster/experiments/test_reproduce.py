@@ -422,6 +422,14 @@ def test_two_recipes_of_a_method(cli, trained, labelled, tmp_path):
     assert [row["variant"] for row in json.loads(ended.out)] == ["memory-bank", "momentum"]
 
 
+def test_a_recipe_of_a_method_without_a_published_evaluation(cli, trained, labelled, tmp_path):
+    ended = cli("reproduce", "ucmd-itq-64", "--data", labelled, "--out", tmp_path, *settings(*TINY[:2]), "--json")
+    assert ended.code == 0, ended.err
+    assert trained == [("dhcl", "itq", 64, 0)]
+    (row,) = json.loads(ended.out)
+    assert (row["metric"], row["published"]) == (HEADLINE, None)
+
+
 # Published values.
 
 
