@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import ARCHIVE, AssetOption, FilterOption, JsonOption, ModelOption
+from orbithash.cluster.cli.options import ARCHIVE, AssetOption, FilterOption, JsonOption, ModelOption, TableOption
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -22,7 +22,8 @@ def encode(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder, text list of paths, Parquet table, STAC items, or GeoTIFF or JPEG 2000 scenes.",
+            help="Folder, text list of paths, Parquet table, STAC items, or GeoTIFF or JPEG 2000 scenes. For a model "
+            "of embeddings: a Parquet file of vectors, or a folder of them.",
         ),
     ],
     model: ModelOption,
@@ -56,6 +57,7 @@ def encode(
         Path | None,
         typer.Option("--captions", help="Karpathy-style JSON file of sentences. Default: captions.json in SOURCE."),
     ] = None,
+    table: TableOption = None,
     retry_refused: Annotated[
         bool, typer.Option("--retry-refused", help="Read refused images again, also those that have not changed.")
     ] = False,
@@ -63,26 +65,40 @@ def encode(
 ) -> None:
     """Encode images into an archive; running it again encodes only new and changed images.
 
-    The key of a row is the path of its image within SOURCE. An image is encoded again when its size, times and content
-    have changed. Images that cannot be read are recorded in the archive's side table with the reason; `orbithash
-    refused` lists them. Rows that were deleted through a gateway come back if their images are still in SOURCE.
+    The key of a row is the path of its image within SOURCE, or the id of its vector. An image is encoded again when its
+    size, times and content have changed, vectors when their file has changed. What cannot be read is recorded in the
+    archive's side table with the reason; `orbithash refused` lists it. Rows that were deleted through a gateway come
+    back if they are still in SOURCE.
     """
     from orbithash.cluster.encoding.encode import Workers
     from orbithash.cluster.encoding.encode import encode as run_encode
+    from orbithash.cluster.encoding.vectors import encode_vectors, takes_vectors
     from orbithash.cluster.encoding.watch import watch
+    from orbithash.encoders.errors import InputError
 
-    run = watch if watching else run_encode
-    summary = run(
-        source,
-        model,
-        archive,
-        Workers.parse(workers, gpus),
-        tile,
-        asset,
-        prefix=prefix,
-        captions=captions,
-        retry_refused=retry_refused,
-    )
+    actors = Workers.parse(workers, gpus)
+    if takes_vectors(model):
+        for name, value in (("--tile", tile), ("--asset", asset), ("--captions", captions), ("--watch", watching)):
+            if value:
+                raise InputError(f"{name} is for images; the model in {model} takes vectors: omit it")
+        summary = encode_vectors(
+            source, model, archive, actors, table or (), prefix=prefix, retry_refused=retry_refused
+        )
+    else:
+        if table:
+            raise InputError(f"--table is for vectors; the model in {model} takes images: omit it")
+        run = watch if watching else run_encode
+        summary = run(
+            source,
+            model,
+            archive,
+            actors,
+            tile,
+            asset,
+            prefix=prefix,
+            captions=captions,
+            retry_refused=retry_refused,
+        )
     if as_json:
         print_json(summary.to_json())
     else:

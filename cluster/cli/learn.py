@@ -20,6 +20,7 @@ from orbithash.cluster.cli.options import (
     ProtocolOption,
     SetOption,
     SplitSeedOption,
+    TableOption,
     ValidationOption,
     WeightsOption,
 )
@@ -140,6 +141,7 @@ def train(
     split_seed: SplitSeedOption = None,
     validation: ValidationOption = None,
     captions: CaptionsOption = None,
+    table: TableOption = None,
     bits: BitsOption = None,
     workers: Annotated[
         str,
@@ -199,6 +201,7 @@ def train(
         split_seed=split_seed,
         validation=validation,
         captions=captions,
+        table=table,
         bits=bits,
         weights=weights,
     )
@@ -270,6 +273,7 @@ def tune(
     split_seed: SplitSeedOption = None,
     validation: ValidationOption = None,
     captions: CaptionsOption = None,
+    table: TableOption = None,
     bits: BitsOption = None,
     weights: WeightsOption = None,
     config: ConfigOption = None,
@@ -295,6 +299,7 @@ def tune(
         split_seed=split_seed,
         validation=validation,
         captions=captions,
+        table=table,
         bits=bits,
         weights=weights,
     )

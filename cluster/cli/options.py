@@ -26,6 +26,7 @@ __all__ = [
     "ProtocolOption",
     "SetOption",
     "SplitSeedOption",
+    "TableOption",
     "TimeoutOption",
     "ValidationOption",
     "WeightsOption",
@@ -40,7 +41,12 @@ MethodArgument = Annotated[
     str, typer.Argument(metavar="METHOD", help="Name of a method, such as dhcl; `orbithash methods` lists them.")
 ]
 DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder of images: one subfolder per class, or the layout of a known dataset.")
+    Path,
+    typer.Option(
+        "--data",
+        help="Folder of images: one subfolder per class, or the layout of a known dataset; or a Parquet file of "
+        "embeddings, or a folder of them.",
+    ),
 ]
 DatasetOption = Annotated[
     str | None,
@@ -97,6 +103,15 @@ GpusPerWorkerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder; training writes it to RUN/model.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Maximum time to wait for the gateway, seconds.")]
+TableOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        metavar="ROLE=COLUMN",
+        help="Column of a table of embeddings for a role (vector, id, time, lon, lat, label, caption, uri), or "
+        "layout=NAME, or name=NAME of the embedding; may be repeated. Default: recognised.",
+    ),
+]
 AssetOption = Annotated[
     str | None,
     typer.Option(

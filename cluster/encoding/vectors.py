@@ -5,11 +5,13 @@
 A chunk is some row groups of one file. An actor does all the work of a chunk, so that no vector passes through the
 object store or the driver. The stamp of a row names its file, the version of the file and its chunk: the driver counts
 stamps to find the chunks that are complete, without looking up keys. A chunk is committed as a whole, so a job that
-dies at any moment and is run again continues with the chunks that are not in the archive.
+dies at any moment and is run again continues with the chunks that are not in the archive. A few rows are encoded in
+this process.
 """
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ import pyarrow.compute as pc
 
 from orbithash.cluster.encoding.commits import Commits
 from orbithash.cluster.encoding.encode import Workers, data_results, quiet_data, writing
+from orbithash.cluster.encoding.stages import Written
 from orbithash.cluster.encoding.summary import EncodeSummary, Tally
 from orbithash.cluster.encoding.vector_stages import ChunkEncoder, ChunkStamp, chunk_table, conflict, find_origins
 from orbithash.cluster.output import say, track
@@ -33,6 +36,9 @@ from orbithash.encoders.sources.embeddings import EmbeddingTable
 from orbithash.encoders.sources.key_hashes import Hashes, hash_keys
 
 __all__ = ["encode_vectors", "takes_vectors"]
+
+# More rows than this are encoded by Ray Data; fewer take less time than its start.
+_MAX_ENCODED_HERE = 2**15
 
 # Blocks of the list of chunks.
 _MAX_BLOCKS = 4096
@@ -85,7 +91,6 @@ def encode_vectors(
         say(f"{table}: {plan.num_done + plan.num_refused:,} of {num_listed:,} rows were done before")
         if plan.chunks:
             _check_conflicts(table, plan, target)
-            stack.enter_context(connected())
             _run(table, plan, target, model.absolute(), workers or Workers(), tally)
         _unrefuse(table, target)
         # Rows of incomplete chunks that were there already.
@@ -148,35 +153,19 @@ def _check_conflicts(table: EmbeddingTable, plan: _Plan, target: Archive) -> Non
 
 
 def _run(table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, workers: Workers, tally: Tally) -> None:
-    """Encode chunks on Ray Data, commit as results arrive, and optimize the archive; this process is the writer."""
-    import time
-
-    import ray.data
-
-    low, high, gpus = workers.on_cluster()
-    high = max(low, min(high, len(plan.chunks)))
-    begun = first = time.time()
+    """Encode chunks, commit as results arrive, and optimize the archive; this process is the writer."""
     version, num_rows = target.version, sum(chunk.num_rows for chunk in plan.chunks)
-    per_block = -(-len(plan.chunks) // _MAX_BLOCKS)
-    blocks = [chunk_table(plan.chunks[start : start + per_block]) for start in range(0, len(plan.chunks), per_block)]
-    arguments = {
-        "model": model,
-        "device": "cuda" if gpus else "cpu",
-        "reader": table.reader,
-        "archive": target.path,
-        "known": plan.known,
-    }
-    with quiet_data(), track("encoding", num_rows, "vectors") as advance_to, Commits(target) as commits:
-        results = ray.data.from_arrow(blocks).map_batches(
-            ChunkEncoder,
-            fn_constructor_kwargs=arguments,
-            compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=gpus,
-        )
-        for number, written in enumerate(data_results(results)):
+    begun = first = time.time()
+    with ExitStack() as stack:
+        if num_rows <= _MAX_ENCODED_HERE:
+            results = _encoded_here(table, plan, target, model, workers)
+        else:
+            stack.enter_context(connected())
+            stack.enter_context(quiet_data())
+            results = _encoded_on_ray(table, plan, target, model, workers)
+        advance_to = stack.enter_context(track("encoding", num_rows, "vectors"))
+        commits = stack.enter_context(Commits(target))
+        for number, written in enumerate(results):
             commits.add(written)
             tally.add(written)
             first = min(first, written.began) if number else written.began
@@ -186,6 +175,46 @@ def _run(table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, worke
     target.optimize()
     if target.is_clean_up_due(version):
         target.clean_up()
+
+
+def _encoded_here(
+    table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, workers: Workers
+) -> Iterator[Written]:
+    """Yield the result for each chunk of a few rows, encoded in this process."""
+    import torch
+
+    device = "cuda" if workers.gpus != 0 and torch.cuda.is_available() else "cpu"
+    encoder = ChunkEncoder(model, device, table.reader, target.path, plan.known)
+    yield from map(encoder.write, plan.chunks)
+
+
+def _encoded_on_ray(
+    table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, workers: Workers
+) -> Iterator[Written]:
+    """Yield the result for each chunk, encoded by actors of Ray Data."""
+    import ray.data
+
+    low, high, gpus = workers.on_cluster()
+    high = max(low, min(high, len(plan.chunks)))
+    per_block = -(-len(plan.chunks) // _MAX_BLOCKS)
+    blocks = [chunk_table(plan.chunks[start : start + per_block]) for start in range(0, len(plan.chunks), per_block)]
+    arguments = {
+        "model": model,
+        "device": "cuda" if gpus else "cpu",
+        "reader": table.reader,
+        "archive": target.path,
+        "known": plan.known,
+    }
+    results = ray.data.from_arrow(blocks).map_batches(
+        ChunkEncoder,
+        fn_constructor_kwargs=arguments,
+        compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        num_gpus=gpus,
+    )
+    yield from data_results(results)
 
 
 def _unrefuse(table: EmbeddingTable, target: Archive) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, wrap_longitude
+from orbithash.encoders.sources.embedding_layouts import has_vectors
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
 
@@ -40,7 +41,8 @@ def list_table(path: Path) -> Iterator[Item]:
     present = [name for name in (*_TEXTS, "datetime", *_NUMBERS) if name in schema.names]
     place = next((name for name in ("path", "uri") if name in present), None)
     if place is None:
-        raise InputError(f"{path} has no column path or uri; it has {', '.join(schema.names)}")
+        hint = "; its vectors need a model that was trained on vectors" if has_vectors(schema) else ""
+        raise InputError(f"{path} has no column path or uri; it has {', '.join(schema.names)}{hint}")
     geometry = GeometryColumn.find(file, path, has_place=set(_NUMBERS) <= set(present))
     columns = [*present, *([geometry.name] if geometry else [])]
     if problems := [problem for name in present if (problem := _type_problem(name, schema.field(name).type))]:

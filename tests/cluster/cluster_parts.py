@@ -86,6 +86,34 @@ def save_random_model(folder, seed):
     return folder
 
 
+def save_vector_model(folder, dims=16, seed=0, name="dino", vector_dims=8):
+    """Write a model folder that takes vectors, with random weights and a projection; return its path."""
+    import torch
+
+    from orbithash.encoders.networks.backbones.embedding import EmbeddingInput
+    from orbithash.encoders.networks.card import BackboneSpec
+    from orbithash.encoders.networks.projection import Projection
+
+    torch.manual_seed(seed)
+    backbone = EmbeddingInput(BackboneSpec("embedding", name, {}, "none", "none", 3, dims))
+    network = HashNetwork(backbone, HeadSpec(BITS, norm="unit", activation="none"))
+    projection = Projection.fit(torch.randn(64, dims), vector_dims)
+    card = ModelCard(
+        method="itq",
+        network=network.spec,
+        thresholds=(0.0,) * BITS,
+        label_code="none",
+        label_weight=0,
+        preprocessing=Preprocessing(Rendering(), resize=32, crop=32),
+        classes=(),
+        dataset={},
+        metrics={},
+        projection=projection.spec,
+    )
+    HashModel(card, network, projection=projection).save(folder)
+    return folder
+
+
 def write_image(path, rng, colour=(128, 128, 128), side=40):
     noise = rng.integers(-30, 30, (side, side, 3)) + colour
     Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
