@@ -88,6 +88,13 @@ def test_what_does_not_fit_vectors_is_refused_in_one_line(table, tmp_path, metho
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("method", "settings"), [("itq", {}), ("dhcl", {"epochs": 1})])
+def test_other_methods_train_on_vectors_too(table, tmp_path, method, settings):
+    model = train(method, table, tmp_path / "run", bits=8, **settings)
+    assert model.card.network.backbone.source == "embedding"
+    assert model.encode_items("vector", vectors(3)).codes.shape == (3, model.num_bytes)
+
+
 def test_the_backbone_of_embeddings_is_not_for_images(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError):
