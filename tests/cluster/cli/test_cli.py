@@ -28,7 +28,7 @@ SURFACE = {
     "convert": ["FILE", "OUT"],
     "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
     "reproduce": [
-        *("[METHOD]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),
+        *("[NAME]...", "--bits", "--captions", "--data", "--gpus-per-worker", "--json", "--out", "--seeds", "--set"),
         *("--weights", "--workers"),
     ],
     "tune": [
@@ -62,8 +62,8 @@ SURFACE = {
     "refresh": ["[ARCHIVE]", *CONNECTION, "--json", "--model", "--shards", "--timeout", "--token-file"],
     "query": [
         *("--address", "--after", "--ca", "--cert", "--cert-key", "--code", "--filter", "--image", "--include"),
-        *("--json", "--key", "--like", "--min-coverage", "--radius", "--text", "--timeout", "--token-file"),
-        *("--unlike", "--vector", "--weight", "-k"),
+        *("--json", "--key", "--like", "--min-coverage", "--oversampling", "--radius", "--rescore", "--text"),
+        *("--timeout", "--token-file", "--unlike", "--vector", "--weight", "-k"),
     ],
     "upsert": ["SOURCE", *sorted([*CONNECTION, "--asset"]), "--json", "--timeout", "--token-file"],
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
@@ -84,6 +84,10 @@ SURFACE = {
     "bench fanout": [
         *("--actors", "--bits", "--delay-ms", "--down", "--json", "--out", "--queries", "--seed", "--shards", "--slow"),
         *("--stragglers", "--timeout-ms", "-k"),
+    ],
+    "bench rescore": [
+        *("--bits", "--dims", "--embeddings", "--intrinsic", "--json", "--out", "--queries", "--rows"),
+        "--vector-dims",
     ],
     "bench serve": ["--bits", "--in-flight", "--json", "--local", "--requests", "--rows", "--shards"],
 }
