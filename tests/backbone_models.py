@@ -46,12 +46,13 @@ def write_hf_dual(folder, kind="CLIP"):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    special = ("<pad>", "<start>", "<end>", "<unk>")
+    # The end is not token 2: CLIP takes that for the mark of older configurations.
+    special = ("<pad>", "<unk>", "<start>", "<end>")
     vocabulary = {word: number for number, word in enumerate((*special, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
     )
     names = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def write_hf_dual(folder, kind="CLIP"):
         folder
     )
     torch.manual_seed(0)
-    ids = {"vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
+    ids = {"vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     text = {**VIT, **ids, "max_position_embeddings": 16, "projection_size": 32}
     config = getattr(transformers, f"{kind}Config")(
         text_config=text, vision_config={**VIT, **IMAGES}, **({"projection_dim": 24} if kind == "CLIP" else {})

@@ -91,11 +91,13 @@ def _published(name: str) -> Any:
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
         raise InputError(f"timm has no network {architecture!r}; {hint}")
-    published = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-    if published is None:
+    try:
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError as err:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
-        raise InputError(f"timm has no weights {tag!r} of {architecture}; there are {', '.join(tags) or 'none'}")
-    return published
+        raise InputError(
+            f"timm has no weights {tag!r} of {architecture}; there are {', '.join(tags) or 'none'}"
+        ) from err
 
 
 def _arguments(request: Request, published: Any) -> dict[str, Any]:
