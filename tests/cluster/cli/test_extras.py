@@ -28,6 +28,7 @@ EXTRA_MODULES = (
     ),
     *("scipy", "sentencepiece", "shapely", "sklearn", "tensorboardX", "textblob", "torch", "torchvision"),
     *("transformers", "wandb", "yaml"),
+    *("open_clip", "peft", "timm", "torchgeo"),
 )
 
 # Runs the commands on stdin (JSON lists of words) with hidden modules; prints exit code, stdout and stderr of each.
@@ -112,6 +113,49 @@ def test_one_absent_module_is_named(tmp_path, scenes, model, archive, module, wo
     assert code == 2, err
     assert f"`orbithash {words[0]}` needs {module}, which is not installed" in err
     assert f"pip install 'orbithash[{extra}]'" in err
+
+
+def test_the_library_of_a_backbone_is_named(tmp_path, scenes, tiny_backbones):
+    backbone = f"backbone={tiny_backbones['open_clip']['backbone']}"
+    words = ["train", "mhcln", "--data", scenes, "--set", backbone, "--out", tmp_path / "run"]
+    ((code, _, err),) = run_without(["open_clip"], words)
+    assert code == 2, err
+    assert err == (
+        "error: `orbithash train` needs open_clip, which is not installed; run: pip install 'orbithash[open-clip]'\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "extra"),
+    [
+        ("timm", "timm", "timm"),
+        ("transformers", "hf", "encode"),
+        ("transformers", "hf dual", "encode"),
+        ("open_clip", "open_clip", "open-clip"),
+        ("torchgeo", "torchgeo", "torchgeo"),
+        ("timm", "torchgeo", "timm"),
+    ],
+)
+def test_a_model_folder_needs_the_library_that_defines_its_network(monkeypatch, tiny_backbones, module, source, extra):
+    from orbithash.cluster.cli.extras import missing_extra
+    from orbithash.encoders.networks.backbones.build import build_backbone, rebuild_backbone
+
+    settings = tiny_backbones[source]
+    spec = build_backbone(settings["backbone"], settings.get("weights")).spec
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        # As if it was not installed.
+        monkeypatch.setitem(sys.modules, name, None)
+    builders = [lambda: build_backbone(settings["backbone"], settings.get("weights"))]
+    if module != "torchgeo":
+        # torchgeo knows weights, and timm the layers.
+        builders.append(lambda: rebuild_backbone(spec))
+    for build in builders:
+        with pytest.raises(ModuleNotFoundError) as caught:
+            build()
+        assert missing_extra(caught.value, "encode") == (
+            f"`orbithash encode` needs {module}, which is not installed; run: pip install 'orbithash[{extra}]'"
+        )
 
 
 def test_a_missing_module_that_no_extra_installs_is_an_internal_error(cli, monkeypatch):
