@@ -18,7 +18,7 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method, balanced
-from orbithash.trainers.methods.tuning import add_adapters, freeze, merge_adapters, rates
+from orbithash.trainers.methods.tuning import add_adapters, check_blocks, freeze, merge_adapters, rates
 from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.search_space import Choice, Linear, Log
 
@@ -28,7 +28,7 @@ __all__ = ["FineTuned", "FineTuningConfig"]
 class FineTuningConfig(TrainConfig):
     """Settings of fine-tuning. The defaults suit pretrained weights, several thousand images and 15 to 20 epochs."""
 
-    tune: Annotated[Literal["all", "last", "lora", "none"], Choice(("all", "last", "lora", "none"))] = Field(
+    tune: Annotated[Literal["all", "last", "lora", "none"], Choice(("all", "last", "none"))] = Field(
         "all",
         description="what trains besides the head: all of the backbone, its last blocks, low-rank adapters of its "
         "attention, or none of it, on cached features without augmentation",
@@ -87,9 +87,15 @@ class FineTuned(Method):
     config: FineTuningConfig
 
     def build_network(self, head: HeadSpec, num_classes: int = 0) -> HashNetwork:
-        """Return the network to train, with its adapters."""
+        """Return the network to train, with its adapters.
+
+        Raises:
+            InputError: the backbone cannot be tuned in this way.
+        """
         config = self.config
         network = config.build_network(head, num_classes)
+        if config.tune == "last":
+            check_blocks(network.backbone, config.tune_blocks)
         if config.checkpoint_gradients:
             network.backbone.enable_checkpointing()
         if config.tune == "lora":

@@ -9,7 +9,14 @@ from torch import nn
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.backbones.backbone import Backbone
 
-__all__ = ["add_adapters", "freeze", "merge_adapters", "rates"]
+__all__ = ["add_adapters", "check_blocks", "freeze", "merge_adapters", "rates"]
+
+
+def check_blocks(backbone: Backbone, num_trained: int) -> None:
+    """Raise `InputError` if the backbone has fewer blocks than are to be trained."""
+    count = len(_blocks(backbone))
+    if num_trained > count:
+        raise InputError(f"tune_blocks is {num_trained}; {backbone.spec.name} has {count} blocks")
 
 
 def freeze(backbone: Backbone, num_trained: int) -> None:
@@ -27,13 +34,8 @@ def rates(backbone: Backbone, num_trained: int | None, decay: float) -> list[tup
         backbone: one with adapters trains these, otherwise all its weights.
         num_trained: number of last blocks that train; None: all blocks, and what is before them.
         decay: the layer-wise rate decay, above 0 to 1.
-
-    Raises:
-        InputError: the backbone has fewer blocks.
     """
     blocks = _blocks(backbone)
-    if num_trained is not None and num_trained > len(blocks):
-        raise InputError(f"tune_blocks is {num_trained}; {backbone.spec.name} has {len(blocks)} blocks")
     level_of = {parameter: level for level, block in enumerate(blocks) for parameter in block.parameters()}
     level, last = -1, len(blocks) - 1
     lowest = -1 if num_trained is None else len(blocks) - num_trained
