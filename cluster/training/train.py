@@ -26,6 +26,7 @@ from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, valida
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.data.loading import LOADINGS
 from orbithash.trainers.loop.export import best_epoch, export_models
+from orbithash.trainers.loop.loop import is_validated
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import (
     check_training,
@@ -89,8 +90,10 @@ def train_on_ray(
         raise InputError(f"--keep is {keep}; at least 1 is needed")
     if loading not in LOADINGS:
         raise InputError(f"--loading is {loading!r}; the values are {', '.join(LOADINGS)}")
-    if validate_beside and not run.manifest.part("validation"):
-        raise InputError("--validate-beside needs a validation part; set --validation above 0")
+    if validate_beside and not is_validated(run, run.config.epochs):
+        raise InputError(
+            "--validate-beside needs a validation part; set --validation above 0, and give data with labels"
+        )
     check_trackers(track)
     check_training(run, folder, (least, most))
     if (folder / "model").is_dir():
