@@ -83,6 +83,7 @@ def write_open_clip(folder):
     images = {"mean": [0.4] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
     content = {"model_cfg": OPEN_CLIP, "preprocess_cfg": images}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     model = CLIP(**json.loads(json.dumps(OPEN_CLIP)))
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},

@@ -238,7 +238,7 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     """Return a function that computes features with the weights before training, or why there is none."""
     if run.manifest.dataset == EMBEDDINGS:
         return _vectors(run, model, data)
-    if run.config.weights is None:
+    if model.card.network.backbone.has_random_weights:
         return "the run began with random weights, whose features say little"
     # Pretrained weights belong to batch norm with their own statistics, whatever norm the run uses.
     config = run.config.model_copy(update={"norm": "frozen-batch"})
@@ -246,7 +246,7 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
         network = config.build_network(model.card.network.head)
     except InputError as err:
         return str(err)
-    extractor = FeatureExtractor(network, model.preprocessing, model.device)
+    extractor = FeatureExtractor(network, model.preprocessing, model.device, model.card.precision)
     return lambda images: extractor(data, images)
 
 

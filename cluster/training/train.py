@@ -24,9 +24,9 @@ from orbithash.cluster.training.checkpoints import NAME, Storage
 from orbithash.cluster.training.tracking import Tracking, check_trackers
 from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, validate_checkpoint, work
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.card import BackboneSpec
 from orbithash.trainers.data.loading import LOADINGS
 from orbithash.trainers.loop.export import best_epoch, export_models
-from orbithash.trainers.loop.loop import is_validated
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import (
     check_training,
@@ -90,10 +90,8 @@ def train_on_ray(
         raise InputError(f"--keep is {keep}; at least 1 is needed")
     if loading not in LOADINGS:
         raise InputError(f"--loading is {loading!r}; the values are {', '.join(LOADINGS)}")
-    if validate_beside and not is_validated(run, run.config.epochs):
-        raise InputError(
-            "--validate-beside needs a validation part; set --validation above 0, and give data with labels"
-        )
+    if validate_beside and not run.manifest.part("validation"):
+        raise InputError("--validate-beside needs a validation part; set --validation above 0")
     check_trackers(track)
     check_training(run, folder, (least, most))
     if (folder / "model").is_dir():
@@ -132,6 +130,7 @@ def train_on_ray(
     for short in shorter:
         short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
+    _report_backbone(model.card.network.backbone)
     metric = get_method(run.method).selection_metric
     if issubclass(get_method(run.method), Fitted):
         say(f"fitted to {len(run.images('train'))} images; the model is in {folder / 'model'}")
@@ -272,3 +271,10 @@ def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threadi
                 # Only up to the first epoch that is still being validated: W&B requires epochs in order.
                 tracking.follow(history[: min(unvalidated(run, history), default=len(history) + 1) - 1])
                 last_epoch = epoch
+
+
+def _report_backbone(backbone: BackboneSpec) -> None:
+    """Print where the weights come from, and their licence as the source states it."""
+    if backbone.source != "embedding" and not backbone.has_random_weights:
+        licence = f"; their licence is {backbone.licence}" if backbone.licence else ""
+        say(f"the weights of {backbone.name} are from {backbone.origin}{licence}")

@@ -17,6 +17,7 @@ from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
     "PRECISIONS",
+    "RANDOM_WEIGHTS",
     "BackboneSpec",
     "HeadSpec",
     "ModelCard",
@@ -47,6 +48,9 @@ _DECIDING = (
 )
 # Fields of the backbone that do not.
 _NOT_DECIDING = ("origin", "licence")
+
+# The origin of weights before training that come from nowhere.
+RANDOM_WEIGHTS = "random weights"
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -130,6 +134,11 @@ class BackboneSpec:
             raise InputError(f"channels is {self.channels}; 2 or more is allowed (one band becomes three equal ones)")
         if self.num_features < 1:
             raise InputError(f"num_features is {self.num_features}; 1 or more is allowed")
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether training began with random weights."""
+        return self.origin == RANDOM_WEIGHTS
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "BackboneSpec":

@@ -54,16 +54,6 @@ def test_supervised_methods_train_a_head_on_vectors(table, tmp_path, method):
     assert evaluate(tmp_path / "run")["metrics"]["ap_min@20"]["expected"] > 0.8
 
 
-@pytest.mark.parametrize("method", ["itq", "lsh"])
-def test_fitted_methods_take_vectors_with_and_without_labels(table, tmp_path, method):
-    model = train(method, table, tmp_path / "run", bits=16)
-    assert not model.has_text
-    assert evaluate(tmp_path / "run")["metrics"]["ap_min@20"]["expected"] > 0.5
-    train(method, write_vectors(tmp_path / "unlabelled.parquet", 60), tmp_path / "unlabelled", bits=16)
-    with pytest.raises(InputError, match="evaluation needs labels"):
-        evaluate(tmp_path / "unlabelled")
-
-
 def test_evaluation_reads_the_vectors_for_codes_and_baselines(run, table):
     metrics = evaluate(run, baselines=True)
     assert (metrics["dataset"], metrics["queries"], metrics["database"]) == ("embeddings", 30, 120)

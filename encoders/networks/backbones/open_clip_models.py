@@ -19,7 +19,7 @@ from orbithash.encoders.networks.backbones.backbone import ModelBackbone, Reques
 from orbithash.encoders.networks.backbones.layers import adapt_first_convolution, drop_nothing, set_norm
 from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.weights import origin_of_file, read_safetensors
-from orbithash.encoders.networks.card import BackboneSpec
+from orbithash.encoders.networks.card import RANDOM_WEIGHTS, BackboneSpec
 from orbithash.encoders.networks.hub import hub_file, licence, one_line, read_json
 
 __all__ = ["SOURCE"]
@@ -177,7 +177,7 @@ def _find(name: str, weights: str | None) -> _Found:
             raise InputError(f"open_clip:{name}: write open_clip:{name}/TAG for published weights, or give a file")
     elif weights is not None:
         found = found._replace(weights=lambda: Path(weights), origin=origin_of_file(weights), licence="")
-    return found if found.weights is not None else found._replace(origin="random weights")
+    return found if found.weights is not None else found._replace(origin=RANDOM_WEIGHTS)
 
 
 def _in_folder(name: str) -> _Found:

@@ -12,7 +12,7 @@ from orbithash.encoders.networks.backbones.backbone import ModelBackbone, Reques
 from orbithash.encoders.networks.backbones.layers import adapt_first_convolution, drop_nothing, set_norm
 from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.weights import load_state, origin_of_file, read_safetensors
-from orbithash.encoders.networks.card import BackboneSpec
+from orbithash.encoders.networks.card import RANDOM_WEIGHTS, BackboneSpec
 from orbithash.encoders.networks.hub import hub_file
 
 __all__ = ["SOURCE"]
@@ -28,7 +28,7 @@ def _build(request: Request) -> ModelBackbone:
     published = _published(request.name)
     arguments = _arguments(request, published)
     model = _create(request.name, arguments)
-    origin, has_weights = "random weights", request.weights is not None
+    origin, has_weights = RANDOM_WEIGHTS, request.weights is not None
     if request.weights == "pretrained":
         origin = published.hf_hub_id or ""
         if request.read_weights:

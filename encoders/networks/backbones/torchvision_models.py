@@ -19,7 +19,7 @@ from orbithash.encoders.networks.backbones.layers import (
 from orbithash.encoders.networks.backbones.names import InputDefaults
 from orbithash.encoders.networks.backbones.resnet8 import resnet8
 from orbithash.encoders.networks.backbones.weights import is_file_name, load_state, origin_of_file, read_safetensors
-from orbithash.encoders.networks.card import BackboneSpec
+from orbithash.encoders.networks.card import RANDOM_WEIGHTS, BackboneSpec
 
 __all__ = ["SOURCE", "TorchvisionBackbone"]
 
@@ -119,7 +119,7 @@ def _build(request: Request) -> TorchvisionBackbone:
             f"the weights {weights!r} were trained with batch norm, but norm is group; use frozen-batch or no weights"
         )
     body = _body(name, weights if request.read_weights else None, norm, request.channels, request.rgb)
-    origin = "random weights"
+    origin = RANDOM_WEIGHTS
     if weights is not None:
         origin = origin_of_file(weights) if is_file_name(weights) else f"torchvision {name} {weights}"
     spec = BackboneSpec(
