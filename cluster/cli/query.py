@@ -183,24 +183,25 @@ def _text(name: str, value: str | bytes | None) -> str | None:
     return value.hex() if name == "code" else base64.b64encode(value).decode()
 
 
-def _score(score: float | None) -> str:
-    """Return a score for the table: a cosine with four decimals, an asymmetric distance as a whole number."""
-    if score is None:
-        return ""
-    return f"{score:.0f}" if score.is_integer() and score > 1 else f"{score:.4f}"
+def _score_format(answer: Answer) -> str:
+    """Return the format of the answer's scores: asymmetric distances are whole numbers, cosines are at most 1."""
+    scores = [hit.score for hit in answer.hits if hit.score is not None]
+    return ".0f" if max(scores, default=0) > 1 else ".4f"
 
 
 def as_table(answer: Answer) -> None:
     """Print the answer as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    is_rescored = answer.shortlist_radius is not None
+    is_rescored, score_format = answer.shortlist_radius is not None, _score_format(answer)
     for name in ("rank", "distance", *(["score"] if is_rescored else []), "key", "label", "place", "date"):
         # Keys are printed whole, to be copied into the next query.
         table.add_column(name, overflow="fold")
     for fields in as_fields(answer)["hits"]:
         place = "" if fields["lon"] is None else f"{fields['lat']:.4f} {fields['lon']:.4f}"
         date = (fields["datetime"] or "")[:10]
-        score = [_score(fields["score"])] if is_rescored else []
+        score = []
+        if is_rescored:
+            score = ["" if fields["score"] is None else format(fields["score"], score_format)]
         table.add_row(
             str(fields["rank"]), str(fields["distance"]), *score, fields["key"], fields["label"] or "", place, date
         )
