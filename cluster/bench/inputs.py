@@ -11,7 +11,10 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.shard import Ids
 
-__all__ = ["write_archive", "write_bench_scenes", "write_random_model"]
+__all__ = ["write_archive", "write_bench_scenes", "write_random_model", "write_vector_model", "write_vector_table"]
+
+# Rows of a row group of a generated table.
+_ROWS_PER_GROUP = 2**15
 
 _LABELS = ("beach", "forest", "harbor", "river")
 
@@ -51,6 +54,61 @@ def write_random_model(folder: Path, bits: int = 64) -> Path:
         metrics={},
     )
     HashModel(card, network).save(folder)
+    return folder
+
+
+def write_vector_table(path: Path, count: int, dims: int) -> Path:
+    """Write a Parquet file of random vectors float16 of `dims` dimensions with ids and places; return its path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.list_(pa.float16(), dims)
+    schema = pa.schema([("id", pa.string()), ("embedding", kind), ("lon", pa.float64()), ("lat", pa.float64())])
+    rng = np.random.default_rng(0)
+    with pq.ParquetWriter(path, schema) as file:
+        for start in range(0, count, _ROWS_PER_GROUP):
+            number = min(_ROWS_PER_GROUP, count - start)
+            vectors = rng.standard_normal((number, dims), np.float32).astype(np.float16)
+            columns = [
+                pa.array(np.arange(start, start + number)).cast(pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind),
+                pa.array(rng.uniform(-180, 180, number)),
+                pa.array(rng.uniform(-80, 80, number)),
+            ]
+            file.write_table(pa.table(columns, schema=schema))
+    return path
+
+
+def write_vector_model(folder: Path, dims: int, bits: int = 64) -> Path:
+    """Write a model of vectors with a random linear head and stored vectors of 64 dimensions; return the folder."""
+    import torch
+
+    from orbithash.encoders.imagery.images import Rendering
+    from orbithash.encoders.imagery.preprocessing import Preprocessing
+    from orbithash.encoders.networks.backbones.build import build_backbone
+    from orbithash.encoders.networks.backbones.embedding import embedding_backbone
+    from orbithash.encoders.networks.card import HeadSpec, ModelCard
+    from orbithash.encoders.networks.hash_network import HashNetwork
+    from orbithash.encoders.networks.model import HashModel
+    from orbithash.encoders.networks.projection import Projection
+
+    torch.manual_seed(0)
+    backbone = build_backbone(embedding_backbone("random", dims, ""))
+    network = HashNetwork(backbone, HeadSpec(bits, norm="unit", activation="none"))
+    projection = Projection.fit(torch.randn(10_000, dims), 64)
+    card = ModelCard(
+        method="lsh",
+        network=network.spec,
+        thresholds=(0.0,) * bits,
+        label_code="none",
+        label_weight=1,
+        preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
+        classes=(),
+        dataset={},
+        metrics={},
+        projection=projection.spec,
+    )
+    HashModel(card, network, projection=projection).save(folder)
     return folder
 
 

@@ -150,6 +150,19 @@ def bench_encode(
     show(run_bench(model, data, count), as_json)
 
 
+@bench.command("embeddings", epilog="Example: orbithash bench embeddings --rows 1000000")
+def bench_embeddings(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random vectors.")] = 1_000_000,
+    dims: Annotated[int, typer.Option("--dims", help="Dimensions of a vector.")] = 768,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure rows per second of `encode` on vectors next to a plain loop that reads and encodes them."""
+    from orbithash.cluster.bench.encode import bench_embeddings as run_bench
+    from orbithash.cluster.bench.report import show
+
+    show(run_bench(rows, dims), as_json)
+
+
 @bench.command("train", epilog="Example: orbithash bench train --epochs 3")
 def bench_train(
     data: Annotated[Path | None, typer.Option("--data", help="Labelled images. Default: generated scenes.")] = None,

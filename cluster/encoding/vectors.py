@@ -35,10 +35,10 @@ from orbithash.encoders.sources.embedding_rows import Chunk
 from orbithash.encoders.sources.embeddings import EmbeddingTable
 from orbithash.encoders.sources.key_hashes import Hashes, hash_keys
 
-__all__ = ["encode_vectors", "takes_vectors"]
+__all__ = ["MAX_ENCODED_HERE", "encode_vectors", "takes_vectors"]
 
 # More rows than this are encoded by Ray Data; fewer take less time than its start.
-_MAX_ENCODED_HERE = 2**15
+MAX_ENCODED_HERE = 2**15
 
 # Blocks of the list of chunks.
 _MAX_BLOCKS = 4096
@@ -157,7 +157,7 @@ def _run(table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, worke
     version, num_rows = target.version, sum(chunk.num_rows for chunk in plan.chunks)
     begun = first = time.time()
     with ExitStack() as stack:
-        if num_rows <= _MAX_ENCODED_HERE:
+        if num_rows <= MAX_ENCODED_HERE:
             results = _encoded_here(table, plan, target, model, workers)
         else:
             stack.enter_context(connected())
