@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orbithash.cluster.bench import encode as bench
-from orbithash.cluster.bench.encode import bench_encode
+from orbithash.cluster.bench.encode import bench_embeddings, bench_encode
 from orbithash.cluster.bench.train import _rate, bench_train
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
@@ -68,6 +68,21 @@ def test_bench_encode(ray_cluster):
     assert result["images"] == 128
     names = ("pipeline_images_per_s", "whole_loop_images_per_s", "encode_loop_images_per_s", "pipeline_start_s")
     assert min(result[name] for name in names) > 0
+
+
+@pytest.mark.slow
+def test_bench_embeddings(ray_cluster, monkeypatch):
+    monkeypatch.setattr(bench, "MAX_ENCODED_HERE", 0)
+    monkeypatch.setattr("orbithash.cluster.encoding.vectors.MAX_ENCODED_HERE", 0)
+    result = bench_embeddings(3000, 32)
+    assert (result["rows"], result["bits"], result["stored_vector_dims"]) == (3000, 64, 32)
+    assert result["ratio_to_loop"] == pytest.approx(result["pipeline_rows_per_s"] / result["loop_rows_per_s"])
+    assert 0 < result["driver_mib_begin"] <= result["driver_mib_max"]
+
+
+def test_too_few_vectors_to_measure():
+    with pytest.raises(InputError, match="--rows is 1000; more than 32768 are needed"):
+        bench_embeddings(1000, 32)
 
 
 @pytest.mark.slow
