@@ -50,7 +50,6 @@ class TextTower(TextEncoder):
         self._side, self._source = side, source
         # Kept from here on: tokenizers of transformers write other files once they were used or read again.
         self._tokenizer = _written_tokenizer(side) if tokenizer is None else tokenizer
-        self._weights = save({key: value.contiguous().cpu() for key, value in side.network.state_dict().items()})
         self._network = side.network.to(self.device).eval().requires_grad_(False)
         self.sha256 = self._content_hash()
         self.num_features = self.encode([PROBE]).shape[1]
@@ -79,8 +78,13 @@ class TextTower(TextEncoder):
     def _content_hash(self) -> str:
         """Return the hash of weights, configuration and tokenizer."""
         tokenizer = {name: hashlib.sha256(content).hexdigest() for name, content in self._tokenizer.items()}
-        content = {**self._fields(), "tokenizer": tokenizer, "weights": hashlib.sha256(self._weights).hexdigest()}
+        content = {**self._fields(), "tokenizer": tokenizer, "weights": hashlib.sha256(self._weights()).hexdigest()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _weights(self) -> bytes:
+        """Return the content of the weight file."""
+        content: bytes = save({key: value.contiguous().cpu() for key, value in self._network.state_dict().items()})
+        return content
 
     def _fields(self) -> dict[str, Any]:
         return {"kind": KIND, "source": self._source, "config": self._side.config}
@@ -95,7 +99,7 @@ class TextTower(TextEncoder):
                 path = part / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            (part / WEIGHTS).write_bytes(self._weights)
+            (part / WEIGHTS).write_bytes(self._weights())
             self._write_card(part, self._fields())
 
 

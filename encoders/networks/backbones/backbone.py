@@ -60,14 +60,22 @@ class Backbone(nn.Module):
 
 
 class ModelBackbone(Backbone):
-    """A network of another library that maps images to features by itself."""
+    """A network of another library that maps images to features by itself.
 
-    def __init__(self, model: nn.Module, spec: BackboneSpec) -> None:
+    `side` is the side of the images in pixels of a network that is built for one size.
+    """
+
+    def __init__(self, model: nn.Module, spec: BackboneSpec, side: int | None = None) -> None:
         super().__init__()
-        self.model, self.spec = model, spec
+        self.model, self.spec, self.side = model, spec, side
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of images, see `Backbone`."""
+        """Return the features of images, see `Backbone`; `InputError` for images of another size than `side`."""
+        if self.side is not None and images.shape[-1] != self.side:
+            raise InputError(
+                f"{self.spec.source}:{self.spec.name} is built for images of {self.side} pixels, got "
+                f"{images.shape[-1]}; set image_size to the size of all images, and no encoding_sizes"
+            )
         features: Tensor = self.model(images)
         return features.float() if features.dtype == torch.bfloat16 else features
 

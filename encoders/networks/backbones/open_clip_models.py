@@ -78,7 +78,7 @@ def _build(request: Request) -> ModelBackbone:
         origin=found.origin,
         licence=found.licence,
     )
-    return ModelBackbone(visual, spec)
+    return ModelBackbone(visual, spec, _fixed_side(spec))
 
 
 def _rebuild(spec: BackboneSpec) -> ModelBackbone:
@@ -87,7 +87,14 @@ def _rebuild(spec: BackboneSpec) -> ModelBackbone:
         adapt_first_convolution(visual, spec.channels, None, is_pretrained=False)
     set_norm(visual, spec.norm)
     drop_nothing(visual)
-    return ModelBackbone(visual, spec)
+    return ModelBackbone(visual, spec, _fixed_side(spec))
+
+
+def _fixed_side(spec: BackboneSpec) -> int | None:
+    """Return the side of images of open_clip's own networks; those of timm check the size themselves."""
+    vision = spec.config["vision_cfg"]
+    size = None if vision.get("timm_model_name") else vision.get("image_size", 224)
+    return int(size[0]) if isinstance(size, list | tuple) else size
 
 
 def _defaults(name: str, weights: str | None) -> InputDefaults:

@@ -58,7 +58,7 @@ def _build(request: Request) -> ModelBackbone:
         origin=origin,
         licence=(published.license or "") if has_weights else "",
     )
-    return ModelBackbone(model, spec)
+    return ModelBackbone(model, spec, arguments.get("img_size"))
 
 
 def _rebuild(spec: BackboneSpec) -> ModelBackbone:
@@ -68,7 +68,7 @@ def _rebuild(spec: BackboneSpec) -> ModelBackbone:
         adapt_first_convolution(model, spec.channels, None, is_pretrained=False)
     set_norm(model, spec.norm)
     drop_nothing(model)
-    return ModelBackbone(model, spec)
+    return ModelBackbone(model, spec, spec.config.get("img_size"))
 
 
 def _defaults(name: str, weights: str | None) -> InputDefaults:

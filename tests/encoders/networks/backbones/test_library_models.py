@@ -131,7 +131,11 @@ def test_images_of_another_size_are_taken(tiny_backbones, source):
 
 
 def test_open_clip_is_built_for_the_size_of_the_settings(tiny_backbones):
-    assert features(build(tiny_backbones["open_clip"], image_size=48), images(side=48)).shape == (3, 24)
+    backbone = build(tiny_backbones["open_clip"], image_size=48)
+    assert features(backbone, images(side=48)).shape == (3, 24)
+    for built in (backbone, rebuild_backbone(backbone.spec), build_backbone("timm:test_maxvit", image_size=48)):
+        with pytest.raises(InputError, match="is built for images of 48 pixels, got 32; set image_size"):
+            built(images(side=32))
 
 
 def test_torchgeo_states_bands_statistics_and_units():
