@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from backbone_models import write_hf_dual
 from method_parts import Recorder, make_run, trained, write_data, write_dual_encoder
 
 from orbithash.encoders.codes import pack, unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.text_towers import text_tower
+from orbithash.trainers import library
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.library import train as train_in_process
 from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.export import export_models
 from orbithash.trainers.loop.loop import train, validate
@@ -76,14 +77,29 @@ def test_bits_are_the_signs_of_centred_features_of_unit_length(name):
 def test_a_run_leaves_a_model_and_one_record(data, tmp_path, name):
     records = []
     settings = {"backbone": "resnet8", "image_size": 32, "bits": BITS}
-    model = train_in_process(name, data, tmp_path / "run", on_epoch=records.append, **settings)
+    model = library.train(name, data, tmp_path / "run", on_epoch=records.append, **settings)
     assert model.bits == BITS
     assert [(record["epoch"], record["train/rows"]) for record in records] == [(1, 19)]
     assert 0 <= records[0]["validation/ap_min@20"] <= 1
     # The same command again returns the finished model.
-    again = train_in_process(name, data, tmp_path / "run", on_epoch=records.append, **settings)
+    again = library.train(name, data, tmp_path / "run", on_epoch=records.append, **settings)
     assert again.model_id == model.model_id
     assert len(records) == 1
+
+
+def test_a_run_that_ended_before_its_model_was_written_resumes(data, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space")
+
+    settings = {"backbone": "resnet8", "image_size": 32, "bits": BITS}
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "export_models", fail)
+        with pytest.raises(OSError, match="no space"):
+            library.train("itq", data, tmp_path / "run", **settings)
+    records = []
+    model = library.train("itq", data, tmp_path / "run", on_epoch=records.append, **settings)
+    assert records == []
+    assert model.model_id == library.train("itq", data, tmp_path / "other", **settings).model_id
 
 
 @pytest.mark.parametrize("name", ["pca-sign", "lsh", "sign"])
@@ -121,9 +137,10 @@ def test_without_labels_there_is_no_score(data, tmp_path):
 # Sentences.
 
 
-@pytest.fixture(scope="module")
-def dual_encoder(tmp_path_factory):
-    return f"open_clip:{write_dual_encoder(tmp_path_factory.mktemp('clip') / 'model')}"
+@pytest.fixture(scope="module", params=["open_clip", "hf"])
+def dual_encoder(request, tmp_path_factory):
+    write = {"open_clip": write_dual_encoder, "hf": write_hf_dual}[request.param]
+    return f"{request.param}:{write(tmp_path_factory.mktemp('clip') / 'model')}"
 
 
 def without_captions(run):
