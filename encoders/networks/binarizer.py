@@ -1,5 +1,6 @@
 """From the features of items to codes, outputs and stored vectors that do not depend on the batch size."""
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ __all__ = ["MARGIN", "Binarizer", "Parts"]
 # An output closer to its threshold than this share of its `error_scale` is computed again, alone, because rounding
 # differs with the batch size. The largest difference measured is a tenth of it.
 MARGIN = 2e-6
+
+# Error of float64 as a share of that of float32, rounded up.
+_FLOAT64_ERROR = 1e-8
 
 
 class _Decided(NamedTuple):
@@ -64,6 +68,11 @@ class Binarizer:
         self._text_head = text_head
         self._projection = projection
         self._device = device
+        # As a share of that of float32.
+        self._error = 1.0
+        # Vectors are exact, unlike the features that a backbone computes: items near a threshold, which are many among
+        # those with stored vectors, are then computed in float64 together instead of one by one.
+        self._takes_vectors = card.network.backbone.source == "embedding"
         self._labels = np.tile(label_table(card.label_code, len(card.classes)), (1, card.label_weight))
         self._thresholds = torch.tensor(card.thresholds, device=device)
 
@@ -90,12 +99,15 @@ class Binarizer:
         with exact_float32(self._device):
             for start in range(0, num_rows, size):
                 rows = slice(start, min(start + size, num_rows))
-                decided = self._decide(features_of(rows), of_text, parts)
-                for row in decided.unsure.nonzero()[:, 0].tolist():
+                features = features_of(rows)
+                decided = self._decide(features, of_text, parts)
+                unsure = decided.unsure.nonzero()[:, 0]
+                if self._takes_vectors and len(unsure):
+                    _replace(decided, unsure, self._in_float64(features[unsure], of_text, parts))
+                    unsure = unsure[:0]
+                for row in unsure.tolist():
                     alone = self._decide(features_of(slice(start + row, start + row + 1)), of_text, parts)
-                    for part, of_row in zip(decided, alone, strict=True):
-                        if part is not None and of_row is not None:
-                            part[row] = of_row[0]
+                    _replace(decided, slice(row, row + 1), alone)
                 codes[rows] = self._pack(decided)
                 if outputs is not None and decided.outputs is not None:
                     outputs[rows] = outputs_of(codes[rows], self._bits)
@@ -109,6 +121,21 @@ class Binarizer:
         """Return for which images rounding cannot change code or vector, bool [N], from their features float [N, D]."""
         with exact_float32(self._device):
             return ~self._decide(features, False, Parts(vectors=True)).unsure
+
+    def _in_float64(self, features: Tensor, of_text: bool, parts: Parts) -> _Decided:
+        """Return the result of `_decide` for exact features [N, D], computed in float64 with the current weights.
+
+        Rounding in float64 can change very few items: these are computed again, alone.
+        """
+        double = copy.copy(self)
+        double._network = copy.deepcopy(self._network).double()
+        double._projection = None if self._projection is None else copy.deepcopy(self._projection).double()
+        double._error = _FLOAT64_ERROR
+        features = features.double()
+        decided = double._decide(features, of_text, parts)
+        for row in decided.unsure.nonzero()[:, 0].tolist():
+            _replace(decided, slice(row, row + 1), double._decide(features[row : row + 1], of_text, parts))
+        return decided
 
     def _pack(self, decided: _Decided) -> Codes:
         bits = decided.bits.cpu().numpy()
@@ -124,15 +151,15 @@ class Binarizer:
         else:
             output, scale = self._network.hash(features), self._network.error_scale(features)
         bits, differences = output.hashes >= self._thresholds, output.hashes - self._thresholds
-        unsure = (differences.abs() < MARGIN * scale.hashes).any(dim=1)
+        unsure = (differences.abs() < MARGIN * self._error * scale.hashes).any(dim=1)
         outputs = vectors = None
         if parts.outputs:
-            outputs, could_differ = scaled_outputs(differences, MARGIN * scale.hashes)
+            outputs, could_differ = scaled_outputs(differences, MARGIN * self._error * scale.hashes)
             unsure |= could_differ
         if parts.vectors and self._projection is not None:
             components = self._projection(features)
             vectors = rounded(components)
-            unsure |= self._projection.is_near_rounding(components, MARGIN)
+            unsure |= self._projection.is_near_rounding(components, MARGIN * self._error)
         if not self._labels.shape[1]:
             return _Decided(
                 bits, torch.zeros(len(bits), dtype=torch.int64, device=bits.device), outputs, vectors, unsure
@@ -140,5 +167,12 @@ class Binarizer:
         assert output.logits is not None, "label bits come from a classifier"
         assert scale.logits is not None, "as the logits"
         best = output.logits.topk(2, dim=1).values
-        unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * scale.logits.amax(dim=1)
+        unsure |= best[:, 0] - best[:, 1] < 2 * MARGIN * self._error * scale.logits.amax(dim=1)
         return _Decided(bits, output.logits.argmax(dim=1), outputs, vectors, unsure)
+
+
+def _replace(decided: _Decided, rows: Tensor | slice, by: _Decided) -> None:
+    """Set the rows of all parts of a result to those of another one."""
+    for part, of_rows in zip(decided, by, strict=True):
+        if part is not None and of_rows is not None:
+            part[rows] = of_rows
