@@ -90,6 +90,8 @@ def rows_of(rule: Reproduction, run: Run, evaluated: Sequence[dict[str, Any]]) -
         key = (run.method, evaluated[0]["dataset"], config.bits, direction, getattr(config, "variant", ""))
         known = [r for r in PUBLISHED if (r.method, r.dataset, r.bits, r.direction, r.variant) == key]
         baselines, cosine = ({}, []) if direction else _simple_baselines(evaluated)
+        # A method that is a baseline is not compared with itself.
+        baselines.pop(run.method.replace("-", "_"), None)
         yield Row(
             method=run.method,
             variant=key[-1],

@@ -204,6 +204,11 @@ def test_baselines_are_means_over_the_same_seeds():
     assert cells(row)[BEST] == "0.450 ± 0.071 (itq), better than the method"
 
 
+def test_a_method_is_not_its_own_baseline():
+    (row,) = rows("itq", metrics_of(clean=0.44, baselines=baselines(0.5)), rule=REPRODUCTIONS["cdne"])
+    assert cells(row)[BEST] == "0.300 (lsh)"
+
+
 def test_learned_baselines_are_compared_with_methods_of_the_same_split():
     def one(method, clean, bits=32, rule=None):
         return rows(method, metrics_of(clean=clean, baselines=baselines(0.1)), bits=bits, rule=rule)[0]
