@@ -81,8 +81,8 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="Pretrained weights of the backbone: a safetensors file, or a name that torchvision knows, such as "
-        "IMAGENET1K_V2. Default: random weights.",
+        help="Pretrained weights of the backbone: a safetensors file, a name of torchvision such as IMAGENET1K_V2, or "
+        "pretrained for timm. Default: the own weights of hf and torchgeo, else random weights.",
     ),
 ]
 ConfigOption = Annotated[
