@@ -62,12 +62,13 @@ class Projection(nn.Module):
     def is_near_rounding(self, components: Tensor, margin: float) -> Tensor:
         """Return for which items the rounding of a component is unsure, bool [N].
 
-        `components` are the result of `forward`; `margin` is the largest error of features of length 1. The errors of a
-        feature and of the length by which it is divided add up.
+        `components` are the result of `forward`; `margin` is the largest error of features of length 1. A component has
+        at most this error, and usually much less: scaling to unit length does not enlarge it, and it is distributed
+        over all directions.
         """
         magnitudes = components.abs()
         distances = (magnitudes - magnitudes.floor() - 0.5).abs()
-        is_near = (distances < 2 * margin / self.spec.scale) & (magnitudes < MAX_COMPONENT)
+        is_near = (distances < margin / self.spec.scale) & (magnitudes < MAX_COMPONENT)
         return torch.any(is_near, dim=1)
 
 
