@@ -36,15 +36,16 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
 
     A gateway whose model takes vectors gets those of a table of embeddings (see `EmbeddingTable`).
     """
-    served = client.describe()
-    if served.embedding is not None:
-        return _upsert_vectors(client, source, served.embedding, served.num_features)
-    # Imported here because `delete` needs no library for images.
+    # Imported here because `delete` needs no library for images, and before the gateway is asked, so that a missing
+    # library is named first.
     from orbithash.encoders.imagery.georeference import check_projections
     from orbithash.encoders.sources.listings import scene_suffixes
     from orbithash.encoders.sources.sources import list_source
     from orbithash.trainers.datasets import find_items
 
+    served = client.describe()
+    if served.embedding is not None:
+        return _upsert_vectors(client, source, served.embedding, served.num_features)
     items = list_source(source, asset=asset, find_items=find_items)
     if any(item.path.lower().endswith(scene_suffixes()) for item in items):
         check_projections()

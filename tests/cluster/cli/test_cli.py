@@ -21,8 +21,8 @@ SURFACE = {
     "methods": ["[NAME]", "--json"],
     "train": [
         *("METHOD", "--bits", "--captions", "--config", "--data", "--dataset", "--gpus-per-worker", "--keep"),
-        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--track", "--validate-beside"),
-        *("--validation", "--weights", "--workers"),
+        *("--loading", "--out", "--protocol", "--set", "--split-seed", "--storage", "--table", "--track"),
+        *("--validate-beside", "--validation", "--weights", "--workers"),
     ],
     "wald": ["SOURCE", "OUT", "--factor"],
     "convert": ["FILE", "OUT"],
@@ -34,7 +34,7 @@ SURFACE = {
     "tune": [
         *("METHOD", "--best", "--bits", "--captions", "--concurrent", "--config", "--cpus-per-trial", "--data"),
         *("--dataset", "--gpus-per-trial", "--grace", "--json", "--metric", "--out", "--protocol", "--search"),
-        *("--seed", "--set", "--split-seed", "--trials", "--validation", "--weights"),
+        *("--seed", "--set", "--split-seed", "--table", "--trials", "--validation", "--weights"),
     ],
     "submit": [
         *("[VERB]...", "--address", "--detach", "--env", "--id", "--json", "--python", "--stop", "--token-file"),
@@ -50,6 +50,7 @@ SURFACE = {
         "--model",
         "--prefix",
         "--retry-refused",
+        "--table",
         "--tile",
         "--watch",
         "--workers",
