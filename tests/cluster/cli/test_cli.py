@@ -76,6 +76,7 @@ SURFACE = {
         *("--read-only", "--replicas", "--rows", "-k"),
     ],
     "bench encode": ["--count", "--data", "--json", "--model"],
+    "bench embeddings": ["--dims", "--json", "--rows"],
     "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [
