@@ -55,10 +55,10 @@ def test_a_place_is_the_same_by_encode_and_by_upsert(tmp_path, crs, west):
 
 
 @pytest.mark.parametrize("variable", ["PROJ_LIB", "PROJ_DATA"])
-def test_encode_stops_before_the_first_image_if_proj_cannot_project(tmp_path, variable):
+def test_encode_stops_before_the_first_image_if_proj_cannot_project(tmp_path, model, variable):
     write_scene(tmp_path / "a.tif", "EPSG:32631", 500_000, 5_000_000, 10)
     (tmp_path / "elsewhere").mkdir()
-    command = ["encode", tmp_path / "a.tif", "--model", tmp_path / "model", "--archive", tmp_path / "archive"]
+    command = ["encode", tmp_path / "a.tif", "--model", model, "--archive", tmp_path / "archive"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PROJ_LIB", "PROJ_DATA")}
     done = subprocess.run(
         [sys.executable, "-m", "orbithash.cluster.cli.main", *map(str, command)],

@@ -213,6 +213,7 @@ def test_validation_beside_training_needs_resources(ray_cluster, refused, labell
     )
 
 
+@pytest.mark.slow
 def test_two_workers_fit_a_method_to_images_without_labels(ray_cluster, cli, labelled, tmp_path):
     flat, run = tmp_path / "all" / "tiles", tmp_path / "run"
     flat.mkdir(parents=True)
