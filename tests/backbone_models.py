@@ -85,6 +85,9 @@ def write_open_clip(folder):
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     model = CLIP(**json.loads(json.dumps(OPEN_CLIP)))
+    with torch.no_grad():
+        # Weights large enough for sentences to differ.
+        model.token_embedding.weight *= 50
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         folder / "open_clip_model.safetensors",

@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from orbithash.cluster.output import say
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.shard import Ids
+
+if TYPE_CHECKING:
+    from orbithash.encoders.networks.hash_network import HashNetwork
+    from orbithash.encoders.networks.projection import Projection
 
 __all__ = ["write_archive", "write_bench_scenes", "write_random_model", "write_vector_model", "write_vector_table"]
 
@@ -32,29 +37,14 @@ def write_random_model(folder: Path, bits: int = 64) -> Path:
     """Write a model of usual size with random weights, which is as fast as a trained one; return the folder."""
     import torch
 
-    from orbithash.encoders.imagery.images import Rendering
-    from orbithash.encoders.imagery.preprocessing import Preprocessing
     from orbithash.encoders.networks.backbones.build import build_backbone
-    from orbithash.encoders.networks.card import HeadSpec, ModelCard
+    from orbithash.encoders.networks.card import HeadSpec
     from orbithash.encoders.networks.hash_network import HashNetwork
-    from orbithash.encoders.networks.model import HashModel
 
     torch.manual_seed(0)
     backbone = build_backbone("mobilenet_v2", norm="frozen-batch", pooling="avg+max")
     network = HashNetwork(backbone, HeadSpec(bits=bits), num_classes=2)
-    card = ModelCard(
-        method="dhcl",
-        network=network.spec,
-        thresholds=(0.0,) * bits,
-        label_code="none",
-        label_weight=1,
-        preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
-        classes=("a", "b"),
-        dataset={},
-        metrics={},
-    )
-    HashModel(card, network).save(folder)
-    return folder
+    return _save_model(folder, "dhcl", network, classes=("a", "b"))
 
 
 def write_vector_table(path: Path, count: int, dims: int) -> Path:
@@ -83,30 +73,41 @@ def write_vector_model(folder: Path, dims: int, bits: int = 64) -> Path:
     """Write a model of vectors with a random linear head and stored vectors of 64 dimensions; return the folder."""
     import torch
 
-    from orbithash.encoders.imagery.images import Rendering
-    from orbithash.encoders.imagery.preprocessing import Preprocessing
     from orbithash.encoders.networks.backbones.build import build_backbone
     from orbithash.encoders.networks.backbones.embedding import embedding_backbone
-    from orbithash.encoders.networks.card import HeadSpec, ModelCard
+    from orbithash.encoders.networks.card import HeadSpec
     from orbithash.encoders.networks.hash_network import HashNetwork
-    from orbithash.encoders.networks.model import HashModel
     from orbithash.encoders.networks.projection import Projection
 
     torch.manual_seed(0)
     backbone = build_backbone(embedding_backbone("random", dims, ""))
     network = HashNetwork(backbone, HeadSpec(bits, norm="unit", activation="none"))
-    projection = Projection.fit(torch.randn(10_000, dims), 64)
+    return _save_model(folder, "lsh", network, projection=Projection.fit(torch.randn(10_000, dims), 64))
+
+
+def _save_model(
+    folder: Path,
+    method: str,
+    network: "HashNetwork",
+    classes: tuple[str, ...] = (),
+    projection: "Projection | None" = None,
+) -> Path:
+    from orbithash.encoders.imagery.images import Rendering
+    from orbithash.encoders.imagery.preprocessing import Preprocessing
+    from orbithash.encoders.networks.card import ModelCard
+    from orbithash.encoders.networks.model import HashModel
+
     card = ModelCard(
-        method="lsh",
+        method=method,
         network=network.spec,
-        thresholds=(0.0,) * bits,
+        thresholds=(0.0,) * network.spec.bits,
         label_code="none",
         label_weight=1,
         preprocessing=Preprocessing(Rendering(), resize=160, crop=160),
-        classes=(),
+        classes=classes,
         dataset={},
         metrics={},
-        projection=projection.spec,
+        projection=None if projection is None else projection.spec,
     )
     HashModel(card, network, projection=projection).save(folder)
     return folder

@@ -247,7 +247,7 @@ class HashModel:
         """Return the number of images per pass of the backbone; 1 in bfloat16.
 
         Where kernels sum in another order, outputs of a linear head on ViT-S differ by 3e-7 of their scale in float32
-        and by 2.5e-3 in bfloat16, and of 64 outputs the nearest is usually within 3e-3 of its threshold: nearly every
+        and by 1.9e-3 in bfloat16, and of 64 outputs the nearest is usually within 3e-3 of its threshold: nearly every
         image would be computed again, alone.
         """
         size = self._batch_size(given)

@@ -53,32 +53,6 @@ def write_text_model(folder):
     return folder
 
 
-def write_dual_encoder(folder):
-    """A small CLIP of open_clip with random weights, in a folder; its text tower has the tokenizer of open_clip."""
-    from open_clip.model import CLIP
-    from safetensors.torch import save_file
-
-    layers = {
-        "embed_dim": 12,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": layers, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
-    )
-    torch.manual_seed(0)
-    network = CLIP(**layers)
-    with torch.no_grad():
-        # Weights large enough for sentences to differ.
-        network.token_embedding.weight *= 50
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()},
-        folder / "open_clip_model.safetensors",
-    )
-    return folder
-
-
 def write_transformers_clip(folder):
     """A small CLIP of transformers with random weights, and a tokenizer of letters."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from method_parts import make_run, trained, write_data, write_dual_encoder, write_transformers_clip
+from backbone_models import write_open_clip
+from method_parts import make_run, trained, write_data, write_transformers_clip
 
 from orbithash.cluster.serving.serve import serving
 from orbithash.encoders.archive.archive import Archive
@@ -45,9 +46,9 @@ def served(archive, model):
 
 DUCH = {"epochs": 1, "hidden": 8, "text_encoder": None}
 CASES = {
-    "duch on open_clip": ("duch", "open_clip", write_dual_encoder, DUCH),
+    "duch on open_clip": ("duch", "open_clip", write_open_clip, DUCH),
     "duch on transformers": ("duch", "hf", write_transformers_clip, DUCH),
-    "itq on open_clip": ("itq", "open_clip", write_dual_encoder, {"bits": 8}),
+    "itq on open_clip": ("itq", "open_clip", write_open_clip, {"bits": 8}),
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from method_parts import make_run, trained, write_data, write_dual_encoder, write_text_model, write_translators
+from backbone_models import OPEN_CLIP, write_open_clip
+from method_parts import make_run, trained, write_data, write_text_model, write_translators
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
@@ -255,13 +256,13 @@ def test_a_text_encoder_is_required():
 
 @pytest.fixture(scope="module")
 def dual_encoder(tmp_path_factory):
-    return f"open_clip:{write_dual_encoder(tmp_path_factory.mktemp('clip') / 'model')}"
+    return f"open_clip:{write_open_clip(tmp_path_factory.mktemp('clip') / 'model')}"
 
 
 def test_the_text_tower_of_the_backbone_is_the_default_text_encoder(dual_encoder):
     method = Duch(DuchConfig(backbone=dual_encoder, image_size=32, bits=16, hidden=8), 3, NUM)
     assert method.has_joint_features
-    assert method.text_head.num_features == method.network.head.num_features == 12
+    assert method.text_head.num_features == method.network.head.num_features == OPEN_CLIP["embed_dim"]
     expected = text_tower(dual_encoder).encode(["a beach", "one river"])
     np.testing.assert_array_equal(method.text_encoder().encode(["a beach", "one river"]), expected)
 

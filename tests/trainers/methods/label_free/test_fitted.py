@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from backbone_models import write_hf_dual
-from method_parts import Recorder, make_run, trained, write_data, write_dual_encoder
+from backbone_models import write_hf_dual, write_open_clip
+from method_parts import Recorder, make_run, trained, write_data
 
 from orbithash.encoders.codes import pack, unpack
 from orbithash.encoders.errors import InputError
@@ -139,7 +139,7 @@ def test_without_labels_there_is_no_score(data, tmp_path):
 
 @pytest.fixture(scope="module", params=["open_clip", "hf"])
 def dual_encoder(request, tmp_path_factory):
-    write = {"open_clip": write_dual_encoder, "hf": write_hf_dual}[request.param]
+    write = {"open_clip": write_open_clip, "hf": write_hf_dual}[request.param]
     return f"{request.param}:{write(tmp_path_factory.mktemp('clip') / 'model')}"
 
 
