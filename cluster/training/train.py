@@ -131,18 +131,23 @@ def train_on_ray(
         short.save(folder / f"model-{short.bits}")
     model.save(folder / "model")
     _report_backbone(model.card.network.backbone)
-    metric = get_method(run.method).selection_metric
-    if issubclass(get_method(run.method), Fitted):
-        say(f"fitted to {len(run.images('train'))} images; the model is in {folder / 'model'}")
-        return history
+    say(f"{_choice_of_epoch(run, history, best)}; the model is in {folder / 'model'}")
+    return history
+
+
+def _choice_of_epoch(run: Run, history: list[dict[str, Any]], best: dict[str, Any]) -> str:
+    """Return which epoch the model is of, and why, for a terminal."""
+    method = get_method(run.method)
+    if issubclass(method, Fitted):
+        return f"fitted to {len(run.images('train'))} images"
+    metric = method.selection_metric
     if f"validation/{metric}" in best:
         reason = f"the best on the validation part: {metric} {best[f'validation/{metric}']:.4f}"
     elif metric is None:
         reason = "the last one, which this method always exports"
     else:
         reason = "the last one: nothing was validated"
-    say(f"epoch {best['epoch']} of {len(history)} is {reason}; the model is in {folder / 'model'}")
-    return history
+    return f"epoch {best['epoch']} of {len(history)} is {reason}"
 
 
 def _device(gpus_per_worker: float) -> str:
