@@ -9,7 +9,6 @@ Shards are immutable. A change of rows and a filter each build a new shard, whic
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,35 +16,13 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
+from orbithash.search.index.answers import NO_HIT, Counts, Distances, Ids, ShardAnswer
 from orbithash.search.index.indexes import build_index
 
 __all__ = ["NO_HIT", "Counts", "Distances", "Ids", "Shard", "ShardAnswer", "are_among", "part_of"]
 
-Ids = npt.NDArray[np.uint64]
-Distances = npt.NDArray[np.int32]
-Counts = npt.NDArray[np.int64]
-
-# Fills up the distances of a query that has fewer hits than others; greater than every distance.
-NO_HIT = np.iinfo(np.int32).max
-
 # Queries per pass over the index; bounds its temporary memory.
 _QUERIES_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class ShardAnswer:
-    """Nearest rows of one shard for Q queries, at most m per query.
-
-    Attributes:
-        distances: int32 [Q, m], ascending per query; `NO_HIT` after the last hit.
-        ids: uint64 [Q, m], ascending among equal distances; 0 after the last hit.
-        ties: int64 [Q], number of rows of the shard at the distance of the last hit, including the hits and excluding
-            rows of earlier pages; 0 without hits.
-    """
-
-    distances: Distances
-    ids: Ids
-    ties: Counts
 
 
 class _NearCodes(NamedTuple):

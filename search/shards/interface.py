@@ -1,0 +1,51 @@
+"""The interface of a shard in one version of an archive, in this process or elsewhere."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from orbithash.encoders.codes import Codes
+from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+
+__all__ = ["QuickShardClient", "ShardClient"]
+
+
+class ShardClient(Protocol):
+    """One shard in one version of the archive.
+
+    Every call raises an exception if the shard does not answer. Its caller cancels it after `timeout_s`; a cancelled
+    call leaves no work behind.
+    """
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the shard, available even while the shard does not answer."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Number of replicas of the shard."""
+
+    @property
+    def num_healthy(self) -> int:
+        """Number of replicas that are known to answer."""
+
+    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
+        """Return the k nearest rows of each query uint8 [Q, B]."""
+
+    async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
+        """Return rows of the shard by id, in their order, as `ShardAnswer.rows`."""
+
+    async def read(self, ids: Ids, columns: Sequence[str], timeout_s: float) -> Any:
+        """Return a `pyarrow.Table` with `columns` of rows of the shard, in the order of `ids`."""
+
+    async def count(self, filter_text: str, timeout_s: float) -> int:
+        """Return the number of rows of the shard that pass a filter."""
+
+    async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
+        """Return the first `limit` ids above `after` of rows that pass a filter ("": all rows), ascending."""
+
+
+class QuickShardClient(Protocol):
+    """A shard that can answer short searches without a thread or a process switch."""
+
+    def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
+        """Search as `ShardClient.search`, or return None if that would block the event loop for too long."""
