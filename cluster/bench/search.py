@@ -10,7 +10,7 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orbithash.cluster.bench.codes import BenchCodes, CodeSource, near_codes
 from orbithash.cluster.bench.engines import (
     ENGINES,
     Engine,
@@ -30,7 +31,7 @@ from orbithash.cluster.bench.engines import (
 )
 from orbithash.cluster.bench.report import environment, print_table, show, write_results
 from orbithash.cluster.output import say
-from orbithash.encoders.codes import Codes, check_bits, num_bytes, pack, unpack
+from orbithash.encoders.codes import Codes, check_bits
 from orbithash.encoders.errors import InputError
 
 __all__ = ["BATCH", "SearchBench", "bench_search", "show_search"]
@@ -38,9 +39,6 @@ __all__ = ["BATCH", "SearchBench", "bench_search", "show_search"]
 BATCH = 64
 _NUM_WARM_UP = 3
 _RADIUS_ENGINES = ("flat", "multi-hash")
-# Share of the bits of a row's code that are flipped to make a query.
-_FLIPPED_SHARE = 1 / 32
-
 # Maximum ratio of the time of `flat` to that of `faiss-flat` by share of distinct codes, for 10^6 codes of 64 bits.
 _TARGETS = {None: 1.2, 0.1: 0.25}
 
@@ -50,35 +48,30 @@ class SearchBench:
     """Settings of `bench search`.
 
     Attributes:
-        rows, bits: number and length of the random codes.
-        distinct: share of distinct codes among them; None: all codes are drawn independently.
+        rows, bits: number and length of generated codes.
+        source: where the codes come from.
         k: number of hits per query.
         queries: number of queries, sent one at a time and again in batches of `BATCH`.
         radius: maximum distance of a hit, for the engines that support it; None: no limit.
-        archive: use the codes of this archive instead of random ones.
         engines: names from `ENGINES`; empty: all.
     """
 
     rows: int = 1_000_000
     bits: int = 64
-    distinct: float | None = None
+    source: CodeSource = field(default_factory=CodeSource)
     k: int = 10
     queries: int = 512
     radius: int | None = None
-    archive: Path | None = None
     engines: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `InputError` for an invalid setting."""
         check_bits(self.bits)
-        if self.distinct is not None and not 0 < self.distinct <= 1:
-            raise InputError(f"--distinct is {self.distinct:g}; a share above 0 and up to 1 is needed")
-        if self.distinct is not None and self.archive is not None:
-            raise InputError("got --distinct and --archive; --distinct is for random codes, so give one of them")
+        self.source.check()
         for name, value in (("-k", self.k), ("--queries", self.queries)):
             if value < 1:
                 raise InputError(f"{name} is {value}; at least 1 is needed")
-        if self.archive is None and self.rows < self.k:
+        if self.source.archive is None and self.rows < self.k:
             raise InputError(f"--rows is {self.rows}; at least -k of them ({self.k}) are needed")
         if self.radius is not None and self.radius < 0:
             raise InputError(f"--radius is {self.radius}; 0 or more is needed")
@@ -96,8 +89,8 @@ class SearchBench:
     @property
     def target(self) -> float | None:
         """The maximum ratio of flat to faiss-flat that meets the target; None for codes without a target."""
-        has_one = (self.archive, self.rows, self.bits) == (None, 1_000_000, 64)
-        return _TARGETS.get(self.distinct) if has_one else None
+        has_one = (self.source.kind, self.rows, self.bits) == ("random", 1_000_000, 64)
+        return _TARGETS.get(self.source.distinct) if has_one else None
 
 
 def bench_search(settings: SearchBench, out: Path | None = None) -> dict[str, Any]:
@@ -148,10 +141,9 @@ def _measure(settings: SearchBench, folder: Path) -> dict[str, Any]:
     """Measure in a process of its own, so that its memory and threads are those of the engines."""
     with one_core():
         rng = np.random.default_rng(0)
-        codes, bits = _codes(settings, rng)
+        codes, queries, bits, kind, query_kind = _codes(settings, rng)
         if settings.k > len(codes):
             raise InputError(f"-k is {settings.k}, there are {len(codes)} rows; give at most that number")
-        queries, kind = _queries(settings, codes, bits, rng)
         engines, absent, metrics_by_name = _build(settings, codes, bits, folder)
         say("the exact answer")
         truth = nearest_rows(codes, queries, settings.k, settings.radius)
@@ -176,9 +168,9 @@ def _measure(settings: SearchBench, folder: Path) -> dict[str, Any]:
         "faiss": faiss.__version__,
         "rows": len(codes),
         "bits": bits,
-        "codes": "random" if settings.archive is None else str(settings.archive),
+        "codes": kind,
         "distinct_share": len(np.unique(np.ascontiguousarray(codes).view(f"V{codes.shape[1]}"))) / len(codes),
-        "queries": f"{len(queries)}, {kind}",
+        "queries": f"{len(queries)}, {query_kind}",
         "k": settings.k,
         "radius": settings.radius,
         "cores": 1,
@@ -192,36 +184,15 @@ def _measure(settings: SearchBench, folder: Path) -> dict[str, Any]:
     return {**result, "absent": absent, "engines": metrics_by_name}
 
 
-def _codes(settings: SearchBench, rng: np.random.Generator) -> tuple[Codes, int]:
-    """Return codes uint8 [N, B] by ascending id, and their length in bits."""
-    if settings.archive is not None:
-        from orbithash.encoders.archive.archive import Archive
-
-        archive = Archive.open(settings.archive)
-        return np.ascontiguousarray(archive.codes()[1]), archive.bits
-    count = settings.rows if settings.distinct is None else max(1, round(settings.distinct * settings.rows))
-    codes = _random_codes(count, settings.bits, rng)
-    if count < settings.rows:
-        repeated = np.concatenate([np.arange(count), rng.integers(0, count, settings.rows - count)])
-        codes = codes[rng.permutation(repeated)]
-    return codes, settings.bits
-
-
-def _random_codes(count: int, bits: int, rng: np.random.Generator) -> Codes:
-    codes = rng.integers(0, 256, (count, num_bytes(bits)), np.uint8)
-    if bits % 8:
-        codes[:, -1] &= 0xFF << (8 - bits % 8) & 0xFF
-    return codes
-
-
-def _queries(settings: SearchBench, codes: Codes, bits: int, rng: np.random.Generator) -> tuple[Codes, str]:
-    """Return queries uint8 [Q, B] and a description of them."""
-    if settings.archive is None and settings.radius is None:
-        return _random_codes(settings.queries, bits, rng), "random codes"
+def _codes(settings: SearchBench, rng: np.random.Generator) -> BenchCodes:
+    """Return the codes by ascending id, and the queries."""
+    drawn = settings.source.draw(settings.rows, settings.bits, settings.queries, rng)
+    if settings.radius is None or settings.source.kind == "mixture":
+        return drawn
     # Random queries rarely have a row within a radius.
-    share = _FLIPPED_SHARE if settings.radius is None else min(0.5, settings.radius / (2 * bits))
-    rows = unpack(codes[rng.integers(0, len(codes), settings.queries)], bits)
-    return pack(rows ^ (rng.random(rows.shape) < share)), f"codes of rows, each bit flipped with probability {share:g}"
+    share = min(0.5, settings.radius / (2 * drawn.bits))
+    queries = near_codes(drawn.codes, drawn.bits, settings.queries, share, rng)
+    return drawn._replace(queries=queries, query_kind=f"codes of rows, each bit flipped with probability {share:g}")
 
 
 def _build(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -11,10 +11,22 @@ from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
 
-RowsOption = Annotated[int, typer.Option("--rows", help="Number of random codes.")]
-BitsOption = Annotated[int, typer.Option("--bits", help="Length of a random code in bits.")]
+RowsOption = Annotated[int, typer.Option("--rows", help="Number of generated codes.")]
+BitsOption = Annotated[int, typer.Option("--bits", help="Length of a generated code in bits.")]
 ShardsOption = Annotated[int, typer.Option("--shards", help="Number of shards of the index.")]
 LocalOption = Annotated[bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")]
+CodesOption = Annotated[
+    str,
+    typer.Option(
+        "--codes",
+        help="Source of the codes: random (uniform), mixture (near random centres, as codes of trained models are) or "
+        "archive (with --archive).",
+    ),
+]
+CentresOption = Annotated[int, typer.Option("--centres", help="Number of centres of the mixture.")]
+FlipOption = Annotated[
+    float, typer.Option("--flip", help="Probability that a bit differs from that of its centre in the mixture.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
 ]
@@ -182,6 +194,9 @@ def bench_train(
 def bench_search(
     rows: RowsOption = 1_000_000,
     bits: BitsOption = 64,
+    codes: CodesOption = "random",
+    centres: CentresOption = 10_000,
+    flip: FlipOption = 0.06,
     distinct: Annotated[
         float | None,
         typer.Option(
@@ -199,7 +214,7 @@ def bench_search(
         ),
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="Use the codes of this archive. Default: random codes.")
+        Path | None, typer.Option("--archive", help="Use the codes of this archive, as --codes archive.")
     ] = None,
     engine: Annotated[
         list[str] | None,
@@ -212,10 +227,12 @@ def bench_search(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the indexes next to FAISS, numpy and other installed engines on the same codes, on one core."""
+    from orbithash.cluster.bench.codes import CodeKind, CodeSource
     from orbithash.cluster.bench.search import SearchBench, show_search
     from orbithash.cluster.bench.search import bench_search as run_bench
 
-    asked = SearchBench(rows, bits, distinct, k, queries, radius, archive, tuple(engine or ()))
+    source = CodeSource("archive" if archive else cast(CodeKind, codes), centres, flip, distinct, archive)
+    asked = SearchBench(rows, bits, source, k, queries, radius, tuple(engine or ()))
     show_search(run_bench(asked, out), as_json)
 
 

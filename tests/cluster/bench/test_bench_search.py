@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from cluster_parts import family, kill, wait_for
 
+from orbithash.cluster.bench.codes import CodeSource, mixture_codes
 from orbithash.cluster.bench.engines import ENGINES, EngineInput, EngineKind, nearest_rows
 from orbithash.cluster.bench.search import SearchBench, _codes, _judge, bench_search
 from orbithash.cluster.bench.serve import bench_serve
-from orbithash.encoders.codes import hamming, pack
+from orbithash.encoders.codes import check_codes, hamming, pack
 from orbithash.encoders.errors import InputError
 
 INSTALLED = [name for name, kind in ENGINES.items() if kind.is_installed]
@@ -68,14 +69,27 @@ def test_recall_compares_distances_and_not_ids():
 
 
 def test_random_codes_with_duplicates():
-    codes, bits = _codes(SearchBench(rows=1000, bits=64, distinct=0.1), np.random.default_rng(0))
-    assert (codes.shape, bits) == ((1000, 8), 64)
-    assert len(np.unique(codes, axis=0)) == 100
+    drawn = _codes(SearchBench(rows=1000, bits=64, source=CodeSource(distinct=0.1)), np.random.default_rng(0))
+    assert (drawn.codes.shape, drawn.bits) == ((1000, 8), 64)
+    assert len(np.unique(drawn.codes, axis=0)) == 100
+
+
+@pytest.mark.parametrize("bits", [20, 64])
+def test_codes_of_a_mixture(bits):
+    one_centre = check_codes(mixture_codes(3000, bits, 1, 0.1, np.random.default_rng(0)), bits)
+    # Two codes of one centre differ in a bit with probability 2 * 0.1 * 0.9.
+    assert hamming(one_centre[:50], one_centre).mean() == pytest.approx(0.18 * bits, rel=0.05)
+    drawn = CodeSource("mixture", centres=5, flip=0.0).draw(100, bits, 40, np.random.default_rng(1))
+    assert len(np.unique(drawn.codes, axis=0)) <= 5
+    assert {query.tobytes() for query in drawn.queries} <= {code.tobytes() for code in drawn.codes}
+    assert "5 centres" in drawn.kind
 
 
 def test_bench_search(tmp_path):
     names = ("flat", "faiss-flat", "ivf", "numpy")
-    result = bench_search(SearchBench(rows=2000, queries=70, k=5, distinct=0.5, engines=names), tmp_path / "out")
+    result = bench_search(
+        SearchBench(2000, source=CodeSource(distinct=0.5), k=5, queries=70, engines=names), tmp_path / "out"
+    )
     assert list(result["engines"]) == list(names)
     assert result["distinct_share"] == 0.5
     assert result["flat_to_faiss-flat"] > 0
@@ -112,8 +126,12 @@ def test_an_engine_that_is_not_installed():
     [
         ({"rows": 5}, "--rows is 5"),
         ({"bits": 4}, "4"),
-        ({"distinct": 0.0}, "--distinct is 0"),
-        ({"distinct": 0.5, "archive": "a"}, "give one of them"),
+        ({"source": CodeSource(distinct=0.0)}, "--distinct is 0"),
+        ({"source": CodeSource("archive", distinct=0.5, archive="a")}, "give one of them"),
+        ({"source": CodeSource("learned")}, "--codes is 'learned'; allowed: random, mixture, archive"),
+        ({"source": CodeSource("archive")}, "--codes archive and --archive belong together"),
+        ({"source": CodeSource("mixture", centres=0)}, "--centres is 0"),
+        ({"source": CodeSource("mixture", flip=float("nan"))}, "--flip is nan"),
         ({"k": 0}, "-k is 0"),
         ({"queries": 0}, "--queries is 0"),
         ({"radius": -1}, "--radius is -1"),
@@ -128,7 +146,7 @@ def test_invalid_settings_of_bench_search(settings, message):
 
 def test_more_hits_than_rows(archive):
     with pytest.raises(InputError, match="-k is 4000, there are"):
-        bench_search(SearchBench(archive=archive, k=4000))
+        bench_search(SearchBench(source=CodeSource("archive", archive=archive), k=4000))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ SURFACE = {
     "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [
-        *("--archive", "--bits", "--distinct", "--engine", "--json", "--k", "--out", "--queries", "--radius"),
-        *("--rows", "-k"),
+        *("--archive", "--bits", "--centres", "--codes", "--distinct", "--engine", "--flip", "--json", "--k", "--out"),
+        *("--queries", "--radius", "--rows", "-k"),
     ],
     "bench fanout": [
         *("--actors", "--bits", "--delay-ms", "--down", "--json", "--out", "--queries", "--seed", "--shards", "--slow"),
