@@ -1,0 +1,271 @@
+"""Selections: the rows of each segment that pass a filter, computed once and kept for later queries.
+
+A segment never changes, so a selection stays right in every version that has the segment: after a change, only the new
+small segment is looked at. Filters are evaluated in a few threads of their own, which no other request needs.
+"""
+
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from orbithash.search.protocol.errors import InvalidQuery, Overloaded
+from orbithash.search.segments import bits
+from orbithash.search.segments.bits import Bits
+from orbithash.search.segments.filters import Filter, FilterColumns, parse_filter
+from orbithash.search.segments.stop import Stop
+
+if TYPE_CHECKING:
+    from orbithash.search.index.row_index import CodeRows, FewRows
+
+__all__ = ["MAX_KEPT_BYTES", "Selected", "Selections"]
+
+# Default maximum of the memory of the selections that are kept.
+MAX_KEPT_BYTES = 128 * 2**20
+
+# Evaluations that run at the same time, and those that may wait for a thread.
+_NUM_THREADS, _MAX_WAITING = 2, 64
+
+# Evaluations give way to searches: the priority of their threads is this much lower (see nice(2)).
+_NICE = 5
+
+# A segment of at most this many rows is evaluated at once, in the thread of the caller.
+_MAX_SMALL = 4096
+
+# Parsed filters that are kept. The largest text has 500,000 characters.
+_MAX_PARSED = 64
+
+# The code numbers and rows of a selection are listed if at most one row in this many passes.
+_FEW = 16
+
+
+class Selected(NamedTuple):
+    """The rows of one segment that pass a filter, whether they still exist in a version or not.
+
+    Attributes:
+        passing: the rows.
+        num_passing: number of the rows.
+        few: numbers and codes of the rows if few pass; else None.
+    """
+
+    passing: Bits
+    num_passing: int
+    few: "FewRows | None"
+
+
+class FilteredSegment(Protocol):
+    """What is asked of a segment."""
+
+    @property
+    def name(self) -> str:
+        """Hash of the content."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def columns(self) -> FilterColumns:
+        """Columns of the rows."""
+
+    @property
+    def code_rows(self) -> "CodeRows":
+        """Codes of the rows."""
+
+
+_Key = tuple[str, str]
+"""Text of the filter and name of the segment."""
+
+
+@dataclass
+class _Evaluation:
+    """A filter that is being evaluated over a segment.
+
+    Attributes:
+        stop: ends the evaluation.
+        num_waiting: number of calls that wait for the result.
+        future: the result.
+    """
+
+    stop: Stop = field(default_factory=Stop)
+    num_waiting: int = 0
+    future: Future[Selected] = field(default_factory=Future)
+
+
+class Selections:
+    """The selections of the segments of one process, by filter and segment. Thread-safe."""
+
+    def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
+        """Keep the most recently used selections, at most `max_bytes` of them together."""
+        self._max_bytes = max_bytes
+        self._executor = ThreadPoolExecutor(_NUM_THREADS, "filter", initializer=_lower_priority)
+        self._lock = threading.Lock()
+        self._filters: OrderedDict[str, Filter] = OrderedDict()
+        self._kept: OrderedDict[_Key, Selected] = OrderedDict()
+        self._num_bytes = 0
+        self._pending: dict[_Key, _Evaluation] = {}
+        self._num_running = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the selections that are kept, in bytes."""
+        return self._num_bytes
+
+    @property
+    def num_running(self) -> int:
+        """Number of evaluations that a thread works on, also those that are about to stop."""
+        return self._num_running
+
+    def is_ready(self, text: str, segments: Sequence[FilteredSegment]) -> bool:
+        """Return whether `select` returns or raises at once, without waiting for a long evaluation."""
+        try:
+            filter_ = self._parse(text)
+        except InvalidQuery:
+            return True
+        with self._lock:
+            return all(
+                segment.num_rows <= _MAX_SMALL or (filter_.text, segment.name) in self._kept for segment in segments
+            )
+
+    def select(self, text: str, segments: Sequence[FilteredSegment], stop: Stop) -> list[Selected]:
+        """Return the rows of each segment that pass a filter. Blocks while the filter is evaluated.
+
+        Concurrent calls share evaluations. An evaluation stops when no call waits for it any more.
+
+        Raises:
+            InvalidQuery: the filter is invalid.
+            Overloaded: too many evaluations are waiting.
+            Stopped: `stop` was set first.
+        """
+        stop.check()
+        filter_ = self._parse(text)
+        selected: dict[str, Selected] = {}
+        small, evaluations = self._look_up(filter_, segments, selected)
+        try:
+            for segment in small:
+                selected[segment.name] = _evaluate(filter_, segment, stop)
+                self._keep((filter_.text, segment.name), selected[segment.name])
+            for name, evaluation in evaluations.items():
+                selected[name] = stop.wait(evaluation.future)
+        finally:
+            self._leave(filter_, evaluations)
+        return [selected[segment.name] for segment in segments]
+
+    def close(self) -> None:
+        """Stop all evaluations; calls that wait for them raise `Stopped`."""
+        with self._lock:
+            for evaluation in self._pending.values():
+                evaluation.stop.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _parse(self, text: str) -> Filter:
+        with self._lock:
+            if (filter_ := self._filters.get(text)) is not None:
+                self._filters.move_to_end(text)
+                return filter_
+        filter_ = parse_filter(text)
+        with self._lock:
+            # All keys of one filter share its text.
+            filter_ = self._filters.setdefault(text, filter_)
+            if len(self._filters) > _MAX_PARSED:
+                self._filters.popitem(last=False)
+        return filter_
+
+    def _look_up(
+        self, filter_: Filter, segments: Sequence[FilteredSegment], selected: dict[str, Selected]
+    ) -> tuple[list[FilteredSegment], dict[str, _Evaluation]]:
+        """Fill `selected` with the selections that are kept.
+
+        Return the other segments that are small, and the evaluations of large ones by name, begun now or before; the
+        caller ends its waiting for them with `_leave`.
+        """
+        small, large = [], []
+        with self._lock:
+            for segment in segments:
+                key = (filter_.text, segment.name)
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    selected[segment.name] = self._kept[key]
+                else:
+                    (small if segment.num_rows <= _MAX_SMALL else large).append((key, segment))
+            is_new = any(key not in self._pending for key, _ in large)
+            if is_new and len(self._pending) >= _NUM_THREADS + _MAX_WAITING:
+                raise Overloaded(
+                    f"{len(self._pending)} filters are being evaluated already; try again later", retry_after_s=1.0
+                )
+            evaluations = {segment.name: self._join(key, filter_, segment) for key, segment in large}
+        return [segment for _, segment in small], evaluations
+
+    def _join(self, key: _Key, filter_: Filter, segment: FilteredSegment) -> _Evaluation:
+        """Return the evaluation of a filter over a segment; begin it if there is none. The caller holds the lock."""
+        if (evaluation := self._pending.get(key)) is None:
+            evaluation = _Evaluation()
+            evaluation.future = self._executor.submit(self._run, key, filter_, segment, evaluation)
+            self._pending[key] = evaluation
+        evaluation.num_waiting += 1
+        return evaluation
+
+    def _leave(self, filter_: Filter, evaluations: dict[str, _Evaluation]) -> None:
+        """Stop waiting for evaluations; the last call that waits for one ends it."""
+        with self._lock:
+            for name, evaluation in evaluations.items():
+                evaluation.num_waiting -= 1
+                if not evaluation.num_waiting:
+                    evaluation.stop.cancel()
+                    # Takes it out of the queue if it has not begun.
+                    evaluation.future.cancel()
+                    self._forget((filter_.text, name), evaluation)
+
+    def _run(self, key: _Key, filter_: Filter, segment: FilteredSegment, evaluation: _Evaluation) -> Selected:
+        with self._lock:
+            self._num_running += 1
+        try:
+            selected = _evaluate(filter_, segment, evaluation.stop)
+            self._keep(key, selected)
+            return selected
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                self._forget(key, evaluation)
+
+    def _forget(self, key: _Key, evaluation: _Evaluation) -> None:
+        """Take an evaluation out of the pending ones. A later one of the same key stays."""
+        if self._pending.get(key) is evaluation:
+            del self._pending[key]
+
+    def _keep(self, key: _Key, selected: Selected) -> None:
+        num_bytes = _num_bytes(key, selected)
+        with self._lock:
+            if key in self._kept or num_bytes > self._max_bytes:
+                return
+            self._kept[key] = selected
+            self._num_bytes += num_bytes
+            while self._num_bytes > self._max_bytes:
+                self._num_bytes -= _num_bytes(*self._kept.popitem(last=False))
+
+
+def _evaluate(filter_: Filter, segment: FilteredSegment, stop: Stop) -> Selected:
+    from orbithash.search.index.row_index import few_rows
+
+    passing = filter_.passing(segment.columns, segment.num_rows, stop)
+    num_passing = bits.count(passing)
+    few = few_rows(segment.code_rows, passing) if num_passing * _FEW <= segment.num_rows else None
+    return Selected(passing, num_passing, few)
+
+
+def _num_bytes(key: _Key, selected: Selected) -> int:
+    few = sum(array.nbytes for array in selected.few) if selected.few is not None else 0
+    # The text is counted for each segment, although they share it, and some objects of Python.
+    return selected.passing.nbytes + few + sys.getsizeof(key[0]) + 512
+
+
+def _lower_priority() -> None:
+    # Elsewhere, threads have no priorities of their own.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
