@@ -164,7 +164,6 @@ def _run(world: World, settings: FanoutBench, scenario: Scenario, counts_work: b
 async def _search(world: World, settings: FanoutBench, scenario: Scenario) -> _Outcome:
     observer = _Counting()
     snapshot = Snapshot.of(world.archive, world.clients(scenario, observer), _NO_ENCODER)
-    snapshot.row_cache.warm()
     engine = Engine(snapshot, shard_timeout_s=scenario.timeout_s, observer=observer)
     exact = merge([world.whole_answer], [settings.k] * NUM_CODES)
     outcome, loop = _Outcome(), asyncio.get_running_loop()

@@ -63,7 +63,6 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
     backend = await RayBackend.start(archive, encoder, lambda: None, num_shards, 1, "flat", Observer())
     try:
         snapshot = await backend.at(archive.version)
-        snapshot.row_cache.warm()
         engine = Engine(snapshot)
 
         async def search(numbers: Sequence[int]) -> list[float]:

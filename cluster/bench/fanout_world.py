@@ -16,10 +16,11 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
-from orbithash.search.engine.protocols import Scope, ShardClient
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
+from orbithash.search.index.answers import Scope
 from orbithash.search.index.shard import Ids, Shard, ShardAnswer
 from orbithash.search.observer import Observer
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["NUM_CODES", "WARM_UP", "FanoutBench", "Scenario", "World", "scenarios"]
 

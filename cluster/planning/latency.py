@@ -9,7 +9,9 @@ import math
 from orbithash.cluster.planning.costs import Costs
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.search.engine.batching import MAX_BATCH
-from orbithash.search.engine.row_cache import MAX_TABLE
+
+# Maximum number of rows whose columns a gateway keeps.
+MAX_TABLE = 2**24
 
 __all__ = ["distinct_of_shard", "latency", "num_distinct", "scan_seconds"]
 

@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orbithash.cluster.planning.costs import Costs
-from orbithash.cluster.planning.latency import num_distinct, scan_seconds
+from orbithash.cluster.planning.latency import MAX_TABLE, num_distinct, scan_seconds
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.serving.shards import APPLY_TIMEOUT_S, SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
-from orbithash.search.engine.row_cache import MAX_READY, MAX_TABLE
 from orbithash.search.engine.selections import MAX_KEPT_IDS
 from orbithash.search.index.host import MAX_VERSIONS
 
 __all__ = ["Alternative", "Plan", "hit_row_bytes", "shard_bytes", "size"]
 
-_READY_ROW_BYTES = 400
+MAX_READY, _READY_ROW_BYTES = 2**16, 400
 
 _GB, _MS = 1e9, 1e-3
 # Above this memory bandwidth of a node, GB per second, the plan warns: about what two cores can read.
@@ -85,7 +84,7 @@ def shard_bytes(rows: float, distinct: float, bits: int) -> dict[str, float]:
 
 
 def hit_row_bytes(rows: float, key_chars: float) -> float:
-    """Return the memory of the columns that hits show (`search.engine.row_cache`), if all rows are kept in memory."""
+    """Return the memory of the columns that hits show, if all rows are kept in memory."""
     # Id, offset, number of the label, lon, lat, time, whether a change touched the row, and the key.
     return rows * (8 + 8 + 4 + 8 + 8 + 8 + 1 + key_chars)
 

@@ -1,18 +1,27 @@
 """An open archive with its model and the shards that hold its codes, in this process (`cluster` has Ray actors)."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
-from orbithash.search.engine.protocols import QueryEncoder, Scope, ShardClient
+from orbithash.search.engine.filters import parse_filter
+from orbithash.search.engine.protocols import QueryEncoder
+from orbithash.search.engine.selections import select
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.host import Diff, ShardHost
+from orbithash.search.index.answers import NO_HIT, Ids, Scope, ShardAnswer
+from orbithash.search.index.host import Selection, ShardHost
 from orbithash.search.index.indexes import is_exact_index
-from orbithash.search.index.shard import Ids, ShardAnswer
+from orbithash.search.index.shard import part_of
+from orbithash.search.protocol.hits import row_of
+from orbithash.search.protocol.queries import Hit
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["Backend", "LocalBackend", "LocalShardClient", "codes_of"]
 
@@ -36,9 +45,6 @@ class Backend(Protocol):
 
     async def at(self, version: int) -> Snapshot:
         """Return a snapshot of any version, whose codes are loaded from the archive."""
-
-    async def apply(self, diff: Diff) -> Snapshot:
-        """Return a snapshot of version `diff.after`; fast for shards that hold `diff.before`."""
 
     async def close(self) -> None:
         """Release all resources. No search may use a snapshot of this backend any more."""
@@ -71,20 +77,24 @@ class LocalBackend:
             await loop.run_in_executor(self._executor, host.num_rows, version)
         return await self._snapshot(version)
 
-    async def apply(self, diff: Diff) -> Snapshot:
-        """See `Backend`."""
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._executor, host.apply, diff) for host in self._hosts))
-        return await self._snapshot(diff.after)
-
     async def close(self) -> None:
         """See `Backend`."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _snapshot(self, version: int) -> Snapshot:
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
-        shards: Sequence[ShardClient] = [LocalShardClient(host, version, self._executor) for host in self._hosts]
-        return Snapshot.of(archive, shards, self.encoder, is_exact_index(self.index))
+        shards: Sequence[ShardClient] = [
+            LocalShardClient(host, version, archive, self._executor) for host in self._hosts
+        ]
+        return Snapshot.of(archive, shards, _Deal(len(shards)), self.encoder, is_exact_index(self.index))
+
+
+@dataclass(frozen=True)
+class _Deal:
+    num_shards: int
+
+    def owner(self, ids: Ids) -> npt.NDArray[np.uint64]:
+        return ids % np.uint64(self.num_shards)
 
 
 class LocalShardClient:
@@ -92,22 +102,76 @@ class LocalShardClient:
 
     num_replicas = num_healthy = 1
 
-    def __init__(self, host: ShardHost, version: int, executor: ThreadPoolExecutor | None = None) -> None:
+    def __init__(self, host: ShardHost, version: int, archive: Any, executor: ThreadPoolExecutor | None = None) -> None:
         """`executor`: its threads are used for searches (None: those of the event loop)."""
         self._host = host
         self._version = version
+        self._archive = archive
         self._executor = executor
+        self._selections: dict[str, Selection] = {}
         self.num_rows = host.num_rows(version)
+
+    async def _run(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`. A search that is cancelled runs to its end in its thread."""
-        search = partial(self._host.search, self._version, queries, k, scope.radius, scope.after, scope.selection)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, search)
+        answer: ShardAnswer = await self._run(lambda: self._search(queries, k, scope))
+        return answer
 
     def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
         """See `QuickShardClient`."""
-        is_plain = scope.radius is None and scope.after is None and scope.selection is None
+        is_plain = not scope.filter
         is_short = len(queries) * self.num_rows <= _SHORT_SCAN and len(queries) * k <= _FEW_HITS
         if not (is_plain and is_short and self._host.holds(self._version)):
             return None
-        return self._host.search(self._version, queries, k)
+        return self._search(queries, k, scope)
+
+    def _search(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer:
+        selection = self._selection(scope.filter) if scope.filter else None
+        answer = self._host.search(self._version, queries, k, scope.radius, scope.after, selection)
+        rows: list[bytes] = []
+        if scope.with_rows:
+            ids = answer.ids[answer.distances != NO_HIT]
+            rows = self._hits(ids, scope.include)
+        num_matching = None if selection is None else len(self._part(selection.ids))
+        return replace(answer, rows=tuple(rows), num_matching=num_matching)
+
+    def _part(self, ids: Ids) -> Ids:
+        return ids[part_of(ids, self._host._number, self._host._num_shards)]
+
+    def _selection(self, text: str) -> Selection:
+        if text not in self._selections:
+            self._selections[text] = Selection(text, select(self._archive, parse_filter(text)))
+        return self._selections[text]
+
+    def _hits(self, ids: Ids, include: Sequence[str]) -> list[bytes]:
+        if not len(ids):
+            return []
+        table = self._archive.take(ids, ["key", "label", "lon", "lat", "datetime", *include])
+        rows = []
+        for id_, row in zip(ids.tolist(), table.to_pylist(), strict=True):
+            values = [row.pop(name) for name in ("key", "label", "lon", "lat", "datetime")]
+            if "code" in row:
+                row["code"] = bytes(row["code"])
+            rows.append(row_of(Hit(0, 0, id_, *values, row)))
+        return rows
+
+    async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
+        """See `ShardClient`."""
+        rows: list[bytes] = await self._run(lambda: self._hits(ids, include))
+        return rows
+
+    async def read(self, ids: Ids, columns: Sequence[str], timeout_s: float) -> Any:
+        """See `ShardClient`."""
+        return await self._run(lambda: self._archive.take(ids, list(columns)))
+
+    async def count(self, filter_text: str, timeout_s: float) -> int:
+        """See `ShardClient`."""
+        return await self._run(lambda: len(self._part(self._selection(filter_text).ids)))
+
+    async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
+        """See `ShardClient`."""
+        ids = await self._run(lambda: self._part(self._selection(filter_text or "NOT key IS NULL").ids))
+        begin = 0 if after is None else int(ids.searchsorted(np.uint64(after), side="right"))
+        return ids[begin : begin + limit]

@@ -1,31 +1,32 @@
-"""Answer queries: validate, compute the code, search all shards, merge, and look up the columns of the hits."""
+"""Answer queries: validate, compute the code, search all shards, and merge their answers."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
 
 from orbithash.encoders.codes import Codes, Encoded
-from orbithash.search.engine.batching import Batcher
-from orbithash.search.engine.protocols import QuickShardClient, Scope, ShardClient
+from orbithash.search.engine.batching import Batcher, TurnBatcher
+from orbithash.search.engine.owners import is_refusal, read_hits, read_values
 from orbithash.search.engine.query_codes import check_code, encode_query
-from orbithash.search.engine.rescoring import COLUMNS, Ranked, check_rescore, num_with_ties, ranked
-from orbithash.search.engine.row_cache import RowValues
+from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.host import Selection
+from orbithash.search.index.answers import NO_HIT, Scope, ShardAnswer
 from orbithash.search.index.merge import Merged, merge
-from orbithash.search.index.shard import ShardAnswer
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, Unavailable
-from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Hit, Query, Rescore
+from orbithash.search.protocol.hits import RowHits
+from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Query, Rescore, has_large
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["SHARD_TIMEOUT_S", "Engine"]
 
 logger = logging.getLogger(__name__)
 
-# Share of the time until the deadline that shards get; the rest is for the merge and the columns of the hits.
+# Share of the time until the deadline that shards get for a search; the rest is for the merge and the rows of the hits.
 _SHARDS_SHARE = 0.9
 
 # Default timeout of a shard, seconds.
@@ -34,34 +35,32 @@ SHARD_TIMEOUT_S = 5.0
 # Maximum number of hits that are merged in the event loop: a thread would cost more.
 _FEW_HITS = 4096
 
+# Maximum k of searches whose shards send the rows of their hits. With more, or with columns of up to some 100 KiB a
+# row, only the rows of the merged hits are read.
+_MAX_K_WITH_ROWS = 256
 
-class _Group:
-    """Snapshot and scope of a batch; queries with equal groups share batches.
 
-    `is_shortlist`: the rows are rescored, so that their columns are not needed yet.
+class _Group(NamedTuple):
+    """What queries have in common that share a batch."""
+
+    snapshot: Snapshot
+    scope: Scope
+
+
+class _Result(NamedTuple):
+    """Result of one query of a batch.
+
+    Attributes:
+        found: ids and distances.
+        rows: the serialised row of each hit; None: not read yet.
+        coverage: the part of the archive that was searched.
+        num_matching: number of rows that pass the filter; None without a filter.
     """
 
-    def __init__(self, snapshot: Snapshot, scope: Scope, is_shortlist: bool = False) -> None:
-        self.snapshot = snapshot
-        self.scope = scope
-        self.is_shortlist = is_shortlist
-        filter_token = scope.selection and scope.selection.token
-        self._key = (id(snapshot), scope.radius, scope.after, filter_token, scope.include, is_shortlist)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Group) and self._key == other._key
-
-
-@dataclass(frozen=True)
-class _Result:
-    """Result of one query of a batch: its rows, the hits with their columns (none for a shortlist), the coverage."""
-
-    rows: Merged
-    hits: tuple[Hit, ...]
+    found: Merged
+    rows: Sequence[bytes] | None
     coverage: Coverage
+    num_matching: int | None
 
 
 class Engine:
@@ -93,9 +92,10 @@ class Engine:
         self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
-        self._batcher: Batcher[Encoded, _Result] = Batcher(
+        self._batcher: Batcher[Codes, _Result] = Batcher(
             self._search_batch, max_fan_outs, max_waiting, on_batch=self.observer.batch
         )
+        self._quick: TurnBatcher[Codes, _Result] = TurnBatcher(self._search_batch_now)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -115,161 +115,151 @@ class Engine:
         """Return the answer to one query within `timeout_s`.
 
         Raises `InvalidQuery`, `KeyNotFound`, `Overloaded` or `DeadlineExceeded`, and `Unavailable` if every shard
-        failed or the answer covers less of the archive than the query requires.
+        failed, a shard with rows of hits failed, or the answer covers less of the archive than the query requires.
         """
         started = time.perf_counter()
         query.check()
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the search began")
         snapshot = self._snapshot
-        if (answer := self._answer_now(snapshot, query)) is not None:
-            return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
         deadline = asyncio.get_running_loop().time() + timeout_s
-        try:
-            with snapshot.usage:
+        with snapshot.usage:
+            # Without a time limit: it costs more than such a search, which never waits.
+            if (answer := await self._answer_now(snapshot, query, started)) is not None:
+                return answer
+            try:
                 async with asyncio.timeout_at(deadline) as scope:
-                    answer = await self._answer(snapshot, query, deadline)
-        except Overloaded:
-            self.observer.count("shed_queries")
-            raise
-        except TimeoutError:
-            if not scope.expired():
+                    return await self._answer(snapshot, query, deadline, started)
+            except Overloaded:
+                self.observer.count("shed_queries")
                 raise
-            raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
-        return answer._replace(took_ms=1e3 * (time.perf_counter() - started))
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
 
-    async def _answer(self, snapshot: Snapshot, query: Query, deadline: float) -> Answer:
-        selection = await snapshot.selections.get(query.filter) if query.filter else None
+    async def _answer_now(self, snapshot: Snapshot, query: Query, started: float) -> Answer | None:
+        """Return the answer to a query by code if the search is short; None for any other query.
+
+        Threads and tasks would cost more than such a search.
+        """
+        if query.code is None or query.rescore or not snapshot.quick_branches:
+            return None
+        scope = _scope_of(query)
+        if not scope.with_rows:
+            return None
+        code = check_code(query.code, snapshot.archive.bits)
+        result = await self._quick.submit(code, query.k, _Group(snapshot, scope))
+        if result is None:
+            return None
+        assert result.rows is not None, "requested by the scope"
+        return self._answer_with(snapshot, query, result, result.rows, started)
+
+    async def _answer(self, snapshot: Snapshot, query: Query, deadline: float, started: float) -> Answer:
         encoded = await encode_query(query, snapshot, with_outputs=query.rescore == "asymmetric")
         if query.rescore:
-            return await self._answer_rescored(snapshot, query, query.rescore, encoded, selection, deadline)
-        scope = Scope(query.radius, query.after, selection, query.include)
-        result = await self._batcher.submit(encoded, query.k, _Group(snapshot, scope), deadline)
-        return self._answer_with(snapshot, query, result, selection)
+            return await self._answer_rescored(snapshot, query, query.rescore, encoded, deadline, started)
+        group = _Group(snapshot, _scope_of(query))
+        result = await self._batcher.submit(encoded.codes[0], query.k, group, deadline)
+        rows = result.rows
+        if rows is None:
+            rows = await read_hits(snapshot, result.found.ids, query.include, self._time_of_reads(deadline))
+        return self._answer_with(snapshot, query, result, rows, started)
 
     async def _answer_rescored(
-        self,
-        snapshot: Snapshot,
-        query: Query,
-        rescore: Rescore,
-        encoded: Encoded,
-        selection: Selection | None,
-        deadline: float,
+        self, snapshot: Snapshot, query: Query, rescore: Rescore, encoded: Encoded, deadline: float, started: float
     ) -> Answer:
         check_rescore(rescore, encoded, snapshot.archive.vector is not None)
 
         async def search(size: int, radius: int | None) -> _Result:
-            group = _Group(snapshot, Scope(radius, None, selection), is_shortlist=True)
-            return await self._batcher.submit(encoded, size, group, deadline)
+            group = _Group(snapshot, Scope(radius, None, query.filter))
+            return await self._batcher.submit(encoded.codes[0], size, group, deadline)
 
         result = await search(query.shortlist_size, query.radius)
-        if (size := num_with_ties(result.rows)) > len(result.rows.ids):
+        if (size := num_with_ties(result.found)) > len(result.found.ids):
             # Again, with all rows that tie with the last one.
-            result = await search(size, int(result.rows.distances[-1]))
-        shortlist, coverage = result.rows, result.coverage
-
-        def rank() -> tuple[Ranked, _Result]:
-            values = snapshot.column_caches[COLUMNS[rescore]].read(shortlist.ids)
-            best = ranked(rescore, encoded, shortlist, values, query.k)
-            group = _Group(snapshot, Scope(include=query.include))
-            return best, _read_results(group, [best.hits], coverage)[0]
-
+            result = await search(size, int(result.found.distances[-1]))
+        shortlist = result.found
         with self.observer.stage("rescore"):
-            best, result = await asyncio.to_thread(rank)
+            values = await read_values(snapshot, shortlist.ids, COLUMNS[rescore], self._time_of_reads(deadline))
+            best = await asyncio.to_thread(ranked, rescore, encoded, shortlist, values, query.k)
+            rows = await read_hits(snapshot, best.hits.ids, query.include, self._time_of_reads(deadline))
         scores = [None if score != score else score for score in best.scores.tolist()]
-        hits = tuple(hit._replace(score=score) for hit, score in zip(result.hits, scores, strict=True))
-        answer = self._answer_with(snapshot, query, replace(result, hits=hits), selection)
-        return answer._replace(next=None, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
+        answer = self._answer_with(snapshot, query, result._replace(found=best.hits), rows, started)
+        return answer._replace(
+            hits=RowHits(best.hits.distances.tolist(), rows, scores),
+            next=None,
+            shortlist_radius=best.radius,
+            is_shortlist_bounded=best.is_bounded,
+        )
 
-    def _answer_now(self, snapshot: Snapshot, query: Query) -> Answer | None:
-        """Return the answer to a query by code if the scans are short; None for any other query.
+    def _time_of_reads(self, deadline: float) -> float:
+        """Return the seconds until a shard that reads rows has failed."""
+        return min(self._shard_timeout_s, max(0.0, deadline - asyncio.get_running_loop().time()))
 
-        Waiting for other queries would cost the event loop more than such a scan.
-        """
-        if query.code is None or query.filter or query.include or query.rescore or not snapshot.quick_shards:
-            return None
-        if 2 * snapshot.row_cache.num_cached < snapshot.num_rows:
-            # Often the scan would be wasted, because rows of hits must be read from the archive.
-            return None
-        code = check_code(query.code, snapshot.archive.bits)
-        answers = self._search_now(snapshot.quick_shards, code[None], [query.k], Scope(query.radius, query.after))
-        if not answers:
-            return None
-        with self.observer.stage("merge"):
-            merged = merge(answers, [query.k])
-            values = snapshot.row_cache.cached(_ids(merged))
-        if values is None:
-            return None
-        self.observer.batch(1, 0.0)
-        coverage = Coverage(snapshot.num_rows, snapshot.num_rows, len(answers), len(answers))
-        return self._answer_with(snapshot, query, _results(merged, values, {}, coverage)[0], None)
-
-    def _answer_with(self, snapshot: Snapshot, query: Query, result: _Result, selection: Selection | None) -> Answer:
+    def _answer_with(
+        self, snapshot: Snapshot, query: Query, result: _Result, rows: Sequence[bytes], started: float
+    ) -> Answer:
         """Return the answer with this result; raise `Unavailable` if its coverage is below the required minimum."""
-        if result.coverage.fraction < query.min_coverage:
+        found, _, coverage, num_matching = result
+        fraction = coverage.fraction
+        if fraction < query.min_coverage:
             raise Unavailable(
-                f"{result.coverage.fraction:.3f} of the archive could be searched, min_coverage is "
-                f"{query.min_coverage:.3f}; try again later"
+                f"{fraction:.3f} of the archive could be searched, min_coverage is {query.min_coverage:.3f}; try again "
+                "later"
             )
-        if result.coverage.fraction < 1:
+        if fraction < 1:
             self.observer.count("partial_answers")
-        last = result.hits[-1] if len(result.hits) == query.k else None
+        distances = found.distances.tolist()
+        is_full = len(distances) == query.k
         return Answer(
-            result.hits,
-            result.rows.ties,
-            result.coverage,
-            0.0,
+            RowHits(distances, rows),
+            found.ties,
+            coverage,
+            1e3 * (time.perf_counter() - started),
             snapshot.archive.model_id,
             snapshot.archive.version,
-            None if last is None else Cursor(last.distance, last.id),
-            None if selection is None else len(selection.ids),
+            Cursor(distances[-1], int(found.ids[-1])) if is_full else None,
+            num_matching,
             snapshot.is_exact,
         )
 
-    async def _search_batch(
-        self, items: Sequence[Encoded], ks: Sequence[int], group: _Group, timeout_s: float
-    ) -> Sequence[_Result]:
-        shards, codes = group.snapshot.shards, Encoded.joined(items).codes
+    def _search_batch_now(self, items: Sequence[Codes], ks: Sequence[int], group: _Group) -> Sequence[_Result] | None:
+        """Search as `_search_batch`, or return None if that would block the event loop for long."""
+        codes = np.stack(items)
+        answers = []
         with self.observer.stage("fan_out"):
-            # Short scans cost less than the turns of the event loop that concurrent calls need.
-            answers: Sequence[ShardAnswer | None] = self._search_now(
-                group.snapshot.quick_shards, codes, ks, group.scope
-            )
-            if not answers:
-                answers = await self._search_shards(
-                    shards, codes, max(ks), group.scope, min(_SHARDS_SHARE * timeout_s, self._shard_timeout_s)
-                )
-        searched = [shard.num_rows for shard, answer in zip(shards, answers, strict=True) if answer is not None]
-        coverage = Coverage(sum(searched), group.snapshot.num_rows, len(searched), len(shards))
+            for branch in group.snapshot.quick_branches:
+                with self.observer.stage("scan"):
+                    answer = branch.search_now(codes, max(ks), group.scope)
+                if answer is None:
+                    return None
+                answers.append(answer)
+        self.observer.batch(len(items), 0.0)
+        with self.observer.stage("merge"):
+            return _results(answers, ks, _coverage(group.snapshot, answers), group.scope)
+
+    async def _search_batch(
+        self, items: Sequence[Codes], ks: Sequence[int], group: _Group, timeout_s: float
+    ) -> Sequence[_Result]:
+        snapshot, scope = group
+        time_s = _SHARDS_SHARE * timeout_s
+        if not scope.filter:
+            # The first search under a filter tests it on all rows, which may take longer than a failure may.
+            time_s = min(time_s, self._shard_timeout_s)
+        with self.observer.stage("fan_out"):
+            answers = await self._search_shards(snapshot.branches, np.stack(items), max(ks), scope, time_s)
+        coverage = _coverage(snapshot, answers)
         complete = [answer for answer in answers if answer is not None]
         with self.observer.stage("merge"):
             if len(ks) * max(ks) > _FEW_HITS:
-                return await asyncio.to_thread(lambda: _read_results(group, merge(complete, ks), coverage))
-            merged = merge(complete, ks)
-            if group.is_shortlist:
-                return _read_results(group, merged, coverage)
-            values = None if group.scope.include else group.snapshot.row_cache.cached(_ids(merged))
-            if values is None:
-                return await asyncio.to_thread(_read_results, group, merged, coverage)
-            return _results(merged, values, {}, coverage)
-
-    def _search_now(
-        self, shards: Sequence[QuickShardClient], codes: Codes, ks: Sequence[int], scope: Scope
-    ) -> list[ShardAnswer]:
-        """Return the answers of all shards, or an empty list if one of them would block the event loop for long."""
-        answers = []
-        for shard in shards:
-            with self.observer.stage("scan"):
-                answer = shard.search_now(codes, max(ks), scope)
-            if answer is None:
-                return []
-            answers.append(answer)
-        return answers
+                return await asyncio.to_thread(_results, complete, ks, coverage, scope)
+            return _results(complete, ks, coverage, scope)
 
     async def _search_shards(
         self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
     ) -> list[ShardAnswer | None]:
-        """Return the answer of each shard, None for a failed one; raise only if all failed."""
+        """Return the answer of each shard, None for a failed one; raise if all failed or one refused the search."""
 
         async def search(shard: ShardClient) -> ShardAnswer:
             with self.observer.stage("scan"):
@@ -278,6 +268,9 @@ class Engine:
 
         outcomes = await asyncio.gather(*map(search, shards), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if is_refusal(failure):
+                raise failure
         self.observer.count("failed_shard_calls", len(failures))
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
@@ -290,35 +283,31 @@ class Engine:
         return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
-def _ids(answers: Sequence[Merged]) -> list[int]:
-    return [id_ for answer in answers for id_ in answer.ids.tolist()]
+def _scope_of(query: Query) -> Scope:
+    with_rows = query.k <= _MAX_K_WITH_ROWS and not has_large(query.include)
+    return Scope(query.radius, query.after, query.filter, query.include if with_rows else (), with_rows)
 
 
-def _read_results(group: _Group, answers: Sequence[Merged], coverage: Coverage) -> list[_Result]:
-    """Return the results with the columns of their rows, which are read from the archive if they are not cached.
+def _coverage(snapshot: Snapshot, answers: Sequence[ShardAnswer | None]) -> Coverage:
+    """Return the coverage of the answers of the snapshot's branches, None for one that failed."""
+    num_rows = num_shards = 0
+    for branch, answer in zip(snapshot.branches, answers, strict=True):
+        if answer is not None:
+            num_rows += branch.num_rows if answer.num_rows is None else answer.num_rows
+            num_shards += answer.num_shards
+    return Coverage(num_rows, snapshot.num_rows, num_shards, len(snapshot.shards))
 
-    Those of a shortlist have no columns.
-    """
-    if group.is_shortlist:
-        return [_Result(rows, (), coverage) for rows in answers]
-    row_cache, ids = group.snapshot.row_cache, _ids(answers)
-    return _results(answers, row_cache.read(ids), row_cache.extras(ids, group.scope.include), coverage)
 
-
-def _results(
-    answers: Sequence[Merged], values: RowValues, extras: dict[int, dict[str, Any]], coverage: Coverage
-) -> list[_Result]:
-    no_extras: dict[str, Any] = {}
-    return [
-        _Result(
-            answer,
-            tuple(
-                Hit._make((rank, distance, id_, *values[id_], extras.get(id_, no_extras), None))
-                for rank, (id_, distance) in enumerate(
-                    zip(answer.ids.tolist(), answer.distances.tolist(), strict=True), 1
-                )
-            ),
-            coverage,
-        )
-        for answer in answers
-    ]
+def _results(answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage, scope: Scope) -> list[_Result]:
+    """Merge the answers of shards into the result of each query."""
+    num_matching = None
+    if scope.filter:
+        num_matching = sum(answer.num_matching or 0 for answer in answers)
+    merged = merge(answers, ks)
+    if not scope.with_rows:
+        return [_Result(found, None, coverage, num_matching) for found in merged]
+    # A row is the same for every query.
+    rows: dict[int, bytes] = {}
+    for answer in answers:
+        rows.update(zip(answer.ids[answer.distances != NO_HIT].tolist(), answer.rows, strict=True))
+    return [_Result(found, [rows[id_] for id_ in found.ids.tolist()], coverage, num_matching) for found in merged]

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.archive.tables import fixed_size_rows
 from orbithash.encoders.codes import Codes, Encoded, check_codes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.column_cache import ColumnCache
 from orbithash.search.engine.filters import parse_filter
 from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.selections import select
@@ -113,10 +113,6 @@ class LocalIndex:
         self._host = ShardHost(lambda version: parts, bits, number=0, num_shards=1, index=index)
         self._num_rows = self._host.num_rows(0)
         self._selections: OrderedDict[str, Selection] = OrderedDict()
-        self._columns: dict[str, ColumnCache] = {}
-        if archive is not None:
-            names = ["code"] if archive.vector is None else ["code", "vector"]
-            self._columns = {name: ColumnCache(archive, name) for name in names}
 
     def __len__(self) -> int:
         return self._num_rows
@@ -177,7 +173,9 @@ class LocalIndex:
     ) -> LocalAnswer:
         if rescore == "asymmetric" and query.outputs is None:
             raise InputError("rescore asymmetric requires queries with outputs: encode_items(..., with_outputs=True)")
-        check_rescore(rescore, query, "vector" in self._columns)
+        archive = self._archive
+        assert archive is not None, "checked by search"
+        check_rescore(rescore, query, archive.vector is not None)
 
         def search(size: int, radius: int | None) -> Merged:
             return merge([self._host.search(0, query.codes, size, radius, None, selection)], [size])[0]
@@ -185,7 +183,9 @@ class LocalIndex:
         shortlist = search(shortlist_size(k, oversampling), radius)
         if (size := num_with_ties(shortlist)) > len(shortlist.ids):
             shortlist = search(size, int(shortlist.distances[-1]))
-        best = ranked(rescore, query, shortlist, self._columns[COLUMNS[rescore]].read(shortlist.ids), k)
+        column = COLUMNS[rescore]
+        values = fixed_size_rows(archive.take(shortlist.ids, [column])[column])
+        best = ranked(rescore, query, shortlist, values, k)
         answer = self._answer(best.hits, self._keys([best.hits]))
         return replace(answer, scores=best.scores, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
 

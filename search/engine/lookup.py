@@ -2,24 +2,24 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from orbithash.search.engine.owners import ask_shards, read_hits, read_keys
 from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.index.answers import Ids
+from orbithash.search.protocol.convert import row_from_bytes
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import MAX_LARGE_ROWS, Column, check_filter, check_include, has_large
 from orbithash.search.protocol.rows import MAX_ROWS, Row, check_keys
-
-if TYPE_CHECKING:
-    from orbithash.search.index.shard import Ids
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["RowPage", "count_rows", "get_rows", "keys_of", "scroll_rows"]
 
-_COLUMNS = ("key", "label", "lon", "lat", "datetime")
-# Every row has a key.
-_ALL = "NOT key IS NULL"
-# Ids of one read of keys.
+# Seconds until a call of a shard has failed; callers with less time cancel it. A new filter is evaluated on all rows.
+_TIMEOUT_S = 30.0
+# Ids of one page of `keys_of`, from each shard.
 _MAX_READ = 100_000
 
 
@@ -34,26 +34,26 @@ class RowPage(NamedTuple):
 async def get_rows(snapshot: Snapshot, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
     """Return the rows with these keys, in their order; keys without a row are skipped.
 
-    Raises `InvalidQuery` for invalid keys or columns, and for more than `MAX_ROWS` keys.
+    Raises `InvalidQuery` for invalid keys or columns, and for more than `MAX_ROWS` keys; `Unavailable`.
     """
     _check_limit("keys", len(keys), include)
     check_keys(keys)
     check_include(include)
-
-    def read() -> list[Row]:
-        ids = snapshot.archive.find(keys)
-        return _read(snapshot, [ids[key] for key in keys if key in ids], include)
-
-    return RowPage(await asyncio.to_thread(read), None, snapshot.archive.version)
+    found = await asyncio.to_thread(snapshot.archive.find, keys)
+    ids = np.array([found[key] for key in keys if key in found], np.uint64)
+    return RowPage(await _rows(snapshot, ids, include), None, snapshot.archive.version)
 
 
 async def count_rows(snapshot: Snapshot, filter_text: str) -> tuple[int, int]:
     """Return the number of rows that pass a filter and the archive version; "" passes all rows.
 
-    Raises `InvalidQuery`.
+    Raises `InvalidQuery` and `Unavailable`.
     """
-    count = len(await _ids(snapshot, filter_text)) if filter_text else snapshot.num_rows
-    return count, snapshot.archive.version
+    check_filter(filter_text)
+    if not filter_text:
+        return snapshot.num_rows, snapshot.archive.version
+    counts = await ask_shards([shard.count(filter_text, _TIMEOUT_S) for shard in snapshot.shards], _TIMEOUT_S)
+    return sum(counts), snapshot.archive.version
 
 
 async def scroll_rows(
@@ -61,44 +61,42 @@ async def scroll_rows(
 ) -> RowPage:
     """Return at most `limit` rows that pass a filter and have an id larger than `after`, ordered by id.
 
-    Raises `InvalidQuery`.
+    Raises `InvalidQuery` and `Unavailable`.
     """
     _check_limit("limit", limit, include)
     check_include(include)
-    ids = await _ids(snapshot, filter_text)
-    begin = 0 if after is None else int(ids.searchsorted(np.uint64(after), side="right"))
-    page = ids[begin : begin + limit].tolist()
-    rows = await asyncio.to_thread(_read, snapshot, page, include)
-    following = page[-1] if begin + limit < len(ids) else None
-    return RowPage(rows, following, snapshot.archive.version)
+    check_filter(filter_text)
+    # One more, to know whether another page follows.
+    calls = [shard.scroll(filter_text, after, limit + 1, _TIMEOUT_S) for shard in snapshot.shards]
+    ids = np.sort(np.concatenate(await ask_shards(calls, _TIMEOUT_S)))
+    page = ids[:limit]
+    rows = await _rows(snapshot, page, include)
+    return RowPage(rows, int(page[-1]) if len(ids) > limit else None, snapshot.archive.version)
 
 
 async def keys_of(snapshot: Snapshot, filter_text: str) -> list[str]:
-    """Return the keys of all rows that pass a filter, ordered by id. Raises `InvalidQuery`."""
-    ids = await _ids(snapshot, filter_text)
+    """Return the keys of all rows that pass a filter, ordered by id. Raises `InvalidQuery` and `Unavailable`."""
+    check_filter(filter_text)
+    ids = np.sort(np.concatenate([await _passing(shard, filter_text) for shard in snapshot.shards]))
     keys: list[str] = []
     for start in range(0, len(ids), _MAX_READ):
-        table = await asyncio.to_thread(snapshot.archive.take, ids[start : start + _MAX_READ], ["key"])
-        keys += table["key"].to_pylist()
+        keys += await read_keys(snapshot, ids[start : start + _MAX_READ], _TIMEOUT_S)
     return keys
 
 
-async def _ids(snapshot: Snapshot, filter_text: str) -> "Ids":
-    """Return the ids uint64 [N] of the rows that pass a filter, ascending."""
-    check_filter(filter_text)
-    return (await snapshot.selections.get(filter_text or _ALL)).ids
+async def _passing(shard: ShardClient, filter_text: str) -> Ids:
+    """Return the ids of all rows of a shard that pass a filter, ascending."""
+    pages = [np.empty(0, np.uint64)]
+    while True:
+        after = int(pages[-1][-1]) if len(pages[-1]) else None
+        (page,) = await ask_shards([shard.scroll(filter_text, after, _MAX_READ, _TIMEOUT_S)], _TIMEOUT_S)
+        pages.append(page)
+        if len(page) < _MAX_READ:
+            return np.concatenate(pages)
 
 
-def _read(snapshot: Snapshot, ids: Sequence[int], include: Sequence[Column]) -> list[Row]:
-    if not ids:
-        return []
-    table: Any = snapshot.archive.take(np.array(ids, np.uint64), [*_COLUMNS, *include])
-    rows = table.to_pylist()
-    for row, id_ in zip(rows, ids, strict=True):
-        row["id"] = id_
-        if "code" in row:
-            row["code"] = bytes(row["code"])
-    return [Row(**row) for row in rows]
+async def _rows(snapshot: Snapshot, ids: Ids, include: Sequence[Column]) -> list[Row]:
+    return [row_from_bytes(row) for row in await read_hits(snapshot, ids, include, _TIMEOUT_S)]
 
 
 def _check_limit(field: str, number: int, include: Sequence[Column]) -> None:

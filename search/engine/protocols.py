@@ -1,58 +1,30 @@
-"""Interfaces between the engine and the parts that it is built from: shards, archives, and query encoders."""
+"""Interfaces between the engine and the parts that it is built from: archives and query encoders.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+Those of shards are in `orbithash.search.shards.interface`.
+"""
+
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from orbithash.encoders.codes import Codes, Encoded, Kind
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.codes import Encoded, Kind
 from orbithash.encoders.vectors import VectorSpec
-from orbithash.search.index.host import Selection
-from orbithash.search.index.shard import Ids, ShardAnswer
+from orbithash.search.index.answers import Ids
 
-__all__ = ["ArchiveReader", "QueryEncoder", "QuickShardClient", "Scope", "ShardClient"]
-
-
-@dataclass(frozen=True)
-class Scope:
-    """The part of the archive that a search covers. Searches with equal scopes can share a batch.
-
-    Attributes:
-        radius: largest distance of a hit in bits, inclusive; None: no limit.
-        after: (distance, id) of the last hit of the page before; None: the first page.
-        selection: the rows that pass the filter; None: all rows.
-        include: columns that hits carry beyond the usual ones.
-    """
-
-    radius: int | None = None
-    after: tuple[int, int] | None = None
-    selection: Selection | None = None
-    include: tuple[str, ...] = ()
+__all__ = ["ArchiveReader", "Dealing", "QueryEncoder"]
 
 
-class ShardClient(Protocol):
-    """One shard in one version of the archive, in this process or elsewhere."""
+class Dealing(Protocol):
+    """Which shard holds which rows (`orbithash.search.segments.dealing.Deal`)."""
 
     @property
-    def num_rows(self) -> int:
-        """Number of rows of the shard, available even while the shard does not answer."""
+    def num_shards(self) -> int:
+        """Number of shards."""
 
-    @property
-    def num_replicas(self) -> int:
-        """Number of replicas of the shard."""
-
-    @property
-    def num_healthy(self) -> int:
-        """Number of replicas that are known to answer."""
-
-    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
-        """Search as `ShardHost.search`. The caller cancels the call after `timeout_s`; an exception is a failure."""
-
-
-class QuickShardClient(Protocol):
-    """A shard that can answer short searches without a thread or a process switch."""
-
-    def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
-        """Search as `ShardClient.search`, or return None if that would block the event loop for too long."""
+    def owner(self, ids: Ids) -> npt.NDArray[np.integer[Any]]:
+        """Return the number of the shard of each row, [N]."""
 
 
 class ArchiveReader(Protocol):
@@ -83,12 +55,6 @@ class ArchiveReader(Protocol):
 
     def take(self, ids: Ids, columns: list[str]) -> Any:
         """Return a `pyarrow.Table` of the rows with these ids, in the order of `ids`."""
-
-    def scan(self, columns: list[str], among: Ids | None = None) -> tuple[Ids, Any]:
-        """Return the ids of all rows and a `pyarrow.Table` of them in the same order; with `among` only those rows."""
-
-    def scan_batches(self, columns: list[str], among: Ids | None = None) -> Iterator[tuple[Ids, Any]]:
-        """Yield the result of `scan` in parts."""
 
 
 class QueryEncoder(Protocol):

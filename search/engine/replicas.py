@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.engine.protocols import Scope, ShardClient
+from orbithash.search.index.answers import Scope
 from orbithash.search.index.shard import ShardAnswer
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import Unavailable
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["Hedging", "Replica", "ReplicaWatch", "ReplicatedShard"]
 

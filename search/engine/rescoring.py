@@ -5,22 +5,24 @@ most `MAX_SHORTLIST`. It is the same for every number of shards and replicas, an
 that the order of the hits is the same too.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.vectors import asymmetric_distances, cosine_scores
-from orbithash.search.engine.column_cache import Values
 from orbithash.search.index.merge import Merged
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import MAX_SHORTLIST, Rescore
 
-__all__ = ["COLUMNS", "Ranked", "check_rescore", "num_with_ties", "ranked"]
+__all__ = ["COLUMNS", "Ranked", "Values", "check_rescore", "num_with_ties", "ranked"]
 
 # The column that each way of rescoring reads.
 COLUMNS: dict[Rescore, str] = {"vector": "vector", "asymmetric": "code"}
+
+# Values of a column of lists of one size: rows [N, size], zeros where unknown, and which are known, bool [N].
+Values = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 
 
 class Ranked(NamedTuple):
@@ -71,23 +73,27 @@ def ranked(rescore: Rescore, encoded: Encoded, shortlist: Merged, values: Values
     """Return the first k rows of a shortlist in the order of their scores.
 
     `vector`: cosines, descending; rows without a vector last. `asymmetric`: asymmetric distances, ascending. Rows of
-    equal score are ordered by id, rows without a vector by (distance, id). `values` are those of the column `COLUMNS`.
+    equal score are ordered by id, rows without a vector by (distance, id). `values` are those of the
+    column in `COLUMNS`.
     """
     distances, ids = shortlist.distances, shortlist.ids
+    rows, is_known = values
+    if not len(ids):
+        return Ranked(shortlist, np.zeros(0), None, is_bounded=False)
     if rescore == "vector":
         assert encoded.vectors is not None, "checked by check_rescore"
-        scores = cosine_scores(encoded.vectors[0], values.rows)
-        scores[~values.is_known] = np.nan
+        scores = cosine_scores(encoded.vectors[0], rows)
+        scores[~is_known] = np.nan
         # lexsort puts NaN last.
-        order = np.lexsort((ids, np.where(values.is_known, 0, distances), -scores))[:k]
+        order = np.lexsort((ids, np.where(is_known, 0, distances), -scores))[:k]
     else:
         assert encoded.outputs is not None, "requested by the engine"
-        scores = asymmetric_distances(encoded.outputs[0], values.rows).astype(np.float64)
+        scores = asymmetric_distances(encoded.outputs[0], rows).astype(np.float64)
         order = np.lexsort((ids, scores))[:k]
-    num_nearer = int(distances.searchsorted(distances[-1])) if len(ids) else 0
+    num_nearer = int(distances.searchsorted(distances[-1]))
     return Ranked(
         Merged(distances[order], ids[order], shortlist.ties),
         scores[order],
-        int(distances[-1]) if len(ids) else None,
+        int(distances[-1]),
         num_nearer + shortlist.ties > len(ids),
     )

@@ -32,7 +32,7 @@ class Lenient:
     """A server to which servicers are added.
 
     A call whose message does not arrive within `max_idle_s` seconds ends with DEADLINE_EXCEEDED. With `is_raw`, the
-    servicers parse their messages with `readable`.
+    servicers parse their messages with `readable`, and may return serialised ones.
     """
 
     def __init__(self, server: Any, max_idle_s: float, is_raw: bool) -> None:
@@ -50,15 +50,17 @@ class Lenient:
         self._server.add_registered_method_handlers(service, lenient)
 
     def _lenient(self, handler: Any) -> Any:
-        parse = _unread(handler.request_deserializer) if self._is_raw else handler.request_deserializer
+        parse, serialise = handler.request_deserializer, handler.response_serializer
+        if self._is_raw:
+            parse, serialise = _unread(parse), _serialised(serialise)
         if handler.request_streaming:
-            return handler._replace(request_deserializer=parse)
+            return handler._replace(request_deserializer=parse, response_serializer=serialise)
         # A stream of one message is the same on the wire, and only of a stream can the wait be limited.
         if handler.response_streaming:
             serve, make = handler.unary_stream, grpc.stream_stream_rpc_method_handler
         else:
             serve, make = handler.unary_unary, grpc.stream_unary_rpc_method_handler
-        return make(_first(serve, self._max_idle_s), parse, handler.response_serializer)
+        return make(_first(serve, self._max_idle_s), parse, serialise)
 
 
 def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -79,6 +81,11 @@ def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Ca
 
 def _unread(parse: Callable[[bytes], Any]) -> Callable[[bytes], _Unread]:
     return lambda data: _Unread(data, parse)
+
+
+def _serialised(serialise: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a function that serialises messages, and leaves serialised ones as they are."""
+    return lambda message: message if isinstance(message, bytes) else serialise(message)
 
 
 def num_bytes(request: Any) -> int:

@@ -25,22 +25,21 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._service = service
         self._calls = calls
 
-    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> search_pb2.SearchResponse:
-        """See `search.proto`."""
+    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> bytes:
+        """See `search.proto`. Returns the serialised response, like `SearchMany`."""
         async with self._calls.call(context, "Search") as call:
             query = convert.query_from_pb(call.read(request))
-            return convert.answer_to_pb(await self._service.search(query, call.timeout_s))
+            return convert.answer_to_bytes(await self._service.search(query, call.timeout_s))
         raise AssertionError("abort raises")
 
-    async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> search_pb2.SearchManyResponse:
+    async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> bytes:
         """See `search.proto`."""
         async with self._calls.call(context, "SearchMany") as call:
             requests = call.read(request).requests
             # Checked before the conversion: a message has room for millions.
             check_num_queries(len(requests))
             queries = [convert.query_from_pb(each) for each in requests]
-            outcomes = await self._service.search_many(queries, call.timeout_s)
-            return search_pb2.SearchManyResponse(results=map(convert.result_to_pb, outcomes))
+            return convert.results_to_bytes(await self._service.search_many(queries, call.timeout_s))
         raise AssertionError("abort raises")
 
     async def Get(self, request: search_pb2.GetRequest, context: Any) -> search_pb2.GetResponse:

@@ -1,14 +1,13 @@
 """Conversion of queries, answers, rows and descriptions to protobuf messages and back."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from orbithash.search.protocol.description import Description, ShardStatus
 from orbithash.search.protocol.errors import GatewayError, InvalidQuery, SearchError
+from orbithash.search.protocol.hits import RowHits, delimited, hit_from_pb, hit_to_pb, time_from_pb, time_to_pb
 from orbithash.search.protocol.queries import (
     INCLUDABLE,
     MAX_EXAMPLES,
@@ -18,7 +17,6 @@ from orbithash.search.protocol.queries import (
     Coverage,
     Cursor,
     Example,
-    Hit,
     Query,
     Rescore,
 )
@@ -29,7 +27,7 @@ from orbithash.v1 import search_pb2
 __all__ = [
     "REQUEST_ID",
     "answer_from_pb",
-    "answer_to_pb",
+    "answer_to_bytes",
     "description_from_pb",
     "description_to_pb",
     "include_from_pb",
@@ -37,17 +35,20 @@ __all__ = [
     "query_from_pb",
     "query_to_pb",
     "result_from_pb",
-    "result_to_pb",
+    "results_to_bytes",
+    "row_from_bytes",
     "row_from_pb",
     "row_to_pb",
     "update_from_pb",
     "update_to_pb",
 ]
 
+# Tags of the fields SearchManyResponse.results and SearchResult.response.
+_RESULTS, _RESPONSE = b"\x0a", b"\x0a"
+
 # The metadata key of a request's id, in both directions.
 REQUEST_ID = "orbithash-request-id"
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS: dict[str, search_pb2.Column.ValueType] = {
     name: search_pb2.Column.Value(f"COLUMN_{name.upper()}") for name in INCLUDABLE
 }
@@ -148,7 +149,7 @@ def row_to_pb(row: Row) -> search_pb2.Row:
     """Return the message of a row."""
     names = ("image", "code", "vector", "label", "caption", "lon", "lat", "footprint", "thumbnail", "id")
     known: dict[str, Any] = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
-    return search_pb2.Row(key=row.key, uri=row.uri, datetime=_time_to_pb(row.datetime), **known)
+    return search_pb2.Row(key=row.key, uri=row.uri, datetime=time_to_pb(row.datetime), **known)
 
 
 def row_from_pb(message: search_pb2.Row) -> Row:
@@ -163,11 +164,20 @@ def row_from_pb(message: search_pb2.Row) -> Row:
     )
 
 
+def row_from_bytes(data: bytes) -> Row:
+    """Return the row of a serialised `Hit`, as the shards return rows."""
+    message = search_pb2.Hit.FromString(data)
+    hit = hit_from_pb(message)
+    extra: dict[str, Any] = hit.extra
+    columns = {"label": hit.label, "lon": hit.lon, "lat": hit.lat, "datetime": hit.datetime}
+    return Row(key=hit.key, id=hit.id, **columns, **extra)  # type: ignore[arg-type]
+
+
 def update_to_pb(update: RowUpdate) -> search_pb2.RowUpdate:
     """Return the message of an update that passes `RowUpdate.check`."""
     known: dict[str, Any] = {name: value for name, value in update.columns.items() if value is not None}
     if "datetime" in known:
-        known["datetime"] = _time_to_pb(known["datetime"])
+        known["datetime"] = time_to_pb(known["datetime"])
     return search_pb2.RowUpdate(row=search_pb2.Row(key=update.key, **known), columns=FieldMask(paths=update.columns))
 
 
@@ -194,23 +204,23 @@ def _columns_from_pb(message: search_pb2.Row, names: Iterable[str]) -> dict[str,
     columns = {name: getattr(row, name) for name in names if name not in ("uri", "datetime") and row.HasField(name)}
     if "datetime" in names:
         try:
-            columns["datetime"] = _time_from_pb(row, "datetime")
+            columns["datetime"] = time_from_pb(row, "datetime")
         except (ValueError, OverflowError) as error:
             raise InvalidQuery(("datetime", f"out of range (row {row.key[:80]!r})")) from error
     return columns
 
 
-def answer_to_pb(answer: Answer) -> search_pb2.SearchResponse:
-    """Return the response that carries an answer."""
-    return search_pb2.SearchResponse(
-        hits=[_hit_to_pb(hit) for hit in answer.hits],
+def answer_to_bytes(answer: Answer) -> bytes:
+    """Return the serialised `SearchResponse` that carries an answer."""
+    coverage = answer.coverage
+    head = search_pb2.SearchResponse(
         ties_at_cutoff=answer.ties_at_cutoff,
         coverage=search_pb2.Coverage(
-            searched_rows=answer.coverage.searched_rows,
-            total_rows=answer.coverage.total_rows,
-            fraction=answer.coverage.fraction,
-            answered_shards=answer.coverage.answered_shards,
-            total_shards=answer.coverage.total_shards,
+            searched_rows=coverage.searched_rows,
+            total_rows=coverage.total_rows,
+            fraction=coverage.fraction,
+            answered_shards=coverage.answered_shards,
+            total_shards=coverage.total_shards,
         ),
         took_ms=answer.took_ms,
         model_id=answer.model_id,
@@ -221,13 +231,18 @@ def answer_to_pb(answer: Answer) -> search_pb2.SearchResponse:
         shortlist_radius=answer.shortlist_radius,
         is_shortlist_bounded=answer.is_shortlist_bounded,
     )
+    if isinstance(answer.hits, RowHits):
+        # Without an object for each hit.
+        return answer.hits.serialised() + head.SerializeToString()
+    head.hits.extend(map(hit_to_pb, answer.hits))
+    return head.SerializeToString()
 
 
 def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
     """Return the answer of a response."""
     coverage = response.coverage
     return Answer(
-        tuple(_hit_from_pb(hit) for hit in response.hits),
+        tuple(hit_from_pb(hit) for hit in response.hits),
         response.ties_at_cutoff,
         Coverage(coverage.searched_rows, coverage.total_rows, coverage.answered_shards, coverage.total_shards),
         response.took_ms,
@@ -241,11 +256,15 @@ def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
     )
 
 
-def result_to_pb(outcome: Answer | SearchError) -> search_pb2.SearchResult:
-    """Return the message of the outcome of one query of a batch."""
+def results_to_bytes(outcomes: Iterable[Answer | SearchError]) -> bytes:
+    """Return the serialised `SearchManyResponse` that carries the outcomes of the queries of a batch."""
+    return b"".join(delimited(_RESULTS, _result_to_bytes(outcome)) for outcome in outcomes)
+
+
+def _result_to_bytes(outcome: Answer | SearchError) -> bytes:
     if isinstance(outcome, Answer):
-        return search_pb2.SearchResult(response=answer_to_pb(outcome))
-    return search_pb2.SearchResult(error=error_to_pb(outcome))
+        return delimited(_RESPONSE, answer_to_bytes(outcome))
+    return search_pb2.SearchResult(error=error_to_pb(outcome)).SerializeToString()
 
 
 def result_from_pb(result: search_pb2.SearchResult) -> Answer | SearchError:
@@ -288,49 +307,3 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         response.num_features,
         response.embedding if response.HasField("embedding") else None,
     )
-
-
-def _hit_to_pb(hit: Hit) -> search_pb2.Hit:
-    extra: dict[str, Any] = hit.extra
-    return search_pb2.Hit(
-        rank=hit.rank,
-        distance=hit.distance,
-        id=hit.id,
-        key=hit.key,
-        label=hit.label,
-        lon=hit.lon,
-        lat=hit.lat,
-        datetime=_time_to_pb(hit.datetime),
-        score=hit.score,
-        **extra,
-    )
-
-
-def _hit_from_pb(message: search_pb2.Hit) -> Hit:
-    hit: Any = message
-    return Hit(
-        hit.rank,
-        hit.distance,
-        hit.id,
-        hit.key,
-        hit.label if hit.HasField("label") else None,
-        hit.lon if hit.HasField("lon") else None,
-        hit.lat if hit.HasField("lat") else None,
-        _time_from_pb(hit, "datetime"),
-        {name: getattr(hit, name) for name in INCLUDABLE if hit.HasField(name)},
-        hit.score if hit.HasField("score") else None,
-    )
-
-
-def _time_to_pb(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
-
-
-def _time_from_pb(message: Any, field: str) -> datetime | None:
-    if not message.HasField(field):
-        return None
-    time: datetime = getattr(message, field).ToDatetime(UTC)
-    return time

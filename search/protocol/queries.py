@@ -344,7 +344,7 @@ class Answer(NamedTuple):
     """The hits of a query, ordered by (distance, id) or rescored, and how complete they are.
 
     Attributes:
-        hits: at most k hits.
+        hits: at most k hits; a tuple, or a sequence that is equal to it.
         ties_at_cutoff: number of searched rows at the distance of the last hit, hits of this page included, hits of
             earlier pages not. In a rescored answer: at the distance of the last row of the shortlist.
         coverage: the part of the archive that was searched.
@@ -358,7 +358,7 @@ class Answer(NamedTuple):
         is_shortlist_bounded: whether the shortlist lacks rows that tie with its last, because there were too many.
     """
 
-    hits: tuple[Hit, ...]
+    hits: Sequence[Hit]
     ties_at_cutoff: int
     coverage: Coverage
     took_ms: float

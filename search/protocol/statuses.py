@@ -41,7 +41,7 @@ _MAX_STATUS_BYTES = 2800
 
 def error_to_pb(error: SearchError) -> status_pb2.Status:
     """Return the status of an error, with google.rpc details; small enough for a call's trailing metadata."""
-    code: int = _CODES[type(error)].value[0]
+    code: int = next(_CODES[kind].value[0] for kind in type(error).__mro__ if kind in _CODES)
     status = status_pb2.Status(code=code, message=_first_line(str(error)))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN))
     if isinstance(error, Overloaded):

@@ -220,7 +220,6 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine.snapshot.selections.close()
         await _logged("closing the shards", self._backend.close())
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
@@ -250,13 +249,12 @@ class Service:
         backend = await self._open_backend(target)
         try:
             is_same = old.archive.path == backend.archive.path
-            before = self._engine.snapshot if is_same else None
-            snapshot = await _snapshot_of(backend, before)
+            snapshot = await _snapshot_of(backend)
             async with old_writer.lock:
                 if is_same and old.archive.version > snapshot.archive.version:
                     # Rows were written while the shards were loaded; searches must not go back to an older version.
                     await asyncio.to_thread(backend.archive.refresh)
-                    snapshot = await _snapshot_of(backend, before)
+                    snapshot = await _snapshot_of(backend)
                 self._engine.swap(snapshot)
                 self._target, self._backend, self._writer = target, backend, self._new_writer(backend)
                 if is_same:
@@ -277,11 +275,8 @@ class Service:
                 return
             if len(snapshots) == MAX_VERSIONS:
                 await snapshots[0].usage.ended(_CHANGE_WAITS_S)
-            if diff is None:
-                # Loaded from the archive; until it is ready, searches use the version before.
-                snapshot = await (await backend.at(version)).warmed(snapshots[-1])
-            else:
-                snapshot = (await backend.apply(diff)).after(snapshots[-1], diff)
+            # Until it is ready, searches use the version before.
+            snapshot = await backend.at(version)
             snapshots.append(snapshot)
             if self._backend is backend:
                 self._engine.swap(snapshot)
@@ -318,9 +313,9 @@ def check_num_queries(count: int) -> None:
         raise InvalidQuery(("requests", f"a call has 1 to {MAX_QUERIES} queries, got {count}"))
 
 
-async def _snapshot_of(backend: Backend, before: Snapshot | None = None) -> Snapshot:
-    """Return a snapshot of the version that a backend was opened with, its caches filled."""
-    return await (await backend.at(backend.archive.version)).warmed(before)
+async def _snapshot_of(backend: Backend) -> Snapshot:
+    """Return a snapshot of the version that a backend was opened with."""
+    return await backend.at(backend.archive.version)
 
 
 async def open_service(

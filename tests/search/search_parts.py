@@ -22,6 +22,8 @@ from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.index.host import ShardHost
 from orbithash.search.index.shard import NO_HIT, Shard, ShardAnswer, part_of
+from orbithash.search.protocol.hits import row_of
+from orbithash.search.protocol.queries import Hit
 from orbithash.search.service.service import Service, Target
 
 
@@ -172,11 +174,23 @@ def local_shards(case: Case, num_shards=None, index="flat"):
         ShardHost(lambda version: [(case.ids, case.codes)], case.bits, number, num_shards, index)
         for number in range(num_shards)
     ]
-    return [LocalShardClient(host, MemoryArchive.version) for host in hosts]
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    return [LocalShardClient(host, MemoryArchive.version, archive) for host in hosts]
 
 
 def snapshot_of(case: Case, shards, encoder=None):
-    return Snapshot.of(MemoryArchive(case.ids, case.codes, case.bits), shards, encoder or StubEncoder())
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    return Snapshot.of(archive, shards, ModuloDeal(len(shards)), encoder or StubEncoder())
+
+
+@dataclass
+class ModuloDeal:
+    """Row `id` belongs to the shard id % num_shards."""
+
+    num_shards: int
+
+    def owner(self, ids):
+        return ids % np.uint64(self.num_shards)
 
 
 def local_engine(case: Case, encode_images=None, encode_texts=None, **options):
@@ -194,8 +208,68 @@ def small_case(num_rows=40, bits=16, num_shards=2):
     return Case(bits, np.arange(num_rows, dtype=np.uint64), codes, codes[:3], [5], num_shards)
 
 
+class MemoryShard:
+    """A `ShardClient` over some rows of an archive in memory, that computes all distances. It knows no filters."""
+
+    num_replicas = num_healthy = 1
+
+    def __init__(self, archive, ids, codes):
+        self._archive = archive
+        order = np.argsort(ids)
+        self._ids, self._codes = ids[order], codes[order]
+        self.num_rows = len(ids)
+
+    async def search(self, queries, k, scope, timeout_s):
+        assert not scope.filter
+        distances = np.full((len(queries), min(k, self.num_rows)), NO_HIT, np.int32)
+        ids, ties, rows = np.zeros(distances.shape, np.uint64), np.zeros(len(queries), np.int64), []
+        for number, query in enumerate(queries):
+            every = np.bitwise_count(self._codes ^ query).sum(axis=1).astype(np.int64)
+            hits = [
+                (distance, id_)
+                for distance, id_ in sorted(zip(every.tolist(), self._ids.tolist(), strict=True))
+                if (scope.radius is None or distance <= scope.radius)
+                and (scope.after is None or (distance, id_) > scope.after)
+            ]
+            for place, (distance, id_) in enumerate(hits[:k]):
+                distances[number, place], ids[number, place] = distance, id_
+            if near := hits[:k]:
+                ties[number] = sum(distance == near[-1][0] for distance, _ in hits)
+            if scope.with_rows and near:
+                rows += self._hits([id_ for _, id_ in near], scope.include)
+        return ShardAnswer(distances, ids, ties, tuple(rows))
+
+    async def hits(self, ids, include, timeout_s):
+        return self._hits(ids.tolist(), include)
+
+    def _hits(self, ids, include):
+        table = self._archive.take(np.array(ids, np.uint64), ["key", "label", "lon", "lat", "datetime", *include])
+        return [row_of(Hit(0, 0, id_, **hit_columns(row))) for id_, row in zip(ids, table.to_pylist(), strict=True)]
+
+    async def read(self, ids, columns, timeout_s):
+        assert np.isin(ids, self._ids).all()
+        return self._archive.take(ids, list(columns))
+
+    async def scroll(self, filter_text, after, limit, timeout_s):
+        return self._ids[self._ids > -1 if after is None else self._ids > after][:limit]
+
+
+def hit_columns(row):
+    """Return the columns of a row of an archive as fields of a `Hit`."""
+    named = {name: row.pop(name) for name in ("key", "label", "lon", "lat", "datetime")}
+    return {**named, "extra": {name: bytes(value) if name == "code" else value for name, value in row.items()}}
+
+
+def memory_shards(case: Case, num_shards=None, archive=None):
+    """Return clients of shards of a case that compute all distances."""
+    num_shards = num_shards or case.num_shards
+    archive = archive or MemoryArchive(case.ids, case.codes, case.bits)
+    owners = ModuloDeal(num_shards).owner(case.ids)
+    return [MemoryShard(archive, case.ids[owners == n], case.codes[owners == n]) for n in range(num_shards)]
+
+
 class StubShard:
-    """A shard client that awaits a function of the test and then searches a real shard."""
+    """A shard client that awaits a function of the test before each call of another client."""
 
     num_replicas = num_healthy = 1
 
@@ -203,12 +277,25 @@ class StubShard:
         self.shard = shard
         self.num_rows = shard.num_rows
         self.before = before
+        # Of searches.
         self.calls = []
 
     async def search(self, queries, k, scope, timeout_s):
         self.calls.append((len(queries), k, timeout_s))
         await self.before()
-        return self.shard.search(queries, k)
+        return await self.shard.search(queries, k, scope, timeout_s)
+
+    async def hits(self, ids, include, timeout_s):
+        await self.before()
+        return await self.shard.hits(ids, include, timeout_s)
+
+    async def read(self, ids, columns, timeout_s):
+        await self.before()
+        return await self.shard.read(ids, columns, timeout_s)
+
+    async def scroll(self, filter_text, after, limit, timeout_s):
+        await self.before()
+        return await self.shard.scroll(filter_text, after, limit, timeout_s)
 
 
 class StubBackend:

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from orbithash.cluster.bench.inputs import write_archive
@@ -12,9 +11,8 @@ from orbithash.cluster.planning.costs import MEASURED, fitted
 from orbithash.cluster.planning.latency import distinct_of_shard, latency
 from orbithash.cluster.planning.plan import make_plan
 from orbithash.cluster.planning.requirements import Requirements
-from orbithash.cluster.planning.sizing import hit_row_bytes, shard_bytes
+from orbithash.cluster.planning.sizing import shard_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine import row_cache
 from orbithash.search.index.host import MAX_VERSIONS, Diff, Selection, ShardHost
 from orbithash.search.index.shard import Shard, part_of
 
@@ -94,32 +92,6 @@ def test_distinct_codes_of_a_shard(shards):
     ids = np.arange(30_000, dtype=np.uint64)
     found = [len(np.unique(codes[part_of(ids, number, shards)], axis=0)) for number in range(shards)]
     assert np.mean(found) == pytest.approx(distinct_of_shard(30_000, 3000, shards), rel=0.02)
-
-
-class Archive:
-    def __init__(self, keys):
-        self.num_rows, self._keys = len(keys), keys
-
-    def scan(self, columns):
-        count = self.num_rows
-        table = {
-            "key": self._keys,
-            "label": [("beach", "harbor", None)[row % 3] for row in range(count)],
-            "lon": np.linspace(-180, 180, count),
-            "lat": np.linspace(-90, 90, count),
-            "datetime": pa.array(range(count), pa.timestamp("us", "UTC")),
-        }
-        return np.arange(count, dtype=np.uint64), pa.table(table)
-
-
-@pytest.mark.parametrize("key_chars", [8, 60])
-def test_memory_of_rows_of_hits(key_chars):
-    keys = [f"{row:0{key_chars}d}" for row in range(20_000)]
-    rows = row_cache.RowCache(Archive(keys))
-    rows.warm()
-    arrays = [*vars(rows._table).values(), rows._is_touched]
-    true = sum(each.nbytes for each in arrays if hasattr(each, "nbytes"))
-    assert true == pytest.approx(hit_row_bytes(20_000, key_chars), rel=0.02)
 
 
 def test_bytes_on_disk(tmp_path):

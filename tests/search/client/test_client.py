@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from search_parts import (
     MemoryArchive,
+    ModuloDeal,
     StubEncoder,
     StubShard,
-    build_shards,
     hits_of,
     local_engine,
+    memory_shards,
     oracle,
     random_case,
     serving,
@@ -49,7 +50,7 @@ def free_port():
 
 def stub_engine(before, encode_images=None):
     case = small_case()
-    (shard,) = build_shards(case.ids, case.codes, case.bits, 1)
+    (shard,) = memory_shards(case, 1)
     return Engine(snapshot_of(case, [StubShard(shard, before)], StubEncoder(encode_images)))
 
 
@@ -113,8 +114,11 @@ def test_a_large_answer_passes():
     archive = MemoryArchive(case.ids, case.codes, case.bits)
     for row in archive._rows.values():
         row["key"] += "x" * 600
-    shards = [StubShard(shard, nothing) for shard in build_shards(case.ids, case.codes, case.bits, 2)]
-    with serving(Engine(Snapshot.of(archive, shards, StubEncoder()))) as gateway, Client(gateway.address) as client:
+    shards = memory_shards(case, 2, archive)
+    with (
+        serving(Engine(Snapshot.of(archive, shards, ModuloDeal(2), StubEncoder()))) as gateway,
+        Client(gateway.address) as client,
+    ):
         assert len(client.search(code=case.codes[0].tobytes(), k=10_000).hits) == 10_000
 
 

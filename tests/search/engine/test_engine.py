@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from search_parts import (
+    Case,
     MemoryArchive,
+    ModuloDeal,
     StubEncoder,
     StubShard,
-    build_shards,
     hits_of,
     local_engine,
+    memory_shards,
     oracle,
     random_case,
     random_codes,
@@ -41,7 +43,7 @@ async def never():
 
 def stub_engine(case, *befores, **options):
     """Return an engine over one stub shard per function in `befores`, and the stubs."""
-    shards = build_shards(case.ids, case.codes, case.bits, len(befores))
+    shards = memory_shards(case, len(befores))
     stubs = [StubShard(shard, before) for shard, before in zip(shards, befores, strict=True)]
     return Engine(snapshot_of(case, stubs), **options), stubs
 
@@ -266,9 +268,9 @@ def test_an_empty_archive_answers_with_nothing():
 
 def test_shards_of_another_version_are_refused():
     case = small_case()
-    shards = build_shards(case.ids[1:], case.codes[1:], case.bits, 1)
+    fewer = Case(case.bits, case.ids[1:], case.codes[1:], case.queries, [], 1)
     with pytest.raises(AssertionError, match="another version"):
-        snapshot_of(case, [StubShard(shards[0], nothing)])
+        snapshot_of(case, memory_shards(fewer))
 
 
 def test_over_an_archive_on_disk():
@@ -283,8 +285,8 @@ def test_over_an_archive_on_disk():
         archive.commit(Archive.write_fragments(folder, table))
         ids, stored = archive.codes()
         np.testing.assert_array_equal(stored, codes)
-        shards = [StubShard(shard, nothing) for shard in build_shards(ids, stored, bits, 3)]
-        answer = search(Engine(Snapshot.of(archive, shards, StubEncoder())), key=keys[0], k=num_rows)
+        shards = memory_shards(Case(bits, ids, stored, codes[:1], [], 3), archive=archive)
+        answer = search(Engine(Snapshot.of(archive, shards, ModuloDeal(3), StubEncoder())), key=keys[0], k=num_rows)
     assert hits_of(answer) == oracle(ids, codes, codes[0], num_rows)
     assert (answer.hits[0].key, answer.hits[0].label, answer.hits[0].lon) == (keys[0], "harbor", 1.5)
     assert (answer.hits[0].datetime, answer.hits[1].datetime, answer.hits[1].lon) == (when, None, None)

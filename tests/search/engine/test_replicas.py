@@ -7,8 +7,8 @@ from search_parts import StubShard, build_shards, random_codes, small_case, snap
 
 from orbithash.search.engine import replicas as replicas_module
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.protocols import Scope
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
+from orbithash.search.index.answers import Scope
 from orbithash.search.index.shard import Shard
 from orbithash.search.protocol.queries import Query
 

@@ -8,8 +8,9 @@ import pytest
 from search_parts import (
     Case,
     MemoryArchive,
+    ModuloDeal,
     StubEncoder,
-    local_shards,
+    memory_shards,
     random_case,
     random_codes,
     small_case,
@@ -82,7 +83,8 @@ def engine_of(case, vectors, query, num_shards=None):
         return Encoded(*(np.repeat(part, len(items), axis=0) for part in query))
 
     archive = MemoryArchive(case.ids, case.codes, case.bits, vectors if case.ids.size else None)
-    return Engine(Snapshot.of(archive, local_shards(case, num_shards), StubEncoder(encode)))
+    shards = memory_shards(case, num_shards, archive)
+    return Engine(Snapshot.of(archive, shards, ModuloDeal(len(shards)), StubEncoder(encode)))
 
 
 def make_query(case, seed):
@@ -179,11 +181,8 @@ def test_a_row_is_a_query_by_its_own_vector_and_examples_add_theirs():
 def test_what_cannot_be_rescored_is_refused_in_one_line(given, with_vectors, message):
     case = small_case()
     vectors = [None if number == 1 else np.ones(DIMS, np.int8) for number in range(len(case.ids))]
-    engine = Engine(
-        Snapshot.of(
-            MemoryArchive(case.ids, case.codes, 16, vectors if with_vectors else None), local_shards(case), None
-        )
-    )
+    archive = MemoryArchive(case.ids, case.codes, 16, vectors if with_vectors else None)
+    engine = Engine(Snapshot.of(archive, memory_shards(case, archive=archive), ModuloDeal(case.num_shards), None))
     with pytest.raises(InvalidQuery, match=message) as error:
         asyncio.run(engine.search(Query(**given), 30.0))
     assert "\n" not in str(error.value)

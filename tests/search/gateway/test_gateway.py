@@ -11,8 +11,8 @@ from grpc_status import rpc_status
 from search_parts import (
     StubBackend,
     StubShard,
-    build_shards,
     local_engine,
+    memory_shards,
     oracle,
     random_case,
     small_case,
@@ -155,7 +155,7 @@ def test_an_unexpected_failure_leaks_nothing(caplog):
 
 
 def stub_engine(case, before, num_shards=1, **options):
-    shards = [StubShard(shard, before) for shard in build_shards(case.ids, case.codes, case.bits, num_shards)]
+    shards = [StubShard(shard, before) for shard in memory_shards(case, num_shards)]
     return Engine(snapshot_of(case, shards), **options), shards
 
 

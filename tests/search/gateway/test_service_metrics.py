@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
-from search_parts import StubBackend, StubEncoder, StubShard, build_shards, small_case, snapshot_of
+from search_parts import StubBackend, StubEncoder, StubShard, memory_shards, small_case, snapshot_of
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
@@ -23,12 +23,12 @@ from orbithash.search import logs
 from orbithash.search.client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.protocols import Scope
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.gateway import calls
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.metrics import Metrics, exposed
+from orbithash.search.index.answers import Scope
 from orbithash.search.protocol.errors import GatewayError, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row
@@ -82,7 +82,7 @@ async def fails():
 def stub_service(befores, metrics=None, encoder=None, **options):
     """Return a service over shards that call one of `befores` before each search, and the shards."""
     case = small_case()
-    parts = build_shards(case.ids, case.codes, case.bits, len(befores))
+    parts = memory_shards(case, len(befores))
     shards = [StubShard(part, before) for part, before in zip(parts, befores, strict=True)]
     engine = Engine(snapshot_of(case, shards, encoder), observer=metrics, **options)
     return Service(Target("", "", 2), StubBackend(), engine, None), shards
@@ -225,7 +225,7 @@ def test_second_copies_in_metrics():
     async def scenario():
         metrics = Metrics()
         case = small_case()
-        (part,) = build_shards(case.ids, case.codes, case.bits, 1)
+        (part,) = memory_shards(case, 1)
         slow = asyncio.Event()
         clients = [StubShard(part, fails), StubShard(part, nothing)]
         latencies = Hedging()

@@ -7,9 +7,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from orbithash.search.protocol.convert import (
     answer_from_pb,
-    answer_to_pb,
+    answer_to_bytes,
     query_from_pb,
     query_to_pb,
+    result_from_pb,
+    results_to_bytes,
+    row_from_bytes,
     row_from_pb,
     row_to_pb,
     update_from_pb,
@@ -26,6 +29,7 @@ from orbithash.search.protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
+from orbithash.search.protocol.hits import RowHits, hit_to_pb, row_of
 from orbithash.search.protocol.queries import Answer, Coverage, Example, Hit, Query
 from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
@@ -91,15 +95,54 @@ def test_answers_survive_and_zero_differs_from_unknown():
         shortlist_radius=0,
         is_shortlist_bounded=True,
     )
-    response = answer_to_pb(answer)
+    response = search_pb2.SearchResponse.FromString(answer_to_bytes(answer))
     assert response.coverage.fraction == 1 / 3
-    assert answer_from_pb(search_pb2.SearchResponse.FromString(response.SerializeToString())) == answer
+    assert answer_from_pb(response) == answer
+    scores = [hit.score for hit in answer.hits]
+    of_rows = answer._replace(
+        hits=RowHits([hit.distance for hit in answer.hits], list(map(row_of, answer.hits)), scores)
+    )
+    assert answer_from_pb(search_pb2.SearchResponse.FromString(answer_to_bytes(of_rows))) == answer == of_rows
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 1023, 1024, 3000])
+def test_serialised_rows_are_the_hits_of_a_response(number):
+    """Ranks, distances and lengths of one, two and three bytes, with and without columns and scores."""
+    hits = tuple(
+        Hit(
+            rank,
+            rank % 513,
+            rank**5,
+            "k" * (rank % 70 * 40),
+            None,
+            None,
+            0.5,
+            None,
+            {"code": b"ab"},
+            [None, 0.0, -1.5][rank % 3],
+        )
+        for rank in range(1, number + 1)
+    )
+    rows = RowHits([hit.distance for hit in hits], list(map(row_of, hits)), [hit.score for hit in hits])
+    response = search_pb2.SearchResponse.FromString(rows.serialised())
+    assert list(response.hits) == list(map(hit_to_pb, hits))
+    assert (len(rows), tuple(rows), rows, rows[:2]) == (number, hits, hits, hits[:2])
+    assert RowHits([], []) != (1,)
+
+
+def test_outcomes_of_a_batch_survive():
+    hits = (Hit(1, 0, 1, "a", "b", None, None, None),)
+    answer = Answer(hits, 1, Coverage(1, 1, 1, 1), 1.0, "m" * 200, 1)
+    response = search_pb2.SearchManyResponse.FromString(results_to_bytes([answer, KeyNotFound("no such key"), answer]))
+    first, error, last = map(result_from_pb, response.results)
+    assert first == last == answer
+    assert (type(error), str(error)) == (KeyNotFound, "no such key")
 
 
 def test_times_of_other_zones_become_utc():
     local = datetime(2020, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))
     answer = Answer((Hit(1, 0, 1, "a", None, None, None, local),), 1, Coverage(1, 1, 1, 1), 1.0, "m", 1)
-    received = answer_from_pb(answer_to_pb(answer)).hits[0].datetime
+    received = answer_from_pb(search_pb2.SearchResponse.FromString(answer_to_bytes(answer))).hits[0].datetime
     assert (received, received.tzinfo) == (datetime(2020, 1, 1, tzinfo=UTC), UTC)
 
 
@@ -125,6 +168,14 @@ def test_errors_survive(error, code):
 
 def test_every_error_of_a_search_is_among_them():
     assert {type(error) for error, _ in ERRORS} == set(SearchError.__subclasses__())
+
+
+def test_a_kind_of_an_error_is_sent_as_that_error():
+    class VersionGone(Unavailable):
+        """A shard no longer has the version."""
+
+    status = error_to_pb(VersionGone("gone"))
+    assert type(error_from_pb(status)) is Unavailable
 
 
 def test_errors_of_other_domains_are_not_converted():
@@ -162,6 +213,14 @@ def test_rows_survive():
         key="é", code=b"ab", uri="u", label="", lon=0.0, lat=-0.0, datetime=datetime(1969, 1, 1, tzinfo=UTC), id=0
     )
     assert row_from_pb(search_pb2.Row.FromString(row_to_pb(row).SerializeToString())) == row
+
+
+def test_a_row_of_a_shard_is_a_row():
+    when = datetime(2024, 5, 1, microsecond=7, tzinfo=UTC)
+    hit = Hit(0, 0, 2**63, "é", "", 0.0, None, when, {"uri": "u", "code": b"ab", "footprint": b"wkb"})
+    expected = Row(key="é", code=b"ab", uri="u", label="", lon=0.0, datetime=when, footprint=b"wkb", id=2**63)
+    assert row_from_bytes(row_of(hit)) == expected
+    assert row_from_bytes(row_of(Hit(0, 0, 0, "a", None, None, None, None))) == Row(key="a", id=0)
 
 
 def test_only_a_short_first_line_is_sent():
