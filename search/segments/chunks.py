@@ -1,0 +1,152 @@
+"""The form in which segments keep columns: chunks of rows, labels as numbers, bounding boxes of footprints.
+
+The same rows in the same order give the same chunks, byte for byte, however they arrive.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["BOX_COLUMNS", "COLUMNS", "ROWS_PER_CHUNK", "Boxes", "ChunkEncoder", "chunk_tables", "decoded_chunks"]
+
+Boxes = npt.NDArray[np.float32]
+
+# The columns that a segment keeps, if the archive has them.
+COLUMNS = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint", "vector")
+
+ROWS_PER_CHUNK = 2**16
+
+# Large types: the texts of one chunk can exceed the 2^31 bytes of the small ones.
+_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys(("key", "uri", "label", "caption"), pa.large_string()),
+    "datetime": pa.timestamp("us", "UTC"),
+    "lon": pa.float64(),
+    "lat": pa.float64(),
+    "footprint": pa.large_binary(),
+}
+# The columns that bounding boxes are made of.
+BOX_COLUMNS = ("footprint", "lon", "lat")
+
+
+def chunk_tables(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of tables in tables of `ROWS_PER_CHUNK` rows; the last may have fewer, and none without rows.
+
+    There is at least one input table.
+    """
+    waiting: list[pa.Table] = []
+    num_waiting = 0
+    is_first = True
+    for table in tables:
+        waiting.append(table)
+        num_waiting += len(table)
+        while num_waiting >= ROWS_PER_CHUNK:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, ROWS_PER_CHUNK)
+            is_first = False
+            waiting = [joined.slice(ROWS_PER_CHUNK)]
+            num_waiting = len(waiting[0])
+    if num_waiting or is_first:
+        yield pa.concat_tables(waiting)
+
+
+class ChunkEncoder:
+    """Encodes the chunks of one segment in their order.
+
+    Attributes:
+        labels: the distinct labels in order of appearance; the column label holds their numbers.
+    """
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self._label_numbers: dict[str, int] = {}
+        self._boxes: list[Boxes | None] = []
+
+    def encode(self, chunk: pa.Table) -> pa.RecordBatch:
+        """Return the next chunk in the form of a segment, with int32 numbers as labels."""
+        arrays = {}
+        for name in chunk.column_names:
+            array = _canonical(chunk.column(name), _TYPES.get(name))
+            arrays[name] = self._label_array(array) if name == "label" else array
+        if all(name in arrays for name in BOX_COLUMNS):
+            self._boxes.append(_boxes_of(*(arrays[name] for name in BOX_COLUMNS)))
+        return pa.record_batch(arrays)
+
+    def boxes(self, batches: Sequence[pa.RecordBatch]) -> Boxes | None:
+        """Return the boxes of all rows, float32 [4, N], from all encoded chunks; None if no row has a footprint."""
+        if all(part is None for part in self._boxes):
+            return None
+        parts = [
+            _points_of(batch["lon"], batch["lat"]) if part is None else part
+            for part, batch in zip(self._boxes, batches, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _label_array(self, labels: pa.Array) -> pa.Array:
+        encoded = labels.dictionary_encode()
+        numbers = []
+        for label in encoded.dictionary.to_pylist():
+            number = self._label_numbers.setdefault(label, len(self.labels))
+            if number == len(self.labels):
+                self.labels.append(label)
+            numbers.append(number)
+        return pa.array(numbers, pa.int32()).take(encoded.indices)
+
+
+def decoded_chunks(batches: Sequence[pa.RecordBatch], labels: pa.Array) -> dict[str, list[pa.Array]]:
+    """Return the chunks of each column of encoded chunks; labels are dictionary arrays over `labels`."""
+    chunks = {name: [batch[name] for batch in batches] for name in batches[0].schema.names}
+    if "label" in chunks:
+        chunks["label"] = [pa.DictionaryArray.from_arrays(numbers, labels) for numbers in chunks["label"]]
+    return chunks
+
+
+def _canonical(column: pa.ChunkedArray, type_: pa.DataType | None) -> pa.Array:
+    """Return a column as one array whose buffers depend on its values only."""
+    if type_ is not None:
+        column = column.cast(type_)
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        # Arrow does not join arrays that together exceed a limit of their type.
+        array = pa.concat_arrays(array.chunks)
+    if not array.null_count:
+        return array
+    if array.null_count == len(array):
+        return pa.nulls(len(array), array.type)
+    # The buffers of a slice can hold anything where a value is null; `take` writes them anew.
+    return array.take(pa.array(np.arange(len(array))))
+
+
+def _boxes_of(footprints: pa.Array, lons: pa.Array, lats: pa.Array) -> Boxes | None:
+    """Return the boxes of the rows of one chunk, float32 [4, N]; None if no row has a footprint."""
+    import shapely
+
+    if footprints.null_count == len(footprints):
+        return None
+    outlines = shapely.from_wkb(footprints.to_numpy(zero_copy_only=False), on_invalid="ignore")
+    has_outline = ~shapely.is_missing(outlines)
+    bounds = shapely.bounds(outlines).T
+    # An empty outline has no bounds. Whoever tests boxes must look at the outline itself.
+    bounds[:, has_outline & np.isnan(bounds).any(axis=0)] = np.array([[-np.inf], [-np.inf], [np.inf], [np.inf]])
+    boxes = _points_of(lons, lats)
+    boxes[:, has_outline] = _rounded_outwards(bounds[:, has_outline])
+    return boxes
+
+
+def _points_of(lons: pa.Array, lats: pa.Array) -> Boxes:
+    lon, lat = (pc.fill_null(axis, np.nan).to_numpy() for axis in (lons, lats))
+    is_unknown = np.isnan(lon) | np.isnan(lat)
+    boxes = _rounded_outwards(np.stack([lon, lat, lon, lat]))
+    boxes[:, is_unknown] = np.nan
+    return boxes
+
+
+def _rounded_outwards(bounds: npt.NDArray[np.float64]) -> Boxes:
+    """Return float32 boxes that contain the boxes float64 [4, N]."""
+    boxes = bounds.astype(np.float32)
+    low, high = boxes[:2], boxes[2:]
+    np.copyto(low, np.nextafter(low, np.float32(-np.inf)), where=low > bounds[:2])
+    np.copyto(high, np.nextafter(high, np.float32(np.inf)), where=high < bounds[2:])
+    return boxes

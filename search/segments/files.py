@@ -1,0 +1,395 @@
+"""Segments as files: NAME.columns, an Arrow file, and NAME.codes, the codes, the index and the ids (`layout.py`).
+
+A segment is written whole or not at all: both files get their names when they are complete, the codes last, which hold
+the checksum of the columns. Without its codes a segment does not exist. NAME is a hash of the content, so two writers
+of the same rows write the same files. Files are not flushed to the disk: they can be made again from the archive, and
+after a power failure the checksums show what is missing.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from orbithash.encoders.codes import Codes, num_bytes
+from orbithash.encoders.errors import InputError
+from orbithash.search.index.answers import Ids
+from orbithash.search.segments.chunks import COLUMNS, ROWS_PER_CHUNK, ChunkEncoder, chunk_tables, decoded_chunks
+from orbithash.search.segments.columns import ArchiveColumns, Columns, ReadColumns
+from orbithash.search.segments.ids import SortedIds
+from orbithash.search.segments.layout import DamagedSegment, checksum_of_file, map_file, read_arrays, write_arrays
+from orbithash.search.segments.segment import Segment, check_unique, code_numbers, is_ascending
+from orbithash.search.segments.standin import CodeRows, build_row_index
+
+__all__ = ["DamagedSegment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
+
+Bits = npt.NDArray[np.uint8]
+Batches = Iterable[tuple[Ids, pa.Table]]
+
+_COLUMNS, _CODES, _PART, _LOCK = ".columns", ".codes", ".part", ".lock"
+# Chunks that wait for the thread that writes.
+_MAX_WAITING = 2
+
+
+def write_segment(folder: Path | None, batches: Batches, bits: int, index: str = "exact") -> Segment:
+    """Write a segment and return it, mapped from its files.
+
+    Batches are written as they come if their ids ascend. Otherwise they are written in their order first and then once
+    more, sorted. The memory that this takes grows with the codes and ids of all rows, and with one batch.
+
+    Args:
+        folder: created with mode 0700 if it does not exist; None: the segment is in memory, with its columns.
+        batches: unique ids uint64 [n], in any order, and tables with the column code and any of `chunks.COLUMNS`; at
+            least one batch, which may have no rows.
+        bits: bits of a code.
+        index: the name of an index; see `build_row_index`.
+
+    Raises:
+        InputError: an id occurs twice, codes of another width, an unknown index, or a folder that other users can
+            write.
+        OSError: the folder cannot be written, or the disk is full; nothing remains of the segment.
+    """
+    collected = _CodeCollector(bits)
+    if folder is None:
+        tables = list(collected.tables(batches))
+        ids, codes, order = collected.sorted()
+        rows = pa.array(np.arange(len(ids)) if order is None else order)
+        columns = _in_memory(pa.concat_tables(tables).take(rows))
+        return Segment.build(ids, codes, bits, index, columns)
+    _make_folder(folder)
+    with _temporary_folder(folder) as part, ThreadPoolExecutor(1, "segment-columns") as executor:
+        file = _ColumnsFile(part / "arrived", executor)
+        for chunk in chunk_tables(collected.tables(batches)):
+            file.write(chunk)
+        ids, codes, order = collected.sorted()
+        if order is not None:
+            arrived = file.finish().result().columns()
+            file = _ColumnsFile(part / "sorted", executor)
+            for start in range(0, len(order), ROWS_PER_CHUNK):
+                file.write(arrived.take(order[start : start + ROWS_PER_CHUNK], arrived.names))
+        finished = file.finish()
+        code_rows = CodeRows.build(codes, bits)
+        del codes
+        row_index = build_row_index(index, code_rows, bits)
+        name = _write_codes(part / "codes", SortedIds.of(ids), code_rows, bits, index, row_index, finished.result())
+        del ids, code_rows, row_index
+        return _publish(folder, name, finished.result().path, part / "codes", bits, index)
+
+
+def open_segment(folder: Path, name: str, bits: int, index: str = "exact") -> Segment:
+    """Return a segment, mapped from its files, after a comparison of all checksums.
+
+    Raises:
+        DamagedSegment: a file is missing, truncated, changed, of another format version or can be written by other
+            users; the codes have other `bits`.
+    """
+    return _open(folder / f"{name}{_COLUMNS}", folder / f"{name}{_CODES}", name, bits, index)
+
+
+def merge_segments(
+    folder: Path | None,
+    parts: Sequence[tuple[Segment, Bits | None]],
+    bits: int,
+    index: str = "exact",
+    read: ReadColumns | None = None,
+) -> Segment:
+    """Return a segment of the rows of several segments, the same that `write_segment` makes of these rows.
+
+    Args:
+        folder: where to write it; None: in memory.
+        parts: segments without a common living row, and the bits of the rows that live; None: all.
+        bits: bits of a code.
+        index: the name of an index.
+        read: reads the columns of a segment in memory from the archive when they are needed; None: the columns are
+            taken from the parts.
+
+    Raises:
+        OSError: as `write_segment`.
+    """
+    segments = [segment for segment, _ in parts]
+    rows = [_living(segment, alive) for segment, alive in parts]
+    ids = np.concatenate([segment.ids_of(part) for segment, part in zip(segments, rows, strict=True)])
+    order = np.argsort(ids, kind="stable")
+    sources = np.repeat(np.arange(len(parts)), list(map(len, rows)))[order]
+    ids, numbers = ids[order], np.concatenate(rows)[order]
+    names = segments[0].columns.names
+
+    def codes_of(start: int, stop: int) -> Codes:
+        codes = np.empty((stop - start, num_bytes(bits)), np.uint8)
+        for source, segment in enumerate(segments):
+            is_here = sources[start:stop] == source
+            codes[is_here] = segment.codes_of(numbers[start:stop][is_here])
+        return codes
+
+    def batches() -> Iterator[tuple[Ids, pa.Table]]:
+        for start in range(0, max(len(ids), 1), ROWS_PER_CHUNK):
+            stop = min(start + ROWS_PER_CHUNK, len(ids))
+            table = _take_joined(segments, sources[start:stop], numbers[start:stop], names)
+            codes = pa.FixedSizeListArray.from_arrays(codes_of(start, stop).reshape(-1), num_bytes(bits))
+            yield ids[start:stop], table.append_column("code", codes)
+
+    if folder is None and read is not None:
+        columns = ArchiveColumns(SortedIds.of(ids), names, read)
+        return Segment.build(ids, codes_of(0, len(ids)), bits, index, columns)
+    return write_segment(folder, batches(), bits, index)
+
+
+def remove_segments(folder: Path, keep: Iterable[str]) -> bool:
+    """Remove the segments whose names are not in `keep`, and what writers that were killed have left.
+
+    Segments that are mapped stay readable for the processes that mapped them. Returns False, and removes nothing, while
+    a segment is being written into the folder.
+    """
+    kept = {f"{name}{suffix}" for name in keep for suffix in (_COLUMNS, _CODES)}
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
+        if not is_locked:
+            return False
+        # Codes first: columns without codes are no segment.
+        for path in sorted(folder.iterdir()):
+            if path.suffix == _PART:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix in (_COLUMNS, _CODES) and path.name not in kept:
+                path.unlink(missing_ok=True)
+    return True
+
+
+class _CodeCollector:
+    """Takes ids and codes out of batches on their way."""
+
+    def __init__(self, bits: int) -> None:
+        self._num_bytes = num_bytes(bits)
+        self._ids: list[Ids] = []
+        self._codes: list[Codes] = []
+
+    def tables(self, batches: Batches) -> Iterator[pa.Table]:
+        """Yield the other columns of each batch."""
+        for ids, table in batches:
+            # A copy: the values of a slice would keep all of its batch.
+            codes = [chunk.flatten().to_numpy() for chunk in table.column("code").chunks]
+            codes = np.concatenate([np.empty(0, np.uint8), *codes])
+            if len(codes) != len(ids) * self._num_bytes:
+                raise InputError(
+                    f"{len(ids):,} codes of {self._num_bytes} bytes were expected, got {len(codes):,} bytes"
+                )
+            self._ids.append(np.array(ids, np.uint64))
+            self._codes.append(codes.reshape(-1, self._num_bytes))
+            yield table.select([name for name in table.column_names if name in COLUMNS])
+
+    def sorted(self) -> tuple[Ids, Codes, npt.NDArray[np.int64] | None]:
+        """Return ids and codes of all rows by ascending id, and the order of the rows; None: they came in order."""
+        ids, codes = np.concatenate(self._ids), np.concatenate(self._codes)
+        self._ids, self._codes = [], []
+        order = None
+        if not is_ascending(ids):
+            order = np.argsort(ids, kind="stable")
+            ids, codes = ids[order], codes[order]
+        check_unique(ids)
+        return ids, codes, order
+
+
+class _WrittenColumns:
+    """A finished file of columns."""
+
+    def __init__(self, path: Path, encoder: ChunkEncoder) -> None:
+        self.path = path
+        self.num_bytes = path.stat().st_size
+        self.checksum = checksum_of_file(path)
+        self.labels = pa.array(encoder.labels, pa.large_string())
+        self.boxes = encoder.boxes(_mapped_batches(path))
+
+    def columns(self) -> Columns:
+        return _columns(_mapped_batches(self.path), self.labels, self.boxes)
+
+
+class _ColumnsFile:
+    """A file of columns that another thread writes."""
+
+    def __init__(self, path: Path, executor: ThreadPoolExecutor) -> None:
+        self._path = path
+        self._executor = executor
+        self._waiting: deque[Future[None]] = deque()
+        self._encoder = ChunkEncoder()
+        self._writer: Any = None
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def write(self, chunk: pa.Table) -> None:
+        self._waiting.append(self._executor.submit(self._write, chunk))
+        if len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def finish(self) -> "Future[_WrittenColumns]":
+        return self._executor.submit(self._finish)
+
+    def _write(self, chunk: pa.Table) -> None:
+        batch = self._encoder.encode(chunk)
+        if self._writer is None:
+            self._file = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.ipc.new_file(self._file, batch.schema)
+        self._writer.write_batch(batch)
+
+    def _finish(self) -> _WrittenColumns:
+        for written in self._waiting:
+            written.result()
+        self._writer.close()
+        self._file.close()
+        return _WrittenColumns(self._path, self._encoder)
+
+
+def _write_codes(
+    path: Path,
+    ids: SortedIds,
+    code_rows: CodeRows,
+    bits: int,
+    index: str,
+    row_index: Any,
+    columns: _WrittenColumns,
+) -> str:
+    """Write the file of codes; return the name of the segment."""
+    _, label_offsets, label_bytes = columns.labels.buffers()
+    arrays = {
+        "ids": ids.offsets,
+        "words": code_rows.words,
+        "starts": code_rows.starts,
+        "rows": code_rows.rows,
+        "code_numbers": code_numbers(code_rows),
+        "boxes": columns.boxes,
+        "label_offsets": np.frombuffer(label_offsets or bytes(8), np.int64)[: len(columns.labels) + 1],
+        "label_bytes": np.frombuffer(label_bytes or b"", np.uint8),
+        **{f"index.{name}": array for name, array in row_index.arrays().items()},
+    }
+    description = {
+        "bits": bits,
+        "index": index,
+        "first_id": ids.base,
+        "num_rows": ids.num_rows,
+        "columns": {"num_bytes": columns.num_bytes, "checksum": columns.checksum},
+    }
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        return write_arrays(file, {name: array for name, array in arrays.items() if array is not None}, description)
+
+
+def _publish(folder: Path, name: str, columns: Path, codes: Path, bits: int, index: str) -> Segment:
+    """Give the files of a segment their names, unless they are already there; return the segment."""
+    with suppress(DamagedSegment):
+        return open_segment(folder, name, bits, index)
+    # Mapped before the rename: from then on another process may remove them.
+    segment = _open(columns, codes, name, bits, index, is_verified=True)
+    columns.replace(folder / f"{name}{_COLUMNS}")
+    codes.replace(folder / f"{name}{_CODES}")
+    return segment
+
+
+def _open(columns: Path, codes: Path, name: str, bits: int, index: str, is_verified: bool = False) -> Segment:
+    name_in_file, description, arrays = read_arrays(codes, map_file(codes), is_verified)
+    if name_in_file != name:
+        raise DamagedSegment(f"{codes} holds the segment {name_in_file}, not {name}")
+    if description["bits"] != bits:
+        raise DamagedSegment(f"{codes} holds codes of {description['bits']} bits, not of {bits}")
+    if not is_verified:
+        _verify_columns(columns, description["columns"])
+    labels = pa.LargeStringArray.from_buffers(
+        len(arrays["label_offsets"]) - 1, pa.py_buffer(arrays["label_offsets"]), pa.py_buffer(arrays["label_bytes"])
+    )
+    code_rows = CodeRows(arrays["words"], arrays.get("starts"), arrays["rows"])
+    of_index = None
+    if description["index"] == index:
+        of_index = {key.removeprefix("index."): array for key, array in arrays.items() if key.startswith("index.")}
+    return Segment(
+        name,
+        bits,
+        SortedIds(description["first_id"], description["num_rows"], arrays.get("ids")),
+        code_rows,
+        index,
+        build_row_index(index, code_rows, bits, of_index),
+        _columns(_mapped_batches(columns), labels, arrays.get("boxes")),
+        arrays["code_numbers"],
+    )
+
+
+def _verify_columns(path: Path, expected: dict[str, Any]) -> None:
+    mapped = map_file(path)
+    if len(mapped) != expected["num_bytes"]:
+        raise DamagedSegment(f"{path} has {len(mapped):,} bytes instead of {expected['num_bytes']:,}")
+    if checksum_of_file(path) != expected["checksum"]:
+        raise DamagedSegment(f"{path} is damaged: wrong checksum")
+
+
+def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_file(path))))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def _in_memory(table: pa.Table) -> Columns:
+    encoder = ChunkEncoder()
+    batches = [encoder.encode(chunk) for chunk in chunk_tables([table])]
+    return _columns(batches, pa.array(encoder.labels, pa.large_string()), encoder.boxes(batches))
+
+
+def _columns(batches: Sequence[pa.RecordBatch], labels: pa.Array, boxes: Any) -> Columns:
+    return Columns(sum(map(len, batches)), decoded_chunks(batches, labels), boxes)
+
+
+def _living(segment: Segment, alive: Bits | None) -> npt.NDArray[np.int64]:
+    """Return the numbers of the rows that live."""
+    if alive is None:
+        return np.arange(segment.num_rows)
+    return np.flatnonzero(np.unpackbits(alive, count=segment.num_rows, bitorder="little"))
+
+
+def _take_joined(
+    segments: Sequence[Segment],
+    sources: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    names: Sequence[str],
+) -> pa.Table:
+    """Return columns of rows of several segments: row i is row numbers[i] of segment sources[i]."""
+    order = np.argsort(sources, kind="stable")
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    tables = [segment.columns.take(numbers[sources == source], names) for source, segment in enumerate(segments)]
+    return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder; `InputError` if other users can write it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
+        raise InputError(f"{folder} can be written by other users; give another folder, or run chmod go-w on this one")
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in `folder`, which is removed at the end. Holds the lock that keeps `remove_segments` away."""
+    with _locked(folder, fcntl.LOCK_SH):
+        part = folder / f".{secrets.token_hex(8)}{_PART}"
+        part.mkdir(mode=0o700)
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[bool]:
+    """Lock the folder; yield whether that was possible."""
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, operation)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(lock)
