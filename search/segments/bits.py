@@ -67,7 +67,8 @@ def without(bits: Bits | None, removed: npt.NDArray[np.integer[Any]], num_rows: 
 def contains(bits: Bits, numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     """Return which of the rows of the given numbers belong to a set, bool of their shape."""
     numbers = numbers.astype(np.int64)
-    return (bits[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1).view(np.bool_)
+    belongs: npt.NDArray[np.bool_] = (bits[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1).view(np.bool_)
+    return belongs
 
 
 def rows(bits: Bits, begin: int = 0, limit: int | None = None) -> Rows:

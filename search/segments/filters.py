@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,21 @@ import pyarrow.compute as pc
 from orbithash.encoders.imagery.outlines import bounding_box, normalize
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.segments import bits
+from orbithash.search.segments.areas import AreaCondition, Relation
+from orbithash.search.segments.bits import Bits
+from orbithash.search.segments.conditions import (
+    CHEAP,
+    MODERATE,
+    ColumnCondition,
+    Condition,
+    FilterColumns,
+    Junction,
+    Negation,
+    in_chunks,
+)
 from orbithash.search.segments.stop import Stop
 
-__all__ = ["COLUMNS", "Filter", "FilterColumns", "parse_filter"]
+__all__ = ["COLUMNS", "Filter", "parse_filter"]
 
 COLUMNS = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint")
 
@@ -48,7 +60,7 @@ _COMPARE: dict[str, Callable[..., Any]] = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
-_SPATIAL = ("s_intersects", "s_within", "s_disjoint")
+_SPATIAL: dict[str, Relation] = {"s_intersects": "intersects", "s_within": "within", "s_disjoint": "disjoint"}
 _TEMPORAL = ("t_after", "t_before", "t_intersects")
 _NUMBERS, _TEXTS = ("lon", "lat"), ("key", "uri", "label", "caption")
 
@@ -68,19 +80,6 @@ _JOINS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BEGIN, _END = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
-# Returns an Arrow array of booleans (null: unknown) for the rows of a table.
-_Test = Callable[[pa.Table], Any]
-
-
-class FilterColumns(Protocol):
-    """What is asked of the columns of a segment."""
-
-    def array(self, name: str) -> Any:
-        """Return a column as an Arrow array, in the order of the rows."""
-
-    def boxes(self) -> tuple[npt.NDArray[np.float32], ...] | None:
-        """Return west, south, east and north of the outline of each row, float32 [N]; None: not known."""
-
 
 @dataclass(frozen=True)
 class Filter:
@@ -89,30 +88,34 @@ class Filter:
     Attributes:
         text: the expression.
         columns: the columns that it reads.
-        test: returns for a table with these columns an Arrow array of booleans.
+        condition: the condition that it states.
     """
 
     text: str
     columns: tuple[str, ...]
-    test: _Test
+    condition: Condition
 
-    def passing(self, columns: FilterColumns, num_rows: int, stop: Stop) -> bits.Bits:
-        """Return the rows of a segment that pass; raise `Stopped` when `stop` is set."""
-        stop.check()
-        if not self.columns:
-            return bits.empty(num_rows)
-        arrays = {name: columns.array(name) for name in self.columns}
-        types = {name: pa.large_string() for name in _TEXTS} | {"footprint": pa.binary()}
-        table = pa.table({name: array.cast(types.get(name, array.type)) for name, array in arrays.items()})
-        return bits.from_mask(self.mask(table))
+    def passing(self, columns: FilterColumns, num_rows: int, stop: Stop) -> Bits:
+        """Return the rows of a segment for which the condition is true; raise `Stopped` when `stop` is set."""
+        passing = bits.empty(num_rows)
+        for begin, truth in in_chunks(self.condition.bind(columns, stop), num_rows, stop):
+            part = bits.from_mask(truth.yes)
+            passing[begin // 8 : begin // 8 + len(part)] = part
+        return passing
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """Return which rows of the table pass, bool [N]."""
-        passes = self.test(table)
-        if isinstance(passes, pa.ChunkedArray):
-            passes = passes.combine_chunks()
-        mask: npt.NDArray[np.bool_] = pc.fill_null(passes, False).to_numpy(zero_copy_only=False)
-        return mask
+        """Return which rows of a table pass, bool [N]."""
+        return bits.to_mask(self.passing(_TableColumns(table), len(table), Stop()), len(table))
+
+
+class _TableColumns:
+    """The columns of a table without boxes of outlines."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.array = table.column
+
+    def boxes(self) -> None:
+        return None
 
 
 def parse_filter(text: str) -> Filter:
@@ -125,8 +128,8 @@ def parse_filter(text: str) -> Filter:
     except Exception as error:
         raise _invalid(f"not an expression in CQL2 ({_reason(error)})") from error
     used: dict[str, None] = {}
-    test = _condition(tree, used)
-    return Filter(text, tuple(used), test)
+    condition = _condition(tree, used)
+    return Filter(text, tuple(used), condition)
 
 
 def _check_size(text: str) -> None:
@@ -150,39 +153,25 @@ def _invalid(problem: str) -> InvalidQuery:
     return InvalidQuery(("filter", problem))
 
 
-def _condition(node: Any, used: dict[str, None]) -> _Test:
+def _condition(node: Any, used: dict[str, None]) -> Condition:
     if not isinstance(node, dict) or not isinstance(node.get("args"), list):
         raise _invalid(f"{_shown(node)} is not a condition; write one such as label = 'harbor'")
     name, args = str(node.get("op")), node["args"]
     if name in ("and", "or") and args:
-        parts = [_condition(arg, used) for arg in args]
-        join = pc.and_kleene if name == "and" else pc.or_kleene
-
-        def joined(table: pa.Table) -> Any:
-            passes = parts[0](table)
-            for part in parts[1:]:
-                passes = join(passes, part(table))
-            return passes
-
-        return joined
+        return Junction(name == "and", [_condition(arg, used) for arg in args])
     if name == "not" and len(args) == 1:
-        inner = _condition(args[0], used)
-        return lambda table: pc.invert(inner(table))
+        return Negation(_condition(args[0], used))
     if name == "isNull" and len(args) == 1:
-        column = _column(args[0], used)
-        return lambda table: pc.is_null(table[column])
+        return _on(_column(args[0], used), pc.is_null, CHEAP)
     if name in _COMPARE and len(args) == 2:
         return _comparison(name, args, used)
     if name == "between" and len(args) == 3:
-        low, high = (_comparison(op, [args[0], bound], used) for op, bound in ((">=", args[1]), ("<=", args[2])))
-        return lambda table: pc.and_kleene(low(table), high(table))
+        bounds = ((">=", args[1]), ("<=", args[2]))
+        return Junction(True, [_comparison(operator, [args[0], bound], used) for operator, bound in bounds])
     if name == "in" and len(args) == 2 and isinstance(args[1], list) and args[1]:
         return _membership(args[0], args[1], used)
     if name == "like" and len(args) == 2 and isinstance(args[1], str):
-        column, pattern = _column(args[0], used), args[1]
-        if column not in _TEXTS:
-            raise _invalid(f"LIKE is allowed for {', '.join(_TEXTS)}, not for {column}")
-        return lambda table: pc.match_like(table[column], pattern)
+        return _like(_column(args[0], used), args[1])
     if name in _SPATIAL and len(args) == 2:
         return _spatial(name, args, used)
     if name in _TEMPORAL and len(args) == 2:
@@ -192,7 +181,14 @@ def _condition(node: Any, used: dict[str, None]) -> _Test:
     )
 
 
-def _comparison(name: str, args: list[Any], used: dict[str, None]) -> _Test:
+def _on(column: str, kernel: Callable[[pa.Array], pa.Array], cost: int | None = None) -> ColumnCondition:
+    """Return a condition on a column. By default, labels and numbers are cheap to test, and texts are not."""
+    if cost is None:
+        cost = MODERATE if column in _TEXTS and column != "label" else CHEAP
+    return ColumnCondition(column, _type(column), kernel, cost)
+
+
+def _comparison(name: str, args: list[Any], used: dict[str, None]) -> Condition:
     if not _is_property(args[0]):
         mirrored = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
         name, args = mirrored.get(name, name), args[::-1]
@@ -202,66 +198,59 @@ def _comparison(name: str, args: list[Any], used: dict[str, None]) -> _Test:
     if column == "datetime":
         return _time_comparison(name, *_span(args[1]))
     value = pa.scalar(_value(column, args[1]), _type(column))
-    return lambda table: _COMPARE[name](table[column], value)
+    return _on(column, lambda values: _COMPARE[name](values, value))
 
 
-def _time_comparison(name: str, first: datetime, last: datetime) -> _Test:
+def _time_comparison(name: str, first: datetime, last: datetime) -> Condition:
     """Compare the column datetime with a span of time, such as a day: its first and last moment, inclusive."""
     begin, end = (pa.scalar(time, _type("datetime")) for time in (first, last))
     if name in ("=", "<>"):
-
-        def is_within(table: pa.Table) -> Any:
-            times = table["datetime"]
-            return pc.and_kleene(pc.greater_equal(times, begin), pc.less_equal(times, end))
-
-        return is_within if name == "=" else lambda table: pc.invert(is_within(table))
+        is_within = _on(
+            "datetime", lambda times: pc.and_kleene(pc.greater_equal(times, begin), pc.less_equal(times, end))
+        )
+        return is_within if name == "=" else Negation(is_within)
     bound = begin if name in ("<", ">=") else end
-    return lambda table: _COMPARE[name](table["datetime"], bound)
+    return _on("datetime", lambda times: _COMPARE[name](times, bound))
 
 
-def _membership(node: Any, values: list[Any], used: dict[str, None]) -> _Test:
-    """Test whether a column has one of several values."""
+def _membership(node: Any, values: list[Any], used: dict[str, None]) -> Condition:
+    """Return the condition that a column has one of several values."""
     column = _column(node, used)
     if column == "datetime":
         spans = sorted({_span(value) for value in values})
         begins, ends = (np.array([_microseconds(span[end]) for span in spans]) for end in (0, 1))
+        # Of the spans that begin at or before a time, one contains it if the latest of their ends does.
+        latest_end = np.maximum.accumulate(ends)
 
-        def is_in_span(table: pa.Table) -> Any:
-            times = pc.fill_null(table["datetime"].cast(pa.int64()), begins[0] - 1).to_numpy()
-            # Of the spans that begin at or before a time, one contains it if the latest of their ends does.
-            latest_end = np.maximum.accumulate(ends)
+        def is_in_span(array: pa.Array) -> pa.Array:
+            times = pc.fill_null(array.cast(pa.int64()), begins[0] - 1).to_numpy()
             before = np.searchsorted(begins, times, side="right") - 1
             passes = (before >= 0) & (times <= latest_end[before])
-            return pa.array(passes, mask=pc.is_null(table["datetime"]).to_numpy())
+            return pa.array(passes, mask=array.is_null().to_numpy(zero_copy_only=False))
 
-        return is_in_span
-    array = pa.array([_value(column, value) for value in values], _type(column))
-    return lambda table: pc.if_else(pc.is_null(table[column]), None, pc.is_in(table[column], array))
+        return _on(column, is_in_span)
+    options = pa.array([_value(column, value) for value in values], _type(column))
+    return _on(column, lambda array: pc.if_else(array.is_null(), None, pc.is_in(array, options)))
 
 
-def _spatial(name: str, args: list[Any], used: dict[str, None]) -> _Test:
-    import shapely
+def _like(column: str, pattern: str) -> Condition:
+    if column not in _TEXTS:
+        raise _invalid(f"LIKE is allowed for {', '.join(_TEXTS)}, not for {column}")
+    try:
+        # Patterns are compiled with the first value.
+        pc.match_like(pa.array([""]), pattern)
+    except pa.ArrowInvalid as error:
+        raise _invalid(f"the pattern of LIKE is too long ({len(pattern):,} characters)") from error
+    return _on(column, lambda array: pc.match_like(array, pattern))
 
+
+def _spatial(name: str, args: list[Any], used: dict[str, None]) -> Condition:
     if not _is_property(args[0]):
         raise _invalid(f"the first argument of {name.upper()} is the column: {name.upper()}(footprint, …)")
     if (column := _column(args[0], used)) != "footprint":
         raise _invalid(f"{name.upper()} is allowed for footprint, not for {column}")
     used.update(lon=None, lat=None)
-    area = _geometry(args[1])
-    shapely.prepare(area)
-
-    def test(table: pa.Table) -> Any:
-        outlines = shapely.from_wkb(table["footprint"].to_numpy(), on_invalid="ignore")
-        lon, lat = (table[axis].to_numpy() for axis in _NUMBERS)
-        at_centre = shapely.is_missing(outlines) & ~np.isnan(lon) & ~np.isnan(lat)
-        outlines[at_centre] = shapely.points(lon[at_centre], lat[at_centre])
-        if name == "s_within":
-            passes = shapely.contains_properly(area, outlines) | shapely.covers(area, outlines)
-        else:
-            passes = shapely.intersects(area, outlines) ^ (name == "s_disjoint")
-        return pa.array(passes, mask=shapely.is_missing(outlines))
-
-    return test
+    return AreaCondition(_SPATIAL[name], _geometry(args[1]))
 
 
 def _geometry(node: Any) -> Any:
@@ -289,7 +278,7 @@ def _geometry(node: Any) -> Any:
         raise _invalid(f"the geometry is not in degrees: {error}") from error
 
 
-def _temporal(name: str, args: list[Any], used: dict[str, None]) -> _Test:
+def _temporal(name: str, args: list[Any], used: dict[str, None]) -> Condition:
     if (column := _column(args[0], used)) != "datetime":
         raise _invalid(f"{name.upper()} is allowed for datetime, not for {column}")
     operator = {"t_after": ">", "t_before": "<", "t_intersects": "="}[name]
@@ -347,9 +336,12 @@ def _column(node: Any, used: dict[str, None]) -> str:
 
 
 def _type(column: str) -> pa.DataType:
+    """Return the type of the values of a column while they are tested."""
     if column == "datetime":
         return pa.timestamp("us", "UTC")
-    return pa.float64() if column in _NUMBERS else pa.string()
+    if column == "footprint":
+        return pa.large_binary()
+    return pa.float64() if column in _NUMBERS else pa.large_string()
 
 
 def _value(column: str, node: Any) -> Any:

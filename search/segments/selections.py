@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
-from orbithash.search.segments.filters import Filter, FilterColumns, parse_filter
+from orbithash.search.segments.conditions import FilterColumns
+from orbithash.search.segments.filters import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
 
 if TYPE_CHECKING:
@@ -184,22 +185,25 @@ class Selections:
         Return the other segments that are small, and the evaluations of large ones by name, begun now or before; the
         caller ends its waiting for them with `_leave`.
         """
-        small, large = [], []
+        small: list[FilteredSegment] = []
+        large: list[tuple[_Key, FilteredSegment]] = []
         with self._lock:
             for segment in segments:
                 key = (filter_.text, segment.name)
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     selected[segment.name] = self._kept[key]
+                elif segment.num_rows <= _MAX_SMALL:
+                    small.append(segment)
                 else:
-                    (small if segment.num_rows <= _MAX_SMALL else large).append((key, segment))
+                    large.append((key, segment))
             is_new = any(key not in self._pending for key, _ in large)
             if is_new and len(self._pending) >= _NUM_THREADS + _MAX_WAITING:
                 raise Overloaded(
                     f"{len(self._pending)} filters are being evaluated already; try again later", retry_after_s=1.0
                 )
             evaluations = {segment.name: self._join(key, filter_, segment) for key, segment in large}
-        return [segment for _, segment in small], evaluations
+        return small, evaluations
 
     def _join(self, key: _Key, filter_: Filter, segment: FilteredSegment) -> _Evaluation:
         """Return the evaluation of a filter over a segment; begin it if there is none. The caller holds the lock."""
