@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
-from orbithash.search.segments.conditions import FilterColumns
-from orbithash.search.segments.filters import Filter, parse_filter
+from orbithash.search.segments.filters.conditions import FilterColumns
+from orbithash.search.segments.filters.expressions import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orbithash.search.segments.conditions import EXPENSIVE, FilterColumns, Mask, Test, Truth, part_of
+from orbithash.search.segments.filters.conditions import EXPENSIVE, FilterColumns, Mask, Test, Truth, part_of
 from orbithash.search.segments.stop import Stop
 
 __all__ = ["AreaCondition", "Relation"]
@@ -42,37 +42,34 @@ class AreaCondition:
 
         area = shapely.from_wkb(self._wkb)
         shapely.prepare(area)
-        footprints, lon, lat = (columns.array(name) for name in ("footprint", "lon", "lat"))
+        arrays = [columns.array(name) for name in ("footprint", "lon", "lat")]
         boxes = columns.boxes()
 
         def test(begin: int, end: int, among: Mask | None) -> Truth:
-            footprint = part_of(footprints, begin, end)
+            footprint, *centres = (part_of(array, begin, end) for array in arrays)
             if boxes is None:
-                is_candidate = np.ones(end - begin, np.bool_)
-                has_place = np.zeros(end - begin, np.bool_)
+                west, south = east, north = [axis.to_numpy(zero_copy_only=False) for axis in centres]
             else:
-                west, south, east, north = (edge[begin:end] for edge in boxes)
-                is_candidate = self._meets(west, south, east, north)
-                has_place = ~np.isnan(west + south)
-                if not has_place.all():
-                    is_candidate |= ~has_place & footprint.is_valid().to_numpy(zero_copy_only=False)
+                west, south, east, north = boxes[:, begin:end]
+            is_candidate = self._meets(west, south, east, north)
+            has_place = ~np.isnan(west + south)
+            if not has_place.all():
+                is_candidate |= ~has_place & footprint.is_valid().to_numpy(zero_copy_only=False)
             if among is not None:
                 is_candidate &= among
             rows = np.flatnonzero(is_candidate)
             yes = np.zeros(end - begin, np.bool_)
             if len(rows):
                 picked = pa.array(rows)
-                centres = (part_of(axis, begin, end).take(picked).to_numpy(zero_copy_only=False) for axis in (lon, lat))
-                outlines = footprint.take(picked).to_numpy(zero_copy_only=False)
-                yes[rows], has_place[rows] = self._compare(area, outlines, *centres)
+                values = (array.take(picked).to_numpy(zero_copy_only=False) for array in (footprint, *centres))
+                yes[rows], has_place[rows] = self._compare(area, *values)
             truth = Truth(yes, has_place & ~yes)
             return truth.inverted() if self._relation == "disjoint" else truth
 
         return test
 
-    def _meets(self, *edges: npt.NDArray[np.float32]) -> Mask:
+    def _meets(self, west: Any, south: Any, east: Any, north: Any) -> Mask:
         """Return which boxes of rows meet a box of the area."""
-        west, south, east, north = edges
         meets = np.zeros(len(west), np.bool_)
         for w, s, e, n in self._boxes:
             meets |= (west <= e) & (east >= w) & (south <= n) & (north >= s)

@@ -37,8 +37,9 @@ Mask = npt.NDArray[np.bool_]
 # Costs of a condition for one row.
 CHEAP, MODERATE, EXPENSIVE = range(3)
 
-# Rows of the first, the smallest and the largest chunk: multiples of 8, so that chunks fill whole bytes of bits.
-_FIRST_CHUNK, _MIN_CHUNK, _MAX_CHUNK = 2**15, 2**10, 2**18
+# Rows of the first, the smallest and the largest chunk of an evaluation. Powers of two: chunks fill whole bytes of
+# bits, and none crosses a border of the chunks in which a segment keeps its columns.
+_FIRST_CHUNK, _MIN_CHUNK, _MAX_CHUNK = 2**14, 2**10, 2**16
 # The size of chunks is adapted so that each takes a time between these, in seconds.
 _SHORT_S, _LONG_S = 0.005, 0.02
 
@@ -63,11 +64,11 @@ class FilterColumns(Protocol):
     def array(self, name: str) -> Any:
         """Return a column as an Arrow array or chunked array, in the order of the rows."""
 
-    def boxes(self) -> Sequence[npt.NDArray[np.float32]] | None:
-        """Return west, south, east and north of the outline of each row, float32 [N] each.
+    def boxes(self) -> npt.NDArray[np.float32] | None:
+        """Return west, south, east and north of the box of each row, float32 [4, N]; None: no row has a footprint.
 
-        A box contains the outline of its row, or its centre if the row has no outline; NaN: the row has neither, or its
-        box is not known. None: no boxes are known.
+        A box contains the footprint of its row, or the point (lon, lat) if the row has none. NaN: the row has neither,
+        or its footprint has no box.
         """
 
 
@@ -199,7 +200,7 @@ def in_chunks(test: Test, num_rows: int, stop: Stop) -> Iterator[tuple[int, Trut
     begin, size = 0, _FIRST_CHUNK
     while begin < num_rows:
         stop.check()
-        end = min(begin + size, num_rows)
+        end = min((begin // size + 1) * size, num_rows)
         started = time.monotonic()
         yield begin, test(begin, end, None)
         elapsed = time.monotonic() - started

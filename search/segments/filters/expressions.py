@@ -30,9 +30,9 @@ import pyarrow.compute as pc
 from orbithash.encoders.imagery.outlines import bounding_box, normalize
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.segments import bits
-from orbithash.search.segments.areas import AreaCondition, Relation
 from orbithash.search.segments.bits import Bits
-from orbithash.search.segments.conditions import (
+from orbithash.search.segments.filters.areas import AreaCondition, Relation
+from orbithash.search.segments.filters.conditions import (
     CHEAP,
     MODERATE,
     ColumnCondition,
@@ -109,13 +109,14 @@ class Filter:
 
 
 class _TableColumns:
-    """The columns of a table without boxes of outlines."""
+    """The columns of a table. Each box is the whole plane: no outline is excluded by its box."""
 
     def __init__(self, table: pa.Table) -> None:
         self.array = table.column
+        self._num_rows = len(table)
 
-    def boxes(self) -> None:
-        return None
+    def boxes(self) -> npt.NDArray[np.float32]:
+        return np.repeat(np.array([[-np.inf], [-np.inf], [np.inf], [np.inf]], np.float32), self._num_rows, axis=1)
 
 
 def parse_filter(text: str) -> Filter:

@@ -9,7 +9,7 @@ import shapely
 from orbithash.encoders.archive.storage import schema_of
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Query
-from orbithash.search.segments.filters import COLUMNS, parse_filter
+from orbithash.search.segments.filters.expressions import COLUMNS, parse_filter
 
 DAY = datetime(2024, 5, 1, tzinfo=UTC)
 

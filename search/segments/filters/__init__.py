@@ -1,0 +1,1 @@
+"""Filters: their expressions, and the evaluation of conditions over the columns of a segment."""
