@@ -186,7 +186,7 @@ def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> No
     low, high, gpus = job.workers.on_cluster()
     begun = first = time.time()
     size = rows_within(BATCH_SIZE, job.preprocessing)
-    items, version, num_before, refused = portion.items, target.version, tally.num_read, set[str]()
+    items, num_before, refused = portion.items, tally.num_read, set[str]()
     per_block = max(size, -(-len(items) // MAX_BLOCKS))
     with quiet_data(), track("encoding", len(items), "images") as advance_to, Commits(target) as commits:
         results = (
@@ -230,8 +230,7 @@ def run_portion(job: Job, portion: Portion, target: Archive, tally: Tally) -> No
     tally.start_s += first - begun
     tally.encode_s += time.time() - first
     target.optimize()
-    if target.is_clean_up_due(version):
-        target.clean_up()
+    target.clean_up()
 
 
 def data_results(dataset: Any) -> Iterator[Written]:

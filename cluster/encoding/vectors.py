@@ -154,7 +154,7 @@ def _check_conflicts(table: EmbeddingTable, plan: _Plan, target: Archive) -> Non
 
 def _run(table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, workers: Workers, tally: Tally) -> None:
     """Encode chunks, commit as results arrive, and optimize the archive; this process is the writer."""
-    version, num_rows = target.version, sum(chunk.num_rows for chunk in plan.chunks)
+    num_rows = sum(chunk.num_rows for chunk in plan.chunks)
     begun = first = time.time()
     with ExitStack() as stack:
         if num_rows <= MAX_ENCODED_HERE:
@@ -173,8 +173,7 @@ def _run(table: EmbeddingTable, plan: _Plan, target: Archive, model: Path, worke
     tally.start_s += first - begun
     tally.encode_s += time.time() - first
     target.optimize()
-    if target.is_clean_up_due(version):
-        target.clean_up()
+    target.clean_up()
 
 
 def _encoded_here(

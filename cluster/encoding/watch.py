@@ -199,14 +199,12 @@ class _Watcher:
         replaces = pc.is_in(rows["key"], pa.array(sorted(portion.replacing), pa.string()))
         rows = rows.set_column(rows.schema.get_field_index("replaces"), "replaces", replaces)
         written = Written(**write(rows, self._target.path).to_pylist()[0])
-        version = self._target.version
         commit(self._target, [written])
         self._target.unrefuse(sorted(portion.retried.difference(written.refused)))
         self._tally.add(written)
         self._num_commits += 1
         if self._num_commits % OPTIMIZE_EVERY == 0:
             self._target.optimize()
-        if self._target.is_clean_up_due(version):
             self._target.clean_up()
 
     def _device(self) -> str:

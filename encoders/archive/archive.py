@@ -26,6 +26,7 @@ from orbithash.encoders.archive.storage import (
     open_dataset,
     read_metadata,
     schema_of,
+    upkeep_lock,
     write_lock,
 )
 from orbithash.encoders.archive.tables import make_table
@@ -58,6 +59,7 @@ class Archive:
         self.bits, self.model_id, self.vector = read_metadata(path, dataset)
         self.schema: pa.Schema = dataset.schema
         self._dataset = dataset
+        self._watched: Any = None
         self._refused = RefusedTable(path)
 
     @classmethod
@@ -135,8 +137,11 @@ class Archive:
 
     def newest_version(self) -> int:
         """Return the number of the newest version, which may not be the one that is read. Safe during a change."""
-        # A dataset cannot be asked while it is being written to, hence another one.
-        return int(open_dataset(self.path, None).version)
+        if self._watched is None:
+            # A dataset cannot be asked while it is being written to, hence another one.
+            self._watched = open_dataset(self.path, None)
+        with one_line_errors(self.path):
+            return int(self._watched.latest_version)
 
     def refresh(self) -> None:
         """Move to the newest version.
@@ -262,9 +267,14 @@ class Archive:
             self._dataset = lance.LanceDataset.commit(self._dataset, operation, read_version=self.version)
 
     def upsert(self, table: pa.Table) -> Ids:
-        """Add rows in one commit, each in the place of the row with its key if there is one; return their ids in order.
+        """Write rows as `write`; return their ids in order."""
+        self.write(table)
+        keys = table["key"].to_pylist()
+        rows = self.find(keys)
+        return np.array([rows[key] for key in keys], np.uint64)
 
-        A row keeps its id when it is replaced.
+    def write(self, table: pa.Table) -> None:
+        """Add rows in one commit, each in the place of the row with its key, whose id it keeps, if there is one.
 
         Raises:
             InputError: a key that occurs twice, or rows of other columns.
@@ -274,17 +284,14 @@ class Archive:
             raise InputError("a key occurs twice among the rows to write; give each row once")
         if keys:
             merge = self._dataset.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+            # The dataset has moved to the new version afterwards: nothing that could fail follows the commit.
             merge.execute(self._checked(table.replace_schema_metadata(self.schema.metadata)))
-            self.refresh()
-        rows = self.find(keys)
-        return np.array([rows[key] for key in keys], np.uint64)
 
     def delete(self, keys: Sequence[str]) -> Ids:
         """Remove the rows with these keys in one commit; return the ids of the rows that existed."""
         rows = self.find(keys)
         if rows:
             self._dataset.delete(key_filter(list(rows)))
-            self.refresh()
         return np.array(list(rows.values()), np.uint64)
 
     def refuse(self, items: Sequence[tuple[str, str]], stamps: Mapping[str, str | None] | None = None) -> None:
@@ -299,16 +306,16 @@ class Archive:
         self._refused.remove(keys)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the right to write, and start from the newest version.
+    def writing(self, timeout_s: float = 0.0) -> Iterator[None]:
+        """Hold the right to write, and start from the newest version; wait up to `timeout_s` s for another process.
 
         The kernel releases the lock when its holder dies. An object store has no lock; there, Lance alone keeps
         concurrent commits apart.
 
         Raises:
-            InputError: another process is writing.
+            ArchiveBusy: another process is writing.
         """
-        with write_lock(self.path):
+        with write_lock(self.path, timeout_s):
             self.refresh()
             yield
 
@@ -341,22 +348,38 @@ class Archive:
         return done
 
     def update_index(self) -> bool:
-        """Index the keys of new rows if there are many; return whether a version was made. Needs the right to write."""
-        done = upkeep.update_index(self._dataset)
-        if done:
-            self.refresh()
-        return done
-
-    def is_clean_up_due(self, since: int) -> bool:
-        """Return whether processes have committed enough versions since version `since` for another `clean_up`."""
-        return since // upkeep.CLEAN_UP_EVERY != self.version // upkeep.CLEAN_UP_EVERY
-
-    def clean_up(self) -> None:
-        """Remove old versions and the files that only they use; keep the last 1000 and all of the last 10 minutes.
+        """Index the keys of new rows if there are many; return whether a version was made.
 
         Safe from any thread, without the right to write, while changes are made.
         """
-        upkeep.clean_up(open_dataset(self.path, None))
+        return upkeep.update_index(open_dataset(self.path, None))
+
+    def clean_up(self) -> bool:
+        """Remove old versions and the files that only they use, if they are many; return whether they were.
+
+        The last 1000 versions and all of the last 10 minutes stay. Safe from any thread, without the right to write,
+        while changes are made.
+        """
+        return upkeep.clean_up(open_dataset(self.path, None))
+
+    def maintain(self, timeout_s: float = 0.0) -> None:
+        """Join fragments, index keys and remove old versions where that is worthwhile, beside writers and readers.
+
+        Only one process at a time does so. The right to write is held for a short commit only, and waited for up to
+        `timeout_s` seconds; this object moves to the newest version.
+
+        Raises:
+            ArchiveBusy: another process is writing or maintaining the archive.
+        """
+        with upkeep_lock(self.path):
+            with self.writing(timeout_s):
+                # A fragment that is rewritten for a commit that must wait would be rewritten for nothing.
+                pass
+            if compaction := self.prepare_compaction():
+                with self.writing(timeout_s):
+                    self.commit_compaction(compaction)
+            self.update_index()
+            self.clean_up()
 
     def optimize(self) -> None:
         """Join fragments and index keys where that is worthwhile. The caller has the right to write."""
@@ -364,7 +387,8 @@ class Archive:
         while (compaction := self.prepare_compaction()) and self.commit_compaction(compaction):
             # A full tier may have filled the next one.
             pass
-        self.update_index()
+        if self.update_index():
+            self.refresh()
 
 
 def _vectors(vector: VectorSpec | None) -> str:

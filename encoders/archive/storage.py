@@ -1,10 +1,12 @@
 """The dataset under an archive: columns, locations, opening, and the lock that lets one process write."""
 
 import os
+import random
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +28,16 @@ __all__ = [
     "open_dataset",
     "read_metadata",
     "schema_of",
+    "upkeep_lock",
     "write_lock",
 ]
 
 FORMAT_VERSION = 3
 
-_LOCK = "_writer.lock"
+_WRITER_LOCK, _UPKEEP_LOCK = "_writer.lock", "_upkeep.lock"
+
+# Maximum seconds between two attempts to take a lock. Random, so that waiting processes take turns.
+_ATTEMPT_EVERY_S = 0.02
 
 
 class Metadata(NamedTuple):
@@ -179,30 +185,47 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-@contextmanager
-def write_lock(location: str) -> Iterator[None]:
-    """Hold the right to write. The kernel releases it when the process dies. No effect in an object store.
+def write_lock(location: str, timeout_s: float = 0.0) -> AbstractContextManager[None]:
+    """Hold the right to write; wait for it up to `timeout_s` seconds.
+
+    The kernel releases it when the process dies. No effect in an object store.
 
     Raises:
         ArchiveBusy: another process holds it.
         InputError: nothing can be written there.
     """
+    return _locked(location, _WRITER_LOCK, "written", timeout_s)
+
+
+def upkeep_lock(location: str) -> AbstractContextManager[None]:
+    """Hold the right to rewrite files and to remove old ones; otherwise as `write_lock`."""
+    return _locked(location, _UPKEEP_LOCK, "maintained", 0.0)
+
+
+@contextmanager
+def _locked(location: str, name: str, what: str, timeout_s: float) -> Iterator[None]:
     if _is_uri(location):
         yield
         return
     import fcntl
 
     try:
-        lock = Path(location, _LOCK).open("a+")  # noqa: SIM115 (only a failure to open it is an error of this kind)
+        lock = Path(location, name).open("a+")  # noqa: SIM115 (only a failure to open it is an error of this kind)
     except OSError as error:
         raise InputError(f"{location} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read(200).strip() or "another process"
-            raise ArchiveBusy(f"{location} is being written by {holder}; wait until it ends") from error
+        give_up_at = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= give_up_at:
+                    lock.seek(0)
+                    holder = lock.read(200).strip() or "another process"
+                    raise ArchiveBusy(f"{location} is being {what} by {holder}; wait until it ends") from error
+            # flock has no time limit.
+            time.sleep(random.uniform(0.2, 1) * _ATTEMPT_EVERY_S)
         # The content is only shown to people. After the death of a holder it names that process.
         with suppress(OSError):
             lock.truncate(0)

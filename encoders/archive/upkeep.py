@@ -7,10 +7,10 @@ a large rewrite.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-__all__ = ["CLEAN_UP_EVERY", "Compaction", "clean_up", "commit_compaction", "prepare_compaction", "update_index"]
+__all__ = ["Compaction", "clean_up", "commit_compaction", "prepare_compaction", "update_index"]
 
 # A fragment with this number of rows or more belongs to the next tier. The last one is Lance's maximum of rows.
 _TIERS = (1_024, 16_384, 262_144, 2**20)
@@ -27,8 +27,8 @@ _MAX_UNINDEXED, _MAX_INDEX_PARTS = 2**16, 16
 # Versions that are kept: the newest ones, and all that are younger than this.
 _KEPT_VERSIONS, _KEPT_FOR = 1000, timedelta(minutes=10)
 
-# Versions between two removals of old ones.
-CLEAN_UP_EVERY = 100
+# Fewer versions than this are no reason to look for files that can be removed.
+_MIN_REMOVED_VERSIONS = 100
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,38 @@ def update_index(dataset: Any) -> bool:
     return True
 
 
-def clean_up(dataset: Any) -> None:
-    """Remove old versions and the files that only they use."""
+def clean_up(dataset: Any) -> bool:
+    """Remove old versions and the files that only they use, if they are many; return whether they were."""
+    if not _are_many_versions_old(dataset):
+        return False
     # Both limits have to be exceeded. By age alone, a version that was the newest a moment ago would be removed.
-    dataset.cleanup_old_versions(older_than=_KEPT_FOR, retain_versions=_KEPT_VERSIONS)
+    # Versions with a tag stay.
+    dataset.cleanup_old_versions(
+        older_than=_KEPT_FOR, retain_versions=_KEPT_VERSIONS, error_if_tagged_old_versions=False
+    )
+    return True
+
+
+def _are_many_versions_old(dataset: Any) -> bool:
+    """Return whether `_MIN_REMOVED_VERSIONS` could be removed, by what is on disk: any process may have made them."""
+    distance = _KEPT_VERSIONS
+    # A few files are read; the list of all versions would read a file of each.
+    while (made_at := _made_at(dataset, dataset.version - distance)) is not None:
+        if datetime.now() - made_at > _KEPT_FOR:
+            return _made_at(dataset, dataset.version - distance - _MIN_REMOVED_VERSIONS + 1) is not None
+        distance *= 2
+    return False
+
+
+def _made_at(dataset: Any, version: int) -> datetime | None:
+    """Return the time of a version in the local time zone; None for one that does not exist."""
+    if version < 1:
+        return None
+    try:
+        made_at: datetime = dataset.checkout_version(version).get_version()["timestamp"]
+    except (OSError, ValueError):
+        return None
+    return made_at
 
 
 def _small_fragments(fragments: Sequence[Any]) -> set[int]:

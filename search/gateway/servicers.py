@@ -106,7 +106,7 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
                 with audited(call.caller, "Upsert", f"{size} rows", call.request_id) as entry:
                     if isinstance(rows, SearchError):
                         raise rows
-                    done = await within(call.timeout_s, self._service.write(rows), _LATE)
+                    done = await within(call.timeout_s, self._service.write(rows, call.timeout_s), _LATE)
                     entry.version = done.version
                 num_rows += size
                 yield search_pb2.UpsertResponse(committed_rows=num_rows, archive_version=done.version)
@@ -124,7 +124,7 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
         async with self._calls.call(context, "Update", is_stream=True) as call:
             async for updates in prepared(request_iterator, prepare, self._calls):
                 with audited(call.caller, "Update", f"{len(updates)} rows", call.request_id) as entry:
-                    done = await within(call.timeout_s, self._service.update(updates), _LATE)
+                    done = await within(call.timeout_s, self._service.update(updates, call.timeout_s), _LATE)
                     entry.version = done.version
                 num_updates += len(updates)
                 num_updated += done.updated
@@ -149,7 +149,8 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
             async for keys, text in prepared(request_iterator, prepare, self._calls):
                 what = f"rows that pass {text[:200]!a}" if text else f"{len(keys)} keys"
                 with audited(call.caller, "Delete", what, call.request_id) as entry:
-                    steps = self._service.delete_matching(text) if text else self._delete(keys)
+                    timeout_s = call.timeout_s
+                    steps = self._service.delete_matching(text, timeout_s) if text else self._delete(keys, timeout_s)
                     while (step := await within(call.timeout_s, anext(steps, None), _LATE)) is not None:
                         size, done = step
                         entry.version = done.version
@@ -159,9 +160,9 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
                             committed_keys=num_keys, removed_rows=num_removed, archive_version=done.version
                         )
 
-    async def _delete(self, keys: list[str]) -> AsyncIterator[tuple[int, Committed]]:
+    async def _delete(self, keys: list[str], timeout_s: float) -> AsyncIterator[tuple[int, Committed]]:
         """Remove rows by key in one step; see `Service.delete_matching`."""
-        yield len(keys), await self._service.delete(keys)
+        yield len(keys), await self._service.delete(keys, timeout_s)
 
     async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
         """See `search.proto`."""

@@ -5,72 +5,56 @@ It runs in the background, beside commits, and no error of it affects a commit.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import ArchiveBusy
+from orbithash.search.service.supervision import repeat
 
 __all__ = ["Maintenance"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds between a commit and the maintenance after it.
-_PAUSE_S = 5.0
+# Seconds between a change and the maintenance after it, and between two looks for what other programs left behind.
+_PAUSE_S, _EVERY_S = 5.0, 600.0
+# Maximum seconds between two attempts after failures.
+_MAX_PAUSE_S = 300.0
 
-# Calls a function that may commit versions without changed rows, between the commits of the writer.
-Exclusive = Callable[[Callable[[], object]], Awaitable[None]]
+# Seconds to wait for a process that writes.
+_LOCK_S = 5.0
 
 
 class Maintenance:
-    """Maintains `archive` after commits. Belongs to one event loop."""
+    """Maintains the archive at `path` at the start, after changes and from time to time. Belongs to one event loop."""
 
-    def __init__(self, archive: Archive, version: int, exclusive: Exclusive) -> None:
-        """`version`: the newest version for which `clean_up` was considered."""
-        self._archive = archive
-        self._considered = version
-        self._exclusive = exclusive
-        self._is_due = False
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._is_due = asyncio.Event()
+        self._is_due.set()
+        # Each run begins with a pause, so that it follows a burst of changes.
+        self._task = asyncio.create_task(repeat("maintaining the archive", self._run, _PAUSE_S, _MAX_PAUSE_S))
 
     def schedule(self) -> None:
-        """Run soon, because there was a commit."""
-        self._is_due = True
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        """Maintain the archive soon, because it has changed."""
+        self._is_due.set()
 
     async def close(self) -> None:
         """Stop; work that runs in a thread ends on its own."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while self._is_due:
-            # A pause first, so that one run follows a burst of commits.
-            await asyncio.sleep(_PAUSE_S)
-            self._is_due = False
-            try:
-                await self._maintain()
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                # A panic of native code is not an `Exception`.
-                if isinstance(error, KeyboardInterrupt | SystemExit):
-                    raise
-                logger.warning("the archive could not be maintained; it is tried again after later commits: %r", error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_EVERY_S):
+                await self._is_due.wait()
+        self._is_due.clear()
+        try:
+            await asyncio.to_thread(_maintain, self._path)
+        except ArchiveBusy as error:
+            # The process that writes or maintains the archive makes a new version, which is followed.
+            logger.info("the archive is maintained later: %s", error)
 
-    async def _maintain(self) -> None:
-        # The long part, which needs no lock.
-        compaction = await asyncio.to_thread(self._archive.prepare_compaction)
-        must_clean_up = False
 
-        def commit() -> None:
-            nonlocal must_clean_up
-            if compaction is not None:
-                self._archive.commit_compaction(compaction)
-            self._archive.update_index()
-            must_clean_up = self._archive.is_clean_up_due(self._considered)
-            self._considered = self._archive.version
-
-        await self._exclusive(commit)
-        if must_clean_up:
-            await asyncio.to_thread(self._archive.clean_up)
+def _maintain(path: str) -> None:
+    # An object of its own: the writer's changes while it commits.
+    Archive.open(path).maintain(_LOCK_S)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
@@ -13,7 +12,6 @@ from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, keys_of, scroll_rows
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.host import MAX_VERSIONS, Diff
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
@@ -31,7 +29,10 @@ from orbithash.search.protocol.queries import (
     has_large,
 )
 from orbithash.search.protocol.rows import PreparedRow, Row, RowUpdate, check_keys
-from orbithash.search.service.writer import Committed, Writer
+from orbithash.search.service.maintenance import Maintenance
+from orbithash.search.service.showing import Showing
+from orbithash.search.service.supervision import repeat
+from orbithash.search.service.writer import TIMEOUT_S, Committed, Writer
 
 __all__ = ["Service", "Target", "check_num_queries", "open_service"]
 
@@ -43,11 +44,8 @@ _MAX_DELETE = 20_000
 # Seconds until the backend of an archive that was replaced is closed; searches that use it must end by then.
 _LAST_SEARCHES_S = 60.0
 
-# Maximum seconds that a change waits for the searches on the oldest version, whose place in memory it takes.
-_CHANGE_WAITS_S = 1.0
-
 # Seconds between two looks for versions that other programs wrote, and the maximum after repeated failures.
-_FOLLOW_EVERY_S, _MAX_FOLLOW_EVERY_S = 1.0, 60.0
+_FOLLOW_EVERY_S, _MAX_FOLLOW_EVERY_S = 0.5, 60.0
 
 Result = TypeVar("Result")
 
@@ -64,16 +62,28 @@ class Target:
 OpenBackend = Callable[[Target], Awaitable[Backend]]
 
 
+@dataclass(frozen=True)
+class _Served:
+    """An open archive, its writer, and what moves searches to its newer versions."""
+
+    target: Target
+    backend: Backend
+    showing: Showing
+    writer: Writer
+
+
 class Service:
     """Serves one archive at a time. Belongs to one event loop; created by `open_service`."""
 
-    def __init__(self, target: Target, backend: Backend, engine: Engine, open_backend: OpenBackend) -> None:
-        self._target = target
-        self._backend = backend
+    def __init__(
+        self, target: Target, backend: Backend, engine: Engine, open_backend: OpenBackend, maintains: bool = False
+    ) -> None:
+        """`maintains`: compact the served archive and remove its old versions; one of several gateways does so."""
         self._engine = engine
         self.observer = engine.observer
         self._open_backend = open_backend
-        self._writer = self._new_writer(backend)
+        self._served = self._serve(target, backend, engine.snapshot)
+        self._maintenance = Maintenance(backend.archive.path) if maintains else None
         # Only one refresh at a time.
         self._refreshing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,7 +128,7 @@ class Service:
             archive.bits,
             archive.model_id,
             archive.version,
-            self._backend.index,
+            self._served.backend.index,
             snapshot.encoder.has_text,
             tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
             version_of("orbithash"),
@@ -137,9 +147,14 @@ class Service:
         return self._engine.num_waiting
 
     @property
+    def target(self) -> Target:
+        """The archive that is served now."""
+        return self._served.target
+
+    @property
     def num_rows_waiting(self) -> int:
         """Number of rows that wait for a commit."""
-        return self._writer.num_waiting
+        return self._served.writer.num_waiting
 
     async def get(self, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
         """See `get_rows`."""
@@ -153,31 +168,34 @@ class Service:
         """See `scroll_rows`."""
         return await scroll_rows(self._engine.snapshot, filter_text, after, limit, include)
 
-    async def upsert(self, rows: Sequence[Row]) -> Committed:
+    async def upsert(self, rows: Sequence[Row], timeout_s: float = TIMEOUT_S) -> Committed:
         """See `Writer.upsert`."""
-        return await self._writer.upsert(rows)
+        return self._changed(await self._served.writer.upsert(rows, timeout_s))
 
     async def prepare(self, rows: Sequence[Row]) -> list[PreparedRow]:
         """See `Writer.prepare`."""
-        return await self._writer.prepare(rows)
+        return await self._served.writer.prepare(rows)
 
-    async def write(self, rows: Sequence[PreparedRow]) -> Committed:
+    async def write(self, rows: Sequence[PreparedRow], timeout_s: float = TIMEOUT_S) -> Committed:
         """See `Writer.write`."""
-        return await self._writer.write(rows)
+        return self._changed(await self._served.writer.write(rows, timeout_s))
 
-    async def update(self, updates: Sequence[RowUpdate]) -> Committed:
+    async def update(self, updates: Sequence[RowUpdate], timeout_s: float = TIMEOUT_S) -> Committed:
         """See `Writer.update`."""
-        return await self._writer.update(updates)
+        return self._changed(await self._served.writer.update(updates, timeout_s))
 
-    async def delete(self, keys: Sequence[str]) -> Committed:
+    async def delete(self, keys: Sequence[str], timeout_s: float = TIMEOUT_S) -> Committed:
         """See `Writer.delete`; raises `InvalidQuery` for invalid keys."""
         check_keys(keys)
-        return await self._writer.delete(keys)
+        return self._changed(await self._served.writer.delete(keys, timeout_s))
 
-    async def delete_matching(self, filter_text: str) -> AsyncIterator[tuple[int, Committed]]:
+    async def delete_matching(
+        self, filter_text: str, timeout_s: float = TIMEOUT_S
+    ) -> AsyncIterator[tuple[int, Committed]]:
         """Remove the rows that pass a filter, in steps; yield the number of keys and the outcome of each step.
 
-        Raises `InvalidQuery` for an invalid or empty filter, and as `Writer.delete`.
+        `timeout_s` is the time limit of a step. Raises `InvalidQuery` for an invalid or empty filter, and the errors of
+        `Writer.delete`.
         """
         check_filter(filter_text)
         if not filter_text:
@@ -185,7 +203,7 @@ class Service:
         keys = await keys_of(self._engine.snapshot, filter_text)
         for start in range(0, max(1, len(keys)), _MAX_DELETE):
             step = keys[start : start + _MAX_DELETE]
-            yield len(step), await self._writer.delete(step)
+            yield len(step), self._changed(await self._served.writer.delete(step, timeout_s))
 
     async def refresh(self, archive: str = "", model: str = "", num_shards: int = 0) -> Description:
         """Serve the newest version, another archive, or another number of shards; "" and 0 keep the current value.
@@ -196,31 +214,19 @@ class Service:
         return await asyncio.shield(self._start(self._refresh(archive, model, num_shards)))
 
     async def follow(self) -> None:
-        """Show versions that other programs write, until it is cancelled. Errors are logged; then the delay grows."""
-        delay_s = _FOLLOW_EVERY_S
-        while True:
-            await asyncio.sleep(delay_s)
-            try:
-                newest = await asyncio.to_thread(self._backend.archive.newest_version)
-                if newest > self._engine.snapshot.archive.version:
-                    await self._writer.refresh()
-                delay_s = _FOLLOW_EVERY_S
-            except BaseException as error:
-                # A panic of native code is not an `Exception`. A CancelledError may come from a shut down executor.
-                task = asyncio.current_task()
-                is_stopping = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
-                if is_stopping or isinstance(error, KeyboardInterrupt | SystemExit):
-                    raise
-                delay_s = min(2 * delay_s, _MAX_FOLLOW_EVERY_S)
-                logger.warning("the archive cannot be followed (next attempt in %g s): %r", delay_s, error)
+        """Show versions that other programs and gateways write, until it is cancelled."""
+        await repeat("following the archive", self._show_newest, _FOLLOW_EVERY_S, _MAX_FOLLOW_EVERY_S)
 
     async def close(self) -> None:
         """Finish commits that were requested and release all resources. No search may be in flight. Never raises."""
-        await _logged("finishing commits", self._writer.close())
+        await _logged("finishing commits", self._served.writer.close())
+        if self._maintenance is not None:
+            await self._maintenance.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _logged("closing the shards", self._backend.close())
+        await self._served.showing.close()
+        await _logged("closing the shards", self._served.backend.close())
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run `work` in a task that `close` cancels."""
@@ -229,13 +235,28 @@ class Service:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _changed(self, committed: Committed) -> Committed:
+        """Note that the archive has changed."""
+        if self._maintenance is not None:
+            self._maintenance.schedule()
+        return committed
+
+    async def _show_newest(self) -> None:
+        """Show the newest version of the archive."""
+        served = self._served
+        newest = await asyncio.to_thread(served.backend.archive.newest_version)
+        if newest > served.showing.version:
+            await served.showing.show(newest)
+            if self._maintenance is not None:
+                self._maintenance.schedule()
+
     async def _refresh(self, archive: str, model: str, num_shards: int) -> Description:
         async with self._refreshing:
-            now = self._target
+            now = self._served.target
             target = Target(archive or now.archive, model or now.model, num_shards or now.num_shards)
             try:
                 if target == now:
-                    await self._writer.refresh()
+                    await self._show_newest()
                 else:
                     await self._move(target)
             except SearchError:
@@ -245,52 +266,48 @@ class Service:
         return self.describe()
 
     async def _move(self, target: Target) -> None:
-        old, old_writer = self._backend, self._writer
+        old = self._served
         backend = await self._open_backend(target)
         try:
-            is_same = old.archive.path == backend.archive.path
-            snapshot = await _snapshot_of(backend)
-            async with old_writer.lock:
-                if is_same and old.archive.version > snapshot.archive.version:
-                    # Rows were written while the shards were loaded; searches must not go back to an older version.
-                    await asyncio.to_thread(backend.archive.refresh)
-                    snapshot = await _snapshot_of(backend)
-                self._engine.swap(snapshot)
-                self._target, self._backend, self._writer = target, backend, self._new_writer(backend)
+            is_same = old.backend.archive.path == backend.archive.path
+            snapshot = await backend.at(backend.archive.version)
+            async with old.writer.lock:
                 if is_same:
-                    old_writer.hand_over(self._writer)
+                    # Rows were written while the shards were loaded; searches must not go back to an older version.
+                    newest = max(old.backend.archive.version, old.showing.version)
+                    if newest > snapshot.archive.version:
+                        snapshot = await backend.at(newest)
+                        await asyncio.to_thread(backend.archive.refresh)
+                self._engine.swap(snapshot)
+                self._served = self._serve(target, backend, snapshot)
+                if is_same:
+                    old.writer.hand_over(self._served.writer)
         except BaseException:
-            if self._backend is not backend:
+            if self._served.backend is not backend:
                 await _logged("closing the new shards", backend.close())
             raise
-        self._start(_retire(old, old_writer))
+        if self._maintenance is not None and not is_same:
+            await self._maintenance.close()
+            self._maintenance = Maintenance(backend.archive.path)
+        self._start(_retire(old))
 
-    def _new_writer(self, backend: Backend) -> Writer:
-        # The snapshots whose versions the shards hold. A new one replaces the oldest, whose searches are waited for:
-        # otherwise shards would have to load a version that they have just dropped.
-        snapshots = deque([self._engine.snapshot], maxlen=MAX_VERSIONS)
+    def _serve(self, target: Target, backend: Backend, snapshot: Snapshot) -> _Served:
+        def use(newer: Snapshot) -> None:
+            if self._served.backend is backend:
+                self._engine.swap(newer)
 
-        async def show(version: int, diff: Diff | None) -> None:
-            if version == snapshots[-1].archive.version:
-                return
-            if len(snapshots) == MAX_VERSIONS:
-                await snapshots[0].usage.ended(_CHANGE_WAITS_S)
-            # Until it is ready, searches use the version before.
-            snapshot = await backend.at(version)
-            snapshots.append(snapshot)
-            if self._backend is backend:
-                self._engine.swap(snapshot)
-
-        return Writer(backend.archive, backend.encoder, show, self._engine.snapshot.archive.version, self.observer)
+        showing = Showing(backend, snapshot, use)
+        return _Served(target, backend, showing, Writer(backend.archive, backend.encoder, showing.show, self.observer))
 
 
-async def _retire(backend: Backend, writer: Writer) -> None:
+async def _retire(served: _Served) -> None:
     """Close the backend of an archive that was replaced, after its last commits and searches."""
     try:
-        await writer.close()
+        await served.writer.close()
         await asyncio.sleep(_LAST_SEARCHES_S)
     finally:
-        await _logged("closing the old shards", backend.close())
+        await served.showing.close()
+        await _logged("closing the old shards", served.backend.close())
 
 
 async def _logged(what: str, work: Awaitable[None]) -> None:
@@ -313,19 +330,23 @@ def check_num_queries(count: int) -> None:
         raise InvalidQuery(("requests", f"a call has 1 to {MAX_QUERIES} queries, got {count}"))
 
 
-async def _snapshot_of(backend: Backend) -> Snapshot:
-    """Return a snapshot of the version that a backend was opened with."""
-    return await backend.at(backend.archive.version)
-
-
 async def open_service(
-    open_backend: OpenBackend, target: Target, observer: Observer | None = None, **options: float
+    open_backend: OpenBackend,
+    target: Target,
+    observer: Observer | None = None,
+    *,
+    maintains: bool = True,
+    **options: float,
 ) -> Service:
-    """Return a service over the backend that `open_backend(target)` opens; `options` are those of `Engine`."""
+    """Return a service over the backend that `open_backend(target)` opens.
+
+    `maintains` is that of `Service`; `options` are those of `Engine`.
+    """
     backend = await open_backend(target)
     try:
-        snapshot = await _snapshot_of(backend)
+        snapshot = await backend.at(backend.archive.version)
     except BaseException:
         await _logged("closing the shards", backend.close())
         raise
-    return Service(target, backend, Engine(snapshot, observer=observer, **options), open_backend)  # type: ignore[arg-type]
+    engine = Engine(snapshot, observer=observer, **options)  # type: ignore[arg-type]
+    return Service(target, backend, engine, open_backend, maintains)

@@ -1,41 +1,46 @@
 """Write to an archive while it is searched.
 
 Changes that arrive at the same time share a commit: while one commit is written, the next one is collected. A change is
-acknowledged when it is committed and searches see it.
+acknowledged when it is committed and searches of this gateway see it. If they do not see it within some seconds, it is
+acknowledged all the same: it is committed, and searches will see it.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.codes import Codes, Encoded, num_bytes
+from orbithash.encoders.codes import Encoded, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import normalize_wkb, wrap_longitude
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.query_codes import check_code, check_vector
-from orbithash.search.index.host import Diff
-from orbithash.search.index.shard import Ids
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError, Unavailable
 from orbithash.search.protocol.rows import Columns, PreparedRow, Row, RowUpdate
-from orbithash.search.service.maintenance import Maintenance
-from orbithash.search.service.merging import Counts, RowChange, merged, updated_rows
+from orbithash.search.service.merging import RowChange, merged, updated_rows
 
-__all__ = ["Committed", "Writer"]
+__all__ = ["TIMEOUT_S", "Committed", "Writer"]
 
 logger = logging.getLogger(__name__)
-
-_NO_IDS: Ids = np.empty(0, np.uint64)
 
 # Limits of one commit, and of the changes that wait for a commit.
 _MAX_COMMIT, _MAX_WAITING = 20_000, 100_000
 _MAX_COMMIT_BYTES, _MAX_WAITING_BYTES = 256 * 2**20, 512 * 2**20
+
+# Maximum seconds that a commit waits for another process that writes, and that its callers wait until searches see it.
+_LOCK_S, _SHOW_S = 5.0, 10.0
+# A committed change is acknowledged this many seconds before its caller's deadline, shown or not.
+_MARGIN_S = 0.2
+# Time limit of a change without a deadline, in seconds.
+TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,31 @@ class Committed:
 
 @dataclass(frozen=True)
 class _Request:
-    """Changes of one caller by key; `done` is resolved when searches see them."""
+    """Changes of one caller by key; `done` is resolved when they are acknowledged.
+
+    `deadline` is the time at which the caller stops waiting, in seconds of `time.monotonic`.
+    """
 
     rows: dict[str, RowChange]
     num_bytes: int
+    deadline: float
     done: asyncio.Future[Committed]
     request: str = field(default_factory=current_request)
+
+    def resolve(self, outcome: Committed | BaseException) -> None:
+        """Acknowledge the changes, or report an error, unless that has been done."""
+        if self.done.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
 
 
 class Writer:
     """Commits to `archive`. Belongs to one event loop.
 
-    After each commit `show(version, diff)` is called, in the order of versions; it makes searches see the version.
-    `diff` is the difference from the version shown before, None if another program has written in between.
+    After each commit `show(version)` is called, which returns when searches see the version.
 
     Attributes:
         lock: held during a commit; its holder knows that nothing is written here meanwhile, and new requests wait.
@@ -71,34 +88,35 @@ class Writer:
         self,
         archive: Archive,
         encoder: QueryEncoder,
-        show: Callable[[int, Diff | None], Awaitable[None]],
-        shown: int,
+        show: Callable[[int], Coroutine[Any, Any, None]],
         observer: Observer | None = None,
     ) -> None:
-        """`shown`: the version that searches see now."""
         self.lock = asyncio.Lock()
         self._observer = observer or Observer()
         self._archive = archive
         self._encoder = encoder
         self._show = show
-        self._shown = shown
-        self._waiting: list[_Request] = []
+        self._waiting: deque[_Request] = deque()
         self._num_waiting = self._num_waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._successor: Writer | None = None
-        self._maintenance = Maintenance(archive, shown, self._maintain)
 
     @property
     def num_waiting(self) -> int:
         """Number of rows that wait for a commit."""
         return self._num_waiting
 
-    async def upsert(self, rows: Sequence[Row]) -> Committed:
-        """Write rows; of several rows with one key the last.
+    @property
+    def num_waiting_bytes(self) -> int:
+        """Size of these rows, in bytes."""
+        return self._num_waiting_bytes
+
+    async def upsert(self, rows: Sequence[Row], timeout_s: float = TIMEOUT_S) -> Committed:
+        """Write rows; of several rows with one key the last. The caller waits up to `timeout_s` seconds.
 
         Raises `InvalidQuery` if a row is invalid (then no row is written), `Overloaded` and `Unavailable`.
         """
-        return await self.write(await self.prepare(rows))
+        return await self.write(await self.prepare(rows), timeout_s)
 
     async def prepare(self, rows: Sequence[Row]) -> list[PreparedRow]:
         """Return rows with codes, stored vectors and thumbnails in place of their images and vectors, for `write`.
@@ -135,11 +153,11 @@ class Writer:
             (problem,) = error.violations
             raise InvalidQuery((problem[0], f"{problem[1]} (row {row.key[:80]!r})")) from error
 
-    async def write(self, rows: Sequence[PreparedRow]) -> Committed:
+    async def write(self, rows: Sequence[PreparedRow], timeout_s: float = TIMEOUT_S) -> Committed:
         """Write rows that `prepare` returned. Raises `Overloaded` and `Unavailable`."""
-        return await self._commit({row.key: row for row in rows})
+        return await self._commit({row.key: row for row in rows}, timeout_s)
 
-    async def update(self, updates: Sequence[RowUpdate]) -> Committed:
+    async def update(self, updates: Sequence[RowUpdate], timeout_s: float = TIMEOUT_S) -> Committed:
         """Change columns of existing rows; raises as `upsert`."""
         columns: dict[str, RowChange] = {}
         for update in updates:
@@ -151,15 +169,11 @@ class Writer:
                 if isinstance(earlier, RowUpdate)
                 else update
             )
-        return await self._commit(columns)
+        return await self._commit(columns, timeout_s)
 
-    async def delete(self, keys: Sequence[str]) -> Committed:
+    async def delete(self, keys: Sequence[str], timeout_s: float = TIMEOUT_S) -> Committed:
         """Remove the rows with these keys. Raises `Overloaded` and `Unavailable`."""
-        return await self._commit(dict.fromkeys(keys))
-
-    async def refresh(self) -> Committed:
-        """Make searches see the newest version, which another program may have written."""
-        return await self._commit({})
+        return await self._commit(dict.fromkeys(keys), timeout_s)
 
     async def _encode(self, rows: Sequence[Row]) -> tuple[Encoded, list[bytes]]:
         """Return codes and thumbnails of rows with images; raise `InvalidQuery` that names the first invalid one."""
@@ -182,29 +196,29 @@ class Writer:
         """
         self._successor = successor
         successor._take(self._waiting)
-        self._waiting, self._num_waiting, self._num_waiting_bytes = [], 0, 0
+        self._waiting, self._num_waiting, self._num_waiting_bytes = deque(), 0, 0
 
     async def close(self) -> None:
         """Wait for the last commit."""
         if self._task is not None:
             await asyncio.wait([self._task])
-        await self._maintenance.close()
 
-    async def _commit(self, rows: dict[str, RowChange]) -> Committed:
+    async def _commit(self, rows: dict[str, RowChange], timeout_s: float) -> Committed:
         if self._successor is not None:
-            return await self._successor._commit(rows)
+            return await self._successor._commit(rows, timeout_s)
         size = sum(len(key) if row is None else row.num_bytes for key, row in rows.items())
         if self._num_waiting + len(rows) > _MAX_WAITING or self._num_waiting_bytes + size > _MAX_WAITING_BYTES:
             raise Overloaded(
                 f"{self._num_waiting:,} rows of {self._num_waiting_bytes:,} bytes wait to be written; try again later",
                 retry_after_s=1.0,
             )
-        request = _Request(rows, size, asyncio.get_running_loop().create_future())
+        deadline = time.monotonic() + timeout_s
+        request = _Request(rows, size, deadline, asyncio.get_running_loop().create_future())
         self._take([request])
         # The shield: a request goes on when its caller is cancelled.
         return await asyncio.shield(request.done)
 
-    def _take(self, requests: Sequence[_Request]) -> None:
+    def _take(self, requests: Collection[_Request]) -> None:
         self._waiting += requests
         self._num_waiting += sum(len(request.rows) for request in requests)
         self._num_waiting_bytes += sum(request.num_bytes for request in requests)
@@ -218,7 +232,7 @@ class Writer:
                 group: list[_Request] = []
                 num_rows = size = 0
                 while self._waiting and (not group or (num_rows < _MAX_COMMIT and size < _MAX_COMMIT_BYTES)):
-                    group.append(self._waiting.pop(0))
+                    group.append(self._waiting.popleft())
                     num_rows += len(group[-1].rows)
                     size += group[-1].num_bytes
                 self._num_waiting -= num_rows
@@ -229,66 +243,48 @@ class Writer:
     async def _process(self, group: Sequence[_Request]) -> None:
         """Commit a group of requests and show the version; resolve all requests whatever happens."""
         set_requests(request.request for request in group)
-        committed: int | None = None
         try:
-            version, diff, counts = await asyncio.to_thread(self._write, group)
-            committed = version
-            with self._observer.stage("show"):
-                await self._show(version, diff)
-            self._shown = version
+            version, outcomes = await asyncio.to_thread(self._write, group)
         except BaseException as error:
             # Also for what is not an `Exception`, such as a panic of native code: the callers must get an answer.
-            if committed is None:
-                logger.exception("a commit of %d requests failed", len(group))
-                failure = _commit_error(error)
-            else:
-                logger.exception("version %d is committed, but was not shown to searches", committed)
-                failure = Unavailable(
-                    f"version {committed} is committed, but searches do not see it yet; try again later"
-                )
+            logger.exception("a commit of %d requests failed", len(group))
             for request in group:
-                if not request.done.done():
-                    request.done.set_exception(failure)
+                request.resolve(_commit_error(error))
             if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
                 raise
             return
-        for request, (removed, updated) in zip(group, counts, strict=True):
-            if not request.done.done():
-                request.done.set_result(Committed(version, removed, updated))
-        if any(request.rows for request in group):
-            self._maintenance.schedule()
+        showing = asyncio.create_task(self._show_committed(version))
+        show_until = time.monotonic() + _SHOW_S
+        try:
+            for request, outcome in sorted(zip(group, outcomes, strict=True), key=lambda each: each[0].deadline):
+                wait_until = min(show_until, request.deadline - _MARGIN_S)
+                await asyncio.wait([showing], timeout=max(0.0, wait_until - time.monotonic()))
+                request.resolve(outcome)
+            if not showing.done():
+                await asyncio.wait([showing], timeout=max(0.0, show_until - time.monotonic()))
+        finally:
+            if not showing.done():
+                logger.warning("version %d is committed, but searches do not see it yet", version)
+                showing.cancel()
+            for request, outcome in zip(group, outcomes, strict=True):
+                request.resolve(outcome)
 
-    async def _maintain(self, work: Callable[[], object]) -> None:
-        """Run `work`, which may commit versions without changed rows, between the commits of requests."""
-        async with self.lock:
-            if self._successor is not None:
-                # The other writer maintains the archive.
-                return
-            before, after = await asyncio.to_thread(self._versions_around, work)
-            if after != self._shown:
-                await self._show(after, self._diff(before, after) if before == self._shown else None)
-                self._shown = after
+    async def _show_committed(self, version: int) -> None:
+        """Show a version that is committed; log an error in place of raising it, because the service follows it."""
+        try:
+            with self._observer.stage("show"):
+                await self._show(version)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                raise
+            logger.exception("version %d is committed, but was not shown to searches", version)
 
-    def _versions_around(self, work: Callable[[], object]) -> tuple[int, int]:
-        with self._archive.writing():
-            before = self._archive.version
-            work()
-            return before, self._archive.version
-
-    def _write(self, group: Sequence[_Request]) -> tuple[int, Diff | None, Counts]:
-        """Commit the changes of a group.
-
-        Returns:
-            The new version, its difference from the version that is shown (None if another program has written in
-            between), and the counts of each request.
-        """
+    def _write(self, group: Sequence[_Request]) -> tuple[int, list[Committed | BaseException]]:
+        """Commit the changes of a group; return the version that has them and the outcome of each request."""
         if not any(request.rows for request in group):
-            self._archive.refresh()
-            version = self._archive.version
-            diff = self._diff(version, version) if version == self._shown else None
-            return version, diff, [(0, 0)] * len(group)
-        with self._observer.stage("commit"), self._archive.writing():
-            before = self._archive.version
+            return self._archive.version, [Committed(self._archive.version)] * len(group)
+        patience_s = min(_LOCK_S, max(request.deadline for request in group) - time.monotonic())
+        with self._archive.writing(patience_s), self._observer.stage("commit"):
             lookups = {
                 key for request in group for key, row in request.rows.items() if not isinstance(row, PreparedRow)
             }
@@ -298,25 +294,27 @@ class Writer:
             updates = [change for change in changes.values() if isinstance(change, RowUpdate)]
             rows = [change for change in changes.values() if isinstance(change, PreparedRow)]
             rows += updated_rows(self._archive, updates, existing)
+            table = _table(self._archive, rows)
             removed = self._archive.delete(gone)
-            codes = _codes(self._archive.bits, rows)
-            ids = self._archive.upsert(_table(self._archive, rows, codes)) if rows else np.empty(0, np.uint64)
-            after = self._archive.version
-        self._observer.count("rows_upserted", len(rows))
+            failure: BaseException | None = None
+            try:
+                self._archive.write(table)
+            except BaseException as error:
+                if not len(removed):
+                    raise
+                logger.exception("rows were removed, but %d rows could not be written", len(rows))
+                failure = _commit_error(error)
+            version = self._archive.version
+        self._observer.count("rows_upserted", 0 if failure else len(rows))
         self._observer.count("rows_deleted", len(removed))
-        # In an object store, which has no lock, versions of other programs can lie between the two commits.
-        is_known = before == self._shown and after == before + bool(len(removed)) + bool(rows)
-        return after, self._diff(before, after, removed, ids, codes) if is_known else None, counts
-
-    def _diff(
-        self,
-        before: int,
-        after: int,
-        removed: Ids = _NO_IDS,
-        ids: Ids = _NO_IDS,
-        codes: Codes | None = None,
-    ) -> Diff:
-        return Diff(before, after, removed, ids, _codes(self._archive.bits, []) if codes is None else codes)
+        outcomes: list[Committed | BaseException] = []
+        for request, counted in zip(group, counts, strict=True):
+            # After a failure, what only removes rows is done.
+            if failure is None or all(changes.get(key) is None for key in request.rows):
+                outcomes.append(Committed(version, *counted))
+            else:
+                outcomes.append(failure)
+        return version, outcomes
 
 
 def _prepared(row: Row, **changes: Any) -> PreparedRow:
@@ -345,16 +343,12 @@ def _place(key: str, columns: Columns) -> Columns:
     return stored
 
 
-def _codes(bits: int, rows: Sequence[PreparedRow]) -> Codes:
-    """Return the codes uint8 [N, B] of rows."""
-    return np.frombuffer(b"".join(row.code or b"" for row in rows), np.uint8).reshape(-1, num_bytes(bits))
-
-
-def _table(archive: Archive, rows: Sequence[PreparedRow], codes: Codes) -> Any:
+def _table(archive: Archive, rows: Sequence[PreparedRow]) -> Any:
     """Return the table of rows for `Archive.upsert`."""
     names = ("label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
+    codes = np.frombuffer(b"".join(row.code or b"" for row in rows), np.uint8)
     return Archive.table(
-        codes,
+        codes.reshape(len(rows), num_bytes(archive.bits)),
         archive.bits,
         [row.key for row in rows],
         [row.uri or row.key for row in rows],

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ArchiveBusy, InputError
 
 BITS = 12
 MODEL = "model-one"
@@ -366,6 +367,27 @@ def test_one_writer_at_a_time(archive):
         assert Archive.open(archive.path).num_rows == 0, "readers need no lock"
     with archive.writing():
         pass
+
+
+def test_a_writer_can_wait_for_its_turn(archive):
+    def write():
+        with Archive.open(archive.path).writing(60):
+            return Archive.open(archive.path).version
+
+    with ThreadPoolExecutor(1) as pool:
+        with archive.writing():
+            waiting = pool.submit(write)
+            with pytest.raises(ArchiveBusy), Archive.open(archive.path).writing(0.05):
+                pass
+            add(archive, "ab")
+            assert not waiting.done()
+        assert waiting.result() == archive.version
+
+
+def test_the_newest_version_is_known_during_a_change(archive):
+    assert archive.newest_version() == archive.version
+    add(Archive.open(archive.path), "ab")
+    assert archive.newest_version() == archive.version + 1
 
 
 def test_a_writer_starts_from_the_newest_version(archive):

@@ -7,7 +7,7 @@ import pytest
 from test_archive import BITS, MODEL, add
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ArchiveBusy, InputError
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def test_keys_are_indexed_where_rows_are_many(archive, monkeypatch):
 def test_clean_up_keeps_what_may_still_be_read(archive, monkeypatch):
     from orbithash.encoders.archive import upkeep
 
+    monkeypatch.setattr(upkeep, "_MIN_REMOVED_VERSIONS", 1)
     for number in range(6):
         add(archive, [f"{number}"], number)
     early, before = Archive.open(archive.path, 2), archive.codes()
@@ -125,15 +126,82 @@ def test_clean_up_keeps_what_may_still_be_read(archive, monkeypatch):
     np.testing.assert_array_equal(archive.codes()[0], before[0])
 
 
-def test_clean_up_is_due_by_the_versions_of_the_archive(archive, monkeypatch):
-    """Also if each process makes only a few commits."""
+def num_versions(archive):
+    import lance
+
+    return len(lance.dataset(archive.path).versions())
+
+
+def test_old_versions_are_removed_by_what_is_on_disk(archive, monkeypatch):
+    """Also if each process makes only a few commits, and never sees that there are many."""
     from orbithash.encoders.archive import upkeep
 
-    monkeypatch.setattr(upkeep, "CLEAN_UP_EVERY", 5)
-    due = []
+    monkeypatch.setattr(upkeep, "_KEPT_FOR", dt.timedelta())
+    monkeypatch.setattr(upkeep, "_KEPT_VERSIONS", 3)
+    monkeypatch.setattr(upkeep, "_MIN_REMOVED_VERSIONS", 4)
+    counts = []
     for number in range(12):
         one = Archive.open(archive.path)
-        before = one.version
         add(one, [f"{number}"], number)
-        due.append(one.version if one.is_clean_up_due(before) else None)
-    assert [version for version in due if version] == [5, 10]
+        cleaned = one.clean_up()
+        counts.append(num_versions(archive))
+        assert cleaned == (len(counts) > 1 and counts[-1] <= counts[-2])
+    assert counts == [2, 3, 4, 5, 6, 3, 4, 5, 6, 3, 4, 5]
+
+
+def test_old_versions_of_an_archive_that_changes_fast_are_removed(archive, monkeypatch):
+    """The thousand newest versions can be younger than the minimum age."""
+    from orbithash.encoders.archive import upkeep
+
+    for number in range(20):
+        add(archive, [f"{number}"], number)
+    made_at = upkeep._made_at
+    ages = {version: dt.timedelta(seconds=archive.version - version) for version in range(1, archive.version + 1)}
+
+    def aged(dataset, version):
+        return made_at(dataset, version) and dt.datetime.now() - ages[version]
+
+    monkeypatch.setattr(upkeep, "_made_at", aged)
+    monkeypatch.setattr(upkeep, "_KEPT_VERSIONS", 3)
+    monkeypatch.setattr(upkeep, "_MIN_REMOVED_VERSIONS", 2)
+    monkeypatch.setattr(upkeep, "_KEPT_FOR", dt.timedelta(seconds=9))
+    # Only the reason is tested: the real versions are too young.
+    assert archive.clean_up()
+    assert num_versions(archive) == 21
+    monkeypatch.setattr(upkeep, "_KEPT_FOR", dt.timedelta(seconds=90))
+    assert not archive.clean_up()
+
+
+def test_a_version_with_a_tag_stays(archive, monkeypatch):
+    import lance
+
+    from orbithash.encoders.archive import upkeep
+
+    monkeypatch.setattr(upkeep, "_KEPT_FOR", dt.timedelta())
+    monkeypatch.setattr(upkeep, "_KEPT_VERSIONS", 1)
+    monkeypatch.setattr(upkeep, "_MIN_REMOVED_VERSIONS", 1)
+    add(archive, ["a"])
+    lance.dataset(archive.path).tags.create("published", 2)
+    for name in "bcd":
+        add(archive, [name])
+    assert archive.clean_up()
+    assert [version["version"] for version in lance.dataset(archive.path).versions()] == [2, 5]
+
+
+def test_maintenance_takes_its_turn_with_writers(archive, monkeypatch):
+    add_many(archive, 16, 2, "small")
+    other = Archive.open(archive.path)
+    with archive.writing(), pytest.raises(ArchiveBusy, match="is being written by another process"):
+        other.maintain()
+    original = Archive.prepare_compaction
+
+    def prepare_compaction(self):
+        with archive.writing():
+            add(archive, ["meanwhile"])
+        with pytest.raises(ArchiveBusy, match="is being maintained by another process"):
+            archive.maintain()
+        return original(self)
+
+    monkeypatch.setattr(Archive, "prepare_compaction", prepare_compaction)
+    other.maintain()
+    assert fragment_rows(archive) == [33]

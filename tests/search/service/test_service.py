@@ -9,10 +9,8 @@ import pytest
 import shapely
 from search_parts import StubEncoder, random_codes
 
-from orbithash.encoders.archive import upkeep
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import ImageError, InputError
-from orbithash.search.engine import backend as backend_module
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.index.host import MAX_VERSIONS
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
@@ -20,6 +18,7 @@ from orbithash.search.protocol.queries import Answer, Query
 from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.service import maintenance as maintenance_module
 from orbithash.search.service import service as service_module
+from orbithash.search.service import showing as showing_module
 from orbithash.search.service import writer as writer_module
 from orbithash.search.service.service import Service, Target, open_service
 
@@ -30,7 +29,18 @@ def code(number):
     return int(number).to_bytes(2)
 
 
-def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat"):
+class Backend(LocalBackend):
+    """A backend whose `at` a test can delay or let fail."""
+
+    async def before_at(self, version):
+        """Replaced by tests; runs before each version is shown."""
+
+    async def at(self, version):
+        await self.before_at(version)
+        return await super().at(version)
+
+
+def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat", maintains=True):
     """Run `scenario(service)` over a new archive with rows k0, k1, …, whose codes are 0, 1, …."""
 
     async def main():
@@ -42,9 +52,9 @@ def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="fl
             )
 
         async def open_backend(target):
-            return LocalBackend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards, index)
+            return Backend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards, index)
 
-        service = await open_service(open_backend, Target(str(folder), "", 3))
+        service = await open_service(open_backend, Target(str(folder), "", 3), maintains=maintains)
         try:
             await scenario(service)
         finally:
@@ -212,7 +222,9 @@ def test_more_than_can_wait_is_refused(tmp_path, monkeypatch):
     run(tmp_path / "a", scenario)
 
 
-def test_an_archive_that_another_process_writes_is_unavailable_for_changes(tmp_path):
+def test_an_archive_that_another_process_writes_is_unavailable_for_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_LOCK_S", 0.1)
+
     async def scenario(service):
         with Archive.open(tmp_path / "a").writing():
             with pytest.raises(Unavailable, match="cannot be written now; another program may be writing"):
@@ -347,7 +359,7 @@ def test_other_shards_without_a_failed_query_or_a_lost_row(tmp_path):
 
 
 def test_a_failed_commit_is_reported_and_the_next_one_succeeds(tmp_path, monkeypatch):
-    original = Archive.upsert
+    original = Archive.write
     failures = iter([RuntimeError("the disk is full"), InputError("cannot be written")])
 
     def fail(self, table):
@@ -355,7 +367,7 @@ def test_a_failed_commit_is_reported_and_the_next_one_succeeds(tmp_path, monkeyp
             raise failure
         return original(self, table)
 
-    monkeypatch.setattr(Archive, "upsert", fail)
+    monkeypatch.setattr(Archive, "write", fail)
 
     async def scenario(service):
         with pytest.raises(RuntimeError, match="the disk is full"):
@@ -373,7 +385,7 @@ class Panic(BaseException):
 
 
 def test_a_panic_of_native_code_is_reported_too(tmp_path, monkeypatch):
-    original = Archive.upsert
+    original = Archive.write
     failures = iter([Panic("already borrowed")])
 
     def fail(self, table):
@@ -381,7 +393,7 @@ def test_a_panic_of_native_code_is_reported_too(tmp_path, monkeypatch):
             raise failure
         return original(self, table)
 
-    monkeypatch.setattr(Archive, "upsert", fail)
+    monkeypatch.setattr(Archive, "write", fail)
 
     async def scenario(service):
         with pytest.raises(Unavailable, match="cannot be written now"):
@@ -392,16 +404,8 @@ def test_a_panic_of_native_code_is_reported_too(tmp_path, monkeypatch):
     run(tmp_path / "a", scenario)
 
 
-def test_filters_hold_through_changes(tmp_path, monkeypatch):
+def test_filters_hold_through_changes(tmp_path):
     """Random histories against a dict: each answer is of the newest version, whichever filters were cached."""
-    scanned = []
-    original = Archive.scan_batches
-
-    def scan_batches(self, columns, among=None):
-        scanned.append(None if among is None else len(among))
-        return original(self, columns, among)
-
-    monkeypatch.setattr(Archive, "scan_batches", scan_batches)
     rng = np.random.default_rng(3)
     labels = ("beach", "forest", "river")
     filters = [f"label = '{label}'" for label in labels] + ["label IN ('beach', 'river')", "key LIKE 'k1%'"]
@@ -422,80 +426,49 @@ def test_filters_hold_through_changes(tmp_path, monkeypatch):
             for number in rng.choice(len(filters), 2, replace=False):
                 wanted = {key for key, label in rows.items() if passes[number](key, label)}
                 assert set(await held(service, filter=filters[number])) == wanted
-        whole = scanned.count(None)
-        # One full scan for the row cache and one per filter; the other scans cover only the rows that were touched.
-        assert whole <= 1 + len(filters)
-        assert len(scanned) - whole > 20
 
     run(tmp_path / "a", scenario)
 
 
-def test_a_filter_that_is_looked_up_while_rows_change(tmp_path, monkeypatch):
-    """A selection that is still being computed for one version is used for the next ones."""
-    original = Archive.scan_batches
-    may_go_on = threading.Event()
-
-    def scan_batches(self, columns, among=None):
-        if among is None:
-            may_go_on.wait(60)
-        return original(self, columns, among)
+def test_a_filter_that_is_looked_up_while_rows_change(tmp_path):
+    """Each query answers from the version that was shown when it arrived, or from a later one."""
 
     async def scenario(service):
         await service.upsert([Row(key=f"n{i}", code=code(i), label="river") for i in range(3)])
-        monkeypatch.setattr(Archive, "scan_batches", scan_batches)
         asking = [asyncio.create_task(held(service, filter="label = 'river'"))]
         for number in range(3):
             await asyncio.sleep(0)
             await service.upsert([Row(key=f"n{number}", code=code(0), label="beach")])
             asking.append(asyncio.create_task(held(service, filter="label = 'river'")))
-        may_go_on.set()
         found = [set(keys) for keys in await asyncio.gather(*asking)]
-        assert found == [{"n0", "n1", "n2"}, {"n1", "n2"}, {"n2"}, set()]
+        for expected, keys in zip([{"n0", "n1", "n2"}, {"n1", "n2"}, {"n2"}, set()], found, strict=True):
+            assert keys == expected
 
     run(tmp_path / "a", scenario)
 
 
-@pytest.mark.parametrize("patience_s", [60, 0])
-def test_changes_that_come_faster_than_a_search_ends(tmp_path, monkeypatch, patience_s):
-    """Changes wait for the search; if it takes too long, only its version is loaded again."""
-    loaded = []
-    original = backend_module.codes_of
-
-    def codes_of(path, version):
-        loaded.append(version)
-        return original(path, version)
+def test_a_search_that_is_slower_than_changes_ends_on_its_version(tmp_path, monkeypatch):
+    """Changes wait for the searches on the version that they displace."""
+    may_go_on = asyncio.Event()
+    monkeypatch.setattr(showing_module, "_LAST_SEARCHES_S", 60.0)
 
     async def encode(images):
         await may_go_on.wait()
         return np.zeros((len(images), 2), np.uint8)
 
-    may_go_on = asyncio.Event()
-    monkeypatch.setattr(backend_module, "codes_of", codes_of)
-    monkeypatch.setattr(service_module, "_CHANGE_WAITS_S", patience_s)
-
     async def scenario(service):
-        first = service.describe().archive_version
         searching = asyncio.create_task(service.search(Query(image=b"slow"), 60.0))
         await asyncio.sleep(0)
         for number in range(MAX_VERSIONS - 1):
             await service.upsert([Row(key=f"n{number}", code=code(0))])
         changing = asyncio.create_task(service.upsert([Row(key="last", code=code(0))]))
-        if patience_s:
-            # Longer than a commit takes.
-            await service.search(Query(key="k0", include=("caption",)), 60.0)
-            while (
-                service.num_rows_waiting or Archive.open(tmp_path / "a").version == service.describe().archive_version
-            ):
-                await asyncio.sleep(0.01)
-            assert not changing.done()
-        else:
-            await changing
+        while Archive.open(tmp_path / "a").version == service.describe().archive_version:
+            await asyncio.sleep(0.01)
+        assert not changing.done()
         may_go_on.set()
         assert {hit.key for hit in (await searching).hits} == {"k0", "k1"}
         await changing
-        await service.upsert([Row(key="one more", code=code(0))])
-        assert set(await held(service)) == {"k0", "k1", "n0", "n1", "n2", "last", "one more"}
-        assert loaded == [first] * (3 if patience_s else 6)
+        assert "last" in await held(service)
 
     run(tmp_path / "a", scenario, StubEncoder(encode), num_rows=2)
 
@@ -562,7 +535,7 @@ def test_following_survives_any_error(tmp_path, monkeypatch, caplog):
             await follower
 
     run(tmp_path / "a", scenario, num_rows=4)
-    assert caplog.text.count("the archive cannot be followed") == len(errors)
+    assert caplog.text.count("following the archive failed") == len(errors)
 
 
 def test_the_delay_after_failures_grows_to_its_limit(tmp_path, monkeypatch, caplog):
@@ -578,39 +551,29 @@ def test_the_delay_after_failures_grows_to_its_limit(tmp_path, monkeypatch, capl
         follower.cancel()
 
     run(tmp_path / "a", scenario)
-    assert [record.args[0] for record in caplog.records[:4]] == [0.002, 0.003, 0.003, 0.003]
+    assert [record.args[1] for record in caplog.records[:4]] == [0.002, 0.003, 0.003, 0.003]
 
 
-def test_the_old_version_is_searched_until_the_new_one_is_loaded_and_warm(tmp_path, monkeypatch):
-    """Ten rows that another program appends: filters and the columns of hits are ready when searches see them."""
-    may_load, is_loading = threading.Event(), threading.Event()
-    original = backend_module.codes_of
-    scanned = []
-
+def test_the_old_version_is_searched_until_the_shards_have_the_new_one(tmp_path):
     async def scenario(service):
-        await held(service, filter="label = 'x'")
-        other = Archive.open(tmp_path / "a")
+        may_load, is_loading = asyncio.Event(), asyncio.Event()
+
+        async def before_at(version):
+            is_loading.set()
+            await may_load.wait()
+
         keys = [f"new{number}" for number in range(10)]
         table = Archive.table(np.zeros((10, 2), np.uint8), BITS, keys, keys, label=["x"] * 10)
-        await asyncio.to_thread(other.upsert, table)
-
-        def codes_of(path, version):
-            is_loading.set()
-            assert may_load.wait(60)
-            return original(path, version)
-
-        monkeypatch.setattr(backend_module, "codes_of", codes_of)
+        await asyncio.to_thread(Archive.open(tmp_path / "a").write, table)
+        service._served.backend.before_at = before_at
         refreshing = asyncio.create_task(service.refresh())
-        assert await asyncio.to_thread(is_loading.wait, 60)
+        await is_loading.wait()
         assert set(await held(service)) == {"k0", "k1", "k2", "k3"}
         assert service.can_answer
         may_load.set()
         await refreshing
-        monkeypatch.setattr(Archive, "scan_batches", lambda *args: scanned.append(args))
-        monkeypatch.setattr(Archive, "take", lambda *args: scanned.append(args))
         assert set(await held(service)) == {"k0", "k1", "k2", "k3", *keys}
         assert set(await held(service, filter="label = 'x'")) == set(keys)
-        assert scanned == [], "nothing is read again"
 
     run(tmp_path / "a", scenario, num_rows=4)
 
@@ -624,7 +587,6 @@ def test_a_commit_succeeds_whatever_maintenance_does(tmp_path, monkeypatch, capl
     }
 
     async def scenario(service):
-        monkeypatch.setattr(Archive, "is_clean_up_due", lambda self, since: True)
         for number, (name, failure) in enumerate(failures.items()):
             with monkeypatch.context() as patch:
                 called = threading.Event()
@@ -642,7 +604,7 @@ def test_a_commit_succeeds_whatever_maintenance_does(tmp_path, monkeypatch, capl
         assert set(await held(service)) == {"n0", "n1", "n2", "last"}
 
     run(tmp_path / "a", scenario)
-    assert "the archive could not be maintained" in caplog.text
+    assert caplog.text.count("maintaining the archive failed") >= len(failures)
 
 
 def test_compaction_does_not_hold_back_changes(tmp_path, monkeypatch):
@@ -665,55 +627,143 @@ def test_compaction_does_not_hold_back_changes(tmp_path, monkeypatch):
     run(tmp_path / "a", scenario)
 
 
-def test_old_versions_are_removed_by_their_number_and_not_by_the_commits_of_one_writer(tmp_path, monkeypatch):
+def test_archives_are_maintained_from_the_start_and_by_one_gateway_only(tmp_path, monkeypatch):
+    """What an earlier process left is maintained without a change; a gateway that joins leaves it alone."""
     monkeypatch.setattr(maintenance_module, "_PAUSE_S", 0.0)
-    cleaned = []
-    monkeypatch.setattr(Archive, "clean_up", lambda self: cleaned.append(self))
-    monkeypatch.setattr(Archive, "update_index", lambda self: False)
-    monkeypatch.setattr(upkeep, "CLEAN_UP_EVERY", 10)
+    maintained = threading.Event()
+    monkeypatch.setattr(Archive, "maintain", lambda self, timeout_s: maintained.set())
+
+    async def joined(service):
+        assert service._maintenance is None
+        await service.upsert([Row(key="a", code=code(1))])
+
+    run(tmp_path / "a", joined, maintains=False)
+    assert not maintained.is_set()
+
+    async def first(service):
+        for _ in range(2):
+            assert await asyncio.to_thread(maintained.wait, 60)
+            maintained.clear()
+            # A change of another program.
+            await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["a"])
+            await service.refresh()
+
+    run(tmp_path / "a", first)
+
+
+def test_a_commit_that_cannot_be_shown_is_acknowledged_and_followed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(service_module, "_FOLLOW_EVERY_S", 0.01)
 
     async def scenario(service):
-        for _ in range(3):
-            await service.upsert([Row(key="a", code=code(1))])
-        async with asyncio.timeout(60):
-            while service._writer._maintenance._is_due or not service._writer._maintenance._task.done():
-                await asyncio.sleep(0.001)
+        for number, failure in enumerate((OSError("the shards are gone"), Panic("native code"))):
 
-    # Each service commits a few versions only.
-    for _ in range(8):
-        run(tmp_path / "a", scenario)
-    assert len(cleaned) >= 2
+            async def fail(version, failure=failure):
+                raise failure
+
+            service._served.backend.before_at = fail
+            done = await service.upsert([Row(key=f"a{number}", code=code(1))])
+            assert done.version == Archive.open(tmp_path / "a").version > service.describe().archive_version
+            assert "was not shown to searches" in caplog.text
+            del service._served.backend.before_at
+            follower = asyncio.create_task(service.follow())
+            async with asyncio.timeout(60):
+                while f"a{number}" not in await held(service):
+                    await asyncio.sleep(0.01)
+            follower.cancel()
+
+    run(tmp_path / "a", scenario)
 
 
-def test_a_commit_that_cannot_be_shown_is_reported_as_committed(tmp_path, monkeypatch):
+def test_a_commit_that_is_not_shown_in_time_is_acknowledged(tmp_path, monkeypatch, caplog):
+    """In time for the caller with the earliest deadline, and for all others within the limit."""
+    monkeypatch.setattr(writer_module, "_SHOW_S", 1.0)
+
     async def scenario(service):
-        backend = service._backend
-        apply = backend.apply
+        may_show = asyncio.Event()
 
-        async def fail(diff):
-            raise OSError("the shards are gone")
+        async def before_at(version):
+            await may_show.wait()
 
-        backend.apply = fail
-        with pytest.raises(Unavailable, match=r"version \d+ is committed, but searches do not see it yet"):
-            await service.upsert([Row(key="a", code=code(1))])
-        assert "a" in Archive.open(tmp_path / "a").find(["a"])
-        backend.apply = apply
-        await service.upsert([Row(key="b", code=code(1))])
-        assert set(await held(service)) == {"a", "b"}
+        service._served.backend.before_at = before_at
+        hurried = asyncio.create_task(service.upsert([Row(key="a", code=code(1))], timeout_s=0.5))
+        patient = asyncio.create_task(service.upsert([Row(key="b", code=code(1))], timeout_s=60))
+        async with asyncio.timeout(0.5):
+            await hurried
+        assert not patient.done(), "searches may see it in time"
+        await patient
+        assert await held(service) == {}
+        may_show.set()
+        await service.upsert([Row(key="c", code=code(1))])
+        assert set(await held(service)) == {"a", "b", "c"}
+
+    run(tmp_path / "a", scenario)
+    assert "is committed, but searches do not see it yet" in caplog.text
+
+
+def test_a_commit_waits_for_its_turn_within_the_deadline_of_its_callers(tmp_path):
+    async def scenario(service):
+        with Archive.open(tmp_path / "a").writing():
+            with pytest.raises(Unavailable):
+                await service.upsert([Row(key="late", code=code(1))], timeout_s=0.1)
+            waiting = asyncio.create_task(service.upsert([Row(key="a", code=code(1))]))
+            await asyncio.sleep(0.1)
+        await waiting
+        assert set(await held(service)) == {"a"}
+
+    run(tmp_path / "a", scenario)
+
+
+def test_removed_rows_are_acknowledged_though_other_rows_of_the_commit_cannot_be_written(tmp_path, monkeypatch):
+    def fail(self, table):
+        raise OSError("the disk is full")
+
+    async def scenario(service):
+        monkeypatch.setattr(Archive, "write", fail)
+        outcomes = await asyncio.gather(
+            service.delete(["k0"]),
+            service.upsert([Row(key="k1", code=code(9))]),
+            service.delete(["k2", "k1"]),
+            service.upsert([Row(key="k2", code=code(9))]),
+            return_exceptions=True,
+        )
+        # k1 was written and then removed, k2 removed and then written.
+        assert [type(outcome).__name__ for outcome in outcomes] == ["Committed", "Committed", "OSError", "OSError"]
+        assert set(await held(service)) == {"k2", "k3"}
+
+    run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_an_error_after_the_commit_is_not_an_error_of_the_change(tmp_path, monkeypatch):
+    """Whatever reads the archive after the commit."""
+
+    async def scenario(service):
+        original = Archive.write
+
+        def write(self, table):
+            original(self, table)
+            for name in ("find", "refresh", "take"):
+                monkeypatch.setattr(Archive, name, lambda *_: 1 / 0)
+
+        with monkeypatch.context():
+            monkeypatch.setattr(Archive, "write", write)
+            done = await service.upsert([Row(key="a", code=code(1))])
+            monkeypatch.undo()
+        assert done.version == Archive.open(tmp_path / "a").version
+        assert Archive.open(tmp_path / "a").find(["a"])
 
     run(tmp_path / "a", scenario)
 
 
 def test_closing_never_raises_and_closes_everything(tmp_path, caplog):
     async def scenario(service):
-        original, closed = service._backend.close, []
+        original, closed = service._served.backend.close, []
 
         async def close():
             closed.append(True)
             await original()
             raise RuntimeError("the cluster is gone")
 
-        service._backend.close = close
+        service._served.backend.close = close
         await service.refresh(num_shards=2)
         await service.close()
         assert closed == [True], "the shards that were replaced, before their last searches were over"

@@ -1,0 +1,65 @@
+"""Show the versions of an archive to searches."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from orbithash.search.engine.backend import Backend
+from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.index.host import MAX_VERSIONS
+
+__all__ = ["Showing"]
+
+# Maximum seconds that a version waits for the searches on the oldest one, whose place in the shards it takes.
+_LAST_SEARCHES_S = 1.0
+
+
+class Showing:
+    """Moves searches to newer versions of one archive, never back. Belongs to one event loop."""
+
+    def __init__(self, backend: Backend, snapshot: Snapshot, use: Callable[[Snapshot], None]) -> None:
+        """`snapshot`: the version that searches see; `use` makes them see another one."""
+        self._backend = backend
+        self._use = use
+        # The snapshots whose versions the shards hold. A new one replaces the oldest, whose searches are waited for:
+        # otherwise shards would have to load a version that they have just dropped.
+        self._snapshots = deque([snapshot], maxlen=MAX_VERSIONS)
+        self._newest = snapshot.archive.version
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """The version that searches see."""
+        return self._snapshots[-1].archive.version
+
+    async def show(self, version: int) -> None:
+        """Return when searches see `version` or a later one. Raises the errors of shards.
+
+        Searches see the version before until all shards have this one. The work continues if the caller is cancelled,
+        and is shared by concurrent calls.
+        """
+        self._newest = max(self._newest, version)
+        while self.version < version:
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._load(self._newest))
+                self._task.add_done_callback(_retrieve)
+            await asyncio.shield(self._task)
+
+    async def close(self) -> None:
+        """Stop the work in progress."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _load(self, version: int) -> None:
+        if len(self._snapshots) == MAX_VERSIONS:
+            await self._snapshots[0].usage.ended(_LAST_SEARCHES_S)
+        snapshot = await self._backend.at(version)
+        self._snapshots.append(snapshot)
+        self._use(snapshot)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Retrieve the exception of a task whose callers may have gone."""
+    if not task.cancelled():
+        task.exception()
