@@ -10,12 +10,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["BOX_COLUMNS", "COLUMNS", "ROWS_PER_CHUNK", "Boxes", "ChunkEncoder", "chunk_tables", "decoded_chunks"]
+__all__ = [
+    "BOX_COLUMNS",
+    "COLUMNS",
+    "ROWS_PER_CHUNK",
+    "USUAL",
+    "Boxes",
+    "ChunkEncoder",
+    "chunk_tables",
+    "decoded_chunks",
+]
 
 Boxes = npt.NDArray[np.float32]
 
 # The columns that a segment keeps, if the archive has them.
 COLUMNS = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint", "vector")
+
+# The columns of every hit.
+USUAL = ("key", "label", "lon", "lat", "datetime")
 
 ROWS_PER_CHUNK = 2**16
 

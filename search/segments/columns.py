@@ -1,12 +1,13 @@
 """Columns of the rows of a segment, in row order.
 
-They are Arrow arrays in chunks of `ROWS_PER_CHUNK` rows: of a file that is mapped, of a table in memory, or read from
-the archive when they are needed.
+They are Arrow arrays in chunks of `ROWS_PER_CHUNK` rows: in a file that is mapped, in memory, or read from the archive
+when they are needed.
 """
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,9 @@ import pyarrow as pa
 from orbithash.search.index.answers import Ids
 from orbithash.search.segments.chunks import (
     BOX_COLUMNS,
+    COLUMNS,
     ROWS_PER_CHUNK,
+    USUAL,
     Boxes,
     ChunkEncoder,
     chunk_tables,
@@ -23,9 +26,15 @@ from orbithash.search.segments.chunks import (
 )
 from orbithash.search.segments.ids import SortedIds
 
-__all__ = ["ArchiveColumns", "Columns", "ReadColumns"]
+__all__ = ["ArchiveColumns", "Columns", "ColumnsInMemory", "ReadColumns"]
 
 Chunks = Sequence[pa.Array]
+Rows = npt.NDArray[np.integer[Any]]
+
+# Up to this number of rows a column of the archive is kept in memory: about 80 bytes a row for the usual columns.
+_MAX_KEPT = {**dict.fromkeys(USUAL, 2**24), "vector": 2**22}
+# Up to this number of rows, one slice a row is faster than a selection in each chunk.
+_FEW_ROWS = 256
 
 
 class ReadColumns(Protocol):
@@ -40,7 +49,7 @@ class Columns:
 
     Attributes:
         num_rows: number of rows.
-        names: any of key, uri, label, caption, datetime, lon, lat, footprint and vector.
+        names: those of `COLUMNS` that the archive has.
     """
 
     def __init__(self, num_rows: int, chunks: Mapping[str, Chunks], boxes: Boxes | None = None) -> None:
@@ -62,74 +71,171 @@ class Columns:
         """
         return pa.chunked_array(self.chunks(name))
 
-    def take(self, rows: npt.NDArray[np.integer], names: Sequence[str]) -> pa.Table:
-        """Return columns of rows, in the order of `rows`, which may repeat. Labels are large_string."""
+    def take(self, rows: Rows, names: Sequence[str]) -> pa.Table:
+        """Return columns of rows, in the order of `rows`, which may repeat. Labels are large_string.
+
+        Each column is one array. `fixed_size_rows` returns vectors int8 [N, d], contiguous.
+        """
         return pa.table({name: _decoded(_take(self.chunks(name), rows)) for name in names})
+
+    def values(self, rows: Rows, names: Sequence[str]) -> list[list[Any]]:
+        """Return the values of a few rows as Python objects, column by column.
+
+        A time is the number of microseconds since 1970. A column that the archive does not have is None everywhere.
+        """
+        places = [divmod(row, ROWS_PER_CHUNK) for row in rows.tolist()]
+        values = []
+        for name in names:
+            chunks = self.chunks(name) if name in self.names else None
+            values.append([None if chunks is None else _value(chunks[number][row]) for number, row in places])
+        return values
 
     def boxes(self) -> Boxes | None:
         """Return the bounding box of each row in degrees, float32 [4, N]: west, south, east, north.
 
-        The box of a footprint is rounded outwards, so that it contains the footprint. A row without a footprint has
-        the point (lon, lat), a row without both NaN. None: no row has a footprint.
+        The box of a footprint is rounded outwards, so that it contains the footprint; an empty footprint has an
+        infinite box. A row without a valid footprint has the point (lon, lat), a row without both NaN. None: no row
+        has a footprint.
         """
         return self._boxes
 
 
+class ColumnsInMemory:
+    """Columns that are kept in memory, while they are made."""
+
+    def __init__(self) -> None:
+        self._encoder = ChunkEncoder()
+        self._batches: list[pa.RecordBatch] = []
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Columns:
+        """Return the columns of a table."""
+        made = cls()
+        for chunk in chunk_tables([table]):
+            made.write(chunk)
+        return made.columns()
+
+    def write(self, chunk: pa.Table) -> None:
+        """Take the next chunk; all but the last have `ROWS_PER_CHUNK` rows."""
+        self._batches.append(self._encoder.encode(chunk))
+
+    def columns(self) -> Columns:
+        """Return all columns; no chunk may follow."""
+        labels = pa.array(self._encoder.labels, pa.large_string())
+        boxes = self._encoder.boxes(self._batches)
+        return Columns(sum(map(len, self._batches)), decoded_chunks(self._batches, labels), boxes)
+
+
 class ArchiveColumns(Columns):
-    """Columns that are read from the archive: each column once, when it is needed first, and then kept in memory."""
+    """Columns that are read from the archive when they are needed.
+
+    The columns that every hit has, and stored vectors, are read for all rows at once and then kept in memory, unless
+    there are very many rows. A column that a filter tests is kept, too. Other columns are read for single rows.
+    """
 
     def __init__(self, ids: SortedIds, names: Sequence[str], read: ReadColumns) -> None:
         """Take the ids of the rows, the names of the columns that the archive has, and a function that reads them."""
-        super().__init__(ids.num_rows, dict.fromkeys(names, ()))
+        super().__init__(ids.num_rows, {name: () for name in COLUMNS if name in names})
         self._ids = ids
         self._read = read
         self._lock = threading.Lock()
-        self._loaded: set[str] = set()
+        self._kept: set[str] = set()
 
     def chunks(self, name: str) -> Chunks:
         """Return the column; the first call reads it."""
-        if name not in self._loaded:
+        if name not in self._kept:
             with self._lock:
-                if name not in self._loaded:
-                    self._load([*BOX_COLUMNS] if name == "footprint" else [name])
+                if name not in self._kept:
+                    self._load(name)
         return self._chunks[name]
+
+    def take(self, rows: Rows, names: Sequence[str]) -> pa.Table:
+        """Return columns of rows; see `Columns.take`."""
+        if self._is_to_keep(names):
+            return super().take(rows, names)
+        columns, places = self._some(rows, names)
+        return columns.take(places, names)
+
+    def values(self, rows: Rows, names: Sequence[str]) -> list[list[Any]]:
+        """Return the values of a few rows; see `Columns.values`."""
+        known = [name for name in names if name in self.names]
+        if self._is_to_keep(known):
+            return super().values(rows, names)
+        columns, places = self._some(rows, known)
+        return columns.values(places, names)
 
     def boxes(self) -> Boxes | None:
         """Return the boxes; the first call reads the footprints."""
         self.chunks("footprint")
         return self._boxes
 
-    def _load(self, names: Sequence[str]) -> None:
+    def _is_to_keep(self, names: Sequence[str]) -> bool:
+        return all(name in self._kept or self.num_rows <= _MAX_KEPT.get(name, 0) for name in names)
+
+    def _some(self, rows: Rows, names: Sequence[str]) -> tuple[Columns, Rows]:
+        """Read rows from the archive; return columns, and where in them the rows are."""
+        ids = self._ids.of_rows(rows)
+        found, table = self._read(names, np.unique(ids))
+        order = np.argsort(found)
+        places = order[np.minimum(found.searchsorted(ids, sorter=order), len(found) - 1)] if len(found) else order
+        _check_found(np.array_equal(found[places], ids), len(ids), len(found))
+        return ColumnsInMemory.of(table), places
+
+    def _load(self, name: str) -> None:
+        """Read a column of all rows, and those that are needed together with it."""
+        names: Sequence[str] = [name]
+        if name == "footprint":
+            names = BOX_COLUMNS
+        elif name in USUAL and self._is_to_keep([name]):
+            names = [each for each in USUAL if each in self.names]
         ids, table = self._read(names)
         rows = self._ids.rows_of(ids)
         order = np.argsort(rows, kind="stable")[int((rows < 0).sum()) :]
-        if not np.array_equal(rows[order], np.arange(self.num_rows)):
-            raise LookupError(f"the archive has {len(order):,} of the {self.num_rows:,} rows of a segment")
-        encoder = ChunkEncoder()
-        batches = [encoder.encode(chunk) for chunk in chunk_tables([table.take(pa.array(order))])]
-        self._chunks.update(decoded_chunks(batches, pa.array(encoder.labels, pa.large_string())))
-        self._boxes = encoder.boxes(batches) if "footprint" in names else self._boxes
-        self._loaded.update(names)
+        _check_found(np.array_equal(rows[order], np.arange(self.num_rows)), self.num_rows, len(order))
+        columns = ColumnsInMemory.of(table)
+        if len(order) < len(rows) or (np.diff(order) != 1).any():
+            ordered = ColumnsInMemory()
+            for start in range(0, max(len(order), 1), ROWS_PER_CHUNK):
+                ordered.write(columns.take(order[start : start + ROWS_PER_CHUNK], names))
+            columns = ordered.columns()
+        self._chunks.update({each: columns.chunks(each) for each in names})
+        if name == "footprint":
+            self._boxes = columns.boxes()
+        self._kept.update(names)
 
 
-def _take(chunks: Chunks, rows: npt.NDArray[np.integer]) -> pa.Array:
-    """Return rows of a column. `ChunkedArray.take` joins the chunks of a text before it takes from them."""
+def _check_found(is_found: bool, num_rows: int, num_found: int) -> None:
+    if not is_found:
+        raise LookupError(f"the archive has {num_found:,} of {num_rows:,} rows of a segment")
+
+
+def _take(chunks: Chunks, rows: Rows) -> pa.Array:
+    """Return rows of a column. `ChunkedArray.take` would first join all chunks of a text column."""
     if not len(rows):
         return chunks[0].slice(0, 0)
+    if len(chunks) == 1:
+        return chunks[0].take(pa.array(rows))
+    if len(rows) <= _FEW_ROWS:
+        pairs = (divmod(row, ROWS_PER_CHUNK) for row in rows.tolist())
+        return pa.concat_arrays([chunks[number].slice(place, 1) for number, place in pairs])
     numbers, places = np.divmod(rows, ROWS_PER_CHUNK)
     order = np.argsort(numbers, kind="stable")
     numbers, places = numbers[order], places[order]
-    bounds = np.flatnonzero(np.diff(numbers)) + 1
+    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
     parts = [
-        chunks[int(numbers[start])].take(pa.array(places[start:stop]))
-        for start, stop in zip([0, *bounds], [*bounds, len(rows)], strict=True)
+        chunks[int(numbers[start])].take(pa.array(places[start:stop])) for start, stop in itertools.pairwise(bounds)
     ]
-    if len(parts) == 1 and (np.diff(order) == 1).all():
-        return parts[0]
+    joined = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    if (np.diff(order) == 1).all():
+        return joined
     back = np.empty(len(rows), np.int64)
     back[order] = np.arange(len(rows))
-    return pa.concat_arrays(parts).take(pa.array(back))
+    return joined.take(pa.array(back))
 
 
 def _decoded(array: pa.Array) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _value(scalar: Any) -> Any:
+    return scalar.value if isinstance(scalar, pa.TimestampScalar) else scalar.as_py()

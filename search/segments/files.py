@@ -10,9 +10,8 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,28 @@ import pyarrow as pa
 
 from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.index.answers import Ids
-from orbithash.search.segments.chunks import COLUMNS, ROWS_PER_CHUNK, ChunkEncoder, chunk_tables, decoded_chunks
-from orbithash.search.segments.columns import ArchiveColumns, Columns, ReadColumns
+from orbithash.search.segments.bits import Bits, to_mask
+from orbithash.search.segments.chunks import ROWS_PER_CHUNK
+from orbithash.search.segments.columns import ArchiveColumns, ColumnsInMemory, ReadColumns
 from orbithash.search.segments.ids import SortedIds
 from orbithash.search.segments.layout import DamagedSegment, checksum_of_file, map_file, read_arrays, write_arrays
-from orbithash.search.segments.segment import Segment, check_unique, code_numbers, is_ascending
-from orbithash.search.segments.standin import CodeRows, build_row_index
+from orbithash.search.segments.segment import Segment, code_numbers
+from orbithash.search.segments.standin import CodeRows, RowIndex, build_row_index
+from orbithash.search.segments.writing import (
+    Batches,
+    ColumnsFile,
+    FinishedColumns,
+    Labels,
+    columns_in_file,
+    new_file,
+    write_columns,
+)
 
 __all__ = ["DamagedSegment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
 
-Bits = npt.NDArray[np.uint8]
-Batches = Iterable[tuple[Ids, pa.Table]]
+Numbers = npt.NDArray[np.int64]
 
 _COLUMNS, _CODES, _PART, _LOCK = ".columns", ".codes", ".part", ".lock"
-# Chunks that wait for the thread that writes.
-_MAX_WAITING = 2
 
 
 def write_segment(folder: Path | None, batches: Batches, bits: int, index: str = "exact") -> Segment:
@@ -59,31 +64,23 @@ def write_segment(folder: Path | None, batches: Batches, bits: int, index: str =
             write.
         OSError: the folder cannot be written, or the disk is full; nothing remains of the segment.
     """
-    collected = _CodeCollector(bits)
     if folder is None:
-        tables = list(collected.tables(batches))
-        ids, codes, order = collected.sorted()
-        rows = pa.array(np.arange(len(ids)) if order is None else order)
-        columns = _in_memory(pa.concat_tables(tables).take(rows))
-        return Segment.build(ids, codes, bits, index, columns)
+        (ids, codes), in_memory = write_columns(ColumnsInMemory, batches, bits)
+        return Segment.build(ids, codes, bits, index, in_memory.columns())
     _make_folder(folder)
     with _temporary_folder(folder) as part, ThreadPoolExecutor(1, "segment-columns") as executor:
-        file = _ColumnsFile(part / "arrived", executor)
-        for chunk in chunk_tables(collected.tables(batches)):
-            file.write(chunk)
-        ids, codes, order = collected.sorted()
-        if order is not None:
-            arrived = file.finish().result().columns()
-            file = _ColumnsFile(part / "sorted", executor)
-            for start in range(0, len(order), ROWS_PER_CHUNK):
-                file.write(arrived.take(order[start : start + ROWS_PER_CHUNK], arrived.names))
+        names = iter(("columns", "sorted"))
+        (ids, codes), file = write_columns(lambda: ColumnsFile(part / next(names), executor), batches, bits)
+        # The thread completes the file while the codes are sorted here.
         finished = file.finish()
         code_rows = CodeRows.build(codes, bits)
         del codes
         row_index = build_row_index(index, code_rows, bits)
-        name = _write_codes(part / "codes", SortedIds.of(ids), code_rows, bits, index, row_index, finished.result())
-        del ids, code_rows, row_index
-        return _publish(folder, name, finished.result().path, part / "codes", bits, index)
+        sorted_ids = SortedIds.of(ids)
+        del ids
+        name = _write_codes(part / "codes", sorted_ids, code_rows, bits, index, row_index, finished.result())
+        del sorted_ids, code_rows, row_index
+        return _publish(folder, name, file.path, part / "codes", bits, index)
 
 
 def open_segment(folder: Path, name: str, bits: int, index: str = "exact") -> Segment:
@@ -124,23 +121,19 @@ def merge_segments(
     ids, numbers = ids[order], np.concatenate(rows)[order]
     names = segments[0].columns.names
 
-    def codes_of(start: int, stop: int) -> Codes:
-        codes = np.empty((stop - start, num_bytes(bits)), np.uint8)
-        for source, segment in enumerate(segments):
-            is_here = sources[start:stop] == source
-            codes[is_here] = segment.codes_of(numbers[start:stop][is_here])
-        return codes
-
-    def batches() -> Iterator[tuple[Ids, pa.Table]]:
-        for start in range(0, max(len(ids), 1), ROWS_PER_CHUNK):
-            stop = min(start + ROWS_PER_CHUNK, len(ids))
-            table = _take_joined(segments, sources[start:stop], numbers[start:stop], names)
-            codes = pa.FixedSizeListArray.from_arrays(codes_of(start, stop).reshape(-1), num_bytes(bits))
-            yield ids[start:stop], table.append_column("code", codes)
-
     if folder is None and read is not None:
-        columns = ArchiveColumns(SortedIds.of(ids), names, read)
-        return Segment.build(ids, codes_of(0, len(ids)), bits, index, columns)
+        codes = _take_codes(segments, sources, numbers, bits)
+        return Segment.build(ids, codes, bits, index, ArchiveColumns(SortedIds.of(ids), names, read))
+
+    def batches() -> Batches:
+        # A segment without rows needs an empty batch.
+        for start in range(0, max(len(ids), 1), ROWS_PER_CHUNK):
+            chunk = slice(start, start + ROWS_PER_CHUNK)
+            codes = _take_codes(segments, sources[chunk], numbers[chunk], bits)
+            table = _take_columns(segments, sources[chunk], numbers[chunk], names)
+            array = pa.FixedSizeListArray.from_arrays(codes.reshape(-1), num_bytes(bits))
+            yield ids[chunk], table.append_column("code", array)
+
     return write_segment(folder, batches(), bits, index)
 
 
@@ -163,99 +156,16 @@ def remove_segments(folder: Path, keep: Iterable[str]) -> bool:
     return True
 
 
-class _CodeCollector:
-    """Takes ids and codes out of batches on their way."""
-
-    def __init__(self, bits: int) -> None:
-        self._num_bytes = num_bytes(bits)
-        self._ids: list[Ids] = []
-        self._codes: list[Codes] = []
-
-    def tables(self, batches: Batches) -> Iterator[pa.Table]:
-        """Yield the other columns of each batch."""
-        for ids, table in batches:
-            # A copy: the values of a slice would keep all of its batch.
-            codes = [chunk.flatten().to_numpy() for chunk in table.column("code").chunks]
-            codes = np.concatenate([np.empty(0, np.uint8), *codes])
-            if len(codes) != len(ids) * self._num_bytes:
-                raise InputError(
-                    f"{len(ids):,} codes of {self._num_bytes} bytes were expected, got {len(codes):,} bytes"
-                )
-            self._ids.append(np.array(ids, np.uint64))
-            self._codes.append(codes.reshape(-1, self._num_bytes))
-            yield table.select([name for name in table.column_names if name in COLUMNS])
-
-    def sorted(self) -> tuple[Ids, Codes, npt.NDArray[np.int64] | None]:
-        """Return ids and codes of all rows by ascending id, and the order of the rows; None: they came in order."""
-        ids, codes = np.concatenate(self._ids), np.concatenate(self._codes)
-        self._ids, self._codes = [], []
-        order = None
-        if not is_ascending(ids):
-            order = np.argsort(ids, kind="stable")
-            ids, codes = ids[order], codes[order]
-        check_unique(ids)
-        return ids, codes, order
-
-
-class _WrittenColumns:
-    """A finished file of columns."""
-
-    def __init__(self, path: Path, encoder: ChunkEncoder) -> None:
-        self.path = path
-        self.num_bytes = path.stat().st_size
-        self.checksum = checksum_of_file(path)
-        self.labels = pa.array(encoder.labels, pa.large_string())
-        self.boxes = encoder.boxes(_mapped_batches(path))
-
-    def columns(self) -> Columns:
-        return _columns(_mapped_batches(self.path), self.labels, self.boxes)
-
-
-class _ColumnsFile:
-    """A file of columns that another thread writes."""
-
-    def __init__(self, path: Path, executor: ThreadPoolExecutor) -> None:
-        self._path = path
-        self._executor = executor
-        self._waiting: deque[Future[None]] = deque()
-        self._encoder = ChunkEncoder()
-        self._writer: Any = None
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-
-    def write(self, chunk: pa.Table) -> None:
-        self._waiting.append(self._executor.submit(self._write, chunk))
-        if len(self._waiting) > _MAX_WAITING:
-            self._waiting.popleft().result()
-
-    def finish(self) -> "Future[_WrittenColumns]":
-        return self._executor.submit(self._finish)
-
-    def _write(self, chunk: pa.Table) -> None:
-        batch = self._encoder.encode(chunk)
-        if self._writer is None:
-            self._file = pa.OSFile(str(self._path), "wb")
-            self._writer = pa.ipc.new_file(self._file, batch.schema)
-        self._writer.write_batch(batch)
-
-    def _finish(self) -> _WrittenColumns:
-        for written in self._waiting:
-            written.result()
-        self._writer.close()
-        self._file.close()
-        return _WrittenColumns(self._path, self._encoder)
-
-
 def _write_codes(
     path: Path,
     ids: SortedIds,
     code_rows: CodeRows,
     bits: int,
     index: str,
-    row_index: Any,
-    columns: _WrittenColumns,
+    row_index: RowIndex,
+    columns: FinishedColumns,
 ) -> str:
     """Write the file of codes; return the name of the segment."""
-    _, label_offsets, label_bytes = columns.labels.buffers()
     arrays = {
         "ids": ids.offsets,
         "words": code_rows.words,
@@ -263,8 +173,8 @@ def _write_codes(
         "rows": code_rows.rows,
         "code_numbers": code_numbers(code_rows),
         "boxes": columns.boxes,
-        "label_offsets": np.frombuffer(label_offsets or bytes(8), np.int64)[: len(columns.labels) + 1],
-        "label_bytes": np.frombuffer(label_bytes or b"", np.uint8),
+        "label_offsets": columns.labels.offsets,
+        "label_text": columns.labels.text,
         **{f"index.{name}": array for name, array in row_index.arrays().items()},
     }
     description = {
@@ -274,7 +184,7 @@ def _write_codes(
         "num_rows": ids.num_rows,
         "columns": {"num_bytes": columns.num_bytes, "checksum": columns.checksum},
     }
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+    with os.fdopen(new_file(path), "wb") as file:
         return write_arrays(file, {name: array for name, array in arrays.items() if array is not None}, description)
 
 
@@ -297,9 +207,7 @@ def _open(columns: Path, codes: Path, name: str, bits: int, index: str, is_verif
         raise DamagedSegment(f"{codes} holds codes of {description['bits']} bits, not of {bits}")
     if not is_verified:
         _verify_columns(columns, description["columns"])
-    labels = pa.LargeStringArray.from_buffers(
-        len(arrays["label_offsets"]) - 1, pa.py_buffer(arrays["label_offsets"]), pa.py_buffer(arrays["label_bytes"])
-    )
+    labels = Labels(arrays["label_offsets"], arrays["label_text"])
     code_rows = CodeRows(arrays["words"], arrays.get("starts"), arrays["rows"])
     of_index = None
     if description["index"] == index:
@@ -311,7 +219,7 @@ def _open(columns: Path, codes: Path, name: str, bits: int, index: str, is_verif
         code_rows,
         index,
         build_row_index(index, code_rows, bits, of_index),
-        _columns(_mapped_batches(columns), labels, arrays.get("boxes")),
+        columns_in_file(columns, labels, arrays.get("boxes")),
         arrays["code_numbers"],
     )
 
@@ -324,39 +232,27 @@ def _verify_columns(path: Path, expected: dict[str, Any]) -> None:
         raise DamagedSegment(f"{path} is damaged: wrong checksum")
 
 
-def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
-    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_file(path))))
-    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-
-
-def _in_memory(table: pa.Table) -> Columns:
-    encoder = ChunkEncoder()
-    batches = [encoder.encode(chunk) for chunk in chunk_tables([table])]
-    return _columns(batches, pa.array(encoder.labels, pa.large_string()), encoder.boxes(batches))
-
-
-def _columns(batches: Sequence[pa.RecordBatch], labels: pa.Array, boxes: Any) -> Columns:
-    return Columns(sum(map(len, batches)), decoded_chunks(batches, labels), boxes)
-
-
-def _living(segment: Segment, alive: Bits | None) -> npt.NDArray[np.int64]:
+def _living(segment: Segment, alive: Bits | None) -> Numbers:
     """Return the numbers of the rows that live."""
     if alive is None:
         return np.arange(segment.num_rows)
-    return np.flatnonzero(np.unpackbits(alive, count=segment.num_rows, bitorder="little"))
+    return np.flatnonzero(to_mask(alive, segment.num_rows))
 
 
-def _take_joined(
-    segments: Sequence[Segment],
-    sources: npt.NDArray[np.int64],
-    numbers: npt.NDArray[np.int64],
-    names: Sequence[str],
-) -> pa.Table:
-    """Return columns of rows of several segments: row i is row numbers[i] of segment sources[i]."""
-    order = np.argsort(sources, kind="stable")
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
+def _take_codes(segments: Sequence[Segment], sources: Numbers, numbers: Numbers, bits: int) -> Codes:
+    """Return codes of rows of several segments: row i is row numbers[i] of segment sources[i]."""
+    codes = np.empty((len(numbers), num_bytes(bits)), np.uint8)
+    for source, segment in enumerate(segments):
+        is_here = sources == source
+        codes[is_here] = segment.codes_of(numbers[is_here])
+    return codes
+
+
+def _take_columns(segments: Sequence[Segment], sources: Numbers, numbers: Numbers, names: Sequence[str]) -> pa.Table:
+    """Return columns of rows of several segments; see `_take_codes`."""
     tables = [segment.columns.take(numbers[sources == source], names) for source, segment in enumerate(segments)]
+    back = np.empty(len(numbers), np.int64)
+    back[np.argsort(sources, kind="stable")] = np.arange(len(numbers))
     return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
 
 

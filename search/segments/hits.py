@@ -1,23 +1,22 @@
 """Rows of a segment as serialised messages of hits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids
-from orbithash.search.segments.chunks import ROWS_PER_CHUNK
+from orbithash.search.segments.chunks import USUAL
 from orbithash.search.segments.columns import Columns
 from orbithash.v1 import search_pb2
 
 __all__ = ["ReadyHits", "serialised_hits"]
 
-# Columns of every hit beside the id.
-_USUAL = ("key", "label", "lon", "lat", "datetime")
+Rows = npt.NDArray[np.integer[Any]]
+
 # Maximum number of ready messages of a segment, and of their bytes.
 _MAX_READY, _MAX_READY_BYTES = 2**16, 2**25
 
@@ -27,10 +26,10 @@ class _Rows(Protocol):
 
     columns: Columns
 
-    def ids_of(self, rows: npt.NDArray[np.integer]) -> Ids:
+    def ids_of(self, rows: Rows) -> Ids:
         """Return the ids of rows."""
 
-    def codes_of(self, rows: npt.NDArray[np.integer]) -> Codes:
+    def codes_of(self, rows: Rows) -> Codes:
         """Return the codes of rows."""
 
 
@@ -62,51 +61,43 @@ class ReadyHits:
         self._num_bytes += len(message)
 
 
-def serialised_hits(
-    segment: _Rows, rows: npt.NDArray[np.integer], include: Sequence[str], ready: ReadyHits
-) -> list[bytes]:
+def serialised_hits(segment: _Rows, rows: Rows, include: Sequence[str], ready: ReadyHits) -> list[bytes]:
     """Return the messages of rows; see `Segment.hits`."""
     numbers = rows.tolist()
-    messages = [ready.get(row) for row in numbers]
-    missing = [place for place, message in enumerate(messages) if message is None]
+    found = [ready.get(row) for row in numbers]
+    missing = [place for place, message in enumerate(found) if message is None]
     if missing:
-        ids = segment.ids_of(rows[missing]).tolist()
-        for place, id_ in zip(missing, ids, strict=True):
-            messages[place] = message = _hit(segment.columns, numbers[place], id_).SerializeToString()
+        for place, message in zip(missing, _messages(segment, rows[missing]), strict=True):
+            found[place] = message
             ready.put(numbers[place], message)
+    messages = [message for message in found if message is not None]
     if not include:
         return messages
-    codes = segment.codes_of(rows) if "code" in include else None
     names = [name for name in include if name != "code"]
+    values = dict(zip(names, segment.columns.values(rows, names), strict=True))
+    if "code" in include:
+        values["code"] = [code.tobytes() for code in segment.codes_of(rows)]
     return [
-        message + _extra(segment.columns, row, names, None if codes is None else codes[place].tobytes())
-        for place, (row, message) in enumerate(zip(numbers, messages, strict=True))
+        message + search_pb2.Hit(**dict(zip(values, extra, strict=True))).SerializeToString()
+        for message, extra in zip(messages, zip(*values.values(), strict=True), strict=True)
     ]
 
 
-def _hit(columns: Columns, row: int, id_: int) -> search_pb2.Hit:
-    hit = search_pb2.Hit(id=id_)
-    for name in _USUAL:
-        value = _value(columns, name, row)
-        # Not a number: unknown, as null.
-        if value is None or value != value:
-            continue
-        if name == "datetime":
-            seconds, microseconds = divmod(value, 10**6)
-            hit.datetime.CopyFrom(Timestamp(seconds=seconds, nanos=1000 * microseconds))
-        else:
-            setattr(hit, name, value)
-    return hit
+def _messages(segment: _Rows, rows: Rows) -> Iterator[bytes]:
+    ids = segment.ids_of(rows).tolist()
+    for id_, key, label, lon, lat, time in zip(ids, *segment.columns.values(rows, USUAL), strict=True):
+        yield search_pb2.Hit(
+            id=id_, key=key, label=label, lon=_known(lon), lat=_known(lat), datetime=_timestamp(time)
+        ).SerializeToString()
 
 
-def _extra(columns: Columns, row: int, names: Sequence[str], code: bytes | None) -> bytes:
-    values: dict[str, Any] = {name: _value(columns, name, row) for name in names}
-    return search_pb2.Hit(code=code, **values).SerializeToString()
+def _known(number: float | None) -> float | None:
+    """Return a number, or None for NaN, which means unknown."""
+    return None if number is None or number != number else number
 
 
-def _value(columns: Columns, name: str, row: int) -> Any:
-    """Return the value of a row in a column; times in microseconds since 1970."""
-    if name not in columns.names:
+def _timestamp(microseconds: int | None) -> Timestamp | None:
+    if microseconds is None:
         return None
-    scalar = columns.chunks(name)[row // ROWS_PER_CHUNK][row % ROWS_PER_CHUNK]
-    return scalar.value if isinstance(scalar, pa.TimestampScalar) else scalar.as_py()
+    seconds, rest = divmod(microseconds, 10**6)
+    return Timestamp(seconds=seconds, nanos=1000 * rest)

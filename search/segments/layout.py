@@ -48,7 +48,7 @@ def write_arrays(file: BinaryIO, arrays: Arrays, description: Mapping[str, Any])
     sections, offset = {}, 0
     for name, array in arrays.items():
         padding = bytes(-array.nbytes % _ALIGNMENT)
-        checksum = xxhash.xxh3_64(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        checksum = xxhash.xxh3_64(_bytes(array))
         checksum.update(padding)
         sections[name] = {
             "type": array.dtype.str,
@@ -63,7 +63,7 @@ def write_arrays(file: BinaryIO, arrays: Arrays, description: Mapping[str, Any])
     start = _START.pack(_MAGIC, FORMAT_VERSION, len(text))
     file.write(start + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(start + text)) + text)
     for array in arrays.values():
-        file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        file.write(_bytes(array))
         file.write(bytes(-array.nbytes % _ALIGNMENT))
     return str(xxhash.xxh3_128_hexdigest(start + text))
 
@@ -101,7 +101,7 @@ def read_arrays(
         dtype, shape, offset = np.dtype(section["type"]), section["shape"], first + section["offset"]
         num_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         covered = bytes_[offset : offset + num_bytes + -num_bytes % _ALIGNMENT]
-        if not is_verified and xxhash.xxh3_64_hexdigest(covered) != section["checksum"]:
+        if not is_verified and xxhash.xxh3_64_hexdigest(covered.data) != section["checksum"]:
             raise DamagedSegment(f"{path} is damaged: wrong checksum of {name}")
         arrays[name] = bytes_[offset : offset + num_bytes].view(dtype).reshape(shape)
     return xxhash.xxh3_128_hexdigest(start + text), description, arrays
@@ -131,6 +131,10 @@ def map_descriptor(descriptor: int, path: Path) -> mmap.mmap:
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise DamagedSegment(f"{path} can be written by other users")
     return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+
+
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def checksum_of_file(path: Path) -> str:

@@ -1,0 +1,184 @@
+"""The parts of a segment while it is made: columns in a file or in memory, ids and codes of its batches."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from orbithash.encoders.codes import Codes, check_codes, num_bytes
+from orbithash.encoders.errors import InputError
+from orbithash.search.index.answers import Ids
+from orbithash.search.segments.chunks import (
+    COLUMNS,
+    ROWS_PER_CHUNK,
+    Boxes,
+    ChunkEncoder,
+    chunk_tables,
+    decoded_chunks,
+)
+from orbithash.search.segments.columns import Columns
+from orbithash.search.segments.layout import checksum_of_file, map_file
+from orbithash.search.segments.segment import check_unique, is_ascending
+
+__all__ = [
+    "Batches",
+    "ColumnsFile",
+    "Labels",
+    "SortedCodes",
+    "columns_in_file",
+    "new_file",
+    "write_columns",
+]
+
+Batches = Iterable[tuple[Ids, pa.Table]]
+
+# Chunks that wait for the thread that writes.
+_MAX_WAITING = 2
+
+
+class Labels(NamedTuple):
+    """The labels of a segment as arrays: label n is text[offsets[n] : offsets[n + 1]], UTF-8."""
+
+    offsets: npt.NDArray[np.int64]
+    text: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> "Labels":
+        """Return these labels as arrays."""
+        text = [label.encode() for label in labels]
+        offsets = np.cumsum([0, *map(len, text)], dtype=np.int64)
+        return cls(offsets, np.frombuffer(b"".join(text), np.uint8))
+
+    def array(self) -> pa.Array:
+        """Return the labels as Arrow's large_string over the same memory."""
+        buffers = (pa.py_buffer(part) for part in self)
+        return pa.LargeStringArray.from_buffers(len(self.offsets) - 1, *buffers)
+
+
+class SortedCodes(NamedTuple):
+    """Ids uint64 [N] and codes uint8 [N, B] of rows by ascending id."""
+
+    ids: Ids
+    codes: Codes
+
+
+class _Target(Protocol):
+    """Takes the chunks of a segment in their order."""
+
+    def write(self, chunk: pa.Table) -> None:
+        """Take the next chunk."""
+
+    def columns(self) -> Columns:
+        """Return all columns; no chunk may follow."""
+
+
+TargetT = TypeVar("TargetT", bound=_Target)
+
+
+class FinishedColumns(NamedTuple):
+    """A complete file of columns: its size, checksum, labels and boxes."""
+
+    num_bytes: int
+    checksum: str
+    labels: Labels
+    boxes: Boxes | None
+
+
+class ColumnsFile:
+    """A file of columns that a thread of an executor writes."""
+
+    def __init__(self, path: Path, executor: Executor) -> None:
+        """Create the file, which must not exist."""
+        self.path = path
+        self._executor = executor
+        self._waiting: deque[Future[None]] = deque()
+        self._encoder = ChunkEncoder()
+        self._writer: Any = None
+        os.close(new_file(path))
+
+    def write(self, chunk: pa.Table) -> None:
+        """Let the thread write the next chunk; waits while it is late. Raises `OSError` for an earlier chunk."""
+        self._waiting.append(self._executor.submit(self._write, chunk))
+        if len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def finish(self) -> "Future[FinishedColumns]":
+        """Complete the file in the thread."""
+        return self._executor.submit(self._finish)
+
+    def columns(self) -> Columns:
+        """Complete the file and return its columns, mapped."""
+        finished = self.finish().result()
+        return columns_in_file(self.path, finished.labels, finished.boxes)
+
+    def _write(self, chunk: pa.Table) -> None:
+        batch = self._encoder.encode(chunk)
+        if self._writer is None:
+            self._file = pa.OSFile(str(self.path), "wb")
+            self._writer = pa.ipc.new_file(self._file, batch.schema)
+        self._writer.write_batch(batch)
+
+    def _finish(self) -> FinishedColumns:
+        for written in self._waiting:
+            written.result()
+        self._writer.close()
+        self._file.close()
+        boxes = self._encoder.boxes(_mapped_batches(self.path))
+        labels = Labels.of(self._encoder.labels)
+        return FinishedColumns(self.path.stat().st_size, checksum_of_file(self.path), labels, boxes)
+
+
+def write_columns(new_target: Callable[[], TargetT], batches: Batches, bits: int) -> tuple[SortedCodes, TargetT]:
+    """Write the columns of batches by ascending id; return ids and codes, and the target that has the columns.
+
+    Batches are written as they come. If their ids do not ascend, the rows are written once more, sorted. Raises
+    `InputError` for an id that occurs twice and for codes of another width.
+    """
+    collected: list[SortedCodes] = []
+    target = new_target()
+    for chunk in chunk_tables(_without_codes(batches, bits, collected)):
+        target.write(chunk)
+    ids, codes = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+    collected.clear()
+    if not is_ascending(ids):
+        order = np.argsort(ids, kind="stable")
+        ids, codes = ids[order], codes[order]
+        arrived, target = target.columns(), new_target()
+        for start in range(0, len(order), ROWS_PER_CHUNK):
+            target.write(arrived.take(order[start : start + ROWS_PER_CHUNK], arrived.names))
+    check_unique(ids)
+    return SortedCodes(ids, codes), target
+
+
+def _without_codes(batches: Batches, bits: int, collected: list[SortedCodes]) -> Iterator[pa.Table]:
+    """Yield the columns of each batch that a segment keeps, and append its ids and codes to `collected`."""
+    for ids, table in batches:
+        # Copies: values of a slice would keep its whole batch in memory.
+        codes = np.concatenate([np.empty(0, np.uint8), *(part.flatten().to_numpy() for part in table["code"].chunks)])
+        if len(codes) != len(ids) * num_bytes(bits):
+            raise InputError(f"{len(ids):,} codes of {bits} bits have {num_bytes(bits)} bytes each, got {len(codes):,}")
+        codes = check_codes(codes.reshape(-1, num_bytes(bits)), bits)
+        collected.append(SortedCodes(np.array(ids, np.uint64), codes))
+        yield table.select([name for name in table.column_names if name in COLUMNS])
+
+
+def new_file(path: Path) -> int:
+    """Return the descriptor of a new file that only this user may read and write."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+
+
+def columns_in_file(path: Path, labels: Labels, boxes: Boxes | None) -> Columns:
+    """Return the columns of a finished file, mapped."""
+    batches = _mapped_batches(path)
+    return Columns(sum(map(len, batches)), decoded_chunks(batches, labels.array()), boxes)
+
+
+def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_file(path))))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
