@@ -4,6 +4,7 @@ The same rows in the same order give the same chunks, byte for byte, however the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -131,18 +132,38 @@ def _canonical(column: pa.ChunkedArray, type_: pa.DataType | None) -> pa.Array:
     return array.take(pa.array(np.arange(len(array))))
 
 
+def read_outlines(footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """Return geometries from WKB [N]; None where it is missing, damaged, or of a kind that shapely does not read."""
+    import shapely
+
+    try:
+        outlines: npt.NDArray[np.object_] = shapely.from_wkb(footprints, on_invalid="ignore")
+    except NotImplementedError:
+        # Curves raise it whatever `on_invalid` is.
+        outlines = np.full(len(footprints), None, object)
+        for row, footprint in enumerate(footprints):
+            with suppress(NotImplementedError):
+                outlines[row] = shapely.from_wkb(footprint, on_invalid="ignore")
+    return outlines
+
+
 def _boxes_of(footprints: pa.Array, lons: pa.Array, lats: pa.Array) -> Boxes | None:
     """Return the boxes of the rows of one chunk, float32 [4, N]; None if no row has a footprint."""
     import shapely
 
     if footprints.null_count == len(footprints):
         return None
-    outlines = shapely.from_wkb(footprints.to_numpy(zero_copy_only=False), on_invalid="ignore")
-    has_outline = ~shapely.is_missing(outlines)
-    bounds = shapely.bounds(outlines).T
-    # An empty outline has no bounds. Whoever tests boxes must look at the outline itself.
-    bounds[:, has_outline & np.isnan(bounds).any(axis=0)] = np.array([[-np.inf], [-np.inf], [np.inf], [np.inf]])
+    outlines = read_outlines(footprints.to_numpy(zero_copy_only=False))
+    points, rows = shapely.get_coordinates(outlines, return_index=True)
+    # An outline without points, or with one that is not finite, can be anywhere.
+    bounds = np.array([[-np.inf], [-np.inf], [np.inf], [np.inf]]).repeat(len(outlines), axis=1)
+    if len(points):
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        lowest, highest = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+        is_finite = np.isfinite(lowest + highest).all(axis=1)
+        bounds[:, rows[starts][is_finite]] = np.concatenate([lowest, highest], axis=1)[is_finite].T
     boxes = _points_of(lons, lats)
+    has_outline = ~shapely.is_missing(outlines)
     boxes[:, has_outline] = _rounded_outwards(bounds[:, has_outline])
     return boxes
 
@@ -157,7 +178,9 @@ def _points_of(lons: pa.Array, lats: pa.Array) -> Boxes:
 
 def _rounded_outwards(bounds: npt.NDArray[np.float64]) -> Boxes:
     """Return float32 boxes that contain the boxes float64 [4, N]."""
-    boxes = bounds.astype(np.float32)
+    # Beyond the range of float32 is infinity, which contains everything.
+    with np.errstate(over="ignore"):
+        boxes = bounds.astype(np.float32)
     low, high = boxes[:2], boxes[2:]
     np.copyto(low, np.nextafter(low, np.float32(-np.inf)), where=low > bounds[:2])
     np.copyto(high, np.nextafter(high, np.float32(np.inf)), where=high < bounds[2:])

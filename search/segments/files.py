@@ -39,21 +39,21 @@ from orbithash.search.segments.writing import (
     write_columns,
 )
 
-__all__ = ["DamagedSegment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
+__all__ = ["DamagedSegment", "build_segment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
 
 Numbers = npt.NDArray[np.int64]
 
 _COLUMNS, _CODES, _PART, _LOCK = ".columns", ".codes", ".part", ".lock"
 
 
-def write_segment(folder: Path | None, batches: Batches, bits: int, index: str = "exact") -> Segment:
+def write_segment(folder: Path, batches: Batches, bits: int, index: str = "exact") -> Segment:
     """Write a segment and return it, mapped from its files.
 
     Batches are written as they come if their ids ascend. Otherwise they are written in their order first and then once
     more, sorted. The memory that this takes grows with the codes and ids of all rows, and with one batch.
 
     Args:
-        folder: created with mode 0700 if it does not exist; None: the segment is in memory, with its columns.
+        folder: created with mode 0700 if it does not exist.
         batches: unique ids uint64 [n], in any order, and tables with the column code and any of `chunks.COLUMNS`; at
             least one batch, which may have no rows.
         bits: bits of a code.
@@ -64,9 +64,6 @@ def write_segment(folder: Path | None, batches: Batches, bits: int, index: str =
             write.
         OSError: the folder cannot be written, or the disk is full; nothing remains of the segment.
     """
-    if folder is None:
-        (ids, codes), in_memory = write_columns(ColumnsInMemory, batches, bits)
-        return Segment.build(ids, codes, bits, index, in_memory.columns())
     _make_folder(folder)
     with _temporary_folder(folder) as part, ThreadPoolExecutor(1, "segment-columns") as executor:
         names = iter(("columns", "sorted"))
@@ -81,6 +78,28 @@ def write_segment(folder: Path | None, batches: Batches, bits: int, index: str =
         name = _write_codes(part / "codes", sorted_ids, code_rows, bits, index, row_index, finished.result())
         del sorted_ids, code_rows, row_index
         return _publish(folder, name, file.path, part / "codes", bits, index)
+
+
+def build_segment(
+    batches: Batches, bits: int, index: str = "exact", read: ReadColumns | None = None, names: Sequence[str] = ()
+) -> Segment:
+    """Return a segment in memory.
+
+    Args:
+        batches: as for `write_segment`; with `read`, only the column code is used.
+        bits: bits of a code.
+        index: the name of an index.
+        read: reads columns from the archive when they are needed; None: the columns of the batches are kept in memory.
+        names: the columns that `read` can read.
+
+    Raises:
+        InputError: as `write_segment`.
+    """
+    if read is not None:
+        batches = ((ids, table.select(["code"])) for ids, table in batches)
+    (ids, codes), in_memory = write_columns(ColumnsInMemory, batches, bits)
+    columns = in_memory.columns() if read is None else ArchiveColumns(SortedIds.of(ids), names, read)
+    return Segment.build(ids, codes, bits, index, columns)
 
 
 def open_segment(folder: Path, name: str, bits: int, index: str = "exact") -> Segment:
@@ -134,7 +153,7 @@ def merge_segments(
             array = pa.FixedSizeListArray.from_arrays(codes.reshape(-1), num_bytes(bits))
             yield ids[chunk], table.append_column("code", array)
 
-    return write_segment(folder, batches(), bits, index)
+    return build_segment(batches(), bits, index) if folder is None else write_segment(folder, batches(), bits, index)
 
 
 def remove_segments(folder: Path, keep: Iterable[str]) -> bool:

@@ -20,6 +20,8 @@ Rows = npt.NDArray[np.integer]
 
 
 _ALL_ROWS = RowMask()
+# Begins the names of segments in memory.
+_IN_MEMORY = "memory-"
 
 
 class Segment:
@@ -93,11 +95,16 @@ class Segment:
         code_rows = CodeRows.build(codes, bits)
         row_index = build_row_index(index, code_rows, bits)
         sorted_ids = SortedIds.of(ids)
-        name = f"memory-{secrets.token_hex(16)}"
+        name = f"{_IN_MEMORY}{secrets.token_hex(16)}"
         return cls(name, bits, sorted_ids, code_rows, index, row_index, columns or Columns(len(ids), {}))
 
     def __repr__(self) -> str:
         return f"Segment({self.name!r}, rows={self.num_rows}, bits={self.bits})"
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the segment is mapped from files."""
+        return not self.name.startswith(_IN_MEMORY)
 
     @property
     def first_id(self) -> int:
