@@ -43,7 +43,7 @@ def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     with TemporaryDirectory() as folder, connected(math.ceil(num_actors * SHARD_CPUS) + 1):
         path = Path(folder) / "archive"
-        write_archive(path, pack(rng.random((num_actors * _ROWS_PER_SHARD, bits)) < 0.5), "random")
+        write_archive(path, pack(rng.random((num_actors * _ROWS_PER_SHARD, bits)) < 0.5), bits, "random")
         for num_shards in (1, num_actors):
             measured = asyncio.run(_measure(Archive.open(path), num_shards, queries, k))
             metrics |= {f"actors_{num_shards}_{name}": value for name, value in measured.items()}

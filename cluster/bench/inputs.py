@@ -1,7 +1,7 @@
 """Generated inputs of the benchmarks: scenes, a model with random weights, an archive of given codes."""
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,17 +9,33 @@ import numpy as np
 
 from orbithash.cluster.output import say
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.archive.storage import schema_of
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.shard import Ids
+from orbithash.search.index.answers import Ids
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from orbithash.encoders.networks.hash_network import HashNetwork
     from orbithash.encoders.networks.projection import Projection
 
-__all__ = ["write_archive", "write_bench_scenes", "write_random_model", "write_vector_model", "write_vector_table"]
+__all__ = [
+    "bench_rows",
+    "write_archive",
+    "write_bench_scenes",
+    "write_random_model",
+    "write_vector_model",
+    "write_vector_table",
+]
 
 # Rows of a row group of a generated table.
 _ROWS_PER_GROUP = 2**15
+
+# Rows that are generated and written at a time.
+_ROWS_PER_WRITE = 2**20
+# Time of the first row, microseconds; each row is one minute later than the one before.
+_FIRST_US = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+_FOOTPRINT_DEGREES = 0.02
 
 _LABELS = ("beach", "forest", "harbor", "river")
 
@@ -113,22 +129,54 @@ def _save_model(
     return folder
 
 
-def write_archive(path: Path, codes: Codes, model_id: str) -> tuple[Ids, Codes]:
-    """Write an archive of `codes` whose rows have every column that a hit shows; return its ids and codes."""
-    count, bits = len(codes), 8 * codes.shape[1]
-    rng = np.random.default_rng(1)
+def write_archive(
+    path: Path, codes: Codes, bits: int, model_id: str, has_footprints: bool = False
+) -> tuple[Ids, Codes]:
+    """Write an archive of `codes` whose rows have every column that a hit shows; return its ids and codes.
+
+    Keys are LABEL/tile_NUMBER.tif, labels take turns, places are uniformly random. With `has_footprints` each row also
+    has a square of 0.02 degrees around its place.
+    """
     archive = Archive.create(path, bits, model_id)
-    keys = [f"{_LABELS[row % len(_LABELS)]}/tile_{row:08d}.tif" for row in range(count)]
-    begin = datetime(2024, 1, 1, tzinfo=UTC)
-    rows = Archive.table(
-        codes,
-        bits,
-        key=keys,
-        uri=[f"file:///tiles/{key}" for key in keys],
-        label=[_LABELS[row % len(_LABELS)] for row in range(count)],
-        lon=rng.uniform(-180, 180, count).tolist(),
-        lat=rng.uniform(-80, 80, count).tolist(),
-        datetime=[begin + timedelta(minutes=row) for row in range(count)],
-    )
-    archive.commit(Archive.write_fragments(path, rows))
+    rng = np.random.default_rng(1)
+    fragments = []
+    for start in range(0, len(codes), _ROWS_PER_WRITE):
+        part = codes[start : start + _ROWS_PER_WRITE]
+        fragments += Archive.write_fragments(path, bench_rows(part, bits, start, "tile", rng, has_footprints))
+    archive.commit(fragments)
     return archive.codes()
+
+
+def bench_rows(
+    codes: Codes, bits: int, start: int, name: str, rng: np.random.Generator, has_footprints: bool = False
+) -> "pa.Table":
+    """Return rows of an archive for codes uint8 [N, B], numbered from `start`, with keys LABEL/NAME_NUMBER.tif."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    count = len(codes)
+    # make_table checks each key in Python, which takes seconds for millions of rows.
+    schema = schema_of(bits, "").remove_metadata()
+    numbers = np.arange(start, start + count)
+    labels = pa.DictionaryArray.from_arrays((numbers % len(_LABELS)).astype(np.int8), list(_LABELS)).cast(pa.string())
+    names = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 8, "0")
+    keys = pc.binary_join_element_wise(labels, pc.binary_join_element_wise(f"{name}_", names, ".tif", ""), "/")
+    lon, lat = rng.uniform(-180, 180, count), rng.uniform(-80, 80, count)
+    columns: dict[str, pa.Array] = {
+        "key": keys,
+        "code": pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(codes).reshape(-1)), type=schema.field("code").type
+        ),
+        "uri": pc.binary_join_element_wise("file:///tiles", keys, "/"),
+        "label": labels,
+        "datetime": pa.array(_FIRST_US + 60_000_000 * numbers).cast(schema.field("datetime").type),
+        "lon": pa.array(lon),
+        "lat": pa.array(lat),
+    }
+    if has_footprints:
+        import shapely
+
+        half = _FOOTPRINT_DEGREES / 2
+        squares = shapely.box(lon - half, lat - half, lon + half, lat + half)
+        columns["footprint"] = pa.array(shapely.to_wkb(squares), pa.binary())
+    return pa.table([columns.get(field.name, pa.nulls(count, field.type)) for field in schema], schema=schema)

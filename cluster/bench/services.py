@@ -23,7 +23,7 @@ import numpy as np
 from orbithash.cluster.bench.inputs import write_archive, write_random_model
 from orbithash.cluster.output import say
 from orbithash.encoders.codes import Codes, pack
-from orbithash.search.index.shard import Ids
+from orbithash.search.index.answers import Ids
 
 __all__ = ["RandomArchive", "Service", "main", "start_empty_service", "start_gateway"]
 
@@ -57,7 +57,7 @@ class RandomArchive:
         model = write_random_model(root / "model", bits)
         path = root / "archive"
         codes = pack(rng.random((rows, bits)) < 0.5)
-        return cls(path, model, *write_archive(path, codes, read_model_folder(model)[1]))
+        return cls(path, model, *write_archive(path, codes, bits, read_model_folder(model)[1]))
 
 
 def start_gateway(archive: RandomArchive, shards: int, local: bool) -> AbstractContextManager[Service]:

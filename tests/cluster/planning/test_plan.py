@@ -96,7 +96,7 @@ def test_distinct_codes_of_a_shard(shards):
 
 def test_bytes_on_disk(tmp_path):
     rng = np.random.default_rng(0)
-    write_archive(tmp_path / "archive", rng.integers(0, 256, (30_000, 8), np.uint8), "model")
+    write_archive(tmp_path / "archive", rng.integers(0, 256, (30_000, 8), np.uint8), 64, "model")
     true = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     archive = make_plan(Requirements(30_000)).archive_gb
     assert true == pytest.approx(1e9 * (archive["codes"] + archive["other columns"]), rel=0.15)
