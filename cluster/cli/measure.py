@@ -2,12 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from orbithash.cluster.cli.options import MEASURE, DataOption, GpusPerWorkerOption, JsonOption, WeightsOption
 from orbithash.cluster.output import print_json
+
+if TYPE_CHECKING:
+    from orbithash.cluster.bench.codes import CodeSource
 
 __all__ = ["verbs"]
 
@@ -27,6 +30,9 @@ CentresOption = Annotated[int, typer.Option("--centres", help="Number of centres
 FlipOption = Annotated[
     float, typer.Option("--flip", help="Probability that a bit differs from that of its centre in the mixture.")
 ]
+ArchiveOption = Annotated[
+    Path | None, typer.Option("--archive", help="Use the codes of this archive, as --codes archive.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
 ]
@@ -34,6 +40,12 @@ OutOption = Annotated[
 verbs = typer.Typer()
 bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
 verbs.add_typer(bench, name="bench", rich_help_panel=MEASURE)
+
+
+def _source(codes: str, centres: int, flip: float, distinct: float | None, archive: Path | None) -> "CodeSource":
+    from orbithash.cluster.bench.codes import CodeKind, CodeSource
+
+    return CodeSource("archive" if archive else cast(CodeKind, codes), centres, flip, distinct, archive)
 
 
 @verbs.command(rich_help_panel=MEASURE, epilog="Example: orbithash evaluate runs/ucmd --data UCMerced_LandUse")
@@ -213,9 +225,7 @@ def bench_search(
             "--radius", help="Maximum Hamming distance of a hit, bits; compares flat and multi-hash. Default: no limit."
         ),
     ] = None,
-    archive: Annotated[
-        Path | None, typer.Option("--archive", help="Use the codes of this archive, as --codes archive.")
-    ] = None,
+    archive: ArchiveOption = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -227,11 +237,10 @@ def bench_search(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the indexes next to FAISS, numpy and other installed engines on the same codes, on one core."""
-    from orbithash.cluster.bench.codes import CodeKind, CodeSource
     from orbithash.cluster.bench.search import SearchBench, show_search
     from orbithash.cluster.bench.search import bench_search as run_bench
 
-    source = CodeSource("archive" if archive else cast(CodeKind, codes), centres, flip, distinct, archive)
+    source = _source(codes, centres, flip, distinct, archive)
     asked = SearchBench(rows, bits, source, k, queries, radius, tuple(engine or ()))
     show_search(run_bench(asked, out), as_json)
 
@@ -267,15 +276,32 @@ def bench_serve(
     bits: BitsOption = 64,
     shards: ShardsOption = 2,
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent requests.")] = 16,
-    requests: Annotated[int, typer.Option("--requests", help="Number of requests to each of the two services.")] = 4000,
+    requests: Annotated[int, typer.Option("--requests", help="Number of requests to each service.")] = 4000,
     local: LocalOption = False,
+    codes: CodesOption = "random",
+    centres: CentresOption = 10_000,
+    flip: FlipOption = 0.06,
+    archive: ArchiveOption = None,
+    peer: Annotated[
+        str, typer.Option("--peer", help="Another server to measure in the same rounds: none or milvus.")
+    ] = "none",
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--peer-python",
+            help="Python of an environment with the packages of --peer: milvus 2.3.5, pymilvus<2.5, setuptools<80.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure rates and latencies of a gateway next to an empty gRPC service."""
+    """Measure rates and latencies of a gateway next to an empty gRPC service and, with --peer, to Milvus."""
     from orbithash.cluster.bench.report import show
-    from orbithash.cluster.bench.serve import bench_serve as run_bench
+    from orbithash.cluster.bench.serving.serve import Peer, ServeBench
+    from orbithash.cluster.bench.serving.serve import bench_serve as run_bench
 
-    show(run_bench(rows, bits, shards, in_flight, requests, local), as_json)
+    source = _source(codes, centres, flip, None, archive)
+    asked = ServeBench(rows, bits, source, shards, in_flight, requests, local, cast(Peer, peer), peer_python)
+    show(run_bench(asked), as_json)
 
 
 @bench.command("soak", epilog="Example: orbithash bench soak --minutes 15")
@@ -286,13 +312,24 @@ def bench_soak(
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent searches.")] = 16,
     minutes: Annotated[float, typer.Option("--minutes", help="Duration, minutes.")] = 15.0,
     local: LocalOption = False,
+    replicas: Annotated[int, typer.Option("--replicas", help="Number of replicas of each shard.")] = 1,
+    kill_every: Annotated[
+        float, typer.Option("--kill-every", help="Kill a replica (SIGKILL) each time this many seconds pass; 0: none.")
+    ] = 0.0,
+    codes: CodesOption = "random",
+    centres: CentresOption = 10_000,
+    flip: FlipOption = 0.06,
+    archive: ArchiveOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a gateway with searches while rows are written and deleted; report errors and the growth of its memory."""
+    """Load a gateway with searches while rows change and replicas are killed; report errors and growth of memory."""
     from orbithash.cluster.bench.report import show
-    from orbithash.cluster.bench.soak import bench_soak as run_bench
+    from orbithash.cluster.bench.serving.soak import SoakBench
+    from orbithash.cluster.bench.serving.soak import bench_soak as run_bench
 
-    show(run_bench(rows, bits, shards, in_flight, minutes, local), as_json)
+    source = _source(codes, centres, flip, None, archive)
+    asked = SoakBench(rows, bits, source, shards, replicas, in_flight, minutes, local, kill_every)
+    show(run_bench(asked), as_json)
 
 
 @bench.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")

@@ -1,20 +1,13 @@
-"""`bench search`, `bench serve` and `bench soak` run and compare right answers. Speed is never asserted."""
+"""`bench search` runs and compares right answers. Speed is never asserted."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_parts import family, kill, wait_for
 
 from orbithash.cluster.bench.codes import CodeSource, mixture_codes
 from orbithash.cluster.bench.engines import ENGINES, EngineInput, EngineKind, nearest_rows
 from orbithash.cluster.bench.search import SearchBench, _codes, _judge, bench_search
-from orbithash.cluster.bench.serve import bench_serve
 from orbithash.encoders.codes import check_codes, hamming, pack
 from orbithash.encoders.errors import InputError
 
@@ -147,88 +140,3 @@ def test_invalid_settings_of_bench_search(settings, message):
 def test_more_hits_than_rows(archive):
     with pytest.raises(InputError, match="-k is 4000, there are"):
         bench_search(SearchBench(source=CodeSource("archive", archive=archive), k=4000))
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ((5, 64, 2, 4, 100), "--rows is 5"),
-        ((100, 4, 2, 4, 100), "4"),
-        ((100, 64, 2, 0, 100), "--in-flight is 0"),
-        ((100, 64, 2, 4, 10), "--requests is 10; at least 32"),
-    ],
-)
-def test_invalid_settings_of_bench_serve(args, message):
-    with pytest.raises(InputError, match=message):
-        bench_serve(*args, True)
-
-
-def check_served(result):
-    assert result["wrong_answers"] == "0 of 20"
-    for name in ("gateway", "floor"):
-        assert result[f"{name}_requests_per_s"] > 0
-        assert 0 < result[f"{name}_p50_ms"] <= result[f"{name}_p95_ms"] <= result[f"{name}_p99_ms"]
-    assert min(result["ratio_of_p50"], result["ratio_of_rates"]) > 0
-    assert result["raw_faiss_queries_per_s"] > 0
-
-
-@pytest.mark.slow
-def test_bench_serve_in_one_process():
-    check_served(bench_serve(500, 32, 2, 4, 64, True))
-    assert not children(os.getpid())
-
-
-@pytest.mark.slow
-def test_bench_serve_with_ray(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
-        monkeypatch.delenv(name)
-    check_served(bench_serve(500, 64, 2, 4, 64, False))
-    assert not children(os.getpid())
-
-
-@pytest.mark.slow
-def test_a_killed_bench_leaves_no_process(tmp_path):
-    out = tmp_path / "stderr"
-    with out.open("wb") as stderr:
-        program = "from orbithash.cluster.cli.main import main; main()"
-        args = ["bench", "serve", "--rows", "500", "--requests", "20000", "--local"]
-        process = subprocess.Popen([sys.executable, "-c", program, *args], stderr=stderr, stdout=stderr)
-    process.err = out
-    try:
-        wait_for(lambda: "round 1" in out.read_text(), process)
-        services = children(process.pid)
-        assert len(services) == 2
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not any(is_running(pid) for pid in services), timeout_s=60)
-    finally:
-        kill(process, *family(process.pid))
-
-
-def children(pid):
-    """Return the running services of a bench."""
-    return {each for each in family(pid) if b"bench.services import main" in command_of(each)}
-
-
-def command_of(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def is_running(pid):
-    return bool(command_of(pid))
-
-
-@pytest.mark.slow
-def test_a_gateway_under_load_with_changes():
-    from orbithash.cluster.bench.soak import bench_soak
-
-    result = bench_soak(2000, 32, 2, 4, 0.1, local=True)
-    assert (result["errors"], result["shed"]) == ("none", 0)
-    assert result["searches"] > 20
-    assert result["rows_written_or_removed"] >= 40
-    assert result["memory_mb_end"] > 50
-    with pytest.raises(InputError, match="--minutes is 0"):
-        bench_soak(2000, 32, 2, 4, 0, local=True)

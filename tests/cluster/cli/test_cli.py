@@ -77,7 +77,10 @@ SURFACE = {
     ],
     "bench encode": ["--count", "--data", "--json", "--model"],
     "bench embeddings": ["--dims", "--json", "--rows"],
-    "bench soak": ["--bits", "--in-flight", "--json", "--local", "--minutes", "--rows", "--shards"],
+    "bench soak": [
+        *("--archive", "--bits", "--centres", "--codes", "--flip", "--in-flight", "--json", "--kill-every", "--local"),
+        *("--minutes", "--replicas", "--rows", "--shards"),
+    ],
     "bench train": ["--data", "--epochs", "--json", "--weights", "--workers"],
     "bench search": [
         *("--archive", "--bits", "--centres", "--codes", "--distinct", "--engine", "--flip", "--json", "--k", "--out"),
@@ -91,7 +94,10 @@ SURFACE = {
         *("--bits", "--dims", "--embeddings", "--intrinsic", "--json", "--out", "--queries", "--rows"),
         "--vector-dims",
     ],
-    "bench serve": ["--bits", "--in-flight", "--json", "--local", "--requests", "--rows", "--shards"],
+    "bench serve": [
+        *("--archive", "--bits", "--centres", "--codes", "--flip", "--in-flight", "--json", "--local", "--peer"),
+        *("--peer-python", "--requests", "--rows", "--shards"),
+    ],
 }
 
 HEAVY = {"torch", "torchvision", "ray", "faiss", "lance", "pyarrow", "rasterio", "matplotlib"}

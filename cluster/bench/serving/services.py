@@ -1,4 +1,4 @@
-"""The services that `bench serve` and `bench soak` send requests to, each in a process of its own.
+"""The services that the benchmarks send requests to, each in a process of its own.
 
 They end with the process that started them, however it ends: they wait for the end of a pipe that it holds.
 """
@@ -18,14 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from orbithash.cluster.bench.inputs import write_archive, write_random_model
 from orbithash.cluster.output import say
-from orbithash.encoders.codes import Codes, pack
+from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids
 
-__all__ = ["RandomArchive", "Service", "main", "start_empty_service", "start_gateway"]
+__all__ = ["ServedArchive", "Service", "main", "start_empty_service", "start_gateway"]
 
 _START_TIMEOUT_S, _STOP_TIMEOUT_S = 180.0, 30.0
 
@@ -40,8 +38,8 @@ class Service:
 
 
 @dataclass(frozen=True)
-class RandomArchive:
-    """An archive of random codes and the folder of its model; ids uint64 [N] and codes uint8 [N, B] of its rows."""
+class ServedArchive:
+    """An archive and the folder of a model for it; ids uint64 [N], ascending, and codes uint8 [N, B] of its rows."""
 
     path: Path
     model: Path
@@ -49,20 +47,22 @@ class RandomArchive:
     codes: Codes
 
     @classmethod
-    def write(cls, root: Path, rows: int, bits: int, rng: np.random.Generator) -> "RandomArchive":
-        """Write the archive and its model into the folder `root`."""
+    def write(cls, root: Path, codes: Codes, bits: int, has_footprints: bool = False) -> "ServedArchive":
+        """Write an archive of codes uint8 [N, B], and a model, into the folder `root`."""
         from orbithash.encoders.networks.card import read_model_folder
 
-        say(f"writing an archive of {rows} rows")
+        say(f"writing an archive of {len(codes)} rows")
         model = write_random_model(root / "model", bits)
         path = root / "archive"
-        codes = pack(rng.random((rows, bits)) < 0.5)
-        return cls(path, model, *write_archive(path, codes, bits, read_model_folder(model)[1]))
+        return cls(path, model, *write_archive(path, codes, bits, read_model_folder(model)[1], has_footprints))
 
 
-def start_gateway(archive: RandomArchive, shards: int, local: bool) -> AbstractContextManager[Service]:
+def start_gateway(
+    archive: ServedArchive, shards: int, local: bool, replicas: int = 1
+) -> AbstractContextManager[Service]:
     """Run `orbithash serve` over an archive for as long as the block lasts."""
-    return _started("gateway", archive.path, archive.model, str(shards), "local" if local else "ray")
+    where = "local" if local else "ray"
+    return _started("gateway", archive.path, archive.model, str(shards), where, str(replicas))
 
 
 def start_empty_service(response: Path) -> AbstractContextManager[Service]:
@@ -72,7 +72,7 @@ def start_empty_service(response: Path) -> AbstractContextManager[Service]:
 
 @contextmanager
 def _started(*arguments: str | Path) -> Iterator[Service]:
-    program = "from orbithash.cluster.bench.services import main; main()"
+    program = "from orbithash.cluster.bench.serving.services import main; main()"
     with TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
         with log.open("wb") as stderr:
@@ -117,9 +117,9 @@ def main() -> None:
         return
     from orbithash.cluster.serving.serve import serve
 
-    archive, model, shards, where = arguments
+    archive, model, shards, where, replicas = arguments
     # serve requires a model; queries by code do not use it.
-    serve(archive, Path(model), int(shards), "127.0.0.1:0", where == "local")
+    serve(archive, Path(model), int(shards), "127.0.0.1:0", where == "local", int(replicas))
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks of the service and its shards: rates beside other services, changes, load over minutes."""

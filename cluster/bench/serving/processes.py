@@ -1,0 +1,54 @@
+"""Processes of a service, as /proc shows them: the gateway, shard actors, Ray."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["resident_mb", "shard_pids"]
+
+_SHARD = "shardactor"
+
+
+def resident_mb(pid: int) -> dict[str, float]:
+    """Return MiB of a process and its descendants by kind of process; shared pages count for each process."""
+    sizes: defaultdict[str, float] = defaultdict(float)
+    for each in _family(pid):
+        sizes["gateway" if each == pid else _kind(each)] += _size_mb(each)
+    return dict(sizes)
+
+
+def shard_pids(pid: int) -> list[int]:
+    """Return the processes of shard actors among the descendants of a process, in ascending order."""
+    return sorted(each for each in _family(pid) if _kind(each) == _SHARD)
+
+
+def _family(pid: int) -> Sequence[int]:
+    """Return a process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found = re.search(r"\nPPid:\t(\d+)", (entry / "status").read_text())
+            children.setdefault(int(found[1]) if found else 0, []).append(int(entry.name))
+    members, todo = [], [pid]
+    while todo:
+        members.append(each := todo.pop())
+        todo += children.get(each, [])
+    return members
+
+
+def _kind(pid: int) -> str:
+    """Return the class of a Ray actor, or "ray" for any other process."""
+    with suppress(OSError):
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+        if actor := re.match(r"ray::_?(\w+)", title):
+            return actor[1].lower()
+    return "ray"
+
+
+def _size_mb(pid: int) -> float:
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return 0.0
