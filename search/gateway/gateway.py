@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+from enum import Enum
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,7 +20,7 @@ from orbithash.search.protocol.address import is_loopback, parse_address
 from orbithash.search.service.service import Service
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
-__all__ = ["Gateway", "start_gateway"]
+__all__ = ["Gateway", "PortSharing", "start_gateway"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ _NAMES = ("SearchService", "ArchiveService")
 _SERVICES = ("", *(search_pb2.DESCRIPTOR.services_by_name[name].full_name for name in _NAMES))
 
 _HEALTH_EVERY_S = 0.5
+
+
+class PortSharing(Enum):
+    """Whether several processes listen at one port. The kernel then gives each connection to one of them."""
+
+    NONE = "none"
+    # The first process, which finds the port free.
+    FIRST = "first"
+    # A further process, at a port that another one shares.
+    JOIN = "join"
 
 
 class Gateway:
@@ -49,9 +60,14 @@ class Gateway:
 
 
 async def start_gateway(
-    service: Service, address: str, *, limits: GatewayLimits | None = None, protection: Protection | None = None
+    service: Service,
+    address: str,
+    *,
+    limits: GatewayLimits | None = None,
+    protection: Protection | None = None,
+    sharing: PortSharing = PortSharing.NONE,
 ) -> Gateway:
-    """Serve `service` at `address` (HOST:PORT; port 0 takes a free one).
+    """Serve `service` at `address` (HOST:PORT; port 0 takes a free one). `sharing`: with other processes.
 
     Health is SERVING from the return of this function to `Gateway.stop`, while any shard has a healthy replica. Without
     `protection` the gateway listens on loopback addresses only.
@@ -69,8 +85,11 @@ async def start_gateway(
     calls = Calls(limits, service.observer, protection)
     server = grpc.aio.server(
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
-        # With port sharing, a second gateway on the same port would silently get half of the calls.
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", limits.max_receive_bytes)],
+        options=[
+            # Where it is not asked for, a second gateway at the same port would silently get half of the calls.
+            ("grpc.so_reuseport", 0 if sharing is PortSharing.NONE else 1),
+            ("grpc.max_receive_message_length", limits.max_receive_bytes),
+        ],
         interceptors=[LimitedStreams(calls.streams)],
     )
     checks = health.aio.HealthServicer()
@@ -82,7 +101,8 @@ async def start_gateway(
     if protection.reflection:
         reflection.enable_server_reflection((*_SERVICES[1:], reflection.SERVICE_NAME), server)
     try:
-        _check_free(host, port)
+        if sharing is not PortSharing.JOIN:
+            _check_free(host, port)
         if credentials is None:
             port = server.add_insecure_port(address)
         else:

@@ -34,7 +34,7 @@ from orbithash.search.service.showing import Showing
 from orbithash.search.service.supervision import repeat
 from orbithash.search.service.writer import TIMEOUT_S, Committed, Writer
 
-__all__ = ["Service", "Target", "check_num_queries", "open_service"]
+__all__ = ["Membership", "Service", "Target", "check_num_queries", "open_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,21 @@ OpenBackend = Callable[[Target], Awaitable[Backend]]
 
 
 @dataclass(frozen=True)
+class Membership:
+    """The membership of a gateway among those that share shards.
+
+    Attributes:
+        maintains: compact the served archive and remove its old versions; one of the gateways does so.
+        moved: called with the target and its backend after each move to other shards.
+        ask_move: asks the gateway that started the shards to move; None: this gateway moves by itself.
+    """
+
+    maintains: bool = True
+    moved: Callable[[Target, Backend], Awaitable[None]] | None = None
+    ask_move: Callable[[Target], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True)
 class _Served:
     """An open archive, its writer, and what moves searches to its newer versions."""
 
@@ -76,14 +91,21 @@ class Service:
     """Serves one archive at a time. Belongs to one event loop; created by `open_service`."""
 
     def __init__(
-        self, target: Target, backend: Backend, engine: Engine, open_backend: OpenBackend, maintains: bool = False
+        self,
+        target: Target,
+        backend: Backend,
+        engine: Engine,
+        open_backend: OpenBackend,
+        membership: Membership = Membership(maintains=False),
     ) -> None:
-        """`maintains`: compact the served archive and remove its old versions; one of several gateways does so."""
+        # Number of gateways that share the shards.
+        self.num_gateways = 1
         self._engine = engine
+        self._membership = membership
         self.observer = engine.observer
         self._open_backend = open_backend
         self._served = self._serve(target, backend, engine.snapshot)
-        self._maintenance = Maintenance(backend.archive.path) if maintains else None
+        self._maintenance = Maintenance(backend.archive.path) if membership.maintains else None
         # Only one refresh at a time.
         self._refreshing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -147,11 +169,6 @@ class Service:
         return self._engine.num_waiting
 
     @property
-    def target(self) -> Target:
-        """The archive that is served now."""
-        return self._served.target
-
-    @property
     def num_rows_waiting(self) -> int:
         """Number of rows that wait for a commit."""
         return self._served.writer.num_waiting
@@ -213,6 +230,11 @@ class Service:
         check_num_shards(num_shards)
         return await asyncio.shield(self._start(self._refresh(archive, model, num_shards)))
 
+    async def move(self, target: Target) -> None:
+        """Serve `target`, also if it is the same as now: its shards may be others."""
+        async with self._refreshing:
+            await self._move(target)
+
     async def follow(self) -> None:
         """Show versions that other programs and gateways write, until it is cancelled."""
         await repeat("following the archive", self._show_newest, _FOLLOW_EVERY_S, _MAX_FOLLOW_EVERY_S)
@@ -258,6 +280,8 @@ class Service:
                 if target == now:
                     await self._show_newest()
                 else:
+                    if self._membership.ask_move is not None:
+                        await self._membership.ask_move(target)
                     await self._move(target)
             except SearchError:
                 raise
@@ -290,6 +314,8 @@ class Service:
             await self._maintenance.close()
             self._maintenance = Maintenance(backend.archive.path)
         self._start(_retire(old))
+        if self._membership.moved is not None:
+            await _logged("telling other gateways of the move", self._membership.moved(target, backend))
 
     def _serve(self, target: Target, backend: Backend, snapshot: Snapshot) -> _Served:
         def use(newer: Snapshot) -> None:
@@ -334,14 +360,10 @@ async def open_service(
     open_backend: OpenBackend,
     target: Target,
     observer: Observer | None = None,
-    *,
-    maintains: bool = True,
+    membership: Membership = Membership(),
     **options: float,
 ) -> Service:
-    """Return a service over the backend that `open_backend(target)` opens.
-
-    `maintains` is that of `Service`; `options` are those of `Engine`.
-    """
+    """Return a service over the backend that `open_backend(target)` opens; `options` are those of `Engine`."""
     backend = await open_backend(target)
     try:
         snapshot = await backend.at(backend.archive.version)
@@ -349,4 +371,4 @@ async def open_service(
         await _logged("closing the shards", backend.close())
         raise
     engine = Engine(snapshot, observer=observer, **options)  # type: ignore[arg-type]
-    return Service(target, backend, engine, open_backend, maintains)
+    return Service(target, backend, engine, open_backend, membership)

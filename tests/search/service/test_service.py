@@ -20,7 +20,7 @@ from orbithash.search.service import maintenance as maintenance_module
 from orbithash.search.service import service as service_module
 from orbithash.search.service import showing as showing_module
 from orbithash.search.service import writer as writer_module
-from orbithash.search.service.service import Service, Target, open_service
+from orbithash.search.service.service import Membership, Service, Target, open_service
 
 BITS = 16
 
@@ -40,7 +40,7 @@ class Backend(LocalBackend):
         return await super().at(version)
 
 
-def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat", maintains=True):
+def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="flat", membership=None):
     """Run `scenario(service)` over a new archive with rows k0, k1, …, whose codes are 0, 1, …."""
 
     async def main():
@@ -54,7 +54,7 @@ def run(folder, scenario, encoder=None, num_rows=0, model_id="m" * 32, index="fl
         async def open_backend(target):
             return Backend(Archive.open(target.archive), encoder or StubEncoder(), target.num_shards, index)
 
-        service = await open_service(open_backend, Target(str(folder), "", 3), maintains=maintains)
+        service = await open_service(open_backend, Target(str(folder), "", 3), membership=membership or Membership())
         try:
             await scenario(service)
         finally:
@@ -637,7 +637,7 @@ def test_archives_are_maintained_from_the_start_and_by_one_gateway_only(tmp_path
         assert service._maintenance is None
         await service.upsert([Row(key="a", code=code(1))])
 
-    run(tmp_path / "a", joined, maintains=False)
+    run(tmp_path / "a", joined, membership=Membership(maintains=False))
     assert not maintained.is_set()
 
     async def first(service):
