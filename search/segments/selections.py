@@ -122,6 +122,12 @@ class Selections:
         """Number of evaluations that a thread works on, also those that are about to stop."""
         return self._num_running
 
+    @property
+    def num_waiting(self) -> int:
+        """Number of waiting calls, counted once for each evaluation that they wait for."""
+        with self._lock:
+            return sum(evaluation.num_waiting for evaluation in self._pending.values())
+
     def is_ready(self, text: str, segments: Sequence[FilteredSegment]) -> bool:
         """Return whether `select` returns or raises at once, without waiting for a long evaluation."""
         try:
@@ -254,11 +260,14 @@ class Selections:
 
 
 def _evaluate(filter_: Filter, segment: FilteredSegment, stop: Stop) -> Selected:
-    from orbithash.search.index.row_index import few_rows
-
     passing = filter_.passing(segment.columns, segment.num_rows, stop)
     num_passing = bits.count(passing)
-    few = few_rows(segment.code_rows, passing) if num_passing * _FEW <= segment.num_rows else None
+    few = None
+    if num_passing * _FEW <= segment.num_rows:
+        with suppress(ModuleNotFoundError):
+            from orbithash.search.index.row_index import few_rows
+
+            few = few_rows(segment.code_rows, passing)
     return Selected(passing, num_passing, few)
 
 

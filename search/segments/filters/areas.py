@@ -4,13 +4,13 @@ The box of each outline is compared with those of the parts of the area first; o
 this leaves. A row without an outline is a point at its centre; so is a row whose outline cannot be read.
 """
 
-from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from orbithash.search.segments.chunks import read_outlines
 from orbithash.search.segments.filters.conditions import EXPENSIVE, FilterColumns, Mask, Test, Truth, part_of
 from orbithash.search.segments.stop import Stop
 
@@ -81,7 +81,7 @@ class AreaCondition:
 
         # Coordinates that are not finite are no reason to warn.
         with np.errstate(all="ignore"):
-            outlines = _read_outlines(wkb)
+            outlines = read_outlines(wkb)
             _put_centres(outlines, lon, lat)
             try:
                 passes = self._relate(area, outlines)
@@ -102,21 +102,6 @@ class AreaCondition:
         if self._relation == "within":
             return shapely.contains_properly(area, outlines) | shapely.covers(area, outlines)
         return shapely.intersects(area, outlines)
-
-
-def _read_outlines(wkb: Any) -> Any:
-    """Return geometries from WKB; None where it is missing, damaged, or of a kind that shapely does not read."""
-    import shapely
-
-    try:
-        return shapely.from_wkb(wkb, on_invalid="ignore")
-    except NotImplementedError:
-        # Curves raise it whatever `on_invalid` is.
-        outlines = np.full(len(wkb), None, object)
-        for row, each in enumerate(wkb):
-            with suppress(NotImplementedError):
-                outlines[row] = shapely.from_wkb(each, on_invalid="ignore")
-        return outlines
 
 
 def _put_centres(outlines: Any, lon: Any, lat: Any) -> None:

@@ -258,8 +258,11 @@ def _geometry(node: Any) -> Any:
     import shapely
 
     if isinstance(node, dict) and isinstance(node.get("bbox"), list) and len(node["bbox"]) == 4:
+        edges = node["bbox"]
+        if not all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in edges):
+            raise _invalid(f"BBOX requires four numbers, got {_shown(edges)}")
         try:
-            return bounding_box(*node["bbox"])
+            return bounding_box(*edges)
         except ValueError as error:
             raise _invalid(f"BBOX is not in degrees: {error}") from error
     try:

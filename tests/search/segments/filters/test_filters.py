@@ -1,55 +1,36 @@
+"""Filters give the answers of Python, whatever form the columns have."""
+
 import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import shapely
+from filter_rows import DAY, archive_columns, make_rows, outline, segment_of, table_of
 
-from orbithash.encoders.archive.storage import schema_of
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Query
-from orbithash.search.segments.filters.expressions import COLUMNS, parse_filter
-
-DAY = datetime(2024, 5, 1, tzinfo=UTC)
-
-
-def make_rows(num_rows=400):
-    """Return rows in which about a third of the values of each column are null."""
-    rng = np.random.default_rng(0)
-
-    def maybe(value):
-        return value if rng.random() < 0.7 else None
-
-    rows = []
-    for number in range(num_rows):
-        place = rng.random() < 0.8
-        lon, lat = (float(rng.uniform(-180, 180)), float(rng.uniform(-90, 90))) if place else (None, None)
-        has_outline = rng.random() < 0.4
-        outline = shapely.box(rng.uniform(-20, 20), 0, rng.uniform(20, 40), 5) if has_outline else None
-        rows.append(
-            {
-                "key": f"scenes/{2020 + number % 6}/{number}.tif",
-                "uri": f"s3://bucket/{number}",
-                "label": maybe(["beach", "harbor", "river's bend"][number % 3]),
-                "caption": maybe(f"caption {number}"),
-                "datetime": maybe(DAY + timedelta(hours=int(rng.integers(-100, 100)), microseconds=number)),
-                "lon": lon,
-                "lat": lat,
-                "footprint": None if outline is None else shapely.to_wkb(outline),
-            }
-        )
-    return rows
-
+from orbithash.search.segments import bits
+from orbithash.search.segments.filters.conditions import CHEAP, EXPENSIVE, ColumnCondition, Junction, in_chunks
+from orbithash.search.segments.filters.expressions import parse_filter
+from orbithash.search.segments.stop import Stop, Stopped
 
 ROWS = make_rows()
-TABLE = pa.Table.from_pylist(ROWS, pa.schema([schema_of(8, "").field(name) for name in COLUMNS]))
+TABLE = table_of(ROWS)
+NUM_ROWS = len(ROWS)
 
 
-def outline(row):
-    if row["footprint"] is not None:
-        return shapely.from_wkb(row["footprint"])
-    return None if row["lon"] is None else shapely.Point(row["lon"], row["lat"])
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """The columns of ROWS in memory, in a mapped file, and read from the archive when they are needed."""
+    folder = tmp_path_factory.mktemp("segments")
+    return [segment_of(TABLE).columns, segment_of(TABLE, folder).columns, archive_columns(TABLE)]
+
+
+def passing(text, columns, num_rows=NUM_ROWS):
+    return bits.to_mask(parse_filter(text).passing(columns, num_rows, Stop()), num_rows).tolist()
 
 
 def spatial(test):
@@ -74,9 +55,18 @@ CASES = {
     "label IS NULL": lambda row: row["label"] is None,
     "label IS NOT NULL": lambda row: row["label"] is not None,
     "key LIKE 'scenes/2021/%'": lambda row: row["key"].startswith("scenes/2021/"),
+    "label LIKE 'Ä%'": known("label", lambda v: v.startswith("Ä")),
+    "label = '川'": known("label", lambda v: v == "川"),
+    "label LIKE '_'": known("label", lambda v: len(v) == 1),
+    r"label LIKE '%\_\%'": known("label", lambda v: v.endswith("_%")),
+    "caption LIKE '%100%zweite%'": known("caption", lambda v: "100" in v and "zweite" in v),
+    "caption < 'caption 2'": known("caption", lambda v: v.encode() < b"caption 2"),
     "key LIKE 'scenes/202_/1_.tif'": known("key", lambda v: re.fullmatch(r"scenes/202./1.\.tif", v) is not None),
     "lon > 3.5": known("lon", lambda v: v > 3.5),
     "3.5 >= lon": known("lon", lambda v: v <= 3.5),
+    "lon <> 3.5": known("lon", lambda v: v != 3.5),
+    "NOT lon < 3.5": known("lon", lambda v: not v < 3.5),
+    "lon IS NULL": lambda row: row["lon"] is None,
     "lat BETWEEN -10 AND 20": known("lat", lambda v: -10 <= v <= 20),
     "datetime >= TIMESTAMP('2024-05-01T00:00:00Z')": known("datetime", lambda v: v >= DAY),
     "datetime < '2024-05-02T02:00:00+02:00'": known("datetime", lambda v: v < DAY + timedelta(days=1)),
@@ -104,39 +94,182 @@ CASES = {
 }
 
 
-def truth(row, text):
-    return CASES[text](row)
-
-
 @pytest.mark.parametrize("text", CASES)
-def test_a_condition_equals_python(text):
-    found = parse_filter(text)
+def test_a_condition_equals_python(text, forms):
     expected = [CASES[text](row) is True for row in ROWS]
-    assert found.mask(TABLE.select(found.columns)).tolist() == expected
+    assert parse_filter(text).mask(TABLE.select(parse_filter(text).columns)).tolist() == expected
+    for columns in forms:
+        assert passing(text, columns) == expected
     assert 0 < sum(expected) < len(ROWS)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_conditions_join_as_in_sql(seed):
+def no(value):
+    return None if value is None else not value
+
+
+def both(*values):
+    return False if False in values else None if None in values else True
+
+
+def random_expression(rng, depth):
+    """Return a random expression, and its value for a row by Python."""
+    if depth == 0 or rng.random() < 0.2:
+        text = list(CASES)[rng.integers(len(CASES))]
+        return text, lambda row: None if CASES[text](row) is None else bool(CASES[text](row))
+    parts = [random_expression(rng, depth - 1) for _ in range(rng.integers(2, 4))]
+    kind = ("AND", "OR", "NOT")[rng.integers(3)]
+    if kind == "NOT":
+        text, value = parts[0]
+        return f"NOT ({text})", lambda row: no(value(row))
+    text = f" {kind} ".join(f"({part})" for part, _ in parts)
+    if kind == "AND":
+        return text, lambda row: both(*(value(row) for _, value in parts))
+    return text, lambda row: no(both(*(no(value(row)) for _, value in parts)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_conditions_join_as_in_sql(seed, forms):
     """AND, OR and NOT over true, false and unknown."""
-    rng = np.random.default_rng(seed)
-    texts = [list(CASES)[i] for i in rng.integers(len(CASES), size=3)]
-    a, b, c = texts
-    found = parse_filter(f"({a} AND NOT ({b})) OR NOT ({c} OR {a})").mask(TABLE)
+    text, value = random_expression(np.random.default_rng(seed), 4)
+    assert passing(text, forms[seed % len(forms)]) == [value(row) is True for row in ROWS]
 
-    def no(value):
-        return None if value is None else not value
 
-    def both(*values):
-        return False if False in values else None if None in values else True
+def test_a_segment_without_outlines_places_rows_at_their_centres():
+    rows = [{**row, "footprint": None} for row in ROWS]
+    segment = segment_of(table_of(rows))
+    assert segment.columns.boxes() is None
+    for text in CASES:
+        if text.startswith("S_"):
+            assert passing(text, segment.columns) == [CASES[text](row) is True for row in rows]
 
-    expected = []
-    for row in ROWS:
-        x, y, z = (CASES[text](row) for text in texts)
-        x, y, z = (None if value is None else bool(value) for value in (x, y, z))
-        either = no(both(no(both(x, no(y))), no(no(no(both(no(z), no(x)))))))
-        expected.append(either is True)
-    assert found.tolist() == expected
+
+def test_a_box_touches_an_area_by_its_last_digit():
+    """Boxes of outlines and areas are compared as float32, rounded outwards."""
+    edge = np.nextafter(30.1, 0)
+    assert np.float32(edge) > edge
+    rows = [
+        {**ROWS[0], "footprint": shapely.to_wkb(shapely.box(west, 0, east, 1))}
+        for west, east in [(edge, 31), (29, 30), (np.nextafter(edge, 31), 31), (20, edge)]
+    ]
+    segment = segment_of(table_of(rows))
+    text = f"S_INTERSECTS(footprint, BBOX(-10, 0, {float(edge)!r}, 1))"
+    assert passing(text, segment.columns, 4) == [True, True, False, True]
+    assert passing(f"S_WITHIN(footprint, BBOX(-10, 0, {float(edge)!r}, 1))", segment.columns, 4) == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("num_parts", [3, 40])
+def test_an_area_in_parts_on_both_sides_of_180_degrees(num_parts, forms):
+    """Of more parts than 16, the boxes are put together."""
+    west = np.resize([-180, 172, -20, 5, 30], num_parts) + np.arange(num_parts) / 10
+    parts = [shapely.box(lon, lat, lon + 0.09, lat + 0.5) for lon, lat in zip(west, np.arange(num_parts), strict=True)]
+    area = shapely.MultiPolygon(parts)
+    expected = [outline(row) is not None and bool(outline(row).intersects(area)) for row in ROWS]
+    assert 0 < sum(expected) < len(ROWS)
+    for columns in forms:
+        assert passing(f"S_INTERSECTS(footprint, {area.wkt})", columns) == expected
+
+
+def test_outlines_that_cannot_be_compared_are_missing():
+    """GEOS refuses some coordinates that are not finite, even if WKB may hold them."""
+    ring = [[-1.0, np.inf], [1, 1], [1, 1], [5, 5], [1, 10], [-1, np.inf]]
+    strange = shapely.to_wkb(shapely.Polygon(ring))
+    good = shapely.to_wkb(shapely.box(2, 2, 3, 3))
+    with pytest.raises(shapely.errors.GEOSException), np.errstate(all="ignore"):
+        shapely.intersects(shapely.box(0, 0, 10, 10), shapely.from_wkb(strange))
+    rows = [
+        {**ROWS[0], "lon": lon, "lat": 5.0, "footprint": footprint}
+        for lon, footprint in [(5.0, strange), (50.0, strange), (None, strange), (50.0, good), (50.0, None)]
+    ]
+    for columns in (segment_of(table_of(rows)).columns, archive_columns(table_of(rows))):
+        assert passing("S_INTERSECTS(footprint, BBOX(0, 0, 10, 10))", columns, 5) == [True, False, False, True, False]
+        assert passing("S_DISJOINT(footprint, BBOX(0, 0, 10, 10))", columns, 5) == [False, True, False, False, True]
+
+
+def test_labels_with_more_values_than_their_codes_can_count():
+    """The code of null is one more than those of the labels."""
+    labels = [f"{number % 128}" if number % 3 else None for number in range(1000)]
+    indices = pa.array([None if label is None else int(label) for label in labels], pa.int8())
+    dictionary = pa.DictionaryArray.from_arrays(indices, pa.array([str(number) for number in range(128)]))
+    table = pa.table({"label": dictionary})
+    for text, expected in [
+        ("label = '127'", [label == "127" for label in labels]),
+        ("label IS NULL", [label is None for label in labels]),
+        ("NOT label LIKE '%7'", [label is not None and not label.endswith("7") for label in labels]),
+    ]:
+        assert parse_filter(text).mask(table).tolist() == expected
+
+
+def test_chunks_with_dictionaries_of_their_own():
+    parts = [pa.array(["a", "b", None]).dictionary_encode(), pa.array(["c", "b", "a", None]).dictionary_encode()]
+    table = pa.table({"label": pa.chunked_array(parts)})
+    assert parse_filter("label <> 'b'").mask(table).tolist() == [True, False, False, True, False, True, False]
+
+
+def test_expensive_conditions_are_tested_only_for_undecided_rows():
+    seen = []
+
+    def expensive(values):
+        seen.extend(values.to_pylist())
+        return pc.greater(values, 90.0)
+
+    table = pa.table({"lon": [float(number) for number in range(100)]})
+    parts = [
+        ColumnCondition("lon", pa.float64(), expensive, EXPENSIVE),
+        ColumnCondition("lon", pa.float64(), lambda values: pc.less(values, 5.0), CHEAP),
+        ColumnCondition("lon", pa.float64(), lambda values: pc.greater_equal(values, 95.0), CHEAP),
+    ]
+
+    class Columns:
+        array = staticmethod(table.column)
+
+    for is_and, expected in ((True, []), (False, [0, 1, 2, 3, 4, *range(91, 100)])):
+        seen.clear()
+        ((_, truth),) = in_chunks(Junction(is_and, parts).bind(Columns(), Stop()), 100, Stop())
+        assert np.flatnonzero(truth.yes).tolist() == expected
+        # With AND no row is left; with OR nine of ten are, for which all values are compared.
+        assert len(seen) == (0 if is_and else 100)
+    few = [parts[0], ColumnCondition("lon", pa.float64(), lambda values: pc.less(values, 92.0), CHEAP)]
+    seen.clear()
+    ((_, truth),) = in_chunks(Junction(False, few).bind(Columns(), Stop()), 100, Stop())
+    assert truth.yes.all()
+    assert seen == [float(number) for number in range(92, 100)]
+
+
+def test_an_evaluation_stops_between_chunks():
+    stop = Stop()
+    begins = []
+
+    def test(begin, end, among):
+        begins.append(begin)
+        if len(begins) == 3:
+            stop.cancel()
+        return parts
+
+    parts = (np.zeros(1, bool), np.zeros(1, bool))
+    with pytest.raises(Stopped):
+        for _ in in_chunks(test, 10**9, stop):
+            pass
+    assert len(begins) == 3
+
+
+def test_chunks_cover_all_rows_once():
+    for num_rows in (0, 1, 1000, 2**14, 10**5 + 3, 2**20):
+        ends = [0]
+
+        def test(begin, end, among, ends=ends):
+            assert begin == ends[-1]
+            assert begin % 1024 == 0
+            assert begin // 2**16 == (end - 1) // 2**16
+            ends.append(end)
+            return
+
+        assert len(list(in_chunks(test, num_rows, Stop()))) == len(ends) - 1
+        assert ends[-1] == num_rows
 
 
 def test_chunks_and_empty_tables():
@@ -163,6 +296,8 @@ def test_chunks_and_empty_tables():
         ("S_INTERSECTS(label, BBOX(0,0,1,1))", "S_INTERSECTS is allowed for footprint"),
         ("S_INTERSECTS(footprint, label)", "is not a geometry"),
         ("S_INTERSECTS(footprint, BBOX(0, 0, 10, 91))", "BBOX is not in degrees: longitudes from -360 to 360"),
+        ("S_INTERSECTS(footprint, BBOX(lon, 0, 10, 9))", "BBOX requires four numbers, got [{'property': 'lon'}"),
+        ("S_INTERSECTS(footprint, BBOX(casei('x'), 0, 10, 9))", "BBOX requires four numbers"),
         ("S_INTERSECTS(footprint, POINT(500000 4649776))", "the geometry is not in degrees: it reaches from 500000"),
         ("S_INTERSECTS(footprint, POLYGON((0 0, 1 1, 0 1, 1 0, 0 0)))", "not valid"),
         ("S_CROSSES(footprint, BBOX(0,0,1,1))", "S_CROSSES with 2 arguments is not supported"),
@@ -174,6 +309,7 @@ def test_chunks_and_empty_tables():
         ("'a' = 'b'", "is not a column"),
         ("lon IN (1, 'a')", "lon must be compared with a number"),
         ("key LIKE label", "LIKE with 2 arguments"),
+        (f"key LIKE '{'_' * 100_000}'", "the pattern of LIKE is too long (100,000 characters)"),
     ],
 )
 def test_an_invalid_filter_is_refused_in_one_line(text, words):
