@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from orbithash.search.index.answers import Ids
 
-__all__ = ["Deal"]
+__all__ = ["Deal", "ShardPart"]
 
 # Each shard has at least this many blocks, so that shards differ by less than a tenth in their number of rows.
 _MIN_BLOCKS = 16
@@ -56,3 +56,26 @@ class Deal:
         size = 1 << self.shift
         firsts = range(number * size, num_ids, self.num_shards * size)
         return [(first, min(first + size, num_ids)) for first in firsts]
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """The rows of one shard (see `orbithash.encoders.archive.changes.RowPart`).
+
+    Attributes:
+        deal: which shard has which rows.
+        number: number of the shard.
+    """
+
+    deal: Deal
+    number: int
+
+    def contains(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return which rows belong to the shard, bool [N]."""
+        return self.deal.part(ids, self.number)
+
+    def ranges(self, num_ids: int, max_ranges: int) -> list[tuple[int, int]] | None:
+        """Return the ids below `num_ids` of the shard as ranges (first, end); None if there are more than allowed."""
+        if num_ids >> self.deal.shift > max_ranges * self.deal.num_shards:
+            return None
+        return self.deal.ranges(self.number, num_ids)
