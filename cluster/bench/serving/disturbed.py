@@ -115,7 +115,7 @@ async def _append(
     await asyncio.sleep(1)
     meanwhile = stream.latencies(begun, time.perf_counter())
     yield f"{_NUM_APPENDED} rows appended: until found", seen - committed, "s", 2.0
-    yield "rows appended: failed queries meanwhile", float(meanwhile.failed), f"of {meanwhile.count}", 0.0
+    yield "rows appended: failed queries meanwhile", float(meanwhile.num_failed), f"of {meanwhile.num_queries}", 0.0
     yield "rows appended: p99 meanwhile", meanwhile.p99_ms, "ms", None
     slower = meanwhile.slowest_ms / before.slowest_ms
     yield "rows appended: slowest query meanwhile", slower, "x the slowest before", _MAX_SLOWER
@@ -145,7 +145,7 @@ async def _filter(
     # Each filter takes a fraction of a second, so this is the p99 of few queries.
     slower = float(np.median([each.p99_ms for each in others])) / before.p99_ms
     yield f"new filter, {kind}: p99 of other queries", slower, "x that before", 2.0
-    yield f"new filter, {kind}: failed queries meanwhile", float(sum(each.failed for each in others)), "", 0.0
+    yield f"new filter, {kind}: failed queries meanwhile", float(sum(each.num_failed for each in others)), "", 0.0
 
 
 async def _short_filters(gateway: Service, queries: Codes) -> Measured:

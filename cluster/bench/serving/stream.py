@@ -13,10 +13,10 @@ __all__ = ["Latencies", "QueryStream"]
 
 
 class Latencies(NamedTuple):
-    """Number of queries and of failed ones, and latencies in ms."""
+    """Number of queries, number of those that failed, and latencies in ms."""
 
-    count: int
-    failed: int
+    num_queries: int
+    num_failed: int
     p50_ms: float
     p99_ms: float
     slowest_ms: float

@@ -40,7 +40,7 @@ def test_latencies_of_a_time(monkeypatch):
     stream = QueryStream(None, np.zeros((1, 8), np.uint8), 10)
     stream._sent = [(0.0, 0.5, False), (1.0, 0.25, False), (2.0, 0.125, True), (3.0, 4.0, False)]
     assert stream.latencies(1.1, 2.5) == (2, 1, 187.5, pytest.approx(248.75), 250)
-    assert stream.latencies(8, 9).count == 0
+    assert stream.latencies(8, 9).num_queries == 0
 
 
 def test_the_table_says_what_is_met(capsys):
