@@ -20,7 +20,6 @@ from orbithash.cluster.cli.options import (
     AssetOption,
     FilterOption,
     JsonOption,
-    ModelOption,
     TimeoutOption,
 )
 from orbithash.cluster.output import print_json
@@ -37,7 +36,10 @@ verbs = typer.Typer()
 @verbs.command(rich_help_panel=SEARCH, epilog="Example: orbithash serve archive --model runs/ucmd/model --shards 2")
 def serve(
     archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI.")],
-    model: ModelOption,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Model folder of the archive. Default with --join: that of the other gateway."),
+    ] = None,
     shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index, one actor each.")] = 2,
     replicas: Annotated[
         int, typer.Option("--replicas", help="Number of replicas of each shard; 2 or more survive a lost node.")
@@ -49,10 +51,21 @@ def serve(
         str,
         typer.Option(
             "--index",
-            help="flat, multi-hash and gpu-flat are exact; ivf and hnsw are approximate and are built again after "
-            "each change of the archive and for each new filter.",
+            help="exact, the default, finds the nearest rows without comparing all codes; flat and gpu-flat compare "
+            "all; ivf and hnsw are approximate.",
         ),
     ] = "flat",
+    segments: Annotated[
+        Path | None,
+        typer.Option("--segments", help="Folder of the shards' files on each node. Default: in the cache folder."),
+    ] = None,
+    gateways: Annotated[
+        int, typer.Option("--gateways", help="Number of processes that answer at --address and share the shards.")
+    ] = 1,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="Use the shards of a gateway of this archive that runs on the same Ray cluster."),
+    ] = False,
     address: Annotated[str, typer.Option("--address", help="HOST:PORT to listen on.")] = DEFAULT_ADDRESS,
     local: Annotated[bool, typer.Option("--local", help="Run everything in this process, without Ray.")] = False,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate of the gateway, PEM.")] = None,
@@ -74,7 +87,11 @@ def serve(
         bool, typer.Option("--reflection", help="Enable gRPC server reflection, for tools such as grpcurl.")
     ] = False,
     metrics: Annotated[
-        str | None, typer.Option("--metrics", help="HOST:PORT for Prometheus metrics. Default: no metrics endpoint.")
+        str | None,
+        typer.Option(
+            "--metrics",
+            help="HOST:PORT for Prometheus metrics; with --gateways N, of the first of N ports. Default: no metrics.",
+        ),
     ] = None,
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Allow other machines to read the metrics, without protection.")
@@ -84,23 +101,27 @@ def serve(
     """Serve an archive over gRPC until SIGTERM or Ctrl-C."""
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.serving.serve import serve as run_serve
+    from orbithash.cluster.serving.settings import ServeSettings
     from orbithash.search.gateway.protection import Protection
 
-    protection = Protection.from_files(tls_cert, tls_key, client_ca, tokens, insecure_listen, reflection)
-    run_serve(
+    settings = ServeSettings(
         archive,
         model,
-        shards,
         address,
-        local,
+        num_shards=shards,
         num_replicas=replicas,
         num_encoders=parse_workers(encoders, "--encoders"),
         index=index,
-        protection=protection,
+        segments=segments,
+        is_local=local,
+        num_gateways=gateways,
+        joins=join,
+        protection=Protection.from_files(tls_cert, tls_key, client_ca, tokens, insecure_listen, reflection),
         metrics_address=metrics,
         open_metrics=open_metrics,
         log_format=log_format,
     )
+    run_serve(settings)
 
 
 @verbs.command(

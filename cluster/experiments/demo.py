@@ -29,6 +29,7 @@ from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
 from orbithash.cluster.serving.serve import serving
+from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
@@ -163,8 +164,9 @@ async def _query(run: Run, out: Path) -> list[Queried]:
                 advance_to(number, "")
         return queried
 
-    async with serving(str(out / "archive"), out / "run" / "model", NUM_SHARDS, "127.0.0.1:0") as gateway:
-        return await asyncio.to_thread(query_all, gateway.address)
+    settings = ServeSettings(str(out / "archive"), out / "run" / "model", "127.0.0.1:0", num_shards=NUM_SHARDS)
+    async with serving(settings) as running:
+        return await asyncio.to_thread(query_all, running.gateway.address)
 
 
 def _summary(

@@ -90,6 +90,18 @@ class EncoderPool:
         self._full_until = 0.0
         self._watch: asyncio.Task[None] | None = None
         self._num_users = 1
+        self._owns_actors = True
+
+    @classmethod
+    def join(cls, joinable: Any) -> "EncoderPool":
+        """Return a pool that calls the actors of another gateway's pool, which has `joinable` and ends them."""
+        inputs, actors = joinable
+        pool = cls(Path(), len(actors), len(actors))
+        pool.inputs = inputs
+        pool._members = [_Member(actor) for actor in actors]
+        pool._owns_actors = False
+        pool._watch = asyncio.create_task(pool._keep_watch())
+        return pool
 
     @classmethod
     async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
@@ -134,6 +146,11 @@ class EncoderPool:
         raise Unavailable("the encoders of queries have been stopped; send the query again")
 
     @property
+    def joinable(self) -> Any:
+        """What `join` requires in another process on the cluster: the actors that stay until the pool is closed."""
+        return self.inputs, [member.actor for member in self._members[: self._low]]
+
+    @property
     def max_calls(self) -> int:
         """Maximum number of calls that the pool can process, or keep waiting, at the same time."""
         return _MAX_CALLS * self._high
@@ -158,7 +175,7 @@ class EncoderPool:
         for task in (self._watch, self._growing):
             if task is not None:
                 task.cancel()
-        for member in self._members:
+        for member in self._members if self._owns_actors else ():
             ray.kill(member.actor)
         self._members = []
 

@@ -145,9 +145,13 @@ class JoinedGateway:
                 continue
             try:
                 found = cls(ray.get_actor(each["name"], NAMESPACE))
-                published, _ = await found.published()
+                # Without its id, so that it does not count as a gateway.
+                published, _ = await found._call(found._actor.published.remote())
             except (ValueError, InputError):
-                # It has ended meanwhile, or it is still loading its shards.
+                # It has ended meanwhile.
+                continue
+            if published is None:
+                # It is still loading its shards.
                 continue
             if published.target.archive == location:
                 return found
@@ -161,8 +165,7 @@ class JoinedGateway:
     async def published(self) -> tuple[Published, int]:
         """Return what the first gateway serves, and the number of gateways. Raises `OwnerGone`."""
         published, number = await self._call(self._actor.published.remote(self._id))
-        if published is None:
-            raise OwnerGone("the gateway that starts the shards is not ready yet; try again later")
+        assert published is not None, "`find` has seen it"
         return published, number
 
     async def move(self, target: Target) -> None:

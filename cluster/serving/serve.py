@@ -1,40 +1,32 @@
-"""`serve`: the gateway in this process, shards and query encoder as Ray actors or in this process."""
+"""`serve`: gateways in processes, shards and query encoders as Ray actors or in the gateway's process."""
 
 import asyncio
 import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected
-from orbithash.cluster.serving.encoder_pool import EncoderPools, Network
-from orbithash.cluster.serving.query_encoders import LocalEncoder, PooledEncoder
-from orbithash.cluster.serving.shards import RayBackend
-from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.errors import InputError
-from orbithash.encoders.networks.card import ModelCard, read_model_folder
-from orbithash.search.engine.backend import Backend, LocalBackend
+from orbithash.cluster.serving.gateways import FurtherGateways, ends_with_parent
+from orbithash.cluster.serving.opening import Joining, Opening
+from orbithash.cluster.serving.registry import FirstGateway, JoinedGateway, OwnerGone
+from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.search.gateway.decoding import Decoder
-from orbithash.search.gateway.gateway import Gateway, start_gateway
+from orbithash.search.gateway.gateway import Gateway, PortSharing, start_gateway
 from orbithash.search.gateway.metrics import Metrics, exposed
-from orbithash.search.gateway.protection import Protection
-from orbithash.search.logs import Format, is_json, log_to_stderr
+from orbithash.search.logs import is_json, log_to_stderr
 from orbithash.search.observer import Observer
-from orbithash.search.protocol.queries import MAX_SHARDS
-from orbithash.search.service.service import Target, open_service
+from orbithash.search.protocol.address import parse_address
+from orbithash.search.service.service import Membership, Service, open_service
+from orbithash.search.service.supervision import repeat
 
-__all__ = ["serve", "serving"]
+__all__ = ["Running", "serve", "serving"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,39 +34,54 @@ logger = logging.getLogger(__name__)
 NUM_DECODERS = min(2, os.cpu_count() or 1)
 STOP_GRACE_S = 5.0
 
+# What a gateway does beside serving, until it is cancelled.
+Work = Callable[[], Coroutine[Any, Any, None]]
 
-def serve(
-    archive: str,
-    model: Path,
-    num_shards: int,
-    address: str,
-    local: bool,
-    num_replicas: int = 1,
-    index: str = "flat",
-    protection: Protection | None = None,
-    metrics_address: str | None = None,
-    log_format: Format = Format.TEXT,
-    num_encoders: tuple[int, int] = (1, 1),
-    open_metrics: bool = False,
-) -> None:
+# Seconds between two looks at what the first gateway serves, and the maximum after failures.
+_REGISTRY_EVERY_S, _MAX_REGISTRY_EVERY_S = 0.5, 5.0
+
+
+def serve(settings: ServeSettings, sharing: PortSharing = PortSharing.NONE) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new queries, finish those in flight and return."""
-    page = _metrics_page(metrics_address, open_metrics)
-    gateway = partial(
-        serving, archive, model, num_shards, address, local, num_replicas, index, protection, num_encoders
-    )
+    settings.check()
     # Connect to Ray before the event loop installs its signal handlers, because Ray installs its own.
-    with log_to_stderr(log_format), nullcontext() if local else connected():
-        asyncio.run(_until_signal(page, gateway))
+    with log_to_stderr(settings.log_format), nullcontext() if settings.is_local else connected():
+        asyncio.run(_until_signal(settings, sharing))
+
+
+async def _until_signal(settings: ServeSettings, sharing: PortSharing) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if settings.num_gateways > 1:
+        sharing = PortSharing.FIRST
+    with ends_with_parent(stop.set), _metrics_page(settings) as metrics:
+        async with serving(settings, sharing, metrics) as running:
+            # Existing objects stay until the end. Scanning them in each garbage collection would delay queries.
+            gc.collect()
+            gc.freeze()
+            further = FurtherGateways(partial(_further, settings, running.gateway), settings.num_gateways - 1)
+            _report(f"ready at {running.gateway.address}; stop with Ctrl-C")
+            try:
+                waiting = [asyncio.create_task(stop.wait()), running.owner_gone]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                _report("stopping: queries in flight are answered, new ones refused")
+                gc.unfreeze()
+                await asyncio.gather(further.stop(), running.gateway.stop(STOP_GRACE_S))
+            if not stop.is_set():
+                await running.owner_gone
 
 
 @contextmanager
-def _metrics_page(metrics_address: str | None, allow_remote: bool) -> Iterator[Metrics | None]:
+def _metrics_page(settings: ServeSettings) -> Iterator[Metrics | None]:
     """Serve metrics over HTTP for the block; yields None without an address."""
-    if metrics_address is None:
+    if settings.metrics_address is None:
         yield None
         return
     metrics = Metrics()
-    with exposed(metrics, metrics_address, allow_remote) as address:
+    with exposed(metrics, settings.metrics_address, settings.open_metrics) as address:
         _report(f"metrics at http://{address}/metrics")
         yield metrics
 
@@ -87,122 +94,106 @@ def _report(text: str) -> None:
         say(text)
 
 
-async def _until_signal(
-    page: AbstractContextManager[Metrics | None], start: Callable[..., AbstractAsyncContextManager[Gateway]]
-) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    with page as metrics:
-        async with start(metrics=metrics) as gateway:
-            # Existing objects stay until the end. Scanning them in each garbage collection would delay queries.
-            gc.collect()
-            gc.freeze()
-            _report(f"ready at {gateway.address}; stop with Ctrl-C")
-            await stop.wait()
-            _report("stopping: queries in flight are answered, new ones refused")
-            gc.unfreeze()
+def _further(settings: ServeSettings, first: Gateway, number: int) -> Callable[[], None]:
+    """Return a function that runs further gateway `number` (from 1) in another process, until it is stopped."""
+    metrics = settings.metrics_address
+    if metrics is not None:
+        host, port = parse_address(metrics)
+        metrics = f"{'[' + host + ']' if ':' in host else host}:{port + number if port else 0}"
+    joining = replace(settings, num_gateways=1, joins=True, address=first.address, metrics_address=metrics)
+    return partial(serve, joining, PortSharing.JOIN)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A gateway that runs. `owner_gone` ends with an error when the gateway whose shards it has joined has ended."""
+
+    gateway: Gateway
+    owner_gone: asyncio.Task[None]
 
 
 @asynccontextmanager
 async def serving(
-    archive: str,
-    model: Path,
-    num_shards: int,
-    address: str,
-    local: bool = False,
-    num_replicas: int = 1,
-    index: str = "flat",
-    protection: Protection | None = None,
-    num_encoders: tuple[int, int] = (1, 1),
-    metrics: Metrics | None = None,
-) -> AsyncIterator[Gateway]:
-    """Run a gateway over an archive for the block.
-
-    `local`: everything in this process, without Ray. `num_encoders`: minimum and maximum number of actors that encode
-    queries.
-    """
-    for number, name in ((num_shards, "shards"), (num_replicas, "replicas of each shard")):
-        if not 1 <= number <= MAX_SHARDS:
-            raise InputError(f"{number} {name}; from 1 to {MAX_SHARDS} are allowed")
-    if local and num_encoders != (1, 1):
-        raise InputError("got --local and --encoders; --local encodes queries in this process, so omit --encoders")
-    if local and num_replicas > 1:
-        raise InputError("got --local and --replicas; --local keeps all shards in this process, so omit --replicas")
-
+    settings: ServeSettings, sharing: PortSharing = PortSharing.NONE, metrics: Metrics | None = None
+) -> AsyncIterator[Running]:
+    """Run a gateway for the block."""
     decoder = Decoder(NUM_DECODERS)
-    observer = metrics or Observer()
-
-    served = Target(str(archive), str(model), num_shards)
-    pools = EncoderPools()
-
-    async def open_backend(target: Target) -> Backend:
-        folder, num_shards = Path(target.model), target.num_shards
-        _check_beside(target.archive, served.archive, 1)
-        _check_beside(target.model, served.model, 2)
-        # In a thread, because searches continue while another archive is opened.
-        opened, card = await asyncio.to_thread(_open, target.archive, folder)
-        _report(f"loading {opened.num_rows} codes of {opened.bits} bits into {num_shards} shards")
-        if local:
-            network = await asyncio.to_thread(Network, folder)
-            local_encoder = LocalEncoder(decoder, card.preprocessing, network, observer)
-            return LocalBackend(opened, local_encoder, num_shards, index)
-        pool = await pools.open(opened.model_id, folder.absolute(), *num_encoders)
-        encoder = PooledEncoder(decoder, card.preprocessing, pool, observer)
-        try:
-            return await RayBackend.start(opened, encoder, pool.close, num_shards, num_replicas, index, observer)
-        except BaseException:
-            pool.close()
-            raise
-
-    service = await open_service(open_backend, served, observer, max_fan_outs=num_replicas)
-    if metrics is not None:
-        metrics.watch(service)
-    try:
-        if not local:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(decoder.close)
+        start = _joined if settings.joins else _first
+        service, work = await start(settings, decoder, metrics or Observer(), stack)
+        if metrics is not None:
+            metrics.watch(service)
+        if not settings.is_local:
             # Otherwise the first image would wait a second. With --local, processes start when they are needed.
             await decoder.start()
-        gateway = await start_gateway(service, address, protection=protection)
-        follower = asyncio.create_task(service.follow())
-        try:
-            yield gateway
-        finally:
-            follower.cancel()
-            # Does not raise an error of the task: the gateway must be stopped whatever happened.
-            await asyncio.wait([follower])
-            await gateway.stop(STOP_GRACE_S)
-    finally:
-        await service.close()
-        await decoder.close()
+        gateway = await start_gateway(service, settings.address, protection=settings.protection, sharing=sharing)
+        stack.push_async_callback(gateway.stop, STOP_GRACE_S)
+        tasks = [asyncio.create_task(service.follow()), asyncio.create_task(work())]
+        stack.push_async_callback(_end, tasks)
+        yield Running(gateway, tasks[1])
 
 
-def _check_beside(path: str, served: str, levels: int) -> None:
-    """Raise `InputError` unless `path` is below the folder `levels` above the path that `serve` was started with.
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel the tasks. No error of theirs is raised: the gateway must be stopped whatever happened."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
-    A client with the permission to write rows must not be able to make the server read other files.
-    """
-    if path == served:
-        return
-    if "://" in served:
-        is_beside = path.startswith(served.rstrip("/").rsplit("/", levels)[0] + "/") and ".." not in path.split("/")
-    else:
-        allowed = Path(served).absolute().parents[levels - 1]
-        is_beside = "://" not in path and "\0" not in path
-        is_beside = is_beside and Path(path).resolve().is_relative_to(allowed.resolve())
-    if not is_beside:
-        raise InputError(
-            "a gateway moves only to archives and models beside those that it serves; start another gateway for others"
+
+async def _first(
+    settings: ServeSettings, decoder: Decoder, observer: Observer, stack: AsyncExitStack
+) -> tuple[Service, Work]:
+    """Return the service of a gateway with its own shards, and what it does for gateways that join."""
+    opening = Opening(settings, decoder, observer, _report)
+    if settings.is_local:
+        service = await open_service(opening.open, opening.served, observer)
+        stack.push_async_callback(service.close)
+        return service, _forever
+    registry = await FirstGateway.start()
+    stack.callback(registry.close)
+    membership = Membership(moved=partial(opening.publish, registry))
+    service = await open_service(opening.open, opening.served, observer, membership, max_fan_outs=settings.num_replicas)
+    stack.push_async_callback(service.close)
+    await opening.publish(registry, opening.served, service.backend)
+
+    async def move() -> None:
+        await registry.serve_move(lambda target: service.refresh(target.archive, target.model, target.num_shards))
+
+    async def count() -> None:
+        service.num_gateways = await registry.num_gateways()
+
+    async def work() -> None:
+        moving = repeat("moves that other gateways ask for", move, 0.0, _MAX_REGISTRY_EVERY_S)
+        counting = repeat("counting the gateways", count, _REGISTRY_EVERY_S, _MAX_REGISTRY_EVERY_S)
+        await asyncio.gather(moving, counting)
+
+    return service, work
+
+
+async def _joined(
+    settings: ServeSettings, decoder: Decoder, observer: Observer, stack: AsyncExitStack
+) -> tuple[Service, Work]:
+    """Return the service of a gateway with the shards of another one, and what follows that one until it ends."""
+    registry = await JoinedGateway.find(settings.archive)
+    joining = Joining(registry, decoder, observer)
+    published, _ = await registry.published()
+    membership = Membership(maintains=False, ask_move=registry.move)
+    service = await open_service(joining.open, published.target, observer, membership)
+    stack.push_async_callback(service.close)
+
+    async def follow() -> None:
+        published, service.num_gateways = await registry.published()
+        if published.number > joining.number:
+            await service.move(published.target)
+
+    async def work() -> None:
+        await repeat(
+            "following the first gateway", follow, _REGISTRY_EVERY_S, _MAX_REGISTRY_EVERY_S, fatal=(OwnerGone,)
         )
 
+    return service, work
 
-def _open(archive: str, model: Path) -> tuple[Archive, ModelCard]:
-    """Open an archive and its model's card; raise `InputError` if the archive was encoded by another model."""
-    opened = Archive.open(archive)
-    card, model_id, _ = read_model_folder(model)
-    if (card.bits, model_id) != (opened.bits, opened.model_id):
-        raise InputError(
-            f"{opened.path} holds {opened.bits}-bit codes of model {opened.model_id}, and {model} is the "
-            f"{card.bits}-bit model {model_id}; give the model that made the archive"
-        )
-    return opened, card
+
+async def _forever() -> None:
+    await asyncio.Event().wait()

@@ -53,7 +53,7 @@ class Gateway:
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def stop(self, grace_s: float) -> None:
-        """Report NOT_SERVING, refuse new calls, and give calls in flight `grace_s` seconds to end."""
+        """Report NOT_SERVING, refuse new calls, and give calls in flight `grace_s` seconds to end. May be repeated."""
         self._health.cancel()
         await self._checks.enter_graceful_shutdown()
         await self._server.stop(grace_s)

@@ -230,6 +230,11 @@ class Service:
         check_num_shards(num_shards)
         return await asyncio.shield(self._start(self._refresh(archive, model, num_shards)))
 
+    @property
+    def backend(self) -> Backend:
+        """The shards and the model that serve now."""
+        return self._served.backend
+
     async def move(self, target: Target) -> None:
         """Serve `target`, also if it is the same as now: its shards may be others."""
         async with self._refreshing:

@@ -116,10 +116,19 @@ def main() -> None:
         asyncio.run(_serve_response(Path(arguments[0])))
         return
     from orbithash.cluster.serving.serve import serve
+    from orbithash.cluster.serving.settings import ServeSettings
 
     archive, model, shards, where, replicas = arguments
     # serve requires a model; queries by code do not use it.
-    serve(archive, Path(model), int(shards), "127.0.0.1:0", where == "local", int(replicas))
+    settings = ServeSettings(
+        archive,
+        Path(model),
+        "127.0.0.1:0",
+        num_shards=int(shards),
+        num_replicas=int(replicas),
+        is_local=where == "local",
+    )
+    serve(settings)
 
 
 def _end_with_parent() -> None:

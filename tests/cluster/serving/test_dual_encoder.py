@@ -10,6 +10,7 @@ from backbone_models import write_open_clip
 from method_parts import make_run, trained, write_data, write_transformers_clip
 
 from orbithash.cluster.serving.serve import serving
+from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import hamming
 from orbithash.encoders.imagery.images import read_image
@@ -29,8 +30,8 @@ def served(archive, model):
 
     async def main():
         found["loop"] = asyncio.get_running_loop()
-        async with serving(str(archive), model, 2, "127.0.0.1:0", local=True) as gateway:
-            found["address"] = gateway.address
+        async with serving(ServeSettings(str(archive), model, "127.0.0.1:0", is_local=True)) as running:
+            found["address"] = running.gateway.address
             ready.set()
             await stop.wait()
 

@@ -52,6 +52,19 @@ async def until(condition):
         await asyncio.sleep(0.02)
 
 
+def test_another_gateway_calls_the_same_actors(ray_cluster, model):
+    async def scenario(pool, encode):
+        joined = EncoderPool.join(pool.joinable)
+        assert joined.inputs == pool.inputs
+        np.testing.assert_array_equal(await codes_of(joined), await encode())
+        assert len(networks()) == 1
+        joined.close()
+        np.testing.assert_array_equal(await encode(), HashModel.load(model).encode_prepared(IMAGES))
+        assert len(networks()) == 1
+
+    run(scenario, model, 1, 2)
+
+
 def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
     monkeypatch.setattr(encoder_pool, "_IDLE_S", 0.5)
     monkeypatch.setattr(encoder_pool, "_WATCH_INTERVAL_S", 0.05)

@@ -19,6 +19,7 @@ from orbithash.search.protocol.rows import Row, RowUpdate
 from orbithash.search.service import maintenance as maintenance_module
 from orbithash.search.service import service as service_module
 from orbithash.search.service import showing as showing_module
+from orbithash.search.service import supervision
 from orbithash.search.service import writer as writer_module
 from orbithash.search.service.service import Membership, Service, Target, open_service
 
@@ -541,6 +542,7 @@ def test_following_survives_any_error(tmp_path, monkeypatch, caplog):
 def test_the_delay_after_failures_grows_to_its_limit(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(service_module, "_FOLLOW_EVERY_S", 0.001)
     monkeypatch.setattr(service_module, "_MAX_FOLLOW_EVERY_S", 0.003)
+    monkeypatch.setattr(supervision, "_MIN_DELAY_S", 0.0)
 
     async def scenario(service):
         monkeypatch.setattr(Archive, "newest_version", lambda self: 1 / 0)

@@ -1,0 +1,78 @@
+"""Settings of `serve`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orbithash.encoders.errors import InputError
+from orbithash.search.gateway.protection import Protection
+from orbithash.search.logs import Format
+from orbithash.search.protocol.queries import MAX_SHARDS
+
+__all__ = ["MAX_GATEWAYS", "ServeSettings"]
+
+MAX_GATEWAYS = 64
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What to serve, with which shards, at which address.
+
+    Attributes:
+        archive: folder or URI of the archive.
+        model: folder of its model; None: that of the gateway that is joined.
+        address: HOST:PORT; port 0 takes a free one.
+        num_shards: parts of the archive.
+        num_replicas: replicas of each shard.
+        num_encoders: minimum and maximum number of actors that encode queries.
+        index: name of the index.
+        segments: folder of the shards' files on each node; None: in the cache folder.
+        is_local: run everything in this process, without Ray.
+        num_gateways: processes that answer at the address.
+        joins: use the shards of a gateway that runs.
+        protection: who may call.
+        metrics_address: HOST:PORT of the page for Prometheus; further gateways take the ports after it. None: no page.
+        open_metrics: let other machines read the metrics.
+        log_format: format of the log on stderr.
+    """
+
+    archive: str
+    model: Path | None
+    address: str
+    num_shards: int = 2
+    num_replicas: int = 1
+    num_encoders: tuple[int, int] = (1, 1)
+    index: str = "flat"
+    segments: Path | None = None
+    is_local: bool = False
+    num_gateways: int = 1
+    joins: bool = False
+    protection: Protection = field(default_factory=Protection)
+    metrics_address: str | None = None
+    open_metrics: bool = False
+    log_format: Format = Format.TEXT
+
+    def check(self) -> None:
+        """Raise `InputError` for values or combinations that are not allowed."""
+        for number, name, maximum in (
+            (self.num_shards, "shards", MAX_SHARDS),
+            (self.num_replicas, "replicas of each shard", MAX_SHARDS),
+            (self.num_gateways, "gateways", MAX_GATEWAYS),
+        ):
+            if not 1 <= number <= maximum:
+                raise InputError(f"{number} {name}; from 1 to {maximum:,} are allowed")
+        if self.model is None and not self.joins:
+            raise InputError("no model was given; give the folder of the archive's model as --model")
+        given = [
+            option
+            for option, is_given in (
+                ("--encoders", self.num_encoders != (1, 1)),
+                ("--replicas", self.num_replicas > 1),
+                ("--gateways", self.num_gateways > 1),
+                ("--join", self.joins),
+            )
+            if is_given
+        ]
+        if self.is_local and given:
+            raise InputError(f"got --local and {given[0]}; --local runs everything in one process, so omit {given[0]}")
+        if self.joins and self.num_gateways > 1:
+            raise InputError("got --join and --gateways; each gateway that joins is one process, so omit --gateways")
