@@ -33,8 +33,8 @@ from orbithash.search import observer as observing
 from orbithash.search.engine import engine as engine_module
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S, Engine
 from orbithash.search.engine.snapshot import Snapshot
+from orbithash.search.index.answers import ShardAnswer
 from orbithash.search.index.merge import Merged, merge
-from orbithash.search.index.shard import ShardAnswer
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import SearchError
 from orbithash.search.protocol.queries import Answer, Query
@@ -82,7 +82,7 @@ def bench_fanout(settings: FanoutBench, out: Path | None = None) -> dict[str, An
     result = {
         **environment("fanout", "orbithash", "numpy"),
         "shards": settings.shards,
-        "rows": world.whole.num_rows,
+        "rows": world.archive.num_rows,
         "bits": settings.bits,
         "k": settings.k,
         "queries": f"{settings.queries} of each scenario, one after the other",
@@ -163,7 +163,8 @@ def _run(world: World, settings: FanoutBench, scenario: Scenario, counts_work: b
 
 async def _search(world: World, settings: FanoutBench, scenario: Scenario) -> _Outcome:
     observer = _Counting()
-    snapshot = Snapshot.of(world.archive, world.clients(scenario, observer), _NO_ENCODER)
+    shards, deal = world.clients(scenario, observer), world.deal(scenario)
+    snapshot = Snapshot.of(world.archive, shards, deal, _NO_ENCODER)
     engine = Engine(snapshot, shard_timeout_s=scenario.timeout_s, observer=observer)
     exact = merge([world.whole_answer], [settings.k] * NUM_CODES)
     outcome, loop = _Outcome(), asyncio.get_running_loop()

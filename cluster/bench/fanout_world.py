@@ -6,7 +6,7 @@ scenarios, so that scenarios differ only in what they name.
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
 from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
-from orbithash.search.index.answers import Scope
-from orbithash.search.index.shard import Ids, Shard, ShardAnswer
+from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.observer import Observer
+from orbithash.search.segments.segment import Segment
 from orbithash.search.shards.interface import ShardClient
+from orbithash.v1 import search_pb2
 
 __all__ = ["NUM_CODES", "WARM_UP", "FanoutBench", "Scenario", "World", "scenarios"]
 
@@ -133,10 +134,10 @@ class World:
         codes, self.queries = (pack(rng.random((count, settings.bits)) < 0.5) for count in (num_rows, NUM_CODES))
         ids = np.arange(num_rows, dtype=np.uint64)
         parts = [slice(start, start + rows) for start in range(0, num_rows, rows)]
-        self.shards = [Shard(ids[part], codes[part], settings.bits) for part in parts]
-        self.whole = Shard(ids, codes, settings.bits)
-        self.answers = [shard.search(self.queries, settings.k) for shard in self.shards]
-        self.whole_answer = self.whole.search(self.queries, settings.k)
+        shards = [Segment.build(ids[part], codes[part], settings.bits) for part in parts]
+        self.answers = [shard.search(self.queries, settings.k) for shard in shards]
+        self.whole_answer = Segment.build(ids, codes, settings.bits).search(self.queries, settings.k)
+        self.num_shards, self.rows_per_shard = settings.shards, rows
         self.archive = _Archive(settings.bits, num_rows)
         shape = (2, num_turns, settings.shards)
         self.delays_s: Seconds = settings.delay_ms / 1e3 * rng.lognormal(0, _SIGMA, shape)
@@ -159,12 +160,29 @@ class World:
                 Hedging() if scenario.hedges else _NeverSlow(),
                 observer,
             )
-            for shard in range(1 if scenario.is_one_shard else len(self.shards))
+            for shard in range(1 if scenario.is_one_shard else self.num_shards)
         ]
+
+    def deal(self, scenario: Scenario) -> "Blocks":
+        """Return which shard of a scenario has which rows."""
+        num_shards = 1 if scenario.is_one_shard else self.num_shards
+        return Blocks(num_shards, self.archive.num_rows // num_shards)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Shards of consecutive ids: shard `id // num_rows` has row `id`."""
+
+    num_shards: int
+    num_rows: int
+
+    def owner(self, ids: Ids) -> npt.NDArray[np.int64]:
+        """Return the number of the shard of each row."""
+        return (ids // np.uint64(self.num_rows)).astype(np.int64)
 
 
 class _Archive:
-    """The part of an archive that the engine reads; hits contain keys only, which are in memory."""
+    """The part of an archive that the engine asks for."""
 
     model_id, version, vector = "simulated", 1, None
 
@@ -175,24 +193,11 @@ class _Archive:
         return {}
 
     def take(self, ids: Ids, columns: list[str]) -> Any:
-        return self.scan(columns)[1].take(ids)
-
-    def scan_batches(self, columns: list[str], among: Ids | None = None) -> Iterator[tuple[Ids, Any]]:
-        yield self.scan(columns, among)
-
-    def scan(self, columns: list[str], among: Ids | None = None) -> tuple[Ids, Any]:
-        import pyarrow as pa
-
-        ids = np.arange(self.num_rows, dtype=np.uint64)
-        types = {"lon": pa.float64(), "lat": pa.float64(), "datetime": pa.timestamp("us", "UTC")}
-        columns_by_name = {"key": pa.array(ids).cast(pa.string())}
-        return ids, pa.table(
-            {name: columns_by_name.get(name, pa.nulls(len(ids), types.get(name, pa.string()))) for name in columns}
-        )
+        raise NotImplementedError("queries by code read no rows of the archive")
 
 
 class _SimulatedReplica:
-    """One replica of a shard."""
+    """One replica of a shard, whose rows have a key and nothing else."""
 
     num_replicas = num_healthy = 1
 
@@ -200,7 +205,7 @@ class _SimulatedReplica:
         self._world, self._scenario = world, scenario
         self._shard, self._replica = shard, replica
         self._answer = world.whole_answer if scenario.is_one_shard else world.answers[shard]
-        self.num_rows = (world.whole if scenario.is_one_shard else world.shards[shard]).num_rows
+        self.num_rows = world.archive.num_rows if scenario.is_one_shard else world.rows_per_shard
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
@@ -215,7 +220,25 @@ class _SimulatedReplica:
         is_slow = self._scenario.straggles and world.is_slow[call]
         await asyncio.sleep(float(world.delays_s[call]) * (world.slow if is_slow else 1))
         one = slice(turn % NUM_CODES, turn % NUM_CODES + 1)
-        return ShardAnswer(self._answer.distances[one], self._answer.ids[one], self._answer.ties[one])
+        ids = self._answer.ids[one]
+        rows = tuple(await self.hits(ids[0], scope.include, timeout_s)) if scope.with_rows else ()
+        return ShardAnswer(self._answer.distances[one], ids, self._answer.ties[one], rows, num_rows=self.num_rows)
+
+    async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
+        """See `ShardClient`."""
+        return [search_pb2.Hit(id=row, key=str(row)).SerializeToString() for row in ids.tolist()]
+
+    async def read(self, ids: Ids, columns: Sequence[str], timeout_s: float) -> Any:
+        """See `ShardClient`."""
+        raise NotImplementedError("queries by code read no columns")
+
+    async def count(self, filter_text: str, timeout_s: float) -> int:
+        """See `ShardClient`."""
+        raise NotImplementedError("nothing is counted")
+
+    async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
+        """See `ShardClient`."""
+        raise NotImplementedError("nothing is listed")
 
 
 class _NeverSlow(Hedging):

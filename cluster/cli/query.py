@@ -113,8 +113,8 @@ def find_duplicates(archive: Path, radius: int, filter_text: str) -> list[list[s
     import numpy as np
 
     from orbithash.encoders.archive.archive import Archive
-    from orbithash.search.engine.filters import parse_filter
     from orbithash.search.index.duplicates import duplicate_groups
+    from orbithash.search.segments.filters.expressions import parse_filter
 
     opened = Archive.open(archive)
     ids, codes = opened.codes()

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orbithash.encoders.archive.tables import fixed_size_rows
+
 __all__ = [
     "BOX_COLUMNS",
     "COLUMNS",
@@ -124,26 +126,30 @@ def _canonical(column: pa.ChunkedArray, type_: pa.DataType | None) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         # Arrow does not join arrays that together exceed a limit of their type.
         array = pa.concat_arrays(array.chunks)
-    if not array.null_count:
-        return array
     if array.null_count == len(array):
         return pa.nulls(len(array), array.type)
+    if pa.types.is_fixed_size_list(array.type):
+        values, is_known = fixed_size_rows(pa.chunked_array([array]))
+        mask = None if is_known.all() else pa.array(~is_known)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=array.type, mask=mask)
     # The buffers of a slice can hold anything where a value is null; `take` writes them anew.
-    return array.take(pa.array(np.arange(len(array))))
+    return array.take(pa.array(np.arange(len(array)))) if array.null_count else array
 
 
 def read_outlines(footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     """Return geometries from WKB [N]; None where it is missing, damaged, or of a kind that shapely does not read."""
     import shapely
 
-    try:
-        outlines: npt.NDArray[np.object_] = shapely.from_wkb(footprints, on_invalid="ignore")
-    except NotImplementedError:
-        # Curves raise it whatever `on_invalid` is.
-        outlines = np.full(len(footprints), None, object)
-        for row, footprint in enumerate(footprints):
-            with suppress(NotImplementedError):
-                outlines[row] = shapely.from_wkb(footprint, on_invalid="ignore")
+    # Coordinates that are not finite are no reason to warn.
+    with np.errstate(invalid="ignore"):
+        try:
+            outlines: npt.NDArray[np.object_] = shapely.from_wkb(footprints, on_invalid="ignore")
+        except NotImplementedError:
+            # Curves raise it whatever `on_invalid` is.
+            outlines = np.full(len(footprints), None, object)
+            for row, footprint in enumerate(footprints):
+                with suppress(NotImplementedError):
+                    outlines[row] = shapely.from_wkb(footprint, on_invalid="ignore")
     return outlines
 
 

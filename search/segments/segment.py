@@ -135,7 +135,7 @@ class Segment:
         if self._code_numbers is None:
             self._code_numbers = code_numbers(self.code_rows)
         words = self.code_rows.words[self._code_numbers[rows]]
-        return words.astype(">u8").view(np.uint8).reshape(len(rows), -1)[:, : num_bytes(self.bits)]
+        return words.astype(">u8").view(np.uint8)[:, : num_bytes(self.bits)]
 
     def search(
         self,
@@ -159,7 +159,8 @@ class Segment:
             after = after[0], self.ids.num_up_to(after[1]) - 1
         distances, rows, ties = self._row_index.search(queries, k, radius, after, mask)
         ids = self.ids.of_rows(rows)
-        ids[distances == NO_HIT] = 0
+        if distances.size and distances[:, -1].max() == NO_HIT:
+            ids[distances == NO_HIT] = 0
         return ShardAnswer(distances, ids, ties, num_rows=self.num_rows)
 
     def hits(self, rows: Rows, include: Sequence[str] = ()) -> list[bytes]:

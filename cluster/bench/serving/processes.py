@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["resident_mb", "shard_pids"]
+__all__ = ["busy_seconds", "resident_bytes", "resident_mb", "shard_pids"]
 
 _SHARD = "shardactor"
 
@@ -23,6 +23,24 @@ def resident_mb(pid: int) -> dict[str, float]:
 def shard_pids(pid: int) -> list[int]:
     """Return the processes of shard actors among the descendants of a process, in ascending order."""
     return sorted(each for each in _family(pid) if _kind(each) == _SHARD)
+
+
+def resident_bytes() -> tuple[int, int]:
+    """Return the resident memory of this process in bytes: all of it, and without mapped files."""
+    values = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    resident, anonymous = (1024 * int(values[name].split()[0]) for name in ("VmRSS", "RssAnon"))
+    return resident, anonymous
+
+
+def busy_seconds(pid: int) -> float:
+    """Return the seconds of a core that a process and its present descendants have used."""
+    ticks = 0
+    for each in _family(pid):
+        with suppress(OSError, ValueError, IndexError):
+            # The name in brackets may contain spaces.
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int) -> Sequence[int]:

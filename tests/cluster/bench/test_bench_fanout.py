@@ -15,7 +15,7 @@ from orbithash.cluster.bench.fanout_world import WARM_UP, FanoutBench, Scenario,
 from orbithash.cluster.encoding.skipping_loop import SkippingLoop
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
-from orbithash.search.index.shard import ShardAnswer
+from orbithash.search.index.answers import ShardAnswer
 
 SMALL = FanoutBench(shards=20, queries=40, stragglers=0.02, slow=50, down=0.1, timeout_ms=30, seed=4)
 

@@ -77,6 +77,21 @@ SURFACE = {
     ],
     "bench encode": ["--count", "--data", "--json", "--model"],
     "bench embeddings": ["--dims", "--json", "--rows"],
+    "bench changes": [
+        *(
+            "--archive",
+            "--bits",
+            "--centres",
+            "--codes",
+            "--flip",
+            "--json",
+            "--local",
+            "--outlines",
+            "--part",
+            "--rows",
+        ),
+        *("--seconds", "--shards"),
+    ],
     "bench soak": [
         *("--archive", "--bits", "--centres", "--codes", "--flip", "--in-flight", "--json", "--kill-every", "--local"),
         *("--minutes", "--replicas", "--rows", "--shards"),
