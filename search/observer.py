@@ -12,6 +12,8 @@ Count = Literal[
     "failed_shard_calls",
     "hedged_shard_calls",
     "retried_shard_calls",
+    "replicas_taken_out",
+    "failed_showings",
     "rows_upserted",
     "rows_deleted",
 ]

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from orbithash.encoders.errors import InputError
 from orbithash.search.observer import Count, Observer, Stage
@@ -23,6 +23,8 @@ _COUNTS: dict[Count, str] = {
     "failed_shard_calls": "Shards of which no replica answered a batch.",
     "hedged_shard_calls": "Searches sent to a second replica of a shard because the first was slow.",
     "retried_shard_calls": "Searches sent to a second replica of a shard because the first failed.",
+    "replicas_taken_out": "Replicas that no query is sent to any more because they did not answer.",
+    "failed_showings": "Attempts to show a committed version that failed; they are repeated.",
     "rows_upserted": "Rows written to the archive.",
     "rows_deleted": "Rows removed from the archive.",
 }
@@ -83,6 +85,22 @@ class Metrics(Observer):
         self._request_seconds.labels(rpc).observe(seconds)
 
 
+# Metrics of each shard, and the fields of `ShardStatus` that they show.
+_OF_SHARDS = (
+    (GaugeMetricFamily, "replicas", "Replicas of a shard.", "replicas"),
+    (GaugeMetricFamily, "healthy_replicas", "Replicas that answered their last health check.", "healthy_replicas"),
+    (GaugeMetricFamily, "segments", "Segments of a shard in the version that is searched.", "segments"),
+    (
+        GaugeMetricFamily,
+        "shard_bytes",
+        "Codes, ids, indexes and sets of rows of one replica, in bytes.",
+        "memory_bytes",
+    ),
+    (CounterMetricFamily, "merges", "Merges of segments of a shard that ended.", "merges"),
+    (CounterMetricFamily, "filter_evaluations", "Filters evaluated over a segment of a shard.", "evaluations"),
+)
+
+
 class _State:
     """A collector that reads the state of a service."""
 
@@ -97,19 +115,20 @@ class _State:
             ("shards", "Shards of the archive.", len(now.shards)),
             ("queries_waiting", "Queries that wait for a batch.", self._service.num_queries_waiting),
             ("rows_waiting", "Changes of rows that wait for a commit.", self._service.num_rows_waiting),
+            # Fields that a shard or a service may not report yet.
+            ("gateways", "Gateways that share the shards.", getattr(now, "gateways", 1)),
+            (
+                "follow_lag_seconds",
+                "Time since a newer version than the searched one was first seen; 0 if there is none.",
+                getattr(self._service, "follow_lag_s", 0.0),
+            ),
         ):
             yield GaugeMetricFamily(f"orbithash_{name}", text, value)
-        replicas = GaugeMetricFamily("orbithash_replicas", "Replicas of a shard.", labels=("shard",))
-        healthy = GaugeMetricFamily(
-            "orbithash_healthy_replicas",
-            "Replicas that answered their last health check.",
-            labels=("shard",),
-        )
-        for number, shard in enumerate(now.shards):
-            replicas.add_metric((str(number),), shard.replicas)
-            healthy.add_metric((str(number),), shard.healthy_replicas)
-        yield replicas
-        yield healthy
+        for kind, name, text, field in _OF_SHARDS:
+            metric = kind(f"orbithash_{name}", text, labels=("shard",))
+            for number, shard in enumerate(now.shards):
+                metric.add_metric((str(number),), getattr(shard, field, 0))
+            yield metric
 
 
 @contextmanager

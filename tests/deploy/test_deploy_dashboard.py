@@ -100,7 +100,8 @@ def test_alerts_use_exported_metrics(exported):
         assert set(rule["annotations"]) == {"summary", "description"}
     assert len({rule["alert"] for rule in rules}) == len(rules)
     text = " ".join(rule["expr"] for rule in rules)
-    for name in ("partial_answers_total", "healthy_replicas", "shed_queries_total", "requests_total"):
+    names = ("partial_answers_total", "healthy_replicas", "shed_queries_total", "requests_total")
+    for name in (*names, "follow_lag_seconds", "failed_showings_total", "segments"):
         assert f"orbithash_{name}" in text
 
 
