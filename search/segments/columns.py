@@ -215,6 +215,9 @@ def _take(chunks: Chunks, rows: Rows) -> pa.Array:
         return chunks[0].slice(0, 0)
     if len(chunks) == 1:
         return chunks[0].take(pa.array(rows))
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows.astype(np.int64)) == 1).all():
+        return pa.concat_arrays(pa.chunked_array(chunks).slice(first, len(rows)).chunks)
     if len(rows) <= _FEW_ROWS:
         pairs = (divmod(row, ROWS_PER_CHUNK) for row in rows.tolist())
         return pa.concat_arrays([chunks[number].slice(place, 1) for number, place in pairs])

@@ -11,8 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import pyarrow as pa
 
 from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.segments.bits import Bits, to_mask
+from orbithash.search.segments.bits import Bits
+from orbithash.search.segments.bits import rows as set_rows
 from orbithash.search.segments.chunks import ROWS_PER_CHUNK
 from orbithash.search.segments.columns import ArchiveColumns, ColumnsInMemory, ReadColumns
 from orbithash.search.segments.ids import SortedIds
@@ -31,18 +31,21 @@ from orbithash.search.segments.segment import Segment, code_numbers
 from orbithash.search.segments.standin import CodeRows, RowIndex, build_row_index
 from orbithash.search.segments.writing import (
     Batches,
-    ColumnsFile,
+    ColumnsWriter,
     FinishedColumns,
     Labels,
     columns_in_file,
-    new_file,
+    create_file,
     write_columns,
 )
 
 __all__ = ["DamagedSegment", "build_segment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
 
-Numbers = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.uint32]
+Sources = npt.NDArray[np.uint16]
 
+# Begins the names of the arrays of the index.
+_INDEX = "index."
 _COLUMNS, _CODES, _PART, _LOCK = ".columns", ".codes", ".part", ".lock"
 
 
@@ -65,9 +68,8 @@ def write_segment(folder: Path, batches: Batches, bits: int, index: str = "exact
         OSError: the folder cannot be written, or the disk is full; nothing remains of the segment.
     """
     _make_folder(folder)
-    with _temporary_folder(folder) as part, ThreadPoolExecutor(1, "segment-columns") as executor:
-        names = iter(("columns", "sorted"))
-        (ids, codes), file = write_columns(lambda: ColumnsFile(part / next(names), executor), batches, bits)
+    with _temporary_folder(folder) as part, ColumnsWriter(part) as writer:
+        (ids, codes), file = write_columns(writer.new_file, batches, bits)
         # The thread completes the file while the codes are sorted here.
         finished = file.finish()
         code_rows = CodeRows.build(codes, bits)
@@ -76,8 +78,8 @@ def write_segment(folder: Path, batches: Batches, bits: int, index: str = "exact
         sorted_ids = SortedIds.of(ids)
         del ids
         name = _write_codes(part / "codes", sorted_ids, code_rows, bits, index, row_index, finished.result())
-        del sorted_ids, code_rows, row_index
-        return _publish(folder, name, file.path, part / "codes", bits, index)
+        del sorted_ids, code_rows
+        return _publish(folder, name, file.path, part / "codes", bits, index, row_index)
 
 
 def build_segment(
@@ -136,8 +138,9 @@ def merge_segments(
     rows = [_living(segment, alive) for segment, alive in parts]
     ids = np.concatenate([segment.ids_of(part) for segment, part in zip(segments, rows, strict=True)])
     order = np.argsort(ids, kind="stable")
-    sources = np.repeat(np.arange(len(parts)), list(map(len, rows)))[order]
     ids, numbers = ids[order], np.concatenate(rows)[order]
+    sources = np.repeat(np.arange(len(parts), dtype=np.uint16), list(map(len, rows)))[order]
+    del order, rows
     names = segments[0].columns.names
 
     if folder is None and read is not None:
@@ -160,12 +163,12 @@ def remove_segments(folder: Path, keep: Iterable[str]) -> bool:
     """Remove the segments whose names are not in `keep`, and what writers that were killed have left.
 
     Segments that are mapped stay readable for the processes that mapped them. Returns False, and removes nothing, while
-    a segment is being written into the folder.
+    a segment is being written into the folder, and if the folder cannot be written.
     """
     kept = {f"{name}{suffix}" for name in keep for suffix in (_COLUMNS, _CODES)}
     with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
         if not is_locked:
-            return False
+            return not folder.exists()
         # Codes first: columns without codes are no segment.
         for path in sorted(folder.iterdir()):
             if path.suffix == _PART:
@@ -194,7 +197,7 @@ def _write_codes(
         "boxes": columns.boxes,
         "label_offsets": columns.labels.offsets,
         "label_text": columns.labels.text,
-        **{f"index.{name}": array for name, array in row_index.arrays().items()},
+        **{f"{_INDEX}{name}": array for name, array in row_index.arrays().items()},
     }
     description = {
         "bits": bits,
@@ -203,22 +206,28 @@ def _write_codes(
         "num_rows": ids.num_rows,
         "columns": {"num_bytes": columns.num_bytes, "checksum": columns.checksum},
     }
-    with os.fdopen(new_file(path), "wb") as file:
+    with os.fdopen(create_file(path), "wb") as file:
         return write_arrays(file, {name: array for name, array in arrays.items() if array is not None}, description)
 
 
-def _publish(folder: Path, name: str, columns: Path, codes: Path, bits: int, index: str) -> Segment:
+def _publish(
+    folder: Path, name: str, columns: Path, codes: Path, bits: int, index: str, row_index: RowIndex
+) -> Segment:
     """Give the files of a segment their names, unless they are already there; return the segment."""
     with suppress(DamagedSegment):
         return open_segment(folder, name, bits, index)
     # Mapped before the rename: from then on another process may remove them.
-    segment = _open(columns, codes, name, bits, index, is_verified=True)
+    segment = _open(columns, codes, name, bits, index, row_index)
     columns.replace(folder / f"{name}{_COLUMNS}")
     codes.replace(folder / f"{name}{_CODES}")
     return segment
 
 
-def _open(columns: Path, codes: Path, name: str, bits: int, index: str, is_verified: bool = False) -> Segment:
+def _open(
+    columns: Path, codes: Path, name: str, bits: int, index: str, written_index: RowIndex | None = None
+) -> Segment:
+    """Return the segment of two files; `written_index`: they were just written, with this index."""
+    is_verified = written_index is not None
     name_in_file, description, arrays = read_arrays(codes, map_file(codes), is_verified)
     if name_in_file != name:
         raise DamagedSegment(f"{codes} holds the segment {name_in_file}, not {name}")
@@ -228,16 +237,18 @@ def _open(columns: Path, codes: Path, name: str, bits: int, index: str, is_verif
         _verify_columns(columns, description["columns"])
     labels = Labels(arrays["label_offsets"], arrays["label_text"])
     code_rows = CodeRows(arrays["words"], arrays.get("starts"), arrays["rows"])
-    of_index = None
-    if description["index"] == index:
-        of_index = {key.removeprefix("index."): array for key, array in arrays.items() if key.startswith("index.")}
+    index_arrays = {key.removeprefix(_INDEX): array for key, array in arrays.items() if key.startswith(_INDEX)}
+    if description["index"] != index:
+        index_arrays = {}
+    if written_index is None or index_arrays:
+        written_index = build_row_index(index, code_rows, bits, index_arrays or None)
     return Segment(
         name,
         bits,
         SortedIds(description["first_id"], description["num_rows"], arrays.get("ids")),
         code_rows,
         index,
-        build_row_index(index, code_rows, bits, of_index),
+        written_index,
         columns_in_file(columns, labels, arrays.get("boxes")),
         arrays["code_numbers"],
     )
@@ -251,14 +262,12 @@ def _verify_columns(path: Path, expected: dict[str, Any]) -> None:
         raise DamagedSegment(f"{path} is damaged: wrong checksum")
 
 
-def _living(segment: Segment, alive: Bits | None) -> Numbers:
+def _living(segment: Segment, alive: Bits | None) -> Rows:
     """Return the numbers of the rows that live."""
-    if alive is None:
-        return np.arange(segment.num_rows)
-    return np.flatnonzero(to_mask(alive, segment.num_rows))
+    return np.arange(segment.num_rows, dtype=np.uint32) if alive is None else set_rows(alive)
 
 
-def _take_codes(segments: Sequence[Segment], sources: Numbers, numbers: Numbers, bits: int) -> Codes:
+def _take_codes(segments: Sequence[Segment], sources: Sources, numbers: Rows, bits: int) -> Codes:
     """Return codes of rows of several segments: row i is row numbers[i] of segment sources[i]."""
     codes = np.empty((len(numbers), num_bytes(bits)), np.uint8)
     for source, segment in enumerate(segments):
@@ -267,9 +276,12 @@ def _take_codes(segments: Sequence[Segment], sources: Numbers, numbers: Numbers,
     return codes
 
 
-def _take_columns(segments: Sequence[Segment], sources: Numbers, numbers: Numbers, names: Sequence[str]) -> pa.Table:
+def _take_columns(segments: Sequence[Segment], sources: Sources, numbers: Rows, names: Sequence[str]) -> pa.Table:
     """Return columns of rows of several segments; see `_take_codes`."""
     tables = [segment.columns.take(numbers[sources == source], names) for source, segment in enumerate(segments)]
+    tables = [table for table in tables if len(table)] or tables[:1]
+    if len(tables) == 1:
+        return tables[0]
     back = np.empty(len(numbers), np.int64)
     back[np.argsort(sources, kind="stable")] = np.arange(len(numbers))
     return pa.concat_tables(tables).combine_chunks().take(pa.array(back))
@@ -298,13 +310,13 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path, operation: int) -> Iterator[bool]:
     """Lock the folder; yield whether that was possible."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with ExitStack() as stack:
         try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
             fcntl.flock(lock, operation)
         except OSError:
-            yield False
+            is_locked = False
         else:
-            yield True
-    finally:
-        os.close(lock)
+            is_locked = True
+        yield is_locked

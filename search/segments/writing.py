@@ -3,9 +3,9 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,12 @@ from orbithash.search.segments.segment import check_unique, is_ascending
 
 __all__ = [
     "Batches",
-    "ColumnsFile",
+    "ColumnsWriter",
+    "FinishedColumns",
     "Labels",
     "SortedCodes",
     "columns_in_file",
-    "new_file",
+    "create_file",
     "write_columns",
 ]
 
@@ -90,6 +91,31 @@ class FinishedColumns(NamedTuple):
     boxes: Boxes | None
 
 
+class ColumnsWriter:
+    """A thread that writes files of columns into a folder; at the end of its context they are closed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder."""
+        self._folder = folder
+        self._files: list[ColumnsFile] = []
+
+    def __enter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(1, "segment-columns")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        # An open file takes its room on the disk even when it is removed.
+        for file in self._files:
+            file.close()
+
+    def new_file(self) -> "ColumnsFile":
+        """Return a new file."""
+        file = ColumnsFile(self._folder / f"columns-{len(self._files)}", self._executor)
+        self._files.append(file)
+        return file
+
+
 class ColumnsFile:
     """A file of columns that a thread of an executor writes."""
 
@@ -100,7 +126,8 @@ class ColumnsFile:
         self._waiting: deque[Future[None]] = deque()
         self._encoder = ChunkEncoder()
         self._writer: Any = None
-        os.close(new_file(path))
+        os.close(create_file(path))
+        self._file = pa.OSFile(str(path), "wb")
 
     def write(self, chunk: pa.Table) -> None:
         """Let the thread write the next chunk; waits while it is late. Raises `OSError` for an earlier chunk."""
@@ -117,10 +144,13 @@ class ColumnsFile:
         finished = self.finish().result()
         return columns_in_file(self.path, finished.labels, finished.boxes)
 
+    def close(self) -> None:
+        """Close the file, complete or not."""
+        self._file.close()
+
     def _write(self, chunk: pa.Table) -> None:
         batch = self._encoder.encode(chunk)
         if self._writer is None:
-            self._file = pa.OSFile(str(self.path), "wb")
             self._writer = pa.ipc.new_file(self._file, batch.schema)
         self._writer.write_batch(batch)
 
@@ -165,10 +195,10 @@ def _without_codes(batches: Batches, bits: int, collected: list[SortedCodes]) ->
             raise InputError(f"{len(ids):,} codes of {bits} bits have {num_bytes(bits)} bytes each, got {len(codes):,}")
         codes = check_codes(codes.reshape(-1, num_bytes(bits)), bits)
         collected.append(SortedCodes(np.array(ids, np.uint64), codes))
-        yield table.select([name for name in table.column_names if name in COLUMNS])
+        yield table.select([name for name in COLUMNS if name in table.column_names])
 
 
-def new_file(path: Path) -> int:
+def create_file(path: Path) -> int:
     """Return the descriptor of a new file that only this user may read and write."""
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
 
