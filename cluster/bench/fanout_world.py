@@ -16,11 +16,11 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.observer import Observer
 from orbithash.search.segments.segment import Segment
 from orbithash.search.shards.interface import ShardClient
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.v1 import search_pb2
 
 __all__ = ["NUM_CODES", "WARM_UP", "FanoutBench", "Scenario", "World", "scenarios"]

@@ -13,7 +13,6 @@ from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import codes_of
 from orbithash.search.engine.protocols import QueryEncoder
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.answers import Scope
 from orbithash.search.index.host import Diff, Selection, ShardHost
@@ -21,6 +20,7 @@ from orbithash.search.index.indexes import is_exact_index
 from orbithash.search.index.shard import Ids, ShardAnswer, part_of
 from orbithash.search.observer import Observer
 from orbithash.search.shards.interface import ShardClient
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
 
 __all__ = ["RayBackend"]
 

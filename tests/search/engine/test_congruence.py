@@ -10,12 +10,12 @@ from search_parts import StubEncoder, random_codes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend, LocalShardClient
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.protocol.queries import Cursor, Example, Query
 from orbithash.search.protocol.rows import Row
 from orbithash.search.service.service import Target, open_service
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 
 NUM_CASES, CASES_A_TEST = 208, 8
 

@@ -23,7 +23,6 @@ from orbithash.search import logs
 from orbithash.search.client import AsyncClient
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.search.gateway import calls
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
@@ -33,6 +32,7 @@ from orbithash.search.protocol.errors import GatewayError, KeyNotFound, Overload
 from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import Row
 from orbithash.search.service.service import Service, Target, open_service
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

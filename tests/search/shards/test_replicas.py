@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from search_parts import StubShard, build_shards, random_codes, small_case, snapshot_of
 
-from orbithash.search.engine import replicas as replicas_module
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
 from orbithash.search.index.answers import Scope
 from orbithash.search.index.shard import Shard
 from orbithash.search.protocol.queries import Query
+from orbithash.search.shards import replicas as replicas_module
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
 
 SCOPE = Scope()
 CODES = random_codes(np.random.default_rng(0), 30, 16)
