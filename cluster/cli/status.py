@@ -48,19 +48,24 @@ def as_table(status: Status) -> None:
         ("bits", served.bits),
         ("model", served.model_id),
         ("archive version", served.archive_version),
-        ("index", served.index),
+        ("index", served.index if served.is_exact else f"{served.index} (approximate)"),
         ("dimensions of a vector", served.num_features),
         ("image queries", "yes" if served.embedding is None else "no"),
         ("text queries", "yes" if served.has_text else "no"),
+        ("gateways", served.gateways),
         ("orbithash", served.orbithash_version),
         ("health", "serving" if status.is_serving else "not serving"),
     ):
         about.add_row(name, str(value))
     shards = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("shard", "rows", "healthy", "replicas"):
+    for name in ("shard", "rows", "healthy", "replicas", "segments", "bytes/row"):
         shards.add_column(name, justify="right")
     for number, shard in enumerate(served.shards):
-        shards.add_row(str(number), f"{shard.rows:,}", str(shard.healthy_replicas), str(shard.replicas))
+        size = f"{shard.memory_bytes / shard.rows:.1f}" if shard.memory_bytes and shard.rows else ""
+        shards.add_row(
+            *(str(number), f"{shard.rows:,}", str(shard.healthy_replicas), str(shard.replicas)),
+            *(str(shard.segments or ""), size),
+        )
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     console.print(about)
     console.print()

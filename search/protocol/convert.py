@@ -284,12 +284,20 @@ def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
         index=description.index,
         has_text=description.has_text,
         shards=[
-            search_pb2.ShardStatus(rows=shard.rows, replicas=shard.replicas, healthy_replicas=shard.healthy_replicas)
+            search_pb2.ShardStatus(
+                rows=shard.rows,
+                replicas=shard.replicas,
+                healthy_replicas=shard.healthy_replicas,
+                segments=shard.segments,
+                memory_bytes=shard.memory_bytes,
+            )
             for shard in description.shards
         ],
         orbithash_version=description.orbithash_version,
         num_features=description.num_features,
         embedding=description.embedding,
+        is_exact=description.is_exact,
+        gateways=description.gateways,
     )
 
 
@@ -302,8 +310,13 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         response.archive_version,
         response.index,
         response.has_text,
-        tuple(ShardStatus(shard.rows, shard.replicas, shard.healthy_replicas) for shard in response.shards),
+        tuple(
+            ShardStatus(shard.rows, shard.replicas, shard.healthy_replicas, shard.segments, shard.memory_bytes)
+            for shard in response.shards
+        ),
         response.orbithash_version,
         response.num_features,
         response.embedding if response.HasField("embedding") else None,
+        response.is_exact,
+        response.gateways,
     )

@@ -7,11 +7,17 @@ __all__ = ["Description", "ShardStatus"]
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """The state of one shard: its rows, its replicas, and the replicas that answered their last health check."""
+    """The state of one shard: its rows, its replicas, and the replicas that answered their last health check.
+
+    `segments` is the number of segments of the version that is searched; `memory_bytes` is the memory of one replica
+    for codes, ids, indexes and sets of rows of all versions. Both are 0 if they are unknown.
+    """
 
     rows: int
     replicas: int
     healthy_replicas: int
+    segments: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Description:
 
     `num_features` is the number of dimensions of a vector that the model takes. `embedding` is the name of the
     published embedding that the model takes instead of images, which may be empty; None: the model takes images.
+    `is_exact` tells whether the index is exact, `gateways` how many gateways share the shards.
     """
 
     rows: int
@@ -32,3 +39,5 @@ class Description:
     orbithash_version: str
     num_features: int
     embedding: str | None
+    is_exact: bool = True
+    gateways: int = 1

@@ -33,6 +33,7 @@ from orbithash.search.service.maintenance import Maintenance
 from orbithash.search.service.showing import Showing
 from orbithash.search.service.supervision import repeat
 from orbithash.search.service.writer import TIMEOUT_S, Committed, Writer
+from orbithash.search.shards.interface import ShardClient
 
 __all__ = ["Membership", "Service", "Target", "check_num_queries", "open_service"]
 
@@ -152,10 +153,12 @@ class Service:
             archive.version,
             self._served.backend.index,
             snapshot.encoder.has_text,
-            tuple(ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy) for shard in snapshot.shards),
+            tuple(map(_status_of, snapshot.shards)),
             version_of("orbithash"),
             snapshot.encoder.num_features,
             snapshot.encoder.embedding,
+            snapshot.is_exact,
+            self.num_gateways,
         )
 
     @property
@@ -347,6 +350,11 @@ async def _logged(what: str, work: Awaitable[None]) -> None:
         await work
     except Exception:
         logger.exception("%s failed", what)
+
+
+def _status_of(shard: ShardClient) -> ShardStatus:
+    num_segments, num_bytes = getattr(shard, "num_segments", 0), getattr(shard, "num_bytes", 0)
+    return ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy, num_segments, num_bytes)
 
 
 def _num_hits(query: Query) -> int:

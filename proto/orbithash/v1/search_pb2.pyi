@@ -1170,6 +1170,8 @@ class DescribeResponse(_message.Message):
     ORBITHASH_VERSION_FIELD_NUMBER: _builtins.int
     NUM_FEATURES_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    IS_EXACT_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows of the version that is searched."""
     bits: _builtins.int
@@ -1190,6 +1192,10 @@ class DescribeResponse(_message.Message):
     """For a model of published embeddings, which takes vectors instead of images: the embedding's name, which may be
     empty. Not set: the model takes images.
     """
+    is_exact: _builtins.bool
+    """Whether the index is exact; see SearchResponse."""
+    gateways: _builtins.int
+    """Gateways that share the shards, this one included."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
         """All shards of the archive."""
@@ -1207,10 +1213,12 @@ class DescribeResponse(_message.Message):
         orbithash_version: _builtins.str = ...,
         num_features: _builtins.int = ...,
         embedding: _builtins.str | None = ...,
+        is_exact: _builtins.bool = ...,
+        gateways: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "embedding", b"embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "archive_version", b"archive_version", "bits", b"bits", "embedding", b"embedding", "has_text", b"has_text", "index", b"index", "model_id", b"model_id", "num_features", b"num_features", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "archive_version", b"archive_version", "bits", b"bits", "embedding", b"embedding", "gateways", b"gateways", "has_text", b"has_text", "index", b"index", "is_exact", b"is_exact", "model_id", b"model_id", "num_features", b"num_features", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__embedding: _TypeAlias = _typing.Literal["embedding"]  # noqa: Y015
     _WhichOneofArgType__embedding: _TypeAlias = _typing.Literal["_embedding", b"_embedding"]  # noqa: Y015
@@ -1227,22 +1235,30 @@ class ShardStatus(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     HEALTHY_REPLICAS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows of the shard."""
     replicas: _builtins.int
     """Replicas of the shard."""
     healthy_replicas: _builtins.int
     """Replicas that answered their last health check."""
+    segments: _builtins.int
+    """Segments of the version that is searched; 0: unknown."""
+    memory_bytes: _builtins.int
+    """Memory of one replica for codes, ids, indexes and sets of rows of all versions, in bytes; 0: unknown."""
     def __init__(
         self,
         *,
         rows: _builtins.int = ...,
         replicas: _builtins.int = ...,
         healthy_replicas: _builtins.int = ...,
+        segments: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy_replicas", b"healthy_replicas", "replicas", b"replicas", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy_replicas", b"healthy_replicas", "memory_bytes", b"memory_bytes", "replicas", b"replicas", "rows", b"rows", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

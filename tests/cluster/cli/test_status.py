@@ -81,10 +81,9 @@ def test_status_metrics_and_log_of_a_running_service(start, cli, archive, scenes
 
 
 def status_of(*healthy, is_serving=True):
-    shards = tuple(ShardStatus(1000 + number, 2, each) for number, each in enumerate(healthy))
-    return Status(
-        Description(sum(s.rows for s in shards), 64, "m" * 32, 7, "flat", True, shards, "0.1", 1280, None), is_serving
-    )
+    shards = tuple(ShardStatus(1000 + number, 2, each, 3, 31_500) for number, each in enumerate(healthy))
+    about = (sum(shard.rows for shard in shards), 64, "m" * 32, 7, "hnsw", True, shards, "0.1", 1280, None, False, 4)
+    return Status(Description(*about), is_serving)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +99,8 @@ def test_exit_code(cli, monkeypatch, status, code, words):
     monkeypatch.setattr(verb, "read_status", lambda client: status)
     ended = cli("status")
     assert (ended.code, ended.err) == (code, "")
-    assert words in ended.out
-    assert "1,000" in ended.out
+    for each in (words, "1,000", "hnsw (approximate)", "31.5", "gateways                4"):
+        assert each in ended.out
     ended = cli("status", "--json")
     assert ended.code == code
     assert json.loads(ended.out)["is_whole"] is (code == 0)
