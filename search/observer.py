@@ -28,6 +28,9 @@ class Observer:
         """Return a context manager that measures the work of a stage, whether it succeeds or fails."""
         return _NOTHING
 
+    def took(self, name: Stage, seconds: float) -> None:
+        """Record that the work of a stage took `seconds`."""
+
     def count(self, name: Count, number: int = 1) -> None:
         """Add `number` to a counter."""
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from orbithash.search.logs import current_request, set_requests
 from orbithash.search.protocol.errors import Overloaded
 
-__all__ = ["MAX_BATCH", "Batcher", "TurnBatcher"]
+__all__ = ["MAX_BATCH", "Batcher"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,50 +136,6 @@ class Batcher(Generic[Item, Result]):
         for entry, result in zip(batch, results, strict=True):
             if not entry.result.done():
                 entry.result.set_result(result)
-
-
-class TurnBatcher(Generic[Item, Result]):
-    """Collects the items of one turn of the event loop and passes them to `run(items, sizes, group)`.
-
-    `run` does not wait. It returns one result per item, or None if that would take too long; then each caller gets
-    None. A batch holds items of one group and of similar size, as those of `Batcher`.
-    """
-
-    def __init__(
-        self, run: Callable[[list[Item], list[int], Any], Sequence[Result] | None], max_batch: int = MAX_BATCH
-    ) -> None:
-        self._run = run
-        self._max_batch = max_batch
-        self._waiting: dict[tuple[Hashable, int], list[tuple[Item, int, asyncio.Future[Result | None]]]] = {}
-
-    def submit(self, item: Item, size: int, group: Hashable) -> "asyncio.Future[Result | None]":
-        """Return the future result of one item; it has the error if `run` raises one."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._process)
-        result: asyncio.Future[Result | None] = loop.create_future()
-        self._waiting.setdefault((group, size.bit_length()), []).append((item, size, result))
-        return result
-
-    def _process(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for (group, magnitude), entries in waiting.items():
-            limit = max(1, min(self._max_batch, _MAX_BATCH_SIZE >> magnitude))
-            for start in range(0, len(entries), limit):
-                self._process_batch(group, entries[start : start + limit])
-
-    def _process_batch(self, group: Hashable, entries: list[tuple[Item, int, "asyncio.Future[Result | None]"]]) -> None:
-        try:
-            results = self._run([item for item, _, _ in entries], [size for _, size, _ in entries], group)
-        except Exception as error:
-            for _, _, future in entries:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        assert results is None or len(results) == len(entries), "one result per item"
-        for place, (_, _, future) in enumerate(entries):
-            if not future.done():
-                future.set_result(None if results is None else results[place])
 
 
 def _exception(error: BaseException) -> Exception:

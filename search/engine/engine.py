@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from orbithash.encoders.codes import Codes, Encoded
-from orbithash.search.engine.batching import Batcher, TurnBatcher
+from orbithash.search.engine.batching import MAX_BATCH, Batcher
 from orbithash.search.engine.owners import is_refusal, read_hits, read_values
 from orbithash.search.engine.query_codes import check_code, encode_query
 from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.answers import NO_HIT, Scope, ShardAnswer
-from orbithash.search.index.merge import Merged, merge
+from orbithash.search.index.answers import Scope, ShardAnswer
+from orbithash.search.index.merge import Merged, MergedRows, merge, merge_rows
 from orbithash.search.observer import Observer
-from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, Unavailable
+from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, SearchError, Unavailable
 from orbithash.search.protocol.hits import RowHits
 from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Query, Rescore, has_large
 from orbithash.search.shards.interface import ShardClient
@@ -51,14 +51,12 @@ class _Result(NamedTuple):
     """Result of one query of a batch.
 
     Attributes:
-        found: ids and distances.
-        rows: the serialised row of each hit; None: not read yet.
+        found: its hits, with their rows if the scope asks for them.
         coverage: the part of the archive that was searched.
         num_matching: number of rows that pass the filter; None without a filter.
     """
 
-    found: Merged
-    rows: Sequence[bytes] | None
+    found: Merged | MergedRows
     coverage: Coverage
     num_matching: int | None
 
@@ -95,7 +93,6 @@ class Engine:
         self._batcher: Batcher[Codes, _Result] = Batcher(
             self._search_batch, max_fan_outs, max_waiting, on_batch=self.observer.batch
         )
-        self._quick: TurnBatcher[Codes, _Result] = TurnBatcher(self._search_batch_now)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -119,41 +116,69 @@ class Engine:
         """
         started = time.perf_counter()
         query.check()
+        snapshot = self._snapshot
+        if timeout_s > 0 and (code := _quick_code(snapshot, query)) is not None:
+            results = self._search_now(code[None], [query.k], _Group(snapshot, _scope_of(query)))
+            if results is not None:
+                return self._answer_with(snapshot, query, results[0], started)
+        return await self._search_later(snapshot, query, timeout_s, started)
+
+    async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
+        """Return the answer or the error of each query, see `search`. Short searches share batches."""
+        started = time.perf_counter()
+        snapshot = self._snapshot
+        outcomes = self._search_many_now(snapshot, queries, started) if timeout_s > 0 else {}
+
+        async def search(place: int) -> None:
+            try:
+                outcomes[place] = await self._search_later(snapshot, queries[place], timeout_s, started)
+            except SearchError as error:
+                outcomes[place] = error
+
+        await asyncio.gather(*(search(place) for place in range(len(queries)) if place not in outcomes))
+        return [outcomes[place] for place in range(len(queries))]
+
+    def _search_many_now(
+        self, snapshot: Snapshot, queries: Sequence[Query], started: float
+    ) -> dict[int, Answer | SearchError]:
+        """Return the outcomes of invalid queries and of short searches, by their place among the queries."""
+        outcomes: dict[int, Answer | SearchError] = {}
+        batches: dict[tuple[Scope, int], list[tuple[int, Codes]]] = {}
+        for place, query in enumerate(queries):
+            try:
+                query.check()
+                if (code := _quick_code(snapshot, query)) is not None:
+                    batches.setdefault((_scope_of(query), query.k.bit_length()), []).append((place, code))
+            except SearchError as error:
+                outcomes[place] = error
+        for (scope, _), items in batches.items():
+            for start in range(0, len(items), MAX_BATCH):
+                places, codes = zip(*items[start : start + MAX_BATCH], strict=True)
+                ks = [queries[place].k for place in places]
+                results = self._search_now(np.stack(codes), ks, _Group(snapshot, scope))
+                for place, result in zip(places, results or (), strict=results is not None):
+                    try:
+                        outcomes[place] = self._answer_with(snapshot, queries[place], result, started)
+                    except SearchError as error:
+                        outcomes[place] = error
+        return outcomes
+
+    async def _search_later(self, snapshot: Snapshot, query: Query, timeout_s: float, started: float) -> Answer:
+        """Answer a query that passes `Query.check`, in a batch with others."""
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the search began")
-        snapshot = self._snapshot
         deadline = asyncio.get_running_loop().time() + timeout_s
-        with snapshot.usage:
-            # Without a time limit: it costs more than such a search, which never waits.
-            if (answer := await self._answer_now(snapshot, query, started)) is not None:
-                return answer
-            try:
+        try:
+            with snapshot.usage:
                 async with asyncio.timeout_at(deadline) as scope:
                     return await self._answer(snapshot, query, deadline, started)
-            except Overloaded:
-                self.observer.count("shed_queries")
+        except Overloaded:
+            self.observer.count("shed_queries")
+            raise
+        except TimeoutError:
+            if not scope.expired():
                 raise
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
-
-    async def _answer_now(self, snapshot: Snapshot, query: Query, started: float) -> Answer | None:
-        """Return the answer to a query by code if the search is short; None for any other query.
-
-        Threads and tasks would cost more than such a search.
-        """
-        if query.code is None or query.rescore or not snapshot.quick_branches:
-            return None
-        scope = _scope_of(query)
-        if not scope.with_rows:
-            return None
-        code = check_code(query.code, snapshot.archive.bits)
-        result = await self._quick.submit(code, query.k, _Group(snapshot, scope))
-        if result is None:
-            return None
-        assert result.rows is not None, "requested by the scope"
-        return self._answer_with(snapshot, query, result, result.rows, started)
+            raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
 
     async def _answer(self, snapshot: Snapshot, query: Query, deadline: float, started: float) -> Answer:
         encoded = await encode_query(query, snapshot, with_outputs=query.rescore == "asymmetric")
@@ -161,31 +186,32 @@ class Engine:
             return await self._answer_rescored(snapshot, query, query.rescore, encoded, deadline, started)
         group = _Group(snapshot, _scope_of(query))
         result = await self._batcher.submit(encoded.codes[0], query.k, group, deadline)
-        rows = result.rows
-        if rows is None:
+        if isinstance(result.found, Merged):
             rows = await read_hits(snapshot, result.found.ids, query.include, self._time_of_reads(deadline))
-        return self._answer_with(snapshot, query, result, rows, started)
+            result = result._replace(found=_with_rows(result.found, rows))
+        return self._answer_with(snapshot, query, result, started)
 
     async def _answer_rescored(
         self, snapshot: Snapshot, query: Query, rescore: Rescore, encoded: Encoded, deadline: float, started: float
     ) -> Answer:
         check_rescore(rescore, encoded, snapshot.archive.vector is not None)
 
-        async def search(size: int, radius: int | None) -> _Result:
+        async def search(size: int, radius: int | None) -> tuple[Merged, _Result]:
             group = _Group(snapshot, Scope(radius, None, query.filter))
-            return await self._batcher.submit(encoded.codes[0], size, group, deadline)
+            result = await self._batcher.submit(encoded.codes[0], size, group, deadline)
+            assert isinstance(result.found, Merged), "a scope without rows"
+            return result.found, result
 
-        result = await search(query.shortlist_size, query.radius)
-        if (size := num_with_ties(result.found)) > len(result.found.ids):
+        shortlist, result = await search(query.shortlist_size, query.radius)
+        if (size := num_with_ties(shortlist)) > len(shortlist.ids):
             # Again, with all rows that tie with the last one.
-            result = await search(size, int(result.found.distances[-1]))
-        shortlist = result.found
+            shortlist, result = await search(size, int(shortlist.distances[-1]))
         with self.observer.stage("rescore"):
             values = await read_values(snapshot, shortlist.ids, COLUMNS[rescore], self._time_of_reads(deadline))
             best = await asyncio.to_thread(ranked, rescore, encoded, shortlist, values, query.k)
             rows = await read_hits(snapshot, best.hits.ids, query.include, self._time_of_reads(deadline))
         scores = [None if score != score else score for score in best.scores.tolist()]
-        answer = self._answer_with(snapshot, query, result._replace(found=best.hits), rows, started)
+        answer = self._answer_with(snapshot, query, result._replace(found=_with_rows(best.hits, rows)), started)
         return answer._replace(
             hits=RowHits(best.hits.distances.tolist(), rows, scores),
             next=None,
@@ -197,47 +223,53 @@ class Engine:
         """Return the seconds until a shard that reads rows has failed."""
         return min(self._shard_timeout_s, max(0.0, deadline - asyncio.get_running_loop().time()))
 
-    def _answer_with(
-        self, snapshot: Snapshot, query: Query, result: _Result, rows: Sequence[bytes], started: float
-    ) -> Answer:
-        """Return the answer with this result; raise `Unavailable` if its coverage is below the required minimum."""
-        found, _, coverage, num_matching = result
-        fraction = coverage.fraction
-        if fraction < query.min_coverage:
-            raise Unavailable(
-                f"{fraction:.3f} of the archive could be searched, min_coverage is {query.min_coverage:.3f}; try again "
-                "later"
-            )
-        if fraction < 1:
+    def _answer_with(self, snapshot: Snapshot, query: Query, result: _Result, started: float) -> Answer:
+        """Return the answer with a result that has rows.
+
+        Raises `Unavailable` if its coverage is below the required minimum.
+        """
+        found, coverage, num_matching = result
+        assert isinstance(found, MergedRows), "rows were read"
+        if coverage.searched_rows < coverage.total_rows:
+            if coverage.fraction < query.min_coverage:
+                raise Unavailable(
+                    f"{coverage.fraction:.3f} of the archive could be searched, min_coverage is "
+                    f"{query.min_coverage:.3f}; try again later"
+                )
             self.observer.count("partial_answers")
-        distances = found.distances.tolist()
-        is_full = len(distances) == query.k
+        distances, ids, rows, ties = found
+        archive = snapshot.archive
         return Answer(
             RowHits(distances, rows),
-            found.ties,
+            ties,
             coverage,
             1e3 * (time.perf_counter() - started),
-            snapshot.archive.model_id,
-            snapshot.archive.version,
-            Cursor(distances[-1], int(found.ids[-1])) if is_full else None,
+            archive.model_id,
+            archive.version,
+            Cursor(distances[-1], ids[-1]) if len(ids) == query.k else None,
             num_matching,
             snapshot.is_exact,
         )
 
-    def _search_batch_now(self, items: Sequence[Codes], ks: Sequence[int], group: _Group) -> Sequence[_Result] | None:
-        """Search as `_search_batch`, or return None if that would block the event loop for long."""
-        codes = np.stack(items)
-        answers = []
-        with self.observer.stage("fan_out"):
-            for branch in group.snapshot.quick_branches:
-                with self.observer.stage("scan"):
-                    answer = branch.search_now(codes, max(ks), group.scope)
-                if answer is None:
-                    return None
-                answers.append(answer)
-        self.observer.batch(len(items), 0.0)
-        with self.observer.stage("merge"):
-            return _results(answers, ks, _coverage(group.snapshot, answers), group.scope)
+    def _search_now(self, codes: Codes, ks: Sequence[int], group: _Group) -> Sequence[_Result] | None:
+        """Search as `_search_batch`, or return None if that would block the event loop for long.
+
+        For short searches, waiting for others, tasks and a time limit would cost more than the search.
+        """
+        begun = time.perf_counter()
+        k, answers = max(ks), []
+        for branch in group.snapshot.quick_branches:
+            answer = branch.search_now(codes, k, group.scope)
+            if answer is None:
+                return None
+            answers.append(answer)
+        scanned = time.perf_counter()
+        results = _results(answers, ks, _coverage(group.snapshot, answers), group.scope)
+        observer = self.observer
+        observer.batch(len(ks), 0.0)
+        observer.took("scan", scanned - begun)
+        observer.took("merge", time.perf_counter() - scanned)
+        return results
 
     async def _search_batch(
         self, items: Sequence[Codes], ks: Sequence[int], group: _Group, timeout_s: float
@@ -283,6 +315,16 @@ class Engine:
         return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
+def _quick_code(snapshot: Snapshot, query: Query) -> Codes | None:
+    """Return the code uint8 [B] of a query that the shards may be able to answer at once; None for any other query.
+
+    Raises `InvalidQuery` for a code of another length.
+    """
+    if query.code is None or query.rescore or query.k > _MAX_K_WITH_ROWS or not snapshot.quick_branches:
+        return None
+    return None if has_large(query.include) else check_code(query.code, snapshot.archive.bits)
+
+
 def _scope_of(query: Query) -> Scope:
     with_rows = query.k <= _MAX_K_WITH_ROWS and not has_large(query.include)
     return Scope(query.radius, query.after, query.filter, query.include if with_rows else (), with_rows)
@@ -300,14 +342,10 @@ def _coverage(snapshot: Snapshot, answers: Sequence[ShardAnswer | None]) -> Cove
 
 def _results(answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage, scope: Scope) -> list[_Result]:
     """Merge the answers of shards into the result of each query."""
-    num_matching = None
-    if scope.filter:
-        num_matching = sum(answer.num_matching or 0 for answer in answers)
-    merged = merge(answers, ks)
-    if not scope.with_rows:
-        return [_Result(found, None, coverage, num_matching) for found in merged]
-    # A row is the same for every query.
-    rows: dict[int, bytes] = {}
-    for answer in answers:
-        rows.update(zip(answer.ids[answer.distances != NO_HIT].tolist(), answer.rows, strict=True))
-    return [_Result(found, [rows[id_] for id_ in found.ids.tolist()], coverage, num_matching) for found in merged]
+    num_matching = sum(answer.num_matching or 0 for answer in answers) if scope.filter else None
+    merged: Sequence[Merged | MergedRows] = merge_rows(answers, ks) if scope.with_rows else merge(answers, ks)
+    return [_Result(found, coverage, num_matching) for found in merged]
+
+
+def _with_rows(found: Merged, rows: list[bytes]) -> MergedRows:
+    return MergedRows(found.distances.tolist(), found.ids.tolist(), rows, found.ties)

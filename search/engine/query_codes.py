@@ -30,6 +30,8 @@ async def encode_query(query: Query, snapshot: Snapshot, with_outputs: bool = Fa
         InvalidQuery: an example has no code.
         KeyNotFound: no row has the key of an example.
     """
+    if query.code is not None and not with_outputs:
+        return Encoded(check_code(query.code, snapshot.archive.bits)[None], None, None)
     if not query.positives:
         (encoded,) = await _encode_examples([query], snapshot, with_outputs)
         return encoded

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import grpc
@@ -35,9 +34,10 @@ Result = TypeVar("Result")
 Message = TypeVar("Message")
 
 
-@dataclass
 class Call:
-    """One call.
+    """One call, made by `Calls.call`: admitted at the beginning of its block, ended with a status after it.
+
+    A `SearchError` of the block ends the call with its status, another error with INTERNAL.
 
     Attributes:
         request_id: its id in the log.
@@ -45,19 +45,67 @@ class Call:
         caller: the name of the caller for the audit log; "" if the call changes nothing.
     """
 
-    request_id: str
-    timeout_s: float
-    caller: str
-    _request_bytes: RequestBytes
-    _held: ExitStack = field(default_factory=ExitStack)
+    def __init__(self, calls: "Calls", context: Any, name: str, is_stream: bool) -> None:
+        self.caller = ""
+        self._calls = calls
+        self._context = context
+        self._name = name
+        self._is_stream = is_stream
+        self._held = ExitStack()
+        self._num_bytes = 0
+        self._started = time.perf_counter()
+        self.request_id, is_new = _request_id(context)
+        if is_new:
+            context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
+        remaining_s, limit_s = context.time_remaining(), calls.limits.max_timeout_s
+        self.timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
 
     def read(self, request: Message) -> Message:
         """Return the message of a request, which is in progress until the call ends.
 
         Raises `InvalidQuery` for bytes that are no message, and `Overloaded`.
         """
-        self._held.enter_context(self._request_bytes.hold(num_bytes(request)))
+        size = num_bytes(request)
+        self._calls.request_bytes.add(size)
+        self._num_bytes += size
         return readable(request)
+
+    async def __aenter__(self) -> "Call":
+        self._calls.observer.call_began(self._name)
+        set_requests([self.request_id])
+        try:
+            self.caller = self._calls.protection.admit(self._context, self._name, self.request_id)
+            if self._is_stream:
+                self._held.enter_context(self._calls.streams.hold(self._name))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        self._held.close()
+        self._calls.request_bytes.remove(self._num_bytes)
+        if error is None:
+            self._ended("OK")
+            return
+        if isinstance(error, SearchError):
+            status = error_to_pb(error)
+        elif isinstance(error, Exception):
+            logger.error("request %s (%s) failed", self.request_id, self._name, exc_info=error)
+            status = error_to_pb(GatewayError(f"internal error, request id {self.request_id}"))
+        else:
+            self._ended("CANCELLED")
+            return
+        self._ended(_OUTCOMES[status.code])
+        await _abort(self._context, status, self.request_id)
+
+    def _ended(self, outcome: str) -> None:
+        seconds = time.perf_counter() - self._started
+        self._calls.observer.call_ended(self._name, outcome, seconds)
+        if outcome != "OK" or seconds > _SLOW_S:
+            peer = self._context.peer()
+            fields = {"rpc": self._name, "outcome": outcome, "ms": round(1e3 * seconds, 3), "peer": peer}
+            logger.info("%s of %s ended after %.0f ms: %s", self._name, peer, 1e3 * seconds, outcome, extra=fields)
 
 
 class Calls:
@@ -67,47 +115,12 @@ class Calls:
         self.limits = limits
         self.request_bytes = RequestBytes(limits.max_request_bytes)
         self.streams = Streams(limits.max_streams)
-        self._observer = observer
-        self._protection = protection
+        self.observer = observer
+        self.protection = protection
 
-    @asynccontextmanager
-    async def call(self, context: Any, name: str, is_stream: bool = False) -> AsyncIterator[Call]:
-        """Admit a call, and end it after the block: a `SearchError` with its status, other errors as INTERNAL."""
-        started = time.perf_counter()
-        self._observer.call_began(name)
-        request_id, is_new = _request_id(context)
-        set_requests([request_id])
-        outcome = "CANCELLED"
-        if is_new:
-            context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        remaining_s = context.time_remaining()
-        limit_s = self.limits.max_timeout_s
-        timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
-        try:
-            with ExitStack() as held:
-                caller = self._protection.admit(context, name, request_id)
-                if is_stream:
-                    held.enter_context(self.streams.hold(name))
-                yield Call(request_id, timeout_s, caller, self.request_bytes, held)
-            outcome = "OK"
-            return
-        except SearchError as error:
-            status = error_to_pb(error)
-            outcome = _OUTCOMES[status.code]
-        except Exception:
-            logger.exception("request %s (%s) failed", request_id, name)
-            status = error_to_pb(GatewayError(f"internal error, request id {request_id}"))
-            outcome = _OUTCOMES[status.code]
-        finally:
-            self._ended(name, outcome, time.perf_counter() - started, context)
-        await _abort(context, status, request_id)
-
-    def _ended(self, rpc: str, outcome: str, seconds: float, context: Any) -> None:
-        self._observer.call_ended(rpc, outcome, seconds)
-        if outcome != "OK" or seconds > _SLOW_S:
-            peer = context.peer()
-            fields = {"rpc": rpc, "outcome": outcome, "ms": round(1e3 * seconds, 3), "peer": peer}
-            logger.info("%s of %s ended after %.0f ms: %s", rpc, peer, 1e3 * seconds, outcome, extra=fields)
+    def call(self, context: Any, name: str, is_stream: bool = False) -> Call:
+        """Return a call for `async with`."""
+        return Call(self, context, name, is_stream)
 
 
 async def within(timeout_s: float, work: Awaitable[Result], late: str = "no answer within {:.3g} s") -> Result:
@@ -124,7 +137,7 @@ def _request_id(context: Any) -> tuple[str, bool]:
     for name, value in context.invocation_metadata() or ():
         if name == REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
             return str(value), False
-    return uuid.uuid4().hex, True
+    return secrets.token_hex(16), True
 
 
 async def _abort(context: Any, status: status_pb2.Status, request_id: str) -> None:

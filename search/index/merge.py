@@ -16,7 +16,7 @@ import numpy as np
 
 from orbithash.search.index.shard import NO_HIT, Distances, Ids, ShardAnswer
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "MergedRows", "merge", "merge_rows"]
 
 
 class Merged(NamedTuple):
@@ -24,6 +24,15 @@ class Merged(NamedTuple):
 
     distances: Distances
     ids: Ids
+    ties: int
+
+
+class MergedRows(NamedTuple):
+    """Hits of one query with serialised rows, as lists [m], and number of rows at the distance of the last hit."""
+
+    distances: list[int]
+    ids: list[int]
+    rows: list[bytes]
     ties: int
 
 
@@ -53,3 +62,33 @@ def _merge_one(answers: Sequence[ShardAnswer], query: int, k: int) -> Merged:
         ends_at_cutoff = first < end and (end == len(of_shard) or of_shard[end] == NO_HIT)
         ties += int(answer.ties[query]) if ends_at_cutoff else end - first
     return Merged(distances[:num_hits], ids[:num_hits], ties)
+
+
+def merge_rows(answers: Sequence[ShardAnswer], ks: Sequence[int]) -> list[MergedRows]:
+    """Merge as `merge` answers that carry rows; for small `ks`, lists cost less than arrays."""
+    merged = []
+    starts = [0] * len(answers)
+    for query, k in enumerate(ks):
+        hits: list[tuple[int, int, bytes]] = []
+        parts = []
+        for number, answer in enumerate(answers):
+            distances = answer.distances[query].tolist()
+            if distances and distances[-1] == NO_HIT:
+                del distances[distances.index(NO_HIT) :]
+            start = starts[number]
+            starts[number] = end = start + len(distances)
+            ids = answer.ids[query].tolist()
+            hits += zip(distances, ids[: len(distances)], answer.rows[start:end], strict=True)
+            parts.append(distances)
+        hits.sort()
+        del hits[k:]
+        if not hits:
+            merged.append(MergedRows([], [], [], 0))
+            continue
+        cutoff = hits[-1][0]
+        ties = 0
+        for answer, distances in zip(answers, parts, strict=True):
+            ends_at_cutoff = distances and distances[-1] == cutoff
+            ties += int(answer.ties[query]) if ends_at_cutoff else distances.count(cutoff)
+        merged.append(MergedRows(*map(list, zip(*hits, strict=True)), ties))  # type: ignore[arg-type]
+    return merged

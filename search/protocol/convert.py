@@ -1,6 +1,7 @@
 """Conversion of queries, answers, rows and descriptions to protobuf messages and back."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -11,7 +12,6 @@ from orbithash.search.protocol.hits import RowHits, delimited, hit_from_pb, hit_
 from orbithash.search.protocol.queries import (
     INCLUDABLE,
     MAX_EXAMPLES,
-    OVERSAMPLING,
     Answer,
     Column,
     Coverage,
@@ -57,6 +57,7 @@ _RESCORES: dict[Rescore, search_pb2.Rescore.ValueType] = {
     "vector": search_pb2.RESCORE_VECTOR,
     "asymmetric": search_pb2.RESCORE_ASYMMETRIC,
 }
+_RESCORE_NAMES: dict[int, Rescore] = {int(number): name for name, number in _RESCORES.items()}
 _NAMES: dict[int, Column] = {int(_COLUMNS[name]): name for name in INCLUDABLE}
 
 
@@ -96,31 +97,37 @@ def query_to_pb(query: Query) -> search_pb2.SearchRequest:
 def query_from_pb(request: search_pb2.SearchRequest) -> Query:
     """Return the query of a request, unchecked. Raises `InvalidQuery` for unknown columns and too many examples."""
     kind = request.WhichOneof("query")
-    given = {} if kind in (None, "examples") else {kind: getattr(request, kind)}
-    # Checked before the conversion: a message has room for millions.
-    num_examples = len(request.examples.positives) + len(request.examples.negatives)
-    if num_examples > MAX_EXAMPLES:
-        raise InvalidQuery(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {num_examples}"))
+    given: dict[str, Any] = {"k": request.k}
+    if kind == "examples":
+        examples = request.examples
+        # Checked before the conversion: a message has room for millions.
+        num_examples = len(examples.positives) + len(examples.negatives)
+        if num_examples > MAX_EXAMPLES:
+            raise InvalidQuery(("examples", f"at most {MAX_EXAMPLES} examples are allowed, got {num_examples}"))
+        given["positives"] = tuple(map(_example_from_pb, examples.positives))
+        given["negatives"] = tuple(map(_example_from_pb, examples.negatives))
+    elif kind is not None:
+        given[kind] = getattr(request, kind)
+    if request.HasField("radius"):
+        given["radius"] = request.radius
+    if request.HasField("after"):
+        given["after"] = Cursor(request.after.distance, request.after.id)
+    if request.HasField("oversampling"):
+        given["oversampling"] = request.oversampling
     return Query(
         **given,
-        positives=tuple(map(_example_from_pb, request.examples.positives)),
-        negatives=tuple(map(_example_from_pb, request.examples.negatives)),
-        k=request.k,
-        radius=request.radius if request.HasField("radius") else None,
         filter=request.filter,
-        after=Cursor(request.after.distance, request.after.id) if request.HasField("after") else None,
         include=include_from_pb(request.include),
         min_coverage=request.min_coverage,
         rescore=_rescore_from_pb(request.rescore),
-        oversampling=request.oversampling if request.HasField("oversampling") else OVERSAMPLING,
     )
 
 
 def _rescore_from_pb(number: int) -> Rescore:
-    names = [name for name, known in _RESCORES.items() if known == number]
-    if not names:
+    name = _RESCORE_NAMES.get(number)
+    if name is None:
         raise InvalidQuery(("rescore", f"unknown way of rescoring {number}; see Rescore"))
-    return names[0]
+    return name
 
 
 def _example_from_pb(message: search_pb2.Example) -> Example:
@@ -212,9 +219,29 @@ def _columns_from_pb(message: search_pb2.Row, names: Iterable[str]) -> dict[str,
 
 def answer_to_bytes(answer: Answer) -> bytes:
     """Return the serialised `SearchResponse` that carries an answer."""
-    coverage = answer.coverage
     head = search_pb2.SearchResponse(
         ties_at_cutoff=answer.ties_at_cutoff,
+        took_ms=answer.took_ms,
+        matching_rows=answer.matching_rows,
+        shortlist_radius=answer.shortlist_radius,
+        is_shortlist_bounded=answer.is_shortlist_bounded,
+    )
+    if answer.next is not None:
+        head.next.distance, head.next.id = answer.next
+    if isinstance(answer.hits, RowHits):
+        # Without an object for each hit.
+        hits = answer.hits.serialised()
+    else:
+        head.hits.extend(map(hit_to_pb, answer.hits))
+        hits = b""
+    same = _same_fields(answer.coverage, answer.model_id, answer.archive_version, answer.is_exact)
+    return b"".join((hits, head.SerializeToString(), same))
+
+
+@lru_cache(64)
+def _same_fields(coverage: Coverage, model_id: str, archive_version: int, is_exact: bool) -> bytes:
+    """Return the fields of a `SearchResponse` that are the same in most answers."""
+    return search_pb2.SearchResponse(
         coverage=search_pb2.Coverage(
             searched_rows=coverage.searched_rows,
             total_rows=coverage.total_rows,
@@ -222,20 +249,10 @@ def answer_to_bytes(answer: Answer) -> bytes:
             answered_shards=coverage.answered_shards,
             total_shards=coverage.total_shards,
         ),
-        took_ms=answer.took_ms,
-        model_id=answer.model_id,
-        archive_version=answer.archive_version,
-        next=None if answer.next is None else search_pb2.Cursor(distance=answer.next.distance, id=answer.next.id),
-        matching_rows=answer.matching_rows,
-        is_exact=answer.is_exact,
-        shortlist_radius=answer.shortlist_radius,
-        is_shortlist_bounded=answer.is_shortlist_bounded,
-    )
-    if isinstance(answer.hits, RowHits):
-        # Without an object for each hit.
-        return answer.hits.serialised() + head.SerializeToString()
-    head.hits.extend(map(hit_to_pb, answer.hits))
-    return head.SerializeToString()
+        model_id=model_id,
+        archive_version=archive_version,
+        is_exact=is_exact,
+    ).SerializeToString()
 
 
 def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:

@@ -57,7 +57,7 @@ class RowHits(Sequence[Hit]):
 
     def serialised(self) -> bytes:
         """Return the field `hits` of a `SearchResponse`."""
-        parts = []
+        parts: list[bytes] = []
         for rank, (distance, row) in enumerate(zip(self._distances, self._rows, strict=True), 1):
             head = _RANKS[rank] if rank < 1024 else _RANK + _varint(rank)
             head += _DISTANCES[distance]

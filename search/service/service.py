@@ -134,13 +134,7 @@ class Service:
                     f"{num_large:,}",
                 )
             )
-        outcomes = await asyncio.gather(
-            *(self._engine.search(query, timeout_s) for query in queries), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, SearchError):
-                raise outcome
-        return [outcome for outcome in outcomes if isinstance(outcome, Answer | SearchError)]
+        return await self._engine.search_many(queries, timeout_s)
 
     def describe(self) -> Description:
         """Describe the snapshot that new searches use."""

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from search_parts import (
     Case,
     MemoryArchive,
+    MemoryShard,
     ModuloDeal,
     StubEncoder,
     StubShard,
@@ -97,6 +99,140 @@ def test_an_image_is_encoded():
 
     answer = search(local_engine(case, encode), image=b"an image file", k=4)
     assert hits_of(answer) == oracle(case.ids, case.codes, case.codes[9], 4)
+
+
+@pytest.mark.parametrize(("k", "include"), [(7, ("uri", "code")), (300, ("caption",)), (300, ()), (9, ("thumbnail",))])
+def test_rows_are_the_same_whether_they_come_with_the_search_or_after_it(k, include):
+    case = small_case(num_rows=400, num_shards=3)
+    answer = search(
+        stub_engine(case, nothing, nothing, nothing)[0], code=case.queries[0].tobytes(), k=k, include=include
+    )
+    assert hits_of(answer) == oracle(case.ids, case.codes, case.queries[0], k)
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    for hit in answer.hits:
+        row = archive.row(hit.id)
+        assert (hit.key, hit.label, hit.lon, hit.datetime) == (row["key"], row["label"], row["lon"], row["datetime"])
+        values = {name: bytes(row[name]) if name == "code" else row[name] for name in include}
+        assert hit.extra == {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.mark.parametrize("include", [(), ("thumbnail",)])
+def test_a_shard_that_dies_before_its_rows_are_read_makes_the_answer_unavailable(include):
+    case = small_case(num_rows=400)
+    num_calls = 0
+
+    async def dies():
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 1:
+            raise RuntimeError("the shard's secret")
+
+    engine, _ = stub_engine(case, nothing, dies)
+    with pytest.raises(Unavailable, match="holds some of the rows") as caught:
+        search(engine, code=case.queries[0].tobytes(), k=300, include=include)
+    assert "secret" not in str(caught.value)
+    assert num_calls > 1
+
+
+@pytest.mark.parametrize("refusal", [InvalidQuery(("filter", "no column x")), Overloaded("40 filters wait", 1.0)])
+def test_what_a_shard_refuses_is_the_answer_and_no_failure(refusal):
+    async def refuses():
+        raise refusal
+
+    engine, _ = stub_engine(small_case(), nothing, refuses)
+    with pytest.raises(type(refusal)) as caught:
+        search(engine, code=b"ab", filter="x = 1")
+    assert str(caught.value) == str(refusal)
+
+
+def test_a_branch_reports_what_it_searched_of_its_shards():
+    case = small_case(num_rows=90, num_shards=3)
+    shards = memory_shards(case)
+    query = case.queries[0]
+
+    class Branch:
+        """Two shards, of which the second does not answer."""
+
+        num_rows = 60
+        num_replicas = num_healthy = 1
+
+        async def search(self, *args):
+            return replace(await shards[0].search(*args), num_rows=30, num_shards=1, num_matching=11)
+
+    class Other:
+        num_rows = 30
+
+        async def search(self, *args):
+            return replace(await shards[2].search(*args), num_matching=4)
+
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    engine = Engine(Snapshot.of(archive, shards, ModuloDeal(3), StubEncoder(), branches=[Branch(), Other()]))
+    answer = search(engine, code=query.tobytes(), k=8)
+    is_searched = case.ids % 3 != 1
+    assert hits_of(answer) == oracle(case.ids[is_searched], case.codes[is_searched], query, 8)
+    assert answer.coverage == Coverage(60, 90, 2, 3)
+    assert answer.matching_rows is None
+    # Rows that are read after the search come from the shards themselves.
+    many = search(engine, code=query.tobytes(), k=300)
+    assert hits_of(many) == oracle(case.ids[is_searched], case.codes[is_searched], query, 300)
+
+
+class QuickShard(MemoryShard):
+    """A shard that answers at once if the test says so."""
+
+    is_quick = True
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.calls = []
+
+    def search_now(self, queries, k, scope):
+        self.calls.append((len(queries), k))
+        if not self.is_quick:
+            return None
+        # It never waits.
+        try:
+            self.search(queries, k, scope, 1.0).send(None)
+        except StopIteration as end:
+            return end.value
+
+
+def quick_engine(case):
+    owners = ModuloDeal(case.num_shards).owner(case.ids)
+    archive = MemoryArchive(case.ids, case.codes, case.bits)
+    shards = [QuickShard(archive, case.ids[owners == n], case.codes[owners == n]) for n in range(case.num_shards)]
+    return Engine(Snapshot.of(archive, shards, ModuloDeal(case.num_shards), StubEncoder())), shards
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_short_searches_of_one_call_share_batches(is_quick):
+    case = small_case(num_rows=100, num_shards=2)
+    engine, shards = quick_engine(case)
+    for shard in shards:
+        shard.is_quick = is_quick
+    sent = [Query(code=code.tobytes(), k=k) for code in case.queries for k in (8, 12, 60)]
+    others = [Query(code=b"abc"), Query(key="place/7.tif", k=3), Query(code=case.codes[7].tobytes(), k=300), Query(k=0)]
+    answers = asyncio.run(engine.search_many([*sent, *others], 30.0))
+    for query, answer in zip(sent, answers, strict=False):
+        assert hits_of(answer) == oracle(case.ids, case.codes, np.frombuffer(query.code, np.uint8), query.k)
+    # k of similar size only; the other shard is not asked for nothing.
+    assert shards[0].calls == [(6, 12), (3, 60)]
+    assert shards[1].calls == (shards[0].calls if is_quick else [])
+    refused, by_key, many, invalid = answers[len(sent) :]
+    assert (type(refused), type(invalid)) == (InvalidQuery, InvalidQuery)
+    assert hits_of(by_key) == oracle(case.ids, case.codes, case.codes[7], 3)
+    assert hits_of(many) == oracle(case.ids, case.codes, case.codes[7], 300)
+
+
+def test_each_query_of_a_call_has_its_own_error():
+    engine, _ = quick_engine(small_case())
+    late = asyncio.run(engine.search_many([Query(code=b"ab"), Query(code=b"ab")], 0.0))
+    assert [type(error) for error in late] == [DeadlineExceeded, DeadlineExceeded]
+    engine, _ = stub_engine(small_case(), nothing, fails)
+    code = b"ab"
+    partial, refused = asyncio.run(engine.search_many([Query(code=code), Query(code=code, min_coverage=0.9)], 30.0))
+    assert partial.coverage.fraction == 0.5
+    assert type(refused) is Unavailable
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,27 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from search_parts import build_shards, oracle, random_case
 
-from orbithash.search.index.merge import merge
+from orbithash.search.index.answers import NO_HIT
+from orbithash.search.index.merge import merge, merge_rows
 from orbithash.search.index.shard import Shard
 
 
 def merged(shards, queries, k, asked=None):
     """Return each query's merged answer in the form of `oracle`; each shard returns `asked` rows, or k."""
-    answers = merge([shard.search(queries, asked or k) for shard in shards], [k] * len(queries))
-    return [(list(zip(answer.distances.tolist(), answer.ids.tolist(), strict=True)), answer.ties) for answer in answers]
+    answers = [shard.search(queries, asked or k) for shard in shards]
+    with_rows = [
+        replace(each, rows=tuple(map(b"row %d".__mod__, each.ids[each.distances != NO_HIT]))) for each in answers
+    ]
+    ks = [k] * len(queries)
+    outcomes = []
+    for found, same in zip(merge(answers, ks), merge_rows(with_rows, ks), strict=True):
+        assert (same.distances, same.ids, same.ties) == (found.distances.tolist(), found.ids.tolist(), found.ties)
+        assert same.rows == [b"row %d" % id_ for id_ in same.ids]
+        outcomes.append((list(zip(same.distances, same.ids, strict=True)), found.ties))
+    return outcomes
 
 
 def expected(case, k):
