@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from orbithash.search.segments.chunks import read_outlines
 from orbithash.search.segments.filters.conditions import EXPENSIVE, FilterColumns, Mask, Test, Truth, part_of
+from orbithash.search.segments.filters.grids import AreaGrid
 from orbithash.search.segments.stop import Stop
 
 __all__ = ["AreaCondition", "Relation"]
@@ -24,6 +25,9 @@ _MAX_BOXES = 16
 # Outlines that are read at a time, in about half a millisecond: shapely holds the interpreter's lock meanwhile.
 _MAX_READ = 1024
 
+# After this many outlines of a segment, the area is divided into the cells of a grid.
+_MANY_READ = 2**14
+
 
 class AreaCondition:
     """The relation of the outline of a row to an area."""
@@ -34,53 +38,71 @@ class AreaCondition:
         """`area`: a normalized shapely geometry."""
         import shapely
 
-        self._relation = relation
-        self._boxes = _boxes_of(area)
-        # Each test prepares a geometry of its own: a prepared one builds its index while it is used, by one thread.
-        self._wkb = shapely.to_wkb(area)
+        self.relation = relation
+        self.boxes = _boxes_of(area)
+        self.wkb = shapely.to_wkb(area)
 
     def bind(self, columns: FilterColumns, stop: Stop) -> Test:
         """Return the test of the rows of one segment, for one thread."""
+        return _AreaTest(self, columns, stop)
+
+
+class _AreaTest:
+    """The test of the rows of one segment."""
+
+    def __init__(self, condition: AreaCondition, columns: FilterColumns, stop: Stop) -> None:
         import shapely
 
-        area = shapely.from_wkb(self._wkb)
-        shapely.prepare(area)
-        arrays = [columns.array(name) for name in ("footprint", "lon", "lat")]
-        boxes = columns.boxes()
+        self._relation = condition.relation
+        self._area_boxes = condition.boxes
+        # A geometry of its own: a prepared one builds its index while it is used, which only one thread may do.
+        self._area = shapely.from_wkb(condition.wkb)
+        shapely.prepare(self._area)
+        self._stop = stop
+        self._arrays = [columns.array(name) for name in ("footprint", "lon", "lat")]
+        self._boxes = columns.boxes()
+        self._grid: AreaGrid | None = None
+        self._num_read = 0
 
-        def test(begin: int, end: int, among: Mask | None) -> Truth:
-            footprint, *centres = (part_of(array, begin, end) for array in arrays)
-            if boxes is None:
-                west, south = east, north = [axis.to_numpy(zero_copy_only=False) for axis in centres]
-            else:
-                west, south, east, north = boxes[:, begin:end]
-            is_candidate = self._meets(west, south, east, north)
-            has_place = ~np.isnan(west + south)
-            if not has_place.all():
-                is_candidate |= ~has_place & footprint.is_valid().to_numpy(zero_copy_only=False)
-            if among is not None:
-                is_candidate &= among
-            yes = np.zeros(end - begin, np.bool_)
-            candidates = np.flatnonzero(is_candidate)
-            for first in range(0, len(candidates), _MAX_READ):
-                stop.check()
-                rows = candidates[first : first + _MAX_READ]
-                picked = pa.array(rows)
-                values = (array.take(picked).to_numpy(zero_copy_only=False) for array in (footprint, *centres))
-                yes[rows], has_place[rows] = self._compare(area, *values)
-            truth = Truth(yes, has_place & ~yes)
-            return truth.inverted() if self._relation == "disjoint" else truth
+    def __call__(self, begin: int, end: int, among: Mask | None) -> Truth:
+        footprint, *centres = (part_of(array, begin, end) for array in self._arrays)
+        if self._boxes is None:
+            lon, lat = (axis.to_numpy(zero_copy_only=False) for axis in centres)
+            boxes = np.stack([lon, lat, lon, lat])
+        else:
+            boxes = self._boxes[:, begin:end]
+        is_candidate = self._meets(boxes)
+        has_place = ~np.isnan(boxes).any(axis=0)
+        if not has_place.all():
+            is_candidate |= ~has_place & footprint.is_valid().to_numpy(zero_copy_only=False)
+        if among is not None:
+            is_candidate &= among
+        candidates = np.flatnonzero(is_candidate)
+        yes = np.zeros(end - begin, np.bool_)
+        if self._num_read > _MANY_READ and len(self._area_boxes):
+            self._grid = self._grid or AreaGrid(self._area, self._stop)
+            is_within, is_apart = self._grid.locate(*boxes[:, candidates])
+            yes[candidates[is_within]] = True
+            candidates = candidates[~is_within & ~is_apart]
+        self._num_read += len(candidates)
+        for first in range(0, len(candidates), _MAX_READ):
+            self._stop.check()
+            rows = candidates[first : first + _MAX_READ]
+            picked = pa.array(rows)
+            values = (array.take(picked).to_numpy(zero_copy_only=False) for array in (footprint, *centres))
+            yes[rows], has_place[rows] = self._compare(*values)
+        truth = Truth(yes, has_place & ~yes)
+        return truth.inverted() if self._relation == "disjoint" else truth
 
-        return test
-
-    def _meets(self, west: Any, south: Any, east: Any, north: Any) -> Mask:
-        """Return which boxes of rows meet a box of the area."""
+    def _meets(self, boxes: npt.NDArray[Any]) -> Mask:
+        """Return which boxes [4, N] meet a box of the area."""
+        west, south, east, north = boxes
         meets = np.zeros(len(west), np.bool_)
-        for w, s, e, n in self._boxes:
+        for w, s, e, n in self._area_boxes:
             meets |= (west <= e) & (east >= w) & (south <= n) & (north >= s)
         return meets
 
-    def _compare(self, area: Any, wkb: Any, lon: Any, lat: Any) -> tuple[Mask, Mask]:
+    def _compare(self, wkb: Any, lon: Any, lat: Any) -> tuple[Mask, Mask]:
         """Return which outlines meet the area, or lie within it, and which rows have an outline or a centre."""
         import shapely
 
@@ -89,24 +111,24 @@ class AreaCondition:
             outlines = read_outlines(wkb)
             _put_centres(outlines, lon, lat)
             try:
-                passes = self._relate(area, outlines)
+                passes = self._relate(outlines)
             except shapely.errors.GEOSException:
                 # At least one of them cannot be compared: it has coordinates that are not finite.
                 for row, outline in enumerate(outlines):
                     try:
-                        self._relate(area, outline)
+                        self._relate(outline)
                     except shapely.errors.GEOSException:
                         outlines[row] = None
                 _put_centres(outlines, lon, lat)
-                passes = self._relate(area, outlines)
+                passes = self._relate(outlines)
         return passes, ~shapely.is_missing(outlines)
 
-    def _relate(self, area: Any, outlines: Any) -> Any:
+    def _relate(self, outlines: Any) -> Any:
         import shapely
 
         if self._relation == "within":
-            return shapely.contains_properly(area, outlines) | shapely.covers(area, outlines)
-        return shapely.intersects(area, outlines)
+            return shapely.contains_properly(self._area, outlines) | shapely.covers(self._area, outlines)
+        return shapely.intersects(self._area, outlines)
 
 
 def _put_centres(outlines: Any, lon: Any, lat: Any) -> None:

@@ -13,6 +13,8 @@ from filter_rows import DAY, archive_columns, make_rows, outline, segment_of, ta
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Query
 from orbithash.search.segments import bits
+from orbithash.search.segments.chunks import read_outlines
+from orbithash.search.segments.filters import areas
 from orbithash.search.segments.filters.conditions import CHEAP, EXPENSIVE, ColumnCondition, Junction, in_chunks
 from orbithash.search.segments.filters.expressions import parse_filter
 from orbithash.search.segments.stop import Stop, Stopped
@@ -95,11 +97,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_a_condition_equals_python(text, forms):
+def test_a_condition_equals_python(text, forms, monkeypatch):
     expected = [CASES[text](row) is True for row in ROWS]
     assert parse_filter(text).mask(TABLE.select(parse_filter(text).columns)).tolist() == expected
     for columns in forms:
         assert passing(text, columns) == expected
+    monkeypatch.setattr(areas, "_MANY_READ", -1)
+    assert passing(text, forms[0]) == expected
     assert 0 < sum(expected) < len(ROWS)
 
 
@@ -160,6 +164,64 @@ def test_a_box_touches_an_area_by_its_last_digit():
         False,
         True,
     ]
+
+
+def random_area(rng):
+    """Return an area between 0 and 64 degrees: cells of its grid often end where the boxes of rows do."""
+    kind = rng.integers(5)
+    points = rng.integers(0, 65, (12, 2)).astype(float)
+    if kind == 0:
+        return shapely.box(0, 0, 64, 64)
+    if kind == 1:
+        return shapely.LineString(points[:4])
+    if kind == 2:
+        return shapely.MultiPoint(points)
+    hull = shapely.convex_hull(shapely.MultiPoint(points))
+    if kind == 3:
+        return shapely.Polygon(hull.exterior, [shapely.box(30, 30, 33, 34).exterior]) if hull.covers(HOLE) else hull
+    return shapely.union_all([shapely.box(x, y, x + 7, y + 5) for x, y in points])
+
+
+HOLE = shapely.box(29, 29, 34, 35)
+
+
+def squares(rng, num_rows=1500):
+    """Return rows with small outlines, or a point, many of which touch each other and the borders of cells."""
+    corners = rng.integers(-3, 66, (num_rows, 2)) + rng.choice([0, 0, 0.25, 1e-7, -1e-7], (num_rows, 2))
+    outlines = shapely.box(*corners.T, *(corners + rng.choice([0.25, 0.5, 1, 3], corners.shape)).T)
+    footprints = [shapely.to_wkb(each) if rng.random() < 0.9 else None for each in outlines]
+    places = zip(corners.tolist(), footprints, strict=True)
+    return [{**ROWS[0], "lon": lon, "lat": lat, "footprint": footprint} for (lon, lat), footprint in places]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_grid_of_an_area_decides_as_geometry_does(seed, monkeypatch):
+    monkeypatch.setattr(areas, "_MANY_READ", -1)
+    rng = np.random.default_rng(seed)
+    rows = squares(rng)
+    columns = segment_of(table_of(rows)).columns
+    for _ in range(3):
+        area = random_area(rng)
+        tests = {"INTERSECTS": area.intersects, "WITHIN": area.covers, "DISJOINT": area.disjoint}
+        for operator, test in tests.items():
+            found = passing(f"S_{operator}(footprint, {area.wkt})", columns, len(rows))
+            assert found == [bool(test(outline(row))) for row in rows]
+
+
+def test_outlines_within_the_cells_of_an_area_are_not_read(monkeypatch):
+    num_read = 0
+
+    def counted(footprints):
+        nonlocal num_read
+        num_read += len(footprints)
+        return read_outlines(footprints)
+
+    rows = squares(np.random.default_rng(0), 100_000)
+    columns = segment_of(table_of(rows)).columns
+    monkeypatch.setattr(areas, "read_outlines", counted)
+    text = "S_INTERSECTS(footprint, POLYGON((0 0, 64 0, 64 64, 32 50, 0 64, 0 0)))"
+    assert sum(passing(text, columns, len(rows))) > 70_000
+    assert num_read < 40_000
 
 
 @pytest.mark.parametrize("num_parts", [3, 40])
