@@ -166,6 +166,17 @@ def test_a_box_touches_an_area_by_its_last_digit():
     ]
 
 
+@pytest.mark.parametrize("lon", [30.1, -30.1, 30.3, -30.3])
+def test_a_point_lies_on_the_edge_of_an_area(lon):
+    """The coordinates of points are compared as float64, the box of the area is rounded outwards to float32."""
+    rows = [{**ROWS[0], "lon": lon, "lat": lat, "footprint": None} for lat in (30.1, -30.1, 30.3, -30.3)]
+    columns = segment_of(table_of(rows)).columns
+    for west, east in ((lon, 90.0), (-90.0, lon)):
+        for south, north in ((-30.3, 30.1), (-30.1, 30.3)):
+            found = passing(f"S_INTERSECTS(footprint, BBOX({west}, {south}, {east}, {north}))", columns, 4)
+            assert found == [south <= row["lat"] <= north for row in rows]
+
+
 def random_area(rng):
     """Return an area between 0 and 64 degrees: cells of its grid often end where the boxes of rows do."""
     kind = rng.integers(5)
