@@ -126,12 +126,11 @@ class _State:
             ("shards", "Shards of the archive.", len(now.shards)),
             ("queries_waiting", "Queries that wait for a batch.", self._service.num_queries_waiting),
             ("rows_waiting", "Changes of rows that wait for a commit.", self._service.num_rows_waiting),
-            # Fields that a shard or a service may not report yet.
-            ("gateways", "Gateways that share the shards.", getattr(now, "gateways", 1)),
+            ("gateways", "Gateways that share the shards.", now.gateways),
             (
                 "follow_lag_seconds",
                 "Time since a newer version than the searched one was first seen; 0 if there is none.",
-                getattr(self._service, "follow_lag_s", 0.0),
+                self._service.follow_lag_s,
             ),
         ):
             yield GaugeMetricFamily(f"orbithash_{name}", text, value)

@@ -166,6 +166,11 @@ class Service:
         return self._engine.num_waiting
 
     @property
+    def follow_lag_s(self) -> float:
+        """Seconds since a newer version became known than searches see; 0 if there is none."""
+        return self._served.showing.lag_s
+
+    @property
     def num_rows_waiting(self) -> int:
         """Number of rows that wait for a commit."""
         return self._served.writer.num_waiting
@@ -324,7 +329,7 @@ class Service:
             if self._served.backend is backend:
                 self._engine.swap(newer)
 
-        showing = Showing(backend, snapshot, use)
+        showing = Showing(backend, snapshot, use, self.observer)
         return _Served(target, backend, showing, Writer(backend.archive, backend.encoder, showing.show, self.observer))
 
 

@@ -20,6 +20,7 @@ class Served:
     """The part of a service that `Metrics.watch` reads."""
 
     num_queries_waiting = num_rows_waiting = 0
+    follow_lag_s = 0.0
 
     def describe(self):
         from orbithash.search.protocol.description import Description, ShardStatus

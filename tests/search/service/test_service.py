@@ -666,11 +666,13 @@ def test_a_commit_that_cannot_be_shown_is_acknowledged_and_followed(tmp_path, mo
             done = await service.upsert([Row(key=f"a{number}", code=code(1))])
             assert done.version == Archive.open(tmp_path / "a").version > service.describe().archive_version
             assert "was not shown to searches" in caplog.text
+            assert service.follow_lag_s > 0
             del service._served.backend.before_at
             follower = asyncio.create_task(service.follow())
             async with asyncio.timeout(60):
                 while f"a{number}" not in await held(service):
                     await asyncio.sleep(0.01)
+            assert service.follow_lag_s == 0
             follower.cancel()
 
     run(tmp_path / "a", scenario)
