@@ -41,7 +41,7 @@ _MAX_SMALL = 4096
 # Parsed filters that are kept. The largest text has 500,000 characters.
 _MAX_PARSED = 64
 
-# The code numbers and rows of a selection are listed if at most one row in this many passes.
+# The numbers and codes of the rows of a selection are listed if at most one row in this many passes.
 _FEW = 16
 
 
@@ -111,11 +111,17 @@ class Selections:
         self._num_bytes = 0
         self._pending: dict[_Key, _Evaluation] = {}
         self._num_running = 0
+        self._num_evaluations = 0
 
     @property
     def num_bytes(self) -> int:
         """Memory of the selections that are kept, in bytes."""
         return self._num_bytes
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of evaluations of a filter over a segment that were completed."""
+        return self._num_evaluations
 
     @property
     def num_running(self) -> int:
@@ -151,12 +157,10 @@ class Selections:
         """
         stop.check()
         filter_ = self._parse(text)
-        selected: dict[str, Selected] = {}
-        small, evaluations = self._look_up(filter_, segments, selected)
+        selected, small, evaluations = self._begin(filter_, segments)
         try:
             for segment in small:
-                selected[segment.name] = _evaluate(filter_, segment, stop)
-                self._keep((filter_.text, segment.name), selected[segment.name])
+                selected[segment.name] = self._evaluate((filter_.text, segment.name), filter_, segment, stop)
             for name, evaluation in evaluations.items():
                 selected[name] = stop.wait(evaluation.future)
         finally:
@@ -183,14 +187,14 @@ class Selections:
                 self._filters.popitem(last=False)
         return filter_
 
-    def _look_up(
-        self, filter_: Filter, segments: Sequence[FilteredSegment], selected: dict[str, Selected]
-    ) -> tuple[list[FilteredSegment], dict[str, _Evaluation]]:
-        """Fill `selected` with the selections that are kept.
+    def _begin(
+        self, filter_: Filter, segments: Sequence[FilteredSegment]
+    ) -> tuple[dict[str, Selected], list[FilteredSegment], dict[str, _Evaluation]]:
+        """Return, of the segments by name: selections that are kept, small segments without one, evaluations of others.
 
-        Return the other segments that are small, and the evaluations of large ones by name, begun now or before; the
-        caller ends its waiting for them with `_leave`.
+        The caller waits for the evaluations, which have begun now or before, until it calls `_leave`.
         """
+        kept: dict[str, Selected] = {}
         small: list[FilteredSegment] = []
         large: list[tuple[_Key, FilteredSegment]] = []
         with self._lock:
@@ -198,7 +202,7 @@ class Selections:
                 key = (filter_.text, segment.name)
                 if key in self._kept:
                     self._kept.move_to_end(key)
-                    selected[segment.name] = self._kept[key]
+                    kept[segment.name] = self._kept[key]
                 elif segment.num_rows <= _MAX_SMALL:
                     small.append(segment)
                 else:
@@ -208,8 +212,7 @@ class Selections:
                 raise Overloaded(
                     f"{len(self._pending)} filters are being evaluated already; try again later", retry_after_s=1.0
                 )
-            evaluations = {segment.name: self._join(key, filter_, segment) for key, segment in large}
-        return small, evaluations
+            return kept, small, {segment.name: self._join(key, filter_, segment) for key, segment in large}
 
     def _join(self, key: _Key, filter_: Filter, segment: FilteredSegment) -> _Evaluation:
         """Return the evaluation of a filter over a segment; begin it if there is none. The caller holds the lock."""
@@ -235,9 +238,7 @@ class Selections:
         with self._lock:
             self._num_running += 1
         try:
-            selected = _evaluate(filter_, segment, evaluation.stop)
-            self._keep(key, selected)
-            return selected
+            return self._evaluate(key, filter_, segment, evaluation.stop)
         finally:
             with self._lock:
                 self._num_running -= 1
@@ -248,27 +249,30 @@ class Selections:
         if self._pending.get(key) is evaluation:
             del self._pending[key]
 
+    def _evaluate(self, key: _Key, filter_: Filter, segment: FilteredSegment, stop: Stop) -> Selected:
+        """Evaluate a filter over a segment, and keep the selection."""
+        passing = filter_.passing(segment.columns, segment.num_rows, stop)
+        num_passing = bits.count(passing)
+        few = None
+        if num_passing * _FEW <= segment.num_rows:
+            with suppress(ModuleNotFoundError):
+                from orbithash.search.index.row_index import few_rows
+
+                few = few_rows(segment.code_rows, passing)
+        selected = Selected(passing, num_passing, few)
+        self._keep(key, selected)
+        return selected
+
     def _keep(self, key: _Key, selected: Selected) -> None:
         num_bytes = _num_bytes(key, selected)
         with self._lock:
+            self._num_evaluations += 1
             if key in self._kept or num_bytes > self._max_bytes:
                 return
             self._kept[key] = selected
             self._num_bytes += num_bytes
             while self._num_bytes > self._max_bytes:
                 self._num_bytes -= _num_bytes(*self._kept.popitem(last=False))
-
-
-def _evaluate(filter_: Filter, segment: FilteredSegment, stop: Stop) -> Selected:
-    passing = filter_.passing(segment.columns, segment.num_rows, stop)
-    num_passing = bits.count(passing)
-    few = None
-    if num_passing * _FEW <= segment.num_rows:
-        with suppress(ModuleNotFoundError):
-            from orbithash.search.index.row_index import few_rows
-
-            few = few_rows(segment.code_rows, passing)
-    return Selected(passing, num_passing, few)
 
 
 def _num_bytes(key: _Key, selected: Selected) -> int:

@@ -73,8 +73,6 @@ class _AreaTest:
             boxes = self._boxes[:, begin:end]
         is_candidate = self._meets(boxes)
         has_place = ~np.isnan(boxes).any(axis=0)
-        if not has_place.all():
-            is_candidate |= ~has_place & footprint.is_valid().to_numpy(zero_copy_only=False)
         if among is not None:
             is_candidate &= among
         candidates = np.flatnonzero(is_candidate)

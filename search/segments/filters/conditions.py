@@ -67,8 +67,8 @@ class FilterColumns(Protocol):
     def boxes(self) -> npt.NDArray[np.float32] | None:
         """Return west, south, east and north of the box of each row, float32 [4, N]; None: no row has a footprint.
 
-        A box contains the footprint of its row, or the point (lon, lat) if the row has none. NaN: the row has neither,
-        or its footprint has no box.
+        A box contains the footprint of its row, or the point (lon, lat) if the row has none. It is infinite if the
+        footprint is empty or has coordinates that are not finite. NaN: the row has no place.
         """
 
 

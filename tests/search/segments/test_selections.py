@@ -101,6 +101,7 @@ def test_each_segment_is_evaluated_once(selections, large, small):
     selected = selections.select(TEXT, [large, small, change], Stop(60))
     assert passing(selected[2], change) == EXPECTED[60:80]
     assert large.columns.num_reads == 1
+    assert selections.num_evaluations == 3
     assert selections.select(TEXT, [], Stop(60)) == []
     assert selections.num_running == 0
 
