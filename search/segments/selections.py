@@ -22,7 +22,7 @@ from orbithash.search.segments.filters.expressions import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
 
 if TYPE_CHECKING:
-    from orbithash.search.index.row_index import CodeRows, FewRows
+    from orbithash.search.index.code_rows import CodeRows, FewRows
 
 __all__ = ["MAX_KEPT_BYTES", "Selected", "Selections"]
 
@@ -256,7 +256,7 @@ class Selections:
         few = None
         if num_passing * _FEW <= segment.num_rows:
             with suppress(ModuleNotFoundError):
-                from orbithash.search.index.row_index import few_rows
+                from orbithash.search.index.code_rows import few_rows
 
                 few = few_rows(segment.code_rows, passing)
         selected = Selected(passing, num_passing, few)
