@@ -4,27 +4,14 @@ The same rows in the same order give the same chunks, byte for byte, however the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from orbithash.encoders.archive.tables import fixed_size_rows
+from orbithash.search.segments.boxes import Boxes, boxes_of, points_of
 
-__all__ = [
-    "BOX_COLUMNS",
-    "COLUMNS",
-    "ROWS_PER_CHUNK",
-    "USUAL",
-    "Boxes",
-    "ChunkEncoder",
-    "chunk_tables",
-    "decoded_chunks",
-]
-
-Boxes = npt.NDArray[np.float32]
+__all__ = ["BOX_COLUMNS", "COLUMNS", "ROWS_PER_CHUNK", "USUAL", "ChunkEncoder", "chunk_tables", "decoded_chunks"]
 
 # The columns that a segment keeps, if the archive has them.
 COLUMNS = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint", "vector")
@@ -86,7 +73,7 @@ class ChunkEncoder:
             array = _canonical(chunk.column(name), _TYPES.get(name))
             arrays[name] = self._label_array(array) if name == "label" else array
         if all(name in arrays for name in BOX_COLUMNS):
-            self._boxes.append(_boxes_of(*(arrays[name] for name in BOX_COLUMNS)))
+            self._boxes.append(boxes_of(*(arrays[name] for name in BOX_COLUMNS)))
         return pa.record_batch(arrays)
 
     def boxes(self, batches: Sequence[pa.RecordBatch]) -> Boxes | None:
@@ -94,7 +81,7 @@ class ChunkEncoder:
         if all(part is None for part in self._boxes):
             return None
         parts = [
-            _points_of(batch["lon"], batch["lat"]) if part is None else part
+            points_of(batch["lon"], batch["lat"]) if part is None else part
             for part, batch in zip(self._boxes, batches, strict=True)
         ]
         return np.concatenate(parts, axis=1)
@@ -134,60 +121,3 @@ def _canonical(column: pa.ChunkedArray, type_: pa.DataType | None) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=array.type, mask=mask)
     # The buffers of a slice can hold anything where a value is null; `take` writes them anew.
     return array.take(pa.array(np.arange(len(array)))) if array.null_count else array
-
-
-def read_outlines(footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """Return geometries from WKB [N]; None where it is missing, damaged, or of a kind that shapely does not read."""
-    import shapely
-
-    # Coordinates that are not finite are no reason to warn.
-    with np.errstate(invalid="ignore"):
-        try:
-            outlines: npt.NDArray[np.object_] = shapely.from_wkb(footprints, on_invalid="ignore")
-        except NotImplementedError:
-            # Curves raise it whatever `on_invalid` is.
-            outlines = np.full(len(footprints), None, object)
-            for row, footprint in enumerate(footprints):
-                with suppress(NotImplementedError):
-                    outlines[row] = shapely.from_wkb(footprint, on_invalid="ignore")
-    return outlines
-
-
-def _boxes_of(footprints: pa.Array, lons: pa.Array, lats: pa.Array) -> Boxes | None:
-    """Return the boxes of the rows of one chunk, float32 [4, N]; None if no row has a footprint."""
-    import shapely
-
-    if footprints.null_count == len(footprints):
-        return None
-    outlines = read_outlines(footprints.to_numpy(zero_copy_only=False))
-    points, rows = shapely.get_coordinates(outlines, return_index=True)
-    # An outline without points, or with one that is not finite, can be anywhere.
-    bounds = np.array([[-np.inf], [-np.inf], [np.inf], [np.inf]]).repeat(len(outlines), axis=1)
-    if len(points):
-        starts = np.flatnonzero(np.diff(rows, prepend=-1))
-        lowest, highest = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
-        is_finite = np.isfinite(lowest + highest).all(axis=1)
-        bounds[:, rows[starts][is_finite]] = np.concatenate([lowest, highest], axis=1)[is_finite].T
-    boxes = _points_of(lons, lats)
-    has_outline = ~shapely.is_missing(outlines)
-    boxes[:, has_outline] = _rounded_outwards(bounds[:, has_outline])
-    return boxes
-
-
-def _points_of(lons: pa.Array, lats: pa.Array) -> Boxes:
-    lon, lat = (pc.fill_null(axis, np.nan).to_numpy() for axis in (lons, lats))
-    is_unknown = np.isnan(lon) | np.isnan(lat)
-    boxes = _rounded_outwards(np.stack([lon, lat, lon, lat]))
-    boxes[:, is_unknown] = np.nan
-    return boxes
-
-
-def _rounded_outwards(bounds: npt.NDArray[np.float64]) -> Boxes:
-    """Return float32 boxes that contain the boxes float64 [4, N]."""
-    # Beyond the range of float32 is infinity, which contains everything.
-    with np.errstate(over="ignore"):
-        boxes = bounds.astype(np.float32)
-    low, high = boxes[:2], boxes[2:]
-    np.copyto(low, np.nextafter(low, np.float32(-np.inf)), where=low > bounds[:2])
-    np.copyto(high, np.nextafter(high, np.float32(np.inf)), where=high < bounds[2:])
-    return boxes

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.search.index.answers import Ids
+from orbithash.search.segments.boxes import Boxes
 from orbithash.search.segments.chunks import (
     BOX_COLUMNS,
     COLUMNS,
     ROWS_PER_CHUNK,
     USUAL,
-    Boxes,
     ChunkEncoder,
     chunk_tables,
     decoded_chunks,

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +20,21 @@ import pyarrow as pa
 
 from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.encoders.errors import InputError
-from orbithash.search.segments.bits import Bits
+from orbithash.search.index.row_index import CodeRows, RowIndex, build_row_index
+from orbithash.search.segments.bits import Bits, full
 from orbithash.search.segments.bits import rows as set_rows
 from orbithash.search.segments.chunks import ROWS_PER_CHUNK
 from orbithash.search.segments.columns import ArchiveColumns, ColumnsInMemory, ReadColumns
 from orbithash.search.segments.ids import SortedIds
-from orbithash.search.segments.layout import DamagedSegment, checksum_of_file, map_file, read_arrays, write_arrays
+from orbithash.search.segments.layout import DamagedSegment, checksum_of, map_file, read_arrays, write_arrays
 from orbithash.search.segments.segment import Segment, code_numbers
-from orbithash.search.segments.standin import CodeRows, RowIndex, build_row_index
 from orbithash.search.segments.writing import (
     Batches,
     ColumnsWriter,
     FinishedColumns,
     Labels,
-    columns_in_file,
     create_file,
+    mapped_columns,
     write_columns,
 )
 
@@ -107,6 +106,12 @@ def build_segment(
 def open_segment(folder: Path, name: str, bits: int, index: str = "exact") -> Segment:
     """Return a segment, mapped from its files, after a comparison of all checksums.
 
+    Args:
+        folder: the folder that `write_segment` wrote it to.
+        name: `Segment.name`.
+        bits: bits of a code.
+        index: the name of an index. If it is not that of the file, the index is built in memory.
+
     Raises:
         DamagedSegment: a file is missing, truncated, changed, of another format version or can be written by other
             users; the codes have other `bits`.
@@ -125,17 +130,17 @@ def merge_segments(
 
     Args:
         folder: where to write it; None: in memory.
-        parts: segments without a common living row, and the bits of the rows that live; None: all.
+        parts: at least one segment, each with the bits of the rows to take; None: all. No id is taken twice.
         bits: bits of a code.
         index: the name of an index.
         read: reads the columns of a segment in memory from the archive when they are needed; None: the columns are
             taken from the parts.
 
     Raises:
-        OSError: as `write_segment`.
+        InputError, OSError: as `write_segment`.
     """
     segments = [segment for segment, _ in parts]
-    rows = [_living(segment, alive) for segment, alive in parts]
+    rows = [set_rows(full(segment.num_rows) if taken is None else taken) for segment, taken in parts]
     ids = np.concatenate([segment.ids_of(part) for segment, part in zip(segments, rows, strict=True)])
     order = np.argsort(ids, kind="stable")
     ids, numbers = ids[order], np.concatenate(rows)[order]
@@ -233,8 +238,11 @@ def _open(
         raise DamagedSegment(f"{codes} holds the segment {name_in_file}, not {name}")
     if description["bits"] != bits:
         raise DamagedSegment(f"{codes} holds codes of {description['bits']} bits, not of {bits}")
-    if not is_verified:
-        _verify_columns(columns, description["columns"])
+    mapped = map_file(columns)
+    if len(mapped) != description["columns"]["num_bytes"]:
+        raise DamagedSegment(f"{columns} has {len(mapped):,} bytes instead of {description['columns']['num_bytes']:,}")
+    if not is_verified and checksum_of(mapped) != description["columns"]["checksum"]:
+        raise DamagedSegment(f"{columns} is damaged: wrong checksum")
     labels = Labels(arrays["label_offsets"], arrays["label_text"])
     code_rows = CodeRows(arrays["words"], arrays.get("starts"), arrays["rows"])
     index_arrays = {key.removeprefix(_INDEX): array for key, array in arrays.items() if key.startswith(_INDEX)}
@@ -249,22 +257,9 @@ def _open(
         code_rows,
         index,
         written_index,
-        columns_in_file(columns, labels, arrays.get("boxes")),
+        mapped_columns(mapped, labels, arrays.get("boxes")),
         arrays["code_numbers"],
     )
-
-
-def _verify_columns(path: Path, expected: dict[str, Any]) -> None:
-    mapped = map_file(path)
-    if len(mapped) != expected["num_bytes"]:
-        raise DamagedSegment(f"{path} has {len(mapped):,} bytes instead of {expected['num_bytes']:,}")
-    if checksum_of_file(path) != expected["checksum"]:
-        raise DamagedSegment(f"{path} is damaged: wrong checksum")
-
-
-def _living(segment: Segment, alive: Bits | None) -> Rows:
-    """Return the numbers of the rows that live."""
-    return np.arange(segment.num_rows, dtype=np.uint32) if alive is None else set_rows(alive)
 
 
 def _take_codes(segments: Sequence[Segment], sources: Sources, numbers: Rows, bits: int) -> Codes:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FORMAT_VERSION", "DamagedSegment", "checksum_of_file", "map_file", "read_arrays", "write_arrays"]
+__all__ = ["FORMAT_VERSION", "DamagedSegment", "checksum_of", "map_file", "read_arrays", "write_arrays"]
 
 FORMAT_VERSION = 1
 
@@ -32,7 +32,6 @@ _START = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<Q")
 _ALIGNMENT = 64
 _MAX_DESCRIPTION = 2**20
-_BLOCK = 2**20
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -118,32 +117,26 @@ def map_file(path: Path) -> mmap.mmap:
     except OSError as error:
         raise DamagedSegment(f"{path} cannot be opened: {error.strerror}") from error
     try:
-        return map_descriptor(descriptor, path)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            raise DamagedSegment(f"{path} is not a file or is empty")
+        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise DamagedSegment(f"{path} can be written by other users")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DamagedSegment(f"{path} cannot be mapped: {error.strerror}") from error
     finally:
         os.close(descriptor)
-
-
-def map_descriptor(descriptor: int, path: Path) -> mmap.mmap:
-    """Return a read-only map of an open file; see `map_file`."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise DamagedSegment(f"{path} is not a file or is empty")
-    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise DamagedSegment(f"{path} can be written by other users")
-    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def checksum_of_file(path: Path) -> str:
-    """Return the xxh3_64 of a file as hexadecimal text."""
+def checksum_of(mapped: mmap.mmap) -> str:
+    """Return the xxh3_64 of a mapped file as hexadecimal text; its pages do not stay in the memory of the process."""
     import xxhash
 
-    checksum = xxhash.xxh3_64()
-    block = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            checksum.update(block[:count])
-    return str(checksum.hexdigest())
+    checksum = str(xxhash.xxh3_64_hexdigest(mapped))
+    mapped.madvise(mmap.MADV_DONTNEED)
+    return checksum

@@ -9,17 +9,16 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_bits, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT, Ids, ShardAnswer
+from orbithash.search.index.row_index import ALL_ROWS, CodeRows, RowIndex, RowMask, build_row_index
 from orbithash.search.segments.columns import Columns
 from orbithash.search.segments.hits import ReadyHits, serialised_hits
 from orbithash.search.segments.ids import RowNumbers, SortedIds
-from orbithash.search.segments.standin import CodeRows, RowIndex, RowMask, build_row_index
 
 __all__ = ["Segment"]
 
 Rows = npt.NDArray[np.integer]
 
 
-_ALL_ROWS = RowMask()
 # Begins the names of segments in memory.
 _IN_MEMORY = "memory-"
 
@@ -143,7 +142,7 @@ class Segment:
         k: int,
         radius: int | None = None,
         after: tuple[int, int] | None = None,
-        mask: RowMask = _ALL_ROWS,
+        mask: RowMask = ALL_ROWS,
     ) -> ShardAnswer:
         """Return the k nearest rows of each query among those that the mask lets pass, ordered by (distance, id).
 

@@ -1,5 +1,6 @@
 """The parts of a segment while it is made: columns in a file or in memory, ids and codes of its batches."""
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,16 +15,16 @@ import pyarrow as pa
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import Ids
+from orbithash.search.segments.boxes import Boxes
 from orbithash.search.segments.chunks import (
     COLUMNS,
     ROWS_PER_CHUNK,
-    Boxes,
     ChunkEncoder,
     chunk_tables,
     decoded_chunks,
 )
 from orbithash.search.segments.columns import Columns
-from orbithash.search.segments.layout import checksum_of_file, map_file
+from orbithash.search.segments.layout import checksum_of, map_file
 from orbithash.search.segments.segment import check_unique, is_ascending
 
 __all__ = [
@@ -32,8 +33,8 @@ __all__ = [
     "FinishedColumns",
     "Labels",
     "SortedCodes",
-    "columns_in_file",
     "create_file",
+    "mapped_columns",
     "write_columns",
 ]
 
@@ -142,7 +143,7 @@ class ColumnsFile:
     def columns(self) -> Columns:
         """Complete the file and return its columns, mapped."""
         finished = self.finish().result()
-        return columns_in_file(self.path, finished.labels, finished.boxes)
+        return mapped_columns(map_file(self.path), finished.labels, finished.boxes)
 
     def close(self) -> None:
         """Close the file, complete or not."""
@@ -159,9 +160,9 @@ class ColumnsFile:
             written.result()
         self._writer.close()
         self._file.close()
-        boxes = self._encoder.boxes(_mapped_batches(self.path))
-        labels = Labels.of(self._encoder.labels)
-        return FinishedColumns(self.path.stat().st_size, checksum_of_file(self.path), labels, boxes)
+        mapped = map_file(self.path)
+        boxes = self._encoder.boxes(_batches_in(mapped))
+        return FinishedColumns(len(mapped), checksum_of(mapped), Labels.of(self._encoder.labels), boxes)
 
 
 def write_columns(new_target: Callable[[], TargetT], batches: Batches, bits: int) -> tuple[SortedCodes, TargetT]:
@@ -176,13 +177,15 @@ def write_columns(new_target: Callable[[], TargetT], batches: Batches, bits: int
         target.write(chunk)
     ids, codes = (np.concatenate(parts) for parts in zip(*collected, strict=True))
     collected.clear()
-    if not is_ascending(ids):
+    is_sorted = is_ascending(ids)
+    if not is_sorted:
         order = np.argsort(ids, kind="stable")
         ids, codes = ids[order], codes[order]
+    check_unique(ids)
+    if not is_sorted:
         arrived, target = target.columns(), new_target()
         for start in range(0, len(order), ROWS_PER_CHUNK):
             target.write(arrived.take(order[start : start + ROWS_PER_CHUNK], arrived.names))
-    check_unique(ids)
     return SortedCodes(ids, codes), target
 
 
@@ -203,12 +206,12 @@ def create_file(path: Path) -> int:
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
 
 
-def columns_in_file(path: Path, labels: Labels, boxes: Boxes | None) -> Columns:
-    """Return the columns of a finished file, mapped."""
-    batches = _mapped_batches(path)
+def mapped_columns(mapped: mmap.mmap, labels: Labels, boxes: Boxes | None) -> Columns:
+    """Return the columns of a finished file."""
+    batches = _batches_in(mapped)
     return Columns(sum(map(len, batches)), decoded_chunks(batches, labels.array()), boxes)
 
 
-def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
-    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_file(path))))
+def _batches_in(mapped: mmap.mmap) -> list[pa.RecordBatch]:
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
     return [reader.get_batch(number) for number in range(reader.num_record_batches)]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orbithash.search.segments.chunks import read_outlines
+from orbithash.search.segments.boxes import read_outlines
 from orbithash.search.segments.filters.conditions import EXPENSIVE, FilterColumns, Mask, Test, Truth, part_of
 from orbithash.search.segments.filters.grids import AreaGrid
 from orbithash.search.segments.stop import Stop

@@ -7,8 +7,9 @@ from segment_parts import random_codes, random_ids
 from orbithash.encoders.codes import hamming
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT
+from orbithash.search.index.row_index import RowMask
 from orbithash.search.segments.ids import SortedIds
-from orbithash.search.segments.segment import RowMask, Segment
+from orbithash.search.segments.segment import Segment
 
 
 @pytest.mark.parametrize("seed", range(12))

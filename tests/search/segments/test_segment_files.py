@@ -359,11 +359,15 @@ WRITERS = """
     import numpy as np
     from segment_parts import batches_of, random_ids, random_table
 
+    from orbithash.search.segments.columns import ColumnsInMemory
     from orbithash.search.segments.files import merge_segments, remove_segments, write_segment
 
 
     rng = np.random.default_rng(3)
     rows = [batches_of(rng, random_ids(rng, 300), random_table(rng, 300, 20, 5)) for _ in range(6)]
+
+    # Kernels are compiled here, not in each writer.
+    ColumnsInMemory.of(random_table(rng, 9, 20))
 
 
     def write_for_ever(folder, number, pipe):
