@@ -21,8 +21,8 @@ __all__ = ["LocalEncoder", "PooledEncoder"]
 
 # Maximum number of items in one pass of the network: those that arrive together, or while a pass runs.
 _MAX_BATCH = 64
-# Maximum number of rows of one upsert in a pass. The upsert waits for each pass before it requests the next one, so that
-# queries get their turn soon.
+# Maximum number of rows of one upsert in a pass. The upsert waits for each pass before it requests the next one, so
+# that queries get their turn soon.
 _MAX_ROWS = 16
 # Maximum number of items that wait for a pass.
 _MAX_WAITING = 1024
