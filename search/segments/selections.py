@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from orbithash.search.index.code_rows import CodeRows, FewRows, few_rows
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
 from orbithash.search.segments.filters.conditions import FilterColumns
 from orbithash.search.segments.filters.expressions import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
-
-if TYPE_CHECKING:
-    from orbithash.search.index.code_rows import CodeRows, FewRows
 
 __all__ = ["MAX_KEPT_BYTES", "Selected", "Selections"]
 
@@ -56,7 +54,7 @@ class Selected(NamedTuple):
 
     passing: Bits
     num_passing: int
-    few: "FewRows | None"
+    few: FewRows | None
 
 
 class FilteredSegment(Protocol):
@@ -75,7 +73,7 @@ class FilteredSegment(Protocol):
         """Columns of the rows."""
 
     @property
-    def code_rows(self) -> "CodeRows":
+    def code_rows(self) -> CodeRows:
         """Codes of the rows."""
 
 
@@ -253,12 +251,7 @@ class Selections:
         """Evaluate a filter over a segment, and keep the selection."""
         passing = filter_.passing(segment.columns, segment.num_rows, stop)
         num_passing = bits.count(passing)
-        few = None
-        if num_passing * _FEW <= segment.num_rows:
-            with suppress(ModuleNotFoundError):
-                from orbithash.search.index.code_rows import few_rows
-
-                few = few_rows(segment.code_rows, passing)
+        few = few_rows(segment.code_rows, passing) if num_passing * _FEW <= segment.num_rows else None
         selected = Selected(passing, num_passing, few)
         self._keep(key, selected)
         return selected
