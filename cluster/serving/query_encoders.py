@@ -19,11 +19,9 @@ from orbithash.search.observer import Observer
 
 __all__ = ["LocalEncoder", "PooledEncoder"]
 
-# Maximum number of items in one pass of the network: those that arrive together, or while a pass runs.
-_MAX_BATCH = 64
-# Maximum number of rows of one upsert in a pass. The upsert waits for each pass before it requests the next one, so
-# that queries get their turn soon.
-_MAX_ROWS = 16
+# Maximum number of items in one pass of the network. A caller with more, such as an upsert, waits for
+# each pass before it requests the next one, so that queries of other callers get their turn.
+_MAX_BATCH = 16
 # Maximum number of items that wait for a pass.
 _MAX_WAITING = 1024
 
@@ -51,19 +49,19 @@ class _Encoder(ABC):
         if kind == "image":
             with self._observer.stage("decode"):
                 items = list(await self._decoder.prepare(items, self._preprocessing))
-        return await self._encode(kind, items, with_outputs, _MAX_BATCH)
+        return await self._encode(kind, items, with_outputs)
 
     async def encode_rows(self, images: list[bytes]) -> tuple[Encoded, list[bytes]]:
         """See `QueryEncoder.encode_rows`."""
         with self._observer.stage("decode"):
             pixels, thumbnails = await self._decoder.prepare_rows(images, self._preprocessing)
-        return await self._encode("image", list(pixels), with_outputs=False, at_once=_MAX_ROWS), thumbnails
+        return await self._encode("image", list(pixels), with_outputs=False), thumbnails
 
-    async def _encode(self, kind: Kind, items: list[Any], with_outputs: bool, at_once: int) -> Encoded:
+    async def _encode(self, kind: Kind, items: list[Any], with_outputs: bool) -> Encoded:
         encoded: list[Encoded] = []
         with self._observer.stage("encode"):
-            for start in range(0, len(items), at_once):
-                part = items[start : start + at_once]
+            for start in range(0, len(items), _MAX_BATCH):
+                part = items[start : start + _MAX_BATCH]
                 submitted = (self._batcher.submit(item, 1, (kind, with_outputs), math.inf) for item in part)
                 encoded += await asyncio.gather(*submitted)
         return Encoded.joined(encoded)

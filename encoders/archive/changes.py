@@ -5,6 +5,7 @@ files that the older version lacks; Lance knows for each row the version that la
 only moved are skipped. Lance also lists the rows that were deleted.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -125,13 +126,22 @@ def part_batches(
     ranges = part.ranges(num_ids, _MAX_RANGES)
     if ranges is None:
         return _only(part, scan.batches(columns))
+    if not ranges:
+        return iter(())
+    if ranges == [(0, num_ids)]:
+        return scan.batches(columns)
     return scan.batches(columns, " OR ".join(f"(_rowid >= {first} AND _rowid < {end})" for first, end in ranges))
 
 
 def commit_id(archive: Archive) -> str:
-    """Return the unique id of the commit that made this version; it tells an archive from another one in its place."""
+    """Return a unique id of the commit that made this version; it tells an archive from another one in its place."""
     with one_line_errors(archive.path):
-        return str(open_dataset(archive.path, archive.version).read_transaction(archive.version).uuid)
+        dataset = open_dataset(archive.path, archive.version)
+        if (transaction := _transaction(dataset, archive.version)) is not None:
+            return str(transaction.uuid)
+        # A compaction has written files with unique names.
+        files = sorted(map(_files, dataset.get_fragments()))
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def changes_since(archive: Archive, version: int, part: RowPart) -> Changes:

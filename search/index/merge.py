@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orbithash.search.index.shard import NO_HIT, Distances, Ids, ShardAnswer
+from orbithash.search.index.answers import NO_HIT, Distances, Ids, ShardAnswer
 
-__all__ = ["Merged", "MergedRows", "merge", "merge_rows"]
+__all__ = ["Merged", "MergedRows", "join", "merge", "merge_rows"]
 
 
 class Merged(NamedTuple):
@@ -92,3 +92,23 @@ def merge_rows(answers: Sequence[ShardAnswer], ks: Sequence[int]) -> list[Merged
             ties += int(answer.ties[query]) if ends_at_cutoff else distances.count(cutoff)
         merged.append(MergedRows(*map(list, zip(*hits, strict=True)), ties))  # type: ignore[arg-type]
     return merged
+
+
+def join(answers: Sequence[ShardAnswer], k: int) -> ShardAnswer:
+    """Return the answer of several disjoint parts as that of one, without rows.
+
+    Each part must have been asked for at least `k` rows, or for all rows within a radius that holds `k` rows of the
+    parts.
+    """
+    distances = np.concatenate([answer.distances for answer in answers], axis=1)
+    ids = np.concatenate([answer.ids for answer in answers], axis=1)
+    order = np.lexsort((ids, distances), axis=1)[:, :k]
+    distances, ids = np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    # -1, which is no distance, for queries without hits.
+    cutoffs = np.where(distances != NO_HIT, distances, -1).max(axis=1, initial=-1)
+    ties = np.zeros(len(distances), np.int64)
+    for answer in answers:
+        last = np.where(answer.distances != NO_HIT, answer.distances, -1).max(axis=1, initial=-1)
+        num_found = (answer.distances == cutoffs[:, None]).sum(axis=1)
+        ties += np.where((last == cutoffs) & (last >= 0), answer.ties, num_found)
+    return ShardAnswer(distances, ids, ties)

@@ -60,22 +60,32 @@ class Deal:
 
 @dataclass(frozen=True)
 class ShardPart:
-    """The rows of one shard (see `orbithash.encoders.archive.changes.RowPart`).
+    """The rows of one shard, or some of them (see `orbithash.encoders.archive.changes.RowPart`).
 
     Attributes:
         deal: which shard has which rows.
         number: number of the shard.
+        first, end: only rows with ids from `first` and, unless `end` is None, below `end`.
     """
 
     deal: Deal
     number: int
+    first: int = 0
+    end: int | None = None
 
     def contains(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Return which rows belong to the shard, bool [N]."""
-        return self.deal.part(ids, self.number)
+        """Return which rows belong to the part, bool [N]."""
+        is_here = self.deal.part(ids, self.number)
+        if self.first:
+            is_here &= ids >= np.uint64(self.first)
+        if self.end is not None:
+            is_here &= ids < np.uint64(self.end)
+        return is_here
 
     def ranges(self, num_ids: int, max_ranges: int) -> list[tuple[int, int]] | None:
-        """Return the ids below `num_ids` of the shard as ranges (first, end); None if there are more than allowed."""
-        if num_ids >> self.deal.shift > max_ranges * self.deal.num_shards:
+        """Return the ids below `num_ids` of the part as ranges (first, end); None if there are more than allowed."""
+        if num_ids >> self.deal.shift > max_ranges * self.deal.num_shards and self.deal.num_shards > 1:
             return None
-        return self.deal.ranges(self.number, num_ids)
+        num_ids = num_ids if self.end is None else min(num_ids, self.end)
+        ranges = [(max(first, self.first), end) for first, end in self.deal.ranges(self.number, num_ids)]
+        return [(first, end) for first, end in ranges if first < end]

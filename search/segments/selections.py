@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from orbithash.search.index.code_rows import CodeRows, FewRows, few_rows
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
@@ -22,7 +21,10 @@ from orbithash.search.segments.filters.conditions import FilterColumns
 from orbithash.search.segments.filters.expressions import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
 
-__all__ = ["MAX_KEPT_BYTES", "Selected", "Selections"]
+if TYPE_CHECKING:
+    from orbithash.search.index.code_rows import CodeRows, FewRows
+
+__all__ = ["MAX_KEPT_BYTES", "Selected", "Selections", "lower_priority"]
 
 # Default maximum of the memory of the selections that are kept.
 MAX_KEPT_BYTES = 128 * 2**20
@@ -54,7 +56,7 @@ class Selected(NamedTuple):
 
     passing: Bits
     num_passing: int
-    few: FewRows | None
+    few: "FewRows | None"
 
 
 class FilteredSegment(Protocol):
@@ -73,7 +75,7 @@ class FilteredSegment(Protocol):
         """Columns of the rows."""
 
     @property
-    def code_rows(self) -> CodeRows:
+    def code_rows(self) -> "CodeRows":
         """Codes of the rows."""
 
 
@@ -102,7 +104,7 @@ class Selections:
     def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
         """Keep the most recently used selections, at most `max_bytes` of them together."""
         self._max_bytes = max_bytes
-        self._executor = ThreadPoolExecutor(_NUM_THREADS, "filter", initializer=_lower_priority)
+        self._executor = ThreadPoolExecutor(_NUM_THREADS, "filter", initializer=lower_priority)
         self._lock = threading.Lock()
         self._filters: OrderedDict[str, Filter] = OrderedDict()
         self._kept: OrderedDict[_Key, Selected] = OrderedDict()
@@ -251,7 +253,12 @@ class Selections:
         """Evaluate a filter over a segment, and keep the selection."""
         passing = filter_.passing(segment.columns, segment.num_rows, stop)
         num_passing = bits.count(passing)
-        few = few_rows(segment.code_rows, passing) if num_passing * _FEW <= segment.num_rows else None
+        few = None
+        if num_passing * _FEW <= segment.num_rows:
+            with suppress(ModuleNotFoundError):
+                from orbithash.search.index.code_rows import few_rows
+
+                few = few_rows(segment.code_rows, passing)
         selected = Selected(passing, num_passing, few)
         self._keep(key, selected)
         return selected
@@ -274,7 +281,8 @@ def _num_bytes(key: _Key, selected: Selected) -> int:
     return selected.passing.nbytes + few + sys.getsizeof(key[0]) + 512
 
 
-def _lower_priority() -> None:
+def lower_priority() -> None:
+    """Let the calling thread give way to threads that answer searches."""
     # Elsewhere, threads have no priorities of their own.
     if sys.platform == "linux":
         with suppress(OSError):

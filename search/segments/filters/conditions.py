@@ -127,14 +127,13 @@ class ColumnCondition:
         dictionary = chunks[0].dictionary if chunks else pa.array([], array.type.value_type)
         num_values = len(dictionary)
         codes = pa.chunked_array([chunk.indices for chunk in chunks], array.type.index_type)
-        values = dictionary.cast(self.type)
+        # The truth for null is the last entry.
+        values = pa.concat_arrays([dictionary.cast(self.type), pa.nulls(1, self.type)])
 
         def test_values(begin: int, end: int, among: Mask | None) -> Truth:
             return _truth(self.kernel(values.slice(begin, end - begin)))
 
-        parts = [truth for _, truth in in_chunks(test_values, num_values, stop)]
-        # Null has the number after the last value.
-        parts.append(_truth(self.kernel(pa.nulls(1, self.type))))
+        parts = [truth for _, truth in in_chunks(test_values, len(values), stop)]
         yes, no = (np.concatenate(part) for part in zip(*parts, strict=True))
 
         def test(begin: int, end: int, among: Mask | None) -> Truth:
