@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -73,6 +73,9 @@ def submit(
 def plan(
     rows: Annotated[float, typer.Option("--rows", help="Number of rows of the archive, such as 1e9.")],
     bits: Annotated[int, typer.Option("--bits", help="Length of a code in bits.")] = 64,
+    codes: Annotated[
+        str, typer.Option("--codes", help="Distribution of the codes: learned (near one another) or random (uniform).")
+    ] = "learned",
     qps: Annotated[float, typer.Option("--qps", help="Queries per second.")] = 100.0,
     k: Annotated[int, typer.Option("-k", help="Number of hits per query.")] = 10,
     distinct: Annotated[
@@ -95,10 +98,12 @@ def plan(
     """Estimate the nodes that serve an archive of this size, what limits them, and what would change the estimate."""
     from orbithash.cluster.planning.costs import MEASURED, fitted
     from orbithash.cluster.planning.plan import make_plan
-    from orbithash.cluster.planning.requirements import Requirements
+    from orbithash.cluster.planning.requirements import CodeKind, Requirements
     from orbithash.cluster.planning.table import as_fields, as_table
 
-    requirements = Requirements(rows, bits, qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only)
+    requirements = Requirements(
+        rows, bits, cast(CodeKind, codes), qps, k, distinct, replicas, cores, memory, headroom, p99, not read_only
+    )
     made = make_plan(requirements, fitted(bench) if bench else MEASURED)
     if as_json:
         print_json(as_fields(made))

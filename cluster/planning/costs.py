@@ -1,6 +1,6 @@
 """The constants of the cost model.
 
-`MEASURED` are those of the machine of docs/results.md; `fitted` replaces those of the scan by measurements of
+`MEASURED` are those of the machine of docs/results.md; `fitted` replaces those of searches by measurements of
 `orbithash bench search` on another machine.
 """
 
@@ -9,13 +9,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from orbithash.cluster.planning.requirements import CodeKind
 from orbithash.encoders.codes import num_bytes
 from orbithash.encoders.errors import InputError
 
-__all__ = ["MEASURED", "Costs", "fitted"]
+__all__ = ["MEASURED", "Costs", "Probe", "fitted"]
+
+# A search that probes tables changes to comparing all codes before it has taken this multiple of that time.
+MAX_PROBE = 1.2
+
+
+class Probe(NamedTuple):
+    """Median seconds of a lone query that probes the tables of `codes` distinct learned codes of this length."""
+
+    bits: int
+    codes: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -26,81 +39,110 @@ class Costs:
         source: where the constants were measured.
         scan_s: fixed cost of one query in one shard.
         code_s, byte_s: cost of comparing a query with one distinct code: per code, and per byte of the code.
-        scan_tail: ratio of the 99th percentile of a scan to its median.
-        call_s: cost of one call to one shard in the gateway.
+        batch_share: share of that cost that each query of a batch of 64 has, because they share what is read.
+        probes: measured searches of learned codes by probing; other lengths and numbers are interpolated.
+        search_tail: ratio of the 99th percentile of a search to its median.
+        call_s, shard_call_s: cost of one call to one shard, in the gateway and in the shard's process.
         hop_s: latency of a call and its answer, without work.
         query_s: cost of one query in the gateway, without shards.
         merge_s, merge_hit_s: cost of merging one shard's answer to one query: per answer, and per hit.
-        take_s, take_hit_s: cost of reading the rows of hits from disk: per batch, and per hit.
-        load_s: cost of reading the archive, per row of the archive: each replica reads all rows and keeps its own.
-        build_s: cost of building a shard, per row of the shard.
-        change_s: cost of a commit, per row of the shard, whatever the number of changed rows.
+        load_s: cost of reading a shard's part of the archive and building its segments, per row of the shard.
+        map_s: cost of mapping and checking a shard's own files instead, per row.
+        change_s: a shard's part of a commit of few rows, whatever its size.
+        filter_s: cost of a new filter, per row: LIKE, the most expensive of those without a geometry.
+        table_bytes: tables for probing, per distinct code.
         replica_bytes, gateway_bytes: memory of the process of a replica and of a gateway, without rows.
-        key_chars: length of a key.
         column_bytes, index_bytes, thumbnail_bytes: size of a row on disk: its columns without code and thumbnail, its
             entry in the index of keys, its thumbnail.
-        is_by_code: equal codes are in one shard (not implemented: rows are dealt by id).
-        is_shared: gateways share the replicas of shards (not implemented: each gateway has its own).
+        cached_share: share of the columns that has to be in the page cache, so that filters do not wait for a disk.
+        is_by_code: equal codes are in one shard (not implemented: rows are dealt by blocks of ids).
     """
 
     source: str
     scan_s: float
     code_s: float
     byte_s: float
-    scan_tail: float
+    batch_share: float
+    probes: tuple[Probe, ...]
+    search_tail: float
     call_s: float
+    shard_call_s: float
     hop_s: float
     query_s: float
     merge_s: float
     merge_hit_s: float
-    take_s: float
-    take_hit_s: float
     load_s: float
-    build_s: float
+    map_s: float
     change_s: float
+    filter_s: float
+    table_bytes: float
     replica_bytes: float
     gateway_bytes: float
-    key_chars: float
     column_bytes: float
     index_bytes: float
     thumbnail_bytes: float
+    cached_share: float = 1.0
     is_by_code: bool = False
-    is_shared: bool = False
 
     def compare_s(self, bits: int) -> float:
-        """Return the seconds of comparing a query with one distinct code."""
+        """Return the seconds of comparing a lone query with one distinct code."""
         return self.code_s + self.byte_s * num_bytes(bits)
+
+    def search_s(self, kind: CodeKind, codes: float, bits: int, batch: float = 1.0) -> float:
+        """Return the seconds of one query of a batch in a shard with this number of distinct codes."""
+        # 1 alone, batch_share in a batch of 64.
+        shared = self.batch_share + (1 - self.batch_share) * (64 / min(max(batch, 1), 64) - 1) / 63
+        scan_s = self.scan_s + codes * self.compare_s(bits) * shared
+        return scan_s if kind == "random" else min(self.scan_s + self._probe_s(codes, bits), MAX_PROBE * scan_s)
+
+    def _probe_s(self, codes: float, bits: int) -> float:
+        """Return the seconds of probing, by power laws between the measured numbers of codes and lengths."""
+        lengths = sorted({probe.bits for probe in self.probes})
+        of_lengths = [_power_law([probe[1:] for probe in self.probes if probe.bits == each], codes) for each in lengths]
+        return _power_law(list(zip(map(float, lengths), of_lengths, strict=True)), float(bits))
+
+
+def _power_law(points: Sequence[tuple[float, float]], at: float) -> float:
+    """Return y at x = `at`, linear in the logarithms between points (x, y); the outer ones continue as a constant."""
+    below = max((point for point in points if point[0] <= at), default=min(points))
+    above = min((point for point in points if point[0] >= at), default=max(points))
+    if below[0] >= above[0]:
+        return below[1]
+    share = math.log(at / below[0]) / math.log(above[0] / below[0])
+    return math.exp((1 - share) * math.log(below[1]) + share * math.log(above[1]))
 
 
 # Measured on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the results.
 MEASURED = Costs(
-    source="2 cores (AMD EPYC), 2026-11-22",
-    # orbithash bench search --rows R --bits B --queries 256 --engine flat --engine faiss-flat: medians of a lone query
-    # over 10^5 to 10^7 random codes of 64 bits, 10^6 and 10^7 of 256 and 512, 10^6 of 128.
-    scan_s=47e-6,
+    source="2 cores (AMD EPYC), 2026-11-28",
+    # orbithash bench search --rows R --bits B --engine exact --engine faiss-flat: medians of a lone query over random
+    # codes, and in batches of 64.
+    scan_s=20e-6,
     code_s=0.355e-9,
     byte_s=0.0272e-9,
-    scan_tail=2.5,
-    # orbithash bench fanout --actors 16: CPU time of the calling process, and the latency of a lone query beyond it.
-    call_s=620e-6,
+    batch_share=0.33,
+    # The same with --codes mixture (10,000 centres, flip 0.06).
+    probes=(Probe(64, 1e6, 106e-6), Probe(64, 1e7, 63e-6)),
+    search_tail=4.0,
+    # orbithash bench fanout --actors 16: CPU time of the calling process and of a shard, and the latency beyond them.
+    call_s=120e-6,
+    shard_call_s=200e-6,
     hop_s=500e-6,
-    # orbithash bench serve --local (docs/results.md), minus the scan.
-    query_s=500e-6,
+    # orbithash bench serve --local (docs/results.md), minus the search.
+    query_s=300e-6,
     # merge_ms of orbithash bench fanout, for different numbers of shards and hits.
     merge_s=1.5e-6,
     merge_hit_s=0.1e-6,
-    # Archives of 10^6 and 10^7 rows (docs/scaling.md): RowCache.read, ShardHost.num_rows, Shard.changed.
-    take_s=3e-3,
-    take_hit_s=75e-6,
-    load_s=30e-9,
-    build_s=1.4e-6,
-    change_s=110e-9,
-    # Resident memory of actors and gateway under orbithash bench soak, without rows; 50 MB of a replica are its read
-    # buffer.
+    # orbithash bench changes --rows 10000000.
+    load_s=0.6e-6,
+    map_s=0.1e-6,
+    change_s=20e-3,
+    filter_s=40e-9,
+    table_bytes=15.6,
+    # Resident memory of actors and gateway under orbithash bench soak, without rows.
     replica_bytes=340e6,
     gateway_bytes=450e6,
     # The archives of orbithash bench serve, and thumbnails of UC Merced.
-    key_chars=25.5,
     column_bytes=47,
     index_bytes=16,
     thumbnail_bytes=4700,
@@ -108,15 +150,38 @@ MEASURED = Costs(
 
 
 def fitted(files: Sequence[Path]) -> Costs:
-    """Return `MEASURED` with the costs of the scan fitted to results of `orbithash bench search`, one file per size.
+    """Return `MEASURED` with the costs of searches fitted to results of `orbithash bench search`, one file per size.
 
-    Fits seconds = a + b * codes * (seconds per code of that length in `MEASURED`) by least squares of the relative
-    errors. With one size, only b is fitted.
+    Results of random codes are fitted by seconds = a + b * codes * (seconds per code of that length in `MEASURED`), by
+    least squares of the relative errors; with one size, only b is fitted. Results of other codes replace the measured
+    searches by probing.
     """
-    found = [_measured(path) for path in files]
-    seconds, codes, bits, tails = (np.array(column) for column in zip(*found, strict=True))
-    work = codes * np.array([MEASURED.compare_s(int(width)) for width in bits])
-    fixed_s = MEASURED.scan_s
+    results = [_measured(path) for path in files]
+    costs = replace(MEASURED, source=f"searches: {', '.join(map(str, files))}; other costs: {MEASURED.source}")
+    largest = max(results, key=lambda result: result.codes * MEASURED.compare_s(result.bits))
+    costs = replace(costs, search_tail=max(1.0, largest.tail))
+    if scans := [result for result in results if result.is_random]:
+        costs = _with_scans(costs, scans)
+    if probes := [result for result in results if not result.is_random]:
+        fitted_probes = tuple(Probe(each.bits, each.codes, max(1e-9, each.seconds - costs.scan_s)) for each in probes)
+        costs = replace(costs, probes=fitted_probes)
+    return costs
+
+
+class _Result(NamedTuple):
+    """Median seconds of a lone query over `codes` distinct codes; ratio of its 99th percentile to the median."""
+
+    is_random: bool
+    codes: float
+    bits: int
+    seconds: float
+    tail: float
+
+
+def _with_scans(costs: Costs, scans: Sequence[_Result]) -> Costs:
+    seconds = np.array([scan.seconds for scan in scans])
+    work = np.array([scan.codes * costs.compare_s(scan.bits) for scan in scans])
+    fixed_s = costs.scan_s
     if len(set(work.tolist())) > 1:
         terms = np.stack([1 / seconds, work / seconds], axis=1)
         fixed_s = float(np.linalg.lstsq(terms, np.ones(len(work)), rcond=None)[0][0])
@@ -124,31 +189,29 @@ def fitted(files: Sequence[Path]) -> Costs:
     fixed_s = min(max(0.0, fixed_s), 0.9 * float(seconds.min()))
     share = work / seconds
     factor = float(share @ (1 - fixed_s / seconds) / (share @ share))
-    return replace(
-        MEASURED,
-        source=f"scans: {', '.join(map(str, files))}; other costs: {MEASURED.source}",
-        scan_s=fixed_s,
-        code_s=factor * MEASURED.code_s,
-        byte_s=factor * MEASURED.byte_s,
-        scan_tail=max(1.0, float(tails[work.argmax()])),
-    )
+    return replace(costs, scan_s=fixed_s, code_s=factor * costs.code_s, byte_s=factor * costs.byte_s)
 
 
-def _measured(path: Path) -> tuple[float, float, int, float]:
-    """Return the median seconds of a scan, distinct codes, bits, and the ratio of the 99th percentile to the median."""
+def _measured(path: Path) -> _Result:
+    """Return the result in a file; `InputError` if it is not one that can be fitted."""
     try:
         result = json.loads(path.read_text())
-        flat, radius = result["engines"]["flat"], result["radius"]
-        found = flat["p50_ms"] * 1e-3, result["rows"] * result["distinct_share"], result["bits"], flat["p99_ms"] * 1e-3
-        is_valid = radius is None and all(math.isfinite(value) and value > 0 for value in found)
+        exact, radius, kind = result["engines"]["exact"], result["radius"], result["codes"]
+        found = _Result(
+            kind.startswith("random"),
+            result["rows"] * result["distinct_share"],
+            result["bits"],
+            exact["p50_ms"] * 1e-3,
+            exact["p99_ms"] / exact["p50_ms"],
+        )
+        is_valid = radius is None and all(math.isfinite(value) and value > 0 for value in found[1:])
     except OSError as error:
         raise InputError(f"--bench {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         is_valid = False
     if not is_valid:
         raise InputError(
             f"--bench {path}: invalid file; a results.json of `orbithash bench search --out` without --radius that "
-            "measured the engine flat is needed"
+            "measured the engine exact is needed"
         )
-    median_s, codes, bits, p99_s = found
-    return median_s, codes, bits, p99_s / median_s
+    return found

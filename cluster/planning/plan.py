@@ -2,8 +2,8 @@
 
 The result is arithmetic on measured costs (`costs.py`); plans of many nodes were never tested.
 
-Each gateway has its own replicas of all shards, as `orbithash serve` starts them. For each number of shards the
-smallest number of gateways that keeps up is found; the plan with the fewest nodes is chosen.
+Gateways share the replicas of all shards. For each number of shards the smallest number of gateways that keeps up is
+found; the plan with the fewest nodes is chosen.
 """
 
 import math
@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orbithash.cluster.planning.costs import MEASURED, Costs
-from orbithash.cluster.planning.latency import latency, scan_seconds
+from orbithash.cluster.planning.latency import Fan, Latency, latency
 from orbithash.cluster.planning.requirements import Requirements
-from orbithash.cluster.planning.sizing import Alternative, Plan, size
-from orbithash.cluster.serving.shards import SHARD_THREADS
+from orbithash.cluster.planning.sizing import Alternative, Plan, nodes_for_memory, size
 from orbithash.encoders.errors import InputError
 
 __all__ = ["make_plan"]
@@ -35,8 +34,8 @@ def make_plan(requirements: Requirements, costs: Costs = MEASURED) -> Plan:
     plan = _best(requirements, costs)
     if plan is None:
         raise InputError(
-            f"--qps is {requirements.qps:g}: {_MAX_GATEWAYS:,} gateways do not keep up with this load on "
-            f"{requirements.rows:,.0f} rows; reduce --qps or increase --replicas"
+            f"--qps is {requirements.qps:g}: {_MAX_GATEWAYS:,} gateways and {requirements.replicas} replicas of each "
+            f"shard do not keep up with this load on {requirements.rows:,.0f} rows; reduce --qps or increase --replicas"
         )
     return replace(plan, alternatives=tuple(_alternative(*changed) for changed in _changes(requirements, costs)))
 
@@ -44,12 +43,16 @@ def make_plan(requirements: Requirements, costs: Costs = MEASURED) -> Plan:
 def _alternative(text: str, requirements: Requirements, costs: Costs) -> Alternative:
     plan = _best(requirements, costs)
     if plan is None:
-        return Alternative(text, 0, 0, 0, math.inf, "gateways", "gateways do not keep up")
+        return Alternative(text, 0, 0, 0, math.inf, "replicas", "gateways and replicas do not keep up")
     return Alternative(text, plan.nodes, plan.shards, plan.gateways, plan.p99_ms["all"], plan.decided_by, plan.problem)
 
 
 def _changes(requirements: Requirements, costs: Costs) -> Iterator[tuple[str, Requirements, Costs]]:
     """Yield changed requirements and costs with a description."""
+    if requirements.codes == "learned":
+        yield "uniformly random codes", replace(requirements, codes="random"), costs
+    else:
+        yield "codes of a trained model", replace(requirements, codes="learned"), costs
     if requirements.distinct > 0.1:
         yield "a tenth of the distinct codes", replace(requirements, distinct=requirements.distinct / 10), costs
     if requirements.replicas > 1:
@@ -59,14 +62,10 @@ def _changes(requirements: Requirements, costs: Costs) -> Iterator[tuple[str, Re
     yield "nodes of twice the memory", replace(requirements, memory_gb=2 * requirements.memory_gb), costs
     yield "nodes of twice the cores", replace(requirements, cores=2 * requirements.cores), costs
     yield "five times the latency", replace(requirements, p99_ms=5 * requirements.p99_ms), costs
-    # The changes of costs below are not implemented.
-    faster = replace(costs, code_s=costs.code_s / 4, byte_s=costs.byte_s / 4)
-    yield "scans in a quarter of the time", requirements, faster
-    yield "shard calls at a tenth of the cost", requirements, replace(costs, call_s=costs.call_s / 10)
-    yield "gateways that share shards", requirements, replace(costs, is_shared=True)
+    yield "columns read from disk, not cached", requirements, replace(costs, cached_share=0.0)
+    # The change of costs below is not implemented.
     if requirements.num_distinct < requirements.rows:
-        both = replace(costs, is_shared=True, is_by_code=True)
-        yield "shared shards, and equal codes in one shard", requirements, both
+        yield "equal codes in one shard", requirements, replace(costs, is_by_code=True)
 
 
 def _best(requirements: Requirements, costs: Costs) -> Plan | None:
@@ -80,7 +79,9 @@ def _best(requirements: Requirements, costs: Costs) -> Plan | None:
             return replace(plan, requirements=requirements, problem=f"{problem}{plan.problem}".removesuffix("; "))
         # The latency of a lone query on idle gateways.
         lone = [
-            (sum(found[1].values()), shards) for shards in counts if (found := latency(requirements, costs, shards, 0))
+            (found.total_s, shards)
+            for shards in counts
+            if (found := latency(requirements, costs, shards, _fan(requirements, costs, shards), 1, 0))
         ]
         min_s, shards = min(lone)
         problem = (
@@ -104,15 +105,17 @@ def _shard_counts(requirements: Requirements) -> list[int]:
     return sorted({min(maximum, round(_STEP**step)) for step in steps})
 
 
+def _fan(requirements: Requirements, costs: Costs, shards: int) -> Fan:
+    return Fan.of(shards, nodes_for_memory(requirements, costs, shards))
+
+
 def _plan_of(requirements: Requirements, costs: Costs, shards: int) -> Plan | None:
     """Return the plan with this number of shards and the fewest gateways that keep up, or None if none do."""
-    busy_threads = requirements.qps * scan_seconds(requirements, costs, shards)
-    if costs.is_shared and busy_threads > SHARD_THREADS * requirements.used_share * requirements.replicas:
-        return None
+    fan = _fan(requirements, costs, shards)
 
-    def allowed_latency(gateways: int) -> tuple[float, dict[str, float]] | None:
-        found = latency(requirements, costs, shards, requirements.qps / gateways)
-        return found if found and sum(found[1].values()) <= requirements.p99_ms * _MS else None
+    def allowed_latency(gateways: int) -> Latency | None:
+        found = latency(requirements, costs, shards, fan, gateways, requirements.qps)
+        return found if found and found.total_s <= requirements.p99_ms * _MS else None
 
     gateways = 1
     while allowed_latency(gateways) is None:
@@ -125,4 +128,4 @@ def _plan_of(requirements: Requirements, costs: Costs, shards: int) -> Plan | No
         low, gateways = (low, middle) if allowed_latency(middle) else (middle + 1, gateways)
     found = allowed_latency(gateways)
     assert found is not None, "the search ends at a number that keeps up"
-    return size(requirements, costs, shards, gateways, *found)
+    return size(requirements, costs, shards, gateways, fan, found)

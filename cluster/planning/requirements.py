@@ -1,11 +1,15 @@
 """The input of a plan: the archive, the load, and the nodes to use."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from orbithash.encoders.codes import check_bits
 from orbithash.encoders.errors import InputError
 
-__all__ = ["Requirements"]
+__all__ = ["CodeKind", "Requirements"]
+
+# How codes are distributed: near one another, as those of a trained model, or uniformly random.
+CodeKind = Literal["learned", "random"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,7 @@ class Requirements:
 
     Attributes:
         rows, bits: number of rows of the archive, length of a code.
+        codes: how the codes are distributed, which decides whether a search probes tables or compares all codes.
         qps: queries per second.
         k: hits per query.
         distinct: share of distinct codes among the rows; there are at most 2^bits distinct codes.
@@ -26,6 +31,7 @@ class Requirements:
 
     rows: float
     bits: int = 64
+    codes: CodeKind = "learned"
     qps: float = 100.0
     k: int = 10
     distinct: float = 1.0
@@ -39,6 +45,8 @@ class Requirements:
     def check(self) -> None:
         """Raise `InputError` for an invalid value."""
         check_bits(self.bits)
+        if self.codes not in get_args(CodeKind):
+            raise InputError(f"--codes is {self.codes!r}; allowed: {', '.join(get_args(CodeKind))}")
         for name, value, minimum, maximum in (
             ("--rows", self.rows, 1, 1e13),
             ("--qps", self.qps, 1e-3, 1e7),

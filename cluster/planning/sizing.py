@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orbithash.cluster.planning.costs import Costs
-from orbithash.cluster.planning.latency import MAX_TABLE, num_distinct, scan_seconds
+from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, search_seconds
 from orbithash.cluster.planning.requirements import Requirements
-from orbithash.cluster.serving.shards import APPLY_TIMEOUT_S, SHARD_CPUS, START_TIMEOUT_S
+from orbithash.cluster.serving.shards import SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
-from orbithash.search.engine.selections import MAX_KEPT_IDS
-from orbithash.search.index.host import MAX_VERSIONS
+from orbithash.search.segments.host import MAX_VERSIONS
+from orbithash.search.segments.selections import MAX_KEPT_BYTES
 
-__all__ = ["Alternative", "Plan", "hit_row_bytes", "shard_bytes", "size"]
-
-MAX_READY, _READY_ROW_BYTES = 2**16, 400
+__all__ = ["Alternative", "Plan", "nodes_for_memory", "segment_bytes", "size", "version_bytes"]
 
 _GB, _MS = 1e9, 1e-3
 # Above this memory bandwidth of a node, GB per second, the plan warns: about what two cores can read.
 _WARN_READ_GB = 30
+# Maximum time of a new filter: with more, it ends after the deadline of many clients.
+_MAX_FILTER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Plan:
     Attributes:
         requirements: the input.
         costs: the source of the cost model's constants.
-        shards, gateways, replicas, nodes: numbers; `replicas` are those of all shards for all gateways.
+        shards, gateways, replicas, nodes: numbers; `replicas` are those of all shards together.
         rows_per_shard, distinct_per_shard, replica_gb: rows and distinct codes of a shard, memory of one replica.
+        branches: number of calls of a gateway for one batch: to all shards, or to one shard of each node.
         decided_by: the resource that decides the number of nodes.
         nodes_by: number of nodes that each resource alone would need.
         problem: the reason why the requirements cannot be met; the other fields then hold the nearest plan. "" if
@@ -52,6 +53,7 @@ class Plan:
         archive_gb: size on disk by part.
         p99_ms: 99th percentile of the latency by part, and "all" for the sum.
         batch: mean number of queries that share the calls to the shards.
+        start_s: seconds until a replica can search, by source of its rows.
         limits: other limits, one sentence each.
         alternatives: plans for changed requirements or costs.
     """
@@ -65,6 +67,7 @@ class Plan:
     rows_per_shard: float
     distinct_per_shard: float
     replica_gb: float
+    branches: int
     decided_by: str
     nodes_by: dict[str, int]
     problem: str
@@ -73,54 +76,63 @@ class Plan:
     archive_gb: dict[str, float]
     p99_ms: dict[str, float]
     batch: float
+    start_s: dict[str, float]
     limits: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()
 
 
-def shard_bytes(rows: float, distinct: float, bits: int) -> dict[str, float]:
-    """Return the memory of one version of a shard (`search.index.shard.Shard`) by part."""
-    codes = distinct * num_bytes(bits)
-    return {"codes in FAISS": codes, "codes beside it": codes, "ids": 8 * rows, "counts, starts": 16 * distinct}
+def segment_bytes(rows: float, distinct: float, bits: int, table_bytes: float, is_part: bool) -> dict[str, float]:
+    """Return the memory of a segment (`search.segments.segment.Segment`) by part.
+
+    `is_part`: the archive has other shards, so that the ids of this one have gaps and are stored.
+    """
+    return {
+        "codes": distinct * 8 * math.ceil(num_bytes(bits) / 8),
+        "rows of codes": 4 * rows + (4 * (distinct + 1) if distinct < rows else 0),
+        "tables": distinct * table_bytes,
+        "ids": 4 * rows if is_part else 0.0,
+    }
 
 
-def hit_row_bytes(rows: float, key_chars: float) -> float:
-    """Return the memory of the columns that hits show, if all rows are kept in memory."""
-    # Id, offset, number of the label, lon, lat, time, whether a change touched the row, and the key.
-    return rows * (8 + 8 + 4 + 8 + 8 + 8 + 1 + key_chars)
+def version_bytes(rows: float) -> float:
+    """Return the memory of one more version: the set of rows that are left, if the version removes any."""
+    return rows / 8
 
 
-def size(
-    requirements: Requirements, costs: Costs, shards: int, gateways: int, batch: float, seconds: dict[str, float]
-) -> Plan:
-    """Return the plan for these shards and gateways; `batch` and `seconds` are the result of `latency`."""
-    replicas = shards * requirements.replicas * (1 if costs.is_shared else gateways)
+def nodes_for_memory(requirements: Requirements, costs: Costs, shards: int) -> int:
+    """Return the number of nodes that hold all replicas of the shards."""
+    of_replica = sum(_replica_bytes(requirements, costs, shards).values())
+    node_bytes = _node_bytes(requirements)
+    replicas = shards * requirements.replicas
+    # A replica cannot be split over nodes. One that fits on no node counts by its bytes, and is a problem.
+    return max(math.ceil(replicas * of_replica / node_bytes), math.ceil(replicas / max(1, node_bytes // of_replica)))
+
+
+def size(requirements: Requirements, costs: Costs, shards: int, gateways: int, fan: Fan, found: Latency) -> Plan:
+    """Return the plan for these shards and gateways with the latency `found`."""
+    replicas = shards * requirements.replicas
     rows, distinct = requirements.rows / shards, num_distinct(requirements, costs, shards)
-    of_replica = _replica_bytes(requirements, costs, rows, distinct)
+    of_replica = _replica_bytes(requirements, costs, shards)
     replica_bytes = sum(of_replica.values())
     memory = {name: replicas * value for name, value in of_replica.items()}
-    memory |= {name: gateways * value for name, value in _gateway_bytes(requirements, costs).items()}
-    is_read = requirements.rows > MAX_TABLE
+    memory["processes of gateways"] = gateways * costs.gateway_bytes
     cores = {
-        "scans": requirements.qps * shards * scan_seconds(requirements, costs, shards),
+        "searches": requirements.qps * shards * search_seconds(requirements, costs, shards, found.batch),
+        "calls in shards": requirements.qps / found.batch * shards * costs.shard_call_s,
         "gateways": float(gateways),
-        "rows of hits": is_read * requirements.qps * (costs.take_s / batch + requirements.k * costs.take_hit_s),
     }
-    node_bytes = requirements.memory_gb * _GB * requirements.used_share
-    # A replica cannot be split over nodes. One that fits on no node counts by its bytes, and is a problem.
+    node_bytes = _node_bytes(requirements)
     nodes_by = {
         # First, because it is the simplest explanation if several resources need the same number.
         "replicas": requirements.replicas,
-        "memory": max(
-            math.ceil(sum(memory.values()) / node_bytes), math.ceil(replicas / max(1, node_bytes // replica_bytes))
-        ),
+        "memory": max(math.ceil(sum(memory.values()) / node_bytes), nodes_for_memory(requirements, costs, shards)),
         "cores": math.ceil(sum(cores.values()) / (requirements.cores * requirements.used_share)),
         "actor slots": math.ceil(replicas * SHARD_CPUS / requirements.cores),
     }
     nodes = max(nodes_by.values())
-    start_s = (requirements.rows * costs.load_s + rows * costs.build_s) * max(
-        1.0, replicas / nodes / requirements.cores
-    )
-    change_s = requirements.has_changes * rows * costs.change_s
+    # Replicas of a node start at the same time.
+    at_once = max(1.0, replicas / nodes / requirements.cores)
+    start_s = {"from the archive": rows * costs.load_s * at_once, "from its files": rows * costs.map_s * at_once}
     problems = []
     if replica_bytes > node_bytes:
         largest = max(of_replica, key=lambda name: of_replica[name])
@@ -128,11 +140,16 @@ def size(
             f"a replica of a shard needs {replica_bytes / _GB:,.1f} GB ({largest}: {of_replica[largest] / _GB:,.1f}), "
             f"a node has {node_bytes / _GB:,.1f} to use"
         )
-    if start_s > START_TIMEOUT_S:
-        problems.append(f"a replica takes {start_s:,.0f} s to read its rows; the timeout is {START_TIMEOUT_S:.0f} s")
-    if change_s > APPLY_TIMEOUT_S:
-        problems.append(f"a replica takes {change_s:,.0f} s to apply a commit, and changes wait for it")
-    read_gb = requirements.qps * shards * distinct * num_bytes(requirements.bits) / nodes / _GB
+    if start_s["from the archive"] > START_TIMEOUT_S:
+        problems.append(
+            f"a replica takes {start_s['from the archive']:,.0f} s to read its rows; the timeout is "
+            f"{START_TIMEOUT_S:.0f} s"
+        )
+    if rows * costs.filter_s > _MAX_FILTER_S:
+        problems.append(
+            f"a new filter takes {rows * costs.filter_s:,.0f} s in a shard of {rows:,.0f} rows; more than "
+            f"{_MAX_FILTER_S:.0f} s is beyond the deadline of many clients"
+        )
     return Plan(
         requirements=requirements,
         costs=costs.source,
@@ -143,6 +160,7 @@ def size(
         rows_per_shard=rows,
         distinct_per_shard=distinct,
         replica_gb=replica_bytes / _GB,
+        branches=fan.branches,
         decided_by=max(nodes_by, key=lambda name: nodes_by[name]),
         nodes_by=nodes_by,
         problem="; ".join(problems),
@@ -153,50 +171,59 @@ def size(
             "other columns": requirements.rows * costs.column_bytes / _GB,
             "index of keys": requirements.rows * costs.index_bytes / _GB,
             "thumbnails": requirements.rows * costs.thumbnail_bytes / _GB,
+            "files of replicas": replicas * (_segment(requirements, costs, shards) + rows * costs.column_bytes) / _GB,
         },
-        p99_ms={**{name: value / _MS for name, value in seconds.items()}, "all": sum(seconds.values()) / _MS},
-        batch=batch,
-        limits=tuple(_limits(requirements, costs, gateways, shards, change_s, read_gb)),
+        p99_ms={**{name: value / _MS for name, value in found.seconds.items()}, "all": found.total_s / _MS},
+        batch=found.batch,
+        start_s=start_s,
+        limits=tuple(_limits(requirements, costs, gateways, shards, fan, nodes)),
     )
 
 
-def _replica_bytes(requirements: Requirements, costs: Costs, rows: float, distinct: float) -> dict[str, float]:
+def _node_bytes(requirements: Requirements) -> float:
+    return requirements.memory_gb * _GB * requirements.used_share
+
+
+def _segment(requirements: Requirements, costs: Costs, shards: int) -> float:
+    return sum(_segment_parts(requirements, costs, shards).values())
+
+
+def _segment_parts(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
+    rows, distinct = requirements.rows / shards, num_distinct(requirements, costs, shards)
+    return segment_bytes(rows, distinct, requirements.bits, costs.table_bytes, shards > 1)
+
+
+def _replica_bytes(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
     """Return the memory of one replica of a shard by content."""
-    one_version = shard_bytes(rows, distinct, requirements.bits)
-    shard = sum(one_version.values())
-    # The earlier versions, and the next one while it is built.
-    num_others = MAX_VERSIONS if requirements.has_changes else 0
+    rows = requirements.rows / shards
+    # Half of the kept filters may belong to segments that were merged since.
+    filters = min(MAX_KEPT_BYTES, 64 * rows / 8)
     return {
-        **one_version,
-        "other versions": num_others * shard,
-        "filters": shard,
+        **_segment_parts(requirements, costs, shards),
+        "versions": MAX_VERSIONS * version_bytes(rows) if requirements.has_changes else 0.0,
+        "filters": filters,
+        "columns in the page cache": costs.cached_share * rows * costs.column_bytes,
         "processes of shards": costs.replica_bytes,
     }
 
 
-def _gateway_bytes(requirements: Requirements, costs: Costs) -> dict[str, float]:
-    """Return the memory of one gateway by content."""
-    is_kept = requirements.rows <= MAX_TABLE
-    return {
-        "rows of hits": hit_row_bytes(requirements.rows, costs.key_chars) if is_kept else 0.0,
-        "processes of gateways": costs.gateway_bytes + MAX_READY * _READY_ROW_BYTES,
-        "rows of filters": 8 * min(MAX_KEPT_IDS, requirements.rows),
-    }
-
-
 def _limits(
-    requirements: Requirements, costs: Costs, gateways: int, shards: int, change_s: float, read_gb: float
+    requirements: Requirements, costs: Costs, gateways: int, shards: int, fan: Fan, nodes: int
 ) -> Iterator[str]:
     """Yield limits that the number of nodes does not show."""
-    if gateways > 1 and not costs.is_shared:
-        yield f"{gateways} gateways are {gateways} runs of `orbithash serve`, each with its own shards; only one writes"
-    if requirements.rows > MAX_TABLE:
-        yield f"above {MAX_TABLE:,} rows a gateway keeps no rows in memory: hits are read from the archive"
-    if change_s > 1:
-        yield f"a commit takes {change_s:,.1f} s, because each shard is copied as a whole"
-    if requirements.rows > MAX_KEPT_IDS:
-        yield f"a filter that selects more than {MAX_KEPT_IDS:,} rows evicts all others from the gateway's memory"
-    if read_gb > _WARN_READ_GB:
-        yield f"scans read {read_gb:,.0f} GB of memory per second on each node; the model assumes this bandwidth"
+    if gateways > 1:
+        yield f"{gateways} gateways share the shards (`orbithash serve --gateways` and `--join`); they write in turn"
+    if fan.leaves:
+        yield f"a gateway calls {fan.branches:,} shards, each of which calls {fan.leaves:,} others of its node"
+    distinct = num_distinct(requirements, costs, shards)
+    if requirements.codes == "random":
+        read_gb = requirements.qps * shards * distinct * num_bytes(requirements.bits) / nodes / _GB
+        if read_gb > _WARN_READ_GB:
+            yield f"searches read {read_gb:,.0f} GB of memory per second on each node; the model assumes this bandwidth"
+    if distinct > max(probe.codes for probe in costs.probes) and requirements.codes == "learned":
+        yield (
+            f"a shard has {distinct:,.0f} distinct codes; probing was measured with at most "
+            f"{max(probe.codes for probe in costs.probes):,.0f} and is assumed to take the same time"
+        )
     if shards > 1:
         yield f"a query waits for the slowest of {shards:,} shards (`orbithash bench fanout --shards {shards}`)"

@@ -27,7 +27,7 @@ def as_table(plan: Plan) -> None:
     by = ", ".join(f"{name} {count:,}" for name, count in plan.nodes_by.items())
     nodes = "not possible with these" if plan.problem else f"{plan.nodes:,}"
     for name, value in (
-        ("rows", f"{given.rows:,.0f} of {given.bits} bits, {given.num_distinct:,.0f} distinct codes"),
+        ("rows", f"{given.rows:,.0f} of {given.bits} bits, {given.num_distinct:,.0f} distinct codes ({given.codes})"),
         ("queries", f"{given.qps:g} per second, {given.k} hits each, 99 % within {given.p99_ms:g} ms"),
         ("node", f"{given.cores} cores, {given.memory_gb:g} GB; {given.headroom:.0%} of both stays free"),
         ("costs", plan.costs),
@@ -38,11 +38,9 @@ def as_table(plan: Plan) -> None:
             f"{plan.shards:,} of {plan.rows_per_shard:,.0f} rows and {plan.distinct_per_shard:,.0f} distinct codes",
         ),
         ("gateways", f"{plan.gateways:,}"),
-        (
-            "replicas",
-            f"{plan.replicas:,} of {_short(plan.replica_gb)} GB: {given.replicas} of each shard for each gateway",
-        ),
-        ("batches", f"{plan.batch:.1f} queries on average"),
+        ("replicas", f"{plan.replicas:,} of {_short(plan.replica_gb)} GB: {given.replicas} of each shard"),
+        ("batches", f"{plan.batch:.1f} queries on average, sent to {plan.branches:,} shards"),
+        ("start", ", ".join(f"{_short(seconds)} s {source}" for source, seconds in plan.start_s.items())),
     ):
         if value:
             summary.add_row(name, value)

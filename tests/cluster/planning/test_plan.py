@@ -6,15 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from orbithash.cluster.bench.engines import ENGINES
 from orbithash.cluster.bench.inputs import write_archive
-from orbithash.cluster.planning.costs import MEASURED, fitted
-from orbithash.cluster.planning.latency import distinct_of_shard, latency
+from orbithash.cluster.planning.costs import MEASURED, Probe, fitted
+from orbithash.cluster.planning.latency import MAX_DIRECT, Fan, Latency, distinct_of_shard, latency
 from orbithash.cluster.planning.plan import make_plan
 from orbithash.cluster.planning.requirements import Requirements
-from orbithash.cluster.planning.sizing import shard_bytes
+from orbithash.cluster.planning.sizing import segment_bytes, size
+from orbithash.cluster.serving.shards import SHARD_THREADS
 from orbithash.encoders.errors import InputError
-from orbithash.search.index.host import MAX_VERSIONS, Diff, Selection, ShardHost
-from orbithash.search.index.shard import Shard, part_of
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import MAX_VERSIONS
+from orbithash.search.segments.segment import Segment
 
 
 def some_codes(rng, num_rows, num_distinct, bits):
@@ -24,73 +27,47 @@ def some_codes(rng, num_rows, num_distinct, bits):
     return codes[rng.permutation(np.resize(np.arange(num_distinct), num_rows))]
 
 
-def true_bytes(*shards):
-    """Return the bytes of all arrays of the shards, each counted once, and of the FAISS indexes."""
-    import faiss
-
-    owners, in_faiss, todo = {}, 0, list(shards)
-    while todo:
-        each = todo.pop()
-        if isinstance(each, np.ndarray):
-            while isinstance(each.base, np.ndarray):
-                each = each.base
-            owners[id(each)] = each
-        elif isinstance(each, tuple | list):
-            todo += each
-        elif isinstance(each, faiss.IndexBinary):
-            in_faiss += faiss.vector_to_array(each.xb).nbytes
-        elif type(each).__module__.startswith("orbithash."):
-            todo += vars(each).values()
-    return sum(owner.nbytes for owner in owners.values()) + in_faiss
-
-
 @pytest.mark.parametrize("bits", [32, 60, 64, 128, 512])
-@pytest.mark.parametrize("num_distinct", [50, 1000, 4000])
-def test_memory_of_a_shard(bits, num_distinct):
-    rng = np.random.default_rng(0)
-    codes = some_codes(rng, 4000, num_distinct, bits)
-    shard = Shard(np.arange(4000, dtype=np.uint64), codes, bits)
-    assert true_bytes(shard) == sum(shard_bytes(4000, num_distinct, bits).values())
-    # Shards derived from others share no memory with them.
-    part = shard.where(np.arange(0, 4000, 2, dtype=np.uint64))
-    assert true_bytes(part) == sum(shard_bytes(2000, len(np.unique(codes[::2], axis=0)), bits).values())
-    changed = shard.changed(np.arange(100, dtype=np.uint64), np.arange(9000, 9010, dtype=np.uint64), codes[:10])
-    kept = np.concatenate([codes[100:], codes[:10]])
-    assert true_bytes(changed) == sum(shard_bytes(3910, len(np.unique(kept, axis=0)), bits).values())
-    assert true_bytes(shard, part, changed) == sum(map(true_bytes, (shard, part, changed)))
+@pytest.mark.parametrize(("num_distinct", "is_part"), [(50, False), (1000, True), (4000, True), (4000, False)])
+def test_memory_of_a_segment(bits, num_distinct, is_part):
+    codes = some_codes(np.random.default_rng(0), 4000, num_distinct, bits)
+    ids = np.arange(4000, dtype=np.uint64)
+    # Blocks of another shard lie between those of this one.
+    segment = Segment.build(ids + 500 * (ids // 500) if is_part else ids, codes, bits)
+    table_bytes = segment._row_index.num_bytes / num_distinct
+    parts = segment_bytes(4000, num_distinct, bits, table_bytes, is_part)
+    assert segment.num_bytes == pytest.approx(sum(parts.values()))
 
 
-def test_memory_of_the_versions_and_filters_of_a_shard():
-    rng = np.random.default_rng(0)
-    codes, ids = some_codes(rng, 3000, 3000, 64), np.arange(3000, dtype=np.uint64)
-    host = ShardHost(lambda version: [(ids, codes)], 64, 0, 1)
-    assert host.num_rows(0) == 3000
-    for version in range(MAX_VERSIONS + 3):
-        # A row takes the code of another one: the numbers of rows and codes stay.
-        host.apply(Diff(version, version + 1, ids[:0], ids[:1], codes[version + 1 : version + 2]))
-        for filter_number in range(5):
-            host.search(version + 1, codes[:1], 3, selection=Selection(str(filter_number), ids[filter_number::2]))
-    one = sum(shard_bytes(3000, 3000, 64).values())
-    versions, filtered = list(host._shards.values()), list(host._filtered.values())
-    assert true_bytes(*versions) == pytest.approx(MAX_VERSIONS * one, rel=0.01)
-    assert len(filtered) > 1
-    assert 0.5 * one < true_bytes(*filtered) <= 1.01 * one
-    # The plan counts these versions and the one that is being built.
-    memory = make_plan(Requirements(3000, replicas=1, qps=1)).memory_gb
-    searched = sum(memory[name] for name in shard_bytes(1, 1, 64))
-    assert 1e9 * searched == pytest.approx(one)
-    assert memory["other versions"] == pytest.approx(MAX_VERSIONS * searched)
-    assert memory["filters"] == pytest.approx(searched)
-    assert "other versions" not in {
-        name for name, value in make_plan(Requirements(3000, has_changes=False)).memory_gb.items() if value
-    }
+def test_memory_of_a_replica_by_hand():
+    requirements = Requirements(2e7, qps=1, replicas=1)
+    costs = replace(MEASURED, table_bytes=10, column_bytes=40, replica_bytes=1e8, cached_share=0.5, load_s=1e-6)
+    one = Latency(1.0, {"all": 0.001})
+    plan = size(requirements, costs, 2, 1, Fan(2, 0), one)
+    assert {name: 1e9 * value for name, value in plan.memory_gb.items()} == pytest.approx(
+        {
+            "codes": 8 * 2e7,
+            "rows of codes": 4 * 2e7,
+            "tables": 10 * 2e7,
+            "ids": 4 * 2e7,
+            "versions": MAX_VERSIONS * 2e7 / 8,
+            "filters": 2 * 64 * 1e7 / 8,
+            "columns in the page cache": 0.5 * 40 * 2e7,
+            "processes of shards": 2e8,
+            "processes of gateways": MEASURED.gateway_bytes,
+        }
+    )
+    assert plan.start_s["from the archive"] == pytest.approx(10)
+    assert 1e9 * plan.archive_gb["files of replicas"] == pytest.approx((8 + 4 + 10 + 4 + 40) * 2e7)
+    assert size(replace(requirements, has_changes=False), costs, 2, 1, Fan(2, 0), one).memory_gb["versions"] == 0
 
 
 @pytest.mark.parametrize("shards", [1, 3, 40])
 def test_distinct_codes_of_a_shard(shards):
     codes = some_codes(np.random.default_rng(0), 30_000, 3000, 64)
     ids = np.arange(30_000, dtype=np.uint64)
-    found = [len(np.unique(codes[part_of(ids, number, shards)], axis=0)) for number in range(shards)]
+    deal = Deal.of(30_000, shards)
+    found = [len(np.unique(codes[deal.part(ids, number)], axis=0)) for number in range(shards)]
     assert np.mean(found) == pytest.approx(distinct_of_shard(30_000, 3000, shards), rel=0.02)
 
 
@@ -108,40 +85,80 @@ ROUND = replace(
     scan_s=1e-3,
     code_s=1e-9,
     byte_s=1e-9,
-    scan_tail=2,
+    batch_share=1.0,
+    probes=(Probe(64, 1e6, 1e-3), Probe(64, 1e8, 4e-3), Probe(256, 1e6, 9e-3)),
+    search_tail=2,
     call_s=3e-3,
+    shard_call_s=2e-3,
     hop_s=4e-3,
     query_s=5e-3,
     merge_s=1e-3,
     merge_hit_s=1e-4,
 )
+RANDOM = Requirements(1e6, bits=24, codes="random", k=10, replicas=1)
 
 
 def test_the_latency_by_hand():
     # 10^6 codes of 3 bytes in one shard: 1 + 4 ms, twice that at the 99th percentile.
-    plan = make_plan(Requirements(1e6, bits=24, qps=1, k=10, replicas=1), ROUND)
-    assert (plan.shards, plan.gateways, plan.replicas, plan.batch) == (1, 1, 1, 1)
-    expected = {"shard calls": 7, "gateway and merge": 5 + 1 + 1, "scans": 10, "rows of hits": 0}
-    for name, value in expected.items():
-        assert plan.p99_ms[name] == pytest.approx(value)
+    plan = make_plan(replace(RANDOM, qps=1), ROUND)
+    assert (plan.shards, plan.gateways, plan.replicas, plan.batch, plan.branches) == (1, 1, 1, 1, 1)
+    # The shard's four threads are busy for 5 of 1,000 ms.
+    busy = 0.005 / SHARD_THREADS
+    expected = {
+        "shard calls": 7,
+        "gateway and merge": 5 + 1 + 1,
+        "searches": 10,
+        "waiting in shards": 5 * busy / (1 - busy),
+    }
+    period = sum(expected.values())
     # Another query is in progress for 24 of 1,000 ms.
-    assert plan.p99_ms["waiting"] == pytest.approx(24 * 0.024)
-    assert plan.p99_ms["all"] == pytest.approx(24 * 1.024)
-    assert plan.cores == pytest.approx({"scans": 5e-3, "gateways": 1, "rows of hits": 0})
+    expected |= {"waiting in the gateway": period * period / 1000}
+    assert plan.p99_ms == pytest.approx(expected | {"all": sum(expected.values())})
+    assert plan.cores == pytest.approx({"searches": 5e-3, "calls in shards": 2e-3, "gateways": 1})
 
 
 def test_queries_share_the_calls_of_many_shards():
-    # 100 shards: 300 ms of calls per batch, 205 ms of merging per query. Two queries per second, one batch at a time.
-    batch, seconds = latency(Requirements(1e6, bits=24, replicas=1, k=10), ROUND, 100, 2.0)
-    scan_s = 1e-3 + 1e4 * 4e-9
-    period = (0.304 + batch * (0.205 + scan_s)) / 2
-    assert batch == pytest.approx(2 * (0.304 + batch * (0.205 + scan_s)))
-    assert period > 0.1
-    assert seconds["waiting"] == pytest.approx(0.304 + batch * (0.205 + 2 * scan_s))
-    assert latency(Requirements(1e6, bits=24, replicas=1), ROUND, 100, 5.0) is None
-    # With four batches at a time, the gateway's event loop is the limit.
-    batch, _ = latency(Requirements(1e6, bits=24, replicas=4, k=10), ROUND, 100, 2.0)
-    assert batch == pytest.approx(2 * (0.3 + batch * 0.205))
+    # 50 shards: 150 ms of calls per batch, 105 ms of merging per query. Four queries per second, one batch at a time.
+    batch, seconds = latency(RANDOM, ROUND, 50, Fan.of(50, 3), 1, 4.0)
+    scan_s = 1e-3 + 2e4 * 4e-9
+    assert batch == pytest.approx(4 * (0.154 + batch * (0.105 + scan_s)))
+    assert seconds["shard calls"] == pytest.approx(0.154)
+    assert seconds["waiting in the gateway"] == pytest.approx(sum(list(seconds.values())[1:]))
+    assert latency(RANDOM, ROUND, 50, Fan.of(50, 3), 1, 10.0) is None
+    # With four batches at a time, the gateway's event loop is the limit; two gateways share the load.
+    four = replace(RANDOM, replicas=4)
+    batch, _ = latency(four, ROUND, 50, Fan.of(50, 3), 1, 4.0)
+    assert batch == pytest.approx(4 * (0.15 + batch * 0.105))
+    assert latency(four, ROUND, 50, Fan.of(50, 3), 2, 4.0).batch < batch
+
+
+def test_beyond_64_shards_one_of_each_node_calls_the_others():
+    assert Fan.of(MAX_DIRECT, 5) == (MAX_DIRECT, 0)
+    assert Fan.of(100, 10) == (10, 9)
+    assert Fan.of(65, 1) == (1, 64)
+    _, seconds = latency(RANDOM, ROUND, 100, Fan(10, 9), 1, 1e-6)
+    assert seconds["shard calls"] == pytest.approx((10 + 9) * 3e-3 + 2 * 4e-3)
+    assert seconds["gateway and merge"] == pytest.approx(5e-3 + 10 * 2e-3)
+    # Nine answers are merged in a shard, at the pace of the slowest.
+    assert seconds["searches"] == pytest.approx(2 * (1e-3 + 1e4 * 4e-9 + 9 * 2e-3))
+
+
+def test_searches_by_probing():
+    # A hundred times the codes take four times the time; beyond what was measured the time stays.
+    assert [ROUND.search_s("learned", codes, 64) for codes in (1e6, 1e7, 1e8, 1e9)] == pytest.approx(
+        [2e-3, 3e-3, 5e-3, 5e-3]
+    )
+    # Twice the bits are half-way to four times the bits.
+    assert ROUND.search_s("learned", 1e6, 128) == pytest.approx(4e-3)
+    # Never more than 1.2 times the scan.
+    assert ROUND.search_s("learned", 1000, 64) == pytest.approx(1.2 * ROUND.search_s("random", 1000, 64))
+
+
+def test_queries_of_a_batch_share_a_scan():
+    costs = replace(ROUND, scan_s=0, batch_share=0.25)
+    seconds = [costs.search_s("random", 1e6, 64, batch) for batch in (1, 2, 64, 200)]
+    assert seconds[0] == pytest.approx(9e-3)
+    assert seconds[0] > seconds[1] > seconds[2] == seconds[3] == pytest.approx(9e-3 / 4)
 
 
 @pytest.mark.parametrize("rows", [1, 1e4, 1e7, 1e9, 1e11])
@@ -150,7 +167,7 @@ def test_a_plan_meets_its_requirements(rows, qps):
     requirements = Requirements(rows, qps=qps, p99_ms=300)
     plan = make_plan(requirements)
     assert plan.nodes == max(plan.nodes_by.values()) == plan.nodes_by[plan.decided_by]
-    assert plan.replicas == plan.shards * plan.gateways * requirements.replicas
+    assert plan.replicas == plan.shards * requirements.replicas
     assert plan.rows_per_shard * plan.shards == pytest.approx(rows)
     if not plan.problem:
         assert plan.p99_ms["all"] <= 300
@@ -169,8 +186,8 @@ def test_a_plan_meets_its_requirements(rows, qps):
     ("requirements", "decided_by"),
     [
         (Requirements(1e4, qps=1, replicas=3), "replicas"),
-        (Requirements(1e8, qps=1, memory_gb=16), "memory"),
-        (Requirements(1e7, qps=3000, memory_gb=1000, cores=4), "cores"),
+        (Requirements(3e8, qps=1, memory_gb=16), "memory"),
+        (Requirements(1e7, codes="random", qps=3000, memory_gb=1000, cores=4), "cores"),
     ],
 )
 def test_the_resource_that_decides(requirements, decided_by):
@@ -185,19 +202,21 @@ def test_the_resource_that_decides(requirements, decided_by):
 
 
 def test_requirements_that_cannot_be_met():
-    plan = make_plan(Requirements(1e9, p99_ms=5))
+    plan = make_plan(Requirements(1e9, codes="random", p99_ms=5))
     assert "not within 5 ms" in plan.problem
-    plan = make_plan(Requirements(1e11, p99_ms=1e5, qps=0.01))
+    plan = size(Requirements(1e10), MEASURED, 4, 1, Fan(4, 0), Latency(1.0, {}))
     assert "s to read its rows; the timeout is 600 s" in plan.problem
-    plan = make_plan(Requirements(1e9, memory_gb=1))
+    assert "a new filter takes" in plan.problem
+    plan = make_plan(Requirements(1e9, memory_gb=1), replace(MEASURED, replica_bytes=1e9))
     assert "a replica of a shard needs" in plan.problem
-    with pytest.raises(InputError, match="gateways do not keep up"):
+    with pytest.raises(InputError, match="do not keep up with this load"):
         make_plan(Requirements(1e6, qps=1e7))
 
 
 def result_of(path, rows, bits, p50_ms, p99_ms=1.0, distinct=1.0, **other):
-    flat = {"p50_ms": p50_ms, "p99_ms": p99_ms}
-    result = {"rows": rows, "bits": bits, "distinct_share": distinct, "radius": None, "engines": {"flat": flat}}
+    exact = {"p50_ms": p50_ms, "p99_ms": p99_ms}
+    result = {"rows": rows, "bits": bits, "distinct_share": distinct, "radius": None, "codes": "random codes"}
+    result["engines"] = {"exact": exact}
     path.write_text(json.dumps(result | other))
     return path
 
@@ -213,7 +232,8 @@ def test_a_fit_recovers_the_costs(tmp_path):
     assert [costs.compare_s(bits) for bits in (64, 512)] == pytest.approx(
         [2 * MEASURED.compare_s(bits) for bits in (64, 512)]
     )
-    assert costs.scan_tail == pytest.approx(3)
+    assert costs.search_tail == pytest.approx(3)
+    assert costs.probes == MEASURED.probes
     assert costs.call_s == MEASURED.call_s
     assert str(files[0]) in make_plan(Requirements(1e6), costs).costs
     # With one size, only the cost per code is fitted.
@@ -222,9 +242,20 @@ def test_a_fit_recovers_the_costs(tmp_path):
     assert one.scan_s + 1e7 * one.compare_s(64) == pytest.approx(2e-4 + 2e7 * MEASURED.compare_s(64))
 
 
+def test_a_fit_of_searches_by_probing(tmp_path):
+    files = [
+        result_of(tmp_path / f"{rows}.json", rows, 64, p50_ms, codes="mixture of 100 centres")
+        for rows, p50_ms in ((1e6, 0.5), (1e7, 0.7))
+    ]
+    costs = fitted(files)
+    assert costs.search_s("learned", 1e7, 64) == pytest.approx(0.7e-3)
+    assert costs.search_s("random", 1e7, 64) == MEASURED.search_s("random", 1e7, 64)
+
+
+@pytest.mark.skipif("exact" not in ENGINES, reason="the exact index is not there yet")
 def test_a_fit_of_a_real_result(tmp_path, cli):
     out = tmp_path / "out"
-    args = ("--rows", "20000", "--queries", "8", "--engine", "flat", "--out", out, "--json")
+    args = ("--rows", "20000", "--queries", "8", "--engine", "exact", "--out", out, "--json")
     assert cli("bench", "search", *args).code == 0
     ended = cli("plan", "--rows", "1e8", "--bench", out / "results.json", "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -234,14 +265,14 @@ def test_a_fit_of_a_real_result(tmp_path, cli):
 def test_the_table_and_the_fields(cli):
     ended = cli("plan", "--rows", "1e9", "--bits", "64", "--qps", "500", "--distinct", "0.2")
     assert (ended.code, ended.err) == (0, "")
-    for words in ("memory decides", "what would change it", "codes in FAISS", "shard calls", "thumbnails"):
+    for words in ("memory decides", "what would change it", "rows of codes", "shard calls", "thumbnails"):
         assert words in ended.out
     assert max(map(len, ended.out.splitlines())) <= 120
     ended = cli("plan", "--rows", "1000000000", "--qps", "500", "--distinct", "0.2", "--read-only", "--json")
     fields = json.loads(ended.out)
     assert fields["requirements"]["rows"] == 1e9
     assert fields["nodes"] >= fields["requirements"]["replicas"]
-    assert fields["memory_gb"]["other versions"] == 0
+    assert fields["memory_gb"]["versions"] == 0
     assert fields["alternatives"][0].keys() == {
         *("text", "nodes", "shards", "gateways", "p99_ms", "decided_by", "problem"),
     }
@@ -255,6 +286,7 @@ def test_the_table_and_the_fields(cli):
         (("--rows", "nan"), ["--rows is nan"]),
         (("--rows", "inf"), ["--rows is inf"]),
         (("--rows", "1e6", "--bits", "4"), ["4", "8", "512"]),
+        (("--rows", "1e6", "--codes", "trained"), ["--codes is 'trained'", "learned, random"]),
         (("--rows", "1e6", "--qps", "0"), ["--qps is 0"]),
         (("--rows", "1e6", "-k", "0"), ["-k is 0"]),
         (("--rows", "1e6", "--distinct", "0"), ["--distinct is 0", "up to 1"]),
@@ -273,7 +305,7 @@ def test_invalid_options(refused, args, words):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"engines": {"flat": {"p50_ms": 1, "p99_ms": 1}}}', '{"engines": 3}'],
+    ["", "[]", "{}", '{"engines": {"exact": {"p50_ms": 1, "p99_ms": 1}}}', '{"engines": 3}'],
 )
 def test_an_invalid_results_file(refused, tmp_path, text):
     path = tmp_path / "results.json"
@@ -281,7 +313,9 @@ def test_an_invalid_results_file(refused, tmp_path, text):
     refused("plan", "--rows", "1e6", "--bench", path, words=[path, "orbithash bench search"])
 
 
-@pytest.mark.parametrize("fields", [{"radius": 3}, {"rows": 0}, {"bits": "64"}, {"p50_ms": 0}, {"rows": float("nan")}])
+@pytest.mark.parametrize(
+    "fields", [{"radius": 3}, {"rows": 0}, {"bits": "64"}, {"p50_ms": 0}, {"rows": float("nan")}, {"codes": 3}]
+)
 def test_an_unsuitable_result(tmp_path, fields):
     path = tmp_path / "results.json"
     given = {"rows": 1e6, "bits": 64, "p50_ms": 1.0} | fields
