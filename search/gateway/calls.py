@@ -12,8 +12,8 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from orbithash.search.gateway.limits import GatewayLimits, RequestBytes, Streams
-from orbithash.search.gateway.malformed import num_bytes, readable
+from orbithash.search.gateway.limits import GatewayLimits, RequestBytes, SlowMessages, Streams
+from orbithash.search.gateway.malformed import Pending, num_bytes, readable
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.logs import set_requests
 from orbithash.search.observer import Observer
@@ -60,11 +60,15 @@ class Call:
         remaining_s, limit_s = context.time_remaining(), calls.limits.max_timeout_s
         self.timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
 
-    def read(self, request: Message) -> Message:
+    async def read(self, request: Message) -> Message:
         """Return the message of a request, which is in progress until the call ends.
 
-        Raises `InvalidQuery` for bytes that are no message, and `Overloaded`.
+        Raises `InvalidQuery` for a missing message and for bytes that are no message, `Overloaded`, and
+        `DeadlineExceeded` for a message that does not arrive.
         """
+        if isinstance(request, Pending):
+            timeout_s = min(self.timeout_s, self._calls.limits.max_idle_s)
+            request = await self._calls.slow_messages.receive(request.read(), timeout_s)
         size = num_bytes(request)
         self._calls.request_bytes.add(size)
         self._num_bytes += size
@@ -114,6 +118,7 @@ class Calls:
     def __init__(self, limits: GatewayLimits, observer: Observer, protection: Protection) -> None:
         self.limits = limits
         self.request_bytes = RequestBytes(limits.max_request_bytes)
+        self.slow_messages = SlowMessages(limits.max_slow_messages)
         self.streams = Streams(limits.max_streams)
         self.observer = observer
         self.protection = protection

@@ -1,16 +1,22 @@
 """Limits of what callers can use: calls, streams, and bytes of requests in progress."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
-from orbithash.search.protocol.errors import Overloaded
+from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded
 
-__all__ = ["GatewayLimits", "LimitedStreams", "RequestBytes", "Streams"]
+__all__ = ["GatewayLimits", "LimitedStreams", "RequestBytes", "SlowMessages", "Streams"]
+
+# Seconds after which a message that has not arrived counts as slow.
+_SLOW_S = 0.1
+
+Message = TypeVar("Message")
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class GatewayLimits:
         max_concurrent_rpcs: calls in flight, streams and health checks included; gRPC refuses more.
         max_streams: streams in flight of each method, so that idle streams leave room for searches.
         max_request_bytes: size of all requests in progress; more are refused.
+        max_slow_messages: messages that arrive slowly at the same time, each of which may take `max_receive_bytes`;
+            the messages of streams do not count.
         max_timeout_s: time limit of a call without a deadline or with a later deadline, and of each message of a
             stream, in seconds. Refresh has no limit.
         max_idle_s: time that a stream may take to send its next message while no answer is due, in seconds.
@@ -31,6 +39,7 @@ class GatewayLimits:
     max_concurrent_rpcs: int = 1024
     max_streams: int = 64
     max_request_bytes: int = 512 * 2**20
+    max_slow_messages: int = 32
     max_timeout_s: float = 30.0
     max_idle_s: float = 60.0
 
@@ -64,6 +73,43 @@ class RequestBytes:
             yield
         finally:
             self.remove(num_bytes)
+
+
+class SlowMessages:
+    """Counts the messages that have been arriving for a while, up to a limit.
+
+    The size of a message is not known before it has arrived. Of messages that arrive at once only few are on the way.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._number = 0
+
+    async def receive(self, message: Awaitable[Message], timeout_s: float) -> Message:
+        """Return a message. Raises `Overloaded` beyond the limit, and `DeadlineExceeded` after `timeout_s`."""
+        is_counted = is_refused = False
+
+        def count() -> None:
+            nonlocal is_counted, is_refused
+            if self._number >= self._limit:
+                is_refused = True
+                deadline.reschedule(loop.time())
+            else:
+                is_counted = True
+                self._number += 1
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_SLOW_S, count)
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                return await message
+        except TimeoutError:
+            if is_refused:
+                raise Overloaded(f"{self._limit} messages arrive slowly; try again later", retry_after_s=1.0) from None
+            raise DeadlineExceeded(f"no message within {timeout_s:.3g} s") from None
+        finally:
+            timer.cancel()
+            self._number -= is_counted
 
 
 class Streams:

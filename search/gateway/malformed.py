@@ -1,8 +1,8 @@
 """Messages that are missing or malformed.
 
-Methods parse their messages themselves. gRPC would do it before the caller is known, and would answer bytes that are no
-message with an error of Python's and a traceback in the log. gRPC would also wait without end for a message that is
-never sent.
+Methods read and parse their messages themselves. gRPC would do it before the caller is known, and would answer bytes
+that are no message with an error of Python's and a traceback in the log. gRPC would also wait without end for a message
+that is never sent. Of a message that is not read, a client can send only what fits into the window of HTTP/2.
 """
 
 import asyncio
@@ -15,9 +15,24 @@ from google.protobuf.message import DecodeError
 
 from orbithash.search.protocol.errors import InvalidQuery
 
-__all__ = ["Lenient", "num_bytes", "readable"]
+__all__ = ["Lenient", "Pending", "num_bytes", "readable"]
 
 Message = TypeVar("Message")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The message of a call that was not read yet."""
+
+    context: Any
+
+    async def read(self) -> Any:
+        """Return the message, for `readable`. Raises `InvalidQuery` for a call without one."""
+        # The iterator of requests costs a fourth of an empty call more.
+        request = await self.context.read()
+        if request is grpc.aio.EOF:
+            raise InvalidQuery(("request", "the call has no message"))
+        return request
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,8 @@ class _Unread:
 class Lenient:
     """A server to which servicers are added.
 
-    A call whose message does not arrive within `max_idle_s` seconds ends with DEADLINE_EXCEEDED. With `is_raw`, the
-    servicers parse their messages with `readable`, and may return serialised ones.
+    With `is_raw`, the servicers get a `Pending` message, parse it with `readable`, and may return serialised ones.
+    Otherwise a call whose message does not arrive within `max_idle_s` seconds ends with DEADLINE_EXCEEDED.
     """
 
     def __init__(self, server: Any, max_idle_s: float, is_raw: bool) -> None:
@@ -60,7 +75,16 @@ class Lenient:
             serve, make = handler.unary_stream, grpc.stream_stream_rpc_method_handler
         else:
             serve, make = handler.unary_unary, grpc.stream_unary_rpc_method_handler
-        return make(_first(serve, self._max_idle_s), parse, serialise)
+        return make(_unread_first(serve) if self._is_raw else _first(serve, self._max_idle_s), parse, serialise)
+
+
+def _unread_first(serve: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Return a method that serves the first message of a stream, which it has to read."""
+
+    async def serve_first(_: AsyncIterator[Any], context: Any) -> Any:
+        return await serve(Pending(context), context)
+
+    return serve_first
 
 
 def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -69,7 +93,6 @@ def _first(serve: Callable[[Any, Any], Awaitable[Any]], max_idle_s: float) -> Ca
     async def serve_first(_: AsyncIterator[Any], context: Any) -> Any:
         try:
             async with asyncio.timeout(max_idle_s):
-                # The iterator of requests costs a fourth of an empty call more.
                 request = await context.read()
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message within {max_idle_s:g} s")

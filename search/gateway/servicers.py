@@ -28,14 +28,14 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Search(self, request: search_pb2.SearchRequest, context: Any) -> bytes:
         """See `search.proto`. Returns the serialised response, like `SearchMany`."""
         async with self._calls.call(context, "Search") as call:
-            query = convert.query_from_pb(call.read(request))
+            query = convert.query_from_pb(await call.read(request))
             return convert.answer_to_bytes(await self._service.search(query, call.timeout_s))
         raise AssertionError("abort raises")
 
     async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> bytes:
         """See `search.proto`."""
         async with self._calls.call(context, "SearchMany") as call:
-            requests = call.read(request).requests
+            requests = (await call.read(request)).requests
             # Checked before the conversion: a message has room for millions.
             check_num_queries(len(requests))
             queries = [convert.query_from_pb(each) for each in requests]
@@ -45,7 +45,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Get(self, request: search_pb2.GetRequest, context: Any) -> search_pb2.GetResponse:
         """See `search.proto`."""
         async with self._calls.call(context, "Get") as call:
-            message = call.read(request)
+            message = await call.read(request)
             _check_size("keys", len(message.keys))
             include = convert.include_from_pb(message.include)
             page = await within(call.timeout_s, self._service.get(list(message.keys), include))
@@ -55,7 +55,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Count(self, request: search_pb2.CountRequest, context: Any) -> search_pb2.CountResponse:
         """See `search.proto`."""
         async with self._calls.call(context, "Count") as call:
-            text = call.read(request).filter
+            text = (await call.read(request)).filter
             rows, version = await within(call.timeout_s, self._service.count(text))
             return search_pb2.CountResponse(rows=rows, archive_version=version)
         raise AssertionError("abort raises")
@@ -63,7 +63,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def Scroll(self, request: search_pb2.ScrollRequest, context: Any) -> search_pb2.ScrollResponse:
         """See `search.proto`."""
         async with self._calls.call(context, "Scroll") as call:
-            message = call.read(request)
+            message = await call.read(request)
             include = convert.include_from_pb(message.include)
             after = message.after if message.HasField("after") else None
             page = await within(call.timeout_s, self._service.scroll(message.filter, after, message.limit, include))
@@ -83,7 +83,7 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
     async def Describe(self, request: search_pb2.DescribeRequest, context: Any) -> search_pb2.DescribeResponse:
         """See `search.proto`."""
         async with self._calls.call(context, "Describe") as call:
-            call.read(request)
+            await call.read(request)
             return convert.description_to_pb(self._service.describe())
         raise AssertionError("abort raises")
 
@@ -167,7 +167,7 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
     async def Refresh(self, request: search_pb2.RefreshRequest, context: Any) -> search_pb2.RefreshResponse:
         """See `search.proto`."""
         async with self._calls.call(context, "Refresh") as call:
-            message = call.read(request)
+            message = await call.read(request)
             what = f"archive {message.archive[:200]!a}" if message.archive else "the archive"
             what += f" in {message.shards} shards" if message.shards else ""
             with audited(call.caller, "Refresh", what, call.request_id) as entry:

@@ -437,3 +437,34 @@ def test_calls_that_never_send_their_message_end(method):
             assert await empty.code() == grpc.StatusCode.INVALID_ARGUMENT
 
     asyncio.run(scenario())
+
+
+def test_messages_that_arrive_slowly_are_limited():
+    """The size of a message is not known before it has arrived; fast messages are not affected."""
+
+    async def scenario():
+        limits = GatewayLimits(max_slow_messages=2)
+        async with running(local_engine(small_case()), limits) as (_, channel):
+            # A unary call whose message is not sent.
+            silent = channel.stream_unary(f"/{SERVICE}/Search")
+            calls = [silent() for _ in range(2)]
+            for call in calls:
+                await call.wait_for_connection()
+            await asyncio.sleep(0.3)
+            third = silent()
+            await third.wait_for_connection()
+            code, message, details = await failure(third)
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert "2 messages arrive slowly" in message
+            assert details["RetryInfo"].retry_delay.ToMilliseconds() > 0
+            search = search_pb2_grpc.SearchServiceStub(channel)
+            assert len((await search.Search(request(code=b"ab"))).hits) == 5
+            for call in calls:
+                call.cancel()
+            fourth = silent()
+            await fourth.wait_for_connection()
+            await fourth.write(request(code=b"ab").SerializeToString())
+            await fourth.done_writing()
+            assert len(search_pb2.SearchResponse.FromString(await fourth).hits) == 5
+
+    asyncio.run(scenario())

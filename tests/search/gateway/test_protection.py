@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import shutil
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from search_parts import StubEncoder, local_engine, serving, small_case
+from search_parts import StubBackend, StubEncoder, local_engine, serving, small_case
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
@@ -22,7 +23,7 @@ from orbithash.search.gateway.protection import Protection, ServerTls
 from orbithash.search.gateway.tokens import Tokens
 from orbithash.search.protocol.errors import GatewayUnreachable, InvalidQuery, PermissionDenied, Unauthenticated
 from orbithash.search.protocol.rows import Row
-from orbithash.search.service.service import Target, open_service
+from orbithash.search.service.service import Service, Target, open_service
 from orbithash.v1 import search_pb2_grpc
 from orbithash.v1.search_pb2 import SearchRequest
 
@@ -346,3 +347,60 @@ def test_without_tokens_the_certificate_names_the_caller(ours, archive_served, c
     archive_served(Protection(ServerTls(*gateway, ours.path)), ask(Tls(ours.path, *strange)))
     whose = [line.partition(" at ")[0] for line in audit_lines(caplog)]
     assert whose == ["anonymous", "cert:carol", "cert:carol\\nroot"]
+
+
+@asynccontextmanager
+async def counting_proxy(address):
+    """Run a TCP proxy in front of a gateway; yield its address and the list of sizes that clients have sent."""
+    host, port = address.split(":")
+    sizes, tasks = [], set()
+
+    async def copy(reader, writer, sizes):
+        with suppress(ConnectionError):
+            while data := await reader.read(2**16):
+                sizes.append(len(data))
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader, writer):
+        there, back = await asyncio.open_connection(host, int(port))
+        for copying in (copy(reader, back, sizes), copy(there, writer, [])):
+            task = asyncio.create_task(copying)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", sizes
+        for task in tasks:
+            task.cancel()
+
+
+def test_a_message_of_an_unknown_caller_is_not_received(tokens):
+    """Only what fits into the window of HTTP/2 arrives, however large the message is."""
+
+    async def scenario():
+        gateway = await start_gateway(
+            Service(Target("", "", 2), StubBackend(), local_engine(small_case()), None),
+            "127.0.0.1:0",
+            protection=Protection(tokens=tokens),
+        )
+        image = bytes(12 * 2**20)
+        try:
+            async with counting_proxy(gateway.address) as (address, sizes):
+                for token, size in (("not-one-that-is-known", 4 * 2**20), (READER, 13 * 2**20)):
+                    del sizes[:]
+                    async with grpc.aio.insecure_channel(address) as channel:
+                        stub = search_pb2_grpc.SearchServiceStub(channel)
+                        metadata = [("authorization", f"Bearer {token}")]
+                        with pytest.raises(grpc.aio.AioRpcError) as caught:
+                            await stub.Search(SearchRequest(image=image, k=1), metadata=metadata)
+                        is_known = token == READER
+                        code = grpc.StatusCode.INVALID_ARGUMENT if is_known else grpc.StatusCode.UNAUTHENTICATED
+                        assert caught.value.code() == code
+                        assert (sum(sizes) > 12 * 2**20) == is_known
+                        assert sum(sizes) < size
+        finally:
+            await gateway.stop(0)
+
+    asyncio.run(scenario())
