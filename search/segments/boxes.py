@@ -92,7 +92,7 @@ def _simple_bounds(footprints: pa.Array) -> tuple[npt.NDArray[np.float64], npt.N
 @numba.njit(nogil=True)
 def _integer(data, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Return the little-endian uint32 at a place."""
-    value = 0
+    value = np.int64(0)
     for byte in range(4):
         value |= np.int64(data[place + byte]) << (8 * byte)
     return value

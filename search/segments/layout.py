@@ -32,6 +32,8 @@ _START = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<Q")
 _ALIGNMENT = 64
 _MAX_DESCRIPTION = 2**20
+# Bytes that are in memory at a time while a checksum is computed; a multiple of the size of a page.
+_BLOCK = 2**26
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -137,6 +139,11 @@ def checksum_of(mapped: mmap.mmap) -> str:
     """Return the xxh3_64 of a mapped file as hexadecimal text; its pages do not stay in the memory of the process."""
     import xxhash
 
-    checksum = str(xxhash.xxh3_64_hexdigest(mapped))
-    mapped.madvise(mmap.MADV_DONTNEED)
-    return checksum
+    checksum = xxhash.xxh3_64()
+    with memoryview(mapped) as view:
+        for start in range(0, len(view), _BLOCK):
+            block = view[start : start + _BLOCK]
+            checksum.update(block)
+            mapped.madvise(mmap.MADV_DONTNEED, start, len(block))
+            block.release()
+    return str(checksum.hexdigest())
