@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from orbithash.search.index.code_rows import CodeRows, FewRows, few_rows
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
@@ -21,10 +22,7 @@ from orbithash.search.segments.filters.conditions import FilterColumns
 from orbithash.search.segments.filters.expressions import Filter, parse_filter
 from orbithash.search.segments.stop import Stop
 
-if TYPE_CHECKING:
-    from orbithash.search.index.code_rows import CodeRows, FewRows
-
-__all__ = ["MAX_KEPT_BYTES", "Selected", "Selections", "lower_priority"]
+__all__ = ["MAX_KEPT_BYTES", "MAX_WARMED", "Selected", "Selections", "lower_priority"]
 
 # Default maximum of the memory of the selections that are kept.
 MAX_KEPT_BYTES = 128 * 2**20
@@ -34,6 +32,9 @@ _NUM_THREADS, _MAX_WAITING = 2, 64
 
 # Evaluations give way to searches: the priority of their threads is this much lower (see nice(2)).
 _NICE = 5
+
+# Filters that are evaluated before a segment replaces others.
+MAX_WARMED = 8
 
 # A segment of at most this many rows is evaluated at once, in the thread of the caller.
 _MAX_SMALL = 4096
@@ -56,7 +57,7 @@ class Selected(NamedTuple):
 
     passing: Bits
     num_passing: int
-    few: "FewRows | None"
+    few: FewRows | None
 
 
 class FilteredSegment(Protocol):
@@ -75,7 +76,7 @@ class FilteredSegment(Protocol):
         """Columns of the rows."""
 
     @property
-    def code_rows(self) -> "CodeRows":
+    def code_rows(self) -> CodeRows:
         """Codes of the rows."""
 
 
@@ -167,6 +168,18 @@ class Selections:
             self._leave(filter_, evaluations)
         return [selected[segment.name] for segment in segments]
 
+    def warm(self, segment: FilteredSegment, replaced: Sequence[FilteredSegment], stop: Stop) -> None:
+        """Evaluate, in this thread, recently used filters over a segment that is about to replace others.
+
+        Those are at most `MAX_WARMED` of the filters whose selections of `replaced` segments are kept.
+        """
+        names = {each.name for each in replaced}
+        with self._lock:
+            texts = dict.fromkeys(text for text, name in reversed(self._kept) if name in names)
+        # The most recently used one last, so that it is kept the longest.
+        for text in reversed(list(texts)[:MAX_WARMED]):
+            self._evaluate((text, segment.name), self._parse(text), segment, stop)
+
     def close(self) -> None:
         """Stop all evaluations; calls that wait for them raise `Stopped`."""
         with self._lock:
@@ -253,12 +266,7 @@ class Selections:
         """Evaluate a filter over a segment, and keep the selection."""
         passing = filter_.passing(segment.columns, segment.num_rows, stop)
         num_passing = bits.count(passing)
-        few = None
-        if num_passing * _FEW <= segment.num_rows:
-            with suppress(ModuleNotFoundError):
-                from orbithash.search.index.code_rows import few_rows
-
-                few = few_rows(segment.code_rows, passing)
+        few = few_rows(segment.code_rows, passing) if num_passing * _FEW <= segment.num_rows else None
         selected = Selected(passing, num_passing, few)
         self._keep(key, selected)
         return selected

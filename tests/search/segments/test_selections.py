@@ -225,6 +225,21 @@ def test_the_least_recently_used_selections_are_dropped(large):
         selections.close()
 
 
+def test_recent_filters_are_evaluated_before_a_segment_replaces_others(selections, large, small):
+    texts = [f"lon > -{number}" for number in range(12)]
+    for text in [*texts, texts[0]]:
+        selections.select(text, [small], Stop(60))
+    merged = segment_of(table_of(ROWS))
+    selections.warm(merged, [small, large], Stop(60))
+    ready = [text for text in texts if selections.is_ready(text, [merged])]
+    assert ready == [texts[0], *texts[5:]]
+    assert passing(*selections.select(texts[0], [merged], Stop(60)), merged) == [
+        row["lon"] is not None and row["lon"] > 0 for row in ROWS
+    ]
+    with pytest.raises(Stopped):
+        selections.warm(segment_of(table_of(ROWS)), [small], Stop(0))
+
+
 def test_a_failure_is_raised_and_not_kept(selections, large):
     large.columns.gate.set()
     large.columns.failure = MemoryError("no room")
