@@ -13,7 +13,7 @@ from filter_rows import DAY, archive_columns, make_rows, outline, segment_of, ta
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Query
 from orbithash.search.segments import bits
-from orbithash.search.segments.chunks import read_outlines
+from orbithash.search.segments.boxes import read_outlines
 from orbithash.search.segments.filters import areas
 from orbithash.search.segments.filters.conditions import CHEAP, EXPENSIVE, ColumnCondition, Junction, in_chunks
 from orbithash.search.segments.filters.expressions import parse_filter
