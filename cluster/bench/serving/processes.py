@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["busy_seconds", "resident_bytes", "resident_mb", "shard_pids"]
+__all__ = ["ResidentBytes", "busy_seconds", "resident_bytes", "resident_mb", "shard_pids"]
 
 _SHARD = "shardactor"
 
@@ -25,11 +26,17 @@ def shard_pids(pid: int) -> list[int]:
     return sorted(each for each in _family(pid) if _kind(each) == _SHARD)
 
 
-def resident_bytes() -> tuple[int, int]:
-    """Return the resident memory of this process in bytes: all of it, and without mapped files."""
+class ResidentBytes(NamedTuple):
+    """Resident memory of a process in bytes: all of it, and without mapped files."""
+
+    whole: int
+    anonymous: int
+
+
+def resident_bytes() -> ResidentBytes:
+    """Return the resident memory of this process."""
     values = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    resident, anonymous = (1024 * int(values[name].split()[0]) for name in ("VmRSS", "RssAnon"))
-    return resident, anonymous
+    return ResidentBytes(*(1024 * int(values[name].split()[0]) for name in ("VmRSS", "RssAnon")))
 
 
 def busy_seconds(pid: int) -> float:

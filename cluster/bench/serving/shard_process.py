@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orbithash.cluster.bench.serving.processes import resident_bytes
+from orbithash.cluster.bench.serving.processes import ResidentBytes, resident_bytes
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids, Scope
+from orbithash.search.index.row_index import warm_up
 from orbithash.search.segments.dealing import Deal
 from orbithash.search.segments.host import HostStatus, ShardHost
 from orbithash.search.segments.stop import Stop
@@ -27,20 +28,19 @@ _host: ShardHost
 
 
 class ShardSize(NamedTuple):
-    """What a shard reports, and the resident memory of its process in bytes: all of it, and without mapped files."""
+    """What a shard reports, and the resident memory of its process."""
 
     status: HostStatus
-    resident: int
-    anonymous: int
+    memory: ResidentBytes
 
 
 class ShardProcess:
     """A process with one shard that has all rows of an archive."""
 
     def __init__(self, location: str, bits: int, num_rows: int, folder: Path) -> None:
-        """Start the process; nothing is read before `follow`. Segments are kept in `folder`."""
+        """Start the process and compile; nothing is read before `follow`. Segments are kept in `folder`."""
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self.resident_before = self._pool.submit(_open, location, bits, num_rows, folder).result()
+        self.compile_s, self.before = self._pool.submit(_open, location, bits, num_rows, folder).result()
 
     def follow(self, version: int) -> float:
         """Hold a version; return the seconds that this took."""
@@ -66,14 +66,15 @@ class ShardProcess:
             self._pool.shutdown()
 
 
-def _open(location: str, bits: int, num_rows: int, folder: Path) -> int:
-    """Make the shard; return the resident bytes before it reads anything."""
+def _open(location: str, bits: int, num_rows: int, folder: Path) -> tuple[float, ResidentBytes]:
+    """Make the shard; return the seconds of compiling, and the resident memory before it reads anything."""
     global _host
     # Imported by the first use otherwise, which would count as memory and time of the rows.
     import lance  # noqa: F401
 
+    seconds = warm_up(bits)
     _host = ShardHost(location, bits, Deal.of(num_rows, 1), 0, folder=folder)
-    return resident_bytes()[0]
+    return seconds, _resident()
 
 
 def _follow(version: int) -> float:
@@ -94,11 +95,15 @@ def _count(version: int, filter_text: str) -> tuple[int, float]:
 
 
 def _size() -> ShardSize:
+    return ShardSize(_host.status(), _resident())
+
+
+def _resident() -> ResidentBytes:
+    """Return the resident memory of this process without memory that is free but not returned to the system."""
     gc.collect()
     with suppress(OSError, AttributeError):
-        # Memory that is free, but not returned to the system.
         ctypes.CDLL(None).malloc_trim(0)
-    return ShardSize(_host.status(), *resident_bytes())
+    return resident_bytes()
 
 
 def _close() -> Any:
