@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from orbithash.search.index.code_rows import CodeRows, FewRows, few_rows
-from orbithash.search.protocol.errors import InvalidQuery, Overloaded
+from orbithash.search.protocol.errors import Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments.bits import Bits
 from orbithash.search.segments.filters.conditions import FilterColumns
@@ -136,14 +136,12 @@ class Selections:
             return sum(evaluation.num_waiting for evaluation in self._pending.values())
 
     def is_ready(self, text: str, segments: Sequence[FilteredSegment]) -> bool:
-        """Return whether `select` returns or raises at once, without waiting for a long evaluation."""
-        try:
-            filter_ = self._parse(text)
-        except InvalidQuery:
-            return True
+        """Return whether `select` has no work to do but on small segments. Takes microseconds, and parses nothing."""
         with self._lock:
+            is_parsed = text in self._filters
             return all(
-                segment.num_rows <= _MAX_SMALL or (filter_.text, segment.name) in self._kept for segment in segments
+                (text, segment.name) in self._kept or (is_parsed and segment.num_rows <= _MAX_SMALL)
+                for segment in segments
             )
 
     def select(self, text: str, segments: Sequence[FilteredSegment], stop: Stop) -> list[Selected]:
@@ -157,6 +155,8 @@ class Selections:
             Stopped: `stop` was set first.
         """
         stop.check()
+        if (every := self._find(text, segments)) is not None:
+            return every
         filter_ = self._parse(text)
         selected, small, evaluations = self._begin(filter_, segments)
         try:
@@ -199,6 +199,16 @@ class Selections:
             if len(self._filters) > _MAX_PARSED:
                 self._filters.popitem(last=False)
         return filter_
+
+    def _find(self, text: str, segments: Sequence[FilteredSegment]) -> list[Selected] | None:
+        """Return the selections of all segments if all are kept, else None."""
+        keys = [(text, segment.name) for segment in segments]
+        with self._lock:
+            if not all(key in self._kept for key in keys):
+                return None
+            for key in keys:
+                self._kept.move_to_end(key)
+            return [self._kept[key] for key in keys]
 
     def _begin(
         self, filter_: Filter, segments: Sequence[FilteredSegment]

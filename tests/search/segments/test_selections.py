@@ -88,7 +88,7 @@ def passing(selected, segment):
 def test_each_segment_is_evaluated_once(selections, large, small):
     large.columns.gate.set()
     assert not selections.is_ready(TEXT, [small, large])
-    assert selections.is_ready(TEXT, [small])
+    assert not selections.is_ready(TEXT, [small])
     for _ in range(3):
         first, second = selections.select(TEXT, [large, small], Stop(60))
         assert passing(first, large) == EXPECTED
@@ -96,6 +96,7 @@ def test_each_segment_is_evaluated_once(selections, large, small):
         assert first.num_passing == sum(EXPECTED)
         assert large.columns.num_reads == 1
     assert selections.is_ready(TEXT, [small, large])
+    assert selections.is_ready(TEXT, [large, segment_of(table_of(ROWS[:20]))])
     # A change brings a segment of its own; the others are not looked at again.
     change = segment_of(table_of(ROWS[60:80]))
     selected = selections.select(TEXT, [large, small, change], Stop(60))
@@ -169,7 +170,7 @@ def test_other_queries_do_not_wait(selections, large, small):
         assert passing(*selections.select("label = 'beach'", [small], Stop(60)), small)
         with pytest.raises(InvalidQuery, match="no column 'colour'"):
             selections.select("colour = 'red'", [large], Stop(60))
-        assert selections.is_ready("colour = 'red'", [large])
+        assert not selections.is_ready("colour = 'red'", [large])
         large.columns.gate.set()
         for call in calls:
             call.result(60)
@@ -231,8 +232,7 @@ def test_recent_filters_are_evaluated_before_a_segment_replaces_others(selection
         selections.select(text, [small], Stop(60))
     merged = segment_of(table_of(ROWS))
     selections.warm(merged, [small, large], Stop(60))
-    ready = [text for text in texts if selections.is_ready(text, [merged])]
-    assert ready == [texts[0], *texts[5:]]
+    assert [text for text in texts if selections.is_ready(text, [merged])] == [texts[0], *texts[5:]]
     assert passing(*selections.select(texts[0], [merged], Stop(60)), merged) == [
         row["lon"] is not None and row["lon"] > 0 for row in ROWS
     ]
