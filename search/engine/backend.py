@@ -127,6 +127,10 @@ class LocalShardClient:
             return None
         return self._search(queries, k, scope)
 
+    def hits_now(self, ids: Ids, include: Sequence[str]) -> list[bytes] | None:
+        """See `QuickShardClient`."""
+        return self._hits(ids, include)
+
     def _search(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer:
         selection = self._selection(scope.filter) if scope.filter else None
         answer = self._host.search(self._version, queries, k, scope.radius, scope.after, selection)

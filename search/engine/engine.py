@@ -1,64 +1,29 @@
 """Answer queries: validate, compute the code, search all shards, and merge their answers."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from orbithash.encoders.codes import Codes, Encoded
 from orbithash.search.engine.batching import MAX_BATCH, Batcher
-from orbithash.search.engine.owners import is_refusal, read_hits, read_values
+from orbithash.search.engine.fan_out import MAX_SHORT_K, FanOut, Found, Group
+from orbithash.search.engine.owners import hits_now, read_hits, read_values
 from orbithash.search.engine.query_codes import check_code, encode_query
 from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.answers import Scope, ShardAnswer
-from orbithash.search.index.merge import Merged, MergedRows, merge, merge_rows
+from orbithash.search.index.answers import Scope
+from orbithash.search.index.merge import Merged, MergedLists
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, SearchError, Unavailable
 from orbithash.search.protocol.hits import RowHits
-from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Query, Rescore, has_large
-from orbithash.search.shards.interface import ShardClient
+from orbithash.search.protocol.queries import Answer, Cursor, Query, Rescore, has_large
 
 __all__ = ["SHARD_TIMEOUT_S", "Engine"]
 
-logger = logging.getLogger(__name__)
-
-# Share of the time until the deadline that shards get for a search; the rest is for the merge and the rows of the hits.
-_SHARDS_SHARE = 0.9
-
 # Default timeout of a shard, seconds.
 SHARD_TIMEOUT_S = 5.0
-
-# Maximum number of hits that are merged in the event loop: a thread would cost more.
-_FEW_HITS = 4096
-
-# Maximum k of searches whose shards send the rows of their hits. With more, or with columns of up to some 100 KiB a
-# row, only the rows of the merged hits are read.
-_MAX_K_WITH_ROWS = 256
-
-
-class _Group(NamedTuple):
-    """What queries have in common that share a batch."""
-
-    snapshot: Snapshot
-    scope: Scope
-
-
-class _Result(NamedTuple):
-    """Result of one query of a batch.
-
-    Attributes:
-        found: its hits, with their rows if the scope asks for them.
-        coverage: the part of the archive that was searched.
-        num_matching: number of rows that pass the filter; None without a filter.
-    """
-
-    found: Merged | MergedRows
-    coverage: Coverage
-    num_matching: int | None
 
 
 class Engine:
@@ -90,8 +55,9 @@ class Engine:
         self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
-        self._batcher: Batcher[Codes, _Result] = Batcher(
-            self._search_batch, max_fan_outs, max_waiting, on_batch=self.observer.batch
+        self._fan_out = FanOut(shard_timeout_s, self.observer)
+        self._batcher: Batcher[Codes, Found] = Batcher(
+            self._fan_out.search, max_fan_outs, max_waiting, on_batch=self.observer.batch
         )
 
     @property
@@ -117,21 +83,27 @@ class Engine:
         started = time.perf_counter()
         query.check()
         snapshot = self._snapshot
+        found = None
         if timeout_s > 0 and (code := _quick_code(snapshot, query)) is not None:
-            results = self._search_now(code[None], [query.k], _Group(snapshot, _scope_of(query)))
+            results = self._fan_out.search_now(code[None], [query.k], Group(snapshot, _scope_of(snapshot, query)))
             if results is not None:
-                return self._answer_with(snapshot, query, results[0], started)
-        return await self._search_later(snapshot, query, timeout_s, started)
+                found = results[0]
+                answer = self._answer_now(snapshot, query, found, started)
+                if answer is not None:
+                    return answer
+        return await self._search_later(snapshot, query, timeout_s, started, found)
 
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
         """Return the answer or the error of each query, see `search`. Short searches share batches."""
         started = time.perf_counter()
         snapshot = self._snapshot
-        outcomes = self._search_many_now(snapshot, queries, started) if timeout_s > 0 else {}
+        outcomes: dict[int, Answer | SearchError] = {}
+        found = self._search_many_now(snapshot, queries, outcomes, started) if timeout_s > 0 else {}
 
         async def search(place: int) -> None:
             try:
-                outcomes[place] = await self._search_later(snapshot, queries[place], timeout_s, started)
+                query = queries[place]
+                outcomes[place] = await self._search_later(snapshot, query, timeout_s, started, found.get(place))
             except SearchError as error:
                 outcomes[place] = error
 
@@ -139,39 +111,48 @@ class Engine:
         return [outcomes[place] for place in range(len(queries))]
 
     def _search_many_now(
-        self, snapshot: Snapshot, queries: Sequence[Query], started: float
-    ) -> dict[int, Answer | SearchError]:
-        """Return the outcomes of invalid queries and of short searches, by their place among the queries."""
-        outcomes: dict[int, Answer | SearchError] = {}
+        self, snapshot: Snapshot, queries: Sequence[Query], outcomes: dict[int, Answer | SearchError], started: float
+    ) -> dict[int, Found]:
+        """Put the outcomes of invalid queries and of short searches into `outcomes`, by their place among the queries.
+
+        Returns the results of short searches whose rows must be read from the archive.
+        """
         batches: dict[tuple[Scope, int], list[tuple[int, Codes]]] = {}
         for place, query in enumerate(queries):
             try:
                 query.check()
                 if (code := _quick_code(snapshot, query)) is not None:
-                    batches.setdefault((_scope_of(query), query.k.bit_length()), []).append((place, code))
+                    key = _scope_of(snapshot, query), query.k.bit_length()
+                    batches.setdefault(key, []).append((place, code))
             except SearchError as error:
                 outcomes[place] = error
+        found: dict[int, Found] = {}
         for (scope, _), items in batches.items():
             for start in range(0, len(items), MAX_BATCH):
                 places, codes = zip(*items[start : start + MAX_BATCH], strict=True)
                 ks = [queries[place].k for place in places]
-                results = self._search_now(np.stack(codes), ks, _Group(snapshot, scope))
-                for place, result in zip(places, results or (), strict=results is not None):
-                    try:
-                        outcomes[place] = self._answer_with(snapshot, queries[place], result, started)
-                    except SearchError as error:
-                        outcomes[place] = error
-        return outcomes
+                results = self._fan_out.search_now(np.stack(codes), ks, Group(snapshot, scope))
+                found.update(zip(places, results or (), strict=results is not None))
+        for place, result in found.items():
+            try:
+                answer = self._answer_now(snapshot, queries[place], result, started)
+                if answer is not None:
+                    outcomes[place] = answer
+            except SearchError as error:
+                outcomes[place] = error
+        return found
 
-    async def _search_later(self, snapshot: Snapshot, query: Query, timeout_s: float, started: float) -> Answer:
-        """Answer a query that passes `Query.check`, in a batch with others."""
+    async def _search_later(
+        self, snapshot: Snapshot, query: Query, timeout_s: float, started: float, found: Found | None
+    ) -> Answer:
+        """Answer a query that passes `Query.check`, in a batch with others unless its result is `found`."""
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the search began")
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             with snapshot.usage:
                 async with asyncio.timeout_at(deadline) as scope:
-                    return await self._answer(snapshot, query, deadline, started)
+                    return await self._answer(snapshot, query, deadline, started, found)
         except Overloaded:
             self.observer.count("shed_queries")
             raise
@@ -180,56 +161,70 @@ class Engine:
                 raise
             raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
 
-    async def _answer(self, snapshot: Snapshot, query: Query, deadline: float, started: float) -> Answer:
-        encoded = await encode_query(query, snapshot, with_outputs=query.rescore == "asymmetric")
-        if query.rescore:
-            return await self._answer_rescored(snapshot, query, query.rescore, encoded, deadline, started)
-        group = _Group(snapshot, _scope_of(query))
-        result = await self._batcher.submit(encoded.codes[0], query.k, group, deadline)
-        if isinstance(result.found, Merged):
-            rows = await read_hits(snapshot, result.found.ids, query.include, self._time_of_reads(deadline))
-            result = result._replace(found=_with_rows(result.found, rows))
-        return self._answer_with(snapshot, query, result, started)
+    def _answer_now(self, snapshot: Snapshot, query: Query, found: Found, started: float) -> Answer | None:
+        """Return the answer with a result, or None if the rows of its hits must be read from the archive."""
+        assert isinstance(found.hits, MergedLists), "a short search"
+        ids = np.array(found.hits.ids, np.uint64)
+        rows = hits_now(snapshot, ids, query.include)
+        return None if rows is None else self._answer_with(snapshot, query, found, rows, started)
+
+    async def _answer(
+        self, snapshot: Snapshot, query: Query, deadline: float, started: float, found: Found | None
+    ) -> Answer:
+        if found is None:
+            encoded = await encode_query(query, snapshot, with_outputs=query.rescore == "asymmetric")
+            if query.rescore:
+                return await self._answer_rescored(snapshot, query, query.rescore, encoded, deadline, started)
+            group = Group(snapshot, _scope_of(snapshot, query))
+            found = await self._batcher.submit(encoded.codes[0], query.k, group, deadline)
+        rows = found.hits.rows if isinstance(found.hits, MergedLists) else None
+        if rows is None:
+            ids = np.asarray(found.hits.ids, np.uint64)
+            rows = await read_hits(snapshot, ids, query.include, self._time_of_reads(deadline))
+        return self._answer_with(snapshot, query, found, rows, started)
 
     async def _answer_rescored(
         self, snapshot: Snapshot, query: Query, rescore: Rescore, encoded: Encoded, deadline: float, started: float
     ) -> Answer:
         check_rescore(rescore, encoded, snapshot.archive.vector is not None)
 
-        async def search(size: int, radius: int | None) -> tuple[Merged, _Result]:
-            group = _Group(snapshot, Scope(radius, None, query.filter))
-            result = await self._batcher.submit(encoded.codes[0], size, group, deadline)
-            assert isinstance(result.found, Merged), "a scope without rows"
-            return result.found, result
+        async def search(size: int, radius: int | None) -> tuple[Merged, Found]:
+            group = Group(snapshot, Scope(radius, None, query.filter))
+            found = await self._batcher.submit(encoded.codes[0], size, group, deadline)
+            distances, ids = np.asarray(found.hits.distances, np.int32), np.asarray(found.hits.ids, np.uint64)
+            return Merged(distances, ids, found.hits.ties), found
 
-        shortlist, result = await search(query.shortlist_size, query.radius)
+        shortlist, found = await search(query.shortlist_size, query.radius)
         if (size := num_with_ties(shortlist)) > len(shortlist.ids):
             # Again, with all rows that tie with the last one.
-            shortlist, result = await search(size, int(shortlist.distances[-1]))
+            shortlist, found = await search(size, int(shortlist.distances[-1]))
         with self.observer.stage("rescore"):
             values = await read_values(snapshot, shortlist.ids, COLUMNS[rescore], self._time_of_reads(deadline))
             best = await asyncio.to_thread(ranked, rescore, encoded, shortlist, values, query.k)
             rows = await read_hits(snapshot, best.hits.ids, query.include, self._time_of_reads(deadline))
         scores = [None if score != score else score for score in best.scores.tolist()]
-        answer = self._answer_with(snapshot, query, result._replace(found=_with_rows(best.hits, rows)), started)
-        return answer._replace(
-            hits=RowHits(best.hits.distances.tolist(), rows, scores),
-            next=None,
-            shortlist_radius=best.radius,
-            is_shortlist_bounded=best.is_bounded,
-        )
+        answer = self._answer_with(snapshot, query, found._replace(hits=best.hits), rows, started, scores)
+        return answer._replace(next=None, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
 
     def _time_of_reads(self, deadline: float) -> float:
         """Return the seconds until a shard that reads rows has failed."""
         return min(self._shard_timeout_s, max(0.0, deadline - asyncio.get_running_loop().time()))
 
-    def _answer_with(self, snapshot: Snapshot, query: Query, result: _Result, started: float) -> Answer:
-        """Return the answer with a result that has rows.
+    def _answer_with(
+        self,
+        snapshot: Snapshot,
+        query: Query,
+        found: Found,
+        rows: Sequence[bytes],
+        started: float,
+        scores: Sequence[float | None] | None = None,
+    ) -> Answer:
+        """Return the answer with a result and the rows of its hits.
 
         Raises `Unavailable` if its coverage is below the required minimum.
         """
-        found, coverage, num_matching = result
-        assert isinstance(found, MergedRows), "rows were read"
+        hits, coverage, num_matching = found
+        distances = hits.distances if isinstance(hits, MergedLists) else hits.distances.tolist()
         if coverage.searched_rows < coverage.total_rows:
             if coverage.fraction < query.min_coverage:
                 raise Unavailable(
@@ -237,82 +232,18 @@ class Engine:
                     f"{query.min_coverage:.3f}; try again later"
                 )
             self.observer.count("partial_answers")
-        distances, ids, rows, ties = found
         archive = snapshot.archive
         return Answer(
-            RowHits(distances, rows),
-            ties,
+            RowHits(distances, rows, scores),
+            hits.ties,
             coverage,
             1e3 * (time.perf_counter() - started),
             archive.model_id,
             archive.version,
-            Cursor(distances[-1], ids[-1]) if len(ids) == query.k else None,
+            Cursor(distances[-1], int(hits.ids[-1])) if len(distances) == query.k else None,
             num_matching,
             snapshot.is_exact,
         )
-
-    def _search_now(self, codes: Codes, ks: Sequence[int], group: _Group) -> Sequence[_Result] | None:
-        """Search as `_search_batch`, or return None if that would block the event loop for long.
-
-        For short searches, waiting for others, tasks and a time limit would cost more than the search.
-        """
-        begun = time.perf_counter()
-        k, answers = max(ks), []
-        for branch in group.snapshot.quick_branches:
-            answer = branch.search_now(codes, k, group.scope)
-            if answer is None:
-                return None
-            answers.append(answer)
-        scanned = time.perf_counter()
-        results = _results(answers, ks, _coverage(group.snapshot, answers), group.scope)
-        observer = self.observer
-        observer.batch(len(ks), 0.0)
-        observer.took("scan", scanned - begun)
-        observer.took("merge", time.perf_counter() - scanned)
-        return results
-
-    async def _search_batch(
-        self, items: Sequence[Codes], ks: Sequence[int], group: _Group, timeout_s: float
-    ) -> Sequence[_Result]:
-        snapshot, scope = group
-        time_s = _SHARDS_SHARE * timeout_s
-        if not scope.filter:
-            # The first search under a filter tests it on all rows, which may take longer than a failure may.
-            time_s = min(time_s, self._shard_timeout_s)
-        with self.observer.stage("fan_out"):
-            answers = await self._search_shards(snapshot.branches, np.stack(items), max(ks), scope, time_s)
-        coverage = _coverage(snapshot, answers)
-        complete = [answer for answer in answers if answer is not None]
-        with self.observer.stage("merge"):
-            if len(ks) * max(ks) > _FEW_HITS:
-                return await asyncio.to_thread(_results, complete, ks, coverage, scope)
-            return _results(complete, ks, coverage, scope)
-
-    async def _search_shards(
-        self, shards: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
-    ) -> list[ShardAnswer | None]:
-        """Return the answer of each shard, None for a failed one; raise if all failed or one refused the search."""
-
-        async def search(shard: ShardClient) -> ShardAnswer:
-            with self.observer.stage("scan"):
-                async with asyncio.timeout(timeout_s):
-                    return await shard.search(codes, k, scope, timeout_s)
-
-        outcomes = await asyncio.gather(*map(search, shards), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        for failure in failures:
-            if is_refusal(failure):
-                raise failure
-        self.observer.count("failed_shard_calls", len(failures))
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, BaseException):
-                reason = str(outcome).partition("\n")[0] or type(outcome).__name__
-                logger.warning("shard %d of %d did not answer: %s", number, len(outcomes), reason)
-        if len(failures) == len(outcomes):
-            if all(isinstance(failure, TimeoutError) for failure in failures):
-                raise DeadlineExceeded(f"none of {len(outcomes)} shards answered within {timeout_s:.3g} s")
-            raise Unavailable(f"none of {len(outcomes)} shards could answer; try again later")
-        return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
 def _quick_code(snapshot: Snapshot, query: Query) -> Codes | None:
@@ -320,32 +251,12 @@ def _quick_code(snapshot: Snapshot, query: Query) -> Codes | None:
 
     Raises `InvalidQuery` for a code of another length.
     """
-    if query.code is None or query.rescore or query.k > _MAX_K_WITH_ROWS or not snapshot.quick_branches:
+    if query.code is None or query.rescore or query.k > MAX_SHORT_K or not snapshot.quick_shards:
         return None
     return None if has_large(query.include) else check_code(query.code, snapshot.archive.bits)
 
 
-def _scope_of(query: Query) -> Scope:
-    with_rows = query.k <= _MAX_K_WITH_ROWS and not has_large(query.include)
+def _scope_of(snapshot: Snapshot, query: Query) -> Scope:
+    # Shards that are near are asked for the rows of the merged hits only, and so are all for many and for large rows.
+    with_rows = not snapshot.quick_shards and query.k <= MAX_SHORT_K and not has_large(query.include)
     return Scope(query.radius, query.after, query.filter, query.include if with_rows else (), with_rows)
-
-
-def _coverage(snapshot: Snapshot, answers: Sequence[ShardAnswer | None]) -> Coverage:
-    """Return the coverage of the answers of the snapshot's branches, None for one that failed."""
-    num_rows = num_shards = 0
-    for branch, answer in zip(snapshot.branches, answers, strict=True):
-        if answer is not None:
-            num_rows += branch.num_rows if answer.num_rows is None else answer.num_rows
-            num_shards += answer.num_shards
-    return Coverage(num_rows, snapshot.num_rows, num_shards, len(snapshot.shards))
-
-
-def _results(answers: Sequence[ShardAnswer], ks: Sequence[int], coverage: Coverage, scope: Scope) -> list[_Result]:
-    """Merge the answers of shards into the result of each query."""
-    num_matching = sum(answer.num_matching or 0 for answer in answers) if scope.filter else None
-    merged: Sequence[Merged | MergedRows] = merge_rows(answers, ks) if scope.with_rows else merge(answers, ks)
-    return [_Result(found, coverage, num_matching) for found in merged]
-
-
-def _with_rows(found: Merged, rows: list[bytes]) -> MergedRows:
-    return MergedRows(found.distances.tolist(), found.ids.tolist(), rows, found.ties)

@@ -19,7 +19,7 @@ from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailab
 from orbithash.search.protocol.queries import has_large
 from orbithash.search.shards.interface import ShardClient
 
-__all__ = ["ask_shards", "is_refusal", "read_hits", "read_keys", "read_values"]
+__all__ = ["ask_shards", "hits_now", "is_refusal", "read_hits", "read_keys", "read_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,24 @@ logger = logging.getLogger(__name__)
 _MAX_ROWS, _MAX_LARGE_ROWS = 4096, 64
 
 Result = TypeVar("Result")
+
+
+def hits_now(snapshot: Snapshot, ids: Ids, include: Sequence[str]) -> list[bytes] | None:
+    """Return the rows as `read_hits`, or None if a shard cannot read them without blocking the event loop."""
+    shards = snapshot.quick_shards
+    if len(shards) == 1:
+        return shards[0].hits_now(ids, include)
+    owners = snapshot.deal.owner(ids)
+    rows: list[bytes] = [b""] * len(ids)
+    for number, shard in enumerate(shards):
+        places = np.flatnonzero(owners == number)
+        if len(places):
+            part = shard.hits_now(ids[places], include)
+            if part is None:
+                return None
+            for place, row in zip(places.tolist(), part, strict=True):
+                rows[place] = row
+    return rows
 
 
 async def read_hits(snapshot: Snapshot, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:

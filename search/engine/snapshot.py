@@ -25,7 +25,7 @@ class Snapshot:
         deal: which shard holds which rows.
         encoder: the model that computed the codes.
         branches: the clients that searches are sent to: each searches one shard or several.
-        quick_branches: the same clients if all of them are `QuickShardClient`, else empty.
+        quick_shards: the shards if all of them are `QuickShardClient` and searches are sent to each, else empty.
         usage: the searches in flight on this snapshot.
         is_exact: whether the shards compare a query with every code.
     """
@@ -35,7 +35,7 @@ class Snapshot:
     deal: Dealing
     encoder: QueryEncoder
     branches: Sequence[ShardClient]
-    quick_branches: Sequence[QuickShardClient]
+    quick_shards: Sequence[QuickShardClient]
     usage: "Usage"
     is_exact: bool
 
@@ -53,10 +53,9 @@ class Snapshot:
         assert len(shards) == deal.num_shards >= 1, "a client of each shard"
         num_rows = sum(shard.num_rows for shard in shards)
         assert num_rows == archive.num_rows, "the shards hold another version of the archive"
-        branches = branches or shards
-        are_quick = all(hasattr(branch, "search_now") for branch in branches)
-        quick = cast(Sequence[QuickShardClient], branches) if are_quick else ()
-        return cls(archive, shards, deal, encoder, branches, quick, Usage(), is_exact)
+        are_quick = not branches and all(hasattr(shard, "hits_now") for shard in shards)
+        quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
+        return cls(archive, shards, deal, encoder, branches or shards, quick, Usage(), is_exact)
 
     @property
     def num_rows(self) -> int:

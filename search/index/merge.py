@@ -10,13 +10,13 @@ rows. For a shard that returns as many as requested, d >= D, because its own hit
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from orbithash.search.index.answers import NO_HIT, Distances, Ids, ShardAnswer
 
-__all__ = ["Merged", "MergedRows", "join", "merge", "merge_rows"]
+__all__ = ["Merged", "MergedLists", "join", "merge", "merge_lists"]
 
 
 class Merged(NamedTuple):
@@ -27,12 +27,12 @@ class Merged(NamedTuple):
     ties: int
 
 
-class MergedRows(NamedTuple):
-    """Hits of one query with serialised rows, as lists [m], and number of rows at the distance of the last hit."""
+class MergedLists(NamedTuple):
+    """Hits of one query as lists [m]: distances, ids, and serialised rows (None: the answers carry none); and ties."""
 
     distances: list[int]
     ids: list[int]
-    rows: list[bytes]
+    rows: list[bytes] | None
     ties: int
 
 
@@ -64,33 +64,40 @@ def _merge_one(answers: Sequence[ShardAnswer], query: int, k: int) -> Merged:
     return Merged(distances[:num_hits], ids[:num_hits], ties)
 
 
-def merge_rows(answers: Sequence[ShardAnswer], ks: Sequence[int]) -> list[MergedRows]:
-    """Merge as `merge` answers that carry rows; for small `ks`, lists cost less than arrays."""
+def merge_lists(answers: Sequence[ShardAnswer], ks: Sequence[int], with_rows: bool) -> list[MergedLists]:
+    """Merge as `merge`, optionally with the rows that the answers carry.
+
+    For small `ks`, lists cost less than arrays.
+    """
     merged = []
     starts = [0] * len(answers)
     for query, k in enumerate(ks):
-        hits: list[tuple[int, int, bytes]] = []
+        hits: list[tuple[Any, ...]] = []
         parts = []
         for number, answer in enumerate(answers):
             distances = answer.distances[query].tolist()
             if distances and distances[-1] == NO_HIT:
                 del distances[distances.index(NO_HIT) :]
-            start = starts[number]
-            starts[number] = end = start + len(distances)
-            ids = answer.ids[query].tolist()
-            hits += zip(distances, ids[: len(distances)], answer.rows[start:end], strict=True)
+            ids = answer.ids[query].tolist()[: len(distances)]
+            if with_rows:
+                start = starts[number]
+                starts[number] = end = start + len(distances)
+                hits += zip(distances, ids, answer.rows[start:end], strict=True)
+            else:
+                hits += zip(distances, ids, strict=True)
             parts.append(distances)
         hits.sort()
         del hits[k:]
         if not hits:
-            merged.append(MergedRows([], [], [], 0))
+            merged.append(MergedLists([], [], [] if with_rows else None, 0))
             continue
         cutoff = hits[-1][0]
         ties = 0
         for answer, distances in zip(answers, parts, strict=True):
             ends_at_cutoff = distances and distances[-1] == cutoff
             ties += int(answer.ties[query]) if ends_at_cutoff else distances.count(cutoff)
-        merged.append(MergedRows(*map(list, zip(*hits, strict=True)), ties))  # type: ignore[arg-type]
+        columns = [list(column) for column in zip(*hits, strict=True)]
+        merged.append(MergedLists(columns[0], columns[1], columns[2] if with_rows else None, ties))
     return merged
 
 

@@ -49,3 +49,6 @@ class QuickShardClient(Protocol):
 
     def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
         """Search as `ShardClient.search`, or return None if that would block the event loop for too long."""
+
+    def hits_now(self, ids: Ids, include: Sequence[str]) -> list[bytes] | None:
+        """Return rows as `ShardClient.hits`, or None if that would block the event loop for too long."""

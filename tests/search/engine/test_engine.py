@@ -180,7 +180,7 @@ def test_a_branch_reports_what_it_searched_of_its_shards():
 class QuickShard(MemoryShard):
     """A shard that answers at once if the test says so."""
 
-    is_quick = True
+    is_quick = has_rows_at_hand = True
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -196,6 +196,9 @@ class QuickShard(MemoryShard):
         except StopIteration as end:
             return end.value
 
+    def hits_now(self, ids, include):
+        return self._hits(ids.tolist(), include) if self.has_rows_at_hand else None
+
 
 def quick_engine(case):
     owners = ModuloDeal(case.num_shards).owner(case.ids)
@@ -204,12 +207,13 @@ def quick_engine(case):
     return Engine(Snapshot.of(archive, shards, ModuloDeal(case.num_shards), StubEncoder())), shards
 
 
+@pytest.mark.parametrize("has_rows_at_hand", [True, False])
 @pytest.mark.parametrize("is_quick", [True, False])
-def test_short_searches_of_one_call_share_batches(is_quick):
+def test_short_searches_of_one_call_share_batches(is_quick, has_rows_at_hand):
     case = small_case(num_rows=100, num_shards=2)
     engine, shards = quick_engine(case)
     for shard in shards:
-        shard.is_quick = is_quick
+        shard.is_quick, shard.has_rows_at_hand = is_quick, has_rows_at_hand
     sent = [Query(code=code.tobytes(), k=k) for code in case.queries for k in (8, 12, 60)]
     others = [Query(code=b"abc"), Query(key="place/7.tif", k=3), Query(code=case.codes[7].tobytes(), k=300), Query(k=0)]
     answers = asyncio.run(engine.search_many([*sent, *others], 30.0))

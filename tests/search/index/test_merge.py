@@ -5,7 +5,7 @@ import pytest
 from search_parts import build_shards, oracle, random_case
 
 from orbithash.search.index.answers import NO_HIT
-from orbithash.search.index.merge import merge, merge_rows
+from orbithash.search.index.merge import merge, merge_lists
 from orbithash.search.index.shard import Shard
 
 
@@ -17,7 +17,8 @@ def merged(shards, queries, k, asked=None):
     ]
     ks = [k] * len(queries)
     outcomes = []
-    for found, same in zip(merge(answers, ks), merge_rows(with_rows, ks), strict=True):
+    assert all(same.rows is None for same in merge_lists(answers, ks, with_rows=False))
+    for found, same in zip(merge(answers, ks), merge_lists(with_rows, ks, with_rows=True), strict=True):
         assert (same.distances, same.ids, same.ties) == (found.distances.tolist(), found.ids.tolist(), found.ties)
         assert same.rows == [b"row %d" % id_ for id_ in same.ids]
         outcomes.append((list(zip(same.distances, same.ids, strict=True)), found.ties))
