@@ -9,7 +9,8 @@ import grpc
 
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids, Scope, ShardAnswer
-from orbithash.search.protocol.errors import Overloaded, Unavailable
+from orbithash.search.protocol.errors import Overloaded
+from orbithash.search.shards.interface import Unreachable
 from orbithash.search.shards.messages import (
     SERVICE,
     answer_from_pb,
@@ -62,6 +63,11 @@ class Connection:
         # Whether the last call or ping over the channel reached the shard.
         self.is_direct = True
 
+    @property
+    def has_fallback(self) -> bool:
+        """Whether there is another way than the channel."""
+        return self._fallback is not None
+
     async def connect(self, address: str) -> None:
         """Use HOST:PORT from now on; calls in flight to another address fail."""
         channel, self._channel = self._channel, grpc.aio.insecure_channel(address, _OPTIONS)
@@ -79,21 +85,21 @@ class Connection:
     async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Return the response to a request, over the channel if the shard was last reached there.
 
-        Raises `TimeoutError`, `Overloaded`, or `Unavailable` if the shard cannot be reached.
+        Raises `TimeoutError`, `Overloaded`, or `Unreachable`.
         """
         if self._fallback is None:
             return await self.call_directly(method, request, timeout_s)
         if self.is_direct:
             try:
                 return await self.call_directly(method, request, timeout_s)
-            except Unavailable:
+            except Unreachable:
                 self.is_direct = False
         return await self.call_indirectly(method, request, timeout_s)
 
     async def call_directly(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Return the response to a request over the channel; raises as `call`."""
         if self._channel is None:
-            raise Unavailable(f"shard {self.number} has no address yet")
+            raise Unreachable(f"shard {self.number} has no address yet")
         try:
             response: bytes = await self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
             return response
@@ -106,12 +112,12 @@ class Connection:
             raise TimeoutError(f"shard {self.number} did not answer within {timeout_s:.3g} s")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise Overloaded(f"shard {self.number} refused a call: {details}", 1.0)
-        raise Unavailable(f"shard {self.number} at {self.address} cannot be reached: {details}")
+        raise Unreachable(f"shard {self.number} at {self.address} cannot be reached: {details}")
 
     async def call_indirectly(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Return the response to a request on the other way; raises as `call`."""
         if self._fallback is None:
-            raise Unavailable(f"shard {self.number} has no other way in")
+            raise Unreachable(f"shard {self.number} has no other way in")
         async with asyncio.timeout(timeout_s):
             return await self._fallback(method, request, timeout_s)
 

@@ -5,8 +5,13 @@ from typing import Any, Protocol
 
 from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.protocol.errors import Unavailable
 
-__all__ = ["QuickShardClient", "ShardClient"]
+__all__ = ["QuickShardClient", "ShardClient", "Unreachable"]
+
+
+class Unreachable(Unavailable):
+    """A shard, or one replica of it, does not answer."""
 
 
 class ShardClient(Protocol):

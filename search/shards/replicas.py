@@ -1,100 +1,130 @@
-"""Replicas of a shard behind one shard client: ask the least loaded one, retry after a failure, hedge slow searches."""
+"""Replicas of a shard behind one shard client: ask the least loaded one, retry after a failure, hedge slow calls."""
 
 import asyncio
 import itertools
-import logging
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.answers import Scope
-from orbithash.search.index.shard import ShardAnswer
+from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.observer import Observer
-from orbithash.search.protocol.errors import Unavailable
-from orbithash.search.shards.interface import ShardClient
+from orbithash.search.protocol.errors import InvalidQuery, Overloaded
+from orbithash.search.shards.interface import ShardClient, Unreachable
 
-__all__ = ["Hedging", "Replica", "ReplicaWatch", "ReplicatedShard"]
+__all__ = ["Hedging", "Replica", "ReplicatedShard"]
 
-logger = logging.getLogger(__name__)
-
-# Maximum number of replicas that one search is sent to.
+# Maximum number of replicas that one call is sent to.
 _MAX_ATTEMPTS = 2
 
-# A search is slow when it takes longer than the 95th percentile of the last `_WINDOW` searches.
+# A call is slow when it takes longer than the 95th percentile of the last `_WINDOW` calls of its kind.
 _WINDOW, _QUANTILE = 256, 0.95
-# Delay of a hedge until `_MIN_SAMPLES` searches were measured, and its lower limit afterwards.
+# Delay of a hedge until `_MIN_SAMPLES` calls were measured, and its lower limit afterwards.
 _FIRST_DELAY_S, _MIN_SAMPLES, _MIN_DELAY_S = 0.5, 20, 0.005
-# Hedges per search, on average, and the maximum number of hedges that may follow each other at once.
-_HEDGES_PER_SEARCH, _MAX_BURST = 0.05, 10.0
+# Hedges per call, on average, and the maximum number of hedges that may follow each other at once.
+_HEDGES_PER_CALL, _MAX_BURST = 0.05, 10.0
 
-# A replica that lost this many hedged races in a row is marked failed: a restarting one may be silent without an error.
+# A replica that lost this many hedged races in a row is marked failed until it answers a ping.
 _MAX_LOST_RACES = 3
-# A replica is marked silent after searches have waited for it this long in total since its last answer.
-_SILENT_S = 3.0
 
-_PROBE_EVERY_S, _PROBE_TIMEOUT_S = 0.5, 600.0
+Result = TypeVar("Result")
+Call = Callable[[ShardClient, float], Awaitable[Result]]
 
 
 class Replica:
     """Health of one replica of a shard, over all versions of the archive.
 
-    A failed replica is asked only after the healthy ones. A silent one, which does not answer and raises no error, is
-    not asked at all until it answers a probe (`ReplicaWatch`): each search would wait for its time-out.
+    A replica that failed, or that does not hold the newest version yet, is asked only after the healthy ones. A silent
+    one is not asked at all until it answers a ping (`HealthWatch`): each call would wait for its time-out.
+
+    Attributes:
+        num_in_flight: number of calls that wait for it.
+        num_segments, num_bytes: segments of the newest version and memory in bytes, as of the last ping; 0: unknown.
     """
 
     def __init__(self) -> None:
         self.num_in_flight = 0
-        self.is_healthy = True
+        self.num_segments = self.num_bytes = 0
         self.is_silent = False
+        self._is_late = False
+        self._has_failed = False
         self._num_lost_races = 0
-        self._waited_s = 0.0
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._interrupted: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the replica answers and holds the newest version."""
+        return not (self.is_silent or self._is_late or self._has_failed)
 
     def answered(self) -> None:
-        """Record an answer."""
-        self.is_healthy, self.is_silent, self._num_lost_races, self._waited_s = True, False, 0, 0.0
+        """Record the answer to a call."""
+        self._has_failed, self._num_lost_races = False, 0
 
     def failed(self) -> None:
         """Record an error."""
-        self.is_healthy = False
+        self._has_failed = True
 
     def lost_race(self) -> None:
         """Record that another replica, asked later, answered first."""
         self._num_lost_races += 1
         if self._num_lost_races >= _MAX_LOST_RACES:
-            self.is_healthy = False
+            self._has_failed = True
 
-    def abandoned(self, seconds: float) -> None:
-        """Record a search that was cancelled after `seconds` without an answer."""
-        self._waited_s += seconds
-        if self._waited_s >= _SILENT_S:
-            self.is_healthy, self.is_silent = False, True
+    def pinged(self, is_late: bool) -> None:
+        """Record the answer to a ping. `is_late`: the replica does not hold the newest version."""
+        self.is_silent, self._is_late, self._has_failed = False, is_late, False
+
+    def lost(self) -> None:
+        """Record that the replica does not answer pings. Calls that wait for it raise `Unreachable` at once."""
+        self.is_silent = True
+        for task in self._calls - self._interrupted:
+            self._interrupted.add(task)
+            task.cancel()
+
+    async def ask(self, call: Awaitable[Result]) -> Result:
+        """Return the result of a call of this replica. Raises `Unreachable` when the replica becomes silent."""
+        task = asyncio.current_task()
+        assert task is not None, "called from a coroutine"
+        self._calls.add(task)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if task not in self._interrupted or task.cancelling() > 1:
+                raise
+            task.uncancel()
+            raise Unreachable("the replica does not answer any more") from None
+        finally:
+            self._calls.discard(task)
+            self._interrupted.discard(task)
 
 
 class Hedging:
-    """Decides when a search is sent to a second replica: when it is slow, and for at most 5 % of the searches."""
+    """Decides when a call is sent to a second replica: when it is slow, and for at most 5 % of the calls."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=_WINDOW)
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self._budget = _MAX_BURST
 
     def began(self) -> None:
-        """Record that a search began."""
-        self._budget = min(_MAX_BURST, self._budget + _HEDGES_PER_SEARCH)
+        """Record that a call began."""
+        self._budget = min(_MAX_BURST, self._budget + _HEDGES_PER_CALL)
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, kind: str = "search") -> None:
         """Record how long a call of a replica took, or how long it lasted until it was cancelled.
 
         Cancelled calls count: without them the percentile would shrink with each hedge, and hedges would multiply.
         """
-        self._seconds.append(seconds)
+        self._seconds[kind].append(seconds)
 
-    @property
-    def delay_s(self) -> float:
-        """Seconds after which a search is slow."""
-        if len(self._seconds) < _MIN_SAMPLES:
+    def delay_s(self, kind: str = "search") -> float:
+        """Return the seconds after which a call of this kind is slow."""
+        seconds = self._seconds[kind]
+        if len(seconds) < _MIN_SAMPLES:
             return _FIRST_DELAY_S
-        return max(_MIN_DELAY_S, sorted(self._seconds)[math.ceil(_QUANTILE * len(self._seconds)) - 1])
+        return max(_MIN_DELAY_S, sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1])
 
     def take(self) -> bool:
         """Use the budget for one hedge; return False if it is exhausted."""
@@ -105,7 +135,10 @@ class Hedging:
 
 
 class ReplicatedShard:
-    """A shard client over the clients of its replicas, in the order of `replicas`."""
+    """A shard client over the clients of its replicas, in the order of `replicas`.
+
+    Every call returns the first answer of a replica. If all attempts fail, it raises the last error.
+    """
 
     def __init__(
         self,
@@ -125,17 +158,60 @@ class ReplicatedShard:
         """See `ShardClient`."""
         return sum(replica.is_healthy for _, replica in self._replicas)
 
+    @property
+    def num_segments(self) -> int:
+        """Number of segments of the newest version; 0: unknown."""
+        return max(replica.num_segments for _, replica in self._replicas)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the largest replica in bytes; 0: unknown."""
+        return max(replica.num_bytes for _, replica in self._replicas)
+
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
-        """See `ShardClient`. Return the first answer; if all attempts fail, raise the last error."""
+        """See `ShardClient`."""
+        kind = "filtered search" if scope.filter else "search"
+        return await self._ask(kind, lambda client, time_s: client.search(queries, k, scope, time_s), timeout_s)
+
+    async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
+        """See `ShardClient`."""
+        return await self._ask("hits", lambda client, time_s: client.hits(ids, include, time_s), timeout_s)
+
+    async def read(self, ids: Ids, columns: Sequence[str], timeout_s: float) -> Any:
+        """See `ShardClient`."""
+        return await self._ask("read", lambda client, time_s: client.read(ids, columns, time_s), timeout_s)
+
+    async def count(self, filter_text: str, timeout_s: float) -> int:
+        """See `ShardClient`."""
+        return await self._ask("count", lambda client, time_s: client.count(filter_text, time_s), timeout_s)
+
+    async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
+        """See `ShardClient`."""
+        return await self._ask(
+            "scroll", lambda client, time_s: client.scroll(filter_text, after, limit, time_s), timeout_s
+        )
+
+    async def _ask(self, kind: str, call: Call[Result], timeout_s: float) -> Result:
         candidates = [each for each in self._replicas if not each[1].is_silent]
         if not candidates:
-            raise Unavailable("no replica of the shard answers")
+            raise Unreachable("no replica of the shard answers")
+        self._hedging.began()
+        if len(candidates) == 1:
+            # Without a task of its own, which would cost as much as a short search.
+            return await self._ask_one(kind, *candidates[0], call, timeout_s)
         # The sort is stable: among equals the first replica is asked.
         order = sorted(candidates, key=lambda each: (not each[1].is_healthy, each[1].num_in_flight))[:_MAX_ATTEMPTS]
-        self._hedging.began()
+        return await self._race(kind, order, call, timeout_s)
+
+    async def _race(
+        self, kind: str, order: Sequence[tuple[ShardClient, Replica]], call: Call[Result], timeout_s: float
+    ) -> Result:
+        """Ask the first replica, and the next one when a call fails or is slow; return the first answer."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         remaining = iter(order)
-        tasks: set[asyncio.Task[ShardAnswer]] = set()
-        first: asyncio.Task[ShardAnswer] | None = None
+        tasks: set[asyncio.Task[Result]] = set()
+        first: asyncio.Task[Result] | None = None
         failure: BaseException | None = None
         num_started = 0
         may_start = True
@@ -145,19 +221,18 @@ class ReplicatedShard:
                     if num_started:
                         self._observer.count("hedged_shard_calls" if failure is None else "retried_shard_calls")
                     num_started += 1
-                    # Here and not in the task, so that the next search sees it at once.
+                    # Here and not in the task, so that the next call sees it at once.
                     replica.num_in_flight += 1
-                    task = asyncio.create_task(self._ask(client, replica, queries, k, scope, timeout_s))
-                    task.add_done_callback(lambda _, replica=replica: _end_call(replica))  # type: ignore[misc]
+                    task = asyncio.create_task(self._measured(kind, client, replica, call, deadline - loop.time()))
+                    task.add_done_callback(partial(_end_call, replica))
                     tasks.add(task)
                     first = first or task
                 if not tasks:
                     assert failure is not None, "an attempt ends in an answer or an error"
                     raise failure
                 can_hedge = may_start and num_started < len(order)
-                done, tasks = await asyncio.wait(
-                    tasks, timeout=self._hedging.delay_s if can_hedge else None, return_when=asyncio.FIRST_COMPLETED
-                )
+                delay_s = self._hedging.delay_s(kind) if can_hedge else None
+                done, tasks = await asyncio.wait(tasks, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
                 # Of all tasks: asyncio logs exceptions that were never retrieved.
                 failures = [task.exception() for task in done]
                 for task, failure in zip(done, failures, strict=True):
@@ -165,62 +240,42 @@ class ReplicatedShard:
                         if first in tasks:
                             order[0][1].lost_race()
                         return task.result()
+                    if isinstance(failure, InvalidQuery):
+                        raise failure
                 may_start = bool(done) or self._hedging.take()
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _ask(
-        self, client: ShardClient, replica: Replica, queries: Codes, k: int, scope: Scope, timeout_s: float
-    ) -> ShardAnswer:
+    async def _ask_one(
+        self, kind: str, client: ShardClient, replica: Replica, call: Call[Result], timeout_s: float
+    ) -> Result:
+        replica.num_in_flight += 1
+        try:
+            return await self._measured(kind, client, replica, call, timeout_s)
+        finally:
+            replica.num_in_flight -= 1
+
+    async def _measured(
+        self, kind: str, client: ShardClient, replica: Replica, call: Call[Result], timeout_s: float
+    ) -> Result:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            answer = await client.search(queries, k, scope, timeout_s)
+            result = await replica.ask(call(client, timeout_s))
         except asyncio.CancelledError:
             # It lost a race, or the caller's time-out has passed.
-            seconds = loop.time() - started
-            self._hedging.took(seconds)
-            replica.abandoned(seconds)
+            self._hedging.took(loop.time() - started, kind)
+            raise
+        except (InvalidQuery, Overloaded):
             raise
         except Exception:
             replica.failed()
             raise
         replica.answered()
-        self._hedging.took(loop.time() - started)
-        return answer
+        self._hedging.took(loop.time() - started, kind)
+        return result
 
 
-def _end_call(replica: Replica) -> None:
+def _end_call(replica: Replica, _: "asyncio.Task[Any]") -> None:
     replica.num_in_flight -= 1
-
-
-class ReplicaWatch:
-    """Probes each replica that is not healthy, beside the others, until it answers. Belongs to one event loop."""
-
-    def __init__(self, probes: Sequence[tuple[Replica, Callable[[], Awaitable[object]]]]) -> None:
-        """`probes`: each replica with a call that returns when the replica is able to search."""
-        self._tasks = [asyncio.create_task(_watch(replica, probe)) for replica, probe in probes]
-
-    def close(self) -> None:
-        """Stop probing."""
-        for task in self._tasks:
-            task.cancel()
-
-
-async def _watch(replica: Replica, probe: Callable[[], Awaitable[object]]) -> None:
-    while True:
-        await asyncio.sleep(_PROBE_EVERY_S)
-        if replica.is_healthy:
-            continue
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await probe()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            logger.debug("a replica does not answer: %s", error)
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-        else:
-            replica.answered()

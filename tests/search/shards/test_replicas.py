@@ -3,18 +3,29 @@ import gc
 
 import numpy as np
 import pytest
-from search_parts import StubShard, build_shards, random_codes, small_case, snapshot_of
+from search_parts import (
+    MemoryArchive,
+    MemoryShard,
+    StubShard,
+    memory_shards,
+    random_codes,
+    small_case,
+    snapshot_of,
+)
 
 from orbithash.search.engine.engine import Engine
 from orbithash.search.index.answers import Scope
-from orbithash.search.index.shard import Shard
+from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.protocol.queries import Query
 from orbithash.search.shards import replicas as replicas_module
-from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
+from orbithash.search.shards.interface import Unreachable
+from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 
 SCOPE = Scope()
 CODES = random_codes(np.random.default_rng(0), 30, 16)
-SHARD = Shard(np.arange(30, dtype=np.uint64), CODES, 16)
+IDS = np.arange(30, dtype=np.uint64)
+SHARD = MemoryShard(MemoryArchive(IDS, CODES, 16), IDS, CODES)
+EXPECTED = asyncio.run(SHARD.search(CODES[:1], 3, SCOPE, 30.0))
 
 
 async def nothing():
@@ -50,7 +61,7 @@ def num_calls(stubs):
     return [len(stub.calls) for stub in stubs]
 
 
-def test_the_least_loaded_copy_is_asked():
+def test_the_least_loaded_replica_is_asked():
     async def scenario():
         gates = [asyncio.Event() for _ in range(3)]
         group, stubs, copies = replicas(*(gate.wait for gate in gates))
@@ -62,23 +73,22 @@ def test_the_least_loaded_copy_is_asked():
         for gate in gates:
             gate.set()
         answers = await asyncio.gather(*tasks)
-        expected = SHARD.search(CODES[:1], 3)
-        assert all((answer.ids == expected.ids).all() for answer in answers)
+        assert all((answer.ids == EXPECTED.ids).all() for answer in answers)
         assert [copy.num_in_flight for copy in copies] == [0, 0, 0]
 
     asyncio.run(scenario())
 
 
-def test_a_failing_copy_costs_one_more_attempt_and_is_asked_last():
+def test_a_failing_replica_costs_one_more_attempt_and_is_asked_last():
     async def scenario():
         group, stubs, copies = replicas(fails, nothing)
         answer = await search(group)
-        assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+        assert (answer.ids == EXPECTED.ids).all()
         assert num_calls(stubs) == [1, 1]
         assert (group.num_replicas, group.num_healthy) == (2, 1)
         await search(group)
         assert num_calls(stubs) == [1, 2]
-        copies[0].is_healthy = True
+        copies[0].pinged(is_late=False)
         await search(group)
         assert num_calls(stubs) == [2, 3]
 
@@ -98,7 +108,7 @@ def test_two_failures_are_a_failed_shard():
     asyncio.run(scenario())
 
 
-def test_a_lone_copy_that_fails_is_a_failed_shard():
+def test_a_lone_replica_that_fails_is_a_failed_shard():
     async def scenario():
         group, stubs, _ = replicas(fails)
         with pytest.raises(RuntimeError, match="gone"):
@@ -108,7 +118,7 @@ def test_a_lone_copy_that_fails_is_a_failed_shard():
     asyncio.run(scenario())
 
 
-def test_a_slow_copy_is_raced_by_another():
+def test_a_slow_replica_is_raced_by_another():
     async def scenario():
         ended = asyncio.Event()
 
@@ -120,7 +130,7 @@ def test_a_slow_copy_is_raced_by_another():
 
         group, stubs, copies = replicas(hangs, nothing, latencies=known_latencies())
         answer = await search(group)
-        assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+        assert (answer.ids == EXPECTED.ids).all()
         assert num_calls(stubs) == [1, 1]
         # The loser is given up, and was not at fault.
         await asyncio.wait_for(ended.wait(), 30)
@@ -172,7 +182,7 @@ def test_an_error_beside_an_answer_is_looked_at():
     asyncio.run(scenario())
 
 
-def test_silence_of_all_copies_is_a_failure_in_time():
+def test_silence_of_all_replicas_is_a_failure_in_time():
     async def scenario():
         async def gives_up():
             await asyncio.sleep(0.02)
@@ -188,21 +198,21 @@ def test_silence_of_all_copies_is_a_failure_in_time():
 
 def test_what_is_slow_is_the_95th_percentile():
     latencies = Hedging()
-    assert latencies.delay_s == 0.5, "nothing is known yet"
+    assert latencies.delay_s() == 0.5, "nothing is known yet"
     for milliseconds in range(1, 101):
         latencies.took(milliseconds / 1000)
-    assert latencies.delay_s == pytest.approx(0.095)
+    assert latencies.delay_s() == pytest.approx(0.095)
 
 
 @pytest.mark.parametrize("known", [Hedging, known_latencies])
-def test_a_copy_that_falls_silent_is_asked_last_in_the_end(known):
+def test_a_replica_that_falls_silent_is_asked_last_in_the_end(known):
     """Also where it is silent from the start."""
 
     async def scenario():
         group, stubs, copies = replicas(never, nothing, latencies=known())
         for number in range(1, 6):
             answer = await search(group)
-            assert (answer.ids == SHARD.search(CODES[:1], 3).ids).all()
+            assert (answer.ids == EXPECTED.ids).all()
             while copies[0].num_in_flight:
                 await asyncio.sleep(0)
             assert group.num_healthy == (2 if number < 3 else 1)
@@ -216,76 +226,95 @@ def test_a_copy_that_falls_silent_is_asked_last_in_the_end(known):
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_replicas_that_hang_are_not_asked_until_they_answer_a_probe(monkeypatch, num_replicas):
-    """Each search would wait for its whole time-out."""
-    monkeypatch.setattr(replicas_module, "_SILENT_S", 0.05)
-    monkeypatch.setattr(replicas_module, "_PROBE_EVERY_S", 0.001)
+def test_calls_that_wait_for_a_replica_end_when_it_is_lost(num_replicas):
+    """Otherwise each would wait for its whole time-out."""
 
     async def scenario():
         case = small_case()
-        shard, other = build_shards(case.ids, case.codes, case.bits, 2)
+        shard, other = memory_shards(case)
         stubs = [StubShard(shard, never) for _ in range(num_replicas)]
         replicas = [Replica() for _ in stubs]
-        snapshot = snapshot_of(case, [ReplicatedShard(stubs, replicas, Hedging()), StubShard(other, nothing)])
-        engine = Engine(snapshot, shard_timeout_s=0.1)
-        # As long as a search may take is what the first ones wait; those that follow do not wait at all.
-        while snapshot.shards[0].num_healthy:
-            assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.answered_shards == 1
+        group = ReplicatedShard(stubs, replicas, Hedging())
+        engine = Engine(snapshot_of(case, [group, StubShard(other, nothing)]), max_fan_outs=4, shard_timeout_s=600)
+        searches = [asyncio.create_task(engine.search(Query(code=b"ab"), 600.0)) for _ in range(3)]
+        reads = [asyncio.create_task(group.hits(np.arange(3, dtype=np.uint64), (), 600.0)) for _ in range(3)]
+        while not all(num_calls(stubs)):
+            await asyncio.sleep(0.001)
+        for replica in replicas:
+            replica.lost()
+        for search in searches:
+            assert (await asyncio.wait_for(search, 60)).coverage.answered_shards == 1
+        for read in reads:
+            with pytest.raises(Unreachable):
+                await read
         calls = num_calls(stubs)
         for _ in range(5):
             assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.answered_shards == 1
         assert num_calls(stubs) == calls
-        is_back, probed = asyncio.Event(), asyncio.Event()
-
-        async def probe():
-            probed.set()
-            await is_back.wait()
-
-        watch = ReplicaWatch([(replica, probe) for replica in replicas])
-        await asyncio.wait_for(probed.wait(), 60)
-        assert not snapshot.shards[0].num_healthy
-        for stub in stubs:
+        assert group.num_healthy == 0
+        for stub, replica in zip(stubs, replicas, strict=True):
             stub.before = nothing
-        is_back.set()
-        while snapshot.shards[0].num_healthy < num_replicas:
-            await asyncio.sleep(0.001)
+            replica.pinged(is_late=False)
+        assert group.num_healthy == num_replicas
         assert (await engine.search(Query(code=b"ab"), 60.0)).coverage.fraction == 1
-        watch.close()
+        assert all(replica.num_in_flight == 0 for replica in replicas)
 
     asyncio.run(scenario())
 
 
-def test_short_deadlines_do_not_make_a_replica_silent():
-    """Its answers in between count: nobody can take a shard away from others by impatience."""
-    replica = Replica()
-    for _ in range(10_000):
-        replica.abandoned(0.001)
-        replica.abandoned(0.001)
-        replica.answered()
-    assert replica.is_healthy
-
-
-def test_a_watch_survives_errors_of_probes_and_probes_replicas_apart(monkeypatch):
-    monkeypatch.setattr(replicas_module, "_PROBE_EVERY_S", 0.001)
-
-    class Panic(BaseException):
-        pass
-
+def test_a_call_goes_on_at_another_replica_when_its_own_is_lost():
     async def scenario():
-        replicas = [Replica(), Replica()]
-        for replica in replicas:
-            replica.failed()
-        outcomes = iter([RuntimeError("dead"), Panic("native code"), TimeoutError()])
+        group, stubs, copies = replicas(never, nothing)
+        task = asyncio.create_task(search(group))
+        while num_calls(stubs) != [1, 0]:
+            await asyncio.sleep(0)
+        copies[0].lost()
+        assert ((await task).ids == EXPECTED.ids).all()
+        # The time-out of a caller is not taken for the loss of a replica.
+        stubs[1].before = never
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await search(group)
+        assert copies[1].is_healthy
 
-        async def fails_first():
-            for outcome in outcomes:
-                raise outcome
+    asyncio.run(scenario())
 
-        watch = ReplicaWatch([(replicas[0], never), (replicas[1], fails_first)])
-        while not replicas[1].is_healthy:
-            await asyncio.sleep(0.001)
-        assert not replicas[0].is_healthy
-        watch.close()
+
+def test_a_late_replica_is_asked_last():
+    async def scenario():
+        group, stubs, copies = replicas(nothing, nothing)
+        copies[0].pinged(is_late=True)
+        await search(group)
+        copies[0].answered()
+        await search(group)
+        assert (num_calls(stubs), group.num_healthy) == ([0, 2], 1)
+        copies[0].pinged(is_late=False)
+        await search(group)
+        assert (num_calls(stubs), group.num_healthy) == ([1, 2], 2)
+
+    asyncio.run(scenario())
+
+
+def test_an_invalid_query_is_an_answer_and_an_overloaded_replica_is_healthy():
+    async def scenario():
+        async def refuses():
+            raise InvalidQuery(("filter", "got nonsense"))
+
+        async def is_full():
+            raise Overloaded("full", 1.0)
+
+        group, stubs, copies = replicas(refuses, nothing)
+        with pytest.raises(InvalidQuery):
+            await search(group)
+        assert num_calls(stubs) == [1, 0]
+        group, stubs, copies = replicas(is_full, nothing)
+        await search(group)
+        assert num_calls(stubs) == [1, 1]
+        assert group.num_healthy == 2
+        group, stubs, copies = replicas(is_full, is_full)
+        with pytest.raises(Overloaded):
+            await search(group)
+        assert group.num_healthy == 2
 
     asyncio.run(scenario())
 
@@ -296,7 +325,7 @@ def hedged_share(num_searches, scatter, with_losers=True):
     hedging, num_hedges = Hedging(), 0
     for first, second in rng.lognormal(-4, scatter, (num_searches, 2)):
         hedging.began()
-        delay = hedging.delay_s
+        delay = hedging.delay_s()
         if first <= delay or not hedging.take():
             hedging.took(first)
             continue
@@ -312,7 +341,7 @@ def hedged_share(num_searches, scatter, with_losers=True):
 def test_hedges_are_at_most_five_per_cent_of_the_searches(scatter, monkeypatch):
     assert 0.02 < hedged_share(4000, scatter) <= 0.05 + 10 / 4000
     # The budget apart: the percentile needs the times of the calls that were cancelled.
-    monkeypatch.setattr(replicas_module, "_HEDGES_PER_SEARCH", 1.0)
+    monkeypatch.setattr(replicas_module, "_HEDGES_PER_CALL", 1.0)
     assert hedged_share(4000, scatter, with_losers=False) > hedged_share(4000, scatter)
 
 
@@ -320,11 +349,11 @@ def test_the_time_of_a_call_that_lost_counts():
     async def scenario():
         hedging = known_latencies()
         group, _, _ = replicas(never, nothing, latencies=hedging)
-        before = len(hedging._seconds)
+        before = len(hedging._seconds["search"])
         await search(group)
-        while len(hedging._seconds) < before + 2:
+        while len(hedging._seconds["search"]) < before + 2:
             await asyncio.sleep(0)
-        assert sorted(hedging._seconds)[-1] >= hedging.delay_s
+        assert sorted(hedging._seconds["search"])[-1] >= hedging.delay_s()
 
     asyncio.run(scenario())
 
