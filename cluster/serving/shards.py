@@ -1,117 +1,127 @@
-"""The shards of an archive as Ray actors, with a number of replicas each."""
+"""The shards of an archive as named Ray actors, which gateways call directly."""
 
 import asyncio
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from orbithash.cluster.runtime import check_resources
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.backend import codes_of
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.answers import Scope
-from orbithash.search.index.host import Diff, Selection, ShardHost
-from orbithash.search.index.indexes import is_exact_index
-from orbithash.search.index.shard import Ids, ShardAnswer, part_of
+from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.observer import Observer
-from orbithash.search.shards.interface import ShardClient
-from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard, ReplicaWatch
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import ShardHost
+from orbithash.search.shards.client import Connection
+from orbithash.search.shards.fleet import Fleet
+from orbithash.search.shards.health import Link
+from orbithash.search.shards.interface import Unreachable
+from orbithash.search.shards.server import ServerLimits, ShardServer
 
-__all__ = ["RayBackend"]
+__all__ = ["NAMESPACE", "SHARD_CPUS", "Joinable", "RayBackend"]
 
-# CPUs of one replica. A scan is short and takes one thread; the scarce resource of a shard is memory.
+# Ray's namespace of the actors.
+NAMESPACE = "orbithash"
+
+# CPUs of one replica. A search is short; the scarce resource of a shard is memory.
 SHARD_CPUS = 0.1
 
-# Maximum number of concurrent calls of one replica: searches, changes and health checks.
-SHARD_THREADS = 4
+# Threads of one replica that search and read, and threads of Arrow that read the archive.
+SHARD_THREADS, READ_THREADS = 2, 2
 
-# Without limit. A restarted replica reads its rows when a version is requested.
+# Without limit. A restarted replica maps its files, or reads its rows, when it is asked to follow a version.
 MAX_RESTARTS = -1
 
 START_TIMEOUT_S = 600.0
-# A replica that has not applied a change after this time is pinged; a change goes on without a replica that does not
-# answer the ping.
-APPLY_TIMEOUT_S, PING_TIMEOUT_S = 10.0, 5.0
-
-_MAX_SELECTIONS = 32
-
-_PROTOCOL = pickle.HIGHEST_PROTOCOL
+# Seconds that the replicas get to write their files when a gateway stops.
+CLOSE_TIMEOUT_S = 3.0
 
 
 class _ShardActor:
-    """One replica of shard `number` of `num_shards` of an archive; holds the versions that were requested."""
+    """One replica of a shard: holds it, and serves it at a port of this node."""
 
-    def __init__(self, archive: str, bits: int, number: int, num_shards: int, index: str) -> None:
-        self._host = ShardHost(lambda version: codes_of(archive, version), bits, number, num_shards, index)
+    def __init__(
+        self, archive: str, bits: int, deal: Deal, number: int, index: str, folder: Path | None, token: str
+    ) -> None:
+        import pyarrow as pa
 
-    def num_rows(self, version: int) -> int:
-        return self._host.num_rows(version)
+        pa.set_cpu_count(READ_THREADS)
+        self._host = ShardHost(archive, bits, deal, number, index, folder)
+        self._number, self._token = number, token
+        self._starting = asyncio.Lock()
+        self._server: ShardServer | None = None
+        self._address = ""
 
-    def apply(self, diff: Diff) -> int:
-        return self._host.apply(diff)
+    async def address(self) -> str:
+        """Return HOST:PORT of this replica."""
+        await self._started()
+        return self._address
 
-    def ping(self) -> None:
-        """Return at once, also while another thread loads a version."""
+    async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """Answer a call of a gateway that cannot reach the port."""
+        return await (await self._started()).call(method, request, timeout_s)
 
-    def search(self, request: bytes, ids: Ids | None = None) -> bytes:
-        version, queries, k, radius, after, token = pickle.loads(request)
-        selection = None if ids is None else Selection(token, ids)
-        return pickle.dumps(self._host.search(version, queries, k, radius, after, selection), _PROTOCOL)
+    async def close(self) -> None:
+        """Write the local files."""
+        await asyncio.to_thread(self._host.close)
+
+    async def _started(self) -> ShardServer:
+        import ray
+
+        async with self._starting:
+            if self._server is None:
+                server = ShardServer(self._host, self._number, self._token, ServerLimits(num_threads=SHARD_THREADS))
+                # The address at which the other nodes know this one; on a cluster of one machine the loopback interface.
+                self._address = await server.start(ray.util.get_node_ip_address())
+                self._server = server
+            return self._server
 
 
-class _RayShardClient:
-    """One replica of a shard in one version."""
+@dataclass(frozen=True)
+class Joinable:
+    """What another driver of the cluster needs to use the same shards.
 
-    num_replicas = num_healthy = 1
+    Attributes:
+        names: names of the actors of each shard, in `NAMESPACE`.
+        deal: which shard has which rows.
+        index: name of the index.
+        token: opens the shards.
+    """
 
-    def __init__(self, backend: "RayBackend", actor: Any, version: int, num_rows: int, max_retries: int) -> None:
-        self._backend = backend
-        self._search = actor.search.options(max_task_retries=max_retries)
-        self._version = version
-        self.num_rows = num_rows
-
-    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
-        """See `ShardClient`."""
-        token = "" if scope.selection is None else scope.selection.token
-        # As bytes, because Ray serialises arrays more slowly than a shard searches (docs/results.md). Only this process
-        # sends these requests, so unpickling them is safe.
-        request = pickle.dumps((self._version, queries, k, scope.radius, scope.after, token), _PROTOCOL)
-        ids = () if scope.selection is None else (self._backend.reference(self._version, scope.selection),)
-        answer: ShardAnswer = pickle.loads(await self._search.remote(request, *ids))
-        return answer
+    names: tuple[tuple[str, ...], ...]
+    deal: Deal
+    index: str
+    token: str
 
 
 class RayBackend:
-    """A backend whose shards are Ray actors; created by `start`."""
+    """A backend whose shards are Ray actors; created by `start` or `join`."""
 
     def __init__(
         self,
         archive: Archive,
         encoder: QueryEncoder,
-        index: str,
-        actors: Sequence[Sequence[Any]],
         close_encoder: Callable[[], None],
-        group: Any,
-        observer: Observer,
+        joinable: Joinable,
+        fleet: Fleet,
+        end: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        """Take over the actors, by shard and replica, and their placement group `group`, which `close` removes."""
-        self._observer = observer
-        self._group = group
+        """Use the actors of `fleet`. `end` ends them; None: they belong to another backend."""
         self.archive = archive
         self.encoder = encoder
-        self.index = index
-        self._actors = actors
+        self.index = joinable.index
+        self.joinable = joinable
         self._close_encoder = close_encoder
-        self._replicas = [[Replica() for _ in of_shard] for of_shard in actors]
-        self._hedging = [Hedging() for _ in actors]
-        self._version = archive.version
-        self._references: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        self._watch = ReplicaWatch([(replica, partial(self._probe, actor)) for actor, replica in self._each_replica()])
+        self._fleet = fleet
+        self._end = end
+        self._is_first = True
 
     @classmethod
     async def start(
@@ -123,10 +133,14 @@ class RayBackend:
         num_replicas: int,
         index: str,
         observer: Observer,
+        folder: Path | None = None,
     ) -> "RayBackend":
         """Start the actors, which load their rows when a version is requested.
 
-        `close` calls `close_encoder`. Raises `InputError` if the cluster has no room.
+        `close` calls `close_encoder`. `folder` is where each node keeps the files of its shards; None: in memory only.
+
+        Raises:
+            InputError: the cluster has no room, or the actors do not start.
         """
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
@@ -135,6 +149,12 @@ class RayBackend:
         num_actors = num_shards * num_replicas
         bundles = [{"CPU": SHARD_CPUS}] * num_actors
         await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
+        deal = Deal.of(await asyncio.to_thread(_num_ids, archive), num_shards)
+        service, token = secrets.token_hex(8), secrets.token_hex(32)
+        names = tuple(
+            tuple(f"{service}-shard-{number}-{replica}" for replica in range(num_replicas))
+            for number in range(num_shards)
+        )
         # SPREAD places consecutive bundles on different nodes; the replicas of a shard are consecutive.
         group = placement_group(bundles, strategy="SPREAD")
         if not await asyncio.to_thread(group.wait, START_TIMEOUT_S):
@@ -143,142 +163,150 @@ class RayBackend:
                 f"the cluster had no room for {num_actors} shards within {START_TIMEOUT_S:.0f} s; add nodes or reduce "
                 "--shards or --replicas"
             )
-        actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS, max_concurrency=SHARD_THREADS)(
-            _ShardActor
-        )
+        actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS)(_ShardActor)
 
         def start_actor(number: int, replica: int) -> Any:
             bundle = PlacementGroupSchedulingStrategy(group, number * num_replicas + replica)
-            return actor_class.options(scheduling_strategy=bundle).remote(
-                archive.path, archive.bits, number, num_shards, index
+            options = {"name": names[number][replica], "namespace": NAMESPACE, "scheduling_strategy": bundle}
+            return actor_class.options(**options).remote(
+                archive.path, archive.bits, deal, number, index, folder, token
             )
 
         actors = [[start_actor(number, replica) for replica in range(num_replicas)] for number in range(num_shards)]
-        return cls(archive, encoder, index, actors, close_encoder, group, observer)
 
-    async def at(self, version: int) -> Snapshot:
-        """See `Backend`. Every healthy replica has loaded the version when it returns.
+        async def end() -> None:
+            every = [actor for of_shard in actors for actor in of_shard]
+            # A replica that does not answer reads what its files lack when it starts the next time.
+            await asyncio.wait([_task(actor.close.remote()) for actor in every], timeout=CLOSE_TIMEOUT_S)
+            for actor in every:
+                ray.kill(actor)
+            remove_placement_group(group)
 
-        A replica that is not healthy loads it when it answers again; a shard without healthy replicas does not answer
-        until then.
+        joinable = Joinable(names, deal, index, token)
+        try:
+            fleet = await _fleet_of(actors, joinable, observer)
+        except BaseException:
+            await end()
+            raise
+        return cls(archive, encoder, close_encoder, joinable, fleet, end)
+
+    @classmethod
+    async def join(
+        cls,
+        archive: Archive,
+        encoder: QueryEncoder,
+        close_encoder: Callable[[], None],
+        joinable: Joinable,
+        observer: Observer,
+    ) -> "RayBackend":
+        """Use the actors that another driver of the cluster has started; `close` does not end them.
+
+        Raises:
+            InputError: the actors do not run any more.
         """
-        from ray.exceptions import RayTaskError
+        import ray
 
-        async def load(actor: Any, replica: Replica) -> int:
-            try:
-                return int(await actor.num_rows.options(max_task_retries=1).remote(version))
-            except Exception:
-                replica.failed()
-                raise
-
-        async def load_shard(number: int) -> int:
-            healthy = [each for each in self._replicas_of(number) if each[1].is_healthy]
-            counts = await asyncio.gather(*(load(*each) for each in healthy))
-            return counts[0] if counts else await asyncio.to_thread(self._num_rows_of, number, version)
+        def find() -> list[list[Any]]:
+            return [[ray.get_actor(name, NAMESPACE) for name in of_shard] for of_shard in joinable.names]
 
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                counts = await asyncio.gather(*map(load_shard, range(len(self._actors))))
+            actors = await asyncio.to_thread(find)
+        except ValueError as err:
+            raise InputError("the shards of the other gateway do not run any more; start it again") from err
+        return cls(archive, encoder, close_encoder, joinable, await _fleet_of(actors, joinable, observer), None)
+
+    async def at(self, version: int) -> Snapshot:
+        """See `Backend`. Every shard that answers holds the version when it returns, and most of its replicas do.
+
+        A replica that does not answer follows when it answers again. Before the first snapshot all shards are waited
+        for.
+        """
+        archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
+        try:
+            found = await self._fleet.follow(version, START_TIMEOUT_S, self._is_first)
         except TimeoutError as err:
             raise InputError(
                 f"the shards were not ready after {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
             ) from err
-        except RayTaskError as err:
-            raise err.cause from err
-        return await self._snapshot(version, counts)
-
-    async def apply(self, diff: Diff) -> Snapshot:
-        """See `Backend`. A replica that does not answer loads the version when it answers again."""
-        import ray
-
-        reference = ray.put(diff)
-        counts: list[int] = []
-        outcomes = await asyncio.gather(
-            *(self._apply_to_shard(number, reference) for number in range(len(self._actors))), return_exceptions=True
-        )
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, BaseException):
-                outcome = await asyncio.to_thread(self._num_rows_of, number, diff.after)
-            counts.append(outcome)
-        return await self._snapshot(diff.after, counts)
+        self._is_first = False
+        deal = self.joinable.deal
+        num_rows = [count for count in found if count is not None]
+        if len(num_rows) < len(found):
+            num_rows = await asyncio.to_thread(_num_rows, archive, deal, found)
+        shards = self._fleet.clients(version, num_rows)
+        branches = self._fleet.branches(version, shards)
+        return Snapshot.of(archive, shards, deal, self.encoder, is_exact_index(self.index), branches)
 
     async def close(self) -> None:
         """See `Backend`."""
-        import ray
-        from ray.util.placement_group import remove_placement_group
-
-        self._watch.close()
         self._close_encoder()
-        for of_shard in self._actors:
-            for actor in of_shard:
-                ray.kill(actor)
-        remove_placement_group(self._group)
+        await self._fleet.close()
+        if self._end is not None:
+            await self._end()
 
-    def reference(self, version: int, selection: Selection) -> Any:
-        """Return a reference to the ids of a selection in Ray's object store, where they are put once."""
-        import ray
 
-        key = (version, selection.token)
-        if key not in self._references:
-            self._references[key] = ray.put(selection.ids)
-            while len(self._references) > _MAX_SELECTIONS:
-                self._references.popitem(last=False)
-        return self._references[key]
+async def _fleet_of(actors: Sequence[Sequence[Any]], joinable: Joinable, observer: Observer) -> Fleet:
+    """Return a fleet that is connected to all actors; raise `InputError` if one does not start."""
 
-    def _num_rows_of(self, number: int, version: int) -> int:
-        batches = codes_of(self.archive.path, version)
-        return sum(int(part_of(ids, number, len(self._actors)).sum()) for ids, _ in batches)
+    async def link_to(number: int, actor: Any) -> Link:
+        connection = Connection(number, joinable.token, partial(_call, actor))
+        locate = partial(_locate, actor)
+        await connection.connect(await locate())
+        return Link(connection, locate)
 
-    def _each_replica(self) -> list[tuple[Any, Replica]]:
-        return [each for number in range(len(self._actors)) for each in self._replicas_of(number)]
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            links = await asyncio.gather(
+                *(
+                    asyncio.gather(*(link_to(number, actor) for actor in of_shard))
+                    for number, of_shard in enumerate(actors)
+                )
+            )
+    except (Unreachable, TimeoutError) as err:
+        raise InputError(
+            f"the shards did not start within {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
+        ) from err
+    return Fleet(links, observer)
 
-    def _replicas_of(self, number: int) -> list[tuple[Any, Replica]]:
-        """Return the actor and the health of each replica of a shard."""
-        return list(zip(self._actors[number], self._replicas[number], strict=True))
 
-    async def _apply_to_shard(self, number: int, reference: Any) -> int:
-        """Return the rows of a shard after a change that its healthy replicas have applied.
+async def _locate(actor: Any) -> str:
+    return str(await _result_of(actor.address.remote()))
 
-        Raises an error if no replica has applied it.
-        """
 
-        async def apply(actor: Any, replica: Replica) -> int:
-            call = asyncio.ensure_future(_result_of(actor.apply.remote(reference)))
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    while not (await asyncio.wait([call], timeout=APPLY_TIMEOUT_S))[0]:
-                        # A replica that loads the version after a restart answers the ping; one that hangs does not.
-                        async with asyncio.timeout(PING_TIMEOUT_S):
-                            await actor.ping.remote()
-                return int(call.result())
-            except Exception:
-                replica.failed()
-                raise
-            finally:
-                call.cancel()
-
-        healthy = [each for each in self._replicas_of(number) if each[1].is_healthy]
-        outcomes = await asyncio.gather(*(apply(*each) for each in healthy), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, int):
-                return outcome
-        raise RuntimeError(f"no replica of shard {number} has applied a change")
-
-    async def _snapshot(self, version: int, counts: Sequence[int]) -> Snapshot:
-        archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
-        self._version = version
-        # Wait for a lone replica that restarts; with several replicas, another one answers.
-        max_retries = 1 if len(self._actors[0]) == 1 else 0
-        shards: list[ShardClient] = []
-        for of_shard, replicas, hedging, count in zip(self._actors, self._replicas, self._hedging, counts, strict=True):
-            clients = [_RayShardClient(self, actor, version, count, max_retries) for actor in of_shard]
-            shards.append(ReplicatedShard(clients, replicas, hedging, self._observer))
-        return Snapshot.of(archive, shards, self.encoder, is_exact_index(self.index))
-
-    async def _probe(self, actor: Any) -> None:
-        """Return when the replica has loaded the newest version."""
-        await actor.num_rows.remote(self._version)
+async def _call(actor: Any, method: str, request: bytes, timeout_s: float) -> bytes:
+    response: bytes = await _result_of(actor.call.remote(method, request, timeout_s))
+    return response
 
 
 async def _result_of(reference: Any) -> Any:
-    return await reference
+    """Return the result of a call of an actor; raise `Unreachable` if the actor does not answer."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return await reference
+    except asyncio.CancelledError:
+        ray.cancel(reference)
+        raise
+    except RayError as error:
+        raise Unreachable(f"an actor does not answer: {str(error).partition(chr(10))[0]}") from error
+
+
+def _task(reference: Any) -> "asyncio.Task[Any]":
+    task = asyncio.ensure_future(_result_of(reference))
+    # asyncio logs exceptions that were never retrieved.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
+
+
+def _num_ids(archive: Archive) -> int:
+    """Return the smallest number that is greater than all ids."""
+    return 1 + max((int(ids.max()) for ids, _ in archive.scan_batches([]) if len(ids)), default=-1)
+
+
+def _num_rows(archive: Archive, deal: Deal, found: Sequence[int | None]) -> list[int]:
+    """Return the number of rows of each shard, counted in the archive where it is None."""
+    counts = np.zeros(deal.num_shards, np.int64)
+    for ids, _ in archive.scan_batches([]):
+        counts += np.bincount(deal.owner(ids), minlength=deal.num_shards)
+    return [int(counts[number]) if count is None else count for number, count in enumerate(found)]

@@ -12,14 +12,15 @@ from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.protocol.errors import Overloaded
 from orbithash.search.shards.interface import Unreachable
 from orbithash.search.shards.messages import (
+    NUMBER_KEY,
     SERVICE,
+    TOKEN_KEY,
     answer_from_pb,
     ids_of,
     parsed,
     search_request,
     table_from_bytes,
 )
-from orbithash.search.shards.server import NUMBER_KEY, TOKEN_KEY
 from orbithash.v1 import shards_pb2 as pb
 
 __all__ = ["Connection", "Fallback", "RemoteShardClient"]
@@ -67,6 +68,11 @@ class Connection:
     def has_fallback(self) -> bool:
         """Whether there is another way than the channel."""
         return self._fallback is not None
+
+    @property
+    def node(self) -> str:
+        """The host of the address, which is that of the node; "": no address yet."""
+        return (self.address or "").rpartition(":")[0]
 
     async def connect(self, address: str) -> None:
         """Use HOST:PORT from now on; calls in flight to another address fail."""

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from orbithash.search.observer import Observer
 from orbithash.search.shards.client import RemoteShardClient
 from orbithash.search.shards.health import HealthWatch, Link
-from orbithash.search.shards.interface import ShardClient, Unreachable
-from orbithash.search.shards.replicas import Hedging, ReplicatedShard
+from orbithash.search.shards.interface import Branch, ShardClient, Unreachable
+from orbithash.search.shards.replicas import Hedging, ReplicatedShard, waiting_for
+from orbithash.search.shards.tree import Tree
 
-__all__ = ["Fleet"]
+__all__ = ["MAX_FLAT", "Fleet"]
 
 logger = logging.getLogger(__name__)
+
+# Maximum number of shards that a gateway asks itself.
+MAX_FLAT = 64
 
 _FOLLOW_TIMEOUT_S = 3600.0
 # Once a replica of each shard holds a version, the others get this time and as much again as the first ones took.
@@ -28,10 +32,13 @@ class Fleet:
         links: the replicas of each shard.
     """
 
-    def __init__(self, links: Sequence[Sequence[Link]], observer: Observer | None = None) -> None:
-        """Begin to ping the replicas, which are connected."""
+    def __init__(
+        self, links: Sequence[Sequence[Link]], observer: Observer | None = None, max_flat: int = MAX_FLAT
+    ) -> None:
+        """Begin to ping the replicas, which are connected. More than `max_flat` shards are searched by node."""
         self.links = links
         self._observer = observer or Observer()
+        self._max_flat = max_flat
         self._hedging = [Hedging() for _ in links]
         self._watch = HealthWatch([link for of_shard in links for link in of_shard])
 
@@ -77,6 +84,10 @@ class Fleet:
             for of_shard, hedging, count in zip(self.links, self._hedging, num_rows, strict=True)
         ]
 
+    def branches(self, version: int, shards: Sequence[ShardClient]) -> Sequence[Branch]:
+        """Return the clients that searches are sent to: `shards`, which `clients` has returned, or a tree of them."""
+        return shards if len(shards) <= self._max_flat else [Tree(self.links, shards, version)]
+
     async def close(self) -> None:
         """Stop pinging and close the connections; calls in flight fail."""
         self._watch.close()
@@ -110,4 +121,4 @@ class Fleet:
 
 
 async def _follow(link: Link, version: int) -> int:
-    return await link.replica.ask(link.connection.follow(version, _FOLLOW_TIMEOUT_S))
+    return await waiting_for([link.replica], link.connection.follow(version, _FOLLOW_TIMEOUT_S))

@@ -7,23 +7,30 @@ from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.protocol.errors import Unavailable
 
-__all__ = ["QuickShardClient", "ShardClient", "Unreachable"]
+__all__ = ["Branch", "QuickShardClient", "ShardClient", "Unreachable"]
 
 
 class Unreachable(Unavailable):
     """A shard, or one replica of it, does not answer."""
 
 
-class ShardClient(Protocol):
+class Branch(Protocol):
+    """One shard, or several of them together, that a search is sent to."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, available even while no shard answers."""
+
+    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
+        """Return the k nearest rows of each query uint8 [Q, B]."""
+
+
+class ShardClient(Branch, Protocol):
     """One shard in one version of the archive.
 
     Every call raises an exception if the shard does not answer. Its caller cancels it after `timeout_s`; a cancelled
     call leaves no work behind.
     """
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of the shard, available even while the shard does not answer."""
 
     @property
     def num_replicas(self) -> int:
@@ -32,9 +39,6 @@ class ShardClient(Protocol):
     @property
     def num_healthy(self) -> int:
         """Number of replicas that are known to answer."""
-
-    async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
-        """Return the k nearest rows of each query uint8 [Q, B]."""
 
     async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
         """Return rows of the shard by id, in their order, as `ShardAnswer.rows`."""

@@ -13,7 +13,9 @@ from orbithash.search.protocol.statuses import error_from_pb, error_to_pb
 from orbithash.v1 import shards_pb2 as pb
 
 __all__ = [
+    "NUMBER_KEY",
     "SERVICE",
+    "TOKEN_KEY",
     "BadMessage",
     "answer_from_pb",
     "answer_to_pb",
@@ -29,6 +31,9 @@ __all__ = [
 
 # Name of the service in the paths of gRPC.
 SERVICE = pb.DESCRIPTOR.services_by_name["ShardService"].full_name
+
+# Names of the metadata of each call.
+TOKEN_KEY, NUMBER_KEY = "orbithash-shard-token", "orbithash-shard"
 
 _IDS, _DISTANCES, _TIES = np.dtype("<u8"), np.dtype("<i4"), np.dtype("<i8")
 

@@ -14,7 +14,7 @@ from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.shards.interface import ShardClient, Unreachable
 
-__all__ = ["Hedging", "Replica", "ReplicatedShard"]
+__all__ = ["Hedging", "Replica", "ReplicatedShard", "waiting_for"]
 
 # Maximum number of replicas that one call is sent to.
 _MAX_ATTEMPTS = 2
@@ -41,6 +41,7 @@ class Replica:
 
     Attributes:
         num_in_flight: number of calls that wait for it.
+        calls, interrupted: tasks that wait for it, and those of them that were cancelled because it is lost.
         num_segments, num_bytes: segments of the newest version and memory in bytes, as of the last ping; 0: unknown.
     """
 
@@ -51,8 +52,8 @@ class Replica:
         self._is_late = False
         self._has_failed = False
         self._num_lost_races = 0
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._interrupted: set[asyncio.Task[Any]] = set()
+        self.calls: set[asyncio.Task[Any]] = set()
+        self.interrupted: set[asyncio.Task[Any]] = set()
 
     @property
     def is_healthy(self) -> bool:
@@ -80,25 +81,30 @@ class Replica:
     def lost(self) -> None:
         """Record that the replica does not answer pings. Calls that wait for it raise `Unreachable` at once."""
         self.is_silent = True
-        for task in self._calls - self._interrupted:
-            self._interrupted.add(task)
+        for task in self.calls - self.interrupted:
+            self.interrupted.add(task)
             task.cancel()
 
-    async def ask(self, call: Awaitable[Result]) -> Result:
-        """Return the result of a call of this replica. Raises `Unreachable` when the replica becomes silent."""
-        task = asyncio.current_task()
-        assert task is not None, "called from a coroutine"
-        self._calls.add(task)
-        try:
-            return await call
-        except asyncio.CancelledError:
-            if task not in self._interrupted or task.cancelling() > 1:
-                raise
+
+async def waiting_for(replicas: Sequence[Replica], call: Awaitable[Result]) -> Result:
+    """Return the result of a call that waits for replicas. Raises `Unreachable` when one of them becomes silent."""
+    task = asyncio.current_task()
+    assert task is not None, "called from a coroutine"
+    for replica in replicas:
+        replica.calls.add(task)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        num_lost = sum(task in replica.interrupted for replica in replicas)
+        if task.cancelling() > num_lost or not num_lost:
+            raise
+        for _ in range(num_lost):
             task.uncancel()
-            raise Unreachable("the replica does not answer any more") from None
-        finally:
-            self._calls.discard(task)
-            self._interrupted.discard(task)
+        raise Unreachable("the replica does not answer any more") from None
+    finally:
+        for replica in replicas:
+            replica.calls.discard(task)
+            replica.interrupted.discard(task)
 
 
 class Hedging:
@@ -262,7 +268,7 @@ class ReplicatedShard:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            result = await replica.ask(call(client, timeout_s))
+            result = await waiting_for([replica], call(client, timeout_s))
         except asyncio.CancelledError:
             # It lost a race, or the caller's time-out has passed.
             self._hedging.took(loop.time() - started, kind)

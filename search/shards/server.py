@@ -8,16 +8,19 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from orbithash.encoders.errors import InputError
+from orbithash.search.index.answers import ShardAnswer
 from orbithash.search.protocol.errors import DeadlineExceeded, GatewayError, Overloaded, SearchError, Unavailable
 from orbithash.search.segments.host import ShardHost
 from orbithash.search.segments.stop import Stop, Stopped
 from orbithash.search.shards.messages import (
+    NUMBER_KEY,
     SERVICE,
+    TOKEN_KEY,
     BadMessage,
     answer_to_pb,
     codes_of,
@@ -27,14 +30,12 @@ from orbithash.search.shards.messages import (
     scope_of,
     table_to_bytes,
 )
+from orbithash.search.shards.neighbours import Neighbours
 from orbithash.v1 import shards_pb2 as pb
 
-__all__ = ["NUMBER_KEY", "TOKEN_KEY", "ServerLimits", "ShardServer"]
+__all__ = ["ServerLimits", "ShardServer"]
 
 logger = logging.getLogger(__name__)
-
-# Names of the metadata of each call.
-TOKEN_KEY, NUMBER_KEY = "orbithash-shard-token", "orbithash-shard"
 
 # A search of at most this many rows (summed over its queries) and hits runs in the event loop: it takes about a
 # millisecond, and a thread would cost more under load.
@@ -42,6 +43,7 @@ _SHORT_SCAN, _FEW_HITS = 2**18, 2**10
 
 _STOP_GRACE_S = 1.0
 
+Result = TypeVar("Result")
 Method = Callable[[bytes, Stop], Awaitable[bytes]]
 
 
@@ -78,6 +80,7 @@ class ShardServer:
         self._searches = ThreadPoolExecutor(self._limits.num_threads, "search")
         self._filters = ThreadPoolExecutor(self._limits.num_filter_threads, "filter-wait")
         self._follows = ThreadPoolExecutor(1, "follow")
+        self._neighbours = Neighbours(token)
         self._following: dict[int, asyncio.Future[int]] = {}
         self._methods: dict[str, Method] = {
             "Search": self._search,
@@ -115,6 +118,7 @@ class ShardServer:
     async def stop(self) -> None:
         """Refuse new calls, and give calls in flight a second to end."""
         await self._server.stop(_STOP_GRACE_S)
+        await self._neighbours.close()
         for executor in (self._searches, self._filters, self._follows):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -152,16 +156,24 @@ class ShardServer:
         request = parsed(pb.ShardSearchRequest, data)
         queries, scope = codes_of(request), scope_of(request)
 
-        def work() -> bytes:
-            answer = self._host.search(request.version, queries, request.k, scope, stop)
-            response: bytes = answer_to_pb(answer).SerializeToString()
-            return response
+        def answer() -> ShardAnswer:
+            return self._host.search(request.version, queries, request.k, scope, stop)
+
+        def response() -> bytes:
+            serialised: bytes = answer_to_pb(answer()).SerializeToString()
+            return serialised
 
         is_ready = self._host.is_ready(request.version, scope.filter)
         num_compared = len(queries) * self._host.num_rows(request.version)
-        if is_ready and num_compared <= _SHORT_SCAN and len(queries) * request.k <= _FEW_HITS:
-            return work()
-        return await self._run(work, stop, len(data), is_ready)
+        is_short = is_ready and num_compared <= _SHORT_SCAN and len(queries) * request.k <= _FEW_HITS
+        if not request.neighbours:
+            return response() if is_short else await self._run(response, stop, len(data), is_ready)
+
+        async def own() -> ShardAnswer:
+            return answer() if is_short else await self._run(answer, stop, len(data), is_ready)
+
+        remaining_s = stop.remaining_s
+        return await self._neighbours.search(request, own(), 0.0 if remaining_s is None else remaining_s)
 
     async def _hits(self, data: bytes, stop: Stop) -> bytes:
         request = parsed(pb.ShardHitsRequest, data)
@@ -234,16 +246,16 @@ class ShardServer:
         ).SerializeToString()
         return response
 
-    async def _run(self, work: Callable[[], bytes], stop: Stop, num_bytes: int, is_ready: bool = True) -> bytes:
+    async def _run(self, work: Callable[[], Result], stop: Stop, num_bytes: int, is_ready: bool = True) -> Result:
         """Run a call in a thread. Raises `Overloaded` beyond the limits."""
         self._load.begin(num_bytes)
-        future: Future[bytes] = (self._searches if is_ready else self._filters).submit(_unless_stopped, work, stop)
+        future: Future[Result] = (self._searches if is_ready else self._filters).submit(_unless_stopped, work, stop)
         # The thread of a call that was cancelled counts until it has ended.
         future.add_done_callback(lambda _: self._load.end(num_bytes))
         return await asyncio.wrap_future(future)
 
 
-def _unless_stopped(work: Callable[[], bytes], stop: Stop) -> bytes:
+def _unless_stopped(work: Callable[[], Result], stop: Stop) -> Result:
     stop.check()
     return work()
 
