@@ -12,6 +12,7 @@ import numpy as np
 
 from orbithash.cluster.runtime import check_resources
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.archive.changes import num_ids
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.snapshot import Snapshot
@@ -78,7 +79,7 @@ class _ShardActor:
         async with self._starting:
             if self._server is None:
                 server = ShardServer(self._host, self._number, self._token, ServerLimits(num_threads=SHARD_THREADS))
-                # The address at which the other nodes know this one; on a cluster of one machine the loopback interface.
+                # The address at which other nodes know this one; the loopback interface on a cluster of one machine.
                 self._address = await server.start(ray.util.get_node_ip_address())
                 self._server = server
             return self._server
@@ -149,7 +150,7 @@ class RayBackend:
         num_actors = num_shards * num_replicas
         bundles = [{"CPU": SHARD_CPUS}] * num_actors
         await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
-        deal = Deal.of(await asyncio.to_thread(_num_ids, archive), num_shards)
+        deal = Deal.of(await asyncio.to_thread(num_ids, archive), num_shards)
         service, token = secrets.token_hex(8), secrets.token_hex(32)
         names = tuple(
             tuple(f"{service}-shard-{number}-{replica}" for replica in range(num_replicas))
@@ -168,9 +169,7 @@ class RayBackend:
         def start_actor(number: int, replica: int) -> Any:
             bundle = PlacementGroupSchedulingStrategy(group, number * num_replicas + replica)
             options = {"name": names[number][replica], "namespace": NAMESPACE, "scheduling_strategy": bundle}
-            return actor_class.options(**options).remote(
-                archive.path, archive.bits, deal, number, index, folder, token
-            )
+            return actor_class.options(**options).remote(archive.path, archive.bits, deal, number, index, folder, token)
 
         actors = [[start_actor(number, replica) for replica in range(num_replicas)] for number in range(num_shards)]
 
@@ -297,11 +296,6 @@ def _task(reference: Any) -> "asyncio.Task[Any]":
     # asyncio logs exceptions that were never retrieved.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
     return task
-
-
-def _num_ids(archive: Archive) -> int:
-    """Return the smallest number that is greater than all ids."""
-    return 1 + max((int(ids.max()) for ids, _ in archive.scan_batches([]) if len(ids)), default=-1)
 
 
 def _num_rows(archive: Archive, deal: Deal, found: Sequence[int | None]) -> list[int]:

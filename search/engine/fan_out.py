@@ -16,7 +16,7 @@ from orbithash.search.index.merge import Merged, MergedLists, merge, merge_lists
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Unavailable
 from orbithash.search.protocol.queries import Coverage
-from orbithash.search.shards.interface import ShardClient
+from orbithash.search.shards.interface import Branch
 
 __all__ = ["MAX_SHORT_K", "FanOut", "Found", "Group"]
 
@@ -106,11 +106,11 @@ class FanOut:
             return _merged(complete, ks, coverage, scope)
 
     async def _ask(
-        self, branches: Sequence[ShardClient], codes: Codes, k: int, scope: Scope, timeout_s: float
+        self, branches: Sequence[Branch], codes: Codes, k: int, scope: Scope, timeout_s: float
     ) -> list[ShardAnswer | None]:
         """Return the answer of each branch, None for a failed one."""
 
-        async def search(branch: ShardClient) -> ShardAnswer:
+        async def search(branch: Branch) -> ShardAnswer:
             with self._observer.stage("scan"):
                 async with asyncio.timeout(timeout_s):
                     return await branch.search(codes, k, scope, timeout_s)

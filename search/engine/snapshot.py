@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from orbithash.search.engine.protocols import ArchiveReader, Dealing, QueryEncoder
-from orbithash.search.shards.interface import QuickShardClient, ShardClient
+from orbithash.search.shards.interface import Branch, QuickShardClient, ShardClient
 
 __all__ = ["Snapshot", "Usage"]
 
@@ -34,7 +34,7 @@ class Snapshot:
     shards: Sequence[ShardClient]
     deal: Dealing
     encoder: QueryEncoder
-    branches: Sequence[ShardClient]
+    branches: Sequence[Branch]
     quick_shards: Sequence[QuickShardClient]
     usage: "Usage"
     is_exact: bool
@@ -47,7 +47,7 @@ class Snapshot:
         deal: Dealing,
         encoder: QueryEncoder,
         is_exact: bool = True,
-        branches: Sequence[ShardClient] = (),
+        branches: Sequence[Branch] = (),
     ) -> "Snapshot":
         """Return a snapshot; without `branches`, searches are sent to each shard."""
         assert len(shards) == deal.num_shards >= 1, "a client of each shard"

@@ -307,11 +307,11 @@ def test_an_invalid_query_is_an_answer_and_an_overloaded_replica_is_healthy():
         with pytest.raises(InvalidQuery):
             await search(group)
         assert num_calls(stubs) == [1, 0]
-        group, stubs, copies = replicas(is_full, nothing)
+        group, stubs, _ = replicas(is_full, nothing)
         await search(group)
         assert num_calls(stubs) == [1, 1]
         assert group.num_healthy == 2
-        group, stubs, copies = replicas(is_full, is_full)
+        group, _, _ = replicas(is_full, is_full)
         with pytest.raises(Overloaded):
             await search(group)
         assert group.num_healthy == 2
