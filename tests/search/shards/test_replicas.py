@@ -303,7 +303,7 @@ def test_an_invalid_query_is_an_answer_and_an_overloaded_replica_is_healthy():
         async def is_full():
             raise Overloaded("full", 1.0)
 
-        group, stubs, copies = replicas(refuses, nothing)
+        group, stubs, _ = replicas(refuses, nothing)
         with pytest.raises(InvalidQuery):
             await search(group)
         assert num_calls(stubs) == [1, 0]
