@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orbithash.search.engine.owners import ask_shards, read_hits, read_keys
+from orbithash.search.engine.owners import ask_shards, read_hits
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.answers import Ids
 from orbithash.search.protocol.convert import row_from_bytes
@@ -15,11 +15,11 @@ from orbithash.search.protocol.queries import MAX_LARGE_ROWS, Column, check_filt
 from orbithash.search.protocol.rows import MAX_ROWS, Row, check_keys
 from orbithash.search.shards.interface import ShardClient
 
-__all__ = ["RowPage", "count_rows", "get_rows", "keys_of", "scroll_rows"]
+__all__ = ["RowPage", "count_rows", "get_rows", "ids_of", "scroll_rows"]
 
 # Seconds until a call of a shard has failed; callers with less time cancel it. A new filter is evaluated on all rows.
 _TIMEOUT_S = 30.0
-# Ids of one page of `keys_of`, from each shard.
+# Ids of one page of `ids_of`, from each shard.
 _MAX_READ = 100_000
 
 
@@ -74,14 +74,10 @@ async def scroll_rows(
     return RowPage(rows, int(page[-1]) if len(ids) > limit else None, snapshot.archive.version)
 
 
-async def keys_of(snapshot: Snapshot, filter_text: str) -> list[str]:
-    """Return the keys of all rows that pass a filter, ordered by id. Raises `InvalidQuery` and `Unavailable`."""
+async def ids_of(snapshot: Snapshot, filter_text: str) -> Ids:
+    """Return the ids of all rows that pass a filter, ascending. Raises `InvalidQuery` and `Unavailable`."""
     check_filter(filter_text)
-    ids = np.sort(np.concatenate([await _passing(shard, filter_text) for shard in snapshot.shards]))
-    keys: list[str] = []
-    for start in range(0, len(ids), _MAX_READ):
-        keys += await read_keys(snapshot, ids[start : start + _MAX_READ], _TIMEOUT_S)
-    return keys
+    return np.sort(np.concatenate([await _passing(shard, filter_text) for shard in snapshot.shards]))
 
 
 async def _passing(shard: ShardClient, filter_text: str) -> Ids:

@@ -19,7 +19,7 @@ from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailab
 from orbithash.search.protocol.queries import has_large
 from orbithash.search.shards.interface import ShardClient
 
-__all__ = ["ask_shards", "hits_now", "is_refusal", "read_hits", "read_keys", "read_values"]
+__all__ = ["ask_shards", "hits_now", "is_refusal", "read_hits", "read_values"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,20 +78,6 @@ async def read_values(snapshot: Snapshot, ids: Ids, column: str, timeout_s: floa
     for places, part in parts:
         rows[places], is_known[places] = part
     return rows, is_known
-
-
-async def read_keys(snapshot: Snapshot, ids: Ids, timeout_s: float) -> list[str]:
-    """Return the keys of the rows with these ids, in their order; raises as `read_hits`."""
-    keys: list[str] = [""] * len(ids)
-
-    async def read(shard: ShardClient, part: Ids) -> list[str]:
-        names: list[str] = (await shard.read(part, ["key"], timeout_s))["key"].to_pylist()
-        return names
-
-    for places, part in await _read(snapshot, ids, _MAX_ROWS, read, timeout_s):
-        for place, key in zip(places.tolist(), part, strict=True):
-            keys[place] = key
-    return keys
 
 
 async def _read(

@@ -9,7 +9,8 @@ from orbithash.search.gateway.streams import prepared
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
 from orbithash.search.protocol.rows import MAX_ROWS, PreparedRow, RowUpdate
-from orbithash.search.service.service import Service, check_num_queries
+from orbithash.search.service.batches import check_num_queries
+from orbithash.search.service.service import Service
 from orbithash.search.service.writer import Committed
 from orbithash.v1 import search_pb2, search_pb2_grpc
 

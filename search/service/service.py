@@ -10,37 +10,29 @@ from typing import Any, TypeVar
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, keys_of, scroll_rows
+from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, ids_of, scroll_rows
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
-from orbithash.search.protocol.errors import InvalidQuery, SearchError
-from orbithash.search.protocol.queries import (
-    MAX_BATCH_HITS,
-    MAX_K,
-    MAX_LARGE_ROWS,
-    MAX_QUERIES,
-    MAX_SHORTLIST,
-    Answer,
-    Column,
-    Query,
-    check_filter,
-    check_num_shards,
-    has_large,
-)
+from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError
+from orbithash.search.protocol.queries import Answer, Column, Query, check_filter, check_num_shards
 from orbithash.search.protocol.rows import PreparedRow, Row, RowUpdate, check_keys
+from orbithash.search.service.batches import check_batch
 from orbithash.search.service.maintenance import Maintenance
 from orbithash.search.service.showing import Showing
 from orbithash.search.service.supervision import repeat
 from orbithash.search.service.writer import TIMEOUT_S, Committed, Writer
 from orbithash.search.shards.interface import ShardClient
 
-__all__ = ["Membership", "Service", "Target", "check_num_queries", "open_service"]
+__all__ = ["Membership", "Service", "Target", "open_service"]
 
 logger = logging.getLogger(__name__)
 
 # Maximum rows of one step of a deletion by filter.
 _MAX_DELETE = 20_000
+
+# Maximum number of refreshes in progress or waiting for their turn, which outlive their callers.
+_MAX_REFRESHING = 8
 
 # Seconds until the backend of an archive that was replaced is closed; searches that use it must end by then.
 _LAST_SEARCHES_S = 60.0
@@ -109,6 +101,7 @@ class Service:
         self._maintenance = Maintenance(backend.archive.path) if membership.maintains else None
         # Only one refresh at a time.
         self._refreshing = asyncio.Lock()
+        self._num_refreshing = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def search(self, query: Query, timeout_s: float) -> Answer:
@@ -117,23 +110,7 @@ class Service:
 
     async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
         """Return an answer or an error for each of at most `MAX_QUERIES` queries."""
-        check_num_queries(len(queries))
-        if (num_hits := sum(map(_num_hits, queries))) > MAX_BATCH_HITS:
-            raise InvalidQuery(
-                (
-                    "requests",
-                    f"the queries of a call may ask for {MAX_BATCH_HITS:,} hits and rows of shortlists in total, got "
-                    f"{num_hits:,}",
-                )
-            )
-        if (num_large := sum(query.k for query in queries if has_large(query.include))) > MAX_LARGE_ROWS:
-            raise InvalidQuery(
-                (
-                    "requests",
-                    f"at most {MAX_LARGE_ROWS:,} hits with thumbnails or footprints of all queries together, got "
-                    f"{num_large:,}",
-                )
-            )
+        check_batch(queries)
         return await self._engine.search_many(queries, timeout_s)
 
     def describe(self) -> Description:
@@ -219,10 +196,14 @@ class Service:
         check_filter(filter_text)
         if not filter_text:
             raise InvalidQuery(("filter", "an empty filter would remove all rows; write NOT key IS NULL to do so"))
-        keys = await keys_of(self._engine.snapshot, filter_text)
-        for start in range(0, max(1, len(keys)), _MAX_DELETE):
-            step = keys[start : start + _MAX_DELETE]
-            yield len(step), self._changed(await self._served.writer.delete(step, timeout_s))
+        # The rows of this archive, even if another one is served before the last step.
+        snapshot, writer = self._engine.snapshot, self._served.writer
+        # Ids take less memory than keys.
+        ids = await ids_of(snapshot, filter_text)
+        for start in range(0, max(1, len(ids)), _MAX_DELETE):
+            _, table = await asyncio.to_thread(snapshot.archive.scan, ["key"], ids[start : start + _MAX_DELETE])
+            keys = table["key"].to_pylist()
+            yield len(keys), self._changed(await writer.delete(keys, timeout_s))
 
     async def refresh(self, archive: str = "", model: str = "", num_shards: int = 0) -> Description:
         """Serve the newest version, another archive, or another number of shards; "" and 0 keep the current value.
@@ -230,6 +211,8 @@ class Service:
         It continues when the caller is cancelled. Raises `InvalidQuery` if the target cannot be served.
         """
         check_num_shards(num_shards)
+        if self._num_refreshing >= _MAX_REFRESHING:
+            raise Overloaded(f"{self._num_refreshing} refreshes are in progress; try again later", retry_after_s=5.0)
         return await asyncio.shield(self._start(self._refresh(archive, model, num_shards)))
 
     @property
@@ -280,6 +263,13 @@ class Service:
                 self._maintenance.schedule()
 
     async def _refresh(self, archive: str, model: str, num_shards: int) -> Description:
+        self._num_refreshing += 1
+        try:
+            return await self._refresh_in_turn(archive, model, num_shards)
+        finally:
+            self._num_refreshing -= 1
+
+    async def _refresh_in_turn(self, archive: str, model: str, num_shards: int) -> Description:
         async with self._refreshing:
             now = self._served.target
             target = Target(archive or now.archive, model or now.model, num_shards or now.num_shards)
@@ -354,18 +344,6 @@ async def _logged(what: str, work: Awaitable[None]) -> None:
 def _status_of(shard: ShardClient) -> ShardStatus:
     num_segments, num_bytes = getattr(shard, "num_segments", 0), getattr(shard, "num_bytes", 0)
     return ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy, num_segments, num_bytes)
-
-
-def _num_hits(query: Query) -> int:
-    """Return the number of rows that a query asks for, 0 for an invalid one, which gets an error of its own."""
-    is_valid = 0 < query.k <= MAX_K and 1 <= query.oversampling <= MAX_SHORTLIST
-    return query.shortlist_size if is_valid else 0
-
-
-def check_num_queries(count: int) -> None:
-    """Raise `InvalidQuery` unless the number of queries of a call is allowed."""
-    if not 1 <= count <= MAX_QUERIES:
-        raise InvalidQuery(("requests", f"a call has 1 to {MAX_QUERIES} queries, got {count}"))
 
 
 async def open_service(

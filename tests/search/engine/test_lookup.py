@@ -131,7 +131,7 @@ def test_an_update_changes_the_named_columns_only(tmp_path):
 
 def test_changes_of_one_commit_apply_in_order(tmp_path):
     async def scenario(service):
-        async with service._writer.lock:
+        async with service._served.writer.lock:
             waiting = [
                 asyncio.create_task(change)
                 for change in (
@@ -188,7 +188,7 @@ def test_changes_that_wait_are_limited_in_rows_and_in_bytes(tmp_path, monkeypatc
     async def scenario(service):
         monkeypatch.setattr(writer_module, limit, {"_MAX_WAITING": 2, "_MAX_WAITING_BYTES": 3000}[limit])
         rows = [Row(key=f"new{i}", code=b"ab", thumbnail=bytes(1000)) for i in range(4)]
-        async with service._writer.lock:
+        async with service._served.writer.lock:
             waiting = [asyncio.create_task(service.upsert([row])) for row in rows[:2]]
             await asyncio.sleep(0)
             with pytest.raises(Overloaded, match=r"2 rows of 2,\d+ bytes wait"):
@@ -249,9 +249,9 @@ def test_a_move_that_is_cancelled_closes_the_new_backend(tmp_path):
         await loading.wait()
         assert len(is_open) == 1
         gate.set()
-        async with service._writer.lock:
+        async with service._served.writer.lock:
             # The move waits for the lock.
-            while service._refreshing.locked() and len(service._writer.lock._waiters or ()) == 0:
+            while service._refreshing.locked() and len(service._served.writer.lock._waiters or ()) == 0:
                 await asyncio.sleep(0)
             await service.close()
             assert is_open == []

@@ -774,3 +774,50 @@ def test_closing_never_raises_and_closes_everything(tmp_path, caplog):
 
     run(tmp_path / "a", scenario)
     assert "closing the old shards failed" in caplog.text
+
+
+def test_a_deletion_by_filter_stays_with_its_archive(tmp_path, monkeypatch):
+    """Also if another archive, with the same keys, is served before the last step."""
+    monkeypatch.setattr(service_module, "_MAX_DELETE", 2)
+    keys = [f"k{number}" for number in range(5)]
+    other = Archive.create(tmp_path / "b", BITS, "n" * 32)
+    other.write(Archive.table(np.zeros((5, 2), np.uint8), BITS, keys, keys))
+
+    async def scenario(service):
+        steps = service.delete_matching("key LIKE 'k%'")
+        assert (await anext(steps))[0] == 2
+        await service.upsert([Row(key="k9", code=code(0))])
+        await service.refresh(str(tmp_path / "b"), "")
+        assert [size async for size, _ in steps] == [2, 1]
+        assert Archive.open(tmp_path / "a").keys() == {"k9"}, "a row that came later stays"
+        assert Archive.open(tmp_path / "b").keys() == set(keys) == set(await held(service))
+
+    run(tmp_path / "a", scenario, num_rows=5)
+
+
+def test_refreshes_that_outlive_their_callers_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(service_module, "_MAX_REFRESHING", 3)
+
+    async def scenario(service):
+        may_go_on = asyncio.Event()
+
+        async def before_at(version):
+            await may_go_on.wait()
+
+        await asyncio.to_thread(Archive.open(tmp_path / "a").delete, ["k1"])
+        service._served.backend.before_at = before_at
+        refreshing = [asyncio.create_task(service.refresh()) for _ in range(3)]
+        while service._num_refreshing < 3:
+            await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="3 refreshes are in progress"):
+            await service.refresh()
+        refreshing[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await refreshing[0]
+        with pytest.raises(Overloaded):
+            await service.refresh()
+        may_go_on.set()
+        assert [now.rows for now in await asyncio.gather(*refreshing[1:])] == [3, 3]
+        await service.refresh()
+
+    run(tmp_path / "a", scenario, num_rows=4)
