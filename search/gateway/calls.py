@@ -12,7 +12,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from orbithash.search.gateway.limits import GatewayLimits, RequestBytes, SlowMessages, Streams
+from orbithash.search.gateway.limits import BytesInProgress, GatewayLimits, SlowMessages, Streams
 from orbithash.search.gateway.malformed import Pending, num_bytes, readable
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.logs import set_requests
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Longer calls are logged.
 _SLOW_S = 1.0
+
+# Responses of at most this size are not counted: those of all calls in flight take little memory.
+_SMALL_BYTES = 64 * 2**10
 
 _OUTCOMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -74,6 +77,16 @@ class Call:
         self._num_bytes += size
         return readable(request)
 
+    def respond(self, response: Message) -> Message:
+        """Return the response, whose bytes are in progress until it has been sent. Raises `Overloaded`."""
+        size = len(response) if isinstance(response, bytes) else response.ByteSize()  # type: ignore[attr-defined]
+        if size > _SMALL_BYTES:
+            response_bytes = self._calls.response_bytes
+            response_bytes.add(size)
+            # The end of the call, after the client has taken the response.
+            self._context.add_done_callback(lambda _: response_bytes.remove(size))
+        return response
+
     async def __aenter__(self) -> "Call":
         self._calls.observer.call_began(self._name)
         set_requests([self.request_id])
@@ -117,7 +130,8 @@ class Calls:
 
     def __init__(self, limits: GatewayLimits, observer: Observer, protection: Protection) -> None:
         self.limits = limits
-        self.request_bytes = RequestBytes(limits.max_request_bytes)
+        self.request_bytes = BytesInProgress("requests", limits.max_request_bytes)
+        self.response_bytes = BytesInProgress("responses", limits.max_response_bytes)
         self.slow_messages = SlowMessages(limits.max_slow_messages)
         self.streams = Streams(limits.max_streams)
         self.observer = observer

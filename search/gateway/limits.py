@@ -11,7 +11,7 @@ import grpc
 
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded
 
-__all__ = ["GatewayLimits", "LimitedStreams", "RequestBytes", "SlowMessages", "Streams"]
+__all__ = ["BytesInProgress", "GatewayLimits", "LimitedStreams", "SlowMessages", "Streams"]
 
 # Seconds after which a message that has not arrived counts as slow.
 _SLOW_S = 0.1
@@ -28,6 +28,7 @@ class GatewayLimits:
         max_concurrent_rpcs: calls in flight, streams and health checks included; gRPC refuses more.
         max_streams: streams in flight of each method, so that idle streams leave room for searches.
         max_request_bytes: size of all requests in progress; more are refused.
+        max_response_bytes: size of all responses that are being sent; more are refused.
         max_slow_messages: messages that arrive slowly at the same time, each of which may take `max_receive_bytes`;
             the messages of streams do not count.
         max_timeout_s: time limit of a call without a deadline or with a later deadline, and of each message of a
@@ -39,35 +40,38 @@ class GatewayLimits:
     max_concurrent_rpcs: int = 1024
     max_streams: int = 64
     max_request_bytes: int = 512 * 2**20
+    max_response_bytes: int = 512 * 2**20
     max_slow_messages: int = 32
     max_timeout_s: float = 30.0
     max_idle_s: float = 60.0
 
 
-class RequestBytes:
-    """Counts the bytes of requests in progress, up to a limit."""
+class BytesInProgress:
+    """Counts the bytes of messages in progress, up to a limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, what: str, limit: int) -> None:
+        """`what`: name of the messages, in the plural."""
+        self._what = what
         self._limit = limit
         self._held = 0
 
     def has_room(self, num_bytes: int) -> bool:
-        """Return whether a request of this size is within the limit."""
+        """Return whether a message of this size is within the limit."""
         return self._held + num_bytes <= self._limit
 
     def add(self, num_bytes: int) -> None:
-        """Count a request of this size. Raises `Overloaded` beyond the limit."""
+        """Count a message of this size. Raises `Overloaded` beyond the limit."""
         if not self.has_room(num_bytes):
-            raise Overloaded(f"requests of {self._held:,} bytes are in progress; try again later", retry_after_s=1.0)
+            raise Overloaded(f"{self._what} of {self._held:,} bytes are in progress; try again later", 1.0)
         self._held += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """Stop counting a request of this size."""
+        """Stop counting a message of this size."""
         self._held -= num_bytes
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
-        """Count a request of this size during the block. Raises `Overloaded` beyond the limit."""
+        """Count a message of this size during the block. Raises `Overloaded` beyond the limit."""
         self.add(num_bytes)
         try:
             yield

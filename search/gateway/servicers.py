@@ -30,7 +30,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See `search.proto`. Returns the serialised response, like `SearchMany`."""
         async with self._calls.call(context, "Search") as call:
             query = convert.query_from_pb(await call.read(request))
-            return convert.answer_to_bytes(await self._service.search(query, call.timeout_s))
+            return call.respond(convert.answer_to_bytes(await self._service.search(query, call.timeout_s)))
         raise AssertionError("abort raises")
 
     async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> bytes:
@@ -40,7 +40,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             # Checked before the conversion: a message has room for millions.
             check_num_queries(len(requests))
             queries = [convert.query_from_pb(each) for each in requests]
-            return convert.results_to_bytes(await self._service.search_many(queries, call.timeout_s))
+            return call.respond(convert.results_to_bytes(await self._service.search_many(queries, call.timeout_s)))
         raise AssertionError("abort raises")
 
     async def Get(self, request: search_pb2.GetRequest, context: Any) -> search_pb2.GetResponse:
@@ -50,7 +50,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             _check_size("keys", len(message.keys))
             include = convert.include_from_pb(message.include)
             page = await within(call.timeout_s, self._service.get(list(message.keys), include))
-            return search_pb2.GetResponse(rows=map(convert.row_to_pb, page.rows), archive_version=page.archive_version)
+            rows = map(convert.row_to_pb, page.rows)
+            return call.respond(search_pb2.GetResponse(rows=rows, archive_version=page.archive_version))
         raise AssertionError("abort raises")
 
     async def Count(self, request: search_pb2.CountRequest, context: Any) -> search_pb2.CountResponse:
@@ -68,8 +69,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             include = convert.include_from_pb(message.include)
             after = message.after if message.HasField("after") else None
             page = await within(call.timeout_s, self._service.scroll(message.filter, after, message.limit, include))
-            return search_pb2.ScrollResponse(
-                rows=map(convert.row_to_pb, page.rows), next=page.next, archive_version=page.archive_version
+            rows = map(convert.row_to_pb, page.rows)
+            return call.respond(
+                search_pb2.ScrollResponse(rows=rows, next=page.next, archive_version=page.archive_version)
             )
         raise AssertionError("abort raises")
 

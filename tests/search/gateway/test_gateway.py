@@ -468,3 +468,21 @@ def test_messages_that_arrive_slowly_are_limited():
             assert len(search_pb2.SearchResponse.FromString(await fourth).hits) == 5
 
     asyncio.run(scenario())
+
+
+def test_responses_in_progress_are_limited_in_bytes():
+    async def scenario():
+        limits = GatewayLimits(max_response_bytes=150_000)
+        async with running(local_engine(small_case(num_rows=4000)), limits) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            sizes = {k: (await stub.Search(request(code=b"ab", k=k))).ByteSize() for k in (500, 2000)}
+            assert sizes[500] < 2**16 < sizes[2000] < 150_000
+            code, message, details = await failure(stub.Search(request(code=b"ab", k=4000)))
+            assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert "responses of 0 bytes are in progress" in message
+            assert details["RetryInfo"].retry_delay.ToMilliseconds() > 0
+            # The bytes of responses that were sent are free again.
+            for _ in range(10):
+                assert len((await stub.Search(request(code=b"ab", k=2000))).hits) == 2000
+
+    asyncio.run(scenario())
