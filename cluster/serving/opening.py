@@ -11,6 +11,7 @@ from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.cluster.serving.shards import RayBackend
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.files import cache_folder
 from orbithash.encoders.networks.card import ModelCard, read_model_folder
 from orbithash.search.engine.backend import Backend, LocalBackend
 from orbithash.search.gateway.decoding import Decoder
@@ -58,6 +59,7 @@ class Opening:
                 settings.num_replicas,
                 settings.index,
                 self._observer,
+                settings.segments or cache_folder() / "segments",
             )
         except BaseException:
             pool.close()

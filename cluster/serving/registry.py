@@ -12,15 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orbithash.cluster.serving.shards import NAMESPACE
 from orbithash.encoders.archive.storage import normalise_location
 from orbithash.encoders.errors import InputError
 from orbithash.search.protocol.errors import InvalidQuery, SearchError, Unavailable
 from orbithash.search.service.service import Target
 
-__all__ = ["NAMESPACE", "FirstGateway", "JoinedGateway", "OwnerGone", "Published"]
+__all__ = ["FirstGateway", "JoinedGateway", "OwnerGone", "Published"]
 
-# The namespace of all named actors.
-NAMESPACE = "orbithash"
 _PREFIX = "gateways-"
 
 # Seconds after which a gateway that has not asked is not counted, and a call of the actor has failed.

@@ -201,7 +201,7 @@ class Service:
         # Ids take less memory than keys.
         ids = await ids_of(snapshot, filter_text)
         for start in range(0, max(1, len(ids)), _MAX_DELETE):
-            _, table = await asyncio.to_thread(snapshot.archive.scan, ["key"], ids[start : start + _MAX_DELETE])
+            table = await asyncio.to_thread(snapshot.archive.take, ids[start : start + _MAX_DELETE], ["key"])
             keys = table["key"].to_pylist()
             yield len(keys), self._changed(await writer.delete(keys, timeout_s))
 

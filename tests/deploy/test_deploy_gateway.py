@@ -68,6 +68,29 @@ def test_the_gateway_has_a_ray_node_in_its_pod(serving):
     assert list(env).index("RAY_CLUSTER") < list(env).index("RAY_ADDRESS")
 
 
+def test_further_gateways_join_the_first_and_are_pods_like_it(serving):
+    first, further = copy.deepcopy(serving["gateway"]), copy.deepcopy(serving["gateways"])
+    for pod in (first, further):
+        options = serve_options(pod)
+        own = ("join", "model", "shards", "replicas", "segments")
+        assert options["join"] == (pod is further)
+        assert (options["model"] is None) == (pod is further), "a gateway that joins takes the model of the first"
+        pod.container("gateway")["command"] = {name: value for name, value in options.items() if name not in own}
+    assert first.template == further.template, "one service, one policy and one monitor select both"
+    assert first.ray["rayStartParams"] == further.ray["rayStartParams"]
+    numbers = {further.ray[name] for name in ("replicas", "minReplicas", "maxReplicas")}
+    assert len(numbers) == 1, "the autoscaler must not remove pods of gateways"
+
+
+def test_shards_keep_their_files_on_their_nodes(serving):
+    folder = str(serve_options(serving["gateway"])["segments"])
+    (container,) = serving["shards"].spec["containers"]
+    (name,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder]
+    (volume,) = [each for each in serving["shards"].spec["volumes"] if each["name"] == name]
+    assert "emptyDir" in volume, "files of shards are not shared between nodes"
+    assert volume["emptyDir"].get("medium") != "Memory"
+
+
 def test_the_gateway_restarts_by_itself(serving):
     # Version 2 of the autoscaler sets every pod's own restartPolicy to Never.
     assert serving["gateway"].container("gateway")["restartPolicy"] == "Always"
@@ -153,6 +176,18 @@ def test_ray_does_not_store_an_event_for_each_search(serving):
     [
         (test_shards_find_room, lambda pods: pods["shards"].ray.update(replicas=1, minReplicas=1)),
         (test_shards_find_room, lambda pods: pods["gateway"].ray["rayStartParams"].update({"num-cpus": "1"})),
+        (
+            test_further_gateways_join_the_first_and_are_pods_like_it,
+            lambda pods: pods["gateways"].container("gateway")["command"].remove("--join"),
+        ),
+        (
+            test_further_gateways_join_the_first_and_are_pods_like_it,
+            lambda pods: pods["gateways"].container("gateway")["command"].remove("--tokens=/run/orbithash/tokens"),
+        ),
+        (
+            test_shards_keep_their_files_on_their_nodes,
+            lambda pods: command(pods).remove("--segments=/var/orbithash/segments"),
+        ),
         (test_the_gateway_is_protected, lambda pods: command(pods).remove("--tokens=/run/orbithash/tokens")),
         (test_the_gateway_is_protected, lambda pods: command(pods).append("--local")),
         (test_the_gateway_has_a_ray_node_in_its_pod, lambda pods: pods["gateway"].spec.pop("shareProcessNamespace")),

@@ -201,9 +201,10 @@ def test_command_lines_are_valid_and_their_paths_are_mounted(name):
     found = list(commands(name))
     assert found
     for words, container in found:
-        for value in parsed(words).values():
+        for name, value in parsed(words).items():
             path = str(value)
-            if not path.startswith("/"):
+            # The folder of segments is mounted into the pods of shards; see test_deploy_gateway.py.
+            if not path.startswith("/") or name == "segments":
                 continue
             if path.startswith(SITE_PACKAGES):
                 package, *rest = PurePosixPath(path.removeprefix(SITE_PACKAGES)).parts[1:]

@@ -168,8 +168,9 @@ def test_ports_agree(serving, policies):
     assert ports == {"grpc": parse_address(options["address"])[1], "gateway-metrics": metrics}
     service = spec_of(build(KUBERNETES / "base"), "Service")
     assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(ports["grpc"], ports["grpc"])]
-    assert gateway.is_selected({"matchLabels": service["selector"]})
-    assert not any(pod.is_selected({"matchLabels": service["selector"]}) for pod in serving.values() if pod != gateway)
+    gateways = [serving["gateway"], serving["gateways"]]
+    for pod in serving.values():
+        assert pod.is_selected({"matchLabels": service["selector"]}) == (pod in gateways)
     (rule,) = policies["orbithash-gateway"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [ports["grpc"]]
     ray_ports = {port["name"]: port["containerPort"] for port in gateway.spec["containers"][0]["ports"]}
