@@ -1181,7 +1181,7 @@ class DescribeResponse(_message.Message):
     archive_version: _builtins.int
     """The version of the archive."""
     index: _builtins.str
-    """The kind of index of the shards: flat, multi-hash, ivf, hnsw or gpu-flat."""
+    """The kind of index of the shards, such as exact, flat or hnsw."""
     has_text: _builtins.bool
     """Whether the model has a text encoder, so that text queries are possible."""
     orbithash_version: _builtins.str

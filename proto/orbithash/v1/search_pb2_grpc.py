@@ -358,8 +358,10 @@ class ArchiveServiceServicer:
     def Upsert(self, request_iterator, context):
         """Upsert writes rows. A row replaces the row with the same key, all columns of it, and keeps its id. The client
         streams messages of rows; the server commits them in order and acknowledges each message with the number of rows
-        committed so far, when searches see them. The client need not wait for an acknowledgement before it sends the next
-        message. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
+        committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
+        of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
+        before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
+        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
         written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
         acknowledged before stay.
         """

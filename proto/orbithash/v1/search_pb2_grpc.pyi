@@ -206,8 +206,10 @@ class ArchiveServiceStub:
     Upsert: _grpc.StreamStreamMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Upsert writes rows. A row replaces the row with the same key, all columns of it, and keeps its id. The client
     streams messages of rows; the server commits them in order and acknowledges each message with the number of rows
-    committed so far, when searches see them. The client need not wait for an acknowledgement before it sends the next
-    message. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
+    committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
+    of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
+    before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
+    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
     written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
     acknowledged before stay.
     """
@@ -235,8 +237,10 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     Upsert: _aio.StreamStreamMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Upsert writes rows. A row replaces the row with the same key, all columns of it, and keeps its id. The client
     streams messages of rows; the server commits them in order and acknowledges each message with the number of rows
-    committed so far, when searches see them. The client need not wait for an acknowledgement before it sends the next
-    message. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
+    committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
+    of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
+    before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
+    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
     written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
     acknowledged before stay.
     """
@@ -273,8 +277,10 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_search_pb2.UpsertResponse], _abc.AsyncIterator[_search_pb2.UpsertResponse]]:
         """Upsert writes rows. A row replaces the row with the same key, all columns of it, and keeps its id. The client
         streams messages of rows; the server commits them in order and acknowledges each message with the number of rows
-        committed so far, when searches see them. The client need not wait for an acknowledgement before it sends the next
-        message. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
+        committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
+        of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
+        before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
+        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
         written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
         acknowledged before stay.
         """
