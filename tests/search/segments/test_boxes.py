@@ -70,3 +70,15 @@ def test_numbers_of_points_beyond_the_bytes():
     boxes = boxes_of(footprints, nothing, nothing)
     assert np.isnan(boxes[:, 1:6]).all()
     assert np.isposinf(boxes[2:, 0]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_coordinates_that_are_not_finite(value):
+    """Nothing can be said of such an outline: its box is everywhere."""
+    wkb = bytearray(shapely.to_wkb(shapely.box(1, 2, 3, 4)))
+    # The second of five points.
+    for place in (13 + 16, 13 + 24):
+        wkb[place : place + 8] = np.float64(value).tobytes()
+    centre = pa.array([2.0])
+    boxes = boxes_of(pa.array([bytes(wkb)], pa.large_binary()), centre, centre)
+    assert boxes[:, 0].tolist() == [-np.inf, -np.inf, np.inf, np.inf]

@@ -10,12 +10,14 @@ import sys
 import textwrap
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from segment_parts import batches_of, codes_in, random_ids, random_table
 
+from orbithash.encoders.archive.tables import make_table
 from orbithash.encoders.errors import InputError
 from orbithash.search.segments import layout
 from orbithash.search.segments.chunks import COLUMNS
@@ -119,6 +121,24 @@ def test_a_segment_of_other_rows_has_another_name(tmp_path, rng):
         )
     names.add(write_segment(tmp_path / "s", [(ids + np.uint64(1), table)], BITS).name)
     assert len(names) >= 5
+
+
+def test_what_lies_under_a_null_does_not_matter(tmp_path):
+    names, lon, key = [f"{row}" for row in range(40)], np.arange(40.0), np.array([row % 3 > 0 for row in range(40)])
+    tables = []
+    for hidden in (5.0, 7.0):
+        lons = pa.array(np.where(key, lon, hidden)).view(pa.float64())
+        validity = pa.py_buffer(np.packbits(key, bitorder="little").tobytes())
+        lons = pa.Array.from_buffers(pa.float64(), 40, [validity, lons.buffers()[1]])
+        text = pa.array([name if is_known else f"hidden {hidden}" for name, is_known in zip(names, key, strict=True)])
+        labels = pa.Array.from_buffers(pa.string(), 40, [validity, *text.buffers()[1:]])
+        table = make_table(np.zeros((40, 2), np.uint8), 16, names, names)
+        for name, array in (("lon", lons), ("label", labels), ("caption", labels)):
+            table = table.set_column(table.column_names.index(name), name, array)
+        assert table["caption"].to_pylist() == [name if known else None for name, known in zip(names, key, strict=True)]
+        tables.append(table)
+    ids = np.arange(40, dtype=np.uint64)
+    assert len({write_segment(tmp_path, [(ids, table)], 16).name for table in tables}) == 1
 
 
 def test_only_their_owner_may_read_the_files(tmp_path, rng):
@@ -266,11 +286,19 @@ def test_a_full_disk(tmp_path, rng):
     (tmp_path / "s").mkdir()
     (tmp_path / "s").chmod(0o700)
     for limit in (0, 1, 100, 1000, size // 2, size - 1):
-        with largest_file(limit), pytest.raises(OSError, match="large"):
+        with largest_file(limit), pytest.raises(OSError, match="large") as error:
             write_segment(tmp_path / "s", batches, BITS)
         assert names_in(tmp_path / "s") == []
+        # While somebody keeps the error, no file is open that would take its room on the disk.
+        assert error.value.__traceback__ is not None
+        assert not [path for path in open_files() if str(tmp_path) in path]
     with largest_file(size):
         write_segment(tmp_path / "s", batches, BITS)
+
+
+def open_files():
+    """The files that this process has open, also those without a name."""
+    return [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
 
 
 def contents_of(folder, batches):
