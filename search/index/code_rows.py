@@ -1,5 +1,8 @@
 """The distinct codes of a segment in ascending order, and the rows of each."""
 
+# numba reads the types of kernels from the arguments.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+# ruff: noqa: ANN001, ANN202
 from typing import Any, NamedTuple
 
 import numba
@@ -42,7 +45,9 @@ class CodeRows(NamedTuple):
         """Return the distinct codes of rows; row r has the code codes[r], uint8 [N, ceil(bits/8)]."""
         check_codes(codes, check_bits(bits))
         words = words_of(codes)
-        order, num_distinct = _sort_codes(words)
+        order = np.arange(len(words), dtype=np.uint32)
+        keys, is_first = words[:, 0].copy(), np.ones(len(words), np.bool_)
+        num_distinct = _sort_codes(words, order, np.empty_like(order), keys, np.empty_like(keys), is_first)
         distinct, starts = _distinct_codes(words, order, num_distinct)
         has_repeats = num_distinct < len(order)
         return cls(read_only(distinct), read_only(starts) if has_repeats else None, read_only(order))
@@ -73,56 +78,54 @@ def words_of(codes: Codes) -> Words:
 
 
 @numba.njit(nogil=True)
-def _radix_sort(keys, numbers, spare_keys, spare_numbers):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Sort `keys` uint64 and `numbers` with them, stably, by bytes from the lowest. Returns the sorted arrays."""
+def _radix_sort(keys, numbers, spare_keys, spare_numbers, start, stop):
+    """Sort a part of `keys` uint64, and of `numbers` with it, stably, by bytes from the lowest."""
     counts = np.zeros((8, 256), np.int64)
-    for key in keys:
+    for i in range(start, stop):
         for digit in range(8):
-            counts[digit, (key >> np.uint64(8 * digit)) & np.uint64(255)] += 1
+            counts[digit, (keys[i] >> np.uint64(8 * digit)) & np.uint64(255)] += 1
+    is_moved = False
     for digit in range(8):
-        shift, places = np.uint64(8 * digit), counts[digit]
-        if places.max() == len(keys):
-            continue
-        total = 0
+        shift, total, largest = np.uint64(8 * digit), start, 0
         for value in range(256):
-            count = places[value]
-            places[value] = total
+            count = counts[digit, value]
+            largest = max(largest, count)
+            counts[digit, value] = total
             total += count
-        for i in range(len(keys)):
+        if largest == stop - start:
+            continue
+        for i in range(start, stop):
             value = (keys[i] >> shift) & np.uint64(255)
-            place = places[value]
-            places[value] = place + 1
+            place = counts[digit, value]
+            counts[digit, value] = place + 1
             spare_keys[place], spare_numbers[place] = keys[i], numbers[i]
         keys, spare_keys = spare_keys, keys
         numbers, spare_numbers = spare_numbers, numbers
-    return keys, numbers
+        is_moved = not is_moved
+    if is_moved:
+        for i in range(start, stop):
+            spare_keys[i], spare_numbers[i] = keys[i], numbers[i]
 
 
 @Kernel
-def _sort_codes(words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return the numbers of codes uint64 [N, W] in the order of (code, number), and the number of distinct codes."""
+def _sort_codes(words, order, spare_order, keys, spare_keys, is_first):
+    """Sort `order`, the numbers of codes uint64 [N, W], by (code, number); return the number of distinct codes.
+
+    `keys` has the first words; `is_first` becomes true for the first number of each code.
+    """
     count, num_words = words.shape
-    order = np.arange(count).astype(np.uint32)
-    keys, spare_keys, spare = words[:, 0].copy(), np.empty(count, np.uint64), np.empty(count, np.uint32)
-    keys, order = _radix_sort(keys, order, spare_keys, spare)
-    spare_keys, spare = np.empty(count, np.uint64), np.empty(count, np.uint32)
-    is_first = np.ones(count, np.bool_)
-    for i in range(1, count):
-        is_first[i] = keys[i] != keys[i - 1]
-    for word in range(1, num_words):
-        start = 0
+    num_distinct = 0
+    for word in range(num_words):
+        start = num_distinct = 0
         while start < count:
             stop = start + 1
-            while stop < count and not is_first[stop]:
+            while stop < count and (word == 0 or not is_first[stop]):
                 stop += 1
-            for i in range(start, stop):
-                keys[i] = words[order[i], word]
+            if word > 0:
+                for i in range(start, stop):
+                    keys[i] = words[order[i], word]
             if stop - start > _SHORT_RUN:
-                run = slice(start, stop)
-                sorted_keys, sorted_order = _radix_sort(keys[run], order[run], spare_keys[run], spare[run])
-                # The sorted arrays may be those given or the spare ones; copying an array to itself is harmless.
-                keys[run] = sorted_keys
-                order[run] = sorted_order
+                _radix_sort(keys, order, spare_keys, spare_order, start, stop)
             else:
                 for i in range(start + 1, stop):
                     key, number, j = keys[i], order[i], i
@@ -130,14 +133,16 @@ def _sort_codes(words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
                         keys[j], order[j] = keys[j - 1], order[j - 1]
                         j -= 1
                     keys[j], order[j] = key, number
+            num_distinct += 1
             for i in range(start + 1, stop):
                 is_first[i] = keys[i] != keys[i - 1]
+                num_distinct += is_first[i]
             start = stop
-    return order, is_first.sum()
+    return num_distinct
 
 
 @Kernel
-def _distinct_codes(words, order, num_distinct):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _distinct_codes(words, order, num_distinct):
     """Return the distinct codes in order, and the place in `order` of the first row of each, and of the end."""
     count, num_words = words.shape
     distinct = np.empty((num_distinct, num_words), np.uint64)
@@ -158,7 +163,7 @@ def _distinct_codes(words, order, num_distinct):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def _select_rows(words, starts, rows, passing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _select_rows(words, starts, rows, passing):
     """Return the row numbers of the set `passing` and their codes, in the order of `rows`."""
     num_selected = 0
     for byte in passing:

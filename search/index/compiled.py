@@ -1,9 +1,11 @@
 """Functions that numba compiles for the processor they run on, when they are called first.
 
-The compiled code is kept in `NUMBA_CACHE_DIR` or in the folder `numba` of `cache_folder()`, so that the next process
-loads it. If nothing can be written there, each process compiles anew.
+The compiled code is kept in a folder, so that the next process loads it. If nothing can be written there, each process
+compiles anew.
 """
 
+import functools
+import hashlib
 import logging
 import os
 import tempfile
@@ -25,8 +27,15 @@ _LOCK = threading.Lock()
 
 
 def kernel_folder() -> Path:
-    """Return the folder of compiled code."""
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder() / "numba")
+    """Return the folder of compiled code, below `NUMBA_CACHE_DIR` or the folder `numba` of `cache_folder()`."""
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder() / "numba") / _source_digest()
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Return a digest of the source of all kernels. numba notices only changes of the file of the outermost one."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -46,30 +55,41 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the compiled function. Arrays must always have the same types, or it is compiled for each."""
-        return (self._compiled or self._load())(*arguments)
+        if self._compiled is None:
+            return self._first_call(arguments)
+        return self._compiled(*arguments)
 
-    def _load(self) -> Callable[..., Any]:
+    def _first_call(self, arguments: tuple[Any, ...]) -> Any:
         # The lock also covers the setting of numba, which belongs to the whole process.
         with _LOCK:
             if self._compiled is None:
-                folder, before = kernel_folder(), numba.config.CACHE_DIR
-                is_kept = _can_write(folder)
-                numba.config.CACHE_DIR = str(folder)
-                try:
-                    self._compiled = numba.njit(nogil=True, cache=is_kept)(self._function)
-                finally:
-                    numba.config.CACHE_DIR = before
-            return self._compiled
+                self._compiled = _numba_function(self._function)
+            compiled = self._compiled
+        try:
+            return compiled(*arguments)
+        except Exception as err:
+            # A damaged file, or a full disk. Nothing has run yet: kernels do not raise.
+            _LOG.warning("%s is compiled anew: %s: %s", self._function.__name__, type(err).__name__, err)
+            self._compiled = numba.njit(nogil=True)(self._function)
+            return self._compiled(*arguments)
 
 
-def _can_write(folder: Path) -> bool:
+def _numba_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    folder, is_kept = kernel_folder(), True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return True
+            pass
     except OSError as err:
-        _LOG.warning("kernels are compiled in each process: %s cannot be written (%s)", folder, err)
-        return False
+        _LOG.warning("%s is compiled anew: %s cannot be written (%s)", function.__name__, folder, err.strerror)
+        is_kept = False
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=is_kept)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled
 
 
 def flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

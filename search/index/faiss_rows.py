@@ -11,7 +11,7 @@ from orbithash.search.index.code_rows import CodeRows
 from orbithash.search.index.compiled import read_only
 from orbithash.search.index.exact import Scope, scan_few
 from orbithash.search.index.indexes import build_index
-from orbithash.search.index.kernels import first_rows
+from orbithash.search.index.nearest import first_rows
 from orbithash.search.index.row_types import RowAnswer, RowMask
 
 __all__ = ["FaissRows"]
@@ -64,7 +64,7 @@ class FaissRows:
             near = self._index.nearest(queries[pending], num_codes)
             is_complete = [
                 self._keep(answer, query, distances, numbers, scope) or num_codes == len(self._rows.words)
-                for query, distances, numbers in zip(pending, near.distances, near.numbers, strict=True)
+                for query, distances, numbers in zip(pending.tolist(), near.distances, near.numbers, strict=True)
             ]
             pending = pending[~np.array(is_complete)]
             num_codes = min(4 * num_codes, len(self._rows.words))

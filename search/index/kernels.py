@@ -12,43 +12,34 @@ The scan passes a block of codes, which stays in the first-level cache, by all q
 """
 
 # numba reads the types from the arguments.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
 # ruff: noqa: ANN001, ANN201, ANN202, D417
-from typing import Any
-
 import numba
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
 from orbithash.search.index.compiled import Kernel
+from orbithash.search.index.nearest import count_ones, offer, unload
 
-__all__ = ["AUTO", "PROBE", "SCAN", "fill_table", "first_rows", "search_codes"]
+__all__ = ["AUTO", "PROBE", "SCAN", "fill_table", "search_codes"]
 
 # How a search may look for codes: by cost, only in the tables, only by the scan.
 AUTO, PROBE, SCAN = 0, 1, 2
 
-# Costs, in the time in which the scan passes over one word of a code.
-_BUCKET_COST, _CODE_COST = 16, 12
-# The tables are given up when they have taken this share of the time of the scan.
-_PROBING_SHARE = 0.12
+# Costs of reading the bounds of a bucket and one of its codes, in the time of the scan for one word of a code, measured
+# with 10^6 and 10^7 codes: 25 to 40 ns against 0.2 to 0.26 ns.
+_BUCKET_COST, _CODE_COST = 120.0, 120.0
+# In a batch of at least 8 queries, the scan takes this share of that time for each.
+_MIN_BATCH, _BATCH_SHARE = 8, 0.4
+
+# A search takes at most 1.2 times as long as the scan: probing is given up for the scan after this share of the
+# time of the scan, unless counting the codes that are left to read, which may take another share, shows that the rest
+# ends before the scan would.
+_PROBING_SHARE, _COUNTING_SHARE, _FINISHING_SHARE = 0.12, 0.08, 0.8
 
 # Codes of a block of the scan, 16 KiB per word, and of a group that is looked at one by one.
 _BLOCK, _GROUP = 2048, 32
 # Buckets, and codes, that are read before they are used: independent reads overlap.
 _BUCKETS_AT_ONCE, _CODES_AT_ONCE = 256, 512
-
-_LOWEST_32 = np.uint64(0xFFFFFFFF)
-
-
-@intrinsic
-def _count_ones(typing_context: Any, word: Any) -> Any:
-    """Return the number of ones of a word uint64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
 
 
 @numba.njit(nogil=True)
@@ -56,7 +47,7 @@ def _distance(words, code, query, num_words):
     """Return the distance of the code of this number from the query."""
     total = np.uint64(0)
     for word in range(num_words):
-        total += _count_ones(words[code * num_words + word] ^ query[word])
+        total += count_ones(words[code * num_words + word] ^ query[word])
     return np.int64(total)
 
 
@@ -73,66 +64,6 @@ def _key(words, first, begin, end):
 
 
 @numba.njit(nogil=True)
-def _has(bits, row):
-    """Return whether a row belongs to a set; a set without bits contains all rows."""
-    return len(bits) == 0 or (bits[row >> 3] >> (row & 7)) & 1 == 1
-
-
-@numba.njit(nogil=True)
-def _offer(distance, code, starts, rows, alive, passing, after_distance, after_row, heap, size, tally):
-    """Add the rows of a code at this distance to the heap of the nearest; return the size of the heap.
-
-    The heap holds distance << 32 | row, the largest first. `tally` counts the searched rows by distance.
-    """
-    if distance < after_distance:
-        return size
-    place, end = code, code + 1
-    if len(starts):
-        place, end = np.int64(starts[code]), np.int64(starts[code + 1])
-    all_count = len(alive) == 0 and len(passing) == 0 and distance > after_distance
-    while place < end:
-        row = np.int64(rows[place])
-        place += 1
-        if not all_count:
-            if distance == after_distance and row <= after_row:
-                continue
-            if not (_has(alive, row) and _has(passing, row)):
-                continue
-        tally[distance] += 1
-        key = np.uint64(distance) << np.uint64(32) | np.uint64(row)
-        if size < len(heap):
-            i = size
-            size += 1
-            while i > 0 and heap[(i - 1) >> 1] < key:
-                heap[i] = heap[(i - 1) >> 1]
-                i = (i - 1) >> 1
-            heap[i] = key
-        elif key < heap[0]:
-            _replace_largest(heap, size, key)
-        elif all_count:
-            # Rows of a code ascend.
-            tally[distance] += end - place
-            break
-    return size
-
-
-@numba.njit(nogil=True)
-def _replace_largest(heap, size, key):
-    i = 0
-    while True:
-        child = 2 * i + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap[child + 1] > heap[child]:
-            child += 1
-        if heap[child] <= key:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = key
-
-
-@numba.njit(nogil=True)
 def _binomial(n, r):
     result = 1.0
     for i in range(r):
@@ -141,65 +72,107 @@ def _binomial(n, r):
 
 
 @numba.njit(nogil=True)
+def _next_mask(mask):
+    """Return the next larger number with as many ones; a very large one after 0."""
+    if mask == 0:
+        return np.int64(1) << 62
+    lowest = mask & -mask
+    ripple = mask + lowest
+    return (((ripple ^ mask) >> 2) // lowest) | ripple
+
+
+@numba.njit(nogil=True)
+def _cost_to_finish(offsets, parts, keys, first_flips, first_part, bound, max_buckets):
+    """Return the cost of probing from this step on until all codes up to distance `bound` are known.
+
+    It is infinite if more than `max_buckets` would have to be counted.
+    """
+    num_parts = len(parts) - 1
+    num_buckets = 0.0
+    num_codes = np.int64(0)
+    # The buckets are counted first, then their codes.
+    for is_counted in (False, True):
+        for flips in range(first_flips, parts[1] + 1):
+            table = 0
+            for part in range(num_parts):
+                width = parts[part + 1] - parts[part]
+                if num_parts * flips + part - 1 >= bound:
+                    break
+                if flips <= width and (flips > first_flips or part >= first_part):
+                    if is_counted:
+                        mask = (np.int64(1) << flips) - 1
+                        while mask < 1 << width:
+                            bucket = table + (np.int64(keys[part]) ^ mask)
+                            num_codes += np.int64(offsets[bucket + 1]) - np.int64(offsets[bucket])
+                            mask = _next_mask(mask)
+                    else:
+                        num_buckets += _binomial(width, flips)
+                        if num_buckets > max_buckets:
+                            return np.inf
+                table += (1 << width) + 1
+    return num_buckets * _BUCKET_COST + num_codes * _CODE_COST
+
+
+@numba.njit(nogil=True)
 def _probe(
     query, words, starts, rows, offsets, numbers, parts, alive, passing, after_distance, after_row, radius, heap, tally,
-    budget, lows, highs, codes, distances, keys,
+    scan_cost, lows, highs, codes, distances, keys,
 ):  # fmt: skip
-    """Search in the tables, part by part and flip by flip; return the size of the heap, -1 if the scan is cheaper."""
+    """Search in the tables, step by step; return the size of the heap, -1 if the scan is cheaper."""
     num_words, num_parts = len(query), len(parts) - 1
     num_codes = len(words) // num_words
     for part in range(num_parts):
-        keys[part] = _key(query, 0, parts[part], parts[part + 1])
-    size, bound, spent = 0, radius, 0.0
+        keys[part] = _key(query, np.int64(0), parts[part], parts[part + 1])
+    # Of type int64 and not literal, for which numba would compile the functions once more.
+    size = np.int64(0)
+    bound, spent, budget = radius, 0.0, _PROBING_SHARE * scan_cost
     for flips in range(parts[1] + 1):
-        first_bucket = 0
+        next_table = 0
         for part in range(num_parts):
-            known = num_parts * flips + part - 1
-            if known >= bound:
+            if num_parts * flips + part - 1 >= bound:
                 return size
             width = parts[part + 1] - parts[part]
-            num_buckets = 1 << width
-            table = first_bucket
-            first_bucket += num_buckets + 1
+            table = next_table
+            next_table += (1 << width) + 1
             if flips > width:
                 continue
-            num_masks = _binomial(width, flips)
-            if spent + num_masks * (_BUCKET_COST + _CODE_COST * num_codes / num_buckets) > budget:
-                return -1
+            cost = _binomial(width, flips) * (_BUCKET_COST + _CODE_COST * num_codes / (1 << width))
             mask = (np.int64(1) << flips) - 1
-            while mask < num_buckets:
+            while mask < 1 << width:
                 count, total = 0, 0
-                while mask < num_buckets and count < _BUCKETS_AT_ONCE:
+                while spent + cost <= budget and mask < 1 << width and count < _BUCKETS_AT_ONCE:
                     bucket = table + (np.int64(keys[part]) ^ mask)
                     low, high = np.int64(offsets[bucket]), np.int64(offsets[bucket + 1])
                     lows[count], highs[count] = low, high
                     total += high - low
                     count += 1
-                    if mask == 0:
-                        mask = num_buckets
-                    else:
-                        # The next larger number with as many ones.
-                        lowest = mask & -mask
-                        ripple = mask + lowest
-                        mask = (((ripple ^ mask) >> 2) // lowest) | ripple
-                spent += count * _BUCKET_COST + total * _CODE_COST
-                if spent > budget:
-                    return -1
-                num_read = 0
-                for i in range(count):
-                    for place in range(lows[i], highs[i]):
-                        codes[num_read] = place if part == 0 else np.int64(numbers[(part - 1) * num_codes + place])
-                        num_read += 1
-                        if num_read == _CODES_AT_ONCE:
-                            size, bound = _compare(
-                                query, words, starts, rows, parts, alive, passing, after_distance, after_row, radius,
-                                heap, size, tally, codes, num_read, distances, keys, flips, part, bound,
-                            )  # fmt: skip
-                            num_read = 0
-                size, bound = _compare(
-                    query, words, starts, rows, parts, alive, passing, after_distance, after_row, radius,
-                    heap, size, tally, codes, num_read, distances, keys, flips, part, bound,
-                )  # fmt: skip
+                    mask = _next_mask(mask)
+                # From here on the cost is known and no estimate.
+                cost = count * _BUCKET_COST + total * _CODE_COST
+                if count == 0 or spent + cost > budget:
+                    to_finish = _cost_to_finish(
+                        offsets, parts, keys, flips, part, bound, _COUNTING_SHARE * scan_cost / _BUCKET_COST
+                    )
+                    if spent + to_finish > _FINISHING_SHARE * scan_cost:
+                        return -1
+                    budget = np.inf
+                spent += cost
+                cost = 0.0
+                i = 0
+                while i < count:
+                    num_read = np.int64(0)
+                    while i < count and num_read < _CODES_AT_ONCE:
+                        low = lows[i]
+                        high = min(highs[i], low + _CODES_AT_ONCE - num_read)
+                        for place in range(low, high):
+                            codes[num_read] = place if part == 0 else np.int64(numbers[(part - 1) * num_codes + place])
+                            num_read += 1
+                        lows[i] = high
+                        i += high == highs[i]
+                    size, bound = _compare(
+                        query, words, starts, rows, parts, alive, passing, after_distance, after_row, radius,
+                        heap, size, tally, codes, num_read, distances, keys, flips, part, bound,
+                    )  # fmt: skip
     return size
 
 
@@ -212,13 +185,13 @@ def _compare(
     num_words = len(query)
     if num_words == 1:
         for i in range(num_read):
-            distances[i] = np.int64(_count_ones(words[codes[i]] ^ query[0]))
+            distances[i] = np.int64(count_ones(words[codes[i]] ^ query[0]))
     else:
         for i in range(num_read):
             distances[i] = _distance(words, codes[i], query, num_words)
     for i in range(num_read):
         if distances[i] <= bound and not _is_seen(words, codes[i] * num_words, keys, parts, flips, part):
-            size = _offer(
+            size = offer(
                 distances[i], codes[i], starts, rows, alive, passing, after_distance, after_row, heap, size, tally
             )
             if size == len(heap):
@@ -232,34 +205,48 @@ def _is_seen(words, first, keys, parts, flips, part):
     for other in range(len(parts) - 1):
         if other != part:
             key = _key(words, first, parts[other], parts[other + 1])
-            if np.int64(_count_ones(key ^ keys[other])) <= (flips if other < part else flips - 1):
+            if np.int64(count_ones(key ^ keys[other])) <= (flips if other < part else flips - 1):
                 return True
     return False
 
 
 @numba.njit(nogil=True)
-def _near_in_block(words, begin, end, query, bound, distances):
-    """Write the distances of a block of codes; return how many are at most `bound`."""
-    num_words, count = len(query), 0
+def _compare_block(block, query, distances):
+    """Write the distances of a block of codes uint64 [N, W] from the query; return the smallest."""
+    # LLVM vectorises the loops over a constant number of words.
+    count, num_words = block.shape
+    least = np.uint64(0xFFFF)
     if num_words == 1:
-        only = query[0]
-        for i in range(end - begin):
-            distance = np.uint16(_count_ones(words[begin + i] ^ only))
-            distances[i] = distance
-            count += distance <= bound
+        only, column = query[0], block.reshape(count)
+        for i in range(count):
+            distance = count_ones(column[i] ^ only)
+            distances[i] = np.uint16(distance)
+            least = min(least, distance)
     elif num_words == 2:
         first, second = query[0], query[1]
-        for i in range(end - begin):
-            at = 2 * (begin + i)
-            distance = np.uint16(_count_ones(words[at] ^ first) + _count_ones(words[at + 1] ^ second))
-            distances[i] = distance
-            count += distance <= bound
+        for i in range(count):
+            distance = count_ones(block[i, 0] ^ first) + count_ones(block[i, 1] ^ second)
+            distances[i] = np.uint16(distance)
+            least = min(least, distance)
+    elif num_words == 4:
+        first, second, third, fourth = query[0], query[1], query[2], query[3]
+        for i in range(count):
+            distance = (
+                count_ones(block[i, 0] ^ first)
+                + count_ones(block[i, 1] ^ second)
+                + count_ones(block[i, 2] ^ third)
+                + count_ones(block[i, 3] ^ fourth)
+            )
+            distances[i] = np.uint16(distance)
+            least = min(least, distance)
     else:
-        for i in range(end - begin):
-            distance = np.uint16(_distance(words, begin + i, query, num_words))
-            distances[i] = distance
-            count += distance <= bound
-    return count
+        for i in range(count):
+            distance = np.uint64(0)
+            for word in range(num_words):
+                distance += count_ones(block[i, word] ^ query[word])
+            distances[i] = np.uint16(distance)
+            least = min(least, distance)
+    return np.int64(least)
 
 
 @numba.njit(nogil=True)
@@ -267,32 +254,34 @@ def _scan(
     queries, chosen, words, starts, rows, alive, passing, after_distance, after_row, radius, heaps, sizes, tallies
 ):
     """Search for the chosen queries by comparing them with all codes."""
-    num_codes = len(words) // queries.shape[1]
+    num_words = queries.shape[1]
+    num_codes = len(words) // num_words
     distances = np.empty(_BLOCK, np.uint16)
     bounds = np.full(len(queries), radius, np.int64)
     for begin in range(0, num_codes, _BLOCK):
         end = min(begin + _BLOCK, num_codes)
+        block = words[begin * num_words : end * num_words].reshape((end - begin, num_words))
         for query in chosen:
-            heap, tally, bound, size = heaps[query], tallies[query], bounds[query], sizes[query]
-            left = _near_in_block(words, begin, end, queries[query], np.uint16(bound), distances)
-            group = 0
-            while left > 0:
-                stop = min(group + _GROUP, end - begin)
-                count = 0
-                for i in range(group, stop):
-                    count += distances[i] <= np.uint16(bound)
-                if count:
-                    for i in range(group, stop):
-                        if distances[i] <= bound:
-                            size = _offer(
-                                np.int64(distances[i]), begin + i, starts, rows, alive, passing,
-                                after_distance, after_row, heap, size, tally,
-                            )  # fmt: skip
-                            if size == len(heap):
-                                bound = min(radius, np.int64(heap[0] >> np.uint64(32)))
-                group = stop
-                if group >= end - begin:
-                    break
+            bound = bounds[query]
+            if _compare_block(block, queries[query], distances) > bound:
+                continue
+            heap, tally, size = heaps[query], tallies[query], sizes[query]
+            for group in range(0, end - begin, _GROUP):
+                near = distances[group : min(group + _GROUP, end - begin)]
+                # Vectorised, and cheaper than a look at each.
+                least = np.uint16(0xFFFF)
+                for i in range(len(near)):
+                    least = min(least, near[i])
+                if least > bound:
+                    continue
+                for i in range(len(near)):
+                    if near[i] <= bound:
+                        size = offer(
+                            np.int64(near[i]), begin + group + i, starts, rows, alive, passing,
+                            after_distance, after_row, heap, size, tally,
+                        )  # fmt: skip
+                        if size == len(heap):
+                            bound = min(radius, np.int64(heap[0] >> np.uint64(32)))
             bounds[query], sizes[query] = bound, size
 
 
@@ -327,14 +316,14 @@ def search_codes(
             chosen[query] = query
         num_chosen = num_queries
     else:
-        budget = _PROBING_SHARE * len(words) if how == AUTO else np.inf
+        scan_cost = np.inf if how == PROBE else len(words) * (1.0 if num_queries < _MIN_BATCH else _BATCH_SHARE)
         lows, highs = np.empty(_BUCKETS_AT_ONCE, np.int64), np.empty(_BUCKETS_AT_ONCE, np.int64)
         codes, found = np.empty(_CODES_AT_ONCE, np.int64), np.empty(_CODES_AT_ONCE, np.int64)
         keys = np.empty(len(parts) - 1, np.uint64)
         for query in range(num_queries):
             size = _probe(
                 queries[query], words, starts, rows, offsets, numbers, parts, alive, passing, after_distance,
-                after_row, radius, heaps[query], tallies[query], budget, lows, highs, codes, found, keys,
+                after_row, radius, heaps[query], tallies[query], scan_cost, lows, highs, codes, found, keys,
             )  # fmt: skip
             if size < 0:
                 tallies[query] = 0
@@ -351,33 +340,8 @@ def search_codes(
     numbers_of_rows = np.zeros((num_queries, count), np.uint32)
     ties = np.zeros(num_queries, np.int64)
     for query in range(num_queries):
-        ties[query] = _unload(heaps[query], sizes[query], tallies[query], distances[query], numbers_of_rows[query])
+        ties[query] = unload(heaps[query], sizes[query], tallies[query], distances[query], numbers_of_rows[query])
     return distances, numbers_of_rows, ties, num_chosen
-
-
-@numba.njit(nogil=True)
-def _unload(heap, size, tally, distances, rows):
-    """Write the rows of the heap in ascending order; return the number of ties with the last."""
-    ties = tally[heap[0] >> np.uint64(32)] if size else 0
-    for place in range(size - 1, -1, -1):
-        largest = heap[0]
-        distances[place] = largest >> np.uint64(32)
-        rows[place] = largest & _LOWEST_32
-        _replace_largest(heap, place, heap[place])
-    return ties
-
-
-@Kernel
-def first_rows(near, codes, starts, rows, alive, passing, after_distance, after_row, radius, distances, numbers):
-    """Write the nearest searched rows of codes int64 [C] at distances `near` int64 [C] into the last two arguments.
-
-    Returns the number of rows and the number of ties. The other arguments are those of `search_codes`.
-    """
-    heap, tally, size = np.empty(len(distances), np.uint64), np.zeros(radius + 1, np.int64), 0
-    for i in range(len(codes)):
-        if near[i] <= radius:
-            size = _offer(near[i], codes[i], starts, rows, alive, passing, after_distance, after_row, heap, size, tally)
-    return size, _unload(heap, size, tally, distances, numbers)
 
 
 @Kernel

@@ -51,7 +51,7 @@ def check(answer, codes, queries, k, radius=None, after=None, searched=None):
 
 
 def indexes_of(rows, bits):
-    return [ExactIndex(rows, bits, how=how, min_codes=1) for how in (PROBE, SCAN, AUTO)]
+    return [ExactIndex(rows, bits, how=how, min_words=1) for how in (PROBE, SCAN, AUTO)]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -113,7 +113,7 @@ def test_a_batch_is_answered_as_its_queries_alone():
 def test_concurrent_searches():
     rng = np.random.default_rng(3)
     codes, near = clustered(rng, 3000, 64, 0.06, num_centres=200)
-    index = ExactIndex(CodeRows.build(codes, 64), 64, min_codes=1)
+    index = ExactIndex(CodeRows.build(codes, 64), 64, min_words=1)
     queries = np.concatenate([near, codes[:200] ^ np.uint8(1)])
     right = index.search(queries, 10)
     answers = []
@@ -137,9 +137,9 @@ def test_the_tables_of_a_file_serve_as_built_ones():
     rng = np.random.default_rng(4)
     codes, queries = clustered(rng, 500, 128, 0.06)
     rows = CodeRows.build(codes, 128)
-    built = ExactIndex(rows, 128, min_codes=1, how=PROBE)
+    built = ExactIndex(rows, 128, min_words=1, how=PROBE)
     assert built.num_bytes == sum(array.nbytes for array in built.arrays().values()) > 0
-    opened = ExactIndex(rows, 128, built.arrays(), min_codes=1, how=PROBE)
+    opened = ExactIndex(rows, 128, built.arrays(), min_words=1, how=PROBE)
     assert opened.search(queries, 9).rows.tolist() == built.search(queries, 9).rows.tolist()
     # Short segments are scanned.
     assert not build_row_index("exact", rows, 128).arrays()
@@ -147,7 +147,7 @@ def test_the_tables_of_a_file_serve_as_built_ones():
 
 def test_the_way_of_a_search_is_chosen_by_cost():
     rng = np.random.default_rng(5)
-    codes, near = clustered(rng, 100_000, 64, 0.03, num_centres=500)
+    codes, near = clustered(rng, 200_000, 64, 0.02, num_centres=50_000)
     index = ExactIndex(CodeRows.build(codes, 64), 64)
     answer, num_scanned = index.search_counted(near, 3)
     assert num_scanned == 0
