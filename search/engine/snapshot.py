@@ -28,6 +28,7 @@ class Snapshot:
         quick_shards: the shards if all of them are `QuickShardClient` and searches are sent to each, else empty.
         usage: the searches in flight on this snapshot.
         is_exact: whether the shards compare a query with every code.
+        num_rows: number of rows of the archive.
     """
 
     archive: ArchiveReader
@@ -38,6 +39,7 @@ class Snapshot:
     quick_shards: Sequence[QuickShardClient]
     usage: "Usage"
     is_exact: bool
+    num_rows: int
 
     @classmethod
     def of(
@@ -55,12 +57,7 @@ class Snapshot:
         assert num_rows == archive.num_rows, "the shards hold another version of the archive"
         are_quick = not branches and all(hasattr(shard, "hits_now") for shard in shards)
         quick = cast(Sequence[QuickShardClient], shards) if are_quick else ()
-        return cls(archive, shards, deal, encoder, branches or shards, quick, Usage(), is_exact)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of the archive."""
-        return self.archive.num_rows
+        return cls(archive, shards, deal, encoder, branches or shards, quick, Usage(), is_exact, num_rows)
 
 
 class Usage:

@@ -26,14 +26,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         self._service = service
         self._calls = calls
 
-    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> bytes:
+    async def Search(self, request: search_pb2.SearchRequest, context: Any) -> bytes:  # type: ignore[override]
         """See `search.proto`. Returns the serialised response, like `SearchMany`."""
         async with self._calls.call(context, "Search") as call:
             query = convert.query_from_pb(await call.read(request))
             return call.respond(convert.answer_to_bytes(await self._service.search(query, call.timeout_s)))
         raise AssertionError("abort raises")
 
-    async def SearchMany(self, request: search_pb2.SearchManyRequest, context: Any) -> bytes:
+    async def SearchMany(  # type: ignore[override]
+        self, request: search_pb2.SearchManyRequest, context: Any
+    ) -> bytes:
         """See `search.proto`."""
         async with self._calls.call(context, "SearchMany") as call:
             requests = (await call.read(request)).requests
