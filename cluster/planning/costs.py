@@ -54,7 +54,8 @@ class Costs:
         replica_bytes, gateway_bytes: memory of the process of a replica and of a gateway, without rows.
         column_bytes, index_bytes, thumbnail_bytes: size of a row on disk: its columns without code and thumbnail, its
             entry in the index of keys, its thumbnail.
-        cached_share: share of the columns that has to be in the page cache, so that filters do not wait for a disk.
+        mapped_bytes: size of a row in a shard's own files: its columns, mapped when they are needed.
+        cached_bytes: the part of them that has to stay in the page cache: columns that hits show and filters read.
         is_by_code: equal codes are in one shard (not implemented: rows are dealt by blocks of ids).
     """
 
@@ -81,7 +82,8 @@ class Costs:
     column_bytes: float
     index_bytes: float
     thumbnail_bytes: float
-    cached_share: float = 1.0
+    mapped_bytes: float
+    cached_bytes: float
     is_by_code: bool = False
 
     def compare_s(self, bits: int) -> float:
@@ -146,6 +148,9 @@ MEASURED = Costs(
     column_bytes=47,
     index_bytes=16,
     thumbnail_bytes=4700,
+    # Segment files of those archives; without the URI and columns that are unknown for all rows.
+    mapped_bytes=121,
+    cached_bytes=62,
 )
 
 

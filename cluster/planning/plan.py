@@ -62,7 +62,7 @@ def _changes(requirements: Requirements, costs: Costs) -> Iterator[tuple[str, Re
     yield "nodes of twice the memory", replace(requirements, memory_gb=2 * requirements.memory_gb), costs
     yield "nodes of twice the cores", replace(requirements, cores=2 * requirements.cores), costs
     yield "five times the latency", replace(requirements, p99_ms=5 * requirements.p99_ms), costs
-    yield "columns read from disk, not cached", requirements, replace(costs, cached_share=0.0)
+    yield "columns read from disk, not cached", requirements, replace(costs, cached_bytes=0.0)
     # The change of costs below is not implemented.
     if requirements.num_distinct < requirements.rows:
         yield "equal codes in one shard", requirements, replace(costs, is_by_code=True)

@@ -171,7 +171,7 @@ def size(requirements: Requirements, costs: Costs, shards: int, gateways: int, f
             "other columns": requirements.rows * costs.column_bytes / _GB,
             "index of keys": requirements.rows * costs.index_bytes / _GB,
             "thumbnails": requirements.rows * costs.thumbnail_bytes / _GB,
-            "files of replicas": replicas * (_segment(requirements, costs, shards) + rows * costs.column_bytes) / _GB,
+            "files of replicas": replicas * (_segment(requirements, costs, shards) + rows * costs.mapped_bytes) / _GB,
         },
         p99_ms={**{name: value / _MS for name, value in found.seconds.items()}, "all": found.total_s / _MS},
         batch=found.batch,
@@ -202,7 +202,7 @@ def _replica_bytes(requirements: Requirements, costs: Costs, shards: int) -> dic
         **_segment_parts(requirements, costs, shards),
         "versions": MAX_VERSIONS * version_bytes(rows) if requirements.has_changes else 0.0,
         "filters": filters,
-        "columns in the page cache": costs.cached_share * rows * costs.column_bytes,
+        "columns in the page cache": rows * costs.cached_bytes,
         "processes of shards": costs.replica_bytes,
     }
 

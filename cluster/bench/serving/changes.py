@@ -159,6 +159,8 @@ def _measure_shard(
         yield Measurement(f"commit of {_ROWS_PER_COMMIT} rows, shard's part, slowest", max(seconds_of), "ms")
     finally:
         shard.close()
+    files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    yield Measurement("files a row", files / count, "bytes")
     say("one shard: start from its own segments")
     shard = ShardProcess(writer.path, writer.bits, count, folder)
     try:

@@ -41,7 +41,7 @@ def test_memory_of_a_segment(bits, num_distinct, is_part):
 
 def test_memory_of_a_replica_by_hand():
     requirements = Requirements(2e7, qps=1, replicas=1)
-    costs = replace(MEASURED, table_bytes=10, column_bytes=40, replica_bytes=1e8, cached_share=0.5, load_s=1e-6)
+    costs = replace(MEASURED, table_bytes=10, mapped_bytes=40, replica_bytes=1e8, cached_bytes=20, load_s=1e-6)
     one = Latency(1.0, {"all": 0.001})
     plan = size(requirements, costs, 2, 1, Fan(2, 0), one)
     assert {name: 1e9 * value for name, value in plan.memory_gb.items()} == pytest.approx(
@@ -52,7 +52,7 @@ def test_memory_of_a_replica_by_hand():
             "ids": 4 * 2e7,
             "versions": MAX_VERSIONS * 2e7 / 8,
             "filters": 2 * 64 * 1e7 / 8,
-            "columns in the page cache": 0.5 * 40 * 2e7,
+            "columns in the page cache": 20 * 2e7,
             "processes of shards": 2e8,
             "processes of gateways": MEASURED.gateway_bytes,
         }
