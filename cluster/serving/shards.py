@@ -1,6 +1,7 @@
 """The shards of an archive as named Ray actors, which gateways call directly."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from orbithash.encoders.archive.changes import num_ids
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.row_index import is_exact_index
+from orbithash.search.index.row_index import is_exact_index, warm_up
 from orbithash.search.observer import Observer
 from orbithash.search.segments.dealing import Deal
 from orbithash.search.segments.host import ShardHost
@@ -27,6 +28,8 @@ from orbithash.search.shards.interface import Unreachable
 from orbithash.search.shards.server import ServerLimits, ShardServer
 
 __all__ = ["NAMESPACE", "SHARD_CPUS", "Joinable", "RayBackend"]
+
+logger = logging.getLogger(__name__)
 
 # Ray's namespace of the actors.
 NAMESPACE = "orbithash"
@@ -54,6 +57,8 @@ class _ShardActor:
         import pyarrow as pa
 
         pa.set_cpu_count(READ_THREADS)
+        # Before the first call, because searches run in the event loop, where nothing may take seconds.
+        logger.info("kernels were ready after %.1f s", warm_up(bits))
         self._host = ShardHost(archive, bits, deal, number, index, folder)
         self._number, self._token = number, token
         self._starting = asyncio.Lock()
