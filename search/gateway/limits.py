@@ -79,6 +79,19 @@ class BytesInProgress:
             self.remove(num_bytes)
 
 
+class _Arriving:
+    """A message that is arriving: the task that waits for it, its deadline, and why the wait was ended, if it was."""
+
+    __slots__ = ("begun", "deadline", "error", "is_slow", "task")
+
+    def __init__(self, task: "asyncio.Task[Any]", begun: float, deadline: float) -> None:
+        self.task = task
+        self.begun = begun
+        self.deadline = deadline
+        self.is_slow = False
+        self.error: Overloaded | DeadlineExceeded | None = None
+
+
 class SlowMessages:
     """Counts the messages that have been arriving for a while, up to a limit.
 
@@ -88,32 +101,59 @@ class SlowMessages:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._number = 0
+        self._arriving: set[_Arriving] = set()
+        # One timer for all messages: one for each would cost a tenth of an empty call.
+        self._timer: asyncio.TimerHandle | None = None
 
     async def receive(self, message: Awaitable[Message], timeout_s: float) -> Message:
         """Return a message. Raises `Overloaded` beyond the limit, and `DeadlineExceeded` after `timeout_s`."""
-        is_counted = is_refused = False
-
-        def count() -> None:
-            nonlocal is_counted, is_refused
-            if self._number >= self._limit:
-                is_refused = True
-                deadline.reschedule(loop.time())
-            else:
-                is_counted = True
-                self._number += 1
-
+        task = asyncio.current_task()
+        assert task is not None, "called in a task"
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_SLOW_S, count)
+        now = loop.time()
+        arriving = _Arriving(task, now, now + timeout_s)
+        self._arriving.add(arriving)
+        self._look_at(min(now + _SLOW_S, arriving.deadline))
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
-                return await message
-        except TimeoutError:
-            if is_refused:
-                raise Overloaded(f"{self._limit} messages arrive slowly; try again later", retry_after_s=1.0) from None
-            raise DeadlineExceeded(f"no message within {timeout_s:.3g} s") from None
+            return await message
+        except asyncio.CancelledError:
+            # Cancelled by `_look`, and not by the caller too.
+            if arriving.error is None or task.uncancel():
+                raise
+            raise arriving.error from None
         finally:
-            timer.cancel()
-            self._number -= is_counted
+            self._arriving.remove(arriving)
+            self._number -= arriving.is_slow
+
+    def _look_at(self, time: float) -> None:
+        """Look for slow messages at a time of the loop's clock, unless that happens earlier."""
+        if self._timer is not None:
+            if self._timer.when() <= time:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(time, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        due = []
+        for arriving in sorted(self._arriving, key=lambda each: each.begun):
+            if arriving.error is not None:
+                continue
+            if not arriving.is_slow and now >= arriving.begun + _SLOW_S:
+                if self._number < self._limit:
+                    arriving.is_slow = True
+                    self._number += 1
+                else:
+                    arriving.error = Overloaded(f"{self._limit} messages arrive slowly; try again later", 1.0)
+            if arriving.error is None and now >= arriving.deadline:
+                arriving.error = DeadlineExceeded(f"no message within {arriving.deadline - arriving.begun:.3g} s")
+            if arriving.error is not None:
+                arriving.task.cancel()
+            else:
+                due.append(arriving.deadline if arriving.is_slow else min(arriving.begun + _SLOW_S, arriving.deadline))
+        if due:
+            self._look_at(min(due))
 
 
 class Streams:
