@@ -17,7 +17,7 @@ The parser returns a tree. Each node is checked against this list, and nothing e
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import accumulate
 from typing import Any
@@ -34,6 +34,7 @@ from orbithash.search.segments.bits import Bits
 from orbithash.search.segments.filters.areas import AreaCondition, Relation
 from orbithash.search.segments.filters.conditions import (
     CHEAP,
+    EXPENSIVE,
     MODERATE,
     ColumnCondition,
     Condition,
@@ -76,6 +77,12 @@ _SIGN = re.compile(r"((?:[(,=<>]|\bbetween|\band)\s*|\de)-(?=[\d.])", re.IGNOREC
 # Operators whose operands the parser reads by recursion.
 _NESTING = re.compile(r"\bnot\b|[-+^*/%]", re.IGNORECASE)
 _JOINS = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+
+# Patterns of LIKE: their wildcards, and those in which Arrow looks for more than a beginning, an end or a part.
+_WILDCARDS = re.compile("[%_]+")
+_GAPS = re.compile("_|[^%]%+[^%]")
+# A shorter part of a pattern is found in too many values for a test of its own.
+_MIN_SUBSTRING = 3
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BEGIN, _END = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -242,7 +249,20 @@ def _like(column: str, pattern: str) -> Condition:
         pc.match_like(pa.array([""]), pattern)
     except pa.ArrowInvalid as error:
         raise _invalid(f"the pattern of LIKE is too long ({len(pattern):,} characters)") from error
-    return _on(column, lambda array: pc.match_like(array, pattern))
+    matches = _on(column, lambda array: pc.match_like(array, pattern))
+    if "\\" in pattern or not _GAPS.search(pattern):
+        return matches
+    # Arrow matches these with a regular expression; it begins and ends as the pattern does, which is faster to test.
+    beginning, *middle, end = _WILDCARDS.split(pattern)
+    needed = []
+    if beginning:
+        needed.append(_on(column, lambda array: pc.starts_with(array, beginning)))
+    if end:
+        needed.append(_on(column, lambda array: pc.ends_with(array, end)))
+    longest = max(middle, key=len, default="")
+    if not needed and len(longest) >= _MIN_SUBSTRING:
+        needed.append(_on(column, lambda array: pc.match_substring(array, longest)))
+    return Junction(True, [*needed, replace(matches, cost=EXPENSIVE)])
 
 
 def _spatial(name: str, args: list[Any], used: dict[str, None]) -> Condition:

@@ -138,6 +138,20 @@ def test_conditions_join_as_in_sql(seed, forms):
     assert passing(text, forms[seed % len(forms)]) == [value(row) is True for row in ROWS]
 
 
+def test_patterns_equal_regular_expressions():
+    rng = np.random.default_rng(0)
+    letters = np.array(list("aab1_%ä川\n"))
+    values = ["".join(rng.choice(letters, rng.integers(8))) for _ in range(500)] + [None]
+    table = pa.table({"caption": values})
+    for _ in range(600):
+        pattern = "".join(rng.choice(list("aab1ä%%_"), rng.integers(1, 9)))
+        regex = re.compile(re.escape(pattern).replace("%", ".*").replace("_", "."), re.DOTALL)
+        expected = [value is not None and regex.fullmatch(value) is not None for value in values]
+        assert parse_filter(f"caption LIKE '{pattern}'").mask(table).tolist() == expected, pattern
+        others = [value is not None and not passes for value, passes in zip(values, expected, strict=True)]
+        assert parse_filter(f"NOT caption LIKE '{pattern}'").mask(table).tolist() == others, pattern
+
+
 def test_a_segment_without_outlines_places_rows_at_their_centres():
     rows = [{**row, "footprint": None} for row in ROWS]
     segment = segment_of(table_of(rows))
