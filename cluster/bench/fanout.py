@@ -30,7 +30,6 @@ from orbithash.cluster.bench.report import environment, print_table, show, write
 from orbithash.cluster.encoding.skipping_loop import SkippingLoop
 from orbithash.cluster.output import say
 from orbithash.search import observer as observing
-from orbithash.search.engine import engine as engine_module
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S, Engine
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.index.answers import ShardAnswer
@@ -143,7 +142,7 @@ def show_fanout(result: dict[str, Any], as_json: bool) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the engine's log of failed shards, and exclude existing objects from garbage collection."""
-    logger = logging.getLogger(engine_module.__name__)
+    logger = logging.getLogger("orbithash.search.engine")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     # A gateway does not hold these simulated shards and libraries, so their collection is not its cost.
@@ -171,6 +170,8 @@ async def _search(world: World, settings: FanoutBench, scenario: Scenario) -> _O
     for turn in range(WARM_UP + settings.queries):
         if turn == WARM_UP:
             observer.counts.clear()
+            if scenario.goes_down:
+                world.go_down()
             cpu_begun = time.process_time()
         world.turn = turn
         number = turn % NUM_CODES

@@ -60,7 +60,7 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
     from orbithash.search.protocol.queries import Query
 
     encoder: Any = _NoModel()
-    backend = await RayBackend.start(archive, encoder, lambda: None, num_shards, 1, "flat", Observer())
+    backend = await RayBackend.start(archive, encoder, lambda: None, num_shards, 1, "exact", Observer())
     try:
         snapshot = await backend.at(archive.version)
         engine = Engine(snapshot)

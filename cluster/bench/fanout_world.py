@@ -36,6 +36,8 @@ WARM_UP = 30
 _SIGMA = 0.25
 
 ANSWERS, REFUSES, HANGS = range(3)
+# Seconds until a replica that went down is taken out: until the next ping fails, or has no answer for 2 s.
+_OUT_AFTER_S = {REFUSES: 0.5, HANGS: 2.5}
 
 Seconds = npt.NDArray[np.float64]
 
@@ -153,15 +155,27 @@ class World:
 
     def clients(self, scenario: Scenario, observer: Observer) -> list[ShardClient]:
         """Return the shards of a scenario as clients for the engine."""
+        self._replicas = [
+            [Replica() for _ in range(scenario.replicas)]
+            for _ in range(1 if scenario.is_one_shard else self.num_shards)
+        ]
         return [
             ReplicatedShard(
                 [_SimulatedReplica(self, scenario, shard, replica) for replica in range(scenario.replicas)],
-                [Replica() for _ in range(scenario.replicas)],
+                replicas,
                 Hedging() if scenario.hedges else _NeverSlow(),
                 observer,
             )
-            for shard in range(1 if scenario.is_one_shard else self.num_shards)
+            for shard, replicas in enumerate(self._replicas)
         ]
+
+    def go_down(self) -> None:
+        """Let the replicas of the last `clients` fail from now on; pings take them out as `HealthWatch` does."""
+        loop = asyncio.get_running_loop()
+        for shard, replicas in enumerate(self._replicas):
+            for replica, fates in zip(replicas, self.fates, strict=False):
+                if fates[shard] != ANSWERS:
+                    loop.call_later(_OUT_AFTER_S[fates[shard]], replica.lost)
 
     def deal(self, scenario: Scenario) -> "Blocks":
         """Return which shard of a scenario has which rows."""
