@@ -361,9 +361,9 @@ class ArchiveServiceServicer:
         committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
         of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
         before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
-        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
-        written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
-        acknowledged before stay.
+        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may
+        or may not be written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that
+        were acknowledged before stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -209,9 +209,9 @@ class ArchiveServiceStub:
     committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
     of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
     before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
-    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
-    written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
-    acknowledged before stay.
+    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may
+    or may not be written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that
+    were acknowledged before stay.
     """
     Update: _grpc.StreamStreamMultiCallable[_search_pb2.UpdateRequest, _search_pb2.UpdateResponse]
     """Update changes columns of existing rows and leaves their other columns and their codes as they are. It streams as
@@ -240,9 +240,9 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
     of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
     before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
-    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
-    written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
-    acknowledged before stay.
+    ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may
+    or may not be written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that
+    were acknowledged before stay.
     """
     Update: _aio.StreamStreamMultiCallable[_search_pb2.UpdateRequest, _search_pb2.UpdateResponse]  # type: ignore[assignment]
     """Update changes columns of existing rows and leaves their other columns and their codes as they are. It streams as
@@ -280,9 +280,9 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         committed so far. Searches of this server see them then, unless its shards fail or take longer than 10 s; searches
         of other servers of the archive see them within about a second. The client need not wait for an acknowledgement
         before it sends the next message. While another program writes the archive, a message waits up to 5 s, and then
-        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may or may not be
-        written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that were
-        acknowledged before stay.
+        ends the call with UNAVAILABLE. Acknowledged rows survive a crash of the server; rows that were not acknowledged may
+        or may not be written, and sending them again is safe. An invalid row ends the call with INVALID_ARGUMENT; rows that
+        were acknowledged before stay.
         """
 
     @_abc_1.abstractmethod
