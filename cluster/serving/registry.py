@@ -22,6 +22,8 @@ __all__ = ["FirstGateway", "JoinedGateway", "OwnerGone", "Published"]
 
 _PREFIX = "gateways-"
 
+_GONE = "the gateway that started the shards has ended; start it again, then the gateways that join it"
+
 # Seconds after which a gateway that has not asked is not counted, and a call of the actor has failed.
 _COUNTED_S, _CALL_S = 3.0, 10.0
 
@@ -84,7 +86,9 @@ class _Registry:
 class FirstGateway:
     """The registry as the first gateway sees it; created by `start`."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, name: str) -> None:
+        """`name`: that of the actor, for `JoinedGateway.named`."""
+        self.name = name
         self._actor = actor
         self._number = 0
 
@@ -94,7 +98,7 @@ class FirstGateway:
         import ray
 
         name = _PREFIX + uuid.uuid4().hex
-        return cls(ray.remote(num_cpus=0)(_Registry).options(name=name, namespace=NAMESPACE).remote())
+        return cls(ray.remote(num_cpus=0)(_Registry).options(name=name, namespace=NAMESPACE).remote(), name)
 
     async def publish(self, target: Target, shards: Any, encoders: Any) -> None:
         """Publish what is served now."""
@@ -126,7 +130,7 @@ class FirstGateway:
 
 
 class JoinedGateway:
-    """The registry as a gateway that has joined sees it; created by `find`."""
+    """The registry as a gateway that has joined sees it; created by `find` or `named`."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -161,10 +165,20 @@ class JoinedGateway:
             "cluster first, and give its address as RAY_ADDRESS"
         )
 
+    @classmethod
+    def named(cls, name: str) -> "JoinedGateway":
+        """Return the registry with this name, whatever its gateway serves now. Raises `OwnerGone`."""
+        import ray
+
+        try:
+            return cls(ray.get_actor(name, NAMESPACE))
+        except ValueError as error:
+            raise OwnerGone(_GONE) from error
+
     async def published(self) -> tuple[Published, int]:
         """Return what the first gateway serves, and the number of gateways. Raises `OwnerGone`."""
         published, number = await self._call(self._actor.published.remote(self._id))
-        assert published is not None, "`find` has seen it"
+        assert published is not None, "the first gateway publishes before others join"
         return published, number
 
     async def move(self, target: Target) -> None:
@@ -184,8 +198,6 @@ class JoinedGateway:
             async with asyncio.timeout(_CALL_S):
                 return await reference
         except ActorDiedError as error:
-            raise OwnerGone(
-                "the gateway that started the shards has ended; start it again, then the gateways that join it"
-            ) from error
+            raise OwnerGone(_GONE) from error
         except (TimeoutError, RayActorError) as error:
             raise Unavailable("the gateway that started the shards does not answer; try again later") from error

@@ -41,27 +41,28 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 _REGISTRY_EVERY_S, _MAX_REGISTRY_EVERY_S = 0.5, 5.0
 
 
-def serve(settings: ServeSettings, sharing: PortSharing = PortSharing.NONE) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse new queries, finish those in flight and return."""
+def serve(settings: ServeSettings, registry: str = "") -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new queries, finish those in flight and return.
+
+    `registry`: name of the registry of the gateway whose shards and port this one shares.
+    """
     settings.check()
     # Connect to Ray before the event loop installs its signal handlers, because Ray installs its own.
     with log_to_stderr(settings.log_format), nullcontext() if settings.is_local else connected():
-        asyncio.run(_until_signal(settings, sharing))
+        asyncio.run(_until_signal(settings, registry))
 
 
-async def _until_signal(settings: ServeSettings, sharing: PortSharing) -> None:
+async def _until_signal(settings: ServeSettings, registry: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if settings.num_gateways > 1:
-        sharing = PortSharing.FIRST
     with ends_with_parent(stop.set), _metrics_page(settings) as metrics:
-        async with serving(settings, sharing, metrics) as running:
+        async with serving(settings, metrics, registry) as running:
             # Existing objects stay until the end. Scanning them in each garbage collection would delay queries.
             gc.collect()
             gc.freeze()
-            further = FurtherGateways(partial(_further, settings, running.gateway), settings.num_gateways - 1)
+            further = FurtherGateways(partial(_further, settings, running), settings.num_gateways - 1)
             _report(f"ready at {running.gateway.address}; stop with Ctrl-C")
             try:
                 waiting = [asyncio.create_task(stop.wait()), running.owner_gone]
@@ -94,34 +95,49 @@ def _report(text: str) -> None:
         say(text)
 
 
-def _further(settings: ServeSettings, first: Gateway, number: int) -> Callable[[], None]:
+def _further(settings: ServeSettings, first: "Running", number: int) -> Callable[[], None]:
     """Return a function that runs further gateway `number` (from 1) in another process, until it is stopped."""
     metrics = settings.metrics_address
     if metrics is not None:
         host, port = parse_address(metrics)
         metrics = f"{'[' + host + ']' if ':' in host else host}:{port + number if port else 0}"
-    joining = replace(settings, num_gateways=1, joins=True, address=first.address, metrics_address=metrics)
-    return partial(serve, joining, PortSharing.JOIN)
+    joining = replace(settings, num_gateways=1, joins=True, address=first.gateway.address, metrics_address=metrics)
+    return partial(serve, joining, first.registry)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A gateway that runs. `owner_gone` ends with an error when the gateway whose shards it has joined has ended."""
+    """A gateway that runs.
+
+    Attributes:
+        gateway: its server.
+        owner_gone: ends with an error when the gateway whose shards it has joined has ended.
+        registry: name of its registry, for gateways that join it; "" without one.
+    """
 
     gateway: Gateway
     owner_gone: asyncio.Task[None]
+    registry: str
 
 
 @asynccontextmanager
 async def serving(
-    settings: ServeSettings, sharing: PortSharing = PortSharing.NONE, metrics: Metrics | None = None
+    settings: ServeSettings, metrics: Metrics | None = None, registry: str = ""
 ) -> AsyncIterator[Running]:
-    """Run a gateway for the block."""
+    """Run a gateway for the block; `registry` as in `serve`."""
     decoder = Decoder(NUM_DECODERS)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(decoder.close)
-        start = _joined if settings.joins else _first
-        service, work = await start(settings, decoder, metrics or Observer(), stack)
+        observer = metrics or Observer()
+        if settings.joins:
+            found = JoinedGateway.named(registry) if registry else await JoinedGateway.find(settings.archive)
+            service, work = await _joined(found, decoder, observer, stack)
+            sharing = PortSharing.JOIN if registry else PortSharing.NONE
+        else:
+            first = None if settings.is_local else await FirstGateway.start()
+            service, work = await _first(first, settings, decoder, observer, stack)
+            registry = "" if first is None else first.name
+            sharing = PortSharing.FIRST if settings.num_gateways > 1 else PortSharing.NONE
         if metrics is not None:
             metrics.watch(service)
         if not settings.is_local:
@@ -131,7 +147,7 @@ async def serving(
         stack.push_async_callback(gateway.stop, STOP_GRACE_S)
         tasks = [asyncio.create_task(service.follow()), asyncio.create_task(work())]
         stack.push_async_callback(_end, tasks)
-        yield Running(gateway, tasks[1])
+        yield Running(gateway, tasks[1], registry)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
@@ -142,15 +158,18 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _first(
-    settings: ServeSettings, decoder: Decoder, observer: Observer, stack: AsyncExitStack
+    registry: FirstGateway | None,
+    settings: ServeSettings,
+    decoder: Decoder,
+    observer: Observer,
+    stack: AsyncExitStack,
 ) -> tuple[Service, Work]:
     """Return the service of a gateway with its own shards, and what it does for gateways that join."""
     opening = Opening(settings, decoder, observer, _report)
-    if settings.is_local:
+    if registry is None:
         service = await open_service(opening.open, opening.served, observer)
         stack.push_async_callback(service.close)
         return service, _forever
-    registry = await FirstGateway.start()
     stack.callback(registry.close)
     membership = Membership(moved=partial(opening.publish, registry))
     service = await open_service(opening.open, opening.served, observer, membership, max_fan_outs=settings.num_replicas)
@@ -172,10 +191,9 @@ async def _first(
 
 
 async def _joined(
-    settings: ServeSettings, decoder: Decoder, observer: Observer, stack: AsyncExitStack
+    registry: JoinedGateway, decoder: Decoder, observer: Observer, stack: AsyncExitStack
 ) -> tuple[Service, Work]:
     """Return the service of a gateway with the shards of another one, and what follows that one until it ends."""
-    registry = await JoinedGateway.find(settings.archive)
     joining = Joining(registry, decoder, observer)
     published, _ = await registry.published()
     membership = Membership(maintains=False, ask_move=registry.move)

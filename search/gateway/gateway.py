@@ -18,6 +18,7 @@ from orbithash.search.gateway.protection import Protection
 from orbithash.search.gateway.servicers import ArchiveServicer, SearchServicer
 from orbithash.search.protocol.address import is_loopback, parse_address
 from orbithash.search.service.service import Service
+from orbithash.search.service.supervision import repeat
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["Gateway", "PortSharing", "start_gateway"]
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 _NAMES = ("SearchService", "ArchiveService")
 _SERVICES = ("", *(search_pb2.DESCRIPTOR.services_by_name[name].full_name for name in _NAMES))
 
-_HEALTH_EVERY_S = 0.5
+_HEALTH_EVERY_S, _MAX_HEALTH_EVERY_S = 0.5, 5.0
 
 
 class PortSharing(Enum):
@@ -48,7 +49,12 @@ class Gateway:
     ) -> None:
         self._server = server
         self._checks = checks
-        self._health = asyncio.create_task(_follow_health(checks, service))
+        self._service = service
+        # What was reported last by the task below.
+        self._could_answer: bool | None = None
+        self._health = asyncio.create_task(
+            repeat("reporting the health", self._report_health, _HEALTH_EVERY_S, _MAX_HEALTH_EVERY_S)
+        )
         self.port = port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -57,6 +63,15 @@ class Gateway:
         self._health.cancel()
         await self._checks.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+
+    async def _report_health(self) -> None:
+        """Report whether any shard has a healthy replica."""
+        can_answer = self._service.can_answer
+        if can_answer != self._could_answer:
+            await _set_health(self._checks, can_answer)
+            if self._could_answer is not None or not can_answer:
+                logger.warning("health: %s", "some shard answers again" if can_answer else "no shard answers")
+        self._could_answer = can_answer
 
 
 async def start_gateway(
@@ -89,6 +104,7 @@ async def start_gateway(
             # Where it is not asked for, a second gateway at the same port would silently get half of the calls.
             ("grpc.so_reuseport", 0 if sharing is PortSharing.NONE else 1),
             ("grpc.max_receive_message_length", limits.max_receive_bytes),
+            ("grpc.max_connection_idle_ms", round(1e3 * limits.max_idle_connection_s)),
         ],
         interceptors=[LimitedStreams(calls.streams)],
     )
@@ -114,18 +130,6 @@ async def start_gateway(
     await server.start()
     await _set_health(checks, service.can_answer)
     return Gateway(server, checks, service, host, port)
-
-
-async def _follow_health(checks: health.aio.HealthServicer, service: Service) -> None:
-    """Report whether any shard has a healthy replica, until cancelled."""
-    could_answer = True
-    while True:
-        can_answer = service.can_answer
-        if can_answer != could_answer:
-            await _set_health(checks, can_answer)
-            logger.warning("health: %s", "some shard answers again" if can_answer else "no shard answers")
-        could_answer = can_answer
-        await asyncio.sleep(_HEALTH_EVERY_S)
 
 
 async def _set_health(checks: health.aio.HealthServicer, can_answer: bool) -> None:

@@ -33,6 +33,8 @@ class GatewayLimits:
             the messages of streams do not count.
         max_timeout_s: time limit of a call without a deadline or with a later deadline, and of each message of a
             stream, in seconds. Refresh has no limit.
+        max_idle_connection_s: time after which a connection without calls is closed, in seconds. Clients open another
+            one when they need it.
         max_idle_s: time that a stream may take to send its next message while no answer is due, in seconds.
     """
 
@@ -44,6 +46,7 @@ class GatewayLimits:
     max_slow_messages: int = 32
     max_timeout_s: float = 30.0
     max_idle_s: float = 60.0
+    max_idle_connection_s: float = 600.0
 
 
 class BytesInProgress:

@@ -48,6 +48,8 @@ def test_what_is_published_is_found_by_its_archive_until_the_first_gateway_ends(
         published, _ = await joined.published()
         assert (published.number, published.target.archive) == (2, other)
         await JoinedGateway.find(other)
+        published, _ = await JoinedGateway.named(first.name).published()
+        assert published.number == 2
         first.close()
         with pytest.raises(OwnerGone, match="has ended; start it again"):
             await until_it_fails(joined.published)
@@ -55,6 +57,8 @@ def test_what_is_published_is_found_by_its_archive_until_the_first_gateway_ends(
             await joined.move(Target(archive, "model", 2))
         with pytest.raises(InputError, match="no gateway on this Ray cluster"):
             await JoinedGateway.find(other)
+        with pytest.raises(OwnerGone):
+            JoinedGateway.named(first.name)
 
     run(scenario)
 

@@ -107,7 +107,7 @@ def test_gateways_of_one_port(start, archive, model, tmp_path):
             wait_for(lambda: further_gateways(process) - {further}, process)
             wait_for(lambda: described(address).gateways == 2, process)
             with Client(address, timeout_s=120) as client:
-                client.refresh(num_shards=3)
+                client.refresh(shards=3)
             wait_for(lambda: all(len(described(address).shards) == 3 for _ in range(8)), process)
         finally:
             stop.set()
@@ -151,7 +151,7 @@ def test_a_gateway_that_joins(start, nodes, archive, scenes, model, tmp_path):
         one.delete(["new"])
         wait_for(lambda: not two.get(["new"]), second, timeout_s=10)
         # A move that is asked of the gateway that joined is made by the first one.
-        two.refresh(num_shards=3, timeout_s=120)
+        two.refresh(shards=3, timeout_s=120)
         assert len(two.describe().shards) == len(one.describe().shards) == 3
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) == 0

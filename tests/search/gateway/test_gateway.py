@@ -486,3 +486,16 @@ def test_responses_in_progress_are_limited_in_bytes():
                 assert len((await stub.Search(request(code=b"ab", k=2000))).hits) == 2000
 
     asyncio.run(scenario())
+
+
+def test_idle_connections_are_closed_and_opened_again():
+    async def scenario():
+        async with running(local_engine(small_case()), GatewayLimits(max_idle_connection_s=0.2)) as (_, channel):
+            stub = search_pb2_grpc.SearchServiceStub(channel)
+            for _ in range(2):
+                assert len((await stub.Search(request(code=b"ab"))).hits) == 5
+                async with asyncio.timeout(60):
+                    while (state := channel.get_state()) is grpc.ChannelConnectivity.READY:
+                        await channel.wait_for_state_change(state)
+
+    asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -306,6 +307,34 @@ def test_health_follows_the_shards(name):
     asyncio.run(scenario())
 
 
+def test_health_is_reported_after_any_error(caplog):
+    class Panic(BaseException):
+        """Like a panic of native code: not an `Exception`."""
+
+    errors = iter([RuntimeError("once"), Panic("native code")])
+
+    class Failing:
+        num_rows, num_replicas = 40, 1
+
+        @property
+        def num_healthy(self):
+            for error in errors:
+                raise error
+            return 0
+
+    async def scenario():
+        service, _ = stub_service([nothing])
+        async with running(service) as (_, client, _):
+            assert await client.is_serving()
+            service._engine._snapshot = dataclasses.replace(service._engine.snapshot, shards=[Failing()])
+            async with asyncio.timeout(60):
+                while await client.is_serving():
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert caplog.text.count("reporting the health failed") == 2
+
+
 def test_health_of_a_gateway_that_begins_without_shards():
     async def scenario():
         service, shards = stub_service([nothing])
@@ -353,7 +382,7 @@ def test_lines_of_a_request_carry_its_id(lines):
 
             await ask("good-but-partial", key="place/3.tif")
             (line,) = lines()
-            assert (line["level"], line["logger"]) == ("WARNING", "orbithash.search.engine.engine")
+            assert (line["level"], line["logger"]) == ("WARNING", "orbithash.search.engine.fan_out")
             assert line["message"] == "shard 1 of 2 did not answer: a shard's fault"
             assert line["request_id"] == "good-but-partial"
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
