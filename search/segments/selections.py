@@ -39,8 +39,8 @@ MAX_WARMED = 8
 # A segment of at most this many rows is evaluated at once, in the thread of the caller.
 _MAX_SMALL = 4096
 
-# Parsed filters that are kept. The largest text has 500,000 characters.
-_MAX_PARSED = 64
+# Parsed filters that are kept, and the characters of their texts together: the largest has 500,000.
+_MAX_PARSED, _MAX_PARSED_CHARACTERS = 64, 2**21
 
 # The numbers and codes of the rows of a selection are listed if at most one row in this many passes.
 _FEW = 16
@@ -196,7 +196,7 @@ class Selections:
         with self._lock:
             # All keys of one filter share its text.
             filter_ = self._filters.setdefault(text, filter_)
-            if len(self._filters) > _MAX_PARSED:
+            while len(self._filters) > _MAX_PARSED or sum(map(len, self._filters)) > _MAX_PARSED_CHARACTERS:
                 self._filters.popitem(last=False)
         return filter_
 

@@ -240,6 +240,24 @@ def test_recent_filters_are_evaluated_before_a_segment_replaces_others(selection
         selections.warm(segment_of(table_of(ROWS)), [small], Stop(0))
 
 
+def test_parsed_filters_are_bounded(selections, small):
+    """Whether a filter is parsed shows in whether it is ready for a segment that it has not seen."""
+    change = segment_of(table_of(ROWS[:20]))
+
+    def parsed(texts):
+        return [text for text in texts if selections.is_ready(text, [change])]
+
+    short = [f"lon > {number}" for number in range(70)]
+    for text in short:
+        selections.select(text, [small], Stop(60))
+    assert parsed(short) == short[-64:]
+    long = [f"key IN ('{number}', '{'x' * 400_000}')" for number in range(6)]
+    for text in long:
+        selections.select(text, [small], Stop(60))
+    assert parsed(short) == []
+    assert parsed(long) == long[-5:]
+
+
 def test_a_failure_is_raised_and_not_kept(selections, large):
     large.columns.gate.set()
     large.columns.failure = MemoryError("no room")
