@@ -20,9 +20,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Features of tests are kept nowhere else."""
+def caches(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> None:
+    """Caches of tests are kept nowhere else; compiled kernels are kept for the next run."""
     os.environ["ORBITHASH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if pytestconfig.cache is not None:
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(pytestconfig.cache.mkdir("numba")))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.shard import NO_HIT, Shard
+from orbithash.search.index.answers import NO_HIT
+from orbithash.search.segments.segment import Segment
 
 __all__ = ["ENGINES", "Engine", "EngineInput", "EngineKind", "distances_to", "nearest_rows", "one_core", "words_of"]
 
@@ -59,10 +60,10 @@ class Engine(ABC):
 class _Orbithash(Engine):
     def __init__(self, given: EngineInput, index: str) -> None:
         self._radius = given.radius
-        self._shard = Shard(np.arange(len(given.codes), dtype=np.uint64), given.codes, given.bits, index)
+        self._segment = Segment.build(np.arange(len(given.codes), dtype=np.uint64), given.codes, given.bits, index)
 
     def search(self, queries: Codes, k: int) -> Any:
-        return self._shard.search(queries, k, self._radius)
+        return self._segment.search(queries, k, self._radius)
 
     def rows(self, answer: Any) -> RowNumbers:
         return np.where(answer.distances == NO_HIT, -1, answer.ids.astype(np.int64))

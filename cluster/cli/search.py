@@ -54,7 +54,7 @@ def serve(
             help="exact, the default, finds the nearest rows without comparing all codes; flat and gpu-flat compare "
             "all; ivf and hnsw are approximate.",
         ),
-    ] = "flat",
+    ] = "exact",
     segments: Annotated[
         Path | None,
         typer.Option("--segments", help="Folder of the shards' files on each node. Default: in the cache folder."),

@@ -41,7 +41,7 @@ class ServeSettings:
     num_shards: int = 2
     num_replicas: int = 1
     num_encoders: tuple[int, int] = (1, 1)
-    index: str = "flat"
+    index: str = "exact"
     segments: Path | None = None
     is_local: bool = False
     num_gateways: int = 1

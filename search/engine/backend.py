@@ -1,36 +1,40 @@
 """An open archive with its model and the shards that hold its codes, in this process (`cluster` has Ray actors)."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
-from orbithash.search.engine.filters import parse_filter
 from orbithash.search.engine.protocols import QueryEncoder
-from orbithash.search.engine.selections import select
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.answers import NO_HIT, Ids, Scope, ShardAnswer
-from orbithash.search.index.host import Selection, ShardHost
-from orbithash.search.index.indexes import is_exact_index
-from orbithash.search.index.shard import part_of
-from orbithash.search.protocol.hits import row_of
-from orbithash.search.protocol.queries import Hit
-from orbithash.search.shards.interface import ShardClient
+from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.row_index import is_exact_index
+from orbithash.search.protocol.errors import DeadlineExceeded
+from orbithash.search.protocol.queries import has_large
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import ShardHost
+from orbithash.search.segments.stop import Stop, Stopped
 
-__all__ = ["Backend", "LocalBackend", "LocalShardClient", "codes_of"]
+__all__ = ["Backend", "LocalBackend", "LocalShardClient"]
 
-# Maximum number of comparisons and of hits of a search in the event loop: about a millisecond, which is less than a
-# thread costs under load.
-_SHORT_SCAN, _FEW_HITS = 2**18, 2**12
+Result = TypeVar("Result")
 
-# Threads per shard: a search, one that was given up but still runs, and the load of another version.
+# Maximum time of a search in the event loop, which is about what a thread costs under load, as far as it can be told
+# from earlier searches; and what is assumed of the first one.
+_MAX_BLOCKING_S, _ASSUMED_S_PER_ROW = 1e-3, 1e-9
+# Rows of hits that are returned in the event loop.
+_MAX_HITS_NOW = 512
+# A slow search is forgotten after some tens of others.
+_FORGETTING = 0.95
+
+# Threads per shard: a search, one that was given up but still runs, and the rows of hits.
 _THREADS_PER_SHARD = 3
+# Threads that wait for the evaluation of a filter.
+_WAITING_THREADS = 64
 
 
 class Backend(Protocol):
@@ -44,138 +48,140 @@ class Backend(Protocol):
         """The archive, for writing."""
 
     async def at(self, version: int) -> Snapshot:
-        """Return a snapshot of any version, whose codes are loaded from the archive."""
+        """Return a snapshot of a version; fast if the shards hold one that is a little older.
+
+        Raises `VersionGone` for a version that is older than all that the shards hold.
+        """
 
     async def close(self) -> None:
         """Release all resources. No search may use a snapshot of this backend any more."""
 
 
-def codes_of(path: str, version: int) -> Iterator[tuple[Ids, Codes]]:
-    """Yield the ids and codes of a version of the archive at `path` in batches."""
-    return Archive.open(path, version).code_batches()
-
-
 class LocalBackend:
-    """All shards in this process. Searches of shards run in parallel, because FAISS releases the interpreter's lock."""
+    """All shards in this process. Searches of shards run in parallel, because they release the interpreter's lock."""
 
-    def __init__(self, archive: Archive, encoder: QueryEncoder, num_shards: int, index: str = "flat") -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        encoder: QueryEncoder,
+        num_shards: int,
+        index: str = "exact",
+        folder: Path | None = None,
+    ) -> None:
+        """`folder`: root of the files of segments; None: segments are in memory only."""
         self.archive = archive
         self.encoder = encoder
         self.index = index
-
-        def load(version: int) -> Iterator[tuple[Ids, Codes]]:
-            return codes_of(archive.path, version)
-
-        self._hosts = [ShardHost(load, archive.bits, number, num_shards, index) for number in range(num_shards)]
-        # Own threads: long searches do not delay the look-up of keys, and the other way round.
+        self._deal = Deal.of(archive.num_rows, num_shards)
+        self._hosts = [
+            ShardHost(archive.path, archive.bits, self._deal, number, index, folder) for number in range(num_shards)
+        ]
+        # Own threads: long searches do not delay other work, and the other way round.
         self._executor = ThreadPoolExecutor(_THREADS_PER_SHARD * num_shards, "shard")
+        self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "wait-for-filter")
+        self._following = ThreadPoolExecutor(num_shards, "follow")
 
     async def at(self, version: int) -> Snapshot:
         """See `Backend`."""
         loop = asyncio.get_running_loop()
-        for host in self._hosts:
-            await loop.run_in_executor(self._executor, host.num_rows, version)
-        return await self._snapshot(version)
+        follow = [loop.run_in_executor(self._following, host.follow, version) for host in self._hosts]
+        await asyncio.gather(*follow)
+        archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
+        shards = [LocalShardClient(host, version, self._executor, self._waiting) for host in self._hosts]
+        return Snapshot.of(archive, shards, self._deal, self.encoder, is_exact_index(self.index))
 
     async def close(self) -> None:
         """See `Backend`."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def _snapshot(self, version: int) -> Snapshot:
-        archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
-        shards: Sequence[ShardClient] = [
-            LocalShardClient(host, version, archive, self._executor) for host in self._hosts
-        ]
-        return Snapshot.of(archive, shards, _Deal(len(shards)), self.encoder, is_exact_index(self.index))
-
-
-@dataclass(frozen=True)
-class _Deal:
-    num_shards: int
-
-    def owner(self, ids: Ids) -> npt.NDArray[np.uint64]:
-        return ids % np.uint64(self.num_shards)
+        for executor in (self._executor, self._waiting, self._following):
+            executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(asyncio.to_thread(host.close) for host in self._hosts))
 
 
 class LocalShardClient:
-    """A shard in this process, searched in a thread."""
+    """A shard in this process, in one version that it holds."""
 
     num_replicas = num_healthy = 1
 
-    def __init__(self, host: ShardHost, version: int, archive: Any, executor: ThreadPoolExecutor | None = None) -> None:
-        """`executor`: its threads are used for searches (None: those of the event loop)."""
+    def __init__(
+        self, host: ShardHost, version: int, executor: Executor | None = None, waiting: Executor | None = None
+    ) -> None:
+        """Create a client of a version.
+
+        Args:
+            host: the shard.
+            version: a version that it holds.
+            executor: its threads are used for searches; None: those of the event loop.
+            waiting: its threads wait for new filters; None: `executor`.
+        """
         self._host = host
         self._version = version
-        self._archive = archive
         self._executor = executor
-        self._selections: dict[str, Selection] = {}
+        self._waiting = waiting or executor
+        self._expected_s = _ASSUMED_S_PER_ROW * host.num_rows(version)
         self.num_rows = host.num_rows(version)
 
-    async def _run(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    @property
+    def num_segments(self) -> int:
+        """Number of segments of the newest version."""
+        return self._host.status().num_segments
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the shard in bytes."""
+        return self._host.status().num_bytes
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
-        """See `ShardClient`. A search that is cancelled runs to its end in its thread."""
-        answer: ShardAnswer = await self._run(lambda: self._search(queries, k, scope))
-        return answer
+        """See `ShardClient`."""
+        return await self._run(lambda stop: self._search(queries, k, scope, stop), timeout_s, scope.filter)
 
     def search_now(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer | None:
         """See `QuickShardClient`."""
-        is_plain = not scope.filter
-        is_short = len(queries) * self.num_rows <= _SHORT_SCAN and len(queries) * k <= _FEW_HITS
-        if not (is_plain and is_short and self._host.holds(self._version)):
+        if scope.filter or len(queries) * self._expected_s > _MAX_BLOCKING_S or not self._host.holds(self._version):
             return None
-        return self._search(queries, k, scope)
+        return self._search(queries, k, scope, Stop())
 
     def hits_now(self, ids: Ids, include: Sequence[str]) -> list[bytes] | None:
         """See `QuickShardClient`."""
-        return self._hits(ids, include)
-
-    def _search(self, queries: Codes, k: int, scope: Scope) -> ShardAnswer:
-        selection = self._selection(scope.filter) if scope.filter else None
-        answer = self._host.search(self._version, queries, k, scope.radius, scope.after, selection)
-        rows: list[bytes] = []
-        if scope.with_rows:
-            ids = answer.ids[answer.distances != NO_HIT]
-            rows = self._hits(ids, scope.include)
-        num_matching = None if selection is None else len(self._part(selection.ids))
-        return replace(answer, rows=tuple(rows), num_matching=num_matching)
-
-    def _part(self, ids: Ids) -> Ids:
-        return ids[part_of(ids, self._host._number, self._host._num_shards)]
-
-    def _selection(self, text: str) -> Selection:
-        if text not in self._selections:
-            self._selections[text] = Selection(text, select(self._archive, parse_filter(text)))
-        return self._selections[text]
-
-    def _hits(self, ids: Ids, include: Sequence[str]) -> list[bytes]:
-        if not len(ids):
-            return []
-        table = self._archive.take(ids, ["key", "label", "lon", "lat", "datetime", *include])
-        rows = []
-        for id_, row in zip(ids.tolist(), table.to_pylist(), strict=True):
-            values = [row.pop(name) for name in ("key", "label", "lon", "lat", "datetime")]
-            if "code" in row:
-                row["code"] = bytes(row["code"])
-            rows.append(row_of(Hit(0, 0, id_, *values, row)))
-        return rows
+        if has_large(include) or len(ids) > _MAX_HITS_NOW:
+            return None
+        return self._host.hits(self._version, ids, include, Stop())
 
     async def hits(self, ids: Ids, include: Sequence[str], timeout_s: float) -> list[bytes]:
         """See `ShardClient`."""
-        rows: list[bytes] = await self._run(lambda: self._hits(ids, include))
-        return rows
+        return await self._run(lambda stop: self._host.hits(self._version, ids, include, stop), timeout_s)
 
     async def read(self, ids: Ids, columns: Sequence[str], timeout_s: float) -> Any:
         """See `ShardClient`."""
-        return await self._run(lambda: self._archive.take(ids, list(columns)))
+        return await self._run(lambda stop: self._host.read(self._version, ids, columns, stop), timeout_s)
 
     async def count(self, filter_text: str, timeout_s: float) -> int:
         """See `ShardClient`."""
-        return await self._run(lambda: len(self._part(self._selection(filter_text).ids)))
+        return await self._run(lambda stop: self._host.count(self._version, filter_text, stop), timeout_s, filter_text)
 
     async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
         """See `ShardClient`."""
-        ids = await self._run(lambda: self._part(self._selection(filter_text or "NOT key IS NULL").ids))
-        begin = 0 if after is None else int(ids.searchsorted(np.uint64(after), side="right"))
-        return ids[begin : begin + limit]
+        return await self._run(
+            lambda stop: self._host.scroll(self._version, filter_text, after, limit, stop), timeout_s, filter_text
+        )
+
+    def _search(self, queries: Codes, k: int, scope: Scope, stop: Stop) -> ShardAnswer:
+        begun = time.perf_counter()
+        answer = self._host.search(self._version, queries, k, scope, stop)
+        if not scope.filter and len(queries):
+            seconds = (time.perf_counter() - begun) / len(queries)
+            self._expected_s = max(seconds, _FORGETTING * self._expected_s)
+        return answer
+
+    async def _run(self, work: Callable[[Stop], Result], timeout_s: float, filter_text: str = "") -> Result:
+        """Call `work` in a thread; it stops when this call is cancelled or `timeout_s` has passed."""
+        stop = Stop(timeout_s)
+        is_ready = self._host.is_ready(self._version, filter_text)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor if is_ready else self._waiting, work, stop
+            )
+        except asyncio.CancelledError:
+            stop.cancel()
+            raise
+        except Stopped as error:
+            raise DeadlineExceeded("a shard did not answer in time") from error

@@ -1,30 +1,26 @@
 """Search in this process, without a service: for notebooks, scripts and evaluations."""
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.tables import fixed_size_rows
-from orbithash.encoders.codes import Codes, Encoded, check_codes
+from orbithash.encoders.codes import Codes, Encoded, check_bits, check_codes
 from orbithash.encoders.errors import InputError
-from orbithash.search.engine.filters import parse_filter
 from orbithash.search.engine.rescoring import COLUMNS, check_rescore, num_with_ties, ranked
-from orbithash.search.engine.selections import select
-from orbithash.search.index.host import Selection, ShardHost
-from orbithash.search.index.indexes import is_exact_index
+from orbithash.search.index.answers import Distances, Ids, Scope
 from orbithash.search.index.merge import Merged, merge
-from orbithash.search.index.shard import Distances, Ids
 from orbithash.search.protocol.queries import OVERSAMPLING, Rescore, check_filter, check_rescoring, shortlist_size
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import ShardHost
+from orbithash.search.segments.stop import Stop
 
 __all__ = ["LocalAnswer", "LocalIndex"]
-
-# Number of filters whose rows are kept.
-_MAX_SELECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,14 @@ class LocalIndex:
     ([1, 0], [1, 2], 1)
     """
 
-    def __init__(self, codes: Codes, *, bits: int | None = None, ids: Ids | None = None, index: str = "flat") -> None:
+    def __init__(self, codes: Codes, *, bits: int | None = None, ids: Ids | None = None, index: str = "exact") -> None:
         """Index an array of codes.
 
         Args:
             codes: uint8 [N, B], packed.
             bits: bits of a code; None: 8 B.
             ids: uint64 [N], unique; None: the positions from 0.
-            index: name of the index (see `orbithash.search.index.indexes`).
+            index: name of the index (see `orbithash.search.index.row_index`).
 
         Raises:
             InputError: codes, bits and ids do not fit each other, or the index is unknown.
@@ -84,10 +80,12 @@ class LocalIndex:
             raise InputError(f"an index requires codes uint8 [N, B], got shape {list(codes.shape)}")
         bits = 8 * codes.shape[1] if bits is None else bits
         ids = np.arange(len(codes), dtype=np.uint64) if ids is None else ids
-        self._build(iter([(ids, check_codes(codes, bits))]), bits, index, None)
+        flat = pa.array(np.ascontiguousarray(check_codes(codes, check_bits(bits))).reshape(-1))
+        table = pa.table({"code": pa.FixedSizeListArray.from_arrays(flat, codes.shape[1])})
+        self._fill(ShardHost.of_rows(ids, table, bits, index), bits, None)
 
     @classmethod
-    def open(cls, path: str | Path, version: int | None = None, *, index: str = "flat") -> "LocalIndex":
+    def open(cls, path: str | Path, version: int | None = None, *, index: str = "exact") -> "LocalIndex":
         """Load the codes of an archive.
 
         >>> index = LocalIndex.open("archive")  # doctest: +SKIP
@@ -103,16 +101,17 @@ class LocalIndex:
         """
         archive = Archive.open(path, version)
         opened = cls.__new__(cls)
-        opened._build(archive.code_batches(), archive.bits, index, archive)
+        host = ShardHost(archive.path, archive.bits, Deal(1), 0, index)
+        host.follow(archive.version)
+        opened._fill(host, archive.bits, archive)
         return opened
 
-    def _build(self, parts: Iterator[tuple[Ids, Codes]], bits: int, index: str, archive: Archive | None) -> None:
+    def _fill(self, host: ShardHost, bits: int, archive: Archive | None) -> None:
         self.bits = bits
-        self._is_exact = is_exact_index(index)
         self._archive = archive
-        self._host = ShardHost(lambda version: parts, bits, number=0, num_shards=1, index=index)
-        self._num_rows = self._host.num_rows(0)
-        self._selections: OrderedDict[str, Selection] = OrderedDict()
+        self._host = host
+        self._version = 0 if archive is None else archive.version
+        self._num_rows = host.num_rows(self._version)
 
     def __len__(self) -> int:
         return self._num_rows
@@ -137,7 +136,7 @@ class LocalIndex:
             codes: queries uint8 [Q, B], packed; or the result of `HashModel.encode_items`, which rescoring requires.
             k: maximum number of hits per query.
             radius: maximum distance in bits, inclusive; None: no limit.
-            filter: rows to search, as CQL2 text (see `orbithash.search.engine.filters`); "": all.
+            filter: rows to search, as CQL2 text (see `orbithash.search.segments.filters.expressions`); "": all.
             rescore: rank a shortlist again by `vector` or `asymmetric`, as `Query.rescore`; "": order by distance.
             oversampling: rows of the shortlist for each hit.
 
@@ -151,63 +150,46 @@ class LocalIndex:
             raise InputError(f"a search requires codes uint8 [Q, B], got shape {list(codes.shape)}; write code[None]")
         if radius is not None and radius < 0:
             raise InputError(f"the radius is {radius} bits; it must be at least 0")
-        selection = self._selection(filter) if filter else None
+        if filter and self._archive is None:
+            raise InputError("a filter requires the columns of an archive; use LocalIndex.open")
+        check_filter(filter)
+        scope = Scope(radius, filter=filter)
         if rescore:
             if self._archive is None:
                 raise InputError("rescoring requires the columns of an archive; use LocalIndex.open")
             check_rescoring(k, rescore, oversampling)
-            return [self._rescored(one, k, radius, selection, rescore, oversampling) for one in queries.split()]
-        found = self._host.search(0, codes, k, radius, None, selection)
+            return [self._rescored(one, k, scope, rescore, oversampling) for one in queries.split()]
+        found = self._host.search(self._version, codes, k, scope, Stop())
         merged = merge([found], [k] * len(codes))
         keys = self._keys(merged)
         return [self._answer(answer, keys) for answer in merged]
 
-    def _rescored(
-        self,
-        query: Encoded,
-        k: int,
-        radius: int | None,
-        selection: Selection | None,
-        rescore: Rescore,
-        oversampling: float,
-    ) -> LocalAnswer:
+    def _rescored(self, query: Encoded, k: int, scope: Scope, rescore: Rescore, oversampling: float) -> LocalAnswer:
         if rescore == "asymmetric" and query.outputs is None:
             raise InputError("rescore asymmetric requires queries with outputs: encode_items(..., with_outputs=True)")
-        archive = self._archive
-        assert archive is not None, "checked by search"
-        check_rescore(rescore, query, archive.vector is not None)
+        assert self._archive is not None, "checked by search"
+        check_rescore(rescore, query, self._archive.vector is not None)
 
-        def search(size: int, radius: int | None) -> Merged:
-            return merge([self._host.search(0, query.codes, size, radius, None, selection)], [size])[0]
+        def search(size: int, scope: Scope) -> Merged:
+            return merge([self._host.search(self._version, query.codes, size, scope, Stop())], [size])[0]
 
-        shortlist = search(shortlist_size(k, oversampling), radius)
+        shortlist = search(shortlist_size(k, oversampling), scope)
         if (size := num_with_ties(shortlist)) > len(shortlist.ids):
-            shortlist = search(size, int(shortlist.distances[-1]))
+            shortlist = search(size, replace(scope, radius=int(shortlist.distances[-1])))
         column = COLUMNS[rescore]
-        values = fixed_size_rows(archive.take(shortlist.ids, [column])[column])
+        values = fixed_size_rows(self._host.read(self._version, shortlist.ids, [column], Stop())[column])
         best = ranked(rescore, query, shortlist, values, k)
         answer = self._answer(best.hits, self._keys([best.hits]))
         return replace(answer, scores=best.scores, shortlist_radius=best.radius, is_shortlist_bounded=best.is_bounded)
 
     def _answer(self, found: Merged, keys: dict[int, str]) -> LocalAnswer:
         names = () if self._archive is None else tuple(keys[id_] for id_ in found.ids.tolist())
-        return LocalAnswer(found.ids, found.distances, names, found.ties, self._is_exact)
+        return LocalAnswer(found.ids, found.distances, names, found.ties, self._host.is_exact)
 
     def _keys(self, answers: Sequence[Merged]) -> dict[int, str]:
         """Return the keys of all hits by id."""
         if self._archive is None or not answers:
             return {}
         ids = np.unique(np.concatenate([answer.ids for answer in answers]))
-        return dict(zip(ids.tolist(), self._archive.take(ids, ["key"])["key"].to_pylist(), strict=True))
-
-    def _selection(self, text: str) -> Selection:
-        if self._archive is None:
-            raise InputError("a filter requires the columns of an archive; use LocalIndex.open")
-        selection = self._selections.get(text)
-        if selection is None:
-            check_filter(text)
-            selection = Selection(text, select(self._archive, parse_filter(text)))
-            if len(self._selections) >= _MAX_SELECTIONS:
-                self._selections.popitem(last=False)
-            self._selections[text] = selection
-        return selection
+        keys = self._host.read(self._version, ids, ["key"], Stop())["key"].to_pylist()
+        return dict(zip(ids.tolist(), keys, strict=True))

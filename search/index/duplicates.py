@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, check_codes
 from orbithash.encoders.errors import InputError
+from orbithash.search.index.answers import Ids
 from orbithash.search.index.indexes import build_index
-from orbithash.search.index.shard import Ids
 
 __all__ = ["duplicate_groups"]
 

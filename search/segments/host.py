@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orbithash.encoders.archive.changes import CannotFollow, changes_since, comm
 from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT, Ids, Scope, ShardAnswer
-from orbithash.search.index.row_index import is_exact_index
+from orbithash.search.index.row_index import is_exact_index, warm_up
 from orbithash.search.protocol.errors import Unavailable
 from orbithash.search.segments.dealing import Deal, ShardPart
 from orbithash.search.segments.files import DamagedSegment, build_segment, merge_segments, open_segment
@@ -182,7 +183,7 @@ class ShardHost:
         """Return a `pyarrow.Table` with `columns` of rows by id, in the order of `ids`."""
         stop.check()
         shard = self._history.get(version)
-        here = [name for name in columns if name == "code" or name in shard.column_names]
+        here = [name for name in columns if shard.parts and (name == "code" or name in shard.column_names)]
         elsewhere = [name for name in columns if name not in here]
         if not elsewhere:
             return shard.read(ids, here)
@@ -235,6 +236,8 @@ class ShardHost:
 
     def _load(self, archive: Archive, commit: str) -> ShardVersion:
         if self._history.newest is None:
+            if self._index == "exact":
+                _warm_up(self._bits)
             self._open_files(archive)
         base = self._base(archive)
         if base is not None:
@@ -361,3 +364,9 @@ class ShardHost:
             return self._source.open(shard.version).take(ids, columns)
         except InputError as error:
             raise Unavailable(f"version {shard.version} of the archive was removed: {error}; ask again") from error
+
+
+@cache
+def _warm_up(bits: int) -> None:
+    """Compile the kernels of the index once in a process."""
+    warm_up(bits)

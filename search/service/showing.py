@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.host import MAX_VERSIONS
 from orbithash.search.observer import Observer
+from orbithash.search.segments.host import MAX_VERSIONS
 
 __all__ = ["Showing"]
 

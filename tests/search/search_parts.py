@@ -20,10 +20,12 @@ from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.gateway.gateway import Gateway, start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.protection import Protection
-from orbithash.search.index.host import ShardHost
-from orbithash.search.index.shard import NO_HIT, Shard, ShardAnswer, part_of
+from orbithash.search.index.answers import NO_HIT, ShardAnswer
 from orbithash.search.protocol.hits import row_of
 from orbithash.search.protocol.queries import Hit
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import ShardHost
+from orbithash.search.segments.segment import Segment
 from orbithash.search.service.service import Service, Target
 
 
@@ -125,6 +127,10 @@ class MemoryArchive:
             else None,
         }
 
+    @property
+    def columns(self):
+        return [name for name in self._schema.names if name != "stamp"]
+
     def row(self, id_):
         return self._rows[id_]
 
@@ -167,39 +173,31 @@ class StubEncoder:
         return await self.encode("image", images), [b"thumbnail of " + image for image in images]
 
 
-def local_shards(case: Case, num_shards=None, index="flat"):
+def local_shards(case: Case, num_shards=None, index="exact"):
     """Return clients of shards of a case, in this process."""
-    num_shards = num_shards or case.num_shards
-    hosts = [
-        ShardHost(lambda version: [(case.ids, case.codes)], case.bits, number, num_shards, index)
-        for number in range(num_shards)
-    ]
+    deal = Deal(num_shards or case.num_shards)
     archive = MemoryArchive(case.ids, case.codes, case.bits)
-    return [LocalShardClient(host, MemoryArchive.version, archive) for host in hosts]
+    hosts = []
+    for number in range(deal.num_shards):
+        ids = case.ids[deal.part(case.ids, number)]
+        table = archive.take(ids, archive.columns)
+        hosts.append(ShardHost.of_rows(ids, table, case.bits, index, MemoryArchive.version))
+    return [LocalShardClient(host, MemoryArchive.version) for host in hosts]
 
 
 def snapshot_of(case: Case, shards, encoder=None):
     archive = MemoryArchive(case.ids, case.codes, case.bits)
-    return Snapshot.of(archive, shards, ModuloDeal(len(shards)), encoder or StubEncoder())
-
-
-@dataclass
-class ModuloDeal:
-    """Row `id` belongs to the shard id % num_shards."""
-
-    num_shards: int
-
-    def owner(self, ids):
-        return ids % np.uint64(self.num_shards)
+    return Snapshot.of(archive, shards, Deal(len(shards)), encoder or StubEncoder())
 
 
 def local_engine(case: Case, encode_images=None, encode_texts=None, **options):
     return Engine(snapshot_of(case, local_shards(case), StubEncoder(encode_images, encode_texts)), **options)
 
 
-def build_shards(ids, codes, bits, num_shards, index="flat"):
-    parts = [part_of(ids, number, num_shards) for number in range(num_shards)]
-    return [Shard(ids[part], codes[part], bits, index) for part in parts]
+def build_shards(ids, codes, bits, num_shards, index="exact"):
+    """Return segments that together have all rows."""
+    parts = [Deal(num_shards).part(ids, number) for number in range(num_shards)]
+    return [Segment.build(ids[part], codes[part], bits, index) for part in parts]
 
 
 def small_case(num_rows=40, bits=16, num_shards=2):
@@ -264,7 +262,7 @@ def memory_shards(case: Case, num_shards=None, archive=None):
     """Return clients of shards of a case that compute all distances."""
     num_shards = num_shards or case.num_shards
     archive = archive or MemoryArchive(case.ids, case.codes, case.bits)
-    owners = ModuloDeal(num_shards).owner(case.ids)
+    owners = Deal(num_shards).owner(case.ids)
     return [MemoryShard(archive, case.ids[owners == n], case.codes[owners == n]) for n in range(num_shards)]
 
 

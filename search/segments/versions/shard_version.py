@@ -157,10 +157,10 @@ class ShardVersion:
 
         Raises `LookupError` for an id without a row.
         """
-        if not len(ids):
-            return pa.table({name: pa.array([]) for name in columns})
+        nothing = np.empty(0, np.int64)
         tables, order = [], []
-        for number, rows, places in self._found(ids):
+        # Without rows, the first segment gives the types of the columns.
+        for number, rows, places in self._found(ids) or [(0, nothing, nothing)]:
             segment = self.segments[number]
             table = segment.columns.take(rows, [name for name in columns if name != "code"])
             if "code" in columns:

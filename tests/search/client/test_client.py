@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from search_parts import (
     MemoryArchive,
-    ModuloDeal,
     StubEncoder,
     StubShard,
     hits_of,
@@ -37,6 +36,7 @@ from orbithash.search.protocol.errors import (
     Unavailable,
 )
 from orbithash.search.protocol.queries import MAX_IMAGE_BYTES
+from orbithash.search.segments.dealing import Deal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -116,7 +116,7 @@ def test_a_large_answer_passes():
         row["key"] += "x" * 600
     shards = memory_shards(case, 2, archive)
     with (
-        serving(Engine(Snapshot.of(archive, shards, ModuloDeal(2), StubEncoder()))) as gateway,
+        serving(Engine(Snapshot.of(archive, shards, Deal(2), StubEncoder()))) as gateway,
         Client(gateway.address) as client,
     ):
         assert len(client.search(code=case.codes[0].tobytes(), k=10_000).hits) == 10_000

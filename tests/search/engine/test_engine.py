@@ -10,7 +10,6 @@ from search_parts import (
     Case,
     MemoryArchive,
     MemoryShard,
-    ModuloDeal,
     StubEncoder,
     StubShard,
     hits_of,
@@ -29,6 +28,7 @@ from orbithash.search.engine.engine import Engine
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.protocol.errors import DeadlineExceeded, InvalidQuery, KeyNotFound, Overloaded, Unavailable
 from orbithash.search.protocol.queries import MAX_IMAGE_BYTES, MAX_K, Coverage, Query
+from orbithash.search.segments.dealing import Deal
 
 
 async def nothing():
@@ -166,7 +166,7 @@ def test_a_branch_reports_what_it_searched_of_its_shards():
             return replace(await shards[2].search(*args), num_matching=4)
 
     archive = MemoryArchive(case.ids, case.codes, case.bits)
-    engine = Engine(Snapshot.of(archive, shards, ModuloDeal(3), StubEncoder(), branches=[Branch(), Other()]))
+    engine = Engine(Snapshot.of(archive, shards, Deal(3), StubEncoder(), branches=[Branch(), Other()]))
     answer = search(engine, code=query.tobytes(), k=8)
     is_searched = case.ids % 3 != 1
     assert hits_of(answer) == oracle(case.ids[is_searched], case.codes[is_searched], query, 8)
@@ -201,10 +201,10 @@ class QuickShard(MemoryShard):
 
 
 def quick_engine(case):
-    owners = ModuloDeal(case.num_shards).owner(case.ids)
+    owners = Deal(case.num_shards).owner(case.ids)
     archive = MemoryArchive(case.ids, case.codes, case.bits)
     shards = [QuickShard(archive, case.ids[owners == n], case.codes[owners == n]) for n in range(case.num_shards)]
-    return Engine(Snapshot.of(archive, shards, ModuloDeal(case.num_shards), StubEncoder())), shards
+    return Engine(Snapshot.of(archive, shards, Deal(case.num_shards), StubEncoder())), shards
 
 
 @pytest.mark.parametrize("has_rows_at_hand", [True, False])
@@ -426,7 +426,7 @@ def test_over_an_archive_on_disk():
         ids, stored = archive.codes()
         np.testing.assert_array_equal(stored, codes)
         shards = memory_shards(Case(bits, ids, stored, codes[:1], [], 3), archive=archive)
-        answer = search(Engine(Snapshot.of(archive, shards, ModuloDeal(3), StubEncoder())), key=keys[0], k=num_rows)
+        answer = search(Engine(Snapshot.of(archive, shards, Deal(3), StubEncoder())), key=keys[0], k=num_rows)
     assert hits_of(answer) == oracle(ids, codes, codes[0], num_rows)
     assert (answer.hits[0].key, answer.hits[0].label, answer.hits[0].lon) == (keys[0], "harbor", 1.5)
     assert (answer.hits[0].datetime, answer.hits[1].datetime, answer.hits[1].lon) == (when, None, None)

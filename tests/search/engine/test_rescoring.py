@@ -8,7 +8,6 @@ import pytest
 from search_parts import (
     Case,
     MemoryArchive,
-    ModuloDeal,
     StubEncoder,
     memory_shards,
     random_case,
@@ -26,6 +25,7 @@ from orbithash.search.engine.local_index import LocalIndex
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import Cursor, Example, Query
+from orbithash.search.segments.dealing import Deal
 
 DIMS = 6
 
@@ -84,7 +84,7 @@ def engine_of(case, vectors, query, num_shards=None):
 
     archive = MemoryArchive(case.ids, case.codes, case.bits, vectors if case.ids.size else None)
     shards = memory_shards(case, num_shards, archive)
-    return Engine(Snapshot.of(archive, shards, ModuloDeal(len(shards)), StubEncoder(encode)))
+    return Engine(Snapshot.of(archive, shards, Deal(len(shards)), StubEncoder(encode)))
 
 
 def make_query(case, seed):
@@ -182,7 +182,7 @@ def test_what_cannot_be_rescored_is_refused_in_one_line(given, with_vectors, mes
     case = small_case()
     vectors = [None if number == 1 else np.ones(DIMS, np.int8) for number in range(len(case.ids))]
     archive = MemoryArchive(case.ids, case.codes, 16, vectors if with_vectors else None)
-    engine = Engine(Snapshot.of(archive, memory_shards(case, archive=archive), ModuloDeal(case.num_shards), None))
+    engine = Engine(Snapshot.of(archive, memory_shards(case, archive=archive), Deal(case.num_shards), None))
     with pytest.raises(InvalidQuery, match=message) as error:
         asyncio.run(engine.search(Query(**given), 30.0))
     assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ from search_parts import build_shards, oracle, random_case
 
 from orbithash.search.index.answers import NO_HIT
 from orbithash.search.index.merge import merge, merge_lists
-from orbithash.search.index.shard import Shard
+from orbithash.search.segments.segment import Segment
 
 
 def merged(shards, queries, k, asked=None):
@@ -42,7 +42,9 @@ def test_any_assignment_of_rows_to_shards_gives_the_same(seed):
     case = random_case(seed, max_rows=600)
     rng = np.random.default_rng(seed)
     shard_of = rng.integers(0, case.num_shards, len(case.ids))
-    shards = [Shard(case.ids[shard_of == s], case.codes[shard_of == s], case.bits) for s in range(case.num_shards)]
+    shards = [
+        Segment.build(case.ids[shard_of == s], case.codes[shard_of == s], case.bits) for s in range(case.num_shards)
+    ]
     rng.shuffle(shards)
     for k in case.ks:
         assert merged(shards, case.queries, k) == expected(case, k)
@@ -64,5 +66,5 @@ def test_ties_are_those_of_all_shards_though_few_are_returned():
 
 
 def test_nothing_merges_to_nothing():
-    empty = Shard(np.zeros(0, np.uint64), np.zeros((0, 1), np.uint8), 8)
+    empty = Segment.build(np.zeros(0, np.uint64), np.zeros((0, 1), np.uint8), 8)
     assert merged([empty, empty], np.zeros((2, 1), np.uint8), 3) == [([], 0), ([], 0)]

@@ -12,10 +12,10 @@ from search_parts import StubEncoder, random_codes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.search.engine.backend import LocalBackend
-from orbithash.search.index.host import MAX_VERSIONS
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
 from orbithash.search.protocol.queries import Answer, Query
 from orbithash.search.protocol.rows import Row, RowUpdate
+from orbithash.search.segments.host import MAX_VERSIONS
 from orbithash.search.service import maintenance as maintenance_module
 from orbithash.search.service import service as service_module
 from orbithash.search.service import showing as showing_module
@@ -499,7 +499,7 @@ def test_batches_of_queries(tmp_path):
     run(tmp_path / "a", scenario, num_rows=4)
 
 
-@pytest.mark.parametrize(("index", "is_exact"), [("flat", True), ("multi-hash", True), ("ivf", False), ("hnsw", False)])
+@pytest.mark.parametrize(("index", "is_exact"), [("exact", True), ("flat", True), ("ivf", False), ("hnsw", False)])
 def test_answers_of_approximate_indexes_are_marked(tmp_path, index, is_exact):
     async def scenario(service):
         for query in (Query(code=code(1)), Query(code=code(1), filter="key LIKE 'k%'"), Query(key="k1", radius=3)):

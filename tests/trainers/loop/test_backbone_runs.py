@@ -33,7 +33,7 @@ def make_run(data, method, **settings):
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_model_of_each_library_trains_encodes_and_is_searched(data, tmp_path, source):
     """On frozen features. The source is removed before the model folder is read."""
-    from orbithash.search.index.shard import Shard
+    from orbithash.search.segments.segment import Segment
 
     settings = write_all(tmp_path / "source")[source]
     if source == "torchgeo":
@@ -57,7 +57,7 @@ def test_a_model_of_each_library_trains_encodes_and_is_searched(data, tmp_path, 
     assert "random" not in spec.origin
     # The nearest other image has the same colour: the classes differ in colour only.
     classes = np.array([image.path.split("/")[0] for image in run.manifest.images])
-    answer = Shard(np.arange(len(codes), dtype=np.uint64), codes, loaded.bits).search(codes, 2)
+    answer = Segment.build(np.arange(len(codes), dtype=np.uint64), codes, loaded.bits).search(codes, 2)
     assert (answer.distances[:, 0] == 0).all()
     second = answer.ids[:, 1].astype(int)
     assert (classes[second] == classes).mean() > 0.6, f"chance is about {1 / len(CLASSES):.2f}"
