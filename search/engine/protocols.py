@@ -6,25 +6,11 @@ Those of shards are in `orbithash.search.shards.interface`.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from orbithash.encoders.codes import Encoded, Kind
 from orbithash.encoders.vectors import VectorSpec
 from orbithash.search.index.answers import Ids
 
-__all__ = ["ArchiveReader", "Dealing", "QueryEncoder"]
-
-
-class Dealing(Protocol):
-    """Which shard holds which rows (`orbithash.search.segments.dealing.Deal`)."""
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards."""
-
-    def owner(self, ids: Ids) -> npt.NDArray[np.integer[Any]]:
-        """Return the number of the shard of each row, [N]."""
+__all__ = ["ArchiveReader", "QueryEncoder"]
 
 
 class ArchiveReader(Protocol):

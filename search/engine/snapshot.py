@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from orbithash.search.engine.protocols import ArchiveReader, Dealing, QueryEncoder
+from orbithash.search.engine.protocols import ArchiveReader, QueryEncoder
+from orbithash.search.segments.dealing import Deal
 from orbithash.search.shards.interface import Branch, QuickShardClient, ShardClient
 
 __all__ = ["Snapshot", "Usage"]
@@ -33,7 +34,7 @@ class Snapshot:
 
     archive: ArchiveReader
     shards: Sequence[ShardClient]
-    deal: Dealing
+    deal: Deal
     encoder: QueryEncoder
     branches: Sequence[Branch]
     quick_shards: Sequence[QuickShardClient]
@@ -46,7 +47,7 @@ class Snapshot:
         cls,
         archive: ArchiveReader,
         shards: Sequence[ShardClient],
-        deal: Dealing,
+        deal: Deal,
         encoder: QueryEncoder,
         is_exact: bool = True,
         branches: Sequence[Branch] = (),

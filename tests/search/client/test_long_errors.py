@@ -26,8 +26,11 @@ def test_a_long_message_arrives_shortened():
     async def fail(images):
         raise Unavailable("\U0001f6f0" * 100_000 + "\nsecret")
 
-    with serving(local_engine(small_case(), fail)) as gateway, Client(gateway.address) as client:
-        with pytest.raises(Unavailable) as caught:
-            client.search(image=b"an image")
+    with (
+        serving(local_engine(small_case(), fail)) as gateway,
+        Client(gateway.address) as client,
+        pytest.raises(Unavailable) as caught,
+    ):
+        client.search(image=b"an image")
     assert 100 < len(str(caught.value)) < 1000
     assert "secret" not in str(caught.value)
