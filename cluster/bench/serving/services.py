@@ -126,6 +126,8 @@ def main() -> None:
         "127.0.0.1:0",
         num_shards=int(shards),
         num_replicas=int(replicas),
+        index="exact",
+        segments=Path(archive).with_name("segments"),
         is_local=where == "local",
     )
     serve(settings)
