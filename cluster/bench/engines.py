@@ -19,7 +19,17 @@ from orbithash.encoders.codes import Codes
 from orbithash.search.index.answers import NO_HIT
 from orbithash.search.segments.segment import Segment
 
-__all__ = ["ENGINES", "Engine", "EngineInput", "EngineKind", "distances_to", "nearest_rows", "one_core", "words_of"]
+__all__ = [
+    "DEFAULT_ENGINES",
+    "ENGINES",
+    "Engine",
+    "EngineInput",
+    "EngineKind",
+    "distances_to",
+    "nearest_rows",
+    "one_core",
+    "words_of",
+]
 
 RowNumbers = npt.NDArray[np.int64]
 
@@ -61,6 +71,9 @@ class _Orbithash(Engine):
     def __init__(self, given: EngineInput, index: str) -> None:
         self._radius = given.radius
         self._segment = Segment.build(np.arange(len(given.codes), dtype=np.uint64), given.codes, given.bits, index)
+        if index == "exact":
+            # All arrays are known; FAISS does not report the size of its lists and graphs.
+            self.num_bytes, self.bytes_are = self._segment.num_bytes, "ids, codes, rows and tables"
 
     def search(self, queries: Codes, k: int) -> Any:
         return self._segment.search(queries, k, self._radius)
@@ -173,6 +186,65 @@ class _MilvusLite(Engine):
         return np.array([[hit["row"] for hit in hits] for hits in answer], np.int64)
 
 
+class _SqliteVec(Engine):
+    """A scan of a virtual table of bit vectors in memory. apsw, as not every Python's sqlite3 loads extensions."""
+
+    bytes_are = "the database"
+
+    def __init__(self, given: EngineInput) -> None:
+        import apsw
+        import sqlite_vec
+
+        self._database = apsw.Connection(":memory:")
+        self._database.enable_load_extension(True)
+        self._database.load_extension(sqlite_vec.loadable_path())
+        self._database.execute(f"CREATE VIRTUAL TABLE codes USING vec0(code bit[{8 * given.codes.shape[1]}])")
+        rows = ((row, code.tobytes()) for row, code in enumerate(given.codes))
+        with self._database:
+            self._database.executemany("INSERT INTO codes(rowid, code) VALUES (?, vec_bit(?))", rows)
+        sizes = self._database.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        self.num_bytes = next(sizes)[0]
+
+    def search(self, queries: Codes, k: int) -> Any:
+        statement = "SELECT rowid FROM codes WHERE code MATCH vec_bit(?) AND k = ? ORDER BY distance"
+        return [list(self._database.execute(statement, (query.tobytes(), k))) for query in queries]
+
+    def rows(self, answer: Any) -> RowNumbers:
+        return np.array([[row for (row,) in hits] for hits in answer], np.int64)
+
+
+class _QdrantEdge(Engine):
+    """Exact search of bits as bytes by the Manhattan distance, as Qdrant has no Hamming distance."""
+
+    bytes_are = "files"
+
+    def __init__(self, given: EngineInput) -> None:
+        import qdrant_edge as qdrant
+
+        self._qdrant = qdrant
+        vectors = qdrant.EdgeVectorParams(
+            size=8 * given.codes.shape[1],
+            distance=qdrant.Distance.Manhattan,
+            datatype=qdrant.VectorStorageDatatype.Uint8,
+        )
+        config = qdrant.EdgeConfig(vectors=vectors, max_search_threads=1)
+        self._shard = qdrant.EdgeShard.create(str(given.folder / "qdrant"), config)
+        for start in range(0, len(given.codes), _ROWS_PER_INSERT):
+            bits = np.unpackbits(given.codes[start : start + _ROWS_PER_INSERT], axis=1).tolist()
+            points = [qdrant.Point(start + number, vector) for number, vector in enumerate(bits)]
+            self._shard.update(qdrant.UpdateOperation.upsert_points(points))
+        self._shard.flush()
+        self.num_bytes = sum(path.stat().st_blocks * 512 for path in given.folder.rglob("*") if path.is_file())
+
+    def search(self, queries: Codes, k: int) -> Any:
+        exact = self._qdrant.SearchParams(exact=True)
+        nearest = [self._qdrant.Query.Nearest(vector) for vector in np.unpackbits(queries, axis=1).tolist()]
+        return [self._shard.search(self._qdrant.SearchRequest(query, k, params=exact)) for query in nearest]
+
+    def rows(self, answer: Any) -> RowNumbers:
+        return np.array([[point.id for point in hits] for hits in answer], np.int64)
+
+
 @dataclass(frozen=True)
 class EngineKind:
     """The constructor of an engine, the modules it imports and the PyPI packages that contain them ("": orbithash)."""
@@ -192,16 +264,21 @@ class EngineKind:
 
 
 ENGINES: dict[str, EngineKind] = {
-    "flat": EngineKind(lambda given: _Orbithash(given, "flat")),
+    "exact": EngineKind(lambda given: _Orbithash(given, "exact"), ("numba",)),
     "faiss-flat": EngineKind(_Faiss),
-    "multi-hash": EngineKind(lambda given: _Orbithash(given, "multi-hash")),
+    "usearch": EngineKind(_Usearch, ("usearch",), "usearch"),
+    "sqlite-vec": EngineKind(_SqliteVec, ("apsw", "sqlite_vec"), "apsw sqlite-vec"),
+    "qdrant-edge": EngineKind(_QdrantEdge, ("qdrant_edge",), "qdrant-edge-py"),
+    "flat": EngineKind(lambda given: _Orbithash(given, "flat")),
     "ivf": EngineKind(lambda given: _Orbithash(given, "ivf")),
     "hnsw": EngineKind(lambda given: _Orbithash(given, "hnsw")),
     "numpy": EngineKind(_Numpy, ()),
-    "usearch": EngineKind(_Usearch, ("usearch",), "usearch"),
     "lance": EngineKind(_Lance, ("lance",), "pylance"),
     "milvus-lite": EngineKind(_MilvusLite, ("pymilvus", "milvus_lite"), "pymilvus milvus-lite"),
 }
+
+# Exact engines of libraries that search in the caller's process.
+DEFAULT_ENGINES = ("exact", "faiss-flat", "usearch", "sqlite-vec", "qdrant-edge")
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def bench_search(
     radius: Annotated[
         int | None,
         typer.Option(
-            "--radius", help="Maximum Hamming distance of a hit, bits; compares flat and multi-hash. Default: no limit."
+            "--radius", help="Maximum Hamming distance of a hit, bits; compares exact and flat. Default: no limit."
         ),
     ] = None,
     archive: ArchiveOption = None,
@@ -116,13 +116,14 @@ def bench_search(
         list[str] | None,
         typer.Option(
             "--engine",
-            help="Engine to measure, such as flat or hnsw; may be repeated. Default: all that are installed.",
+            help="Engine to measure, such as flat or hnsw; may be repeated. Default: exact, and the exact engines that "
+            "search in process: faiss-flat, usearch, sqlite-vec, qdrant-edge.",
         ),
     ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the indexes next to FAISS, numpy and other installed engines on the same codes, on one core."""
+    """Measure the index exact next to FAISS and other engines on the same codes, on one core."""
     from orbithash.cluster.bench.search import SearchBench, show_search
     from orbithash.cluster.bench.search import bench_search as run_bench
 

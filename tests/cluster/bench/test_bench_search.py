@@ -1,13 +1,14 @@
 """`bench search` runs and compares right answers. Speed is never asserted."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from orbithash.cluster.bench.codes import CodeSource, mixture_codes
 from orbithash.cluster.bench.engines import ENGINES, EngineInput, EngineKind, nearest_rows
-from orbithash.cluster.bench.search import SearchBench, _codes, _judge, bench_search
+from orbithash.cluster.bench.search import SearchBench, Target, _codes, _judge, _ratios, bench_search
 from orbithash.encoders.codes import check_codes, hamming, pack
 from orbithash.encoders.errors import InputError
 
@@ -43,9 +44,9 @@ def test_exact_engines_find_the_nearest(name, tmp_path):
         recall, share = _judge(codes, queries, truth, rows)
         assert recall == 1
         # Other engines may order ties differently.
-        assert share == 1 or name not in ("flat", "multi-hash")
+        assert share == 1 or name not in ("exact", "flat")
     assert engine.bytes_are
-    assert (engine.num_bytes is None) == (name in ("flat", "multi-hash", "faiss-flat"))
+    assert (engine.num_bytes is None) == (name in ("flat", "faiss-flat"))
 
 
 def test_recall_compares_distances_and_not_ids():
@@ -79,19 +80,20 @@ def test_codes_of_a_mixture(bits):
 
 
 def test_bench_search(tmp_path):
-    names = ("flat", "faiss-flat", "ivf", "numpy")
+    names = ("exact", "faiss-flat", "ivf", "numpy")
     result = bench_search(
         SearchBench(2000, source=CodeSource(distinct=0.5), k=5, queries=70, engines=names), tmp_path / "out"
     )
     assert list(result["engines"]) == list(names)
     assert result["distinct_share"] == 0.5
-    assert result["flat_to_faiss-flat"] > 0
-    assert result["target"] == "none for these codes"
+    for name in ("p50", "p99", "batched"):
+        assert re.fullmatch(r"[\d.e+]+ times as fast as faiss-flat \(no target\)", result[f"exact_{name}"])
+    assert re.fullmatch(r"[\d.]+ s without a cache, [\d.]+ s with it", result["compiling"])
     for name, metrics in result["engines"].items():
         assert metrics["p50_ms"] <= metrics["p95_ms"] <= metrics["p99_ms"]
         assert min(metrics["lone_queries_per_s"], metrics["batched_queries_per_s"], metrics["build_s"]) > 0
         assert metrics["recall"] == 1 or name == "ivf"
-    assert result["engines"]["flat"]["is_exact"]
+    assert result["engines"]["exact"]["is_exact"]
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(result))
     for name in ("recall.png", "latency.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
@@ -101,10 +103,10 @@ def test_bench_search_of_an_archive_within_a_radius(archive, cli):
     ended = cli("bench", "search", "--archive", archive, "--radius", "2", "--queries", "8", "--json")
     assert ended.code == 0
     result = json.loads(ended.out)
-    assert list(result["engines"]) == ["flat", "multi-hash"]
+    assert list(result["engines"]) == ["exact", "flat"]
     assert all(metrics["is_exact"] and metrics["recall"] == 1 for metrics in result["engines"].values())
     assert (result["codes"], result["radius"]) == (str(archive), 2)
-    assert "multi-hash_to_flat" in result
+    assert "times as fast as flat" in result["exact_p50"]
 
 
 def test_an_engine_that_is_not_installed():
@@ -112,6 +114,31 @@ def test_an_engine_that_is_not_installed():
     settings = SearchBench(rows=100, queries=2, engines=("flat", "usearch"))
     if "usearch" not in INSTALLED:
         assert bench_search(settings)["absent"] == {"usearch": "absent: pip install usearch"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "target"),
+    [
+        ({"rows": 10**7, "source": CodeSource("mixture")}, (100, 10, None)),
+        ({"rows": 10**7}, (1 / 1.1, None, 3)),
+        ({"rows": 10**6}, (None, None, None)),
+        ({"rows": 10**7, "k": 11}, (None, None, None)),
+        ({"rows": 10**6, "bits": 128, "source": CodeSource("mixture")}, (5, None, None)),
+        ({"rows": 10**6, "bits": 128, "source": CodeSource("mixture", flip=0.01)}, (None, None, None)),
+    ],
+)
+def test_targets_belong_to_stated_codes(settings, target):
+    assert SearchBench(**settings).target == target
+
+
+def test_ratios_name_their_targets():
+    lone = {"flat": [[6.0, 6.0], [8.0, 8.0]], "exact": [[1.0, 1.0], [1.0, 2.0]]}
+    lines = _ratios(Target(p50=5, p99=6), "flat", lone, lone)
+    assert lines == {
+        "exact_p50": "5.67 times as fast as flat (target 5: met)",
+        "exact_p99": "4.06 times as fast as flat (target 6: missed)",
+        "exact_batched": "5.67 times as fast as flat (no target)",
+    }
 
 
 @pytest.mark.parametrize(
@@ -128,8 +155,8 @@ def test_an_engine_that_is_not_installed():
         ({"k": 0}, "-k is 0"),
         ({"queries": 0}, "--queries is 0"),
         ({"radius": -1}, "--radius is -1"),
-        ({"engines": ("flt",)}, "--engine flt does not exist; allowed: flat, faiss-flat"),
-        ({"engines": ("numpy",), "radius": 2}, "--engine numpy does not exist; allowed for --radius: flat, multi-hash"),
+        ({"engines": ("flt",)}, "--engine flt does not exist; allowed: exact, faiss-flat"),
+        ({"engines": ("numpy",), "radius": 2}, "--engine numpy does not exist; allowed for --radius: exact, flat"),
     ],
 )
 def test_invalid_settings_of_bench_search(settings, message):
