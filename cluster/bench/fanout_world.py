@@ -18,6 +18,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
 from orbithash.search.index.answers import Ids, Scope, ShardAnswer
 from orbithash.search.observer import Observer
+from orbithash.search.segments.dealing import Deal
 from orbithash.search.segments.segment import Segment
 from orbithash.search.shards.interface import ShardClient
 from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
@@ -135,7 +136,7 @@ class World:
         num_rows = settings.shards * rows
         codes, self.queries = (pack(rng.random((count, settings.bits)) < 0.5) for count in (num_rows, NUM_CODES))
         ids = np.arange(num_rows, dtype=np.uint64)
-        parts = [slice(start, start + rows) for start in range(0, num_rows, rows)]
+        parts = [slice(number, None, settings.shards) for number in range(settings.shards)]
         shards = [Segment.build(ids[part], codes[part], settings.bits) for part in parts]
         self.answers = [shard.search(self.queries, settings.k) for shard in shards]
         self.whole_answer = Segment.build(ids, codes, settings.bits).search(self.queries, settings.k)
@@ -177,22 +178,9 @@ class World:
                 if fates[shard] != ANSWERS:
                     loop.call_later(_OUT_AFTER_S[fates[shard]], replica.lost)
 
-    def deal(self, scenario: Scenario) -> "Blocks":
+    def deal(self, scenario: Scenario) -> Deal:
         """Return which shard of a scenario has which rows."""
-        num_shards = 1 if scenario.is_one_shard else self.num_shards
-        return Blocks(num_shards, self.archive.num_rows // num_shards)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Shards of consecutive ids: shard `id // num_rows` has row `id`."""
-
-    num_shards: int
-    num_rows: int
-
-    def owner(self, ids: Ids) -> npt.NDArray[np.int64]:
-        """Return the number of the shard of each row."""
-        return (ids // np.uint64(self.num_rows)).astype(np.int64)
+        return Deal(1 if scenario.is_one_shard else self.num_shards)
 
 
 class _Archive:
