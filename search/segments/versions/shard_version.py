@@ -162,9 +162,10 @@ class ShardVersion:
         # Without rows, the first segment gives the types of the columns.
         for number, rows, places in self._found(ids) or [(0, nothing, nothing)]:
             segment = self.segments[number]
-            table = segment.columns.take(rows, [name for name in columns if name != "code"])
-            if "code" in columns:
-                table = table.append_column("code", _code_array(segment.codes_of(rows)))
+            names = [name for name in columns if name != "code"]
+            of_segment = segment.columns.take(rows, names) if names else {}
+            codes = {"code": _code_array(segment.codes_of(rows))} if "code" in columns else {}
+            table = pa.table({**{name: of_segment[name] for name in names}, **codes})
             tables.append(table.select(list(columns)))
             order.append(places)
         if len(tables) == 1:

@@ -193,7 +193,7 @@ def test_messages_are_sent_before_the_first_is_acknowledged(make_client, tmp_pat
         return await encode(images)
 
     with serving_archive(tmp_path / "archive", encode=record) as (address, service, loop):
-        lock = service._writer.lock
+        lock = service._served.writer.lock
         asyncio.run_coroutine_threadsafe(lock.acquire(), loop).result(30)
 
         def release():

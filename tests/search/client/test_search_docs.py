@@ -64,6 +64,6 @@ def test_the_limits_are_those_of_the_code():
         f"| {limits.max_request_bytes // mib} MiB |",
         f"{limits.max_concurrent_rpcs:,}, with at most {limits.max_streams} streams",
         f"{limits.max_timeout_s:g} s; a refresh",
-        f"| {limits.max_idle_s:g} s |",
+        f"| {limits.max_idle_s:g} s, {limits.max_idle_connection_s / 60:g} minutes |",
     ):
         assert words in table, words
