@@ -40,7 +40,9 @@ class Fleet:
         self._observer = observer or Observer()
         self._max_flat = max_flat
         self._hedging = [Hedging() for _ in links]
-        self._watch = HealthWatch([link for of_shard in links for link in of_shard])
+        self._watch = HealthWatch([link for of_shard in links for link in of_shard], self._observer)
+        # Numbers of the last call of `follow`, and of the last one of those that have succeeded.
+        self._last_call = self._last_success = 0
 
     async def follow(self, version: int, timeout_s: float, is_first: bool = False) -> list[int | None]:
         """Make all replicas that answer hold a version; return the number of rows of each shard.
@@ -53,6 +55,7 @@ class Fleet:
             Unavailable: a shard cannot load the version.
             TimeoutError: a shard does not hold the version after `timeout_s`.
         """
+        self._last_call = number = self._last_call + 1
         async with asyncio.timeout(timeout_s):
             loop = asyncio.get_running_loop()
             begun = loop.time()
@@ -68,8 +71,9 @@ class Fleet:
                 for task in (*shards, *others):
                     task.cancel()
                     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # From now on, a replica without the version is late.
-        self._watch.version = version
+        if number > self._last_success:
+            # From now on, a replica without the version is late.
+            self._last_success, self._watch.version = number, version
         return num_rows
 
     def clients(self, version: int, num_rows: Sequence[int]) -> list[ShardClient]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orbithash.search.observer import Observer
 from orbithash.search.shards.client import Connection
 from orbithash.search.shards.messages import parsed
 from orbithash.search.shards.replicas import Replica
@@ -57,8 +58,9 @@ class HealthWatch:
         version: the newest version that is shown; None: none yet.
     """
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(self, links: Sequence[Link], observer: Observer) -> None:
         self.version: int | None = None
+        self._observer = observer
         self._every_s = max(_PING_EVERY_S, _PING_EVERY_S_PER_REPLICA * len(links))
         self._follows: dict[Link, asyncio.Task[None]] = {}
         self._tasks = [asyncio.create_task(self._watch(link)) for link in links]
@@ -73,21 +75,29 @@ class HealthWatch:
         while True:
             begun = loop.time()
             try:
-                status = await _ping(link.connection)
-            except asyncio.CancelledError:
+                await self._check(link)
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except Exception as error:
-                if loop.time() > begun + _PING_TIMEOUT_S + _MAX_LATE_S:
-                    continue
-                if not link.replica.is_silent:
-                    logger.warning(
-                        "a replica of shard %d is out: %s", link.connection.number, str(error).partition("\n")[0]
-                    )
-                link.replica.lost()
-                await self._relocate(link)
-            else:
-                self._record(link, status)
+            except BaseException:
+                # Also for what is not an `Exception`, such as a panic of native code.
+                logger.exception("the health of a replica of shard %d is unknown", link.connection.number)
             await asyncio.sleep(begun + self._every_s - loop.time())
+
+    async def _check(self, link: Link) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            status = await _ping(link.connection)
+        except Exception as error:
+            if loop.time() > begun + _PING_TIMEOUT_S + _MAX_LATE_S:
+                return
+            if not link.replica.is_silent:
+                self._observer.count("replicas_taken_out")
+                logger.warning("a replica of shard %d is out: %s", link.connection.number, _reason(error))
+            link.replica.lost()
+            await self._relocate(link)
+        else:
+            self._record(link, status)
 
     def _record(self, link: Link, status: Any) -> None:
         replica, was_silent = link.replica, link.replica.is_silent
@@ -119,6 +129,10 @@ class HealthWatch:
             return
         if address is not None and address != link.connection.address:
             await link.connection.connect(address)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or "it did not answer a ping in time"
 
 
 async def _ping(connection: Connection) -> Any:

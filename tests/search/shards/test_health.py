@@ -212,3 +212,27 @@ def test_a_version_that_cannot_be_loaded_is_an_error_and_the_older_one_stays():
             assert client.num_healthy == 1
 
     asyncio.run(scenario())
+
+
+def test_health_is_watched_after_any_error():
+    class Panic(BaseException):
+        pass
+
+    async def scenario():
+        async with fleet_of(0) as (shards, fleet):
+            (client,) = fleet.clients(1, await fleet.follow(1, 60, is_first=True))
+            errors = iter([RuntimeError("no address"), Panic("native code")])
+
+            async def fails():
+                for error in errors:
+                    raise error
+                return await shards[0].locate()
+
+            shards[0].link.locate = fails
+            shards[0].kill()
+            await until(lambda: not client.num_healthy)
+            shards[0].start()
+            await until(lambda: client.num_healthy == 1)
+            assert next(errors, None) is None
+
+    asyncio.run(scenario())
