@@ -1,5 +1,6 @@
 """Bounding boxes of the rows of a segment, from footprints (WKB) and centres."""
 
+# ruff: noqa: ANN001, ANN202 (numba derives the types of kernels)
 from contextlib import suppress
 
 import numba
@@ -90,7 +91,7 @@ def _simple_bounds(footprints: pa.Array) -> tuple[npt.NDArray[np.float64], npt.N
 
 
 @numba.njit(nogil=True)
-def _integer(data, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _integer(data, place):  # type: ignore[no-untyped-def]
     """Return the little-endian uint32 at a place."""
     value = np.int64(0)
     for byte in range(4):
@@ -99,7 +100,7 @@ def _integer(data, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN2
 
 
 @Kernel
-def _bound_simple(offsets, data, bounds, is_simple):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _bound_simple(offsets, data, bounds, is_simple):  # type: ignore[no-untyped-def]
     """Write the bounds of polygons and multipolygons in little-endian WKB with two coordinates a point.
 
     A footprint is simple if it is one of these, is as long as its numbers of points say, has finite coordinates, and

@@ -4,14 +4,25 @@ The same rows in the same order give the same chunks, byte for byte, however the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.encoders.archive.tables import fixed_size_rows
 from orbithash.search.segments.boxes import Boxes, boxes_of, points_of
 
-__all__ = ["BOX_COLUMNS", "COLUMNS", "ROWS_PER_CHUNK", "USUAL", "ChunkEncoder", "chunk_tables", "decoded_chunks"]
+__all__ = [
+    "BOX_COLUMNS",
+    "COLUMNS",
+    "ROWS_PER_CHUNK",
+    "USUAL",
+    "ChunkEncoder",
+    "Labels",
+    "chunk_tables",
+    "decoded_chunks",
+]
 
 # The columns that a segment keeps, if the archive has them.
 COLUMNS = ("key", "uri", "label", "caption", "datetime", "lon", "lat", "footprint", "vector")
@@ -52,6 +63,25 @@ def chunk_tables(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             num_waiting = len(waiting[0])
     if num_waiting or is_first:
         yield pa.concat_tables(waiting)
+
+
+class Labels(NamedTuple):
+    """The labels of a segment as arrays: label n is text[offsets[n] : offsets[n + 1]], UTF-8."""
+
+    offsets: npt.NDArray[np.int64]
+    text: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> "Labels":
+        """Return these labels as arrays."""
+        text = [label.encode() for label in labels]
+        offsets = np.cumsum([0, *map(len, text)], dtype=np.int64)
+        return cls(offsets, np.frombuffer(b"".join(text), np.uint8))
+
+    def array(self) -> pa.Array:
+        """Return the labels as Arrow's large_string over the same memory."""
+        buffers = (pa.py_buffer(part) for part in self)
+        return pa.LargeStringArray.from_buffers(len(self.offsets) - 1, *buffers)
 
 
 class ChunkEncoder:

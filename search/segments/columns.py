@@ -21,12 +21,14 @@ from orbithash.search.segments.chunks import (
     ROWS_PER_CHUNK,
     USUAL,
     ChunkEncoder,
+    Labels,
     chunk_tables,
     decoded_chunks,
 )
+from orbithash.search.segments.hits import HitMemory
 from orbithash.search.segments.ids import SortedIds
 
-__all__ = ["ArchiveColumns", "Columns", "ColumnsInMemory", "ReadColumns"]
+__all__ = ["ArchiveColumns", "ArrowColumns", "Columns", "ColumnsInMemory", "ReadColumns", "batches_in"]
 
 Chunks = Sequence[pa.Array]
 Rows = npt.NDArray[np.integer[Any]]
@@ -58,6 +60,7 @@ class Columns:
         self.names = tuple(chunks)
         self._chunks = dict(chunks)
         self._boxes = boxes
+        self._memory = HitMemory(num_rows, pa.py_buffer(b""), [], Labels.of([]))
 
     def chunks(self, name: str) -> Chunks:
         """Return a column as its chunks, each with `ROWS_PER_CHUNK` rows except for the last. May read the archive."""
@@ -78,17 +81,9 @@ class Columns:
         """
         return pa.table({name: _decoded(_take(self.chunks(name), rows)) for name in names})
 
-    def values(self, rows: Rows, names: Sequence[str]) -> list[list[Any]]:
-        """Return the values of a few rows as Python objects, column by column.
-
-        A time is the number of microseconds since 1970. A column that the archive does not have is None everywhere.
-        """
-        places = [divmod(row, ROWS_PER_CHUNK) for row in rows.tolist()]
-        values = []
-        for name in names:
-            chunks = self.chunks(name) if name in self.names else None
-            values.append([None if chunks is None else _value(chunks[number][row]) for number, row in places])
-        return values
+    def messages(self, rows: Rows, names: Sequence[str], ids: Ids | None = None) -> list[bytes]:
+        """Return rows as serialised `orbithash.v1.Hit` with these columns, and with `ids` if given."""
+        return self._memory.messages(rows, names, ids)
 
     def boxes(self) -> Boxes | None:
         """Return the bounding box of each row in degrees, float32 [4, N]: west, south, east, north.
@@ -100,15 +95,27 @@ class Columns:
         return self._boxes
 
 
+class ArrowColumns(Columns):
+    """The columns of an Arrow file, which is mapped or in memory."""
+
+    def __init__(self, memory: pa.Buffer, labels: Labels, boxes: Boxes | None) -> None:
+        """Take the content of the file, whose labels are numbers of `labels`."""
+        batches = batches_in(memory)
+        num_rows = sum(map(len, batches))
+        super().__init__(num_rows, decoded_chunks(batches, labels.array()), boxes)
+        self._memory = HitMemory(num_rows, memory, batches, labels)
+
+
 class ColumnsInMemory:
     """Columns that are kept in memory, while they are made."""
 
     def __init__(self) -> None:
         self._encoder = ChunkEncoder()
-        self._batches: list[pa.RecordBatch] = []
+        self._memory = pa.BufferOutputStream()
+        self._writer: Any = None
 
     @classmethod
-    def of(cls, table: pa.Table) -> Columns:
+    def of(cls, table: pa.Table) -> ArrowColumns:
         """Return the columns of a table."""
         made = cls()
         for chunk in chunk_tables([table]):
@@ -117,13 +124,22 @@ class ColumnsInMemory:
 
     def write(self, chunk: pa.Table) -> None:
         """Take the next chunk; all but the last have `ROWS_PER_CHUNK` rows."""
-        self._batches.append(self._encoder.encode(chunk))
+        batch = self._encoder.encode(chunk)
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(self._memory, batch.schema)
+        self._writer.write_batch(batch)
 
-    def columns(self) -> Columns:
+    def columns(self) -> ArrowColumns:
         """Return all columns; no chunk may follow."""
-        labels = pa.array(self._encoder.labels, pa.large_string())
-        boxes = self._encoder.boxes(self._batches)
-        return Columns(sum(map(len, self._batches)), decoded_chunks(self._batches, labels), boxes)
+        self._writer.close()
+        memory = self._memory.getvalue()
+        return ArrowColumns(memory, Labels.of(self._encoder.labels), self._encoder.boxes(batches_in(memory)))
+
+
+def batches_in(memory: pa.Buffer) -> list[pa.RecordBatch]:
+    """Return the batches of an Arrow file without copying them."""
+    reader = pa.ipc.open_file(pa.BufferReader(memory))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 class ArchiveColumns(Columns):
@@ -140,6 +156,7 @@ class ArchiveColumns(Columns):
         self._read = read
         self._lock = threading.Lock()
         self._kept: set[str] = set()
+        self._memories: dict[str, HitMemory] = {}
 
     def chunks(self, name: str) -> Chunks:
         """Return the column; the first call reads it."""
@@ -156,13 +173,22 @@ class ArchiveColumns(Columns):
         columns, places = self._some(rows, names)
         return columns.take(places, names)
 
-    def values(self, rows: Rows, names: Sequence[str]) -> list[list[Any]]:
-        """Return the values of a few rows; see `Columns.values`."""
-        known = [name for name in names if name in self.names]
-        if self._is_to_keep(known):
-            return super().values(rows, names)
-        columns, places = self._some(rows, known)
-        return columns.values(places, names)
+    def messages(self, rows: Rows, names: Sequence[str], ids: Ids | None = None) -> list[bytes]:
+        """Return rows as serialised hits; see `Columns.messages`."""
+        parts = [self._memory.messages(rows, (), ids)]
+        others = [name for name in names if name in self.names]
+        kept = [name for name in others if self._is_to_keep([name])]
+        for name in kept:
+            self.chunks(name)
+        # Columns that were read together are in the same memory.
+        for memory in dict.fromkeys(self._memories[name] for name in kept):
+            parts.append(memory.messages(rows, [name for name in kept if self._memories[name] is memory]))
+        others = [name for name in others if name not in kept]
+        if others:
+            columns, places = self._some(rows, others)
+            parts.append(columns.messages(places, others))
+        # The concatenation of two serialised messages is their union.
+        return [b"".join(fields) for fields in zip(*parts, strict=True)]
 
     def boxes(self) -> Boxes | None:
         """Return the boxes; the first call reads the footprints."""
@@ -199,6 +225,7 @@ class ArchiveColumns(Columns):
                 ordered.write(columns.take(order[start : start + ROWS_PER_CHUNK], names))
             columns = ordered.columns()
         self._chunks.update({each: columns.chunks(each) for each in names})
+        self._memories.update(dict.fromkeys(names, columns._memory))
         if name == "footprint":
             self._boxes = columns.boxes()
         self._kept.update(names)
@@ -238,7 +265,3 @@ def _take(chunks: Chunks, rows: Rows) -> pa.Array:
 
 def _decoded(array: pa.Array) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def _value(scalar: Any) -> Any:
-    return scalar.value if isinstance(scalar, pa.TimestampScalar) else scalar.as_py()

@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,10 +22,11 @@ import pyarrow as pa
 from orbithash.encoders.codes import Codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.row_index import CodeRows, RowIndex, build_row_index
+from orbithash.search.index.row_index import warm_up as warm_up_index
 from orbithash.search.segments.bits import Bits, full
 from orbithash.search.segments.bits import rows as set_rows
-from orbithash.search.segments.chunks import ROWS_PER_CHUNK
-from orbithash.search.segments.columns import ArchiveColumns, ColumnsInMemory, ReadColumns
+from orbithash.search.segments.chunks import ROWS_PER_CHUNK, Labels
+from orbithash.search.segments.columns import ArchiveColumns, ArrowColumns, ColumnsInMemory, ReadColumns
 from orbithash.search.segments.ids import SortedIds
 from orbithash.search.segments.layout import DamagedSegment, checksum_of, map_file, read_arrays, write_arrays
 from orbithash.search.segments.segment import Segment, code_numbers
@@ -32,13 +34,19 @@ from orbithash.search.segments.writing import (
     Batches,
     ColumnsWriter,
     FinishedColumns,
-    Labels,
     create_file,
-    mapped_columns,
     write_columns,
 )
 
-__all__ = ["DamagedSegment", "build_segment", "merge_segments", "open_segment", "remove_segments", "write_segment"]
+__all__ = [
+    "DamagedSegment",
+    "build_segment",
+    "merge_segments",
+    "open_segment",
+    "remove_segments",
+    "warm_up",
+    "write_segment",
+]
 
 Rows = npt.NDArray[np.uint32]
 Sources = npt.NDArray[np.uint16]
@@ -164,6 +172,18 @@ def merge_segments(
     return build_segment(batches(), bits, index) if folder is None else write_segment(folder, batches(), bits, index)
 
 
+def warm_up(bits: int) -> float:
+    """Compile, or load, all kernels that segments of codes of `bits` bits need; return the seconds."""
+    begun = time.perf_counter()
+    warm_up_index(bits)
+    codes = pa.FixedSizeListArray.from_arrays(pa.nulls(num_bytes(bits), pa.uint8()).fill_null(0), num_bytes(bits))
+    footprint = pa.array([bytes(1)], pa.binary())
+    place = pa.array([0.0])
+    table = pa.table({"code": codes, "key": ["a"], "lon": place, "lat": place, "footprint": footprint})
+    build_segment([(np.zeros(1, np.uint64), table)], bits).hits(np.zeros(1, np.uint32))
+    return time.perf_counter() - begun
+
+
 def remove_segments(folder: Path, keep: Iterable[str]) -> bool:
     """Remove the segments whose names are not in `keep`, and what writers that were killed have left.
 
@@ -257,7 +277,7 @@ def _open(
         code_rows,
         index,
         written_index,
-        mapped_columns(mapped, labels, arrays.get("boxes")),
+        ArrowColumns(pa.py_buffer(mapped), labels, arrays.get("boxes")),
         arrays["code_numbers"],
     )
 

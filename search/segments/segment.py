@@ -10,15 +10,18 @@ from orbithash.encoders.codes import Codes, check_bits, check_codes, num_bytes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT, Ids, ShardAnswer
 from orbithash.search.index.row_index import ALL_ROWS, CodeRows, RowIndex, RowMask, build_row_index
+from orbithash.search.segments.chunks import USUAL
 from orbithash.search.segments.columns import Columns
-from orbithash.search.segments.hits import ReadyHits, serialised_hits
 from orbithash.search.segments.ids import RowNumbers, SortedIds
+from orbithash.v1 import search_pb2
 
 __all__ = ["Segment"]
 
 Rows = npt.NDArray[np.integer]
 
 
+# The field `code` of a Hit; its length follows.
+_CODE_TAG = bytes([search_pb2.Hit.CODE_FIELD_NUMBER << 3 | 2])
 # Begins the names of segments in memory.
 _IN_MEMORY = "memory-"
 
@@ -62,7 +65,6 @@ class Segment:
         self.columns = columns
         self._row_index = row_index
         self._code_numbers = code_numbers
-        self._ready = ReadyHits()
 
     @classmethod
     def build(
@@ -170,7 +172,14 @@ class Segment:
             include: any of uri, caption, footprint and code. The concatenation of two serialised messages is their
                 union, so that a caller can append further fields, such as a thumbnail.
         """
-        return serialised_hits(self, rows, include, self._ready)
+        names = [*USUAL, *(name for name in include if name != "code")]
+        messages = self.columns.messages(rows, names, self.ids.of_rows(rows))
+        if "code" in include:
+            tag = _CODE_TAG + bytes([num_bytes(self.bits)])
+            messages = [
+                message + tag + code.tobytes() for message, code in zip(messages, self.codes_of(rows), strict=True)
+            ]
+        return messages
 
 
 def is_ascending(ids: Ids) -> bool:

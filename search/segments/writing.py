@@ -1,15 +1,13 @@
 """The parts of a segment while it is made: columns in a file or in memory, ids and codes of its batches."""
 
-import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.encoders.codes import Codes, check_codes, num_bytes
@@ -20,10 +18,10 @@ from orbithash.search.segments.chunks import (
     COLUMNS,
     ROWS_PER_CHUNK,
     ChunkEncoder,
+    Labels,
     chunk_tables,
-    decoded_chunks,
 )
-from orbithash.search.segments.columns import Columns
+from orbithash.search.segments.columns import ArrowColumns, Columns, batches_in
 from orbithash.search.segments.layout import checksum_of, map_file
 from orbithash.search.segments.segment import check_unique, is_ascending
 
@@ -31,10 +29,8 @@ __all__ = [
     "Batches",
     "ColumnsWriter",
     "FinishedColumns",
-    "Labels",
     "SortedCodes",
     "create_file",
-    "mapped_columns",
     "write_columns",
 ]
 
@@ -42,25 +38,6 @@ Batches = Iterable[tuple[Ids, pa.Table]]
 
 # Chunks that wait for the thread that writes.
 _MAX_WAITING = 2
-
-
-class Labels(NamedTuple):
-    """The labels of a segment as arrays: label n is text[offsets[n] : offsets[n + 1]], UTF-8."""
-
-    offsets: npt.NDArray[np.int64]
-    text: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, labels: Sequence[str]) -> "Labels":
-        """Return these labels as arrays."""
-        text = [label.encode() for label in labels]
-        offsets = np.cumsum([0, *map(len, text)], dtype=np.int64)
-        return cls(offsets, np.frombuffer(b"".join(text), np.uint8))
-
-    def array(self) -> pa.Array:
-        """Return the labels as Arrow's large_string over the same memory."""
-        buffers = (pa.py_buffer(part) for part in self)
-        return pa.LargeStringArray.from_buffers(len(self.offsets) - 1, *buffers)
 
 
 class SortedCodes(NamedTuple):
@@ -143,7 +120,7 @@ class ColumnsFile:
     def columns(self) -> Columns:
         """Complete the file and return its columns, mapped."""
         finished = self.finish().result()
-        return mapped_columns(map_file(self.path), finished.labels, finished.boxes)
+        return ArrowColumns(pa.py_buffer(map_file(self.path)), finished.labels, finished.boxes)
 
     def close(self) -> None:
         """Close the file, complete or not."""
@@ -161,7 +138,7 @@ class ColumnsFile:
         self._writer.close()
         self._file.close()
         mapped = map_file(self.path)
-        boxes = self._encoder.boxes(_batches_in(mapped))
+        boxes = self._encoder.boxes(batches_in(pa.py_buffer(mapped)))
         return FinishedColumns(len(mapped), checksum_of(mapped), Labels.of(self._encoder.labels), boxes)
 
 
@@ -204,14 +181,3 @@ def _without_codes(batches: Batches, bits: int, collected: list[SortedCodes]) ->
 def create_file(path: Path) -> int:
     """Return the descriptor of a new file that only this user may read and write."""
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-
-
-def mapped_columns(mapped: mmap.mmap, labels: Labels, boxes: Boxes | None) -> Columns:
-    """Return the columns of a finished file."""
-    batches = _batches_in(mapped)
-    return Columns(sum(map(len, batches)), decoded_chunks(batches, labels.array()), boxes)
-
-
-def _batches_in(mapped: mmap.mmap) -> list[pa.RecordBatch]:
-    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-    return [reader.get_batch(number) for number in range(reader.num_record_batches)]

@@ -59,9 +59,6 @@ def test_columns(tmp_path, monkeypatch, small_chunks, kind, seed):
         taken = columns.take(rows, names)
         assert taken.column_names == names
         assert taken.to_pydict() == expected.select(names).take(pa.array(rows)).to_pydict()
-        as_numbers = expected.set_column(4, "datetime", expected["datetime"].cast(pa.int64()))
-        values = columns.values(rows, names)
-        assert values == list(as_numbers.select(names).take(pa.array(rows)).to_pydict().values())
     for name in COLUMNS:
         array = columns.array(name)
         assert array.to_pylist() == expected[name].to_pylist()
@@ -97,7 +94,7 @@ def test_what_is_kept_of_an_archive(small_chunks):
     reader = Reader(rng, ids, table)
     columns = ArchiveColumns(SortedIds.of(ids), table.column_names, reader)
     assert reader.reads == []
-    columns.values(np.array([3]), ["key", "label"])
+    columns.messages(np.array([3]), ["key", "label"])
     columns.take(np.array([5]), ["lon", "datetime"])
     assert reader.reads == [(("key", "label", "lon", "lat", "datetime"), None)]
     columns.take(np.array([5, 5, 2]), ["uri", "key"])

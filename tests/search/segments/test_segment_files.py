@@ -20,6 +20,7 @@ from segment_parts import batches_of, codes_in, random_ids, random_table
 from orbithash.encoders.archive.tables import make_table
 from orbithash.encoders.errors import InputError
 from orbithash.search.segments import layout
+from orbithash.search.segments.boxes import _bound_simple
 from orbithash.search.segments.chunks import COLUMNS
 from orbithash.search.segments.files import (
     DamagedSegment,
@@ -27,8 +28,10 @@ from orbithash.search.segments.files import (
     merge_segments,
     open_segment,
     remove_segments,
+    warm_up,
     write_segment,
 )
+from orbithash.search.segments.hits import _write_messages
 
 BITS = 20
 
@@ -445,3 +448,18 @@ def test_the_description_is_json(tmp_path, rng):
     assert (magic, version, description["bits"], description["num_rows"]) == (b"orbitseg", 1, BITS, 100)
     for section in description["arrays"].values():
         assert (24 + length + section["offset"]) % 64 == 0
+
+
+def test_kernels_are_compiled_before_the_first_search(tmp_path, rng):
+    """Nothing is compiled for a segment of a file after `warm_up`, whatever the forms of its arrays."""
+    assert warm_up(BITS) > 0
+    kernels = (_write_messages, _bound_simple)
+    before = [kernel._compiled.signatures for kernel in kernels]
+    for segment in (
+        write_random(tmp_path, rng),
+        build_segment([(np.zeros(1, "u8"), random_table(rng, 1, BITS))], BITS),
+    ):
+        segment.hits(np.zeros(1, np.int64), ("uri", "caption"))
+        segment.hits(np.zeros(1, np.uint32))
+    assert [kernel._compiled.signatures for kernel in kernels] == before
+    assert [len(signatures) for signatures in before] == [1, 1]

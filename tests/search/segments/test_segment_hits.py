@@ -9,9 +9,9 @@ from segment_parts import batches_of, random_ids, random_table
 from orbithash.encoders.archive.tables import make_table
 from orbithash.search.protocol.hits import hit_from_pb
 from orbithash.search.protocol.queries import Hit
-from orbithash.search.segments import hits as hits_module
 from orbithash.search.segments.columns import ArchiveColumns
 from orbithash.search.segments.files import build_segment, write_segment
+from orbithash.search.segments.segment import Segment
 from orbithash.v1 import search_pb2
 
 INCLUDE = ("uri", "caption", "footprint", "code")
@@ -74,29 +74,25 @@ def test_values_at_the_ends_of_their_ranges():
     assert [hit.lat for hit in parsed(build_segment([(ids, nan)], 8).hits(rows))] == [None] * 4
 
 
-def test_ready_messages_are_bounded(monkeypatch):
-    monkeypatch.setattr(hits_module, "_MAX_READY", 20)
+def test_messages_equal_those_of_protobuf(small_chunks):
     rng = np.random.default_rng(1)
-    ids, table = np.arange(100, dtype=np.uint64), random_table(rng, 100, 16)
-    segment = build_segment([(ids, table)], 16)
-    every = segment.hits(np.arange(100))
-    ready = segment._ready
-    for _ in range(300):
-        rows = rng.integers(0, 100, 10)
-        assert segment.hits(rows) == [every[row] for row in rows.tolist()]
-        assert len(ready._younger.keys() | ready._older.keys()) <= 20
-    monkeypatch.setattr(hits_module, "_MAX_READY_BYTES", 1000)
-    for start in range(0, 100, 10):
-        segment.hits(np.arange(start, start + 10))
-    longest = max(map(len, every))
-    for messages in (ready._younger, ready._older):
-        assert sum(map(len, messages.values())) <= 500 + longest
+    ids, table = random_ids(rng, 90), random_table(rng, 90, 512, 5)
+    segment = build_segment([(ids, table)], 512)
+    messages = segment.hits(np.arange(90), INCLUDE)
+    assert messages == [search_pb2.Hit.FromString(message).SerializeToString() for message in messages]
+    assert max(map(len, messages)) > 400
 
 
-def test_a_row_that_is_shown_again_and_again_stays_ready(monkeypatch):
-    monkeypatch.setattr(hits_module, "_MAX_READY", 20)
-    segment = build_segment([(np.arange(100, dtype=np.uint64), random_table(np.random.default_rng(1), 100, 16))], 16)
-    first = segment.hits(np.array([0]))[0]
-    for row in range(1, 100):
-        segment.hits(np.array([row]))
-        assert segment.hits(np.array([0]))[0] is first
+def test_a_segment_without_columns():
+    segment = Segment.build(np.array([5, 0], np.uint64), np.array([[1], [2]], np.uint8), 8)
+    assert parsed(segment.hits(np.array([1, 0]), ("uri", "code"))) == [
+        Hit(0, 0, 5, "", None, None, None, None, {"code": b"\1"}, None),
+        Hit(0, 0, 0, "", None, None, None, None, {"code": b"\2"}, None),
+    ]
+
+
+@pytest.mark.parametrize("row", [-1, 30, 2**40])
+def test_rows_that_do_not_exist(row):
+    segment = build_segment([(np.arange(30, dtype=np.uint64), random_table(np.random.default_rng(1), 30, 8))], 8)
+    with pytest.raises(IndexError):
+        segment.columns.messages(np.array([3, row]), ["key"])
