@@ -176,14 +176,16 @@ class ArchiveColumns(Columns):
     def messages(self, rows: Rows, names: Sequence[str], ids: Ids | None = None) -> list[bytes]:
         """Return rows as serialised hits; see `Columns.messages`."""
         parts = [self._memory.messages(rows, (), ids)]
-        others = [name for name in names if name in self.names]
-        kept = [name for name in others if self._is_to_keep([name])]
-        for name in kept:
-            self.chunks(name)
-        # Columns that were read together are in the same memory.
-        for memory in dict.fromkeys(self._memories[name] for name in kept):
-            parts.append(memory.messages(rows, [name for name in kept if self._memories[name] is memory]))
-        others = [name for name in others if name not in kept]
+        kept: dict[HitMemory, list[str]] = {}
+        others = []
+        for name in names:
+            if self._is_to_keep([name]):
+                self.chunks(name)
+                # Columns that were read together are in the same memory.
+                kept.setdefault(self._memories[name], []).append(name)
+            elif name in self.names:
+                others.append(name)
+        parts += [memory.messages(rows, together) for memory, together in kept.items()]
         if others:
             columns, places = self._some(rows, others)
             parts.append(columns.messages(places, others))
@@ -196,7 +198,9 @@ class ArchiveColumns(Columns):
         return self._boxes
 
     def _is_to_keep(self, names: Sequence[str]) -> bool:
-        return all(name in self._kept or self.num_rows <= _MAX_KEPT.get(name, 0) for name in names)
+        return all(
+            name in self._kept or (name in self.names and self.num_rows <= _MAX_KEPT.get(name, 0)) for name in names
+        )
 
     def _some(self, rows: Rows, names: Sequence[str]) -> tuple[Columns, Rows]:
         """Read rows from the archive; return columns, and where in them the rows are."""
