@@ -195,9 +195,12 @@ async def _joined(
 ) -> tuple[Service, Work]:
     """Return the service of a gateway with the shards of another one, and what follows that one until it ends."""
     joining = Joining(registry, decoder, observer)
-    published, _ = await registry.published()
+    published, num_gateways = await registry.published()
     membership = Membership(maintains=False, ask_move=registry.move)
-    service = await open_service(joining.open, published.target, observer, membership)
+    # As many as the shards have replicas, as in the first gateway.
+    max_fan_outs = len(published.shards.names[0])
+    service = await open_service(joining.open, published.target, observer, membership, max_fan_outs=max_fan_outs)
+    service.num_gateways = num_gateways
     stack.push_async_callback(service.close)
 
     async def follow() -> None:
