@@ -38,17 +38,18 @@ class Opening:
 
     async def open(self, target: Target) -> Backend:
         """Open an archive; raise `InputError` for one that this gateway may not serve."""
-        settings, folder = self._settings, Path(target.model)
+        settings, model = self._settings, Path(target.model)
+        segments = settings.segments or cache_folder() / "segments"
         _check_beside(target.archive, self.served.archive, 1)
         _check_beside(target.model, self.served.model, 2)
         # In a thread, because searches continue while another archive is opened.
-        archive, card = await asyncio.to_thread(_open, target.archive, folder)
+        archive, card = await asyncio.to_thread(_open, target.archive, model)
         self._report(f"loading {archive.num_rows} codes of {archive.bits} bits into {target.num_shards} shards")
         if settings.is_local:
-            network = await asyncio.to_thread(Network, folder)
+            network = await asyncio.to_thread(Network, model)
             local_encoder = LocalEncoder(self._decoder, card.preprocessing, network, self._observer)
-            return LocalBackend(archive, local_encoder, target.num_shards, settings.index)
-        pool = self._pool = await self._pools.open(archive.model_id, folder.absolute(), *settings.num_encoders)
+            return LocalBackend(archive, local_encoder, target.num_shards, settings.index, segments)
+        pool = self._pool = await self._pools.open(archive.model_id, model.absolute(), *settings.num_encoders)
         encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer)
         try:
             return await RayBackend.start(
@@ -59,7 +60,7 @@ class Opening:
                 settings.num_replicas,
                 settings.index,
                 self._observer,
-                settings.segments or cache_folder() / "segments",
+                segments,
             )
         except BaseException:
             pool.close()

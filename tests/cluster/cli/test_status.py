@@ -40,7 +40,7 @@ def test_status_metrics_and_log_of_a_running_service(start, cli, archive, scenes
     assert (ended.code, ended.err) == (0, "")
     fields = json.loads(ended.out)
     assert (fields["rows"], fields["bits"], fields["model_id"]) == (opened.num_rows, opened.bits, opened.model_id)
-    assert (fields["archive_version"], fields["index"]) == (opened.version, "flat")
+    assert (fields["archive_version"], fields["index"]) == (opened.version, "exact")
     assert [(shard["replicas"], shard["healthy_replicas"]) for shard in fields["shards"]] == [(1, 1)] * 3
     assert sum(shard["rows"] for shard in fields["shards"]) == opened.num_rows
     assert fields["is_serving"] is fields["is_whole"] is True
