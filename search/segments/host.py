@@ -92,7 +92,7 @@ class ShardHost:
         self._history = History()
         self._selections = Selections()
         self._source = ShardSource(location, bits, ShardPart(deal, number), index)
-        self._upkeep = Upkeep(self._history, self._source, bits, index)
+        self._upkeep = Upkeep(self._history, self._source, bits, index, self._selections)
         self._other_columns: tuple[Ids, pa.Table] | None = None
         self._lock = threading.Lock()
         self._following = threading.Lock()

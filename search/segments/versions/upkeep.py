@@ -2,11 +2,13 @@
 
 import logging
 import threading
+from contextlib import suppress
 
 from orbithash.search.segments.bits import empty, full, rows
 from orbithash.search.segments.files import merge_segments
 from orbithash.search.segments.segment import Segment
-from orbithash.search.segments.selections import lower_priority
+from orbithash.search.segments.selections import Selections, lower_priority
+from orbithash.search.segments.stop import Stop, Stopped
 from orbithash.search.segments.versions.history import History
 from orbithash.search.segments.versions.merging import segments_to_merge
 from orbithash.search.segments.versions.shard_folder import Manifest, ShardFolder
@@ -28,11 +30,13 @@ _CLOSE_TIMEOUT_S = 10.0
 class Upkeep:
     """Keeps the segments of one shard few and its files up to date, in a thread that gives way to searches."""
 
-    def __init__(self, history: History, source: ShardSource, bits: int, index: str) -> None:
+    def __init__(self, history: History, source: ShardSource, bits: int, index: str, selections: Selections) -> None:
         self._history = history
         self._source = source
         self._bits = bits
         self._index = index
+        self._selections = selections
+        self._stop = Stop()
         self._folder: ShardFolder | None = None
         self._stored: ShardVersion | None = None
         self._working = threading.Lock()
@@ -72,6 +76,7 @@ class Upkeep:
     def close(self) -> None:
         """End the thread and write the manifest of the newest version. A merge that takes long is left to end alone."""
         self._is_closed = True
+        self._stop.cancel()
         self._event.set()
         if self._thread is not None:
             self._thread.join(_CLOSE_TIMEOUT_S)
@@ -127,6 +132,9 @@ class Upkeep:
             group = [part for part in newest.parts if part.segment.name in chosen]
             if group:
                 merged = self._merged(newest, group)
+                # Queries with filters in use do not wait for their evaluation over the merged segment.
+                with suppress(Stopped):
+                    self._selections.warm(merged, [part.segment for part in group], self._stop)
                 with self._history.lock:
                     self._replace(group, merged)
                 others = [part for part in newest.parts if part.segment.name not in chosen]

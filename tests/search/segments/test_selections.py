@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from filter_rows import make_rows, segment_of, table_of
 
+from orbithash.encoders.archive.archive import Archive
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.segments import bits
 from orbithash.search.segments import selections as selections_module
 from orbithash.search.segments.columns import Columns
+from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.host import ShardHost
 from orbithash.search.segments.selections import Selections
 from orbithash.search.segments.stop import Stop, Stopped
 
@@ -238,6 +241,26 @@ def test_recent_filters_are_evaluated_before_a_segment_replaces_others(selection
     ]
     with pytest.raises(Stopped):
         selections.warm(segment_of(table_of(ROWS)), [small], Stop(0))
+
+
+def test_filters_in_use_are_ready_after_a_merge(tmp_path):
+    rng = np.random.default_rng(0)
+    archive = Archive.create(tmp_path / "archive", 8, "m" * 32)
+    host = ShardHost(archive.path, 8, Deal(1, 20), 0)
+    lon = rng.uniform(-180, 180, 10_000)
+    for part in (slice(0, 5000), slice(5000, 10_000)):
+        keys = [f"k{number}" for number in range(part.start, part.stop)]
+        codes = rng.integers(0, 256, (5000, 1), np.uint8)
+        table = Archive.table(codes, 8, keys, keys, lon=lon[part].tolist(), lat=[0.0] * 5000)
+        archive.commit(Archive.write_fragments(archive.path, table))
+        host.follow(archive.version)
+    assert host.count(archive.version, "lon > 3", Stop(60)) == (lon > 3).sum()
+    until(lambda: not host._upkeep.work() and host.status().num_segments == 1)
+    num_evaluations = host._selections.num_evaluations
+    assert host.is_ready(archive.version, "lon > 3")
+    assert host.count(archive.version, "lon > 3", Stop(60)) == (lon > 3).sum()
+    assert host._selections.num_evaluations == num_evaluations
+    host.close()
 
 
 def test_parsed_filters_are_bounded(selections, small):
