@@ -23,8 +23,8 @@ __all__ = ["Backend", "LocalBackend", "LocalShardClient"]
 
 Result = TypeVar("Result")
 
-# Maximum time of a search in the event loop, which is about what a thread costs under load, as far as it can be told
-# from earlier searches; and what is assumed of the first one.
+# Maximum time of a search in the event loop, about what a thread costs under load. The time is estimated from earlier
+# searches; that of the first one from the number of rows.
 _MAX_BLOCKING_S, _ASSUMED_S_PER_ROW = 1e-3, 1e-9
 # Rows of hits that are returned in the event loop.
 _MAX_HITS_NOW = 512

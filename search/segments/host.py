@@ -26,7 +26,7 @@ from orbithash.search.segments.segment import Segment
 from orbithash.search.segments.selections import Selected, Selections
 from orbithash.search.segments.stop import Stop
 from orbithash.search.segments.versions.history import MAX_VERSIONS, History, VersionGone
-from orbithash.search.segments.versions.merging import SMALL_ROWS, small_segments
+from orbithash.search.segments.versions.merging import small_segments
 from orbithash.search.segments.versions.shard_folder import ShardFolder
 from orbithash.search.segments.versions.shard_version import LiveSegment, ShardVersion
 from orbithash.search.segments.versions.source import ShardSource
@@ -294,7 +294,7 @@ class ShardHost:
         """Return segments and a new one, after merging the small ones. The caller holds the lock of the history."""
         free = [part for part in parts if part.num_alive and part.segment.name not in self._history.merging]
         small = [free[number] for number in small_segments([part.num_alive for part in free], new.num_rows)]
-        if not small or new.num_rows >= SMALL_ROWS:
+        if not small:
             return [*parts, LiveSegment.of(new)]
         pairs = [(part.segment, part.alive) for part in small]
         merged = merge_segments(None, [*pairs, (new, None)], self._bits, self._index)
@@ -328,12 +328,13 @@ class ShardHost:
                     for name, alive in manifest.segments
                 ]
             except DamagedSegment as error:
-                logger.warning("shard %d is read from the archive: %s", number, error)
+                logger.warning("rows of shard %d are read from the archive: %s", number, error)
                 continue
             shard = ShardVersion.of(manifest.version, manifest.commit_id, self._bits, parts)
             if self._belongs(shard):
-                self._upkeep.use(folder, shard)
                 self._publish(shard)
+                # Soon, this replica has a manifest of its own.
+                self._upkeep.notify()
                 return
 
     # Reading

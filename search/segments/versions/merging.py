@@ -26,7 +26,8 @@ def small_segments(num_alive: Sequence[int], num_new: int) -> list[int]:
 
     `num_alive`: rows of each segment that exist.
     """
-    chosen, total = [], num_new
+    chosen: list[int] = []
+    total = num_new
     for number in sorted(range(len(num_alive)), key=lambda number: num_alive[number]):
         total += num_alive[number]
         if total >= SMALL_ROWS:

@@ -10,6 +10,7 @@ again.
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from orbithash.search.segments.files import remove_segments
 from orbithash.search.segments.layout import DamagedSegment, map_file, read_arrays, write_arrays
 
 __all__ = ["Manifest", "ShardFolder"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_SLOTS = 1024
 # A manifest of a replica that does not run any more keeps its segments for this time.
@@ -67,8 +70,10 @@ class ShardFolder:
         """Return the manifests that can be read, the newest version first."""
         found = []
         for path in self.path.glob("manifest-*[0-9]"):
-            with suppress(DamagedSegment):
+            try:
                 found.append(_read(path))
+            except DamagedSegment as error:
+                logger.warning("rows are read from the archive: %s", error)
         return sorted(found, key=lambda manifest: -manifest.version)
 
     def write(self, manifest: Manifest) -> None:

@@ -44,9 +44,9 @@ class Upkeep:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    def use(self, folder: ShardFolder, stored: ShardVersion | None = None) -> None:
-        """Write manifests into a folder, which has a manifest of the version `stored`."""
-        self._folder, self._stored = folder, stored
+    def use(self, folder: ShardFolder) -> None:
+        """Write manifests into a folder."""
+        self._folder = folder
 
     def forget_stored(self) -> None:
         """Write a manifest soon, because the stored version is of no use."""
@@ -84,8 +84,10 @@ class Upkeep:
             return
         try:
             newest = self._history.newest
-            if newest is not None and self._folder is not None and not self._is_stored(newest):
-                self._merge_and_store(newest, set())
+            if newest is not None and self._folder is not None:
+                if not self._is_stored(newest):
+                    self._merge_and_store(newest, set())
+                self._folder.clean(())
         except Exception:
             logger.exception("the segments of shard %d were not stored", self._source.part.number)
         finally:

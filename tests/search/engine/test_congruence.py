@@ -6,59 +6,45 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from search_parts import StubEncoder, random_codes
+from shard_cases import FILTERS, ChangingArchive, Shards, check_version, near_oracle
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.async_client import AsyncClient
-from orbithash.search.engine.backend import LocalBackend, LocalShardClient
+from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.gateway.gateway import start_gateway
 from orbithash.search.protocol.queries import Cursor, Example, Query
 from orbithash.search.protocol.rows import Row
+from orbithash.search.segments.versions import merging, source
 from orbithash.search.service.service import Target, open_service
 from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 
-NUM_CASES, CASES_A_TEST = 208, 8
-
-FILTERS = {
-    "": lambda row: True,
-    "label = 'c1'": lambda row: row["label"] == "c1",
-    "label IS NULL OR lon > 0.5": lambda row: row["label"] is None or row["lon"] > 0.5,
-    "NOT label = 'c2' AND lon BETWEEN 0.2 AND 0.8": lambda row: (
-        row["label"] not in (None, "c2") and 0.2 <= row["lon"] <= 0.8
-    ),
-    "key LIKE 'k%1'": lambda row: row["key"].startswith("k") and row["key"].endswith("1"),
-    "S_INTERSECTS(footprint, BBOX(0.25, -1, 0.75, 1)) AND label IN ('c0', 'c2')": lambda row: (
-        0.25 <= row["lon"] <= 0.75 and row["label"] in ("c0", "c2")
-    ),
-    "lon > 7": lambda row: False,
-}
+# Archives, and shards over each of them: other numbers of shards, other blocks of ids, other versions, other files.
+NUM_ARCHIVES, SHARDS_AN_ARCHIVE = 48, 10
+# Services with changes, half of them by another program.
+NUM_SERVICES, SERVICES_A_TEST = 64, 8
 
 
-class ReplicatedBackend(LocalBackend):
-    """Each shard has several replicas, which share one host."""
+class ReplicatedBackend:
+    """Each shard has several replicas, which hold its rows each."""
 
-    def __init__(self, num_replicas, *args):
-        super().__init__(*args)
-        self.num_replicas = num_replicas
+    def __init__(self, num_replicas, archive, *args):
+        self.archive, self.encoder, self.index = archive, args[0], args[2]
+        self._backends = [LocalBackend(archive, *args) for _ in range(num_replicas)]
 
-    async def _snapshot(self, version):
+    async def at(self, version):
+        snapshots = [await backend.at(version) for backend in self._backends]
+        replicas = [snapshot.shards for snapshot in snapshots]
         shards = [
-            ReplicatedShard(
-                [LocalShardClient(host, version)] * self.num_replicas,
-                [Replica() for _ in range(self.num_replicas)],
-                Hedging(),
-            )
-            for host in self._hosts
+            ReplicatedShard(list(of_shard), [Replica() for _ in of_shard], Hedging())
+            for of_shard in zip(*replicas, strict=True)
         ]
-        return Snapshot.of(Archive.open(self.archive.path, version), shards, self.encoder)
+        first = snapshots[0]
+        return Snapshot.of(first.archive, shards, first.deal, first.encoder)
 
-
-def oracle(rows, code, k, passes, radius=None, after=None):
-    """Return hits [(distance, id)] and ties at the cut-off among rows {id: row}."""
-    every = sorted((int(np.bitwise_count(row["code"] ^ code).sum()), id_) for id_, row in rows.items() if passes(row))
-    every = [hit for hit in every if (radius is None or hit[0] <= radius) and (after is None or hit > after)]
-    hits = every[:k]
-    return hits, sum(distance == hits[-1][0] for distance, _ in every) if hits else 0
+    async def close(self):
+        for backend in self._backends:
+            await backend.close()
 
 
 def random_row(rng, key, pool):
@@ -75,6 +61,12 @@ def as_row(row):
     return Row(key=row["key"], code=row["code"].tobytes(), label=row["label"], lon=row["lon"], lat=0.0)
 
 
+def as_table(rows, bits):
+    columns = {name: [row[name] for row in rows] for name in ("key", "label", "lon")}
+    codes = np.stack([row["code"] for row in rows])
+    return Archive.table(codes, bits, **columns, uri=columns["key"], lat=[0.0] * len(rows))
+
+
 async def change(rng, service, rows_by_key, pool):
     """Add, change and remove some rows, in several concurrent calls."""
     new = [random_row(rng, f"n{rng.integers(10**6)}", pool) for _ in range(rng.integers(0, 20))]
@@ -82,10 +74,19 @@ async def change(rng, service, rows_by_key, pool):
     rng.shuffle(keys)
     again = [random_row(rng, key, pool) for key in keys[: rng.integers(0, 20)]]
     gone = keys[20 : 20 + int(rng.integers(0, 30))]
-    wishes = [service.upsert(list(map(as_row, rows))) for rows in (new, again) if rows]
-    if gone:
-        wishes.append(service.delete(gone))
-    await asyncio.gather(*wishes)
+    if rng.random() < 0.5:
+        # Another program; the service follows it.
+        archive = Archive.open(service.backend.archive.path)
+        for rows in (new, again):
+            if rows:
+                archive.upsert(as_table(rows, archive.bits))
+        archive.delete(gone)
+        await service.refresh()
+    else:
+        wishes = [service.upsert(list(map(as_row, rows))) for rows in (new, again) if rows]
+        if gone:
+            wishes.append(service.delete(gone))
+        await asyncio.gather(*wishes)
     for row in (*new, *again):
         rows_by_key[row["key"]] = row
     for key in gone:
@@ -105,7 +106,7 @@ async def check(rng, ask, rows, bits, pool):
         if rng.random() < 0.15:
             given, code = recommended(rng, bits, pool)
         answer = await ask(Query(**given, k=k, radius=radius, filter=text, include=("code",)))
-        expected = oracle(rows, code, k, passes, radius)
+        expected = near_oracle(rows, code, k, passes, radius)
         assert ([(hit.distance, hit.id) for hit in answer.hits], answer.ties_at_cutoff) == expected, (text, radius)
         for hit in answer.hits:
             row = rows[hit.id]
@@ -115,7 +116,7 @@ async def check(rng, ask, rows, bits, pool):
         assert answer.matching_rows == (sum(map(passes, rows.values())) if text else None)
         if answer.next is not None:
             page = await ask(Query(**given, k=k, radius=radius, filter=text, after=answer.next))
-            after = oracle(rows, code, k, passes, radius, (answer.next.distance, answer.next.id))
+            after = near_oracle(rows, code, k, passes, radius, (answer.next.distance, answer.next.id))
             assert ([(hit.distance, hit.id) for hit in page.hits], page.ties_at_cutoff) == after
 
 
@@ -146,18 +147,9 @@ async def scenario(seed, folder):
     for start, stop in pairwise([0, num_rows // 3, num_rows]):
         rows = [rows_by_key[f"k{i}"] for i in order[start:stop]]
         if rows:
-            columns = {name: [row[name] for row in rows] for name in ("label", "lon")}
-            table = Archive.table(
-                np.stack([row["code"] for row in rows]),
-                bits,
-                [row["key"] for row in rows],
-                [row["key"] for row in rows],
-                **columns,
-                lat=[0.0] * len(rows),
-            )
-            written.commit(Archive.write_fragments(folder, table))
+            written.commit(Archive.write_fragments(folder, as_table(rows, bits)))
     num_shards, num_replicas = int(rng.integers(1, 9)), int(rng.integers(1, 4))
-    index = str(rng.choice(["flat", "multi-hash"]))
+    index = str(rng.choice(["exact", "flat"]))
 
     async def open_backend(target):
         return ReplicatedBackend(num_replicas, Archive.open(target.archive), StubEncoder(), target.num_shards, index)
@@ -178,10 +170,42 @@ async def scenario(seed, folder):
         await service.close()
 
 
-@pytest.mark.parametrize("first", range(0, NUM_CASES, CASES_A_TEST))
+@pytest.mark.parametrize("first", range(0, NUM_SERVICES, SERVICES_A_TEST))
 def test_every_way_of_serving_equals_the_oracle(first, tmp_path):
-    for seed in range(first, first + CASES_A_TEST):
+    for seed in range(first, first + SERVICES_A_TEST):
         asyncio.run(scenario(9000 + seed, tmp_path / str(seed)))
+
+
+@pytest.mark.parametrize("seed", range(NUM_ARCHIVES))
+def test_shards_that_follow_an_archive_equal_the_oracle(seed, tmp_path, monkeypatch):
+    case = ChangingArchive.create(tmp_path / "archive", seed, max_rows=6000 if seed % 12 == 0 else 300)
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        case.change()
+    versions = sorted(case.versions)
+    for number in range(SHARDS_AN_ARCHIVE):
+        # Many segments, or few.
+        monkeypatch.setattr(merging, "SMALL_ROWS", int(rng.choice([1, 30, 4096])))
+        monkeypatch.setattr(source, "MAX_ROWS", int(rng.choice([16, 2**25])))
+        folder = tmp_path / str(number) if rng.random() < 0.6 else None
+        shape = (
+            int(rng.choice([1, 1, 2, 3, 5, 8])),
+            int(rng.integers(0, 7)),
+            str(rng.choice(["exact", "exact", "flat"])),
+        )
+        shards = Shards.of(case, *shape, folder)
+        held = []
+        for version in np.sort(rng.choice(versions, 3)).tolist():
+            assert shards.follow(version) == len(case.versions[version])
+            held.append(version)
+            if rng.random() < 0.4:
+                shards.merge_all()
+            check_version(case, shards, held[rng.integers(len(held))], num_searches=2)
+            if rng.random() < 0.3:
+                shards.close()
+                shards = Shards.of(case, *shape, folder)
+                held = []
+        shards.close()
 
 
 def test_a_cursor_is_a_place_and_not_a_row():
