@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 __all__ = ["FORMAT_VERSION", "DamagedSegment", "checksum_of", "map_file", "read_arrays", "write_arrays"]
 
+# Raise it with each change of the files, of the arrays of an index, and of `chunks.ROWS_PER_CHUNK`.
 FORMAT_VERSION = 1
 
 _MAGIC = b"orbitseg"

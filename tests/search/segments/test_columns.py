@@ -1,5 +1,7 @@
 """Columns of segments in memory, mapped and read from an archive, against the values that were written."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -179,3 +181,30 @@ def test_columns_without_rows(tmp_path):
     for columns in (segment.columns, ColumnsInMemory.of(table)):
         assert columns.array("label").to_pylist() == []
         assert columns.take(np.arange(0), ["key", "label"]).to_pydict() == {"key": [], "label": []}
+
+
+def test_concurrent_readers_of_an_archive(small_chunks):
+    """Each column is read once, and every thread gets it."""
+    rng = np.random.default_rng(8)
+    ids, table = np.arange(200, dtype=np.uint64), random_table(rng, 200, 16, DIMS)
+    reader = Reader(rng, ids, table)
+    columns = ArchiveColumns(SortedIds.of(ids), table.column_names, reader)
+    start, results = threading.Barrier(8), []
+
+    def use():
+        start.wait()
+        boxes = columns.boxes()
+        results.append((columns.messages(np.arange(200), ["key", "lat"], ids), columns.array("lat").to_pylist(), boxes))
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = ColumnsInMemory.of(table.select(COLUMNS))
+    assert len(results) == 8
+    for messages, latitudes, boxes in results:
+        assert messages == expected.messages(np.arange(200), ["key", "lat"], ids)
+        assert latitudes == table["lat"].to_pylist()
+        np.testing.assert_array_equal(boxes, expected.boxes())
+    assert len(reader.reads) == 2
