@@ -1,6 +1,7 @@
 """Find near-duplicates in an archive: groups of rows connected by small distances."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import Ids
-from orbithash.search.index.indexes import build_index
+from orbithash.search.index.indexes import range_search
 
 __all__ = ["duplicate_groups"]
 
@@ -17,6 +18,8 @@ Numbers = npt.NDArray[np.int64]
 _QUERIES_AT_ONCE = 256
 # Links collected before they are merged into groups; 16 bytes each.
 _MAX_LINKS = 10_000_000
+# Multi-index hashing: limits on the bits of a part of a code, and number of bits that are flipped in each part.
+_MIN_PART_BITS, _MAX_PART_BITS, _FLIPS = 8, 24, 1
 
 
 def duplicate_groups(ids: Ids, codes: Codes, bits: int, radius: int) -> list[Ids]:
@@ -58,11 +61,11 @@ def duplicate_groups(ids: Ids, codes: Codes, bits: int, radius: int) -> list[Ids
 
 def _links(nodes: Codes, radius: int) -> Iterator[Numbers]:
     """Yield the pairs [2, L] of nodes at most `radius` apart, each pair once, in batches."""
-    index = build_index("multi-hash", nodes)
+    index = _faiss_index(nodes, radius)
     batches: list[Numbers] = []
     num_links = 0
     for start in range(0, len(nodes), _QUERIES_AT_ONCE):
-        found = index.within(nodes[start : start + _QUERIES_AT_ONCE], radius)
+        found = range_search(index, nodes[start : start + _QUERIES_AT_ONCE], radius)
         here = start + np.repeat(np.arange(len(found.limits) - 1), np.diff(found.limits))
         is_ordered = here < found.numbers
         batches.append(np.stack([here[is_ordered], found.numbers[is_ordered]]))
@@ -72,6 +75,26 @@ def _links(nodes: Codes, radius: int) -> Iterator[Numbers]:
             batches, num_links = [], 0
     if batches:
         yield np.concatenate(batches, axis=1)
+
+
+def _faiss_index(codes: Codes, radius: int) -> Any:
+    """Return an index of FAISS that finds all codes within the radius.
+
+    For a small radius, hash tables of parts of the codes (Norouzi et al., CVPR 2012): a code at distance r from the
+    query differs from it in at most r // parts bits of at least one part. For a larger one, a linear scan.
+    """
+    import faiss
+
+    bits = 8 * codes.shape[1]
+    part_bits = max(_MIN_PART_BITS, min(_MAX_PART_BITS, int(np.log2(max(2, len(codes))))))
+    num_parts = max(1, bits // part_bits)
+    if radius < num_parts * (_FLIPS + 1):
+        index: Any = faiss.IndexBinaryMultiHash(bits, num_parts, min(part_bits, bits // num_parts))
+        index.nflip = _FLIPS
+    else:
+        index = faiss.IndexBinaryFlat(bits)
+    index.add(codes)
+    return index
 
 
 def _connected(group_of: Numbers, links: Numbers) -> Numbers:

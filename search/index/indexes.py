@@ -1,10 +1,8 @@
-"""FAISS indexes over the distinct codes of a shard, by name.
+"""FAISS indexes over the distinct codes of a segment, by name.
 
-"flat" and "multi-hash" are exact: "flat" compares a query with every code, "multi-hash" answers small radii from hash
-tables and everything else as "flat". "ivf" and "hnsw" are approximate: they compare a query with some of the codes, so
-they can miss hits, and answers depend on the number of shards. An index cannot be updated: it is built again after each
-change of the rows and for each filter, which takes long for "ivf" and "hnsw". "gpu-flat" is "flat" on a GPU and
-requires faiss-gpu.
+"flat" is exact: it compares a query with every code; "gpu-flat" is the same on a GPU and requires faiss-gpu. "ivf" and
+"hnsw" are approximate: they compare a query with some of the codes, so they can miss hits, and answers depend on the
+number of shards and segments. They are built with each segment, which takes long.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -15,14 +13,10 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes
 from orbithash.encoders.errors import InputError
 
-__all__ = ["INDEXES", "CodeIndex", "Near", "Within", "build_index", "is_exact_index"]
+__all__ = ["INDEXES", "CodeIndex", "Near", "Within", "build_index", "range_search"]
 
 Distances = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]
-
-# Multi-index hashing: limits on the bits of a part, whose table has up to 2^bits buckets, and the number of flipped
-# bits that a search tries in each part.
-_MIN_PART_BITS, _MAX_PART_BITS, _FLIPS = 8, 24, 1
 
 # Number of lists of "ivf", as a multiple of the square root of the number of codes, and the share that a query probes.
 _LISTS_PER_ROOT, _PROBED_SHARE = 1.0, 1 / 16
@@ -80,37 +74,10 @@ class _Flat:
         return Near(*self._flat.search(queries, k))
 
     def within(self, queries: Codes, radius: int) -> Within:
-        return _range_search(self._flat, queries, radius)
+        return range_search(self._flat, queries, radius)
 
     def is_quick_within(self, radius: int) -> bool:
         return False
-
-
-class _MultiHash(_Flat):
-    """Multi-index hashing (Norouzi et al., CVPR 2012) for small radii, a linear scan for other queries.
-
-    Codes are cut into parts. A code at distance r from the query differs from it in at most r // parts bits of at least
-    one part. Each part has a hash table; searched with up to `_FLIPS` flipped bits, the tables together contain every
-    code up to distance `_reach`.
-    """
-
-    def __init__(self, codes: Codes) -> None:
-        import faiss
-
-        super().__init__(codes)
-        bits = 8 * codes.shape[1]
-        part_bits = max(_MIN_PART_BITS, min(_MAX_PART_BITS, int(np.log2(max(2, len(codes))))))
-        num_parts = max(1, bits // part_bits)
-        self._tables = faiss.IndexBinaryMultiHash(bits, num_parts, min(part_bits, bits // num_parts))
-        self._tables.nflip = _FLIPS
-        self._tables.add(codes)
-        self._reach = num_parts * (_FLIPS + 1) - 1
-
-    def within(self, queries: Codes, radius: int) -> Within:
-        return _range_search(self._tables if self.is_quick_within(radius) else self._flat, queries, radius)
-
-    def is_quick_within(self, radius: int) -> bool:
-        return bool(radius <= self._reach)
 
 
 class _Ivf:
@@ -137,7 +104,7 @@ class _Ivf:
         return Near(*self._index.search(queries, k))
 
     def within(self, queries: Codes, radius: int) -> Within:
-        return _range_search(self._index, queries, radius)
+        return range_search(self._index, queries, radius)
 
     def is_quick_within(self, radius: int) -> bool:
         return True
@@ -189,7 +156,6 @@ class _GpuFlat(_Flat):
 
 INDEXES: dict[str, type[_Flat] | type[_Ivf] | type[_Hnsw]] = {
     "flat": _Flat,
-    "multi-hash": _MultiHash,
     "ivf": _Ivf,
     "hnsw": _Hnsw,
     "gpu-flat": _GpuFlat,
@@ -197,20 +163,8 @@ INDEXES: dict[str, type[_Flat] | type[_Ivf] | type[_Hnsw]] = {
 
 
 def build_index(name: str, codes: Codes) -> CodeIndex:
-    """Return the index of this name over distinct codes uint8 [N, B]; raise `InputError` for an unknown name."""
-    _check_name(name)
+    """Return the index of this name, one of `INDEXES`, over distinct codes uint8 [N, B]."""
     return INDEXES[name](codes)
-
-
-def is_exact_index(name: str) -> bool:
-    """Return whether the index of this name compares a query with every code; `InputError` for an unknown name."""
-    _check_name(name)
-    return INDEXES[name].is_exact
-
-
-def _check_name(name: str) -> None:
-    if name not in INDEXES:
-        raise InputError(f"unknown index {name!r}; there are {', '.join(INDEXES)}")
 
 
 def _one_thread() -> None:
@@ -223,7 +177,8 @@ def _one_thread() -> None:
     faiss.omp_set_num_threads(1)
 
 
-def _range_search(index: Any, queries: Codes, radius: int) -> Within:
+def range_search(index: Any, queries: Codes, radius: int) -> Within:
+    """Return the codes at most `radius` bits from each query, found by an index of FAISS."""
     _one_thread()
     # The radius of FAISS is exclusive.
     limits, distances, numbers = index.range_search(queries, radius + 1)

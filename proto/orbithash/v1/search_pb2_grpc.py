@@ -29,7 +29,7 @@ class SearchServiceStub:
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.
@@ -75,7 +75,7 @@ class SearchServiceServicer:
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.
@@ -162,7 +162,7 @@ class SearchService:
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.

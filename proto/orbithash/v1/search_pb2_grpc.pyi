@@ -71,7 +71,7 @@ class SearchServiceStub:
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.
@@ -106,7 +106,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.
@@ -137,7 +137,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads one version of one archive: nearest codes by Hamming distance, and rows by key or filter. These calls change
     nothing, so a failed one may be repeated.
 
-    With an exact index ("flat", "multi-hash", "gpu-flat") an answer is exact and deterministic: hits are ordered by
+    With an exact index ("exact", "flat", "gpu-flat") an answer is exact and deterministic: hits are ordered by
     (distance, id), and the same request against the same archive version gives the same hits for every number of
     shards, replicas and threads. With an approximate index ("ivf", "hnsw") nearer rows may be missing from the hits.
     SearchResponse.is_exact says which kind an answer is.

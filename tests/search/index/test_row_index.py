@@ -148,14 +148,18 @@ def test_the_tables_of_a_file_serve_as_built_ones():
 def test_the_way_of_a_search_is_chosen_by_cost():
     rng = np.random.default_rng(5)
     codes, near = clustered(rng, 200_000, 64, 0.02, num_centres=50_000)
-    index = ExactIndex(CodeRows.build(codes, 64), 64)
-    answer, num_scanned = index.search_counted(near, 3)
-    assert num_scanned == 0
-    check(answer, codes, near, 3)
-    far = rng.integers(0, 256, (2, 8), np.uint8)
-    answer, num_scanned = index.search_counted(np.concatenate([near, far]), 3)
-    assert num_scanned == 2
-    check(answer, codes, np.concatenate([near, far]), 3)
+    rows = CodeRows.build(codes, 64)
+    by_cost, by_scan = ExactIndex(rows, 64), ExactIndex(rows, 64, how=SCAN)
+    assert by_cost.search_counted(near, 3)[1] == 0
+    # From rows to random codes: the search ends in the tables at once, by the counted cost, or by the scan.
+    flips = np.packbits(rng.random((60, 64)) < np.linspace(0, 0.5, 60)[:, None], axis=1)
+    queries = codes[:60] ^ flips
+    assert by_cost.search_counted(queries[-1:], 3)[1] == 1
+    for batch in [queries, *np.split(queries, 20)]:
+        for radius in (None, 7):
+            answer, expected_answer = (index.search(batch, 3, radius) for index in (by_cost, by_scan))
+            for part, expected_part in zip(answer, expected_answer, strict=True):
+                assert np.array_equal(part, expected_part)
 
 
 @pytest.mark.parametrize("name", ["ivf", "hnsw"])
