@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from orbithash.cluster.bench.serving.processes import process_seconds, shard_pids
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes, pack
 
@@ -29,10 +31,10 @@ class _NoModel:
 
 
 def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:
-    """Measure the CPU time (ms) of this process per query, with 1 and with `num_actors` shards as Ray actors.
+    """Measure the CPU time (ms) of this process and of its actors per query, with 1 and with `num_actors` shards.
 
     Measured for lone queries, and for `_IN_FLIGHT` queries at a time, whose batches share calls. `call_ms_…` is the
-    cost of one more shard.
+    cost of one more shard in this process, `shard_call_ms_…` that in the actor.
     """
     from orbithash.cluster.bench.inputs import write_archive
     from orbithash.cluster.runtime import connected
@@ -50,6 +52,7 @@ def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:
     for how in ("lone", "batched"):
         one, all_ = (metrics[f"actors_{count}_{how}_cpu_ms"] for count in (1, num_actors))
         metrics[f"call_ms_{how}"] = (all_ - one) / max(1, num_actors - 1)
+        metrics[f"shard_call_ms_{how}"] = metrics[f"actors_{num_actors}_{how}_shards_cpu_ms"] / num_actors
     return metrics
 
 
@@ -74,18 +77,27 @@ async def _measure(archive: Archive, num_shards: int, queries: Codes, k: int) ->
             return seconds
 
         await search(range(_NUM_WARM_UP))
-        cpu_begun = time.process_time()
+        cpu_begun, shards_begun = time.process_time(), _shard_seconds()
         seconds = await search(range(_NUM_LONE))
         lone_s = (time.process_time() - cpu_begun) / _NUM_LONE
-        begun, cpu_begun = time.perf_counter(), time.process_time()
+        lone_shards_s = (_shard_seconds() - shards_begun) / _NUM_LONE
+        begun, cpu_begun, shards_begun = time.perf_counter(), time.process_time(), _shard_seconds()
         await asyncio.gather(*(search(range(first, _NUM_BATCHED, _IN_FLIGHT)) for first in range(_IN_FLIGHT)))
         batched_s = (time.process_time() - cpu_begun) / _NUM_BATCHED
+        batched_shards_s = (_shard_seconds() - shards_begun) / _NUM_BATCHED
         rate = _NUM_BATCHED / (time.perf_counter() - begun)
     finally:
         await backend.close()
     return {
         "p50_ms": 1e3 * float(np.median(seconds)),
         "lone_cpu_ms": 1e3 * lone_s,
+        "lone_shards_cpu_ms": 1e3 * lone_shards_s,
         "batched_queries_per_s": rate,
         "batched_cpu_ms": 1e3 * batched_s,
+        "batched_shards_cpu_ms": 1e3 * batched_shards_s,
     }
+
+
+def _shard_seconds() -> float:
+    """Return the seconds of a core that the shard actors of this process have used."""
+    return sum(map(process_seconds, shard_pids(os.getpid())))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from orbithash.cluster.planning.requirements import CodeKind
-from orbithash.encoders.codes import num_bytes
 from orbithash.encoders.errors import InputError
 
 __all__ = ["MEASURED", "Costs", "Probe", "fitted"]
@@ -38,10 +37,11 @@ class Costs:
     Attributes:
         source: where the constants were measured.
         scan_s: fixed cost of one query in one shard.
-        code_s, byte_s: cost of comparing a query with one distinct code: per code, and per byte of the code.
+        word_s: cost of comparing a query with one distinct code, per 64 bits of the code.
         batch_share: share of that cost that each query of a batch of 64 has, because they share what is read.
         probes: measured searches of learned codes by probing; other lengths and numbers are interpolated.
-        search_tail: ratio of the 99th percentile of a search to its median.
+        scan_tail, probe_tail: ratio of the 99th percentile of a search to its median, by comparing all codes and by
+            probing.
         call_s, shard_call_s: cost of one call to one shard, in the gateway and in the shard's process.
         hop_s: latency of a call and its answer, without work.
         query_s: cost of one query in the gateway, without shards.
@@ -50,7 +50,6 @@ class Costs:
         map_s: cost of mapping and checking a shard's own files instead, per row.
         change_s: a shard's part of a commit of few rows, whatever its size.
         filter_s: cost of a new filter, per row: LIKE, the most expensive of those without a geometry.
-        table_bytes: tables for probing, per distinct code.
         replica_bytes, gateway_bytes: memory of the process of a replica and of a gateway, without rows.
         column_bytes, index_bytes, thumbnail_bytes: size of a row on disk: its columns without code and thumbnail, its
             entry in the index of keys, its thumbnail.
@@ -61,11 +60,11 @@ class Costs:
 
     source: str
     scan_s: float
-    code_s: float
-    byte_s: float
+    word_s: float
     batch_share: float
     probes: tuple[Probe, ...]
-    search_tail: float
+    scan_tail: float
+    probe_tail: float
     call_s: float
     shard_call_s: float
     hop_s: float
@@ -76,7 +75,6 @@ class Costs:
     map_s: float
     change_s: float
     filter_s: float
-    table_bytes: float
     replica_bytes: float
     gateway_bytes: float
     column_bytes: float
@@ -88,7 +86,7 @@ class Costs:
 
     def compare_s(self, bits: int) -> float:
         """Return the seconds of comparing a lone query with one distinct code."""
-        return self.code_s + self.byte_s * num_bytes(bits)
+        return self.word_s * math.ceil(bits / 64)
 
     def search_s(self, kind: CodeKind, codes: float, bits: int, batch: float = 1.0) -> float:
         """Return the seconds of one query of a batch in a shard with this number of distinct codes."""
@@ -96,6 +94,10 @@ class Costs:
         shared = self.batch_share + (1 - self.batch_share) * (64 / min(max(batch, 1), 64) - 1) / 63
         scan_s = self.scan_s + codes * self.compare_s(bits) * shared
         return scan_s if kind == "random" else min(self.scan_s + self._probe_s(codes, bits), MAX_PROBE * scan_s)
+
+    def tail(self, kind: CodeKind) -> float:
+        """Return the ratio of the 99th percentile of a search to its median."""
+        return self.scan_tail if kind == "random" else self.probe_tail
 
     def _probe_s(self, codes: float, bits: int) -> float:
         """Return the seconds of probing, by power laws between the measured numbers of codes and lengths."""
@@ -119,16 +121,16 @@ MEASURED = Costs(
     source="2 cores (AMD EPYC), 2026-11-28",
     # orbithash bench search --rows R --bits B --engine exact --engine faiss-flat: medians of a lone query over random
     # codes, and in batches of 64.
-    scan_s=20e-6,
-    code_s=0.355e-9,
-    byte_s=0.0272e-9,
-    batch_share=0.33,
+    scan_s=4e-6,
+    word_s=0.26e-9,
+    batch_share=0.35,
     # The same with --codes mixture (10,000 centres, flip 0.06).
-    probes=(Probe(64, 1e6, 106e-6), Probe(64, 1e7, 63e-6)),
-    search_tail=4.0,
+    probes=(Probe(64, 1e6, 25e-6), Probe(64, 1e7, 28e-6), Probe(128, 1e6, 38e-6), Probe(256, 1e6, 62e-6)),
+    scan_tail=1.3,
+    probe_tail=5.0,
     # orbithash bench fanout --actors 16: CPU time of the calling process and of a shard, and the latency beyond them.
-    call_s=120e-6,
-    shard_call_s=200e-6,
+    call_s=370e-6,
+    shard_call_s=500e-6,
     hop_s=500e-6,
     # orbithash bench serve --local (docs/results.md), minus the search.
     query_s=300e-6,
@@ -136,11 +138,10 @@ MEASURED = Costs(
     merge_s=1.5e-6,
     merge_hit_s=0.1e-6,
     # orbithash bench changes --rows 10000000.
-    load_s=0.6e-6,
-    map_s=0.1e-6,
-    change_s=20e-3,
-    filter_s=40e-9,
-    table_bytes=15.6,
+    load_s=0.8e-6,
+    map_s=0.011e-6,
+    change_s=14e-3,
+    filter_s=55e-9,
     # Resident memory of actors and gateway under orbithash bench soak, without rows.
     replica_bytes=340e6,
     gateway_bytes=450e6,
@@ -163,13 +164,12 @@ def fitted(files: Sequence[Path]) -> Costs:
     """
     results = [_measured(path) for path in files]
     costs = replace(MEASURED, source=f"searches: {', '.join(map(str, files))}; other costs: {MEASURED.source}")
-    largest = max(results, key=lambda result: result.codes * MEASURED.compare_s(result.bits))
-    costs = replace(costs, search_tail=max(1.0, largest.tail))
     if scans := [result for result in results if result.is_random]:
         costs = _with_scans(costs, scans)
     if probes := [result for result in results if not result.is_random]:
         fitted_probes = tuple(Probe(each.bits, each.codes, max(1e-9, each.seconds - costs.scan_s)) for each in probes)
-        costs = replace(costs, probes=fitted_probes)
+        tail = max(1.0, max(probes, key=lambda each: each.codes).tail)
+        costs = replace(costs, probes=fitted_probes, probe_tail=tail)
     return costs
 
 
@@ -194,7 +194,8 @@ def _with_scans(costs: Costs, scans: Sequence[_Result]) -> Costs:
     fixed_s = min(max(0.0, fixed_s), 0.9 * float(seconds.min()))
     share = work / seconds
     factor = float(share @ (1 - fixed_s / seconds) / (share @ share))
-    return replace(costs, scan_s=fixed_s, code_s=factor * costs.code_s, byte_s=factor * costs.byte_s)
+    tail = max(1.0, scans[int(work.argmax())].tail)
+    return replace(costs, scan_s=fixed_s, word_s=factor * costs.word_s, scan_tail=tail)
 
 
 def _measured(path: Path) -> _Result:

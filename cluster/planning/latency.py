@@ -83,7 +83,7 @@ def latency(
     parts = {
         "shard calls": per_batch_s,
         "gateway and merge": batch * loop_s,
-        "searches": batch * search_s * costs.search_tail,
+        "searches": batch * search_s * costs.tail(requirements.codes),
         "waiting in shards": batch * search_s * busy / (1 - busy),
     }
     period = sum(parts.values())

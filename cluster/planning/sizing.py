@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from orbithash.cluster.planning.costs import Costs
 from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, search_seconds
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.serving.shards import SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
+from orbithash.search.index.exact import MIN_WORDS, code_parts
 from orbithash.search.segments.host import MAX_VERSIONS
 from orbithash.search.segments.selections import MAX_KEPT_BYTES
 
@@ -81,17 +84,26 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
 
 
-def segment_bytes(rows: float, distinct: float, bits: int, table_bytes: float, is_part: bool) -> dict[str, float]:
-    """Return the memory of a segment (`search.segments.segment.Segment`) by part.
+def segment_bytes(rows: float, distinct: float, bits: int, is_part: bool) -> dict[str, float]:
+    """Return the memory of a segment (`search.segments.segment.Segment`) with the index exact, by part.
 
     `is_part`: the archive has other shards, so that the ids of this one have gaps and are stored.
     """
     return {
-        "codes": distinct * 8 * math.ceil(num_bytes(bits) / 8),
+        "codes": distinct * 8 * math.ceil(bits / 64),
         "rows of codes": 4 * rows + (4 * (distinct + 1) if distinct < rows else 0),
-        "tables": distinct * table_bytes,
+        "tables": _table_bytes(distinct, bits),
         "ids": 4 * rows if is_part else 0.0,
     }
+
+
+def _table_bytes(distinct: float, bits: int) -> float:
+    """Return the memory of the tables of `search.index.exact`: offsets for each value of a part, and code numbers."""
+    if distinct * math.ceil(bits / 64) < MIN_WORDS:
+        return 0.0
+    widths = np.diff(code_parts(int(distinct), bits))
+    # The codes are in the order of the first part, which needs no numbers.
+    return float(4 * ((1 << widths) + 1).sum() + 4 * (len(widths) - 1) * distinct)
 
 
 def version_bytes(rows: float) -> float:
@@ -190,7 +202,7 @@ def _segment(requirements: Requirements, costs: Costs, shards: int) -> float:
 
 def _segment_parts(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
     rows, distinct = requirements.rows / shards, num_distinct(requirements, costs, shards)
-    return segment_bytes(rows, distinct, requirements.bits, costs.table_bytes, shards > 1)
+    return segment_bytes(rows, distinct, requirements.bits, shards > 1)
 
 
 def _replica_bytes(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:

@@ -16,12 +16,12 @@ from orbithash.search.index.compiled import flat, kernel_folder, read_only
 from orbithash.search.index.kernels import AUTO, fill_table, search_codes
 from orbithash.search.index.row_types import ALL_ROWS, RowAnswer, RowMask
 
-__all__ = ["ExactIndex", "Scope", "scan_few", "warm_up"]
+__all__ = ["MIN_WORDS", "ExactIndex", "Scope", "code_parts", "scan_few", "warm_up"]
 
 _LOG = logging.getLogger(__name__)
 
 # Codes of fewer words together have no tables: the scan takes less than 30 us.
-_MIN_WORDS = 1 << 17
+MIN_WORDS = 1 << 17
 # Widths of the parts of a code in bits.
 _MIN_PART_BITS, _MAX_PART_BITS = 4, 24
 # Queries per call of the kernel; bounds its temporary memory.
@@ -53,7 +53,7 @@ class ExactIndex:
         arrays: Mapping[str, npt.NDArray[Any]] | None = None,
         *,
         how: int = AUTO,
-        min_words: int = _MIN_WORDS,
+        min_words: int = MIN_WORDS,
     ) -> None:
         """Build the tables, or take those that `arrays()` of an index over the same codes has returned.
 
@@ -64,7 +64,7 @@ class ExactIndex:
         words, starts = flat(rows.words), _NONE[np.uint32] if rows.starts is None else flat(rows.starts)
         offsets, numbers, parts = _NONE[np.uint32], _NONE[np.uint32], _NONE[np.int64]
         if rows.words.size >= max(min_words, 1):
-            parts = flat(_parts(len(rows.words), bits))
+            parts = flat(code_parts(len(rows.words), bits))
             if arrays:
                 offsets, numbers = flat(arrays["offsets"]), flat(arrays["numbers"])
             else:
@@ -140,7 +140,7 @@ def warm_up(bits: int) -> float:
     return seconds
 
 
-def _parts(num_codes: int, bits: int) -> npt.NDArray[np.int64]:
+def code_parts(num_codes: int, bits: int) -> npt.NDArray[np.int64]:
     """Return the bits at which the parts of a code begin, and the end, int64 [m + 1].
 
     A part has at most about log2(number of codes) bits, so that a bucket holds about one code or more. The first

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ResidentBytes", "busy_seconds", "resident_bytes", "resident_mb", "shard_pids"]
+__all__ = ["ResidentBytes", "busy_seconds", "process_seconds", "resident_bytes", "resident_mb", "shard_pids"]
 
 _SHARD = "shardactor"
 
@@ -41,13 +41,16 @@ def resident_bytes() -> ResidentBytes:
 
 def busy_seconds(pid: int) -> float:
     """Return the seconds of a core that a process and its present descendants have used."""
-    ticks = 0
-    for each in _family(pid):
-        with suppress(OSError, ValueError, IndexError):
-            # The name in brackets may contain spaces.
-            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(map(process_seconds, _family(pid)))
+
+
+def process_seconds(pid: int) -> float:
+    """Return the seconds of a core that a process has used; 0 if it does not run."""
+    with suppress(OSError, ValueError, IndexError):
+        # The name in brackets may contain spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _family(pid: int) -> Sequence[int]:

@@ -179,7 +179,9 @@ def test_calls_of_real_actors(start):
     process = start("bench", "fanout", "--shards", "2", "--queries", "1", "--actors", "3", "-k", "5", "--json")
     assert process.wait(240) == 0, process.err.read_text()
     metrics = json.loads(process.out.read_text())["actors"]
-    measured = ("p50_ms", "lone_cpu_ms", "batched_queries_per_s", "batched_cpu_ms")
-    names = {f"actors_{count}_{name}" for count in (1, 3) for name in measured}
-    assert metrics.keys() == names | {"call_ms_lone", "call_ms_batched"}
+    measured = ("p50_ms", "lone_cpu_ms", "lone_shards_cpu_ms", "batched_queries_per_s", "batched_cpu_ms")
+    names = {f"actors_{count}_{name}" for count in (1, 3) for name in (*measured, "batched_shards_cpu_ms")}
+    assert metrics.keys() == names | {
+        f"{name}_ms_{how}" for name in ("call", "shard_call") for how in ("lone", "batched")
+    }
     assert min(metrics[name] for name in names) > 0
