@@ -1,6 +1,7 @@
 """The shards of an archive as named Ray actors, which gateways call directly."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,6 +45,8 @@ SHARD_THREADS, READ_THREADS = 2, 2
 MAX_RESTARTS = -1
 
 START_TIMEOUT_S = 600.0
+# Seconds after which a gateway that joins goes on without a replica that does not answer.
+JOIN_TIMEOUT_S = 5.0
 # Seconds that the replicas get to write their files when a gateway stops.
 CLOSE_TIMEOUT_S = 3.0
 
@@ -117,7 +120,7 @@ class RayBackend:
         close_encoder: Callable[[], None],
         joinable: Joinable,
         fleet: Fleet,
-        end: Callable[[], Awaitable[None]] | None,
+        end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Use the actors of `fleet`. `end` ends them; None: they belong to another backend."""
         self.archive = archive
@@ -127,7 +130,8 @@ class RayBackend:
         self._close_encoder = close_encoder
         self._fleet = fleet
         self._end = end
-        self._is_first = True
+        # Own actors that do not answer are starting; others may be down.
+        self._must_be_whole = end is not None
 
     @classmethod
     async def start(
@@ -188,7 +192,7 @@ class RayBackend:
 
         joinable = Joinable(names, deal, index, token)
         try:
-            fleet = await _fleet_of(actors, joinable, observer)
+            fleet = await _started_fleet(actors, joinable, observer)
         except BaseException:
             await end()
             raise
@@ -217,22 +221,24 @@ class RayBackend:
             actors = await asyncio.to_thread(find)
         except ValueError as err:
             raise InputError("the shards of the other gateway do not run any more; start it again") from err
-        return cls(archive, encoder, close_encoder, joinable, await _fleet_of(actors, joinable, observer), None)
+        return cls(
+            archive, encoder, close_encoder, joinable, await _fleet_of(actors, joinable, observer, JOIN_TIMEOUT_S)
+        )
 
     async def at(self, version: int) -> Snapshot:
         """See `Backend`. Every shard that answers holds the version when it returns, and most of its replicas do.
 
-        A replica that does not answer follows when it answers again. Before the first snapshot all shards are waited
-        for.
+        A replica that does not answer follows when it answers again. After `start`, the first snapshot waits for all
+        shards.
         """
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
         try:
-            found = await self._fleet.follow(version, START_TIMEOUT_S, self._is_first)
+            found = await self._fleet.follow(version, START_TIMEOUT_S, self._must_be_whole)
         except TimeoutError as err:
             raise InputError(
                 f"the shards were not ready after {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
             ) from err
-        self._is_first = False
+        self._must_be_whole = False
         deal = self.joinable.deal
         num_rows = [count for count in found if count is not None]
         if len(num_rows) < len(found):
@@ -249,28 +255,28 @@ class RayBackend:
             await self._end()
 
 
-async def _fleet_of(actors: Sequence[Sequence[Any]], joinable: Joinable, observer: Observer) -> Fleet:
+async def _started_fleet(actors: Sequence[Sequence[Any]], joinable: Joinable, observer: Observer) -> Fleet:
     """Return a fleet that is connected to all actors; raise `InputError` if one does not start."""
+    fleet = await _fleet_of(actors, joinable, observer, START_TIMEOUT_S)
+    if all(link.connection.address for of_shard in fleet.links for link in of_shard):
+        return fleet
+    await fleet.close()
+    raise InputError(f"the shards did not start within {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`")
+
+
+async def _fleet_of(actors: Sequence[Sequence[Any]], joinable: Joinable, observer: Observer, timeout_s: float) -> Fleet:
+    """Return a fleet of all actors, connected to those that answer within `timeout_s`."""
 
     async def link_to(number: int, actor: Any) -> Link:
         connection = Connection(number, joinable.token, partial(_call, actor))
         locate = partial(_locate, actor)
-        await connection.connect(await locate())
+        with contextlib.suppress(Unreachable, TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await connection.connect(await locate())
         return Link(connection, locate)
 
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            links = await asyncio.gather(
-                *(
-                    asyncio.gather(*(link_to(number, actor) for actor in of_shard))
-                    for number, of_shard in enumerate(actors)
-                )
-            )
-    except (Unreachable, TimeoutError) as err:
-        raise InputError(
-            f"the shards did not start within {START_TIMEOUT_S:.0f} s; check the cluster with `ray status`"
-        ) from err
-    return Fleet(links, observer)
+    links = [asyncio.gather(*(link_to(number, actor) for actor in of_shard)) for number, of_shard in enumerate(actors)]
+    return Fleet(await asyncio.gather(*links), observer)
 
 
 async def _locate(actor: Any) -> str:
