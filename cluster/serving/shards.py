@@ -18,9 +18,10 @@ from orbithash.encoders.archive.changes import num_ids
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.row_index import is_exact_index, warm_up
+from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.observer import Observer
 from orbithash.search.segments.dealing import Deal
+from orbithash.search.segments.files import warm_up
 from orbithash.search.segments.host import ShardHost
 from orbithash.search.shards.client import Connection
 from orbithash.search.shards.fleet import Fleet
