@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ __all__ = ["ServerLimits", "ShardServer"]
 
 logger = logging.getLogger(__name__)
 
-# A search of at most this many rows (summed over its queries) and hits runs in the event loop: it takes about a
-# millisecond, and a thread would cost more under load.
-_SHORT_SCAN, _FEW_HITS = 2**18, 2**10
+# A search that probably takes at most this long runs in the event loop: a thread would cost more under load.
+_MAX_BLOCKING_S = 1e-3
+# The time of a search is expected to be that of the slowest recent one of the same kind, which counts less with each
+# further one; before the first, that of comparing the query with each row.
+_FORGETTING, _ASSUMED_S_PER_ROW = 0.98, 1e-9
 
 _STOP_GRACE_S = 1.0
 
@@ -81,6 +84,8 @@ class ShardServer:
         self._filters = ThreadPoolExecutor(self._limits.num_filter_threads, "filter-wait")
         self._follows = ThreadPoolExecutor(1, "follow")
         self._neighbours = Neighbours(token)
+        # Seconds of a query that are expected, by the kind of the search.
+        self._expected_s: dict[tuple[int, bool, bool], float] = {}
         self._following: dict[int, asyncio.Future[int]] = {}
         self._methods: dict[str, Method] = {
             "Search": self._search,
@@ -156,16 +161,22 @@ class ShardServer:
         request = parsed(pb.ShardSearchRequest, data)
         queries, scope = codes_of(request), scope_of(request)
 
+        kind = (request.k.bit_length(), scope.with_rows, bool(scope.filter))
+
         def answer() -> ShardAnswer:
-            return self._host.search(request.version, queries, request.k, scope, stop)
+            begun = time.perf_counter()
+            result = self._host.search(request.version, queries, request.k, scope, stop)
+            seconds = (time.perf_counter() - begun) / len(queries)
+            self._expected_s[kind] = max(seconds, _FORGETTING * self._expected_s.get(kind, 0.0))
+            return result
 
         def response() -> bytes:
             serialised: bytes = answer_to_pb(answer()).SerializeToString()
             return serialised
 
         is_ready = self._host.is_ready(request.version, scope.filter)
-        num_compared = len(queries) * self._host.num_rows(request.version)
-        is_short = is_ready and num_compared <= _SHORT_SCAN and len(queries) * request.k <= _FEW_HITS
+        expected_s = self._expected_s.get(kind, _ASSUMED_S_PER_ROW * self._host.num_rows(request.version))
+        is_short = is_ready and len(queries) * expected_s <= _MAX_BLOCKING_S
         if not request.neighbours:
             return response() if is_short else await self._run(response, stop, len(data), is_ready)
 

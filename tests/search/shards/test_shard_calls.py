@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -167,25 +168,52 @@ def test_calls_and_bytes_that_wait_are_bounded():
     def waits(stop):
         gate.wait(60)
 
-    async def scenario(limits, num_accepted, k):
+    # With a filter that is not ready: in a thread.
+    scope = Scope(filter="id < 5")
+
+    async def scenario(limits, num_accepted):
         gate.clear()
         host = MemoryHost(VERSIONS, waits)
         async with served(host, limits=limits) as (server, connection):
             client = await client_at(connection, 2)
-            calls = [asyncio.create_task(client.search(QUERIES, k, Scope(), 60)) for _ in range(num_accepted)]
+            calls = [asyncio.create_task(client.search(QUERIES, 3, scope, 60)) for _ in range(num_accepted)]
             while server._load.num_calls < num_accepted:
                 await asyncio.sleep(0.001)
             with pytest.raises(Overloaded, match="wait in a shard"):
-                await client.search(QUERIES, k, Scope(), 60)
+                await client.search(QUERIES, 3, scope, 60)
             # A ping is answered at any load.
             await connection.call("Ping", b"", 30)
             gate.set()
             assert len(await asyncio.gather(*calls)) == num_accepted
-            await client.search(QUERIES, k, Scope(), 60)
+            await client.search(QUERIES, 3, scope, 60)
 
-    # k is above the limit of searches in the event loop.
-    asyncio.run(scenario(ServerLimits(num_threads=1, max_calls=3), 3, 1000))
-    asyncio.run(scenario(ServerLimits(num_threads=1, max_request_bytes=40), 2, 1000))
+    asyncio.run(scenario(ServerLimits(max_calls=3), 3))
+    asyncio.run(scenario(ServerLimits(max_request_bytes=60), 2))
+
+
+def test_a_search_that_was_slow_once_does_not_block_the_event_loop_again():
+    gate, begun = threading.Event(), threading.Event()
+
+    def slow(stop):
+        time.sleep(0.05)
+
+    def waits(stop):
+        begun.set()
+        gate.wait(60)
+
+    async def scenario():
+        host = MemoryHost(VERSIONS, slow)
+        async with served(host) as (_, connection):
+            client = await client_at(connection, 2)
+            await client.search(QUERIES, 3, Scope(), 30)
+            host.before = waits
+            search = asyncio.create_task(client.search(QUERIES, 3, Scope(), 60))
+            assert await asyncio.to_thread(begun.wait, 60)
+            await connection.call("Ping", b"", 30)
+            gate.set()
+            await search
+
+    asyncio.run(scenario())
 
 
 def test_concurrent_calls_share_one_follow_which_outlives_them():
