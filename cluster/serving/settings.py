@@ -5,6 +5,7 @@ from pathlib import Path
 
 from orbithash.encoders.errors import InputError
 from orbithash.search.gateway.protection import Protection
+from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.logs import Format
 from orbithash.search.protocol.queries import MAX_SHARDS
 
@@ -60,6 +61,8 @@ class ServeSettings:
         ):
             if not 1 <= number <= maximum:
                 raise InputError(f"{number} {name}; from 1 to {maximum:,} are allowed")
+        # Raises an error for an unknown name.
+        is_exact_index(self.index)
         if self.model is None and not self.joins:
             raise InputError("no model was given; give the folder of the archive's model as --model")
         given = [

@@ -118,7 +118,24 @@ def test_no_gateway_at_the_address(cli):
         (["--metrics", "9464"], ["HOST:PORT", "'9464'"]),
         (["--metrics", "0.0.0.0:0"], ["loopback", "--open-metrics"]),
         (["--log-format", "xml"], ["'xml' is not one of 'text', 'json'"]),
+        (["--index", "multi-hash"], ["multi-hash", "exact"]),
+        (["--shards", "0"], ["0 shards; from 1 to 1,024"]),
+        (["--gateways", "65"], ["65 gateways; from 1 to 64"]),
+        (["--gateways", "2"], ["got --local and --gateways", "omit --gateways"]),
+        (["--join"], ["got --local and --join", "omit --join"]),
+        (["--replicas", "2"], ["got --local and --replicas"]),
     ],
 )
 def test_wrong_options_of_serve(refused, archive, model, options, words):
     refused("serve", archive, "--model", model, "--local", "--address", "127.0.0.1:0", *options, words=words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["no model was given", "--model"]),
+        (["--join", "--gateways", "2"], ["got --join and --gateways"]),
+    ],
+)
+def test_wrong_options_of_gateways(refused, archive, options, words):
+    refused("serve", archive, "--address", "127.0.0.1:0", *options, words=words)
