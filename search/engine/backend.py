@@ -17,6 +17,7 @@ from orbithash.search.protocol.errors import DeadlineExceeded
 from orbithash.search.protocol.queries import has_large
 from orbithash.search.segments.dealing import Deal
 from orbithash.search.segments.host import ShardHost
+from orbithash.search.segments.selections import Selections
 from orbithash.search.segments.stop import Stop, Stopped
 
 __all__ = ["Backend", "LocalBackend", "LocalShardClient"]
@@ -25,11 +26,11 @@ Result = TypeVar("Result")
 
 # Maximum time of a search in the event loop, about what a thread costs under load. The time is estimated from earlier
 # searches; that of the first one from the number of rows.
-_MAX_BLOCKING_S, _ASSUMED_S_PER_ROW = 1e-3, 1e-9
+_MAX_BLOCKING_S, _ASSUMED_S_PER_ROW = 0.5e-3, 0.5e-9
 # Rows of hits that are returned in the event loop.
 _MAX_HITS_NOW = 512
-# A slow search is forgotten after some tens of others.
-_FORGETTING = 0.95
+# Weight of the last search in the mean of the times of searches.
+_LEARNING_RATE = 0.1
 
 # Threads per shard: a search, one that was given up but still runs, and the rows of hits.
 _THREADS_PER_SHARD = 3
@@ -73,8 +74,10 @@ class LocalBackend:
         self.encoder = encoder
         self.index = index
         self._deal = Deal.of(archive.num_rows, num_shards)
+        self._selections = Selections()
         self._hosts = [
-            ShardHost(archive.path, archive.bits, self._deal, number, index, folder) for number in range(num_shards)
+            ShardHost(archive.path, archive.bits, self._deal, number, index, folder, self._selections)
+            for number in range(num_shards)
         ]
         # Own threads: long searches do not delay other work, and the other way round.
         self._executor = ThreadPoolExecutor(_THREADS_PER_SHARD * num_shards, "shard")
@@ -84,8 +87,7 @@ class LocalBackend:
     async def at(self, version: int) -> Snapshot:
         """See `Backend`."""
         loop = asyncio.get_running_loop()
-        follow = [loop.run_in_executor(self._following, host.follow, version) for host in self._hosts]
-        await asyncio.gather(*follow)
+        await asyncio.gather(*(loop.run_in_executor(self._following, _follow, host, version) for host in self._hosts))
         archive = await asyncio.to_thread(Archive.open, self.archive.path, version)
         shards = [LocalShardClient(host, version, self._executor, self._waiting) for host in self._hosts]
         return Snapshot.of(archive, shards, self._deal, self.encoder, is_exact_index(self.index))
@@ -94,7 +96,14 @@ class LocalBackend:
         """See `Backend`."""
         for executor in (self._executor, self._waiting, self._following):
             executor.shutdown(wait=False, cancel_futures=True)
+        self._selections.close()
         await asyncio.gather(*(asyncio.to_thread(host.close) for host in self._hosts))
+
+
+def _follow(host: ShardHost, version: int) -> None:
+    host.follow(version)
+    # Searches in the event loop must not read the archive.
+    host.warm(version)
 
 
 class LocalShardClient:
@@ -165,11 +174,11 @@ class LocalShardClient:
         )
 
     def _search(self, queries: Codes, k: int, scope: Scope, stop: Stop) -> ShardAnswer:
-        begun = time.perf_counter()
+        begun = time.thread_time()
         answer = self._host.search(self._version, queries, k, scope, stop)
         if not scope.filter and len(queries):
-            seconds = (time.perf_counter() - begun) / len(queries)
-            self._expected_s = max(seconds, _FORGETTING * self._expected_s)
+            seconds = (time.thread_time() - begun) / len(queries)
+            self._expected_s += _LEARNING_RATE * (seconds - self._expected_s)
         return answer
 
     async def _run(self, work: Callable[[Stop], Result], timeout_s: float, filter_text: str = "") -> Result:

@@ -47,12 +47,16 @@ class HostStatus:
         num_segments: segments of the newest version.
         num_bytes: memory of codes, ids, indexes and sets of rows, of all versions.
         versions: the versions that can be searched, ascending.
+        num_merges: number of merges that have ended since the start of the process.
+        num_evaluations: number of evaluations of a filter over a segment since then.
     """
 
     num_rows: int
     num_segments: int
     num_bytes: int
     versions: tuple[int, ...]
+    num_merges: int = 0
+    num_evaluations: int = 0
 
 
 class ShardHost:
@@ -73,6 +77,7 @@ class ShardHost:
         number: int,
         index: str = "exact",
         folder: Path | None = None,
+        selections: Selections | None = None,
     ) -> None:
         """Hold nothing yet; nothing is read before `follow`.
 
@@ -83,6 +88,7 @@ class ShardHost:
             number: number of this shard.
             index: name of the index of the segments.
             folder: root of the files of segments, for all archives; None: segments are in memory only.
+            selections: the evaluation of filters, shared with other shards; the caller closes it. None: own.
         """
         self.is_exact = is_exact_index(index)
         self._location = location
@@ -90,7 +96,8 @@ class ShardHost:
         self._index = index
         self._root = folder
         self._history = History()
-        self._selections = Selections()
+        self._selections = selections or Selections()
+        self._owns_selections = selections is None
         self._source = ShardSource(location, bits, ShardPart(deal, number), index)
         self._upkeep = Upkeep(self._history, self._source, bits, index, self._selections)
         self._other_columns: tuple[Ids, pa.Table] | None = None
@@ -143,6 +150,11 @@ class ShardHost:
         finally:
             with self._lock:
                 del self._pending[version]
+
+    def warm(self, version: int) -> None:
+        """Read the columns that every hit has, so that the first search does not wait for them."""
+        for part in self._history.get(version).parts:
+            part.segment.hits(np.zeros(1, np.int64), ())
 
     def holds(self, version: int) -> bool:
         """Return whether the version is held."""
@@ -214,11 +226,14 @@ class ShardHost:
             0 if newest is None else len(newest.parts),
             num_bytes + sum(bits.nbytes for bits in alive.values()),
             tuple(shard.version for shard in versions),
+            self._upkeep.num_merges,
+            self._selections.num_evaluations,
         )
 
     def close(self) -> None:
         """Stop merging and evaluations, write the local files, and release all versions."""
-        self._selections.close()
+        if self._owns_selections:
+            self._selections.close()
         self._upkeep.close()
         self._history.clear()
 
@@ -333,6 +348,7 @@ class ShardHost:
             shard = ShardVersion.of(manifest.version, manifest.commit_id, self._bits, parts)
             if self._belongs(shard):
                 self._publish(shard)
+                logger.info("rows of shard %d in version %d are mapped from %s", number, shard.version, folder.path)
                 # Soon, this replica has a manifest of its own.
                 self._upkeep.notify()
                 return

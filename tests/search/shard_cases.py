@@ -234,9 +234,14 @@ def check_rows(case, shards, version):
     for number, host in enumerate(shards.hosts):
         ids = np.array(sorted(rows), np.uint64)
         ids = rng.permutation(ids[shards.deal.part(ids, number)])[:20]
-        table = host.read(version, ids, ("key", "code"), Stop()).to_pylist()
-        assert [(row["key"], bytes(row["code"])) for row in table] == [
-            (rows[id_]["key"], rows[id_]["code"].tobytes()) for id_ in ids.tolist()
-        ]
+        for columns in (("key", "code"), ("code",), ("key",), ("lon", "code", "label")):
+            table = host.read(version, ids, columns, Stop())
+            assert table.column_names == [*columns]
+            found = table.to_pylist()
+            for row in found:
+                if "code" in row:
+                    row["code"] = bytes(row["code"])
+            expected = [{**rows[id_], "code": rows[id_]["code"].tobytes()} for id_ in ids.tolist()]
+            assert found == [{name: row[name] for name in columns} for row in expected]
         for id_, hit in zip(ids.tolist(), host.hits(version, ids, ("code",), Stop()), strict=True):
             check_hit(rows, id_, hit)

@@ -28,7 +28,11 @@ _CLOSE_TIMEOUT_S = 10.0
 
 
 class Upkeep:
-    """Keeps the segments of one shard few and its files up to date, in a thread that gives way to searches."""
+    """Keeps the segments of one shard few and its files up to date, in a thread that gives way to searches.
+
+    Attributes:
+        num_merges: number of merges that have ended.
+    """
 
     def __init__(self, history: History, source: ShardSource, bits: int, index: str, selections: Selections) -> None:
         self._history = history
@@ -42,6 +46,7 @@ class Upkeep:
         self._working = threading.Lock()
         self._event = threading.Event()
         self._is_closed = False
+        self.num_merges = 0
         self._thread: threading.Thread | None = None
 
     def use(self, folder: ShardFolder) -> None:
@@ -139,6 +144,7 @@ class Upkeep:
                     self._selections.warm(merged, [part.segment for part in group], self._stop)
                 with self._history.lock:
                     self._replace(group, merged)
+                self.num_merges += 1
                 others = [part for part in newest.parts if part.segment.name not in chosen]
                 parts = [*others, LiveSegment.of(merged)]
                 newest = ShardVersion.of(newest.version, newest.commit_id, self._bits, parts)

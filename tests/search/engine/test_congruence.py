@@ -20,7 +20,7 @@ from orbithash.search.service.service import Target, open_service
 from orbithash.search.shards.replicas import Hedging, Replica, ReplicatedShard
 
 # Archives, and shards over each of them: other numbers of shards, other blocks of ids, other versions, other files.
-NUM_ARCHIVES, SHARDS_AN_ARCHIVE = 46, 10
+NUM_ARCHIVES, SHARDS_AN_ARCHIVE = 44, 10
 # Services with changes, half of them by another program.
 NUM_SERVICES, SERVICES_A_TEST = 64, 8
 
