@@ -260,6 +260,7 @@ def test_a_fit_of_searches_by_probing(tmp_path):
     assert costs.search_s("random", 1e7, 64) == MEASURED.search_s("random", 1e7, 64)
 
 
+@pytest.mark.slow
 def test_a_fit_of_a_real_result(tmp_path, cli):
     out = tmp_path / "out"
     args = ("--rows", "20000", "--queries", "8", "--engine", "exact", "--out", out, "--json")
