@@ -12,8 +12,18 @@ from orbithash.cluster.planning.costs import Costs
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.serving.shards import SHARD_THREADS
 from orbithash.search.engine.batching import MAX_BATCH
+from orbithash.search.segments.versions.merging import MAX_ROWS
 
-__all__ = ["MAX_DIRECT", "Fan", "Latency", "distinct_of_shard", "latency", "num_distinct", "search_seconds"]
+__all__ = [
+    "MAX_DIRECT",
+    "Fan",
+    "Latency",
+    "distinct_of_shard",
+    "latency",
+    "num_distinct",
+    "num_segments",
+    "search_seconds",
+]
 
 # Shards that a gateway calls itself.
 MAX_DIRECT = 64
@@ -92,8 +102,15 @@ def latency(
 
 
 def search_seconds(requirements: Requirements, costs: Costs, shards: int, batch: float = 1.0) -> float:
-    """Return the seconds of one query of a batch in one shard."""
-    return costs.search_s(requirements.codes, num_distinct(requirements, costs, shards), requirements.bits, batch)
+    """Return the seconds of one query of a batch in one shard, whose segments are searched one after the other."""
+    segments = num_segments(requirements.rows / shards)
+    codes = num_distinct(requirements, costs, shards) / segments
+    return segments * costs.search_s(requirements.codes, codes, requirements.bits, batch)
+
+
+def num_segments(rows: float) -> int:
+    """Return the number of large segments of a shard; the small ones of recent changes are not counted."""
+    return math.ceil(rows / MAX_ROWS)
 
 
 def num_distinct(requirements: Requirements, costs: Costs, shards: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orbithash.cluster.planning.costs import Costs
-from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, search_seconds
+from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, num_segments, search_seconds
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.serving.shards import SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
@@ -202,7 +202,9 @@ def _segment(requirements: Requirements, costs: Costs, shards: int) -> float:
 
 def _segment_parts(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
     rows, distinct = requirements.rows / shards, num_distinct(requirements, costs, shards)
-    return segment_bytes(rows, distinct, requirements.bits, shards > 1)
+    segments = num_segments(rows)
+    of_segment = segment_bytes(rows / segments, distinct / segments, requirements.bits, shards > 1)
+    return {name: segments * value for name, value in of_segment.items()}
 
 
 def _replica_bytes(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
@@ -228,14 +230,16 @@ def _limits(
     if fan.leaves:
         yield f"a gateway calls {fan.branches:,} shards, each of which calls {fan.leaves:,} others of its node"
     distinct = num_distinct(requirements, costs, shards)
+    codes_of_segment = distinct / num_segments(requirements.rows / shards)
+    measured = max(probe.codes for probe in costs.probes)
     if requirements.codes == "random":
         read_gb = requirements.qps * shards * distinct * num_bytes(requirements.bits) / nodes / _GB
         if read_gb > _WARN_READ_GB:
             yield f"searches read {read_gb:,.0f} GB of memory per second on each node; the model assumes this bandwidth"
-    if distinct > max(probe.codes for probe in costs.probes) and requirements.codes == "learned":
+    elif codes_of_segment > measured:
         yield (
-            f"a shard has {distinct:,.0f} distinct codes; probing was measured with at most "
-            f"{max(probe.codes for probe in costs.probes):,.0f} and is assumed to take the same time"
+            f"a segment has {codes_of_segment:,.0f} distinct codes; probing was measured with at most {measured:,.0f} "
+            "and is assumed to take the same time"
         )
     if shards > 1:
         yield f"a query waits for the slowest of {shards:,} shards (`orbithash bench fanout --shards {shards}`)"

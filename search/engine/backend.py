@@ -139,6 +139,16 @@ class LocalShardClient:
         """Memory of the shard in bytes."""
         return self._host.status().num_bytes
 
+    @property
+    def num_merges(self) -> int:
+        """Number of merges of segments since the start."""
+        return self._host.status().num_merges
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of filters evaluated over a segment since the start."""
+        return self._host.status().num_evaluations
+
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""
         return await self._run(lambda stop: self._search(queries, k, scope, stop), timeout_s, scope.filter)

@@ -137,7 +137,7 @@ class _State:
         for kind, name, text, field in _OF_SHARDS:
             metric = kind(f"orbithash_{name}", text, labels=("shard",))
             for number, shard in enumerate(now.shards):
-                metric.add_metric((str(number),), getattr(shard, field, 0))
+                metric.add_metric((str(number),), getattr(shard, field))
             yield metric
 
 

@@ -10,7 +10,8 @@ class ShardStatus:
     """The state of one shard: its rows, its replicas, and the replicas that answered their last health check.
 
     `segments` is the number of segments of the version that is searched; `memory_bytes` is the memory of one replica
-    for codes, ids, indexes and sets of rows of all versions. Both are 0 if they are unknown.
+    for codes, ids, indexes and sets of rows of all versions. Both are 0 if they are unknown. `merges` and `evaluations`
+    are the numbers of merges of segments and of filters evaluated over a segment since the replicas started.
     """
 
     rows: int
@@ -18,6 +19,8 @@ class ShardStatus:
     healthy_replicas: int
     segments: int = 0
     memory_bytes: int = 0
+    merges: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)

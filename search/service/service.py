@@ -342,8 +342,8 @@ async def _logged(what: str, work: Awaitable[None]) -> None:
 
 
 def _status_of(shard: ShardClient) -> ShardStatus:
-    num_segments, num_bytes = getattr(shard, "num_segments", 0), getattr(shard, "num_bytes", 0)
-    return ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy, num_segments, num_bytes)
+    numbers = (getattr(shard, f"num_{name}", 0) for name in ("segments", "bytes", "merges", "evaluations"))
+    return ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy, *numbers)
 
 
 async def open_service(

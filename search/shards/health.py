@@ -103,6 +103,7 @@ class HealthWatch:
         replica, was_silent = link.replica, link.replica.is_silent
         is_late = self.version is not None and self.version not in status.versions
         replica.num_segments, replica.num_bytes = status.num_segments, status.num_bytes
+        replica.num_merges, replica.num_evaluations = status.num_merges, status.num_evaluations
         replica.pinged(is_late)
         if was_silent:
             logger.warning("a replica of shard %d answers again", link.connection.number)

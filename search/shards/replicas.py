@@ -43,11 +43,13 @@ class Replica:
         num_in_flight: number of calls that wait for it.
         calls, interrupted: tasks that wait for it, and those of them that were cancelled because it is lost.
         num_segments, num_bytes: segments of the newest version and memory in bytes, as of the last ping; 0: unknown.
+        num_merges, num_evaluations: merges of segments and evaluated filters since its start, as of the last ping.
     """
 
     def __init__(self) -> None:
         self.num_in_flight = 0
         self.num_segments = self.num_bytes = 0
+        self.num_merges = self.num_evaluations = 0
         self.is_silent = False
         self._is_late = False
         self._has_failed = False
@@ -173,6 +175,16 @@ class ReplicatedShard:
     def num_bytes(self) -> int:
         """Memory of the largest replica in bytes; 0: unknown."""
         return max(replica.num_bytes for _, replica in self._replicas)
+
+    @property
+    def num_merges(self) -> int:
+        """Number of merges of segments of all replicas."""
+        return sum(replica.num_merges for _, replica in self._replicas)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of filters that all replicas evaluated over a segment."""
+        return sum(replica.num_evaluations for _, replica in self._replicas)
 
     async def search(self, queries: Codes, k: int, scope: Scope, timeout_s: float) -> ShardAnswer:
         """See `ShardClient`."""

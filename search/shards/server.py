@@ -253,6 +253,8 @@ class ShardServer:
             num_rows=status.num_rows,
             num_segments=status.num_segments,
             num_bytes=status.num_bytes,
+            num_merges=status.num_merges,
+            num_evaluations=status.num_evaluations,
             num_calls=self._load.num_calls,
         ).SerializeToString()
         return response

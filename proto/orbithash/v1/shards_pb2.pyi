@@ -532,6 +532,8 @@ class ShardPingResponse(_message.Message):
     NUM_SEGMENTS_FIELD_NUMBER: _builtins.int
     NUM_BYTES_FIELD_NUMBER: _builtins.int
     NUM_CALLS_FIELD_NUMBER: _builtins.int
+    NUM_MERGES_FIELD_NUMBER: _builtins.int
+    NUM_EVALUATIONS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     num_rows: _builtins.int
     """The number of rows of the newest of them."""
@@ -541,6 +543,10 @@ class ShardPingResponse(_message.Message):
     """Its memory in bytes."""
     num_calls: _builtins.int
     """The number of calls that run or wait."""
+    num_merges: _builtins.int
+    """The number of merges of segments that ended since its start."""
+    num_evaluations: _builtins.int
+    """The number of filters that were evaluated over a segment since its start."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The versions of the archive that it holds."""
@@ -557,11 +563,13 @@ class ShardPingResponse(_message.Message):
         num_segments: _builtins.int = ...,
         num_bytes: _builtins.int = ...,
         num_calls: _builtins.int = ...,
+        num_merges: _builtins.int = ...,
+        num_evaluations: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "num_bytes", b"num_bytes", "num_calls", b"num_calls", "num_rows", b"num_rows", "num_segments", b"num_segments", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "num_bytes", b"num_bytes", "num_calls", b"num_calls", "num_evaluations", b"num_evaluations", "num_merges", b"num_merges", "num_rows", b"num_rows", "num_segments", b"num_segments", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
