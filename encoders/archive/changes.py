@@ -25,6 +25,7 @@ Ids = npt.NDArray[np.uint64]
 # Operations of Lance that can be followed: rows keep their ids, and the versions that last wrote them are known.
 # Operations that Lance does not describe have the type of the base class; they change no rows.
 _FOLLOWED = ("Append", "BaseOperation", "CreateIndex", "Delete", "Rewrite", "Update", "UpdateConfig")
+_WRITING = ("Append", "Update")
 
 _ROWS_PER_BATCH = 2**16
 # Maximum number of ids, and of ranges of ids, that Lance is asked to select; with more, all rows are read.
@@ -159,16 +160,18 @@ def changes_since(archive: Archive, version: int, part: RowPart) -> Changes:
             removed = newer.delta(compared_against=version).get_deleted_row_ids().read_all()["_rowid"].to_numpy()
     except InputError as error:
         raise CannotFollow(f"version {version} of {archive.path} is not there any more: {error}") from error
-    operations = [transaction.operation for transaction in transactions if transaction is not None]
-    for operation in operations:
-        if type(operation).__name__ not in _FOLLOWED:
-            raise CannotFollow(f"{type(operation).__name__} after version {version} of {archive.path}")
+    # A row is of the version after the one that its commit has read, or of a later one if another commit came first.
+    first, is_known = version, True
+    for transaction in filter(None, transactions):
+        operation, name = transaction.operation, type(transaction.operation).__name__
+        if name not in _FOLLOWED:
+            raise CannotFollow(f"{name} after version {version} of {archive.path}")
+        if name in _WRITING:
+            first = min(first, transaction.read_version)
+        # Where columns were replaced in place, the versions of rows may not say which.
+        is_known &= not getattr(operation, "fields_modified", None)
     known = {_files(fragment) for fragment in older.get_fragments()}
     fragments = [fragment for fragment in newer.get_fragments() if _files(fragment) not in known]
-    # A row is of the version after the one that its commit has read, or of a later one if another commit came first.
-    first = min([version, *(transaction.read_version for transaction in transactions if transaction is not None)])
-    # Where columns were replaced in place, the versions of rows may not say which.
-    is_known = not any(getattr(operation, "fields_modified", None) for operation in operations)
     condition = f"_row_last_updated_at_version > {first}" if is_known else ""
     scan = _Scan(archive.path, newer, fragments)
     written = scan.ids(part, condition) if fragments else np.empty(0, np.uint64)

@@ -12,6 +12,7 @@ again.
 import fcntl
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _MAX_SLOTS = 1024
 # A manifest of a replica that does not run any more keeps its segments for this time.
 _KEPT_FOR_S = 24 * 3600.0
+_SIBLINGS_KEPT_FOR_S = 7 * _KEPT_FOR_S
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,18 @@ class ShardFolder:
                     _remove_abandoned(path)
         named = {name for manifest in self.manifests() for name, _ in manifest.segments}
         remove_segments(self.path, named.union(used))
+
+    def remove_siblings(self) -> None:
+        """Remove the folders of the same archive that no process has used for some time, as with other shards."""
+        for folder in self.path.parent.iterdir():
+            with suppress(OSError):
+                manifests = [*folder.glob("manifest-*[0-9]")]
+                last_used = max([folder.stat().st_mtime, *(path.stat().st_mtime for path in manifests)])
+                if folder != self.path and time.time() - last_used > _SIBLINGS_KEPT_FOR_S:
+                    for path in manifests:
+                        _remove_abandoned(path)
+                    if not [*folder.glob("manifest-*[0-9]")]:
+                        shutil.rmtree(folder)
 
     def close(self) -> None:
         """Give the slot back."""

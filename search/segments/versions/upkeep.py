@@ -189,6 +189,7 @@ class Upkeep:
         segments = [(part.segment.name, part.alive) for part in newest.parts]
         try:
             folder.write(Manifest(newest.version, newest.commit_id, segments))
+            folder.remove_siblings()
             folder.clean({segment.name for shard in self._history.versions for segment in shard.segments})
         except OSError as error:
             logger.warning("shard %d: %s cannot be written: %s", self._source.part.number, folder.path, error)

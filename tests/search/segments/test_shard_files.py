@@ -242,3 +242,28 @@ def test_files_that_nothing_uses_are_removed(tmp_path, monkeypatch):
         assert shards.hosts[0].count(case.newest, "", Stop()) == len(case.versions[case.newest])
         shards.close()
         assert len(list(shard_folder(tmp_path / "segments").glob("*.codes"))) == num_segments
+
+
+def test_folders_of_other_shards_are_removed_when_they_are_old(tmp_path):
+    case, folder = stored(tmp_path)
+    week = 8 * 24 * 3600
+
+    def serve(num_shards):
+        shards = Shards.of(case, num_shards, 3, folder=tmp_path / "segments")
+        shards.follow(case.newest)
+        return shards
+
+    serve(2).close()
+    assert folder.exists()
+    used = serve(1)
+    for path in [*folder.iterdir(), folder]:
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - week))
+    shutil.rmtree(folder.with_name(folder.name.replace("-1-3-0", "-2-3-0")))
+    serve(2).close()
+    assert (folder / "manifest-0").exists(), "a process uses it"
+    used.close()
+    for path in [*folder.iterdir(), folder]:
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - week))
+    case.delete(1)
+    serve(2).close()
+    assert not folder.exists()
