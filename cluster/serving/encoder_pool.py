@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +42,18 @@ class Inputs(NamedTuple):
 class Network:
     """The network of a model, for prepared images, sentences and vectors."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, num_networks: int | None = None) -> None:
+        """Load a model.
+
+        `num_networks`: number of networks that share the cores of this machine; None: PyTorch's own number of threads,
+        which is one in a Ray actor with a part of a CPU.
+        """
+        import torch
+
         from orbithash.encoders.networks.model import HashModel
 
+        if num_networks is not None:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_networks))
         self._model = HashModel.load(model)
         # The first pass of a network is slow, so run it before the first query.
         if self.inputs().embedding is not None:
@@ -196,7 +206,7 @@ class EncoderPool:
         import ray
         from ray.exceptions import RayTaskError
 
-        actor = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(Network).remote(self._model)
+        actor = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(Network).remote(self._model, self._high)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 self.inputs = await actor.inputs.remote()

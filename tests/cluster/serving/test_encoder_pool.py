@@ -128,8 +128,15 @@ def test_a_pool_that_the_cluster_has_no_room_for(ray_cluster, model):
         asyncio.run(EncoderPool.start(model, 90, 90))
 
 
-def test_errors_of_the_network_reach_the_caller(ray_cluster, model):
+def test_errors_of_the_network_reach_the_caller_and_it_uses_all_cores(ray_cluster, model):
+    def num_threads(network):
+        import torch
+
+        return torch.get_num_threads()
+
     async def scenario(pool, encode):
+        (member,) = pool._members
+        assert await member.actor.__ray_call__.remote(num_threads) == len(os.sched_getaffinity(0))
         with pytest.raises(InputError, match="encodes images only"):
             await pool.encode("text", ["boats"])
 
