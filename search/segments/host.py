@@ -18,10 +18,10 @@ from orbithash.encoders.archive.changes import CannotFollow, changes_since, comm
 from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT, Ids, Scope, ShardAnswer
-from orbithash.search.index.row_index import is_exact_index, warm_up
+from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.protocol.errors import Unavailable
 from orbithash.search.segments.dealing import Deal, ShardPart
-from orbithash.search.segments.files import DamagedSegment, build_segment, merge_segments, open_segment
+from orbithash.search.segments.files import DamagedSegment, build_segment, merge_segments, open_segment, warm_up
 from orbithash.search.segments.segment import Segment
 from orbithash.search.segments.selections import Selected, Selections
 from orbithash.search.segments.stop import Stop
