@@ -12,6 +12,7 @@ from shard_cases import ChangingArchive, Shards, check_version
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.vectors import VectorSpec
 from orbithash.search.index.answers import Scope
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.segments.dealing import Deal
@@ -316,3 +317,26 @@ def test_invalid_filters_and_stopped_calls_raise(tmp_path):
     ):
         with pytest.raises(Stopped):
             call()
+
+
+@pytest.mark.parametrize("kind", ["mapped", "in memory", "read when needed"])
+def test_every_combination_of_columns_is_read(kind, tmp_path, monkeypatch):
+    if kind == "read when needed":
+        monkeypatch.setattr(source, "MAX_ROWS_IN_MEMORY", 0)
+    rng = np.random.default_rng(0)
+    archive = Archive.create(tmp_path / "archive", 12, "m" * 32, VectorSpec(3, 0.5))
+    for first in (0, 30):
+        keys = [f"k{number}" for number in range(first, first + 30)]
+        codes = np.packbits(rng.integers(0, 2, (30, 12), dtype=np.uint8), axis=1)
+        vectors = [None if number % 4 == 0 else rng.integers(-9, 9, 3, np.int8).tobytes() for number in range(30)]
+        archive.upsert(Archive.table(codes, 12, keys, keys, vector=vectors))
+    host = ShardHost(archive.path, 12, Deal(1), 0, folder=tmp_path / "segments" if kind == "mapped" else None)
+    host.follow(archive.version - 1)
+    host.follow(archive.version)
+    ids = rng.permutation(np.arange(60, dtype=np.uint64))[:20]
+    for columns in (["code"], ["vector"], ["code", "vector"], ["vector", "key", "code"], ["stamp", "code"], ["stamp"]):
+        for asked in (ids, ids[:1], ids[:0]):
+            found = host.read(archive.version, asked, columns, Stop())
+            assert found.column_names == columns
+            assert found.to_pylist() == archive.take(asked, columns).to_pylist()
+    host.close()
