@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ResidentBytes", "busy_seconds", "process_seconds", "resident_bytes", "resident_mb", "shard_pids"]
+__all__ = ["ResidentBytes", "busy_seconds", "kind_of", "process_seconds", "resident_bytes", "resident_mb", "shard_pids"]
 
-_SHARD = "shardactor"
+_SHARD = "shard"
+# Ray shows the class of an actor, or its name (`RayBackend.start`).
+_NAME = "[0-9a-f]{16}-shard-"
 
 
 def resident_mb(pid: int) -> dict[str, float]:
@@ -68,12 +70,17 @@ def _family(pid: int) -> Sequence[int]:
 
 
 def _kind(pid: int) -> str:
-    """Return the class of a Ray actor, or "ray" for any other process."""
     with suppress(OSError):
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-        if actor := re.match(r"ray::_?(\w+)", title):
-            return actor[1].lower()
+        return kind_of(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace"))
     return "ray"
+
+
+def kind_of(title: str) -> str:
+    """Return the kind of a process by its title: "shard", the class of another Ray actor, or "ray"."""
+    if re.match(rf"ray::({_NAME}|_ShardActor)", title):
+        return _SHARD
+    actor = re.match(r"ray::_?(\w+)", title)
+    return actor[1].lower() if actor else "ray"
 
 
 def _size_mb(pid: int) -> float:

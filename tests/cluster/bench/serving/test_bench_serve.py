@@ -13,6 +13,7 @@ import pytest
 from cluster_parts import family, kill, wait_for
 
 from orbithash.cluster.bench.codes import random_codes
+from orbithash.cluster.bench.serving.processes import kind_of
 from orbithash.cluster.bench.serving.serve import ServeBench, _num_wrong_distances, bench_serve
 from orbithash.cluster.bench.serving.services import ServedArchive
 from orbithash.cluster.bench.serving.soak import SoakBench, bench_soak
@@ -222,3 +223,16 @@ def test_a_killed_replica_causes_no_error(monkeypatch):
     result = bench_soak(SoakBench(2000, in_flight=4, minutes=0.5, replicas=2, kill_every_s=10))
     assert result["kills"] >= 2
     assert (result["errors"], result["partial_answers"]) == ("none", 0)
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("ray::_ShardActor.call", "shard"),
+        ("ray::b986e53425d7cf22-shard-0-1.call", "shard"),
+        ("ray::_Registry", "registry"),
+        ("/usr/bin/python gcs_server", "ray"),
+    ],
+)
+def test_processes_by_their_titles(title, kind):
+    assert kind_of(title) == kind
