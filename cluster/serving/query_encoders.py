@@ -6,6 +6,8 @@ Items of queries that arrive at the same time are encoded in one pass of the net
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from orbithash.search.observer import Observer
 
 __all__ = ["LocalEncoder", "PooledEncoder"]
 
-# Maximum number of items in one pass of the network. A caller with more, such as an upsert, waits for
-# each pass before it requests the next one, so that queries of other callers get their turn.
-_MAX_BATCH = 16
-# Maximum number of items that wait for a pass.
-_MAX_WAITING = 1024
+# Maximum number of items in one pass of the network: those that arrive together, or while a pass runs.
+_MAX_BATCH = 64
+# Maximum number of rows of one upsert in a pass. The upsert waits for each pass before it requests the next one, so
+# that queries get their turn soon.
+_MAX_ROWS = 16
+# Maximum number of items that wait for a pass, and size of the decoded images that wait, in bytes. Further images wait
+# until they are decoded.
+_MAX_WAITING, _MAX_DECODED_BYTES = 1024, 512 * 2**20
 
 
 class _Encoder(ABC):
@@ -42,29 +47,55 @@ class _Encoder(ABC):
         self._observer = observer
         self._decoder = decoder
         self._preprocessing = preprocessing
+        # Decoded images for which there is room. Callers take what they need one after the other.
+        self._room = asyncio.Semaphore(max(_MAX_BATCH, _MAX_DECODED_BYTES // preprocessing.num_bytes))
+        self._taking_room = asyncio.Lock()
         self.has_text, self.num_features, self.embedding = inputs
 
     async def encode(self, kind: Kind, items: list[Any], with_outputs: bool = False) -> Encoded:
         """See `QueryEncoder.encode`."""
-        if kind == "image":
-            with self._observer.stage("decode"):
-                items = list(await self._decoder.prepare(items, self._preprocessing))
-        return await self._encode(kind, items, with_outputs)
+        encoded = []
+        for part in _parts(items, _MAX_BATCH):
+            if kind != "image":
+                encoded.append(await self._encode(kind, part, with_outputs))
+                continue
+            async with self._room_for(len(part)):
+                with self._observer.stage("decode"):
+                    pixels = list(await self._decoder.prepare(part, self._preprocessing))
+                encoded.append(await self._encode(kind, pixels, with_outputs))
+        return Encoded.joined(encoded)
 
     async def encode_rows(self, images: list[bytes]) -> tuple[Encoded, list[bytes]]:
         """See `QueryEncoder.encode_rows`."""
-        with self._observer.stage("decode"):
-            pixels, thumbnails = await self._decoder.prepare_rows(images, self._preprocessing)
-        return await self._encode("image", list(pixels), with_outputs=False), thumbnails
+        encoded: list[Encoded] = []
+        thumbnails: list[bytes] = []
+        for part in _parts(images, _MAX_ROWS):
+            async with self._room_for(len(part)):
+                with self._observer.stage("decode"):
+                    pixels, some = await self._decoder.prepare_rows(part, self._preprocessing)
+                thumbnails += some
+                encoded.append(await self._encode("image", list(pixels), with_outputs=False))
+        return Encoded.joined(encoded), thumbnails
+
+    @asynccontextmanager
+    async def _room_for(self, num_images: int) -> AsyncIterator[None]:
+        """Wait until there is memory for decoded images, and take it for the block."""
+        num_taken = 0
+        try:
+            async with self._taking_room:
+                while num_taken < num_images:
+                    await self._room.acquire()
+                    num_taken += 1
+            yield
+        finally:
+            for _ in range(num_taken):
+                self._room.release()
 
     async def _encode(self, kind: Kind, items: list[Any], with_outputs: bool) -> Encoded:
-        encoded: list[Encoded] = []
+        """Return the codes of items of one part."""
         with self._observer.stage("encode"):
-            for start in range(0, len(items), _MAX_BATCH):
-                part = items[start : start + _MAX_BATCH]
-                submitted = (self._batcher.submit(item, 1, (kind, with_outputs), math.inf) for item in part)
-                encoded += await asyncio.gather(*submitted)
-        return Encoded.joined(encoded)
+            submitted = (self._batcher.submit(item, 1, (kind, with_outputs), math.inf) for item in items)
+            return Encoded.joined(await asyncio.gather(*submitted))
 
     async def _encode_batch(
         self, items: list[Any], sizes: list[int], group: tuple[Kind, bool], timeout_s: float
@@ -76,6 +107,10 @@ class _Encoder(ABC):
     @abstractmethod
     async def _run_network(self, kind: Kind, items: Any, with_outputs: bool) -> Encoded:
         """Return what `HashModel.encode_items` returns for prepared items."""
+
+
+def _parts(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 class LocalEncoder(_Encoder):

@@ -1,6 +1,7 @@
 """What happens around each call: its id, its time limit, its caller's rights, its status and its line in the log."""
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -30,6 +31,9 @@ _SLOW_S = 1.0
 
 # Responses of at most this size are not counted: those of all calls in flight take little memory.
 _SMALL_BYTES = 64 * 2**10
+
+# New ids of requests: 16 random hexadecimal digits of this process, and a number.
+_PROCESS, _numbers = secrets.token_hex(8), itertools.count()
 
 _OUTCOMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -156,7 +160,7 @@ def _request_id(context: Any) -> tuple[str, bool]:
     for name, value in context.invocation_metadata() or ():
         if name == REQUEST_ID and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "").isalnum():
             return str(value), False
-    return secrets.token_hex(16), True
+    return f"{_PROCESS}{next(_numbers):016x}", True
 
 
 async def _abort(context: Any, status: status_pb2.Status, request_id: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from search_parts import local_shards, oracle, serving, small_case, snapshot_of
 
+from orbithash.cluster.serving import query_encoders
 from orbithash.cluster.serving.encoder_pool import Inputs, Network
 from orbithash.cluster.serving.query_encoders import LocalEncoder
 from orbithash.encoders.codes import Encoded
@@ -22,11 +23,16 @@ from orbithash.search.engine.engine import Engine
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.queries import Answer
 
+PREPROCESSING = Preprocessing(Rendering(), resize=32, crop=32)
+
 
 class StubDecoder:
     """An image is a number; its pixels are that number."""
 
+    num_decoded = 0
+
     async def prepare(self, images, preprocessing):
+        self.num_decoded += len(images)
         if b"bad" in images:
             raise InputError("not an image")
         return np.array([[[[int(image)]]] for image in images], np.uint8).reshape(-1, 1, 1, 1)
@@ -58,7 +64,7 @@ class StubNetwork:
 def run(scenario):
     async def main():
         network = StubNetwork()
-        await scenario(LocalEncoder(StubDecoder(), None, network, Observer()), network)
+        await scenario(LocalEncoder(StubDecoder(), PREPROCESSING, network, Observer()), network)
 
     asyncio.run(main())
 
@@ -74,7 +80,7 @@ def test_images_at_the_same_time_share_passes():
         assert [encoded.codes.tolist() for encoded in await asyncio.gather(*others)] == [
             [[number]] for number in range(63)
         ]
-        assert network.passes == [1, 16, 16, 16, 15]
+        assert network.passes == [1, 63]
 
     run(scenario)
 
@@ -112,6 +118,7 @@ def test_a_query_does_not_wait_for_all_rows_of_an_upsert():
         network.may_go_on.set()
         assert (await query).codes.tolist() == [[9]]
         assert len(network.passes) <= 3
+        assert max(network.passes) <= 17
         encoded, thumbnails = await rows
         assert (encoded.codes.shape, len(thumbnails)) == ((100, 1), 100)
 
@@ -123,7 +130,7 @@ def test_many_examples_of_one_query(kind, item):
     async def scenario(encoder, network):
         network.may_go_on.set()
         assert (await encoder.encode(kind, [item] * 40)).codes.tolist() == [[5]] * 40
-        assert network.passes == [16, 16, 8]
+        assert network.passes == [40]
 
     run(scenario)
 
@@ -146,7 +153,7 @@ def test_a_batch_of_sentences_takes_few_passes():
     texts = ["x" * number for number in range(1, 65)]
 
     def engine():
-        encoder = LocalEncoder(StubDecoder(), None, network, Observer())
+        encoder = LocalEncoder(StubDecoder(), PREPROCESSING, network, Observer())
         return Engine(snapshot_of(case, local_shards(case), encoder))
 
     with serving(engine()) as gateway, Client(gateway.address) as client:
@@ -159,7 +166,7 @@ def test_a_batch_of_sentences_takes_few_passes():
     for text, answer in zip(texts, answers, strict=True):
         distances, _ = oracle(case.ids, case.codes, np.array([len(text)], np.uint8), 1)
         assert [(hit.distance, hit.id) for hit in answer.hits] == distances
-    assert network.passes == [16] * 4 + [16] * 3
+    assert network.passes == [64, 48]
 
 
 def test_the_network_of_embeddings_takes_vectors_only(tmp_path):
@@ -173,3 +180,23 @@ def test_the_network_of_embeddings_takes_vectors_only(tmp_path):
     np.testing.assert_array_equal(loaded.encode("vector", vectors, False).codes, model.encode_features(vectors))
     with pytest.raises(InputError, match=r"takes vectors of 6 dimensions \(dino\), and no images"):
         loaded.encode("image", np.zeros((1, 32, 32, 3), np.uint8), False)
+
+
+def test_decoded_images_that_wait_are_limited(monkeypatch):
+    """However many rows and queries come at the same time, the rest waits undecoded."""
+    monkeypatch.setattr(query_encoders, "_MAX_DECODED_BYTES", 100 * PREPROCESSING.num_bytes)
+
+    async def scenario(encoder, network):
+        rows = [asyncio.create_task(encoder.encode_rows([b"1"] * 50)) for _ in range(10)]
+        queries = [asyncio.create_task(encoder.encode("image", [b"2"])) for _ in range(30)]
+        assert await asyncio.to_thread(network.began.wait, 60)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert 80 < encoder._decoder.num_decoded <= 100
+        rows[0].cancel()
+        network.may_go_on.set()
+        for encoded, thumbnails in await asyncio.gather(*rows[1:]):
+            assert encoded.codes.tolist() == [[1]] * len(thumbnails) == [[1]] * 50
+        assert [encoded.codes.tolist() for encoded in await asyncio.gather(*queries)] == [[[2]]] * 30
+
+    run(scenario)
