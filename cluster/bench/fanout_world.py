@@ -202,6 +202,7 @@ class _SimulatedReplica:
     """One replica of a shard, whose rows have a key and nothing else."""
 
     num_replicas = num_healthy = 1
+    num_segments = num_bytes = num_merges = num_evaluations = 0
 
     def __init__(self, world: World, scenario: Scenario, shard: int, replica: int) -> None:
         self._world, self._scenario = world, scenario

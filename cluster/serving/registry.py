@@ -56,6 +56,8 @@ class _Registry:
         self._published: Published | None = None
         self._moves: asyncio.Queue[tuple[Target, asyncio.Future[str]]] = asyncio.Queue()
         self._asked_at: dict[str, float] = {}
+        # The outcome of the move that the first gateway is making.
+        self._outcome: asyncio.Future[str] | None = None
 
     async def publish(self, published: Published) -> None:
         self._published = published
@@ -80,7 +82,9 @@ class _Registry:
         return target
 
     async def moved(self, error: str) -> None:
-        self._outcome.set_result(error)
+        if self._outcome is not None:
+            self._outcome.set_result(error)
+        self._outcome = None
 
 
 class FirstGateway:
@@ -90,7 +94,7 @@ class FirstGateway:
         """`name`: that of the actor, for `JoinedGateway.named`."""
         self.name = name
         self._actor = actor
-        self._number = 0
+        self._published: Published | None = None
 
     @classmethod
     async def start(cls) -> "FirstGateway":
@@ -98,16 +102,20 @@ class FirstGateway:
         import ray
 
         name = _PREFIX + uuid.uuid4().hex
-        return cls(ray.remote(num_cpus=0)(_Registry).options(name=name, namespace=NAMESPACE).remote(), name)
+        options = {"name": name, "namespace": NAMESPACE, "max_restarts": -1}
+        return cls(ray.remote(num_cpus=0)(_Registry).options(**options).remote(), name)
 
     async def publish(self, target: Target, shards: Any, encoders: Any) -> None:
         """Publish what is served now."""
-        self._number += 1
-        await self._actor.publish.remote(Published(self._number, target, shards, encoders))
+        number = 1 if self._published is None else self._published.number + 1
+        self._published = Published(number, target, shards, encoders)
+        await self._actor.publish.remote(self._published)
 
     async def num_gateways(self) -> int:
-        """Return the number of gateways that use the shards, this one included."""
-        _, number = await self._actor.published.remote()
+        """Return the number of gateways that use the shards, this one included; publish again after a restart."""
+        published, number = await self._actor.published.remote()
+        if published is None and self._published is not None:
+            await self._actor.publish.remote(self._published)
         return int(number)
 
     async def serve_move(self, move: Callable[[Target], Awaitable[object]]) -> None:
@@ -176,9 +184,11 @@ class JoinedGateway:
             raise OwnerGone(_GONE) from error
 
     async def published(self) -> tuple[Published, int]:
-        """Return what the first gateway serves, and the number of gateways. Raises `OwnerGone`."""
+        """Return what the first gateway serves, and the number of gateways. Raises `OwnerGone` and `Unavailable`."""
         published, number = await self._call(self._actor.published.remote(self._id))
-        assert published is not None, "the first gateway publishes before others join"
+        if published is None:
+            # The actor has restarted.
+            raise Unavailable("the gateway that started the shards publishes them again; try again later")
         return published, number
 
     async def move(self, target: Target) -> None:

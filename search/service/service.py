@@ -342,8 +342,15 @@ async def _logged(what: str, work: Awaitable[None]) -> None:
 
 
 def _status_of(shard: ShardClient) -> ShardStatus:
-    numbers = (getattr(shard, f"num_{name}", 0) for name in ("segments", "bytes", "merges", "evaluations"))
-    return ShardStatus(shard.num_rows, shard.num_replicas, shard.num_healthy, *numbers)
+    return ShardStatus(
+        shard.num_rows,
+        shard.num_replicas,
+        shard.num_healthy,
+        shard.num_segments,
+        shard.num_bytes,
+        shard.num_merges,
+        shard.num_evaluations,
+    )
 
 
 async def open_service(

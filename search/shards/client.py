@@ -138,6 +138,7 @@ class RemoteShardClient:
     """One replica of a shard in one version, a `ShardClient`."""
 
     num_replicas = num_healthy = 1
+    num_segments = num_bytes = num_merges = num_evaluations = 0
 
     def __init__(self, connection: Connection, version: int, num_rows: int) -> None:
         self.connection = connection

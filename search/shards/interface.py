@@ -37,6 +37,22 @@ class ShardClient(Branch, Protocol):
         """Number of replicas of the shard."""
 
     @property
+    def num_segments(self) -> int:
+        """Number of segments of the newest version; 0: unknown."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of one replica for codes, ids, indexes and sets of rows, in bytes; 0: unknown."""
+
+    @property
+    def num_merges(self) -> int:
+        """Number of merges of segments that have ended since the start of the replica."""
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of evaluations of a filter over a segment since then."""
+
+    @property
     def num_healthy(self) -> int:
         """Number of replicas that are known to answer."""
 

@@ -210,6 +210,7 @@ class MemoryShard:
     """A `ShardClient` over some rows of an archive in memory, that computes all distances. It knows no filters."""
 
     num_replicas = num_healthy = 1
+    num_segments = num_bytes = num_merges = num_evaluations = 0
 
     def __init__(self, archive, ids, codes):
         self._archive = archive
@@ -270,6 +271,7 @@ class StubShard:
     """A shard client that awaits a function of the test before each call of another client."""
 
     num_replicas = num_healthy = 1
+    num_segments = num_bytes = num_merges = num_evaluations = 0
 
     def __init__(self, shard, before):
         self.shard = shard

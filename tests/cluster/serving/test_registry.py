@@ -63,6 +63,25 @@ def test_what_is_published_is_found_by_its_archive_until_the_first_gateway_ends(
     run(scenario)
 
 
+def test_a_registry_that_dies_is_restarted_and_filled_again(ray_cluster, tmp_path):
+    async def scenario(first):
+        import ray
+
+        await first.publish(Target(str(tmp_path), "model", 2), ["shards"], ["encoders"])
+        joined = await JoinedGateway.find(str(tmp_path))
+        ray.kill(first._actor, no_restart=False)
+        found = None
+        while found is None:
+            try:
+                await first.num_gateways()
+                found, _ = await joined.published()
+            except (Unavailable, ray.exceptions.RayActorError):
+                await asyncio.sleep(0.05)
+        assert (found.number, found.shards) == (1, ["shards"])
+
+    run(scenario)
+
+
 def test_a_move_is_made_by_the_first_gateway(ray_cluster, tmp_path):
     archive = str(tmp_path / "archive")
 

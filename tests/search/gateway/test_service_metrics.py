@@ -315,6 +315,7 @@ def test_health_is_reported_after_any_error(caplog):
 
     class Failing:
         num_rows, num_replicas = 40, 1
+        num_segments = num_bytes = num_merges = num_evaluations = 0
 
         @property
         def num_healthy(self):
