@@ -150,9 +150,20 @@ class Engine:
             raise DeadlineExceeded("the deadline had passed before the search began")
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            with snapshot.usage:
-                async with asyncio.timeout_at(deadline) as scope:
-                    return await self._answer(snapshot, query, deadline, started, found)
+            async with asyncio.timeout_at(deadline) as scope:
+                try:
+                    with snapshot.usage:
+                        answer = await self._answer(snapshot, query, deadline, started, found)
+                except Unavailable:
+                    if snapshot is self._snapshot:
+                        raise
+                else:
+                    if answer.coverage.fraction == 1 or snapshot is self._snapshot:
+                        return answer
+                # Shards keep a limited number of versions, and may have dropped the one of the search.
+                snapshot = self._snapshot
+                with snapshot.usage:
+                    return await self._answer(snapshot, query, deadline, started, None)
         except Overloaded:
             self.observer.count("shed_queries")
             raise
@@ -180,6 +191,8 @@ class Engine:
         rows = found.hits.rows if isinstance(found.hits, MergedLists) else None
         if rows is None:
             ids = np.asarray(found.hits.ids, np.uint64)
+            rows = hits_now(snapshot, ids, query.include) if snapshot.quick_shards else None
+        if rows is None:
             rows = await read_hits(snapshot, ids, query.include, self._time_of_reads(deadline))
         return self._answer_with(snapshot, query, found, rows, started)
 

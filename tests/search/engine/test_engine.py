@@ -134,6 +134,22 @@ def test_a_shard_that_dies_before_its_rows_are_read_makes_the_answer_unavailable
     assert num_calls > 1
 
 
+@pytest.mark.parametrize(("num_failing", "min_coverage"), [(1, 0.0), (1, 1.0), (2, 0.0)])
+def test_a_search_whose_version_is_gone_is_repeated_on_the_next_one(num_failing, min_coverage):
+    case = small_case(num_rows=60)
+    newer = Engine(snapshot_of(case, memory_shards(case))).snapshot
+
+    async def gone():
+        engine.swap(newer)
+        raise Unavailable("the shard no longer holds this version")
+
+    engine, stubs = stub_engine(case, *[gone] * num_failing, *[nothing] * (2 - num_failing))
+    answer = search(engine, code=case.queries[0].tobytes(), k=8, min_coverage=min_coverage)
+    assert hits_of(answer) == oracle(case.ids, case.codes, case.queries[0], 8)
+    assert answer.coverage == Coverage(60, 60, 2, 2)
+    assert [len(stub.calls) for stub in stubs] == [1, 1]
+
+
 @pytest.mark.parametrize("refusal", [InvalidQuery(("filter", "no column x")), Overloaded("40 filters wait", 1.0)])
 def test_what_a_shard_refuses_is_the_answer_and_no_failure(refusal):
     async def refuses():
