@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 MIN_WORDS = 1 << 17
 # Widths of the parts of a code in bits.
 _MIN_PART_BITS, _MAX_PART_BITS = 4, 24
-# Queries per call of the kernel; bounds its temporary memory.
-_QUERIES_AT_ONCE = 64
+# Queries per call of the kernel, and rows of their answers together; bound its temporary memory.
+_QUERIES_AT_ONCE, _ROWS_AT_ONCE = 64, 1 << 20
 
 _NONE: Any = {kind: read_only(np.empty(0, kind)) for kind in (np.uint8, np.uint32, np.int64)}
 
@@ -210,14 +210,15 @@ def _search(tables: _Tables, width: int, queries: Codes, scope: Scope, how: int)
     # A small selection has fewer rows than its segment.
     count = min(width, len(tables.rows))
     words, num_queries = words_of(queries), len(queries)
-    if 0 < num_queries <= _QUERIES_AT_ONCE and 0 < count == width and scope.radius >= 0:
+    at_once = min(_QUERIES_AT_ONCE, max(1, _ROWS_AT_ONCE // max(1, count)))
+    if 0 < num_queries <= at_once and 0 < count == width and scope.radius >= 0:
         *answer, num_scanned = search_codes(words, *tables, *scope, count, how)
         return RowAnswer(*answer), num_scanned
     answer = RowAnswer.empty(num_queries, width)
     total = 0
     if count and scope.radius >= 0:
-        for start in range(0, num_queries, _QUERIES_AT_ONCE):
-            part = slice(start, start + _QUERIES_AT_ONCE)
+        for start in range(0, num_queries, at_once):
+            part = slice(start, start + at_once)
             distances, rows, ties, num_scanned = search_codes(words[part], *tables, *scope, count, how)
             answer.distances[part, :count], answer.rows[part, :count], answer.ties[part] = distances, rows, ties
             total += num_scanned
