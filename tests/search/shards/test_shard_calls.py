@@ -14,7 +14,9 @@ from orbithash.search.index.answers import Scope
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, Unavailable
 from orbithash.search.segments.stop import Stop
 from orbithash.search.shards.client import Connection, RemoteShardClient
+from orbithash.search.shards.messages import parsed, search_request
 from orbithash.search.shards.server import ServerLimits
+from orbithash.v1 import shards_pb2 as pb
 
 RNG = np.random.default_rng(0)
 IDS = RNG.permutation(200).astype(np.uint64) + np.uint64(2**63)
@@ -129,6 +131,23 @@ def test_bytes_that_are_no_message_are_refused(method):
             response = await connection.call(method, b"\xff" * 9, 30)
             assert b"malformed" in response
             assert (await client.search(QUERIES, 3, Scope(), 30)).ids.shape == (3, 3)
+
+    asyncio.run(scenario())
+
+
+def test_the_deadline_of_a_call_on_the_other_way_ends_its_work():
+    def waits(stop):
+        while not stop.is_set:
+            time.sleep(0.001)
+        stop.check()
+
+    async def scenario():
+        host = MemoryHost(VERSIONS, waits)
+        async with served(host) as (server, connection):
+            await connection.follow(2, 30)
+            request = search_request(2, QUERIES, 3, Scope(filter="id < 5")).SerializeToString()
+            with pytest.raises(TimeoutError):
+                parsed(pb.ShardSearchResponse, await server.call("Search", request, 0.1))
 
     asyncio.run(scenario())
 
