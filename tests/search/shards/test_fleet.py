@@ -99,13 +99,25 @@ def test_a_version_is_not_shown_before_each_shard_holds_it():
 def test_of_two_calls_at_the_same_time_the_later_one_decides_which_version_is_late():
     async def scenario():
         host = GatedHost()
+        host.gate.set()
         async with fleet_of([host]) as fleet:
             await fleet.follow(1, 60, is_first=True)
-            host.gate.set()
+            connection = fleet.links[0][0].connection
+            follow, may_end = connection.follow, {2: asyncio.Event(), 3: asyncio.Event()}
+
+            async def gated(version, timeout_s):
+                num_rows = await follow(version, timeout_s)
+                await may_end[version].wait()
+                return num_rows
+
+            connection.follow = gated
+            earlier = asyncio.create_task(fleet.follow(2, 60))
+            await asyncio.sleep(0)
             later = asyncio.create_task(fleet.follow(3, 60))
-            await asyncio.gather(asyncio.create_task(fleet.follow(2, 60)), later)
-            assert fleet._watch.version == 2
-            await asyncio.gather(fleet.follow(2, 60), fleet.follow(3, 60))
+            may_end[3].set()
+            assert await later == [30]
+            may_end[2].set()
+            assert await earlier == [20]
             assert fleet._watch.version == 3
 
     asyncio.run(scenario())
