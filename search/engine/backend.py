@@ -161,7 +161,7 @@ class LocalShardClient:
 
     def hits_now(self, ids: Ids, include: Sequence[str]) -> list[bytes] | None:
         """See `QuickShardClient`."""
-        if has_large(include) or len(ids) > _MAX_HITS_NOW:
+        if has_large(include) or len(ids) > _MAX_HITS_NOW or self._host.reads_archive(self._version):
             return None
         return self._host.hits(self._version, ids, include, Stop())
 

@@ -164,6 +164,11 @@ class ShardHost:
         """Return the number of rows of a version that is held."""
         return self._history.get(version).num_rows
 
+    def reads_archive(self, version: int) -> bool:
+        """Return whether rows of hits may have to be read from the archive."""
+        shard = self._history.find(version)
+        return shard is None or shard.reads_archive
+
     def is_ready(self, version: int, filter_text: str) -> bool:
         """Return whether calls with this filter do not wait for a long evaluation of it."""
         shard = self._history.find(version)

@@ -15,6 +15,7 @@ from orbithash.search.index.merge import join
 from orbithash.search.index.row_index import RowMask
 from orbithash.search.segments import bits as rows_as_bits
 from orbithash.search.segments.bits import Bits
+from orbithash.search.segments.columns import ArchiveColumns
 from orbithash.search.segments.segment import Segment
 from orbithash.search.segments.selections import Selected
 from orbithash.search.segments.stop import Stop
@@ -92,6 +93,11 @@ class ShardVersion:
     def segments(self) -> tuple[Segment, ...]:
         """The segments, in the order of `parts`."""
         return tuple(part.segment for part in self.parts)
+
+    @cached_property
+    def reads_archive(self) -> bool:
+        """Whether columns are read from the archive when they are needed first."""
+        return any(isinstance(segment.columns, ArchiveColumns) for segment in self.segments)
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
