@@ -140,7 +140,7 @@ class ShardVersion:
             nothing = np.zeros((len(queries), 0), np.int32), np.zeros((len(queries), 0), np.uint64)
             return ShardAnswer(*nothing, np.zeros(len(queries), np.int64), num_rows=0)
         joined = answers[0] if len(answers) == 1 else join(answers, k)
-        return replace(joined, num_rows=self.num_rows)
+        return joined if joined.num_rows == self.num_rows else replace(joined, num_rows=self.num_rows)
 
     def num_matching(self, selected: Sequence[Selected]) -> int:
         """Return the number of rows that are selected."""
