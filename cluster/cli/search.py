@@ -64,7 +64,10 @@ def serve(
     ] = 1,
     join: Annotated[
         bool,
-        typer.Option("--join", help="Use the shards of a gateway of this archive that runs on the same Ray cluster."),
+        typer.Option(
+            "--join",
+            help="Use the shards and encoders of a gateway of this archive that runs on the same Ray cluster.",
+        ),
     ] = False,
     address: Annotated[str, typer.Option("--address", help="HOST:PORT to listen on.")] = DEFAULT_ADDRESS,
     local: Annotated[bool, typer.Option("--local", help="Run everything in this process, without Ray.")] = False,

