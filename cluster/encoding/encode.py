@@ -46,6 +46,9 @@ DECODE_CPUS = 0.5
 ENCODE_CPUS = 0.5
 WRITE_CPUS = 0.25
 
+# Seconds to wait for the right to write: longer than a commit of a gateway, which takes turns with others.
+LOCK_S = 2.0
+
 # Version of an archive before the first commit.
 FIRST_VERSION = 1
 
@@ -169,7 +172,7 @@ def encode(
 @contextmanager
 def writing(target: Archive) -> Iterator[None]:
     """Hold the right to write the archive. A new archive is removed when the block fails before the first row."""
-    with target.writing():
+    with target.writing(LOCK_S):
         try:
             yield
         except BaseException:

@@ -14,8 +14,9 @@ from serving_parts import queries_in_background, ready_at
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.client import Client
-from orbithash.search.protocol.errors import SearchError
+from orbithash.search.protocol.errors import SearchError, Unavailable
 from orbithash.search.protocol.rows import Row
+from orbithash.trainers.scenes import write_scenes
 
 CODE = bytes(4)
 
@@ -157,3 +158,32 @@ def test_a_gateway_that_joins(start, nodes, archive, scenes, model, tmp_path):
     assert first.wait(timeout=60) == 0
     assert second.wait(timeout=60) == 2
     assert re.search(r"error: the gateway .* has ended; start it again", second.err.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_gateway_beside_encode(start, archive, model, tmp_path):
+    """It follows what `encode` commits, and refuses changes, with a status, while that holds the archive's lock."""
+    archive = shutil.copytree(archive, tmp_path / "archive")
+    source = tmp_path / "more"
+    write_scenes(source, 12, 1, 64)
+    gateway = start("serve", archive, "--model", model, "--local", "--address", "127.0.0.1:0")
+    address = ready_at(gateway)
+    before = described(address).rows
+    written, refused = [], []
+    encoding = start("encode", source, "--model", model, "--archive", archive, "--prefix", "more/")
+    with Client(address, timeout_s=60) as client:
+        while encoding.poll() is None:
+            key = f"own/{len(written)}"
+            try:
+                client.upsert([Row(key=key, code=CODE)])
+                written.append(key)
+            except Unavailable as error:
+                refused.append(str(error))
+        assert encoding.returncode == 0, encoding.err.read_text()
+        wait_for(lambda: client.describe().rows == before + 12 + len(written), gateway)
+        assert all(client.get([key]) for key in written)
+        keys = {row.key for row in client.scroll("key LIKE 'more/%'")}
+        assert len(keys) == 12
+    assert refused, "encode holds the lock for longer than a change waits"
+    assert all("another program may be writing" in message for message in refused)
