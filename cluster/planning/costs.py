@@ -48,7 +48,6 @@ class Costs:
         merge_s, merge_hit_s: cost of merging one shard's answer to one query: per answer, and per hit.
         load_s: cost of reading a shard's part of the archive and building its segments, per row of the shard.
         map_s: cost of mapping and checking a shard's own files instead, per row.
-        change_s: a shard's part of a commit of few rows, whatever its size.
         filter_s: cost of a new filter, per row: LIKE, the most expensive of those without a geometry.
         replica_bytes, gateway_bytes: memory of the process of a replica and of a gateway, without rows.
         column_bytes, index_bytes, thumbnail_bytes: size of a row on disk: its columns without code and thumbnail, its
@@ -73,7 +72,6 @@ class Costs:
     merge_hit_s: float
     load_s: float
     map_s: float
-    change_s: float
     filter_s: float
     replica_bytes: float
     gateway_bytes: float
@@ -125,7 +123,7 @@ MEASURED = Costs(
     word_s=0.26e-9,
     batch_share=0.35,
     # The same with --codes mixture (10,000 centres, flip 0.06).
-    probes=(Probe(64, 1e6, 25e-6), Probe(64, 1e7, 28e-6), Probe(128, 1e6, 38e-6), Probe(256, 1e6, 62e-6)),
+    probes=(Probe(64, 1e6, 28e-6), Probe(64, 1e7, 35e-6), Probe(128, 1e6, 45e-6), Probe(256, 1e6, 64e-6)),
     scan_tail=1.3,
     probe_tail=5.0,
     # orbithash bench fanout --actors 16: CPU time of the calling process and of a shard, and the latency beyond them.
@@ -138,10 +136,9 @@ MEASURED = Costs(
     merge_s=1.5e-6,
     merge_hit_s=0.1e-6,
     # orbithash bench changes --rows 10000000.
-    load_s=0.8e-6,
-    map_s=0.011e-6,
-    change_s=14e-3,
-    filter_s=55e-9,
+    load_s=0.41e-6,
+    map_s=0.015e-6,
+    filter_s=45e-9,
     # Resident memory of actors and gateway under orbithash bench soak, without rows.
     replica_bytes=340e6,
     gateway_bytes=450e6,
