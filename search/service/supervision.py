@@ -31,11 +31,12 @@ async def repeat(
             delay_s = every_s
         except fatal:
             raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
         except BaseException as error:
             # A panic of native code is not an `Exception`. A CancelledError may come from a shut down executor.
             task = asyncio.current_task()
-            is_cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-            if is_cancelled or isinstance(error, KeyboardInterrupt | SystemExit):
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             delay_s = min(max(2 * delay_s, _MIN_DELAY_S), max_every_s)
             logger.warning("%s failed (next attempt in %g s): %r", what, delay_s, error)

@@ -250,7 +250,7 @@ class Writer:
             logger.exception("a commit of %d requests failed", len(group))
             for request in group:
                 request.resolve(_commit_error(error))
-            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
                 raise
             return
         showing = asyncio.create_task(self._show_committed(version))
@@ -275,7 +275,7 @@ class Writer:
             with self._observer.stage("show"):
                 await self._show(version)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
                 raise
             logger.exception("version %d is committed, but was not shown to searches", version)
 

@@ -821,3 +821,22 @@ def test_refreshes_that_outlive_their_callers_are_limited(tmp_path, monkeypatch)
         await service.refresh()
 
     run(tmp_path / "a", scenario, num_rows=4)
+
+
+def test_repeated_work_ends_with_its_event_loop():
+    """A coroutine that is thrown away with its loop must not go on."""
+    began = asyncio.Event()
+
+    async def work():
+        began.set()
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    repeated = supervision.repeat("work", work, 0.0, 1.0)
+    task = loop.create_task(repeated)
+    loop.run_until_complete(began.wait())
+    repeated.close()
+    assert repeated.cr_frame is None
+    # The task has lost its coroutine.
+    task._log_destroy_pending = False
+    loop.close()
