@@ -58,40 +58,47 @@ class _ShardActor:
     def __init__(
         self, archive: str, bits: int, deal: Deal, number: int, index: str, folder: Path | None, token: str
     ) -> None:
-        import pyarrow as pa
-
-        pa.set_cpu_count(READ_THREADS)
-        # Before the first call, because searches run in the event loop, where nothing may take seconds.
-        logger.info("kernels were ready after %.1f s", warm_up(bits))
-        self._host = ShardHost(archive, bits, deal, number, index, folder)
+        self._open = partial(_open_host, archive, bits, deal, number, index, folder)
         self._number, self._token = number, token
-        self._starting = asyncio.Lock()
-        self._server: ShardServer | None = None
-        self._address = ""
+        self._host: ShardHost | None = None
+        self._starting: asyncio.Task[tuple[ShardServer, str]] | None = None
 
     async def address(self) -> str:
-        """Return HOST:PORT of this replica."""
-        await self._started()
-        return self._address
+        """Return HOST:PORT of this replica. Raises `InputError` if it cannot be started."""
+        return (await self._started())[1]
 
     async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Answer a call of a gateway that cannot reach the port."""
-        return await (await self._started()).call(method, request, timeout_s)
+        return await (await self._started())[0].call(method, request, timeout_s)
 
     async def close(self) -> None:
         """Write the local files."""
-        await asyncio.to_thread(self._host.close)
+        if self._host is not None:
+            await asyncio.to_thread(self._host.close)
 
-    async def _started(self) -> ShardServer:
+    async def _started(self) -> tuple[ShardServer, str]:
+        """Return the server and its address; concurrent calls, also those that are cancelled, share one start."""
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> tuple[ShardServer, str]:
         import ray
 
-        async with self._starting:
-            if self._server is None:
-                server = ShardServer(self._host, self._number, self._token, ServerLimits(num_threads=SHARD_THREADS))
-                # The address at which other nodes know this one; the loopback interface on a cluster of one machine.
-                self._address = await server.start(ray.util.get_node_ip_address())
-                self._server = server
-            return self._server
+        # Not when the actor is created: Ray would report an error there as the death of the actor.
+        self._host = await asyncio.to_thread(self._open)
+        server = ShardServer(self._host, self._number, self._token, ServerLimits(num_threads=SHARD_THREADS))
+        # The address at which other nodes know this one; the loopback interface on a cluster of one machine.
+        return server, await server.start(ray.util.get_node_ip_address())
+
+
+def _open_host(archive: str, bits: int, deal: Deal, number: int, index: str, folder: Path | None) -> ShardHost:
+    import pyarrow as pa
+
+    pa.set_cpu_count(READ_THREADS)
+    # Before the first call, because searches run in the event loop, where nothing may take seconds.
+    logger.info("kernels were ready after %.1f s", warm_up(bits))
+    return ShardHost(archive, bits, deal, number, index, folder)
 
 
 @dataclass(frozen=True)
@@ -151,12 +158,14 @@ class RayBackend:
         `close` calls `close_encoder`. `folder` is where each node keeps the files of its shards; None: in memory only.
 
         Raises:
-            InputError: the cluster has no room, or the actors do not start.
+            InputError: the index is unknown, the cluster has no room, or the actors do not start.
         """
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        # Raises for an unknown name.
+        is_exact_index(index)
         num_actors = num_shards * num_replicas
         bundles = [{"CPU": SHARD_CPUS}] * num_actors
         await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
@@ -290,9 +299,9 @@ async def _call(actor: Any, method: str, request: bytes, timeout_s: float) -> by
 
 
 async def _result_of(reference: Any) -> Any:
-    """Return the result of a call of an actor; raise `Unreachable` if the actor does not answer."""
+    """Return the result of a call of an actor; raise its `InputError`, or `Unreachable` if it does not answer."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return await reference
@@ -300,6 +309,8 @@ async def _result_of(reference: Any) -> Any:
         ray.cancel(reference)
         raise
     except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, InputError):
+            raise error.cause from error
         raise Unreachable(f"an actor does not answer: {str(error).partition(chr(10))[0]}") from error
 
 

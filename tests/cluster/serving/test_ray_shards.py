@@ -10,8 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
+from orbithash.cluster.serving import shards as shards_module
 from orbithash.cluster.serving.shards import RayBackend
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import Engine
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.queries import Query
@@ -120,6 +122,17 @@ def test_a_stopped_actor_is_out_and_back_and_a_killed_one_follows(ray_cluster, r
         await until(have_ended)
 
     asyncio.run(scenario())
+
+
+def test_an_error_of_the_start_is_shown_as_it_is(ray_cluster, rows, monkeypatch):
+    with pytest.raises(InputError, match="multi-hash"):
+        asyncio.run(RayBackend.start(rows, None, lambda: None, 1, 1, "multi-hash", Observer()))
+    # The same name found out by the actor.
+    monkeypatch.setattr(shards_module, "is_exact_index", lambda name: True)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="multi-hash"):
+        asyncio.run(RayBackend.start(rows, None, lambda: None, 1, 1, "multi-hash", Observer()))
+    assert time.monotonic() - begun < 120
 
 
 def test_another_driver_joins_and_the_blocked_port_is_bypassed(ray_cluster, rows):
