@@ -56,9 +56,9 @@ SURFACE = {
         "--workers",
     ],
     "serve": [
-        *("ARCHIVE", "--address", "--client-ca", "--encoders", "--index", "--insecure-listen", "--local"),
-        *("--log-format", "--metrics", "--model", "--open-metrics", "--reflection", "--replicas", "--shards"),
-        *("--tls-cert", "--tls-key", "--tokens"),
+        *("ARCHIVE", "--address", "--client-ca", "--encoders", "--gateways", "--index", "--insecure-listen", "--join"),
+        *("--local", "--log-format", "--metrics", "--model", "--open-metrics", "--reflection", "--replicas"),
+        *("--segments", "--shards", "--tls-cert", "--tls-key", "--tokens"),
     ],
     "refresh": ["[ARCHIVE]", *CONNECTION, "--json", "--model", "--shards", "--timeout", "--token-file"],
     "query": [
