@@ -134,8 +134,8 @@ def test_coverage_says_which_shards_failed_and_each_head_is_replaced():
                 await stopped(nodes[number >= 40], number)
             rest = [shard for number, shard in enumerate(shards) if number not in missing]
             expected = await flat(rest, 10, SCOPES[0])
-            # Enough turns that each of the stopped ones was the head before its ping has failed.
-            for _ in range(2 * NUM_SHARDS):
+            # More turns than shards on a node, so that each of the stopped ones would be the head.
+            for _ in range(45):
                 answer = await tree.search(QUERIES, 10, SCOPES[0], 60)
                 assert (answer.num_rows, answer.num_shards) == (670, 67)
                 assert found([answer], 10) == expected
