@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 # A search that probably takes at most this long runs in the event loop: a thread would cost more under load.
 _MAX_BLOCKING_S = 1e-3
-# The time of a search is expected to be that of the slowest recent one of the same kind, which counts less with each
-# further one; before the first, that of comparing the query with each row.
-_FORGETTING, _ASSUMED_S_PER_ROW = 0.98, 1e-9
+# The expected time of a search is the mean of the recent ones of the same kind, later ones counting more; before the
+# first, that of comparing the query with each row. One search that waited for a core hardly counts.
+_LEARNING_RATE, _ASSUMED_S_PER_ROW = 0.1, 1e-9
 
 _STOP_GRACE_S = 1.0
 
@@ -167,7 +167,8 @@ class ShardServer:
             begun = time.perf_counter()
             result = self._host.search(request.version, queries, request.k, scope, stop)
             seconds = (time.perf_counter() - begun) / len(queries)
-            self._expected_s[kind] = max(seconds, _FORGETTING * self._expected_s.get(kind, 0.0))
+            before = self._expected_s.get(kind, seconds)
+            self._expected_s[kind] = before + _LEARNING_RATE * (seconds - before)
             return result
 
         def response() -> bytes:
