@@ -338,8 +338,8 @@ def test_serving_with_another_model(refused, archive, other_model, taken):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--shards", "0"), "0 shards; from 1 to 1024 are allowed"),
-        (("--shards", "-1"), "-1 shards; from 1 to 1024 are allowed"),
+        (("--shards", "0"), "0 shards; from 1 to 1,024 are allowed"),
+        (("--shards", "-1"), "-1 shards; from 1 to 1,024 are allowed"),
         (("--address", "0.0.0.0:0"), "loopback addresses only"),
         (("--address", "[::]:0"), "loopback addresses only"),
         (("--address", "localhost"), "an address is HOST:PORT"),
