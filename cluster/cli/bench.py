@@ -14,7 +14,9 @@ __all__ = ["bench"]
 
 RowsOption = Annotated[int, typer.Option("--rows", help="Number of generated codes.")]
 BitsOption = Annotated[int, typer.Option("--bits", help="Length of a generated code in bits.")]
-ShardsOption = Annotated[int, typer.Option("--shards", help="Number of shards of the index.")]
+ShardsOption = Annotated[
+    int | None, typer.Option("--shards", help="Number of shards of the index. Default: 2; 1 with --local.")
+]
 LocalOption = Annotated[bool, typer.Option("--local", help="Run all shards in the gateway's process, without Ray.")]
 CodesOption = Annotated[
     str,
@@ -36,6 +38,12 @@ OutOption = Annotated[
 ]
 
 bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
+
+
+def _num_shards(shards: int | None, local: bool) -> int:
+    from orbithash.cluster.serving.settings import default_shards
+
+    return default_shards(local) if shards is None else shards
 
 
 def _source(codes: str, centres: int, flip: float, distinct: float | None, archive: Path | None) -> "CodeSource":
@@ -161,7 +169,7 @@ def bench_rescore(
 def bench_serve(
     rows: RowsOption = 100_000,
     bits: BitsOption = 64,
-    shards: ShardsOption = 2,
+    shards: ShardsOption = None,
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent requests.")] = 16,
     requests: Annotated[int, typer.Option("--requests", help="Number of requests to each service.")] = 4000,
     local: LocalOption = False,
@@ -187,7 +195,9 @@ def bench_serve(
     from orbithash.cluster.bench.serving.serve import bench_serve as run_bench
 
     source = _source(codes, centres, flip, None, archive)
-    asked = ServeBench(rows, bits, source, shards, in_flight, requests, local, cast(Peer, peer), peer_python)
+    asked = ServeBench(
+        rows, bits, source, _num_shards(shards, local), in_flight, requests, local, cast(Peer, peer), peer_python
+    )
     show(run_bench(asked), as_json)
 
 
@@ -195,7 +205,7 @@ def bench_serve(
 def bench_soak(
     rows: RowsOption = 100_000,
     bits: BitsOption = 64,
-    shards: ShardsOption = 2,
+    shards: ShardsOption = None,
     in_flight: Annotated[int, typer.Option("--in-flight", help="Maximum number of concurrent searches.")] = 16,
     minutes: Annotated[float, typer.Option("--minutes", help="Duration, minutes.")] = 15.0,
     local: LocalOption = False,
@@ -215,7 +225,7 @@ def bench_soak(
     from orbithash.cluster.bench.serving.soak import bench_soak as run_bench
 
     source = _source(codes, centres, flip, None, archive)
-    asked = SoakBench(rows, bits, source, shards, replicas, in_flight, minutes, local, kill_every)
+    asked = SoakBench(rows, bits, source, _num_shards(shards, local), replicas, in_flight, minutes, local, kill_every)
     show(run_bench(asked), as_json)
 
 
@@ -230,7 +240,7 @@ def bench_changes(
     outlines: Annotated[
         bool, typer.Option("--outlines", help="Give each row an outline. Default: rows are points.")
     ] = False,
-    shards: ShardsOption = 2,
+    shards: ShardsOption = None,
     local: LocalOption = False,
     seconds: Annotated[
         float, typer.Option("--seconds", help="Duration of the undisturbed queries to compare with, s.")
@@ -251,7 +261,7 @@ def bench_changes(
 
     source = _source(codes, centres, flip, None, archive)
     parts = tuple(part) if part else ("shard", "gateway")
-    asked = ChangesBench(rows, bits, source, outlines, shards, local, seconds, parts)
+    asked = ChangesBench(rows, bits, source, outlines, _num_shards(shards, local), local, seconds, parts)
     show_changes(run_bench(asked), as_json)
 
 

@@ -40,7 +40,10 @@ def serve(
         Path | None,
         typer.Option("--model", help="Model folder of the archive. Default with --join: that of the other gateway."),
     ] = None,
-    shards: Annotated[int, typer.Option("--shards", help="Number of shards of the index, one actor each.")] = 2,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", help="Number of shards of the index, one actor each. Default: 2; 1 with --local."),
+    ] = None,
     replicas: Annotated[
         int, typer.Option("--replicas", help="Number of replicas of each shard; 2 or more survive a lost node.")
     ] = 1,
@@ -104,14 +107,14 @@ def serve(
     """Serve an archive over gRPC until SIGTERM or Ctrl-C."""
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.serving.serve import serve as run_serve
-    from orbithash.cluster.serving.settings import ServeSettings
+    from orbithash.cluster.serving.settings import ServeSettings, default_shards
     from orbithash.search.gateway.protection import Protection
 
     settings = ServeSettings(
         archive,
         model,
         address,
-        num_shards=shards,
+        num_shards=default_shards(local) if shards is None else shards,
         num_replicas=replicas,
         num_encoders=parse_workers(encoders, "--encoders"),
         index=index,

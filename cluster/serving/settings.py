@@ -9,9 +9,17 @@ from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.logs import Format
 from orbithash.search.protocol.queries import MAX_SHARDS
 
-__all__ = ["MAX_GATEWAYS", "ServeSettings"]
+__all__ = ["MAX_GATEWAYS", "ServeSettings", "default_shards"]
 
 MAX_GATEWAYS = 64
+
+
+def default_shards(is_local: bool) -> int:
+    """Return the number of shards if none is given.
+
+    One in one process: a search probes few buckets of one large segment sooner than those of two.
+    """
+    return 1 if is_local else 2
 
 
 @dataclass(frozen=True)
