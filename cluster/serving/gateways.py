@@ -21,6 +21,8 @@ _RESTART_S, _MAX_RESTART_S, _STABLE_S = 1.0, 60.0, 60.0
 
 # Seconds for a gateway to end by itself after SIGTERM.
 _STOP_S = 20.0
+# Seconds from the end of its files to the end of a process.
+_END_S = 5.0
 
 
 class FurtherGateways:
@@ -91,7 +93,8 @@ async def _ended(process: SpawnProcess, timeout_s: float | None = None) -> None:
                 await ended.wait()
     finally:
         loop.remove_reader(process.sentinel)
-    process.join(0)
+    # The sentinel closes a moment before the process has ended.
+    await asyncio.to_thread(process.join, _END_S if ended.is_set() else 0)
 
 
 @contextmanager

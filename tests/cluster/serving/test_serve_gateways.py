@@ -14,7 +14,7 @@ from serving_parts import queries_in_background, ready_at
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.client import Client
-from orbithash.search.protocol.errors import SearchError, Unavailable
+from orbithash.search.protocol.errors import GatewayUnreachable, SearchError, Unavailable
 from orbithash.search.protocol.rows import Row
 from orbithash.trainers.scenes import write_scenes
 
@@ -93,7 +93,7 @@ def test_gateways_of_one_port(start, archive, model, tmp_path):
             try:
                 with Client(address, timeout_s=30, options=[("grpc.use_local_subchannel_pool", 1)]) as client:
                     client.upsert([Row(key=f"new/{number}", code=b"\xff" * 4)])
-            except SearchError:
+            except (SearchError, GatewayUnreachable):
                 continue
             acknowledged.append(f"new/{number}")
 
@@ -122,6 +122,7 @@ def test_gateways_of_one_port(start, archive, model, tmp_path):
     others = family(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
+    assert "is killed" not in process.err.read_text()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
 
 
