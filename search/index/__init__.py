@@ -1,1 +1,1 @@
-"""Search codes with FAISS: indexes, shards, the versions of a shard, the merge of shard answers, and duplicates."""
+"""Search codes: the index "exact", those of FAISS, the merge of answers, and groups of near-duplicates."""
