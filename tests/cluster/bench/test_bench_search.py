@@ -79,6 +79,7 @@ def test_codes_of_a_mixture(bits):
     assert "5 centres" in drawn.kind
 
 
+@pytest.mark.slow
 def test_bench_search(tmp_path):
     names = ("exact", "faiss-flat", "ivf", "numpy")
     result = bench_search(

@@ -135,6 +135,7 @@ def test_an_error_of_the_start_is_shown_as_it_is(ray_cluster, rows, monkeypatch)
     assert time.monotonic() - begun < 120
 
 
+@pytest.mark.slow
 def test_another_driver_joins_and_the_blocked_port_is_bypassed(ray_cluster, rows):
     async def scenario():
         backend = await started(rows)
