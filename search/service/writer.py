@@ -106,11 +106,6 @@ class Writer:
         """Number of rows that wait for a commit."""
         return self._num_waiting
 
-    @property
-    def num_waiting_bytes(self) -> int:
-        """Size of these rows, in bytes."""
-        return self._num_waiting_bytes
-
     async def upsert(self, rows: Sequence[Row], timeout_s: float = TIMEOUT_S) -> Committed:
         """Write rows; of several rows with one key the last. The caller waits up to `timeout_s` seconds.
 
