@@ -81,6 +81,8 @@ class _ColumnEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Column.ValueTy
     """The outline as WKB, WGS 84."""
     COLUMN_CODE: _Column.ValueType  # 5
     """The packed code."""
+    COLUMN_VECTOR: _Column.ValueType  # 6
+    """The stored vector, int8, of DescribeResponse.vector_dims components."""
 
 class Column(_Column, metaclass=_ColumnEnumTypeWrapper):
     """Column is a column that hits and rows hold only on request."""
@@ -97,6 +99,8 @@ COLUMN_FOOTPRINT: Column.ValueType  # 4
 """The outline as WKB, WGS 84."""
 COLUMN_CODE: Column.ValueType  # 5
 """The packed code."""
+COLUMN_VECTOR: Column.ValueType  # 6
+"""The stored vector, int8, of DescribeResponse.vector_dims components."""
 Global___Column: _TypeAlias = Column  # noqa: Y015
 
 class _Rescore:
@@ -130,6 +134,34 @@ RESCORE_ASYMMETRIC: Rescore.ValueType  # 2
 the bits in which the codes differ. Needs no stored vectors; it orders rows of equal or similar distance.
 """
 Global___Rescore: _TypeAlias = Rescore  # noqa: Y015
+
+class _GroupBy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupBy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_BY_UNSPECIFIED: _GroupBy.ValueType  # 0
+    """Not valid."""
+    GROUP_BY_LABEL: _GroupBy.ValueType  # 1
+    """The class."""
+    GROUP_BY_MONTH: _GroupBy.ValueType  # 2
+    """The month of acquisition, UTC, such as 2024-05."""
+    GROUP_BY_YEAR: _GroupBy.ValueType  # 3
+    """The year of acquisition, UTC, such as 2024."""
+
+class GroupBy(_GroupBy, metaclass=_GroupByEnumTypeWrapper):
+    """GroupBy is what rows are counted by."""
+
+GROUP_BY_UNSPECIFIED: GroupBy.ValueType  # 0
+"""Not valid."""
+GROUP_BY_LABEL: GroupBy.ValueType  # 1
+"""The class."""
+GROUP_BY_MONTH: GroupBy.ValueType  # 2
+"""The month of acquisition, UTC, such as 2024-05."""
+GROUP_BY_YEAR: GroupBy.ValueType  # 3
+"""The year of acquisition, UTC, such as 2024."""
+Global___GroupBy: _TypeAlias = GroupBy  # noqa: Y015
 
 @_typing.final
 class Example(_message.Message):
@@ -443,6 +475,7 @@ class Hit(_message.Message):
     FOOTPRINT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Position in the answer, from 1."""
     distance: _builtins.int
@@ -470,7 +503,10 @@ class Hit(_message.Message):
     score: _builtins.float
     """The score by which the hits are ordered, if they are rescored: see Rescore. Not set for a row without a stored
     vector.
+    In an answer of Rank: the linear score, or the distance from the place in metres.
     """
+    vector: _builtins.bytes
+    """See Column."""
     @_builtins.property
     def datetime(self) -> _timestamp_pb2.Timestamp:
         """Time of acquisition, UTC, if known."""
@@ -492,10 +528,11 @@ class Hit(_message.Message):
         footprint: _builtins.bytes | None = ...,
         code: _builtins.bytes | None = ...,
         score: _builtins.float | None = ...,
+        vector: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "footprint", b"footprint", "label", b"label", "lat", b"lat", "lon", b"lon", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "_vector", b"_vector", "caption", b"caption", "code", b"code", "datetime", b"datetime", "footprint", b"footprint", "label", b"label", "lat", b"lat", "lon", b"lon", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "caption", b"caption", "code", b"code", "datetime", b"datetime", "distance", b"distance", "footprint", b"footprint", "id", b"id", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "rank", b"rank", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_code", b"_code", "_datetime", b"_datetime", "_footprint", b"_footprint", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_score", b"_score", "_thumbnail", b"_thumbnail", "_uri", b"_uri", "_vector", b"_vector", "caption", b"caption", "code", b"code", "datetime", b"datetime", "distance", b"distance", "footprint", b"footprint", "id", b"id", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "rank", b"rank", "score", b"score", "thumbnail", b"thumbnail", "uri", b"uri", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
     _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
@@ -517,6 +554,8 @@ class Hit(_message.Message):
     _WhichOneofArgType__thumbnail: _TypeAlias = _typing.Literal["_thumbnail", b"_thumbnail"]  # noqa: Y015
     _WhichOneofReturnType__uri: _TypeAlias = _typing.Literal["uri"]  # noqa: Y015
     _WhichOneofArgType__uri: _TypeAlias = _typing.Literal["_uri", b"_uri"]  # noqa: Y015
+    _WhichOneofReturnType__vector: _TypeAlias = _typing.Literal["vector"]  # noqa: Y015
+    _WhichOneofArgType__vector: _TypeAlias = _typing.Literal["_vector", b"_vector"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__caption) -> _WhichOneofReturnType__caption | None: ...
     @_typing.overload
@@ -537,6 +576,8 @@ class Hit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__thumbnail) -> _WhichOneofReturnType__thumbnail | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__uri) -> _WhichOneofReturnType__uri | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vector) -> _WhichOneofReturnType__vector | None: ...
 
 Global___Hit: _TypeAlias = Hit  # noqa: Y015
 
@@ -677,6 +718,7 @@ class Row(_message.Message):
     FOOTPRINT_FIELD_NUMBER: _builtins.int
     THUMBNAIL_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    STORED_VECTOR_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Unique in the archive; 1 to 4,096 characters."""
     image: _builtins.bytes
@@ -701,6 +743,8 @@ class Row(_message.Message):
     """A JPEG of at most 128 pixels a side; made by the server if an image is given without it."""
     id: _builtins.int
     """The row's id. Set in rows that are read, ignored in rows that are written: the archive assigns ids."""
+    stored_vector: _builtins.bytes
+    """See Column. Set in rows that are read, ignored in rows that are written."""
     @_builtins.property
     def datetime(self) -> _timestamp_pb2.Timestamp:
         """See Hit."""
@@ -721,10 +765,11 @@ class Row(_message.Message):
         footprint: _builtins.bytes | None = ...,
         thumbnail: _builtins.bytes | None = ...,
         id: _builtins.int | None = ...,
+        stored_vector: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_stored_vector", b"_stored_vector", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "label", b"label", "lat", b"lat", "lon", b"lon", "stored_vector", b"stored_vector", "thumbnail", b"thumbnail", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "thumbnail", b"thumbnail", "uri", b"uri", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_datetime", b"_datetime", "_footprint", b"_footprint", "_id", b"_id", "_label", b"_label", "_lat", b"_lat", "_lon", b"_lon", "_stored_vector", b"_stored_vector", "_thumbnail", b"_thumbnail", "caption", b"caption", "code", b"code", "content", b"content", "datetime", b"datetime", "footprint", b"footprint", "id", b"id", "image", b"image", "key", b"key", "label", b"label", "lat", b"lat", "lon", b"lon", "stored_vector", b"stored_vector", "thumbnail", b"thumbnail", "uri", b"uri", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
     _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
@@ -740,6 +785,8 @@ class Row(_message.Message):
     _WhichOneofArgType__lat: _TypeAlias = _typing.Literal["_lat", b"_lat"]  # noqa: Y015
     _WhichOneofReturnType__lon: _TypeAlias = _typing.Literal["lon"]  # noqa: Y015
     _WhichOneofArgType__lon: _TypeAlias = _typing.Literal["_lon", b"_lon"]  # noqa: Y015
+    _WhichOneofReturnType__stored_vector: _TypeAlias = _typing.Literal["stored_vector"]  # noqa: Y015
+    _WhichOneofArgType__stored_vector: _TypeAlias = _typing.Literal["_stored_vector", b"_stored_vector"]  # noqa: Y015
     _WhichOneofReturnType__thumbnail: _TypeAlias = _typing.Literal["thumbnail"]  # noqa: Y015
     _WhichOneofArgType__thumbnail: _TypeAlias = _typing.Literal["_thumbnail", b"_thumbnail"]  # noqa: Y015
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "code", "vector"]  # noqa: Y015
@@ -759,6 +806,8 @@ class Row(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lon) -> _WhichOneofReturnType__lon | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stored_vector) -> _WhichOneofReturnType__stored_vector | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__thumbnail) -> _WhichOneofReturnType__thumbnail | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
@@ -767,29 +816,35 @@ Global___Row: _TypeAlias = Row  # noqa: Y015
 
 @_typing.final
 class GetRequest(_message.Message):
-    """GetRequest names rows."""
+    """GetRequest names rows, either by keys or by ids."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """From 1 to 1,000."""
+        """From 1 to 1,000; none if ids are given."""
 
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Column.ValueType]:
         """Columns that the rows hold in addition to id, key, label, lon, lat and datetime."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From 1 to 1,000; none if keys are given."""
 
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
         include: _abc.Iterable[Global___Column.ValueType] | None = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include", b"include", "keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "include", b"include", "keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -807,7 +862,7 @@ class GetResponse(_message.Message):
     """The version of the archive that was read."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Row]:
-        """In the order of the keys; a key without a row is skipped."""
+        """In the order of the keys or ids; one without a row is skipped."""
 
     def __init__(
         self,
@@ -1172,6 +1227,9 @@ class DescribeResponse(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     IS_EXACT_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
+    VECTOR_DIMS_FIELD_NUMBER: _builtins.int
+    VECTOR_SCALE_FIELD_NUMBER: _builtins.int
+    HAS_VIEWS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows of the version that is searched."""
     bits: _builtins.int
@@ -1196,6 +1254,12 @@ class DescribeResponse(_message.Message):
     """Whether the index is exact; see SearchResponse."""
     gateways: _builtins.int
     """Gateways that share the shards, this one included."""
+    vector_dims: _builtins.int
+    """Components of a stored vector; 0: the archive has no stored vectors, and cannot be ranked by Linear."""
+    vector_scale: _builtins.float
+    """Length of one unit of a component of a stored vector."""
+    has_views: _builtins.bool
+    """Whether View may return pictures that are larger than thumbnails."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
         """All shards of the archive."""
@@ -1215,10 +1279,13 @@ class DescribeResponse(_message.Message):
         embedding: _builtins.str | None = ...,
         is_exact: _builtins.bool = ...,
         gateways: _builtins.int = ...,
+        vector_dims: _builtins.int = ...,
+        vector_scale: _builtins.float = ...,
+        has_views: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "embedding", b"embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "archive_version", b"archive_version", "bits", b"bits", "embedding", b"embedding", "gateways", b"gateways", "has_text", b"has_text", "index", b"index", "is_exact", b"is_exact", "model_id", b"model_id", "num_features", b"num_features", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding", b"_embedding", "archive_version", b"archive_version", "bits", b"bits", "embedding", b"embedding", "gateways", b"gateways", "has_text", b"has_text", "has_views", b"has_views", "index", b"index", "is_exact", b"is_exact", "model_id", b"model_id", "num_features", b"num_features", "orbithash_version", b"orbithash_version", "rows", b"rows", "shards", b"shards", "vector_dims", b"vector_dims", "vector_scale", b"vector_scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__embedding: _TypeAlias = _typing.Literal["embedding"]  # noqa: Y015
     _WhichOneofArgType__embedding: _TypeAlias = _typing.Literal["_embedding", b"_embedding"]  # noqa: Y015
@@ -1323,3 +1390,652 @@ class RefreshResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RefreshResponse: _TypeAlias = RefreshResponse  # noqa: Y015
+
+@_typing.final
+class Linear(_message.Message):
+    """Linear orders rows by a linear function of their stored vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LEAST_CERTAIN_FIELD_NUMBER: _builtins.int
+    scale: _builtins.float
+    """The score of a row is offset + scale * (sum of weight * component); above 0."""
+    offset: _builtins.float
+    """See scale."""
+    least_certain: _builtins.bool
+    """Order by the magnitude of the score, ascending, instead of the score, descending."""
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One weight for each component of a stored vector, each from -32,768 to 32,767; the sum of their magnitudes is at
+        most 16,777,215.
+        """
+
+    def __init__(
+        self,
+        *,
+        weights: _abc.Iterable[_builtins.int] | None = ...,
+        scale: _builtins.float = ...,
+        offset: _builtins.float = ...,
+        least_certain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least_certain", b"least_certain", "offset", b"offset", "scale", b"scale", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Linear: _TypeAlias = Linear  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """Place orders rows by the distance of their centres from a place, ascending."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LON_FIELD_NUMBER: _builtins.int
+    LAT_FIELD_NUMBER: _builtins.int
+    MAX_DISTANCE_M_FIELD_NUMBER: _builtins.int
+    lon: _builtins.float
+    """Longitude in degrees, WGS 84, from -360 to 360."""
+    lat: _builtins.float
+    """Latitude in degrees, WGS 84, from -90 to 90."""
+    max_distance_m: _builtins.float
+    """The largest distance of a hit in metres, on a sphere of radius 6,371,008.8 m; not set: no limit."""
+    def __init__(
+        self,
+        *,
+        lon: _builtins.float = ...,
+        lat: _builtins.float = ...,
+        max_distance_m: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_distance_m", b"_max_distance_m", "max_distance_m", b"max_distance_m"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_distance_m", b"_max_distance_m", "lat", b"lat", "lon", b"lon", "max_distance_m", b"max_distance_m"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_distance_m: _TypeAlias = _typing.Literal["max_distance_m"]  # noqa: Y015
+    _WhichOneofArgType__max_distance_m: _TypeAlias = _typing.Literal["_max_distance_m", b"_max_distance_m"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_distance_m) -> _WhichOneofReturnType__max_distance_m | None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class Shuffle(_message.Message):
+    """Shuffle orders rows at random. The order depends only on the seed and the ids of the rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """Another seed gives another order."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shuffle: _TypeAlias = Shuffle  # noqa: Y015
+
+@_typing.final
+class TimeOrder(_message.Message):
+    """TimeOrder orders rows by their time of acquisition, the oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    SAME_PLACE_AS_FIELD_NUMBER: _builtins.int
+    newest_first: _builtins.bool
+    """The newest first instead."""
+    same_place_as: _builtins.str
+    """Only rows that show the place of the row with this key: those whose outline contains its centre, and, of rows
+    without an outline, those whose centre is at most 1 m away. The row itself is one of them. Empty: all rows.
+    """
+    def __init__(
+        self,
+        *,
+        newest_first: _builtins.bool = ...,
+        same_place_as: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "same_place_as", b"same_place_as"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeOrder: _TypeAlias = TimeOrder  # noqa: Y015
+
+@_typing.final
+class RankCursor(_message.Message):
+    """RankCursor is a position in the answer to a RankRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.int
+    """The value by which the rows are ordered, as an integer."""
+    id: _builtins.int
+    """The id of the hit."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.int = ...,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankCursor: _TypeAlias = RankCursor  # noqa: Y015
+
+@_typing.final
+class RankRequest(_message.Message):
+    """RankRequest says in which order to return which rows. Rows without the value that decides the order (a stored vector,
+    a place, a time) are left out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINEAR_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    SHUFFLE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    MIN_COVERAGE_FIELD_NUMBER: _builtins.int
+    k: _builtins.int
+    """The maximum number of hits; see SearchRequest."""
+    filter: _builtins.str
+    """See SearchRequest."""
+    min_score: _builtins.float
+    """The smallest score of a hit; only with `linear`."""
+    min_coverage: _builtins.float
+    """See SearchRequest."""
+    @_builtins.property
+    def linear(self) -> Global___Linear:
+        """By stored vectors."""
+
+    @_builtins.property
+    def place(self) -> Global___Place:
+        """By distance from a place."""
+
+    @_builtins.property
+    def shuffle(self) -> Global___Shuffle:
+        """At random."""
+
+    @_builtins.property
+    def time(self) -> Global___TimeOrder:
+        """By time."""
+
+    @_builtins.property
+    def after(self) -> Global___RankCursor:
+        """Only rows after this position. To get the next page, set it to RankResponse.next."""
+
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Column.ValueType]:
+        """Columns that the hits hold in addition to the usual ones."""
+
+    def __init__(
+        self,
+        *,
+        linear: Global___Linear | None = ...,
+        place: Global___Place | None = ...,
+        shuffle: Global___Shuffle | None = ...,
+        time: Global___TimeOrder | None = ...,
+        k: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        min_score: _builtins.float | None = ...,
+        after: Global___RankCursor | None = ...,
+        include: _abc.Iterable[Global___Column.ValueType] | None = ...,
+        min_coverage: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "after", b"after", "by", b"by", "linear", b"linear", "min_score", b"min_score", "place", b"place", "shuffle", b"shuffle", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "after", b"after", "by", b"by", "filter", b"filter", "include", b"include", "k", b"k", "linear", b"linear", "min_coverage", b"min_coverage", "min_score", b"min_score", "place", b"place", "shuffle", b"shuffle", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
+    _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["linear", "place", "shuffle", "time"]  # noqa: Y015
+    _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_by) -> _WhichOneofReturnType_by | None: ...
+
+Global___RankRequest: _TypeAlias = RankRequest  # noqa: Y015
+
+@_typing.final
+class RankResponse(_message.Message):
+    """RankResponse holds the hits and says how complete they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HITS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    TOOK_MS_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    ARCHIVE_VERSION_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    MATCHING_ROWS_FIELD_NUMBER: _builtins.int
+    RANKED_ROWS_FIELD_NUMBER: _builtins.int
+    ROWS_WITHIN_FIELD_NUMBER: _builtins.int
+    took_ms: _builtins.float
+    """See SearchResponse."""
+    model_id: _builtins.str
+    """See SearchResponse."""
+    archive_version: _builtins.int
+    """See SearchResponse."""
+    matching_rows: _builtins.int
+    """The number of rows that pass the filter; not set without a filter."""
+    ranked_rows: _builtins.int
+    """The number of rows that pass the filter and have the value that decides the order."""
+    rows_within: _builtins.int
+    """The number of these rows that also pass `min_score` or `max_distance_m`."""
+    @_builtins.property
+    def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
+        """At most k hits, in the order that was asked for; rows that are equal in it are ordered by id. Their distance is 0."""
+
+    @_builtins.property
+    def coverage(self) -> Global___Coverage:
+        """The part of the archive that was searched."""
+
+    @_builtins.property
+    def next(self) -> Global___RankCursor:
+        """The position after which the next page begins; not set if there is no next page."""
+
+    def __init__(
+        self,
+        *,
+        hits: _abc.Iterable[Global___Hit] | None = ...,
+        coverage: Global___Coverage | None = ...,
+        took_ms: _builtins.float = ...,
+        model_id: _builtins.str = ...,
+        archive_version: _builtins.int = ...,
+        next: Global___RankCursor | None = ...,
+        matching_rows: _builtins.int | None = ...,
+        ranked_rows: _builtins.int = ...,
+        rows_within: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "coverage", b"coverage", "matching_rows", b"matching_rows", "next", b"next"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "archive_version", b"archive_version", "coverage", b"coverage", "hits", b"hits", "matching_rows", b"matching_rows", "model_id", b"model_id", "next", b"next", "ranked_rows", b"ranked_rows", "rows_within", b"rows_within", "took_ms", b"took_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__matching_rows: _TypeAlias = _typing.Literal["matching_rows"]  # noqa: Y015
+    _WhichOneofArgType__matching_rows: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__matching_rows) -> _WhichOneofReturnType__matching_rows | None: ...
+
+Global___RankResponse: _TypeAlias = RankResponse  # noqa: Y015
+
+@_typing.final
+class DistancesRequest(_message.Message):
+    """DistancesRequest names a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def search(self) -> Global___SearchRequest:
+        """The query, its filter and its min_coverage; its other fields have no effect."""
+
+    def __init__(
+        self,
+        *,
+        search: Global___SearchRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DistancesRequest: _TypeAlias = DistancesRequest  # noqa: Y015
+
+@_typing.final
+class DistancesResponse(_message.Message):
+    """DistancesResponse holds numbers of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    TOOK_MS_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    ARCHIVE_VERSION_FIELD_NUMBER: _builtins.int
+    MATCHING_ROWS_FIELD_NUMBER: _builtins.int
+    took_ms: _builtins.float
+    """See SearchResponse."""
+    model_id: _builtins.str
+    """See SearchResponse."""
+    archive_version: _builtins.int
+    """See SearchResponse."""
+    matching_rows: _builtins.int
+    """The number of rows that pass the filter; not set without a filter."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The number of searched rows at distance 0, 1, 2, ... up to the bits of a code."""
+
+    @_builtins.property
+    def coverage(self) -> Global___Coverage:
+        """The part of the archive that was searched."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        coverage: Global___Coverage | None = ...,
+        took_ms: _builtins.float = ...,
+        model_id: _builtins.str = ...,
+        archive_version: _builtins.int = ...,
+        matching_rows: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "coverage", b"coverage", "matching_rows", b"matching_rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows", "archive_version", b"archive_version", "coverage", b"coverage", "matching_rows", b"matching_rows", "model_id", b"model_id", "rows", b"rows", "took_ms", b"took_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__matching_rows: _TypeAlias = _typing.Literal["matching_rows"]  # noqa: Y015
+    _WhichOneofArgType__matching_rows: _TypeAlias = _typing.Literal["_matching_rows", b"_matching_rows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__matching_rows) -> _WhichOneofReturnType__matching_rows | None: ...
+
+Global___DistancesResponse: _TypeAlias = DistancesResponse  # noqa: Y015
+
+@_typing.final
+class CountByRequest(_message.Message):
+    """CountByRequest says which rows to count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MIN_COVERAGE_FIELD_NUMBER: _builtins.int
+    by: Global___GroupBy.ValueType
+    """What to count by."""
+    filter: _builtins.str
+    """See SearchRequest. Empty: all rows."""
+    min_coverage: _builtins.float
+    """See SearchRequest."""
+    def __init__(
+        self,
+        *,
+        by: Global___GroupBy.ValueType = ...,
+        filter: _builtins.str = ...,
+        min_coverage: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "filter", b"filter", "min_coverage", b"min_coverage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountByRequest: _TypeAlias = CountByRequest  # noqa: Y015
+
+@_typing.final
+class Group(_message.Message):
+    """Group is a number of rows that have one value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """The class, the month or the year."""
+    rows: _builtins.int
+    """The number of rows."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class CountByResponse(_message.Message):
+    """CountByResponse holds numbers of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    ROWS_WITHOUT_FIELD_NUMBER: _builtins.int
+    OTHER_ROWS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    ARCHIVE_VERSION_FIELD_NUMBER: _builtins.int
+    rows_without: _builtins.int
+    """Rows without a class or a time."""
+    other_rows: _builtins.int
+    """Rows of the groups that are left out because there are too many."""
+    archive_version: _builtins.int
+    """See SearchResponse."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """At most 10,000: classes with the most rows first, equally many by name; months and years in ascending order."""
+
+    @_builtins.property
+    def coverage(self) -> Global___Coverage:
+        """The part of the archive that was counted."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___Group] | None = ...,
+        rows_without: _builtins.int = ...,
+        other_rows: _builtins.int = ...,
+        coverage: Global___Coverage | None = ...,
+        archive_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_version", b"archive_version", "coverage", b"coverage", "groups", b"groups", "other_rows", b"other_rows", "rows_without", b"rows_without"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountByResponse: _TypeAlias = CountByResponse  # noqa: Y015
+
+@_typing.final
+class EncodeRequest(_message.Message):
+    """EncodeRequest holds what to encode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """An encoded image file."""
+    text: _builtins.str
+    """A sentence."""
+    vector: _builtins.bytes
+    """A vector."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        text: _builtins.str = ...,
+        vector: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "text", "vector"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
+
+@_typing.final
+class EncodeResponse(_message.Message):
+    """EncodeResponse holds a code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    code: _builtins.bytes
+    """The packed code, which SearchRequest takes."""
+    model_id: _builtins.str
+    """The content hash of the model that computed it."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.bytes = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
+
+@_typing.final
+class ViewRequest(_message.Message):
+    """ViewRequest names a row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MAX_SIDE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key of the row."""
+    max_side: _builtins.int
+    """The maximum width and height of the picture in pixels, from 1 to 4,096; 0: 1,024."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        max_side: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_side", b"max_side"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewRequest: _TypeAlias = ViewRequest  # noqa: Y015
+
+@_typing.final
+class ViewResponse(_message.Message):
+    """ViewResponse holds a picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    IS_THUMBNAIL_FIELD_NUMBER: _builtins.int
+    image: _builtins.bytes
+    """An encoded JPEG or PNG."""
+    width: _builtins.int
+    """Its width in pixels."""
+    height: _builtins.int
+    """Its height in pixels."""
+    is_thumbnail: _builtins.bool
+    """Whether it is the thumbnail, because the server may not or cannot read the image of the row."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.bytes = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        is_thumbnail: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "image", b"image", "is_thumbnail", b"is_thumbnail", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewResponse: _TypeAlias = ViewResponse  # noqa: Y015
+
+@_typing.final
+class HeatMapRequest(_message.Message):
+    """HeatMapRequest names a row and a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key of the row."""
+    cells: _builtins.int
+    """The number of cells along each side of the image, from 2 to 16; 0: 7."""
+    @_builtins.property
+    def search(self) -> Global___SearchRequest:
+        """The query; its other fields have no effect."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        search: Global___SearchRequest | None = ...,
+        cells: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "key", b"key", "search", b"search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeatMapRequest: _TypeAlias = HeatMapRequest  # noqa: Y015
+
+@_typing.final
+class HeatMapResponse(_message.Message):
+    """HeatMapResponse holds a value for each cell of the row's image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELLS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    IS_THUMBNAIL_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    cells: _builtins.int
+    """The number of cells along each side."""
+    passes: _builtins.int
+    """The number of times that the network ran for it."""
+    is_thumbnail: _builtins.bool
+    """Whether the thumbnail was used, because the server may not or cannot read the image of the row."""
+    model_id: _builtins.str
+    """The content hash of the model."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """By how much the row moves away from the query when the cell is covered, in bits: row by row from the top left.
+        Negative: the row moves nearer.
+        """
+
+    def __init__(
+        self,
+        *,
+        cells: _builtins.int = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        passes: _builtins.int = ...,
+        is_thumbnail: _builtins.bool = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "is_thumbnail", b"is_thumbnail", "model_id", b"model_id", "passes", b"passes", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeatMapResponse: _TypeAlias = HeatMapResponse  # noqa: Y015

@@ -69,6 +69,36 @@ class SearchServiceStub:
                 request_serializer=orbithash_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
                 response_deserializer=orbithash_dot_v1_dot_search__pb2.ScrollResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/orbithash.v1.SearchService/Rank',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.RankRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.RankResponse.FromString,
+                _registered_method=True)
+        self.Distances = channel.unary_unary(
+                '/orbithash.v1.SearchService/Distances',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.DistancesRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.DistancesResponse.FromString,
+                _registered_method=True)
+        self.CountBy = channel.unary_unary(
+                '/orbithash.v1.SearchService/CountBy',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.CountByRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.CountByResponse.FromString,
+                _registered_method=True)
+        self.Encode = channel.unary_unary(
+                '/orbithash.v1.SearchService/Encode',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.EncodeRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.EncodeResponse.FromString,
+                _registered_method=True)
+        self.View = channel.unary_unary(
+                '/orbithash.v1.SearchService/View',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.ViewRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.ViewResponse.FromString,
+                _registered_method=True)
+        self.HeatMap = channel.unary_unary(
+                '/orbithash.v1.SearchService/HeatMap',
+                request_serializer=orbithash_dot_v1_dot_search__pb2.HeatMapRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_search__pb2.HeatMapResponse.FromString,
+                _registered_method=True)
 
 
 class SearchServiceServicer:
@@ -122,6 +152,50 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Rank returns rows in an order other than that of search: by a linear function of their stored vectors, by their
+        distance from a place, by time, or at random. If a shard is away, the answer is partial, as that of Search.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Distances(self, request, context):
+        """Distances returns the number of rows at each distance of a query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountBy(self, request, context):
+        """CountBy returns the number of rows of each class, month or year.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Encode(self, request, context):
+        """Encode returns the code of an image, a sentence or a vector, without a search.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def View(self, request, context):
+        """View returns a picture of a row that is larger than its thumbnail, if the server may read the row's image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HeatMap(self, request, context):
+        """HeatMap says which parts of a row's image make it near a query. It encodes the image once for each cell, so it takes
+        as long as a query by as many images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +223,36 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.Scroll,
                     request_deserializer=orbithash_dot_v1_dot_search__pb2.ScrollRequest.FromString,
                     response_serializer=orbithash_dot_v1_dot_search__pb2.ScrollResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.RankRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.RankResponse.SerializeToString,
+            ),
+            'Distances': grpc.unary_unary_rpc_method_handler(
+                    servicer.Distances,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.DistancesRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.DistancesResponse.SerializeToString,
+            ),
+            'CountBy': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountBy,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.CountByRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.CountByResponse.SerializeToString,
+            ),
+            'Encode': grpc.unary_unary_rpc_method_handler(
+                    servicer.Encode,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.EncodeRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.EncodeResponse.SerializeToString,
+            ),
+            'View': grpc.unary_unary_rpc_method_handler(
+                    servicer.View,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.ViewRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.ViewResponse.SerializeToString,
+            ),
+            'HeatMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.HeatMap,
+                    request_deserializer=orbithash_dot_v1_dot_search__pb2.HeatMapRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_search__pb2.HeatMapResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -296,6 +400,168 @@ class SearchService:
             '/orbithash.v1.SearchService/Scroll',
             orbithash_dot_v1_dot_search__pb2.ScrollRequest.SerializeToString,
             orbithash_dot_v1_dot_search__pb2.ScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Rank',
+            orbithash_dot_v1_dot_search__pb2.RankRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Distances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Distances',
+            orbithash_dot_v1_dot_search__pb2.DistancesRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.DistancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountBy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/CountBy',
+            orbithash_dot_v1_dot_search__pb2.CountByRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.CountByResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Encode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/Encode',
+            orbithash_dot_v1_dot_search__pb2.EncodeRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def View(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/View',
+            orbithash_dot_v1_dot_search__pb2.ViewRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.ViewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HeatMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.SearchService/HeatMap',
+            orbithash_dot_v1_dot_search__pb2.HeatMapRequest.SerializeToString,
+            orbithash_dot_v1_dot_search__pb2.HeatMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

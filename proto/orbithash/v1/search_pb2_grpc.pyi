@@ -100,6 +100,22 @@ class SearchServiceStub:
     """Scroll returns the rows that pass a filter, ordered by id, one page per call. Pages of a changing archive may come
     from different versions: each page shows the version that is served when it is requested.
     """
+    Rank: _grpc.UnaryUnaryMultiCallable[_search_pb2.RankRequest, _search_pb2.RankResponse]
+    """Rank returns rows in an order other than that of search: by a linear function of their stored vectors, by their
+    distance from a place, by time, or at random. If a shard is away, the answer is partial, as that of Search.
+    """
+    Distances: _grpc.UnaryUnaryMultiCallable[_search_pb2.DistancesRequest, _search_pb2.DistancesResponse]
+    """Distances returns the number of rows at each distance of a query."""
+    CountBy: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountByRequest, _search_pb2.CountByResponse]
+    """CountBy returns the number of rows of each class, month or year."""
+    Encode: _grpc.UnaryUnaryMultiCallable[_search_pb2.EncodeRequest, _search_pb2.EncodeResponse]
+    """Encode returns the code of an image, a sentence or a vector, without a search."""
+    View: _grpc.UnaryUnaryMultiCallable[_search_pb2.ViewRequest, _search_pb2.ViewResponse]
+    """View returns a picture of a row that is larger than its thumbnail, if the server may read the row's image."""
+    HeatMap: _grpc.UnaryUnaryMultiCallable[_search_pb2.HeatMapRequest, _search_pb2.HeatMapResponse]
+    """HeatMap says which parts of a row's image make it near a query. It encodes the image once for each cell, so it takes
+    as long as a query by as many images.
+    """
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
@@ -131,6 +147,22 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Scroll: _aio.UnaryUnaryMultiCallable[_search_pb2.ScrollRequest, _search_pb2.ScrollResponse]  # type: ignore[assignment]
     """Scroll returns the rows that pass a filter, ordered by id, one page per call. Pages of a changing archive may come
     from different versions: each page shows the version that is served when it is requested.
+    """
+    Rank: _aio.UnaryUnaryMultiCallable[_search_pb2.RankRequest, _search_pb2.RankResponse]  # type: ignore[assignment]
+    """Rank returns rows in an order other than that of search: by a linear function of their stored vectors, by their
+    distance from a place, by time, or at random. If a shard is away, the answer is partial, as that of Search.
+    """
+    Distances: _aio.UnaryUnaryMultiCallable[_search_pb2.DistancesRequest, _search_pb2.DistancesResponse]  # type: ignore[assignment]
+    """Distances returns the number of rows at each distance of a query."""
+    CountBy: _aio.UnaryUnaryMultiCallable[_search_pb2.CountByRequest, _search_pb2.CountByResponse]  # type: ignore[assignment]
+    """CountBy returns the number of rows of each class, month or year."""
+    Encode: _aio.UnaryUnaryMultiCallable[_search_pb2.EncodeRequest, _search_pb2.EncodeResponse]  # type: ignore[assignment]
+    """Encode returns the code of an image, a sentence or a vector, without a search."""
+    View: _aio.UnaryUnaryMultiCallable[_search_pb2.ViewRequest, _search_pb2.ViewResponse]  # type: ignore[assignment]
+    """View returns a picture of a row that is larger than its thumbnail, if the server may read the row's image."""
+    HeatMap: _aio.UnaryUnaryMultiCallable[_search_pb2.HeatMapRequest, _search_pb2.HeatMapResponse]  # type: ignore[assignment]
+    """HeatMap says which parts of a row's image make it near a query. It encodes the image once for each cell, so it takes
+    as long as a query by as many images.
     """
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -190,6 +222,58 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.ScrollResponse, _abc.Awaitable[_search_pb2.ScrollResponse]]:
         """Scroll returns the rows that pass a filter, ordered by id, one page per call. Pages of a changing archive may come
         from different versions: each page shows the version that is served when it is requested.
+        """
+
+    @_abc_1.abstractmethod
+    def Rank(
+        self,
+        request: _search_pb2.RankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.RankResponse, _abc.Awaitable[_search_pb2.RankResponse]]:
+        """Rank returns rows in an order other than that of search: by a linear function of their stored vectors, by their
+        distance from a place, by time, or at random. If a shard is away, the answer is partial, as that of Search.
+        """
+
+    @_abc_1.abstractmethod
+    def Distances(
+        self,
+        request: _search_pb2.DistancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.DistancesResponse, _abc.Awaitable[_search_pb2.DistancesResponse]]:
+        """Distances returns the number of rows at each distance of a query."""
+
+    @_abc_1.abstractmethod
+    def CountBy(
+        self,
+        request: _search_pb2.CountByRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.CountByResponse, _abc.Awaitable[_search_pb2.CountByResponse]]:
+        """CountBy returns the number of rows of each class, month or year."""
+
+    @_abc_1.abstractmethod
+    def Encode(
+        self,
+        request: _search_pb2.EncodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.EncodeResponse, _abc.Awaitable[_search_pb2.EncodeResponse]]:
+        """Encode returns the code of an image, a sentence or a vector, without a search."""
+
+    @_abc_1.abstractmethod
+    def View(
+        self,
+        request: _search_pb2.ViewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.ViewResponse, _abc.Awaitable[_search_pb2.ViewResponse]]:
+        """View returns a picture of a row that is larger than its thumbnail, if the server may read the row's image."""
+
+    @_abc_1.abstractmethod
+    def HeatMap(
+        self,
+        request: _search_pb2.HeatMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.HeatMapResponse, _abc.Awaitable[_search_pb2.HeatMapResponse]]:
+        """HeatMap says which parts of a row's image make it near a query. It encodes the image once for each cell, so it takes
+        as long as a query by as many images.
         """
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
