@@ -11,7 +11,8 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.codes import Codes
 from orbithash.search.engine.protocols import QueryEncoder
 from orbithash.search.engine.snapshot import Snapshot
-from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.protocol.errors import DeadlineExceeded
 from orbithash.search.protocol.queries import has_large
@@ -181,6 +182,34 @@ class LocalShardClient:
         """See `ShardClient`."""
         return await self._run(
             lambda stop: self._host.scroll(self._version, filter_text, after, limit, stop), timeout_s, filter_text
+        )
+
+    async def rank(
+        self,
+        order: Order,
+        k: int,
+        max_key: int | None,
+        after: tuple[int, int] | None,
+        filter_text: str,
+        timeout_s: float,
+    ) -> Ranked:
+        """See `ShardClient`."""
+        return await self._run(
+            lambda stop: self._host.rank(self._version, order, k, max_key, after, filter_text, stop),
+            timeout_s,
+            filter_text,
+        )
+
+    async def distances(self, code: Codes, filter_text: str, timeout_s: float) -> tuple[Counts, int | None]:
+        """See `ShardClient`."""
+        return await self._run(
+            lambda stop: self._host.distances(self._version, code, filter_text, stop), timeout_s, filter_text
+        )
+
+    async def count_by(self, by: GroupName, filter_text: str, timeout_s: float) -> tuple[dict[str, int], int]:
+        """See `ShardClient`."""
+        return await self._run(
+            lambda stop: self._host.count_by(self._version, by, filter_text, stop), timeout_s, filter_text
         )
 
     def _search(self, queries: Codes, k: int, scope: Scope, stop: Stop) -> ShardAnswer:

@@ -17,16 +17,18 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.changes import CannotFollow, changes_since, commit_id
 from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
-from orbithash.search.index.answers import NO_HIT, Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import NO_HIT, Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.protocol.errors import Unavailable
 from orbithash.search.segments.dealing import Deal, ShardPart
-from orbithash.search.segments.files import DamagedSegment, build_segment, merge_segments, open_segment, warm_up
-from orbithash.search.segments.segment import Segment
+from orbithash.search.segments.files import build_segment, warm_up
+from orbithash.search.segments.rankings.counting import count_by, count_distances
+from orbithash.search.segments.rankings.ranking import rank
 from orbithash.search.segments.selections import Selected, Selections
 from orbithash.search.segments.stop import Stop
 from orbithash.search.segments.versions.history import MAX_VERSIONS, History, VersionGone
-from orbithash.search.segments.versions.merging import small_segments
+from orbithash.search.segments.versions.merging import with_segment
 from orbithash.search.segments.versions.shard_folder import ShardFolder
 from orbithash.search.segments.versions.shard_version import LiveSegment, ShardVersion
 from orbithash.search.segments.versions.source import ShardSource
@@ -219,6 +221,31 @@ class ShardHost:
         shard = self._history.get(version)
         return shard.scroll(self._selected(shard, filter_text, stop), after, limit)
 
+    def rank(
+        self,
+        version: int,
+        order: Order,
+        k: int,
+        max_key: int | None,
+        after: tuple[int, int] | None,
+        filter_text: str,
+        stop: Stop,
+    ) -> Ranked:
+        """Return the k first rows in an order; see `ShardClient.rank`."""
+        shard = self._history.get(version)
+        return rank(shard, self._selected(shard, filter_text, stop), order, k, max_key, after, stop)
+
+    def distances(self, version: int, code: Codes, filter_text: str, stop: Stop) -> tuple[Counts, int | None]:
+        """Return the number of rows at each distance of a code; see `ShardClient.distances`."""
+        shard = self._history.get(version)
+        selected = self._selected(shard, filter_text, stop)
+        return count_distances(shard, selected, code, stop), None if selected is None else shard.num_matching(selected)
+
+    def count_by(self, version: int, by: GroupName, filter_text: str, stop: Stop) -> tuple[dict[str, int], int]:
+        """Return the number of rows by group, and of those without a value; see `ShardClient.count_by`."""
+        shard = self._history.get(version)
+        return count_by(shard, self._selected(shard, filter_text, stop), by, stop)
+
     def status(self) -> HostStatus:
         """Return what is held now."""
         versions = self._history.versions
@@ -304,22 +331,11 @@ class ShardHost:
             base = self._history.find(base.version) or base
             parts = [part.without(gone) for part in base.parts] if len(gone) else list(base.parts)
             if new is not None:
-                parts = self._with(parts, new)
+                parts = with_segment(parts, new, self._history.merging, self._bits, self._index)
             shard = ShardVersion.of(archive.version, commit, self._bits, parts)
             self._history.publish(shard, is_newest=base is self._history.newest)
         self._upkeep.notify()
         return shard
-
-    def _with(self, parts: list[LiveSegment], new: Segment) -> list[LiveSegment]:
-        """Return segments and a new one, after merging the small ones. The caller holds the lock of the history."""
-        free = [part for part in parts if part.num_alive and part.segment.name not in self._history.merging]
-        small = [free[number] for number in small_segments([part.num_alive for part in free], new.num_rows)]
-        if not small:
-            return [*parts, LiveSegment.of(new)]
-        pairs = [(part.segment, part.alive) for part in small]
-        merged = merge_segments(None, [*pairs, (new, None)], self._bits, self._index)
-        merged_names = {part.segment.name for part in small}
-        return [*(part for part in parts if part.segment.name not in merged_names), LiveSegment.of(merged)]
 
     def _publish(self, shard: ShardVersion) -> None:
         with self._history.lock:
@@ -339,18 +355,7 @@ class ShardHost:
             return
         self._source.folder = folder.path
         self._upkeep.use(folder)
-        for manifest in folder.manifests():
-            if manifest.version > archive.version:
-                continue
-            try:
-                parts = [
-                    LiveSegment.of(open_segment(folder.path, name, self._bits, self._index), alive)
-                    for name, alive in manifest.segments
-                ]
-            except DamagedSegment as error:
-                logger.warning("rows of shard %d are read from the archive: %s", number, error)
-                continue
-            shard = ShardVersion.of(manifest.version, manifest.commit_id, self._bits, parts)
+        for shard in folder.versions(archive.version, self._bits, self._index):
             if self._belongs(shard):
                 self._publish(shard)
                 logger.info("rows of shard %d in version %d are mapped from %s", number, shard.version, folder.path)

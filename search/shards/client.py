@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.protocol.errors import Overloaded
 from orbithash.search.shards.interface import Unreachable
 from orbithash.search.shards.messages import (
@@ -21,6 +22,7 @@ from orbithash.search.shards.messages import (
     search_request,
     table_from_bytes,
 )
+from orbithash.search.shards.rank_messages import counts_from_pb, groups_from_pb, rank_request, ranked_from_pb
 from orbithash.v1 import shards_pb2 as pb
 
 __all__ = ["Connection", "Fallback", "RemoteShardClient"]
@@ -44,7 +46,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
 ]
 
-METHODS = ("Search", "Hits", "Read", "Count", "Scroll", "Follow", "Ping")
+METHODS = ("Search", "Hits", "Read", "Count", "Scroll", "Rank", "Distances", "CountBy", "Follow", "Ping")
 
 
 class Connection:
@@ -169,6 +171,29 @@ class RemoteShardClient:
         """See `ShardClient`."""
         request = pb.ShardScrollRequest(version=self._version, filter=filter_text, after=after, limit=limit)
         return ids_of((await self._call("Scroll", request, pb.ShardScrollResponse, timeout_s)).ids)
+
+    async def rank(
+        self,
+        order: Order,
+        k: int,
+        max_key: int | None,
+        after: tuple[int, int] | None,
+        filter_text: str,
+        timeout_s: float,
+    ) -> Ranked:
+        """See `ShardClient`."""
+        request = rank_request(self._version, order, k, max_key, after, filter_text)
+        return ranked_from_pb(await self._call("Rank", request, pb.ShardRankResponse, timeout_s))
+
+    async def distances(self, code: Codes, filter_text: str, timeout_s: float) -> tuple[Counts, int | None]:
+        """See `ShardClient`."""
+        request = pb.ShardDistancesRequest(version=self._version, code=code.tobytes(), filter=filter_text)
+        return counts_from_pb(await self._call("Distances", request, pb.ShardDistancesResponse, timeout_s))
+
+    async def count_by(self, by: GroupName, filter_text: str, timeout_s: float) -> tuple[dict[str, int], int]:
+        """See `ShardClient`."""
+        request = pb.ShardCountByRequest(version=self._version, by=by, filter=filter_text)
+        return groups_from_pb(await self._call("CountBy", request, pb.ShardCountByResponse, timeout_s))
 
     async def _call(self, method: str, request: Any, response: type[Any], timeout_s: float) -> Any:
         return parsed(response, await self.connection.call(method, request.SerializeToString(), timeout_s))

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.protocol.errors import Unavailable
 
 __all__ = ["Branch", "QuickShardClient", "ShardClient", "Unreachable"]
@@ -67,6 +68,40 @@ class ShardClient(Branch, Protocol):
 
     async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
         """Return the first `limit` ids above `after` of rows that pass a filter ("": all rows), ascending."""
+
+    async def rank(
+        self,
+        order: Order,
+        k: int,
+        max_key: int | None,
+        after: tuple[int, int] | None,
+        filter_text: str,
+        timeout_s: float,
+    ) -> Ranked:
+        """Return the first rows in an order.
+
+        Args:
+            order: what the keys of rows are computed from. Rows without the value are left out.
+            k: maximum number of rows.
+            max_key: largest key of a row; None: no limit.
+            after: return only rows after this (key, id) in the order; None: from the first.
+            filter_text: only rows that pass this filter; "": all rows.
+            timeout_s: see `ShardClient`.
+
+        Raises `InvalidQuery` if the order does not fit the stored vectors.
+        """
+
+    async def distances(self, code: Codes, filter_text: str, timeout_s: float) -> tuple[Counts, int | None]:
+        """Return the number of rows that pass a filter at each distance of a code, and of all of them.
+
+        `code` is uint8 [B]. The numbers are int64 [bits + 1]; their total is None without a filter.
+        """
+
+    async def count_by(self, by: GroupName, filter_text: str, timeout_s: float) -> tuple[dict[str, int], int]:
+        """Return the number of rows that pass a filter by group, and of those without a label or a time.
+
+        Groups are labels, months as "2024-05" or years as "2024", in UTC, in ascending order.
+        """
 
 
 class QuickShardClient(Protocol):

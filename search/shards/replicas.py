@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from orbithash.encoders.codes import Codes
-from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded
 from orbithash.search.shards.interface import ShardClient, Unreachable
@@ -208,6 +209,32 @@ class ReplicatedShard:
         return await self._ask(
             "scroll", lambda client, time_s: client.scroll(filter_text, after, limit, time_s), timeout_s
         )
+
+    async def rank(
+        self,
+        order: Order,
+        k: int,
+        max_key: int | None,
+        after: tuple[int, int] | None,
+        filter_text: str,
+        timeout_s: float,
+    ) -> Ranked:
+        """See `ShardClient`."""
+        return await self._ask(
+            f"rank {type(order).__name__}",
+            lambda client, time_s: client.rank(order, k, max_key, after, filter_text, time_s),
+            timeout_s,
+        )
+
+    async def distances(self, code: Codes, filter_text: str, timeout_s: float) -> tuple[Counts, int | None]:
+        """See `ShardClient`."""
+        return await self._ask(
+            "distances", lambda client, time_s: client.distances(code, filter_text, time_s), timeout_s
+        )
+
+    async def count_by(self, by: GroupName, filter_text: str, timeout_s: float) -> tuple[dict[str, int], int]:
+        """See `ShardClient`."""
+        return await self._ask("count by", lambda client, time_s: client.count_by(by, filter_text, time_s), timeout_s)
 
     async def _ask(self, kind: str, call: Call[Result], timeout_s: float) -> Result:
         candidates = [each for each in self._replicas if not each[1].is_silent]

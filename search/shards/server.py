@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import ShardAnswer
@@ -32,6 +33,7 @@ from orbithash.search.shards.messages import (
     table_to_bytes,
 )
 from orbithash.search.shards.neighbours import Neighbours
+from orbithash.search.shards.rank_messages import after_of, counts_to_pb, groups_to_pb, order_of, ranked_to_pb
 from orbithash.v1 import shards_pb2 as pb
 
 __all__ = ["ServerLimits", "ShardServer"]
@@ -93,6 +95,9 @@ class ShardServer:
             "Read": self._read,
             "Count": self._count,
             "Scroll": self._scroll,
+            "Rank": self._rank,
+            "Distances": self._distances,
+            "CountBy": self._count_by,
             "Follow": self._follow,
             "Ping": self._ping,
         }
@@ -226,6 +231,39 @@ class ShardServer:
         def work() -> bytes:
             ids = self._host.scroll(request.version, request.filter, after, request.limit, stop)
             response: bytes = pb.ShardScrollResponse(ids=ids.astype("<u8", copy=False).tobytes()).SerializeToString()
+            return response
+
+        return await self._run(work, stop, len(data), self._host.is_ready(request.version, request.filter))
+
+    async def _rank(self, data: bytes, stop: Stop) -> bytes:
+        request = parsed(pb.ShardRankRequest, data)
+        order, after = order_of(request), after_of(request)
+        max_key = request.max_key if request.HasField("max_key") else None
+
+        def work() -> bytes:
+            ranked = self._host.rank(request.version, order, request.k, max_key, after, request.filter, stop)
+            response: bytes = ranked_to_pb(ranked).SerializeToString()
+            return response
+
+        return await self._run(work, stop, len(data), self._host.is_ready(request.version, request.filter))
+
+    async def _distances(self, data: bytes, stop: Stop) -> bytes:
+        request = parsed(pb.ShardDistancesRequest, data)
+
+        def work() -> bytes:
+            code = np.frombuffer(request.code, np.uint8)
+            counts = self._host.distances(request.version, code, request.filter, stop)
+            response: bytes = counts_to_pb(*counts).SerializeToString()
+            return response
+
+        return await self._run(work, stop, len(data), self._host.is_ready(request.version, request.filter))
+
+    async def _count_by(self, data: bytes, stop: Stop) -> bytes:
+        request = parsed(pb.ShardCountByRequest, data)
+
+        def work() -> bytes:
+            groups = self._host.count_by(request.version, request.by, request.filter, stop)
+            response: bytes = groups_to_pb(*groups).SerializeToString()
             return response
 
         return await self._run(work, stop, len(data), self._host.is_ready(request.version, request.filter))

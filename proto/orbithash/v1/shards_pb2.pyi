@@ -455,6 +455,385 @@ class ShardScrollResponse(_message.Message):
 Global___ShardScrollResponse: _TypeAlias = ShardScrollResponse  # noqa: Y015
 
 @_typing.final
+class ShardLinearOrder(_message.Message):
+    """ShardLinearOrder orders rows by the dot product of weights and the stored vector, the largest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    PIVOT_FIELD_NUMBER: _builtins.int
+    pivot: _builtins.int
+    """Order by the difference of the dot product from this number, the smallest first; not set: see above."""
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One weight for each component of a vector, in the range of int16."""
+
+    def __init__(
+        self,
+        *,
+        weights: _abc.Iterable[_builtins.int] | None = ...,
+        pivot: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pivot", b"_pivot", "pivot", b"pivot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pivot", b"_pivot", "pivot", b"pivot", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pivot: _TypeAlias = _typing.Literal["pivot"]  # noqa: Y015
+    _WhichOneofArgType__pivot: _TypeAlias = _typing.Literal["_pivot", b"_pivot"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pivot) -> _WhichOneofReturnType__pivot | None: ...
+
+Global___ShardLinearOrder: _TypeAlias = ShardLinearOrder  # noqa: Y015
+
+@_typing.final
+class ShardPlaceOrder(_message.Message):
+    """ShardPlaceOrder orders rows by the great-circle distance of their centres from a place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LON_FIELD_NUMBER: _builtins.int
+    LAT_FIELD_NUMBER: _builtins.int
+    lon: _builtins.float
+    """Longitude in degrees."""
+    lat: _builtins.float
+    """Latitude in degrees."""
+    def __init__(
+        self,
+        *,
+        lon: _builtins.float = ...,
+        lat: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lat", b"lat", "lon", b"lon"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardPlaceOrder: _TypeAlias = ShardPlaceOrder  # noqa: Y015
+
+@_typing.final
+class ShardRandomOrder(_message.Message):
+    """ShardRandomOrder orders rows by a hash of the seed and the id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """The seed."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardRandomOrder: _TypeAlias = ShardRandomOrder  # noqa: Y015
+
+@_typing.final
+class ShardTimeOrder(_message.Message):
+    """ShardTimeOrder orders rows by their time of acquisition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    newest_first: _builtins.bool
+    """The newest first; else the oldest first."""
+    def __init__(
+        self,
+        *,
+        newest_first: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardTimeOrder: _TypeAlias = ShardTimeOrder  # noqa: Y015
+
+@_typing.final
+class ShardRankCursor(_message.Message):
+    """ShardRankCursor is a position in the order (key, id)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.int
+    """The key of a row."""
+    id: _builtins.int
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.int = ...,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardRankCursor: _TypeAlias = ShardRankCursor  # noqa: Y015
+
+@_typing.final
+class ShardRankRequest(_message.Message):
+    """ShardRankRequest asks for the first rows in an order. Every order gives a row an integer key, the smallest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    LINEAR_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    MAX_KEY_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the archive."""
+    k: _builtins.int
+    """The maximum number of rows."""
+    max_key: _builtins.int
+    """The largest key of a row; not set: no limit."""
+    filter: _builtins.str
+    """Only rows that pass this filter; empty: all rows."""
+    @_builtins.property
+    def linear(self) -> Global___ShardLinearOrder:
+        """By stored vectors."""
+
+    @_builtins.property
+    def place(self) -> Global___ShardPlaceOrder:
+        """By place."""
+
+    @_builtins.property
+    def random(self) -> Global___ShardRandomOrder:
+        """At random."""
+
+    @_builtins.property
+    def time(self) -> Global___ShardTimeOrder:
+        """By time."""
+
+    @_builtins.property
+    def after(self) -> Global___ShardRankCursor:
+        """Only rows after this position; not set: from the first."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        linear: Global___ShardLinearOrder | None = ...,
+        place: Global___ShardPlaceOrder | None = ...,
+        random: Global___ShardRandomOrder | None = ...,
+        time: Global___ShardTimeOrder | None = ...,
+        k: _builtins.int = ...,
+        max_key: _builtins.int | None = ...,
+        after: Global___ShardRankCursor | None = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_key", b"_max_key", "after", b"after", "linear", b"linear", "max_key", b"max_key", "order", b"order", "place", b"place", "random", b"random", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_key", b"_max_key", "after", b"after", "filter", b"filter", "k", b"k", "linear", b"linear", "max_key", b"max_key", "order", b"order", "place", b"place", "random", b"random", "time", b"time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_key: _TypeAlias = _typing.Literal["max_key"]  # noqa: Y015
+    _WhichOneofArgType__max_key: _TypeAlias = _typing.Literal["_max_key", b"_max_key"]  # noqa: Y015
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["linear", "place", "random", "time"]  # noqa: Y015
+    _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_key) -> _WhichOneofReturnType__max_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
+
+Global___ShardRankRequest: _TypeAlias = ShardRankRequest  # noqa: Y015
+
+@_typing.final
+class ShardRankResponse(_message.Message):
+    """ShardRankResponse holds rows in an order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    NUM_RANKED_FIELD_NUMBER: _builtins.int
+    NUM_WITHIN_FIELD_NUMBER: _builtins.int
+    NUM_MATCHING_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    """int64 [m], ascending."""
+    ids: _builtins.bytes
+    """uint64 [m], ascending among equal keys."""
+    num_ranked: _builtins.int
+    """The number of rows that pass the filter and have a key."""
+    num_within: _builtins.int
+    """The number of them whose key is at most `max_key`."""
+    num_matching: _builtins.int
+    """The number of rows that pass the filter; not set without a filter."""
+    num_rows: _builtins.int
+    """The number of rows of the shard."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the shard refused the call."""
+
+    def __init__(
+        self,
+        *,
+        keys: _builtins.bytes = ...,
+        ids: _builtins.bytes = ...,
+        num_ranked: _builtins.int = ...,
+        num_within: _builtins.int = ...,
+        num_matching: _builtins.int | None = ...,
+        num_rows: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching", "error", b"error", "num_matching", b"num_matching"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching", "error", b"error", "ids", b"ids", "keys", b"keys", "num_matching", b"num_matching", "num_ranked", b"num_ranked", "num_rows", b"num_rows", "num_within", b"num_within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_matching: _TypeAlias = _typing.Literal["num_matching"]  # noqa: Y015
+    _WhichOneofArgType__num_matching: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_matching) -> _WhichOneofReturnType__num_matching | None: ...
+
+Global___ShardRankResponse: _TypeAlias = ShardRankResponse  # noqa: Y015
+
+@_typing.final
+class ShardDistancesRequest(_message.Message):
+    """ShardDistancesRequest asks for the distances of all rows from a code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the archive."""
+    code: _builtins.bytes
+    """The code."""
+    filter: _builtins.str
+    """Only rows that pass this filter; empty: all rows."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        code: _builtins.bytes = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "filter", b"filter", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardDistancesRequest: _TypeAlias = ShardDistancesRequest  # noqa: Y015
+
+@_typing.final
+class ShardDistancesResponse(_message.Message):
+    """ShardDistancesResponse holds numbers of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_MATCHING_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    num_rows: _builtins.bytes
+    """int64 [bits + 1], the number of rows at each distance."""
+    num_matching: _builtins.int
+    """The number of rows that pass the filter; not set without a filter."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the shard refused the call."""
+
+    def __init__(
+        self,
+        *,
+        num_rows: _builtins.bytes = ...,
+        num_matching: _builtins.int | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching", "error", b"error", "num_matching", b"num_matching"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching", "error", b"error", "num_matching", b"num_matching", "num_rows", b"num_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_matching: _TypeAlias = _typing.Literal["num_matching"]  # noqa: Y015
+    _WhichOneofArgType__num_matching: _TypeAlias = _typing.Literal["_num_matching", b"_num_matching"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_matching) -> _WhichOneofReturnType__num_matching | None: ...
+
+Global___ShardDistancesResponse: _TypeAlias = ShardDistancesResponse  # noqa: Y015
+
+@_typing.final
+class ShardCountByRequest(_message.Message):
+    """ShardCountByRequest asks for the number of rows of each group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the archive."""
+    by: _builtins.str
+    """What makes a group: "label", "month" or "year" (in UTC)."""
+    filter: _builtins.str
+    """Only rows that pass this filter; empty: all rows."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        by: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "filter", b"filter", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardCountByRequest: _TypeAlias = ShardCountByRequest  # noqa: Y015
+
+@_typing.final
+class ShardCountByResponse(_message.Message):
+    """ShardCountByResponse holds numbers of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_WITHOUT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    num_rows: _builtins.bytes
+    """int64 [N], the number of rows of each group."""
+    num_without: _builtins.int
+    """The number of rows without a label or a time."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups: labels, months as "2024-05", years as "2024"."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the shard refused the call."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        num_rows: _builtins.bytes = ...,
+        num_without: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "groups", b"groups", "num_rows", b"num_rows", "num_without", b"num_without"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardCountByResponse: _TypeAlias = ShardCountByResponse  # noqa: Y015
+
+@_typing.final
 class ShardFollowRequest(_message.Message):
     """ShardFollowRequest names a version of the archive."""
 

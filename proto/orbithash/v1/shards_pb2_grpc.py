@@ -61,6 +61,21 @@ class ShardServiceStub:
                 request_serializer=orbithash_dot_v1_dot_shards__pb2.ShardScrollRequest.SerializeToString,
                 response_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardScrollResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/orbithash.v1.ShardService/Rank',
+                request_serializer=orbithash_dot_v1_dot_shards__pb2.ShardRankRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardRankResponse.FromString,
+                _registered_method=True)
+        self.Distances = channel.unary_unary(
+                '/orbithash.v1.ShardService/Distances',
+                request_serializer=orbithash_dot_v1_dot_shards__pb2.ShardDistancesRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardDistancesResponse.FromString,
+                _registered_method=True)
+        self.CountBy = channel.unary_unary(
+                '/orbithash.v1.ShardService/CountBy',
+                request_serializer=orbithash_dot_v1_dot_shards__pb2.ShardCountByRequest.SerializeToString,
+                response_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardCountByResponse.FromString,
+                _registered_method=True)
         self.Follow = channel.unary_unary(
                 '/orbithash.v1.ShardService/Follow',
                 request_serializer=orbithash_dot_v1_dot_shards__pb2.ShardFollowRequest.SerializeToString,
@@ -113,6 +128,27 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Rank returns the first rows in an order other than the distance of codes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Distances(self, request, context):
+        """Distances returns the number of rows at each distance of a code.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountBy(self, request, context):
+        """CountBy returns the number of rows of each label, month or year.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Follow(self, request, context):
         """Follow returns when the shard holds a version of the archive. Concurrent calls share the work.
         """
@@ -154,6 +190,21 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Scroll,
                     request_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardScrollRequest.FromString,
                     response_serializer=orbithash_dot_v1_dot_shards__pb2.ShardScrollResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardRankRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_shards__pb2.ShardRankResponse.SerializeToString,
+            ),
+            'Distances': grpc.unary_unary_rpc_method_handler(
+                    servicer.Distances,
+                    request_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardDistancesRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_shards__pb2.ShardDistancesResponse.SerializeToString,
+            ),
+            'CountBy': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountBy,
+                    request_deserializer=orbithash_dot_v1_dot_shards__pb2.ShardCountByRequest.FromString,
+                    response_serializer=orbithash_dot_v1_dot_shards__pb2.ShardCountByResponse.SerializeToString,
             ),
             'Follow': grpc.unary_unary_rpc_method_handler(
                     servicer.Follow,
@@ -303,6 +354,87 @@ class ShardService:
             '/orbithash.v1.ShardService/Scroll',
             orbithash_dot_v1_dot_shards__pb2.ShardScrollRequest.SerializeToString,
             orbithash_dot_v1_dot_shards__pb2.ShardScrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.ShardService/Rank',
+            orbithash_dot_v1_dot_shards__pb2.ShardRankRequest.SerializeToString,
+            orbithash_dot_v1_dot_shards__pb2.ShardRankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Distances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.ShardService/Distances',
+            orbithash_dot_v1_dot_shards__pb2.ShardDistancesRequest.SerializeToString,
+            orbithash_dot_v1_dot_shards__pb2.ShardDistancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountBy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbithash.v1.ShardService/CountBy',
+            orbithash_dot_v1_dot_shards__pb2.ShardCountByRequest.SerializeToString,
+            orbithash_dot_v1_dot_shards__pb2.ShardCountByResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,12 @@ class ShardServiceStub:
     """Count returns the number of rows that pass a filter."""
     Scroll: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardScrollRequest, _shards_pb2.ShardScrollResponse]
     """Scroll returns the ids of rows that pass a filter, in ascending order."""
+    Rank: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardRankRequest, _shards_pb2.ShardRankResponse]
+    """Rank returns the first rows in an order other than the distance of codes."""
+    Distances: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardDistancesRequest, _shards_pb2.ShardDistancesResponse]
+    """Distances returns the number of rows at each distance of a code."""
+    CountBy: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardCountByRequest, _shards_pb2.ShardCountByResponse]
+    """CountBy returns the number of rows of each label, month or year."""
     Follow: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardFollowRequest, _shards_pb2.ShardFollowResponse]
     """Follow returns when the shard holds a version of the archive. Concurrent calls share the work."""
     Ping: _grpc.UnaryUnaryMultiCallable[_shards_pb2.ShardPingRequest, _shards_pb2.ShardPingResponse]
@@ -77,6 +83,12 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Count returns the number of rows that pass a filter."""
     Scroll: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardScrollRequest, _shards_pb2.ShardScrollResponse]  # type: ignore[assignment]
     """Scroll returns the ids of rows that pass a filter, in ascending order."""
+    Rank: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardRankRequest, _shards_pb2.ShardRankResponse]  # type: ignore[assignment]
+    """Rank returns the first rows in an order other than the distance of codes."""
+    Distances: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardDistancesRequest, _shards_pb2.ShardDistancesResponse]  # type: ignore[assignment]
+    """Distances returns the number of rows at each distance of a code."""
+    CountBy: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardCountByRequest, _shards_pb2.ShardCountByResponse]  # type: ignore[assignment]
+    """CountBy returns the number of rows of each label, month or year."""
     Follow: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardFollowRequest, _shards_pb2.ShardFollowResponse]  # type: ignore[assignment]
     """Follow returns when the shard holds a version of the archive. Concurrent calls share the work."""
     Ping: _aio.UnaryUnaryMultiCallable[_shards_pb2.ShardPingRequest, _shards_pb2.ShardPingResponse]  # type: ignore[assignment]
@@ -126,6 +138,30 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shards_pb2.ShardScrollResponse, _abc.Awaitable[_shards_pb2.ShardScrollResponse]]:
         """Scroll returns the ids of rows that pass a filter, in ascending order."""
+
+    @_abc_1.abstractmethod
+    def Rank(
+        self,
+        request: _shards_pb2.ShardRankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shards_pb2.ShardRankResponse, _abc.Awaitable[_shards_pb2.ShardRankResponse]]:
+        """Rank returns the first rows in an order other than the distance of codes."""
+
+    @_abc_1.abstractmethod
+    def Distances(
+        self,
+        request: _shards_pb2.ShardDistancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shards_pb2.ShardDistancesResponse, _abc.Awaitable[_shards_pb2.ShardDistancesResponse]]:
+        """Distances returns the number of rows at each distance of a code."""
+
+    @_abc_1.abstractmethod
+    def CountBy(
+        self,
+        request: _shards_pb2.ShardCountByRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shards_pb2.ShardCountByResponse, _abc.Awaitable[_shards_pb2.ShardCountByResponse]]:
+        """CountBy returns the number of rows of each label, month or year."""
 
     @_abc_1.abstractmethod
     def Follow(

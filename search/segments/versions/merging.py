@@ -4,9 +4,13 @@ Segments are merged until each has at least twice the rows of all smaller ones t
 with the logarithm of the number of rows, and so does the number of times that a row is written again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-__all__ = ["MAX_ROWS", "SMALL_ROWS", "segments_to_merge", "small_segments"]
+from orbithash.search.segments.files import merge_segments
+from orbithash.search.segments.segment import Segment
+from orbithash.search.segments.versions.shard_version import LiveSegment
+
+__all__ = ["MAX_ROWS", "SMALL_ROWS", "segments_to_merge", "small_segments", "with_segment"]
 
 # Segments that together have fewer rows than this are merged at once.
 SMALL_ROWS = 4096
@@ -60,3 +64,25 @@ def segments_to_merge(num_alive: Sequence[int], num_rows: Sequence[int], max_row
         if num_dead >= max(_MIN_DEAD, _DEAD_SHARE * num_rows[number]):
             return [number]
     return []
+
+
+def with_segment(
+    parts: list[LiveSegment], new: Segment, busy: Collection[str], bits: int, index: str
+) -> list[LiveSegment]:
+    """Return segments and a new one, after merging the small ones in memory.
+
+    Args:
+        parts: the segments.
+        new: a segment with other ids.
+        busy: names of segments that are not to be merged.
+        bits: bits of a code.
+        index: name of the index.
+    """
+    free = [part for part in parts if part.num_alive and part.segment.name not in busy]
+    small = [free[number] for number in small_segments([part.num_alive for part in free], new.num_rows)]
+    if not small:
+        return [*parts, LiveSegment.of(new)]
+    pairs = [(part.segment, part.alive) for part in small]
+    merged = merge_segments(None, [*pairs, (new, None)], bits, index)
+    merged_names = {part.segment.name for part in small}
+    return [*(part for part in parts if part.segment.name not in merged_names), LiveSegment.of(merged)]

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ import numpy as np
 
 from orbithash.encoders.files import new_file
 from orbithash.search.segments.bits import Bits
-from orbithash.search.segments.files import remove_segments
+from orbithash.search.segments.files import open_segment, remove_segments
 from orbithash.search.segments.layout import DamagedSegment, map_file, read_arrays, write_arrays
+from orbithash.search.segments.versions.shard_version import LiveSegment, ShardVersion
 
 __all__ = ["Manifest", "ShardFolder"]
 
@@ -77,6 +78,21 @@ class ShardFolder:
             except DamagedSegment as error:
                 logger.warning("rows are read from the archive: %s", error)
         return sorted(found, key=lambda manifest: -manifest.version)
+
+    def versions(self, newest: int, bits: int, index: str) -> Iterator[ShardVersion]:
+        """Yield the versions up to `newest` that are stored without damage, mapped from the files, the newest first."""
+        for manifest in self.manifests():
+            if manifest.version > newest:
+                continue
+            try:
+                parts = [
+                    LiveSegment.of(open_segment(self.path, name, bits, index), alive)
+                    for name, alive in manifest.segments
+                ]
+            except DamagedSegment as error:
+                logger.warning("rows of %s are read from the archive: %s", self.path, error)
+                continue
+            yield ShardVersion.of(manifest.version, manifest.commit_id, bits, parts)
 
     def write(self, manifest: Manifest) -> None:
         """Replace the manifest of this replica."""
