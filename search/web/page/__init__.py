@@ -1,0 +1,1 @@
+"""The page: its state in the address, its answers, its routes."""
