@@ -7,9 +7,9 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu check format proto install
+.PHONY: demo test test-slow test-gpu check format proto vendor install
 
-install: .venv/installed
+install: .venv/installed vendor
 
 # Installs again only when the requirements have changed.
 .venv/installed: pyproject.toml constraints.txt
@@ -18,6 +18,13 @@ install: .venv/installed
 	@$(if $(TORCH_INDEX),$(PIP_INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
 	@$(PIP_INSTALL) --editable '.[cpu,dev]'
 	@touch $@
+
+# Scripts of other projects for the page. Without them everything else works.
+VENDOR = search/web/static/vendor/LICENSES.txt
+vendor: $(VENDOR)
+
+$(VENDOR): search/web/package.json search/web/package-lock.json .ci/vendor.py | .venv/installed
+	@$(BIN)/python .ci/vendor.py || true
 
 demo: install
 	$(BIN)/orbithash demo $(ARGS)

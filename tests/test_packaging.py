@@ -1,6 +1,8 @@
 """A wheel built from the tree works in an environment that has never seen the checkout."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,13 +16,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orbithash.cluster.cli.extras import EXTRAS
+from orbithash.search.web.assets import VENDOR_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
+VENDOR = ROOT / "search/web/static/vendor"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built from a copy of what git tracks, so that nothing untracked can be what makes it work."""
+    """Built from a copy of what git tracks and of the page's scripts: nothing else untracked can make it work."""
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if tracked.returncode:
@@ -30,6 +34,8 @@ def wheel(tmp_path_factory):
             target = folder / "tree" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
+    if VENDOR.is_dir():
+        shutil.copytree(VENDOR, folder / "tree" / VENDOR.relative_to(ROOT))
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, "."]
     subprocess.run([str(part) for part in build], cwd=folder / "tree", check=True, capture_output=True, timeout=120)
     (built,) = folder.glob("*.whl")
@@ -66,10 +72,30 @@ def test_the_wheel_holds_what_is_not_python(wheel):
         "orbithash/trainers/reports/templates/report.html.jinja",
         "orbithash/trainers/reports/templates/report.css",
         "orbithash/trainers/recipes/from-scratch.yaml",
+        "orbithash/search/web/templates/base.html",
+        "orbithash/search/web/static/base.css",
+        "orbithash/search/web/static/icon.svg",
     ):
         assert wanted in names
     assert all(name.startswith(("orbithash/", "orbithash-")) for name in names), "nothing generic in site-packages"
     assert "orbithash/__init__.py" not in names, "a namespace package has no file of its own"
+
+
+def test_the_wheel_holds_the_scripts_of_the_page_with_their_licences(wheel):
+    if not VENDOR.is_dir():
+        pytest.skip("the page's scripts are not installed; run make vendor")
+    with zipfile.ZipFile(wheel) as archive:
+        folder = "orbithash/search/web/static/vendor/"
+        assert {*VENDOR_FILES, "LICENSES.txt"} <= {name.removeprefix(folder) for name in archive.namelist()}
+        licences = archive.read(f"{folder}LICENSES.txt").decode()
+    for package in json.loads((ROOT / "search/web/package.json").read_text())["dependencies"]:
+        assert f"\n{package} " in licences, package
+
+
+def test_the_lock_of_the_scripts_has_hashes_and_no_addresses():
+    packages = json.loads((ROOT / "search/web/package-lock.json").read_text())["packages"]
+    assert all(package.get("integrity", "").startswith("sha512-") for name, package in packages.items() if name)
+    assert "http" not in (ROOT / "search/web/package-lock.json").read_text()
 
 
 def test_every_room_is_imported_from_the_wheel(environment):

@@ -27,7 +27,7 @@ EXTRA_MODULES = (
         "safetensors",
     ),
     *("scipy", "sentencepiece", "shapely", "sklearn", "tensorboardX", "textblob", "torch", "torchvision"),
-    *("transformers", "wandb", "yaml"),
+    *("starlette", "transformers", "uvicorn", "wandb", "yaml"),
     *("open_clip", "peft", "timm", "torchgeo"),
 )
 
@@ -90,6 +90,7 @@ def test_verbs_say_which_extra_they_need():
         "serve a --model b": "serve,cpu",
         "duplicates a": "serve,cpu",
         "upsert a": "encode",
+        "web": "web",
     }
     ended = run_without(EXTRA_MODULES, *(words.split() for words in commands))
     for (words, extra), (code, _, err) in zip(commands.items(), ended, strict=True):
