@@ -16,7 +16,8 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_bits, pack
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.engine import SHARD_TIMEOUT_S
-from orbithash.search.index.answers import Ids, Scope, ShardAnswer
+from orbithash.search.index.answers import Counts, Ids, Scope, ShardAnswer
+from orbithash.search.index.rankings import GroupName, Ranked
 from orbithash.search.observer import Observer
 from orbithash.search.segments.dealing import Deal
 from orbithash.search.segments.segment import Segment
@@ -242,6 +243,18 @@ class _SimulatedReplica:
     async def scroll(self, filter_text: str, after: int | None, limit: int, timeout_s: float) -> Ids:
         """See `ShardClient`."""
         raise NotImplementedError("nothing is listed")
+
+    async def rank(self, *_: Any, **__: Any) -> Ranked:
+        """See `ShardClient`."""
+        raise NotImplementedError("rows have no order but by distance")
+
+    async def distances(self, code: Codes, filter_text: str, timeout_s: float) -> tuple[Counts, int | None]:
+        """See `ShardClient`."""
+        raise NotImplementedError("nothing is counted")
+
+    async def count_by(self, by: GroupName, filter_text: str, timeout_s: float) -> tuple[dict[str, int], int]:
+        """See `ShardClient`."""
+        raise NotImplementedError("nothing is counted")
 
 
 class _NeverSlow(Hedging):

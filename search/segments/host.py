@@ -6,7 +6,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from orbithash.search.index.rankings import GroupName, Order, Ranked
 from orbithash.search.index.row_index import is_exact_index
 from orbithash.search.protocol.errors import Unavailable
 from orbithash.search.segments.dealing import Deal, ShardPart
-from orbithash.search.segments.files import build_segment, warm_up
+from orbithash.search.segments.files import build_segment
 from orbithash.search.segments.rankings.counting import count_by, count_distances
 from orbithash.search.segments.rankings.ranking import rank
+from orbithash.search.segments.rankings.warming import warm_up
 from orbithash.search.segments.selections import Selected, Selections
 from orbithash.search.segments.stop import Stop
 from orbithash.search.segments.versions.history import MAX_VERSIONS, History, VersionGone
@@ -283,8 +283,7 @@ class ShardHost:
 
     def _load(self, archive: Archive, commit: str) -> ShardVersion:
         if self._history.newest is None:
-            if self._index == "exact":
-                _warm_up(self._bits)
+            warm_up(self._bits, self._index)
             self._open_files(archive)
         base = self._base(archive)
         if base is not None:
@@ -391,9 +390,3 @@ class ShardHost:
             return self._source.open(shard.version).take(ids, columns)
         except InputError as error:
             raise Unavailable(f"version {shard.version} of the archive was removed: {error}; ask again") from error
-
-
-@cache
-def _warm_up(bits: int) -> None:
-    """Compile the kernels of the index once in a process."""
-    warm_up(bits)

@@ -1,4 +1,4 @@
-"""Keys of rows in an order, from the columns of a segment."""
+"""The values of rows that decide an order, as kernels read them from the memory of a column."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,108 +7,124 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orbithash.encoders.archive.tables import fixed_size_rows
-from orbithash.search.index.answers import Ids
+from orbithash.search.index.compiled import Kernel, read_only
+from orbithash.search.index.ranking_kernels import offer_hashes, offer_numbers, offer_places, offer_products
 from orbithash.search.index.rankings import ByTime, LinearOrder, Order, PlaceOrder, RandomOrder
 from orbithash.search.protocol.errors import InvalidQuery
+from orbithash.search.segments.bits import Bits, both
 from orbithash.search.segments.chunks import ROWS_PER_CHUNK
 from orbithash.search.segments.segment import Segment
 
-__all__ = ["KeyedRows", "keyed_rows"]
+__all__ = ["ALL_ROWS", "OrderedChunk", "check_order", "ordered_chunks", "validity", "values_of"]
 
-_EARTH_RADIUS_MM = 6_371_008.8e3
+# The set of all rows, as kernels take it.
+ALL_ROWS: Bits = read_only(np.empty(0, np.uint8))
 
-_GOLDEN, _FIRST, _SECOND = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+# Sums of products with int8 fit into int32, and the difference of such a sum from a pivot into int64.
+_MAX_WEIGHTS, _MAX_PIVOT = 2**24 - 1, 2**62
+_INT16 = np.iinfo(np.int16)
 
 
-class KeyedRows(NamedTuple):
-    """Rows of a segment with their keys.
+class OrderedChunk(NamedTuple):
+    """Consecutive rows of a segment, and the kernel that offers them by their keys.
 
     Attributes:
-        first: number of the first row; the others follow it.
-        keys: int64 [n].
-        are_known: which rows have a key, bool [n].
+        offer: the kernel; see `offer_products`.
+        values: its first arguments.
+        num_rows: number of rows.
+        first: number of the first row in the segment.
+        known: bits of the rows that have a value; empty: all.
     """
 
+    offer: Kernel
+    values: tuple[Any, ...]
+    num_rows: int
     first: int
-    keys: npt.NDArray[np.int64]
-    are_known: npt.NDArray[np.bool_]
+    known: Bits
 
 
-def keyed_rows(order: Order, segment: Segment) -> Iterator[KeyedRows]:
-    """Yield all rows of a segment with their keys. Raises `InvalidQuery` for weights that do not fit the vectors."""
+def check_order(order: Order) -> None:
+    """Raise `InvalidQuery` for an order whose keys could be wrong: weights or a pivot that are too large."""
+    if not isinstance(order, LinearOrder):
+        return
+    if order.weights and not _INT16.min <= min(order.weights) <= max(order.weights) <= _INT16.max:
+        raise InvalidQuery(("linear.weights", f"a weight is outside of {_INT16.min} to {_INT16.max}"))
+    if (total := sum(map(abs, order.weights))) > _MAX_WEIGHTS:
+        raise InvalidQuery(
+            ("linear.weights", f"the sum of their magnitudes is {total:,}; at most {_MAX_WEIGHTS:,} is allowed")
+        )
+    if order.pivot is not None and abs(order.pivot) > _MAX_PIVOT:
+        raise InvalidQuery(("linear", f"the pivot is {order.pivot}; its magnitude may be at most {_MAX_PIVOT}"))
+
+
+def ordered_chunks(order: Order, segment: Segment) -> Iterator[OrderedChunk]:
+    """Yield all rows of a segment that may have a key.
+
+    Raises `InvalidQuery` if there are no stored vectors, or vectors of another number of dimensions.
+    """
     match order:
         case LinearOrder():
-            chunks = _linear_keys(order, segment)
+            return _by_vector(order, segment)
         case PlaceOrder():
-            chunks = _place_keys(order, segment)
+            return _by_place(order, segment)
         case RandomOrder():
-            chunks = _random_keys(order, segment)
+            return _by_hash(order, segment)
         case ByTime():
-            chunks = _time_keys(order, segment)
-    first = 0
-    for keys, are_known in chunks:
-        yield KeyedRows(first, keys, are_known)
-        first += len(keys)
+            return _by_time(order, segment)
 
 
-_Keys = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]
-
-
-def _linear_keys(order: LinearOrder, segment: Segment) -> _Keys:
+def _by_vector(order: LinearOrder, segment: Segment) -> Iterator[OrderedChunk]:
     if "vector" not in segment.columns.names:
-        raise InvalidQuery(("linear", "the archive has no stored vectors; encode it with a model that makes some"))
-    weights = np.array(order.weights, np.int32)
-    for chunk in segment.columns.chunks("vector"):
-        vectors, are_known = fixed_size_rows(pa.chunked_array([chunk]))
-        if vectors.shape[1] != len(weights):
-            raise InvalidQuery(
-                ("linear.weights", f"got {len(weights)} weights; stored vectors have {vectors.shape[1]} dimensions")
-            )
-        products = (vectors.astype(np.int32) * weights).sum(axis=1, dtype=np.int64)
-        yield -products if order.pivot is None else abs(products - order.pivot), are_known
+        raise InvalidQuery(("linear", "the archive has no stored vectors; encode it with a model that stores vectors"))
+    weights = read_only(np.array(order.weights, np.int16))
+    pivot, has_pivot = (0, False) if order.pivot is None else (order.pivot, True)
+    for first, chunk in _chunks(segment, "vector"):
+        dims = chunk.type.list_size
+        if dims != len(weights):
+            raise InvalidQuery(("linear.weights", f"got {len(weights)} weights; stored vectors have {dims} dimensions"))
+        if chunk.null_count < len(chunk):
+            values = (values_of(chunk, np.int8, len(chunk) * dims), weights, pivot, has_pivot)
+            yield OrderedChunk(offer_products, values, len(chunk), first, validity(chunk))
 
 
-def _place_keys(order: PlaceOrder, segment: Segment) -> _Keys:
-    if not {"lon", "lat"} <= {*segment.columns.names}:
-        return
-    for lon_chunk, lat_chunk in zip(segment.columns.chunks("lon"), segment.columns.chunks("lat"), strict=True):
-        lon, lat = (np.asarray(chunk.fill_null(np.nan)) for chunk in (lon_chunk, lat_chunk))
-        are_known = np.isfinite(lon) & np.isfinite(lat)
-        lon, lat = np.where(are_known, lon, 0.0), np.where(are_known, lat, 0.0)
-        half_lat, half_lon = np.radians(lat - order.lat) / 2, np.radians(lon - order.lon) / 2
-        squares = np.sin(half_lat) ** 2
-        squares += np.cos(np.radians(lat)) * np.cos(np.radians(order.lat)) * np.sin(half_lon) ** 2
-        distances = 2 * _EARTH_RADIUS_MM * np.arcsin(np.sqrt(np.minimum(squares, 1.0)))
-        yield np.rint(distances).astype(np.int64), are_known
+def _by_place(order: PlaceOrder, segment: Segment) -> Iterator[OrderedChunk]:
+    # Ends with the shorter one if one of the columns is not there.
+    for (first, lon), (_, lat) in zip(_chunks(segment, "lon"), _chunks(segment, "lat"), strict=False):
+        if lon.null_count < len(lon) and lat.null_count < len(lat):
+            places = (values_of(lon, np.float64, len(lon)), values_of(lat, np.float64, len(lat)))
+            known = both(*(validity(each) if each.null_count else None for each in (lon, lat)))
+            values = (*places, float(order.lon), float(order.lat))
+            yield OrderedChunk(offer_places, values, len(lon), first, ALL_ROWS if known is None else read_only(known))
 
 
-def _random_keys(order: RandomOrder, segment: Segment) -> _Keys:
-    [seed] = _mixed(np.array([order.seed % 2**64], np.uint64))
-    for start in range(0, segment.num_rows, ROWS_PER_CHUNK):
-        ids = segment.ids_of(np.arange(start, min(start + ROWS_PER_CHUNK, segment.num_rows)))
-        yield (_mixed(ids ^ seed) >> np.uint64(1)).astype(np.int64), np.ones(len(ids), np.bool_)
+def _by_hash(order: RandomOrder, segment: Segment) -> Iterator[OrderedChunk]:
+    seed = np.uint64(order.seed % 2**64)
+    for first in range(0, segment.num_rows, ROWS_PER_CHUNK):
+        ids = segment.ids_of(np.arange(first, min(first + ROWS_PER_CHUNK, segment.num_rows)))
+        yield OrderedChunk(offer_hashes, (read_only(ids), seed), len(ids), first, ALL_ROWS)
 
 
-def _mixed(numbers: Ids) -> Ids:
-    """Return the numbers that splitmix64 generates from these states, uint64 [N]."""
-    mixed = numbers + _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-    return mixed ^ (mixed >> np.uint64(31))
+def _by_time(order: ByTime, segment: Segment) -> Iterator[OrderedChunk]:
+    for first, chunk in _chunks(segment, "datetime"):
+        if chunk.null_count < len(chunk):
+            values = (values_of(chunk, np.int64, len(chunk)), -1 if order.newest_first else 1)
+            yield OrderedChunk(offer_numbers, values, len(chunk), first, validity(chunk))
 
 
-def _time_keys(order: ByTime, segment: Segment) -> _Keys:
-    for chunk in _chunks(segment, "datetime"):
-        microseconds, are_known = integers(chunk)
-        yield -microseconds if order.newest_first else microseconds, are_known
+def _chunks(segment: Segment, name: str) -> Iterator[tuple[int, pa.Array]]:
+    """Yield the chunks of a column, each with the number of its first row; none for a column that is not there."""
+    first = 0
+    for chunk in segment.columns.chunks(name) if name in segment.columns.names else ():
+        yield first, chunk
+        first += len(chunk)
 
 
-def _chunks(segment: Segment, name: str) -> Any:
-    return segment.columns.chunks(name) if name in segment.columns.names else ()
+def values_of(chunk: pa.Array, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+    """Return the values of a chunk without a copy; those of rows without a value are arbitrary."""
+    assert not chunk.offset, "chunks begin with their buffers"
+    return read_only(np.frombuffer(chunk.buffers()[-1], dtype, count))
 
 
-def integers(chunk: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return a column of numbers or times as int64 [N], 0 where null, and which values are not null, bool [N]."""
-    are_known = np.asarray(chunk.is_valid())
-    return np.asarray(chunk.cast(pa.int64()).fill_null(0)), are_known
+def validity(chunk: pa.Array) -> Bits:
+    """Return the bits of the rows that have a value; empty: all."""
+    return read_only(np.frombuffer(chunk.buffers()[0], np.uint8, -(-len(chunk) // 8))) if chunk.null_count else ALL_ROWS
