@@ -41,6 +41,10 @@ def _has(bits, row):
 @numba.njit(nogil=True)
 def _list_rows(rows, begin, end, first, known, chosen):
     """List the rows of a chunk from `begin` to `end` that are known and chosen; return their number."""
+    if len(known) == 0 and len(chosen) == 0:
+        for row in range(begin, end):
+            rows[row - begin] = row
+        return end - begin
     count = 0
     for row in range(begin, end):
         # Without a branch: which rows are chosen cannot be predicted.
@@ -114,6 +118,18 @@ def _offer(keys, rows, count, first, max_key, after_key, after_row, bound, heap_
     counts[SIZE] = size
 
 
+@numba.njit(nogil=True)
+def _product(values, weights, row):
+    """Return the dot product of a vector and the weights as int64."""
+    # A slice, and sums of int32, so that LLVM multiplies and adds pairs of int16 with one instruction.
+    dims = len(weights)
+    vector = values[row * dims : (row + 1) * dims]
+    total = np.int32(0)
+    for i in range(dims):
+        total = np.int32(total + np.int32(np.int32(vector[i]) * np.int32(weights[i])))
+    return np.int64(total)
+
+
 @Kernel
 def offer_products(
     values, weights, pivot, has_pivot, num_rows, first, known, chosen, max_key, after_key, after_row, bound,
@@ -135,17 +151,18 @@ def offer_products(
         heap_keys, heap_rows: int64 [k], the heap.
         counts: int64 [3], see `SIZE`, `NUM_RANKED` and `NUM_WITHIN`.
     """
-    dims = len(weights)
     rows, keys = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     for begin in range(0, num_rows, _BLOCK):
         count = _list_rows(rows, begin, min(begin + _BLOCK, num_rows), first, known, chosen)
+        if count == min(_BLOCK, num_rows - begin):
+            # All rows: without their numbers, vectors are read faster.
+            for i in range(count):
+                keys[i] = _product(values, weights, begin + i)
+        else:
+            for i in range(count):
+                keys[i] = _product(values, weights, rows[i])
         for i in range(count):
-            # A slice, and sums of int32, so that LLVM multiplies and adds pairs of int16 with one instruction.
-            vector = values[rows[i] * dims : (rows[i] + 1) * dims]
-            total = np.int32(0)
-            for j in range(dims):
-                total = np.int32(total + np.int32(np.int32(vector[j]) * np.int32(weights[j])))
-            keys[i] = abs(np.int64(total) - pivot) if has_pivot else -np.int64(total)
+            keys[i] = abs(keys[i] - pivot) if has_pivot else -keys[i]
         _offer(keys, rows, count, first, max_key, after_key, after_row, bound, heap_keys, heap_rows, counts)
 
 
@@ -185,37 +202,55 @@ def offer_hashes(
         _offer(keys, rows, count, first, max_key, after_key, after_row, bound, heap_keys, heap_rows, counts)
 
 
-@numba.njit(nogil=True)
+# Inlined, and with selections in the place of branches, so that LLVM computes several distances at once.
+@numba.njit(nogil=True, forceinline=True)
 def _sine(degrees):
     """Return the sine of an angle from 0 to 90 degrees."""
-    if degrees <= 45.0:
-        x = degrees * _RADIANS
-        z = x * x
-        r = 8.33333333332248946124e-03 + z * (
-            -1.98412698298579493134e-04
-            + z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10))
-        )
-        return x + z * x * (-1.66666666666666324348e-01 + z * r)
-    x = (90.0 - degrees) * _RADIANS
+    x = (degrees if degrees < 45.0 else 45.0) * _RADIANS
     z = x * x
-    r = 4.16666666666666019037e-02 + z * (
-        -1.38888888888741095749e-03
+    sine = x + z * x * (
+        -1.66666666666666324348e-01
         + z
         * (
-            2.48015872894767294178e-05
-            + z * (-2.75573143513906633035e-07 + z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))
+            8.33333333332248946124e-03
+            + z
+            * (
+                -1.98412698298579493134e-04
+                + z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10))
+            )
         )
     )
-    return 1.0 - (0.5 * z - z * z * r)
+    x = (90.0 - (degrees if degrees > 45.0 else 45.0)) * _RADIANS
+    z = x * x
+    cosine = 1.0 - (
+        0.5 * z
+        - z
+        * z
+        * (
+            4.16666666666666019037e-02
+            + z
+            * (
+                -1.38888888888741095749e-03
+                + z
+                * (
+                    2.48015872894767294178e-05
+                    + z
+                    * (-2.75573143513906633035e-07 + z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))
+                )
+            )
+        )
+    )
+    return sine if degrees <= 45.0 else cosine
 
 
 # Without the check of divisors that "python" adds.
-@numba.njit(nogil=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def _arcsine(x):
     """Return the arcsine of a number from 0 to 1 in radians."""
     is_large = x > 0.5
     z = (1.0 - x) * 0.5 if is_large else x * x
-    root = math.sqrt(z) if is_large else x
+    root = math.sqrt(z)
+    root = root if is_large else x
     p = z * (
         1.66666666666666657415e-01
         + z
@@ -236,17 +271,24 @@ def _arcsine(x):
     return math.pi / 2 - 2.0 * angle if is_large else angle
 
 
-@numba.njit(nogil=True)
-def _millimetres(lon, lat, other_lon, other_lat):
-    """Return the great-circle distance of two places in degrees; latitudes from -90 to 90, rounded to millimetres."""
+@numba.njit(nogil=True, forceinline=True)
+def _millimetres(lon, lat, other_lon, other_lat, cosine_of_other_lat):
+    """Return the great-circle distance of two places in degrees, rounded to millimetres.
+
+    Longitudes are from -360 to 360 and latitudes from -90 to 90.
+    """
     degrees = abs(lon - other_lon)
-    degrees -= 360.0 * math.floor(degrees / 360.0)
-    east_west = _sine(min(degrees, 360.0 - degrees) * 0.5)
+    turned = abs(360.0 - degrees)
+    degrees = degrees if degrees < turned else turned
+    turned = abs(720.0 - degrees)
+    degrees = degrees if degrees < turned else turned
+    east_west = _sine(degrees * 0.5)
     north_south = _sine(abs(lat - other_lat) * 0.5)
     # The cosine of a latitude is the sine of its distance from the pole.
-    cosines = _sine(90.0 - abs(lat)) * _sine(90.0 - abs(other_lat))
+    cosines = _sine(90.0 - abs(lat)) * cosine_of_other_lat
     haversine = north_south * north_south + cosines * (east_west * east_west)
-    return np.int64(np.rint(2.0 * _EARTH_RADIUS_MM * _arcsine(math.sqrt(min(haversine, 1.0)))))
+    haversine = haversine if haversine < 1.0 else 1.0
+    return np.int64(2.0 * _EARTH_RADIUS_MM * _arcsine(math.sqrt(haversine)) + 0.5)
 
 
 @Kernel
@@ -259,14 +301,17 @@ def offer_places(
     Rows without a latitude from -90 to 90 and a longitude from -360 to 360 degrees have no key.
     """
     rows, keys = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    block_lons, block_lats = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    cosine = _sine(90.0 - abs(lat))
     for begin in range(0, num_rows, _BLOCK):
         count = _list_rows(rows, begin, min(begin + _BLOCK, num_rows), first, known, chosen)
+        # The comparison is false for NaN.
         num_valid = 0
         for i in range(count):
-            row = rows[i]
-            # False for NaN.
-            if abs(lats[row]) <= 90.0 and abs(lons[row]) <= 360.0:
-                rows[num_valid] = row
-                keys[num_valid] = _millimetres(lons[row], lats[row], lon, lat)
-                num_valid += 1
+            rows[num_valid] = rows[i]
+            num_valid += (abs(lats[rows[i]]) <= 90.0) & (abs(lons[rows[i]]) <= 360.0)
+        for i in range(num_valid):
+            block_lons[i], block_lats[i] = lons[rows[i]], lats[rows[i]]
+        for i in range(num_valid):
+            keys[i] = _millimetres(block_lons[i], block_lats[i], lon, lat, cosine)
         _offer(keys, rows, num_valid, first, max_key, after_key, after_row, bound, heap_keys, heap_rows, counts)
