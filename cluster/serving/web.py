@@ -1,6 +1,7 @@
 """The web service in a process: `orbithash web`."""
 
 import asyncio
+import signal
 
 from orbithash.cluster.output import say
 from orbithash.search.logs import Format, is_json, log_to_stderr
@@ -20,4 +21,10 @@ def run(settings: WebSettings, log_format: Format) -> None:
             if not is_json():
                 say(f"page at {url_of(settings, listener)}; stop with Ctrl-C")
 
-        asyncio.run(run_web(settings, listener, ready))
+        async def until_signal() -> None:
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await run_web(settings, listener, ready, stop)
+
+        asyncio.run(until_signal())

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from orbithash.search.client.async_client import AsyncClient
-from orbithash.search.protocol.errors import Overloaded
+from orbithash.search.protocol.errors import GatewayUnreachable, Overloaded, Unauthenticated
 from orbithash.search.web.settings import WebSettings
 
 __all__ = ["Clients"]
@@ -53,10 +53,14 @@ class Clients:
                 await entry.client.describe()
             entry.is_accepted = True
             yield entry.client
+        except (Unauthenticated, GatewayUnreachable):
+            # Revoked, or the gateway has another certificate now: the next request begins anew.
+            entry.is_accepted = False
+            raise
         finally:
             entry.num_users -= 1
             entry.used = loop.time()
-            if not entry.is_accepted and entry.num_users == 0:
+            if not entry.is_accepted and entry.num_users == 0 and self._entries.get(token) is entry:
                 await self._close(token)
 
     async def close_idle(self) -> None:
