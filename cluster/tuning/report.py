@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.cluster.output import print_json
-from orbithash.cluster.tuning.tune import Trial, Tuning, best_config
+from orbithash.cluster.tuning.trials import Trial
+from orbithash.cluster.tuning.tune import Tuning, best_config
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run

@@ -8,7 +8,7 @@ import numpy as np
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.search_space import Choice, Dimension, Linear, Space, is_whole
 
-__all__ = ["domain", "read_settings", "sample_points"]
+__all__ = ["sample_points"]
 
 # Distance of a trial near the given settings, as a fraction of the distance to a sampled point. Good settings are
 # usually not far from the given ones.
@@ -18,14 +18,14 @@ NEAR = 0.25
 def sample_points(config: TrainConfig, space: Space, num_trials: int, seed: int) -> list[dict[str, Any]]:
     """Return the settings of each trial: as given; then alternately near these and sampled from the whole space."""
     rng = np.random.default_rng(seed)
-    domains = {name: domain(type(config), name, space) for name in space}
+    domains = {name: _domain(type(config), name, space) for name in space}
     given = {name: _plain(getattr(config, name)) for name in space}
     points = [given]
     for number in range(1, num_trials):
         sampled = {name: each.sample(random_state=rng) for name, each in domains.items()}
         near = {name: _towards(given[name], sampled[name], space[name], rng) for name in domains}
         points.append(near if number % 2 else sampled)
-    return points
+    return [_read(point) for point in points]
 
 
 def _towards(start: Any, end: Any, dimension: Dimension, rng: np.random.Generator) -> Any:
@@ -39,7 +39,7 @@ def _towards(start: Any, end: Any, dimension: Dimension, rng: np.random.Generato
     return round(value) if isinstance(end, int) else value
 
 
-def domain(config: type[Any], name: str, space: Space) -> Any:
+def _domain(config: type[Any], name: str, space: Space) -> Any:
     """Return the domain of a setting as Ray Tune samples it; whole numbers for a setting of whole numbers."""
     from ray import tune as ray_tune
 
@@ -58,10 +58,10 @@ def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, tuple) else value
 
 
-def read_settings(config: dict[str, Any]) -> dict[str, Any]:
+def _read(point: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a trial from values that Ray Tune has sampled."""
 
     def read(value: Any) -> Any:
         return tuple(json.loads(value)) if isinstance(value, str) and value.startswith("[") else value
 
-    return {name: read(value) for name, value in config.items()}
+    return {name: read(value) for name, value in point.items()}

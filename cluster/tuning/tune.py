@@ -2,7 +2,8 @@
 
 TUNE/base/         the settings that all trials share and the split, as in a run folder
 TUNE/search.yaml   the search space and the options of the search
-TUNE/ray/          Ray Tune's storage
+TUNE/trials/       checkpoint and outcome of each trial
+TUNE/ray/          Ray Tune's storage, with the logs of each start of the search
 TUNE/trials.json, report.html   settings and score of each trial, best first
 TUNE/best.yaml     the settings of the best trial, for `train --config`
 
@@ -15,8 +16,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ import yaml
 
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_gpu_share, check_resources, connected
-from orbithash.cluster.tuning.sampling import domain, read_settings, sample_points
-from orbithash.cluster.tuning.worker import EPOCH, OBJECTIVE, PROBLEM, WORST, configured, work
+from orbithash.cluster.tuning.sampling import sample_points
+from orbithash.cluster.tuning.trials import Outcome, Trial, name_of, read_outcomes
+from orbithash.cluster.tuning.worker import NUMBER, WORST, configured, work
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.files import write_file
+from orbithash.encoders.files import new_folder, write_file
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import check_training, claim_folder
@@ -44,13 +45,10 @@ from orbithash.trainers.search_space import (
     plain_space,
 )
 
-__all__ = ["Trial", "Tuning", "asked_space", "best_config", "tune"]
+__all__ = ["Tuning", "asked_space", "best_config", "remaining", "tune"]
 
 # Number of times that a trial whose process died is resumed from its last epoch.
 MAX_FAILURES = 2
-
-# ASHA keeps one out of this number of trials at each of its rungs.
-REDUCTION = 3
 
 
 @dataclass(frozen=True)
@@ -91,27 +89,6 @@ class Tuning:
         return {**{name: getattr(self, name) for name in fields}, "space": plain_space(self.space)}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial and its best result.
-
-    Attributes:
-        number: 0 for the trial with the settings as given, then counting up.
-        settings: values of the settings of the space.
-        score: best value of the metric; None if no epoch was scored.
-        epoch: in which that was.
-        epochs: how many it had before its end, or before it was stopped.
-        problem: what went wrong, or "".
-    """
-
-    number: int
-    settings: dict[str, Any]
-    score: float | None
-    epoch: int
-    epochs: int
-    problem: str
-
-
 def asked_space(config: TrainConfig, texts: Sequence[str] | None) -> dict[str, Dimension]:
     """Return the search space: that of `--search`, else all declared ranges of settings that are not given."""
     if texts:
@@ -133,28 +110,46 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
     if (folder / "trials.json").exists():
         say(f"{folder} is complete already; nothing to search")
         return [Trial(**fields) for fields in json.loads((folder / "trials.json").read_text())]
-    with connected():
-        import ray
-
-        check_resources("a trial", [{"CPU": tuning.cpus, "GPU": tuning.gpus}])
-        claim_folder(run, folder / "base")
-        write_file(folder / "search.yaml", yaml.safe_dump(tuning.to_plain(), sort_keys=False))
-        room = int(ray.cluster_resources()["CPU"] // tuning.cpus) if tuning.cpus else tuning.num_trials
-        at_a_time = min(room, tuning.num_trials, tuning.max_concurrent or room)
-        say(f"{tuning.num_trials} trials of {run.method}, {at_a_time} at a time, compared by {tuning.metric}")
-        with _showing(tuning.num_trials):
-            results = list(_tuner(run, tuning, folder).fit())
-    is_done = [bool(result.error) or bool((result.metrics or {}).get("done")) for result in results]
-    if len(results) < tuning.num_trials or not all(is_done):
-        say(f"interrupted; {sum(is_done)} trials are complete, and the same command resumes")
+    if len(read_outcomes(folder)) < tuning.num_trials:
+        _run_trials(run, tuning, folder)
+    outcomes = read_outcomes(folder)
+    if len(outcomes) < tuning.num_trials:
+        # Ray Tune handles the interrupt itself: it ends the trials and returns.
+        say(f"interrupted; {len(outcomes)} trials are complete, and the same command resumes")
         raise KeyboardInterrupt
-    trials = [_trial_of(result) for result in sorted(results, key=lambda result: str(result.path))]
+    trials = [outcome.trial() for outcome in outcomes]
     trials.sort(key=lambda trial: WORST if trial.score is None else trial.score, reverse=True)
     if trials[0].score is None:
         raise InputError(f"no trial has a {tuning.metric}: {trials[0].problem or f'see the logs in {folder}/ray'}")
     text = json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1)
     write_file(folder / "trials.json", text)
     return trials
+
+
+def _run_trials(run: Run, tuning: Tuning, folder: Path) -> None:
+    """Run the trials without an outcome; after an interrupt, some still have none."""
+    with connected():
+        import ray
+
+        check_resources("a trial", [{"CPU": tuning.cpus, "GPU": tuning.gpus}])
+        _claim(run, tuning, folder)
+        room = int(ray.cluster_resources()["CPU"] // tuning.cpus) if tuning.cpus else tuning.num_trials
+        at_a_time = min(room, tuning.num_trials, tuning.max_concurrent or room)
+        say(f"{tuning.num_trials} trials of {run.method}, {at_a_time} at a time, compared by {tuning.metric}")
+        with track("tuning", tuning.num_trials, "trials") as show:
+            _tuner(run, tuning, folder, read_outcomes(folder), show).fit()
+
+
+def _claim(run: Run, tuning: Tuning, folder: Path) -> None:
+    """Write the options of the search, and the run folder that its trials share."""
+    try:
+        write_file(folder / "search.yaml", yaml.safe_dump(tuning.to_plain(), sort_keys=False))
+        # Whole or not at all: a killed search would refuse an incomplete run folder when it is run again.
+        if not (folder / "base" / "config.yaml").exists():
+            with new_folder(folder / "base") as part:
+                claim_folder(run, part)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
 
 
 def _check(run: Run, tuning: Tuning, folder: Path) -> None:
@@ -182,7 +177,7 @@ def _check(run: Run, tuning: Tuning, folder: Path) -> None:
         mine = json.loads(json.dumps(tuning.to_plain()))
         if other := [f"{key} was {there.get(key)!r}, is {mine[key]!r}" for key in mine if mine[key] != there.get(key)]:
             raise InputError(f"{folder} holds another search ({'; '.join(other)}); give another --out")
-    elif folder.is_dir() and any(folder.iterdir()) and not (folder / "base").is_dir():
+    elif folder.is_dir() and any(not path.name.startswith(".search.yaml.") for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and not the folder of a search; give another --out")
     check_training(run, folder / "base")
 
@@ -206,111 +201,40 @@ def best_config(run: Run, trials: Sequence[Trial]) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _tuner(run: Run, tuning: Tuning, folder: Path) -> Any:
-    """Return the Ray Tune search in the folder, or a new one."""
+def remaining(tuning: Tuning, outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the numbers of the trials without an outcome."""
+    ended = {outcome.number for outcome in outcomes}
+    return [number for number in range(tuning.num_trials) if number not in ended]
+
+
+def _tuner(
+    run: Run, tuning: Tuning, folder: Path, outcomes: Sequence[Outcome], show: Callable[[int, str], None]
+) -> Any:
+    """Return the Ray Tune run of the trials without an outcome."""
     # Otherwise Ray Tune prints tables on stdout, which carries the JSON of the command.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune as ray_tune
-    from ray.tune.search import BasicVariantGenerator
 
+    from orbithash.cluster.tuning.scheduling import Halving, Listener
+
+    points = sample_points(run.config, tuning.space, tuning.num_trials, tuning.seed)
     trainable = ray_tune.with_resources(
-        partial(work, folder=str(folder / "base"), metric=tuning.metric, num_gpus=tuning.gpus),
+        partial(work, folder=str(folder), points=points, metric=tuning.metric, num_gpus=tuning.gpus),
         {"CPU": tuning.cpus, "GPU": tuning.gpus},
     )
-    storage = str(folder / "ray")
-    if ray_tune.Tuner.can_restore(storage):
-        return ray_tune.Tuner.restore(storage, trainable)
-    points = sample_points(run.config, tuning.space, tuning.num_trials, tuning.seed)
     return ray_tune.Tuner(
         trainable,
-        param_space={name: domain(type(run.config), name, tuning.space) for name in tuning.space},
+        param_space={NUMBER: ray_tune.grid_search(remaining(tuning, outcomes))},
         tune_config=ray_tune.TuneConfig(
-            metric=OBJECTIVE,
-            mode="max",
-            num_samples=tuning.num_trials,
-            scheduler=_halving(points[0], run.config.epochs, tuning.grace),
-            search_alg=BasicVariantGenerator(points_to_evaluate=points, max_concurrent=tuning.max_concurrent),
-            trial_dirname_creator=_folder_of,
+            scheduler=Halving(run.config.epochs, tuning.grace, outcomes),
+            max_concurrent_trials=tuning.max_concurrent or None,
+            trial_dirname_creator=lambda trial: name_of(trial.config[NUMBER]),
         ),
+        # Without a name: each start has a folder of its own.
         run_config=ray_tune.RunConfig(
-            name="ray",
-            storage_path=str(folder),
+            storage_path=str(folder / "ray"),
             verbose=0,
-            callbacks=[_listener()],
+            callbacks=[Listener(folder, points, outcomes, show)],
             failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-
-
-def _folder_of(trial: Any) -> str:
-    # A trial's id ends in its number.
-    return f"trial_{trial.trial_id.rpartition('_')[2]}"
-
-
-def _halving(defaults: dict[str, Any], epochs: int, grace: int) -> Any:
-    """Return ASHA with one exception: the trial with the settings as given is never stopped."""
-    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-
-    class Halving(ASHAScheduler):  # type: ignore[misc]
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            decision = super().on_trial_result(tune_controller, trial, result)
-            return str(TrialScheduler.CONTINUE if trial.config == defaults else decision)
-
-    return Halving(time_attr=EPOCH, max_t=epochs, grace_period=grace, reduction_factor=REDUCTION)
-
-
-def _trial_of(result: Any) -> Trial:
-    """Return the trial of a result of Ray Tune."""
-    number = int(Path(result.path).name.rpartition("_")[2])
-    settings = read_settings(result.config or {})
-    frame = result.metrics_dataframe
-    problem = str(result.error).strip().splitlines()[-1] if result.error else ""
-    if frame is None or not len(frame) or OBJECTIVE not in frame:
-        return Trial(number, settings, None, 0, 0, problem)
-    best = frame.loc[frame[OBJECTIVE].idxmax()]
-    if best[OBJECTIVE] == WORST:
-        return Trial(number, settings, None, 0, 0, str(best[PROBLEM]))
-    return Trial(number, settings, float(best[OBJECTIVE]), int(best[EPOCH]), int(frame[EPOCH].max()), problem)
-
-
-class _Shown:
-    """The progress that the listener updates; not part of the listener, which Ray Tune pickles."""
-
-    advance_to: Callable[[int, str], None] | None = None
-    num_done = 0
-    best: float | None = None
-
-
-@contextmanager
-def _showing(num_trials: int) -> Iterator[None]:
-    _Shown.num_done, _Shown.best = 0, None
-    with track("tuning", num_trials, "trials") as advance_to:
-        _Shown.advance_to = advance_to
-        try:
-            yield
-        finally:
-            _Shown.advance_to = None
-
-
-def _listener() -> Any:
-    from ray import tune as ray_tune
-
-    class Listener(ray_tune.Callback):  # type: ignore[misc]
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-            score = result.get(OBJECTIVE, WORST)
-            _Shown.best = score if _Shown.best is None else max(_Shown.best, score)
-            self._show(trials, f"{_folder_of(trial)} epoch {result.get(EPOCH)}: {score:.4f}, best {_Shown.best:.4f}")
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._show(trials, "")
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            self._show(trials, f"{_folder_of(trial)} failed")
-
-        @staticmethod
-        def _show(trials: Any, note: str) -> None:
-            if _Shown.advance_to is not None:
-                _Shown.advance_to(sum(trial.is_finished() for trial in trials), note)
-
-    return Listener()

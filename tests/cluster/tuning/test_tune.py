@@ -1,6 +1,10 @@
 """The search for settings: sampling, resuming after a kill, report and best settings, invalid options."""
 
 import json
+import re
+import signal
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,8 +12,12 @@ from cluster_parts import family, kill, wait_for
 
 from orbithash.cluster.tuning.report import write_page
 from orbithash.cluster.tuning.sampling import sample_points
-from orbithash.cluster.tuning.tune import Trial, Tuning, best_config
+from orbithash.cluster.tuning.trials import Outcome, Trial, read_outcomes, write_outcome
+from orbithash.cluster.tuning.tune import Tuning, best_config, remaining
+from orbithash.cluster.tuning.worker import work
+from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.run import make_run
+from orbithash.trainers.loop.run_folder import claim_folder
 from orbithash.trainers.search_space import Choice, Linear, Log
 
 TINY = ("--set", "backbone=mobilenet_v3_small", "--set", "image_size=32", "--set", "steps_per_epoch=4")
@@ -31,7 +39,7 @@ def test_the_settings_of_trials(labelled):
     run = make_run("mhcln", labelled, settings=["lr=2e-4"])
     space = {"lr": Log(1e-4, 1e-2), "margin": Linear(0.1, 1), "hidden": Choice(((8,), (16, 8))), "epochs": Linear(3, 5)}
     points = sample_points(run.config, space, 40, 0)
-    initial = {"lr": 2e-4, "margin": 0.2, "hidden": "[1024, 512]", "epochs": 20}
+    initial = {"lr": 2e-4, "margin": 0.2, "hidden": (1024, 512), "epochs": 20}
     assert points[0] == initial
     assert len(points) == 40
     for point in points[1::2]:
@@ -42,24 +50,49 @@ def test_the_settings_of_trials(labelled):
     for point in points[2::2]:
         assert 1e-4 <= point["lr"] <= 1e-2
         assert 0.1 <= point["margin"] <= 1
-        assert point["hidden"] in ("[8]", "[16, 8]")
+        assert point["hidden"] in ((8,), (16, 8))
         assert point["epochs"] in (3, 4, 5)
     assert points == sample_points(run.config, space, 40, 0)
     assert points[1:] != sample_points(run.config, space, 40, 1)[1:]
 
 
+def history(folder, number):
+    """Return the records of the epochs in the checkpoint of a trial; none while there is no checkpoint."""
+    checkpoint = folder / "trials" / f"{number:05}"
+    # A checkpoint that is replaced at this moment counts as none.
+    with suppress(OSError):
+        return load_checkpoint(checkpoint)["history"] if checkpoint.is_dir() else []
+    return []
+
+
 @pytest.mark.slow
 def test_a_killed_search_resumes(start, small, tmp_path):
+    folder = tmp_path / "tune"
     options = ("--trials", "4", "--set", "epochs=3", "--concurrent", "1", "--search", "lr=1e-4:1e-2:log")
-    options = (*options, "--search", "hidden=[8],[16, 8]", "--set", "steps_per_epoch=200")
-    first = start(*small, *options)
-    # The second trial has started.
-    wait_for(lambda: (tmp_path / "tune" / "ray" / "trial_00001").is_dir(), first, 180)
-    kill(first, *family(first.pid))
-    assert not (tmp_path / "tune" / "trials.json").exists()
+    options = (*options, "--search", "hidden=[8],[16, 8]", "--set", "steps_per_epoch=40")
+    interrupted = start(*small, *options)
+    wait_for(lambda: history(folder, 0), interrupted, 180)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(120) == 130
+    assert re.search(r"interrupted; \d trials are complete, and the same command resumes", interrupted.err.read_text())
+
+    first_epochs, outcomes = {0: history(folder, 0)[0]}, {}
+    # All epochs of trial 0 are trained; then the first one of trial 1, and of trial 2.
+    for number, num_epochs in ((0, 3), (1, 1), (2, 1)):
+        killed = start(*small, *options)
+        wait_for(lambda: len(history(folder, number)) >= num_epochs, killed, 180)  # noqa: B023
+        kill(killed, *family(killed.pid))
+        assert not (folder / "trials.json").exists()
+        first_epochs.setdefault(number, history(folder, number)[0])
+        outcomes |= {path: path.stat().st_mtime_ns for path in (folder / "trials").glob("*.json")}
 
     second = start(*small, *options, "--json", "--best", tmp_path / "mine.yaml")
     assert second.wait(240) == 0, second.err.read_text()
+    assert len(outcomes) >= 2
+    assert outcomes == {path: path.stat().st_mtime_ns for path in outcomes}, "a trial that ended does not run again"
+    for number, record in first_epochs.items():
+        # The records have the duration of the epoch: it was not trained again.
+        assert history(folder, number)[0] == record
     trials = json.loads((tmp_path / "tune" / "trials.json").read_text())
     assert json.loads(second.out.read_text())["trials"] == trials
     assert sorted(trial["number"] for trial in trials) == [0, 1, 2, 3]
@@ -84,6 +117,42 @@ def test_a_killed_search_resumes(start, small, tmp_path):
     other = start(*small, *options, "--seed", "1")
     assert other.wait(60) == 2
     assert "holds another search (seed was 0, is 1); give another --out" in other.err.read_text()
+
+
+def test_a_trial_killed_after_its_last_epoch(labelled, tmp_path, monkeypatch):
+    reported = []
+    monkeypatch.setattr("ray.tune.report", reported.append)
+    settings = ["backbone=mobilenet_v3_small", "image_size=32", "batch_size=6", "class_pairs=1", "steps_per_epoch=1"]
+    run = make_run("mhcln", labelled, settings=[*settings, "epochs=2"], validation=0.3)
+    claim_folder(run, tmp_path / "base")
+    search = {"folder": str(tmp_path), "points": [{}, {"hidden": (8,)}], "metric": "ap_min@20", "num_gpus": 0}
+    work({"number": 1}, **search)
+    assert [(result["epoch"], len(result["scores"])) for result in reported] == [(1, 1), (2, 2)]
+    work({"number": 1}, **search)
+    assert reported[2:] == reported[1:2], "all epochs are reported, none is trained"
+
+
+def test_a_resumed_search_runs_the_trials_without_an_outcome(tmp_path):
+    tuning = Tuning({"lr": Log(1e-4, 1e-2)}, 5, "ap_min@20")
+    for number, score in ((0, 0.5), (3, 0.9)):
+        write_outcome(tmp_path, Outcome(number, {"lr": 1e-3}, [(1, score), (2, score / 2)], ""))
+    # The process of a trial was killed in its second epoch; the search while it wrote an outcome.
+    (tmp_path / "trials" / "00001").mkdir()
+    (tmp_path / "trials" / ".00002.json.0a1b2c3d.part").write_text('{"numb')
+    outcomes = read_outcomes(tmp_path)
+    assert [outcome.trial() for outcome in outcomes] == [
+        Trial(0, {"lr": 1e-3}, 0.5, 1, 2, ""),
+        Trial(3, {"lr": 1e-3}, 0.9, 1, 2, ""),
+    ]
+    assert remaining(tuning, outcomes) == [1, 2, 4]
+
+    from orbithash.cluster.tuning.scheduling import Halving
+
+    halving = Halving(epochs=9, grace=1, outcomes=outcomes)
+    for number, score, decision in ((0, 0.1, "CONTINUE"), (1, 0.1, "STOP"), (2, 0.95, "CONTINUE")):
+        trial = SimpleNamespace(trial_id=f"{number}", config={"number": number})
+        halving.on_trial_add(None, trial)
+        assert halving.on_trial_result(None, trial, {"epoch": 1, "objective": score}) == decision, number
 
 
 @pytest.mark.parametrize(
