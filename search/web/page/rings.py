@@ -1,0 +1,110 @@
+"""Outlines of areas: their text in the address, their checks, and the outlines of rows."""
+
+import math
+import struct
+from itertools import combinations, pairwise
+
+__all__ = ["MAX_VERTICES", "Ring", "format_ring", "parse_ring", "ring_of"]
+
+# Of an area in the address, and of the outline of a tile.
+MAX_VERTICES = 200
+# Vertices (longitude, latitude) in degrees, WGS 84; the last is joined to the first.
+Ring = tuple[tuple[float, float], ...]
+
+
+def parse_ring(text: str) -> Ring:
+    """Return the outline in a text such as `3 50,4 50,4 51`, longitudes as -180 to 180.
+
+    Raises `ValueError` with a sentence for the user.
+    """
+    vertices: list[tuple[float, float]] = []
+    for part in text.split(",")[: MAX_VERTICES + 2]:
+        try:
+            lon, lat = map(float, part.split())
+        except ValueError:
+            lon = lat = math.nan
+        if not (abs(lon) <= 540 and abs(lat) <= 90):
+            raise ValueError("The area in the address is damaged. Draw it again.")
+        vertices.append((_wrapped(lon), lat + 0.0))
+    if len(vertices) > 1 and vertices[0] == vertices[-1]:
+        vertices.pop()
+    if len(vertices) > MAX_VERTICES:
+        raise ValueError(f"An area has at most {MAX_VERTICES} corners. Draw a simpler one.")
+    if len(set(vertices)) < 3:
+        raise ValueError("An area has at least three different corners. Draw it again.")
+    if _crosses_itself(vertices):
+        raise ValueError("The outline of the area crosses itself. Draw it again without a crossing.")
+    return tuple(vertices)
+
+
+def format_ring(ring: Ring) -> str:
+    """Return the coordinates of an outline as Well-Known Text, closed."""
+    return ", ".join(f"{lon!r} {lat!r}" for lon, lat in (*ring, ring[0]))
+
+
+def ring_of(wkb: bytes | None) -> Ring:
+    """Return the outer ring of the first polygon in Well-Known Binary, with at most `MAX_VERTICES` vertices.
+
+    Empty for anything else: a row without a valid outline is shown as a point.
+    """
+    try:
+        return _outer_ring(wkb or b"", 0)
+    except (struct.error, IndexError):
+        return ()
+
+
+def _outer_ring(wkb: bytes, start: int) -> Ring:
+    order = "<" if wkb[start] == 1 else ">"
+    kind, count = struct.unpack_from(f"{order}II", wkb, start + 1)
+    if kind == 6 and count:
+        # A multipolygon: its parts are whole geometries.
+        return _outer_ring(wkb, start + 9)
+    if kind != 3 or not count:
+        return ()
+    (num_vertices,) = struct.unpack_from(f"{order}I", wkb, start + 9)
+    numbers = struct.unpack_from(f"{order}{2 * num_vertices}d", wkb, start + 13) if num_vertices < 2**20 else ()
+    if not all(map(math.isfinite, numbers)):
+        return ()
+    vertices = list(zip(numbers[::2], numbers[1::2], strict=True))
+    if len(vertices) > 1 and vertices[0] == vertices[-1]:
+        vertices.pop()
+    step = max(1, math.ceil(len(vertices) / MAX_VERTICES))
+    return tuple(vertices[::step])
+
+
+def _wrapped(lon: float) -> float:
+    return lon + 0.0 if abs(lon) <= 180 else (lon + 180) % 360 - 180
+
+
+def _crosses_itself(vertices: list[tuple[float, float]]) -> bool:
+    """Return whether two edges that are not neighbours meet; each edge takes the shorter way around the Earth."""
+    lon, lat = vertices[0]
+    path = [(lon, lat)]
+    for next_lon, next_lat in (*vertices[1:], vertices[0]):
+        lon += (next_lon - lon + 180) % 360 - 180
+        path.append((lon, next_lat))
+    edges = list(pairwise(path))
+    last = len(edges) - 1
+    return any(
+        _meet(edges[one], edges[other])
+        for one, other in combinations(range(len(edges)), 2)
+        if other - one > 1 and (one, other) != (0, last)
+    )
+
+
+Edge = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _meet(one: Edge, other: Edge) -> bool:
+    (a, b), (c, d) = one, other
+    if max(a[0], b[0]) < min(c[0], d[0]) or max(c[0], d[0]) < min(a[0], b[0]):
+        return False
+    if max(a[1], b[1]) < min(c[1], d[1]) or max(c[1], d[1]) < min(a[1], b[1]):
+        return False
+    return _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0
+
+
+def _side(a: tuple[float, float], b: tuple[float, float], point: tuple[float, float]) -> int:
+    """Return on which side of the line from a to b a point lies: -1, 0 or 1."""
+    area = (b[0] - a[0]) * (point[1] - a[1]) - (b[1] - a[1]) * (point[0] - a[0])
+    return (area > 0) - (area < 0)
