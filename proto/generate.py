@@ -1,4 +1,4 @@
-"""Generate the Python code beside each .proto file.
+"""Generate the Python code beside each .proto file, and the description of the JSON door.
 
     python proto/generate.py            write it
     python proto/generate.py --check    print one line and exit with 1 if the files in the tree are stale
@@ -17,19 +17,28 @@ from google.rpc import status_pb2
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("orbithash/v1")
+DOOR = "openapi.json"
 
 
 def generate(out: Path) -> None:
-    """Write the generated code of all .proto files to the folder `out`/orbithash/v1."""
+    """Write the generated code of all .proto files, and `openapi.json`, to the folder `out`/orbithash/v1."""
     scripts = Path(sys.executable).parent
     # googleapis-common-protos has the .proto files of google.rpc beside their code.
     google_rpc = Path(status_pb2.__file__).parents[2]
+    with tempfile.NamedTemporaryFile() as descriptors:
+        _run_protoc(out, google_rpc, scripts, descriptors.name)
+        command = [sys.executable, ROOT / "openapi.py", descriptors.name, out / PACKAGE / DOOR]
+        subprocess.run([str(word) for word in command], check=True)
+
+
+def _run_protoc(out: Path, google_rpc: Path, scripts: Path, descriptors: str) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}", f"--proto_path={google_rpc}"),
             *(f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
             *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
             *(f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")),
+            *(f"--descriptor_set_out={descriptors}", "--include_source_info"),
             *(str(path) for path in sorted((ROOT / PACKAGE).glob("*.proto"))),
         ],
         check=True,
@@ -38,7 +47,9 @@ def generate(out: Path) -> None:
 
 def generated(root: Path) -> dict[str, bytes]:
     """Return the generated files under `root`/orbithash/v1 by name."""
-    return {path.name: path.read_bytes() for path in (root / PACKAGE).glob("*_pb2*.py*") if path.is_file()}
+    folder = root / PACKAGE
+    files = [*folder.glob("*_pb2*.py*"), folder / DOOR]
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 def stale(root: Path = ROOT) -> list[str]:

@@ -266,6 +266,11 @@ class AsyncClient:
         request = search_pb2.RefreshRequest(archive=archive, model=model, shards=shards)
         await self._call(self._archive.Refresh, request, timeout_s)
 
+    async def call(self, name: str, request: Any, *, timeout_s: float | None = None) -> Any:
+        """Return the protobuf answer of a call without streams, such as "Search", to its protobuf request."""
+        stub = self._search if hasattr(self._search, name) else self._archive
+        return await self._call(getattr(stub, name), request, timeout_s)
+
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orbithash.search.web.assets import Assets, serve_asset
+from orbithash.search.web.door.routes import routes as door_routes
 from orbithash.search.web.errors import WebError, answer_error
 from orbithash.search.web.page.routes import routes as page_routes
 from orbithash.search.web.security.access import Access
@@ -50,6 +51,7 @@ def create_app(settings: WebSettings) -> Starlette:
         routes=[
             Route("/static/{version}/{path:path}", serve_asset, methods=["GET"]),
             *login_routes,
+            *door_routes,
             *(page_routes if assets.problem is None else [Route("/", _no_page, methods=["GET"])]),
         ],
         middleware=[
@@ -62,6 +64,7 @@ def create_app(settings: WebSettings) -> Starlette:
         exception_handlers={404: _answer, 405: _answer},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.settings = settings
     app.state.assets = assets
     app.state.clients = clients
