@@ -8,7 +8,7 @@ import shapely
 
 from orbithash.encoders.archive.tables import make_table
 
-MODULES_WITH_CHUNKS = ("chunks", "columns", "hits", "writing", "files")
+MODULES_WITH_CHUNKS = ("chunks", "columns", "hits", "writing", "files", "rankings.keys")
 
 
 def random_table(rng, num_rows, bits, dims=None, first=0):

@@ -88,8 +88,10 @@ def _names(values: npt.NDArray[Any], segment: Segment, unit: str | None) -> list
     """Return the groups of distinct values of a segment."""
     if unit is not None:
         return [str(time) for time in values.view(f"datetime64[{unit}]")]
-    labels = segment.columns.chunks("label")[0].dictionary
-    return labels.take(pa.array(values)).to_pylist() if len(values) else []
+    if not len(values):
+        return []
+    # The same for all chunks.
+    return segment.columns.chunks("label")[0].dictionary.take(pa.array(values)).to_pylist()
 
 
 def _chosen_values(segment: Segment, column: str, chosen: bits.Bits | None, stop: Stop) -> Iterator[npt.NDArray[Any]]:
