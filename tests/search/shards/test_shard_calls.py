@@ -123,7 +123,9 @@ def test_only_the_token_opens_the_shard_that_is_meant():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("method", ["Search", "Hits", "Read", "Count", "Scroll", "Follow"])
+@pytest.mark.parametrize(
+    "method", ["Search", "Hits", "Read", "Count", "Scroll", "Rank", "Distances", "CountBy", "Follow"]
+)
 def test_bytes_that_are_no_message_are_refused(method):
     async def scenario():
         async with served(MemoryHost(VERSIONS)) as (_, connection):
