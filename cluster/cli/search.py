@@ -62,6 +62,14 @@ def serve(
         Path | None,
         typer.Option("--segments", help="Folder of the shards' files on each node. Default: in the cache folder."),
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            help="Folder, or URI of a folder, from which images of rows may be read for larger pictures and heat maps; "
+            "may be repeated. Default: thumbnails only.",
+        ),
+    ] = None,
     gateways: Annotated[
         int, typer.Option("--gateways", help="Number of processes that answer at --address and share the shards.")
     ] = 1,
@@ -118,6 +126,7 @@ def serve(
         num_replicas=replicas,
         num_encoders=parse_workers(encoders, "--encoders"),
         index=index,
+        images=tuple(images or ()),
         segments=segments,
         is_local=local,
         num_gateways=gateways,

@@ -15,6 +15,7 @@ from orbithash.encoders.files import cache_folder
 from orbithash.encoders.networks.card import ModelCard, read_model_folder
 from orbithash.search.engine.backend import Backend, LocalBackend
 from orbithash.search.gateway.decoding import Decoder
+from orbithash.search.gateway.image_roots import ImageRoots
 from orbithash.search.observer import Observer
 from orbithash.search.service.service import Target
 
@@ -32,6 +33,7 @@ class Opening:
         self._decoder = decoder
         self._observer = observer
         self._report = report
+        self._roots = ImageRoots(settings.images)
         self._pools = EncoderPools()
         # The encoders of the backend that was opened last.
         self._pool: EncoderPool | None = None
@@ -47,10 +49,10 @@ class Opening:
         self._report(f"loading {archive.num_rows} codes of {archive.bits} bits into {target.num_shards} shards")
         if settings.is_local:
             network = await asyncio.to_thread(Network, model)
-            local_encoder = LocalEncoder(self._decoder, card.preprocessing, network, self._observer)
+            local_encoder = LocalEncoder(self._decoder, card.preprocessing, network, self._observer, self._roots)
             return LocalBackend(archive, local_encoder, target.num_shards, settings.index, segments)
         pool = self._pool = await self._pools.open(archive.model_id, model.absolute(), *settings.num_encoders)
-        encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer)
+        encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer, self._roots)
         try:
             return await RayBackend.start(
                 archive,
@@ -77,8 +79,9 @@ class Opening:
 class Joining:
     """Joins the shards that the first gateway has published."""
 
-    def __init__(self, registry: JoinedGateway, decoder: Decoder, observer: Observer) -> None:
+    def __init__(self, registry: JoinedGateway, settings: ServeSettings, decoder: Decoder, observer: Observer) -> None:
         self._registry = registry
+        self._roots = ImageRoots(settings.images)
         self._decoder = decoder
         self._observer = observer
         # What was joined last; see `Published.number`.
@@ -90,7 +93,7 @@ class Joining:
         self.number = published.number
         archive, card = await asyncio.to_thread(_open, published.target.archive, Path(published.target.model))
         pool = EncoderPool.join(published.encoders)
-        encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer)
+        encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer, self._roots)
         return await RayBackend.join(archive, encoder, pool.close, published.shards, self._observer)
 
 

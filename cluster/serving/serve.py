@@ -132,7 +132,7 @@ async def serving(
         observer = metrics or Observer()
         if settings.joins:
             found = JoinedGateway.named(registry) if registry else await JoinedGateway.find(settings.archive)
-            service, work = await _joined(found, decoder, observer, stack)
+            service, work = await _joined(found, settings, decoder, observer, stack)
             sharing = PortSharing.JOIN if registry else PortSharing.NONE
         else:
             first = None if settings.is_local else await FirstGateway.start()
@@ -192,10 +192,10 @@ async def _first(
 
 
 async def _joined(
-    registry: JoinedGateway, decoder: Decoder, observer: Observer, stack: AsyncExitStack
+    registry: JoinedGateway, settings: ServeSettings, decoder: Decoder, observer: Observer, stack: AsyncExitStack
 ) -> tuple[Service, Work]:
     """Return the service of a gateway with the shards of another one, and what follows that one until it ends."""
-    joining = Joining(registry, decoder, observer)
+    joining = Joining(registry, settings, decoder, observer)
     published, num_gateways = await registry.published()
     membership = Membership(maintains=False, ask_move=registry.move)
     # As many as the shards have replicas, as in the first gateway.

@@ -34,6 +34,7 @@ class ServeSettings:
         num_replicas: replicas of each shard.
         num_encoders: minimum and maximum number of actors that encode queries.
         index: name of the index.
+        images: folders and URIs below which images of rows may be read, for larger pictures and heat maps.
         segments: folder of the shards' files on each node; None: in the cache folder.
         is_local: run everything in this process, without Ray.
         num_gateways: processes that answer at the address.
@@ -51,6 +52,7 @@ class ServeSettings:
     num_replicas: int = 1
     num_encoders: tuple[int, int] = (1, 1)
     index: str = "exact"
+    images: tuple[str, ...] = ()
     segments: Path | None = None
     is_local: bool = False
     num_gateways: int = 1

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pebble
 
-from orbithash.encoders.errors import ImageError
+from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.rendering import Pixels
+from orbithash.encoders.imagery.rendering import Image, Pixels, Rendering
+from orbithash.encoders.sources.listings import Item
+from orbithash.search.engine.protocols import Picture
 from orbithash.search.protocol.errors import Overloaded
 
 __all__ = ["Decoder", "Pixels"]
@@ -33,6 +35,9 @@ _MAX_START_S = 10.0
 
 # Fewer than `read_image` can read: every decoder that users can reach is one more to attack.
 _FORMATS = ("JPEG", "PNG", "TIFF")
+
+# Of the JPEG of a picture that people look at in full size.
+_QUALITY = 90
 
 # Exit code of a process that reached its memory limit.
 _OUT_OF_MEMORY = 77
@@ -80,6 +85,14 @@ class Decoder:
         decoded = await self._decode(images, preprocessing, with_thumbnail=True)
         return _stacked([pixels for pixels, _ in decoded], preprocessing), [thumbnail for _, thumbnail in decoded]
 
+    async def prepare_one(self, source: bytes | Item, preprocessing: Preprocessing) -> tuple[Pixels, int, int]:
+        """Return the prepared image [crop, crop, C] of a file or an item, and its width and height before.
+
+        Raises as `picture`.
+        """
+        (prepared,) = await self._queued(_prepare_one, [source], preprocessing)
+        return prepared
+
     async def start(self) -> None:
         """Start the processes, so that the first image does not wait for them."""
         await asyncio.wrap_future((await self._running_pool()).schedule(_nothing))
@@ -90,12 +103,25 @@ class Decoder:
         if pool is not None:
             await asyncio.to_thread(_stop, pool)
 
+    async def picture(self, source: bytes | Item, rendering: Rendering, max_side: int) -> Picture:
+        """Return a picture, with sides of at most `max_side` pixels, of an encoded image file or of an item.
+
+        Raises `ImageError` for an image that is refused, `InputError` for an object store that does not answer, and
+        `Overloaded`.
+        """
+        (picture,) = await self._queued(_picture, [source], rendering, max_side)
+        return picture
+
     async def _decode(
-        self, images: Sequence[bytes], preprocessing: Preprocessing, with_thumbnail: bool
+        self, images: Sequence[bytes | Item], preprocessing: Preprocessing, with_thumbnail: bool
     ) -> list[tuple[Pixels, bytes]]:
-        num_bytes = sum(map(len, images))
+        return await self._queued(_decode, images, preprocessing, with_thumbnail)
+
+    async def _queued(self, task: Callable[..., Any], sources: Sequence[bytes | Item], *args: Any) -> list[Any]:
+        """Return the results of `task(source, *args)` in a decoding process for each source."""
+        num_bytes = sum(len(source) for source in sources if isinstance(source, bytes))
         if (
-            self._num_waiting + len(images) > self.max_waiting
+            self._num_waiting + len(sources) > self.max_waiting
             or self._num_waiting_bytes + num_bytes > self.max_waiting_bytes
         ):
             raise Overloaded(
@@ -103,41 +129,39 @@ class Decoder:
                 "later",
                 retry_after_s=1.0,
             )
-        decoded: list[tuple[Pixels, bytes]] = []
-        self._num_waiting += len(images)
+        results: list[Any] = []
+        self._num_waiting += len(sources)
         self._num_waiting_bytes += num_bytes
         try:
             # A few at a time, so that a single image does not wait for all images of a long list.
-            for start in range(0, len(images), self.num_workers):
-                part = images[start : start + self.num_workers]
+            for start in range(0, len(sources), self.num_workers):
+                part = sources[start : start + self.num_workers]
                 outcomes = await asyncio.gather(
-                    *(self._decode_one(image, preprocessing, with_thumbnail) for image in part), return_exceptions=True
+                    *(self._run_one(task, source, *args) for source in part), return_exceptions=True
                 )
                 for outcome in outcomes:
                     if isinstance(outcome, BaseException):
                         raise outcome
-                    decoded.append(outcome)
+                    results.append(outcome)
         finally:
-            self._num_waiting -= len(images)
+            self._num_waiting -= len(sources)
             self._num_waiting_bytes -= num_bytes
-        return decoded
+        return results
 
-    async def _decode_one(
-        self, image: bytes, preprocessing: Preprocessing, with_thumbnail: bool
-    ) -> tuple[Pixels, bytes]:
+    async def _run_one(self, task: Callable[..., Any], *args: Any) -> Any:
         async with self._turns:
             try:
-                return await self._run(image, preprocessing, with_thumbnail)
+                return await self._run(task, args)
             except BrokenProcessPool:
                 # If an idle process dies, pebble stops the whole pool; the image is not the cause.
-                return await self._run(image, preprocessing, with_thumbnail)
+                return await self._run(task, args)
 
-    async def _run(self, *args: Any) -> tuple[Pixels, bytes]:
-        future = (await self._running_pool()).schedule(_decode, args, timeout=self.timeout_s)
+    async def _run(self, task: Callable[..., Any], args: Sequence[Any]) -> Any:
+        future = (await self._running_pool()).schedule(task, args, timeout=self.timeout_s)
         try:
             # pebble's time limit begins when a process takes the image, and is lost if the process dies just then.
             async with asyncio.timeout(self.timeout_s + _MAX_START_S):
-                decoded: tuple[Pixels, bytes] | ImageError = await asyncio.wrap_future(future)
+                result = await asyncio.wrap_future(future)
         except BrokenProcessPool:
             raise
         except TimeoutError as error:
@@ -152,9 +176,9 @@ class Decoder:
                 f"the decoder, which may use {self.max_memory_bytes:,} bytes of memory, crashed on this image; send a "
                 "smaller image, or one written by another program"
             ) from error
-        if isinstance(decoded, ImageError):
-            raise decoded
-        return decoded
+        if isinstance(result, InputError):
+            raise result
+        return result
 
     async def _running_pool(self) -> pebble.ProcessPool:
         pool = self._pool
@@ -207,21 +231,48 @@ def _nothing() -> None:
     """Do nothing, in a decoding process; its return shows that the process has started."""
 
 
-def _decode(image: bytes, preprocessing: Preprocessing, with_thumbnail: bool) -> tuple[Pixels, bytes] | ImageError:
-    """Return the network's input of an encoded image and its thumbnail (b"" unless requested), in a decoding process.
-
-    An `ImageError` is returned, not raised: a traceback would keep the decoded pixels in memory until the next image.
-    """
-    from orbithash.encoders.imagery.images import read_image
+def _decode(source: bytes | Item, preprocessing: Preprocessing, with_thumbnail: bool) -> Any:
+    """Return the network's input of an image and its thumbnail (b"" unless requested), in a decoding process."""
     from orbithash.encoders.sources.records import make_thumbnail
 
     rendering = preprocessing.rendering
-    try:
-        pixels = read_image(image, rendering, formats=_FORMATS)
+
+    def prepare(pixels: Image) -> tuple[Pixels, bytes]:
         thumbnail = make_thumbnail(rendering.picture(pixels)) if with_thumbnail else b""
         return preprocessing.prepare(pixels), thumbnail
-    except ImageError as error:
-        return ImageError(str(error))
+
+    return _read(source, rendering, prepare)
+
+
+def _prepare_one(source: bytes | Item, preprocessing: Preprocessing) -> Any:
+    """Return the network's input of an image, its width and its height, in a decoding process."""
+    rendering = preprocessing.rendering
+    return _read(source, rendering, lambda pixels: (preprocessing.prepare(pixels), pixels.shape[1], pixels.shape[0]))
+
+
+def _picture(source: bytes | Item, rendering: Rendering, max_side: int) -> Any:
+    """Return a `Picture` of an image, in a decoding process."""
+    from orbithash.encoders.sources.records import encode_picture
+
+    # An encoded file is a thumbnail, which is a picture already.
+    shown = rendering if isinstance(source, Item) else Rendering()
+    return _read(source, shown, lambda pixels: Picture(*encode_picture(shown.picture(pixels), max_side, _QUALITY)))
+
+
+def _read(source: bytes | Item, rendering: Rendering, use: Callable[[Image], Any]) -> Any:
+    """Return what `use` returns for the pixels of an image.
+
+    An error is returned, not raised: a traceback would keep the decoded pixels in memory until the next image.
+    """
+    from orbithash.encoders.imagery.images import read_image
+    from orbithash.encoders.sources.records import read_item
+
+    try:
+        if isinstance(source, Item):
+            return use(read_item(source, rendering))
+        return use(read_image(source, rendering, formats=_FORMATS))
+    except InputError as error:
+        return type(error)(str(error))
     except MemoryError:
         # The process may have too little memory left for the next image.
         os._exit(_OUT_OF_MEMORY)

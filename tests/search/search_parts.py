@@ -157,6 +157,7 @@ class StubEncoder:
     has_text = True
     num_features = 4
     embedding = None
+    has_views = False
 
     def __init__(self, images=None, texts=None, vectors=None):
         self._functions = {"image": images, "text": texts, "vector": vectors}

@@ -200,3 +200,22 @@ def test_decoded_images_that_wait_are_limited(monkeypatch):
         assert [encoded.codes.tolist() for encoded in await asyncio.gather(*queries)] == [[[2]]] * 30
 
     run(scenario)
+
+
+def test_covered_parts():
+    rng = np.random.default_rng(0)
+    for pixels in (rng.integers(0, 256, (33, 33, 3), np.uint8), rng.normal(0, 1, (33, 33, 4)).astype(np.float32)):
+        images = list(query_encoders.covered(pixels, 4))
+        assert len(images) == 16
+        covered = np.zeros((33, 33), int)
+        for image in images:
+            assert image.dtype == pixels.dtype
+            differs = (image != pixels).any(axis=2)
+            covered += differs
+            assert 8 * 8 * 0.9 <= differs.sum() <= 9 * 9
+            mean = pixels.mean(axis=(0, 1)).astype(pixels.dtype)
+            assert np.allclose(image[differs], mean)
+        assert covered.max() == 1, "each pixel belongs to one cell"
+        assert covered.sum() >= 0.98 * 33 * 33
+    missing = np.full((16, 16, 1), np.nan, np.float32)
+    assert np.isnan(np.stack(list(query_encoders.covered(missing, 2)))).all()
