@@ -195,6 +195,9 @@ class _Archive:
     def find(self, keys: Sequence[str]) -> dict[str, int]:
         return {}
 
+    def exist(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        raise NotImplementedError("queries by code name no rows")
+
     def take(self, ids: Ids, columns: list[str]) -> Any:
         raise NotImplementedError("queries by code read no rows of the archive")
 

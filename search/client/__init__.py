@@ -7,6 +7,23 @@ from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.client.client import Client
 from orbithash.search.client.connection import Tls
 from orbithash.search.protocol.queries import Answer, Cursor, Example, Hit, Query
+from orbithash.search.protocol.rankings import Linear, Place, RankCursor, Shuffle, TimeOrder
 from orbithash.search.protocol.rows import Columns, Row
 
-__all__ = ["Answer", "AsyncClient", "Client", "Columns", "Cursor", "Example", "Hit", "Query", "Row", "Tls"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Client",
+    "Columns",
+    "Cursor",
+    "Example",
+    "Hit",
+    "Linear",
+    "Place",
+    "Query",
+    "RankCursor",
+    "Row",
+    "Shuffle",
+    "TimeOrder",
+    "Tls",
+]

@@ -15,10 +15,11 @@ from orbithash.search.protocol.queries import (
     check_include,
     has_large,
 )
-from orbithash.search.protocol.rows import MAX_ROWS, Columns, Row, RowUpdate, check_keys
+from orbithash.search.protocol.rows import MAX_ROWS, Columns, Row, RowUpdate, check_ids, check_keys
 from orbithash.v1 import search_pb2
 
 __all__ = [
+    "as_content",
     "as_queries",
     "as_query",
     "batches",
@@ -78,6 +79,14 @@ def as_queries(queries: Iterable[Query] | None, **fields: Any) -> list[Query]:
     return [as_query(None, **{plural[kind]: item}, **shared) for item in _listed(kind, given[kind])]
 
 
+def as_content(**content: Any) -> tuple[str, Any]:
+    """Return the kind and the value of the one content that is given, checked. Raises `InvalidQuery`."""
+    query = Query(**_given(content))
+    query.check()
+    (kind,) = query.given()
+    return kind, getattr(query, kind)
+
+
 def check_has_pages(query: Query) -> None:
     """Raise `InvalidQuery` if the answer to a query has no further pages."""
     if query.rescore:
@@ -105,12 +114,23 @@ def batches(queries: Sequence[Query]) -> Iterator[search_pb2.SearchManyRequest]:
         yield search_pb2.SearchManyRequest(requests=batch)
 
 
-def get_requests(keys: Iterable[str], include: Sequence[str]) -> Iterator[search_pb2.GetRequest]:
-    """Yield requests for the rows with these keys. Raises `InvalidQuery`."""
+def get_requests(
+    keys: Iterable[str] | None, ids: Iterable[int] | None, include: Sequence[str]
+) -> Iterator[search_pb2.GetRequest]:
+    """Yield requests for the rows with these keys, or with these ids. Raises `InvalidQuery`."""
+    if (keys is None) == (ids is None):
+        raise InvalidQuery(("keys", f"give keys or ids, got {'neither' if keys is None else 'both'}"))
     check_include(include)
     limit = min(MAX_ROWS, MAX_LARGE_ROWS) if has_large(include) else MAX_ROWS
-    for chunk in _chunks(keys, limit):
-        yield search_pb2.GetRequest(keys=chunk, include=convert.include_to_pb(include))
+    columns = convert.include_to_pb(include)
+    if keys is not None:
+        for chunk in _chunks(keys, limit):
+            yield search_pb2.GetRequest(keys=chunk, include=columns)
+        return
+    listed = list(ids or ())
+    check_ids(listed)
+    for start in range(0, len(listed), limit):
+        yield search_pb2.GetRequest(ids=listed[start : start + limit], include=columns)
 
 
 def count_request(filter_text: str) -> search_pb2.CountRequest:

@@ -21,6 +21,7 @@ from orbithash.search.client.arguments import (
     upsert_requests,
 )
 from orbithash.search.client.connection import REFRESH_TIMEOUT_S, Connection, Tls
+from orbithash.search.client.exploring import AsyncExploring
 from orbithash.search.client.streams import exchange_async
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
@@ -35,7 +36,7 @@ __all__ = ["AsyncClient"]
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
-class AsyncClient:
+class AsyncClient(AsyncExploring):
     """`Client` for asyncio. A client belongs to one event loop.
 
     async with AsyncClient("127.0.0.1:50051") as client:
@@ -192,11 +193,16 @@ class AsyncClient:
         return answers
 
     async def get(
-        self, keys: Iterable[str], *, include: Sequence[Column] = (), timeout_s: float | None = None
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        ids: Iterable[int] | None = None,
+        include: Sequence[Column] = (),
+        timeout_s: float | None = None,
     ) -> dict[str, Row]:
         """See `Client.get`."""
         rows: dict[str, Row] = {}
-        for request in get_requests(keys, include):
+        for request in get_requests(keys, ids, include):
             response = await self._call(self._search.Get, request, timeout_s)
             rows |= {message.key: convert.row_from_pb(message) for message in response.rows}
         return rows

@@ -21,6 +21,7 @@ from orbithash.search.client.arguments import (
     upsert_requests,
 )
 from orbithash.search.client.connection import REFRESH_TIMEOUT_S, Connection, Tls
+from orbithash.search.client.exploring import Exploring
 from orbithash.search.client.streams import exchange
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
@@ -35,7 +36,7 @@ __all__ = ["Client"]
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
-class Client:
+class Client(Exploring):
     """A client of the gateway at `address`, which blocks until an answer is there.
 
         with Client("127.0.0.1:50051") as client:
@@ -234,14 +235,19 @@ class Client:
         return answers
 
     def get(
-        self, keys: Iterable[str], *, include: Sequence[Column] = (), timeout_s: float | None = None
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        ids: Iterable[int] | None = None,
+        include: Sequence[Column] = (),
+        timeout_s: float | None = None,
     ) -> dict[str, Row]:
         """Return the rows with these keys, by key and in their order; keys without a row are left out.
 
-        `include` names further columns, as in `search`.
+        Give `ids` instead of keys for rows by id. `include` names further columns, as in `search`.
         """
         rows: dict[str, Row] = {}
-        for request in get_requests(keys, include):
+        for request in get_requests(keys, ids, include):
             response = self._call(self._search.Get, request, timeout_s)
             rows |= {message.key: convert.row_from_pb(message) for message in response.rows}
         return rows

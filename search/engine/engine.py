@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from orbithash.search.protocol.hits import RowHits
 from orbithash.search.protocol.queries import Answer, Cursor, Query, Rescore, has_large
 
 __all__ = ["SHARD_TIMEOUT_S", "Engine"]
+
+Result = TypeVar("Result")
 
 # Default timeout of a shard, seconds.
 SHARD_TIMEOUT_S = 5.0
@@ -109,6 +112,31 @@ class Engine:
 
         await asyncio.gather(*(search(place) for place in range(len(queries)) if place not in outcomes))
         return [outcomes[place] for place in range(len(queries))]
+
+    async def read(self, read: Callable[[Snapshot, float], Awaitable[Result]], timeout_s: float) -> Result:
+        """Return what `read(snapshot, seconds)` returns within `timeout_s`.
+
+        It is called again if it failed on a snapshot that has been replaced meanwhile: shards keep a limited number of
+        versions. Raises what `read` raises, and `DeadlineExceeded`.
+        """
+        if timeout_s <= 0:
+            raise DeadlineExceeded("the deadline had passed before the call began")
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline) as scope:
+                snapshot = self._snapshot
+                try:
+                    with snapshot.usage:
+                        return await read(snapshot, timeout_s)
+                except Unavailable:
+                    if snapshot is self._snapshot:
+                        raise
+                with self._snapshot.usage:
+                    return await read(self._snapshot, deadline - asyncio.get_running_loop().time())
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
 
     def _search_many_now(
         self, snapshot: Snapshot, queries: Sequence[Query], outcomes: dict[int, Answer | SearchError], started: float

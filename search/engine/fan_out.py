@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from orbithash.search.protocol.errors import DeadlineExceeded, Unavailable
 from orbithash.search.protocol.queries import Coverage
 from orbithash.search.shards.interface import Branch
 
-__all__ = ["MAX_SHORT_K", "FanOut", "Found", "Group"]
+__all__ = ["MAX_SHORT_K", "SHARDS_SHARE", "FanOut", "Found", "Group", "ask_all"]
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 # Share of the time until the deadline that shards get for a search; the rest is for the merge and the rows of the hits.
-_SHARDS_SHARE = 0.9
+SHARDS_SHARE = 0.9
 
 # Maximum number of hits that are merged in the event loop: a thread would cost more.
 _FEW_HITS = 4096
@@ -92,7 +94,7 @@ class FanOut:
         Raises `Unavailable` or `DeadlineExceeded` if all shards failed, and the error of a shard that refuses it.
         """
         snapshot, scope = group
-        time_s = _SHARDS_SHARE * timeout_s
+        time_s = SHARDS_SHARE * timeout_s
         if not scope.filter:
             # The first search under a filter tests it on all rows, which may take longer than a failure may.
             time_s = min(time_s, self._shard_timeout_s)
@@ -112,24 +114,36 @@ class FanOut:
 
         async def search(branch: Branch) -> ShardAnswer:
             with self._observer.stage("scan"):
-                async with asyncio.timeout(timeout_s):
-                    return await branch.search(codes, k, scope, timeout_s)
+                return await branch.search(codes, k, scope, timeout_s)
 
-        outcomes = await asyncio.gather(*map(search, branches), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        for failure in failures:
-            if is_refusal(failure):
-                raise failure
-        self._observer.count("failed_shard_calls", len(failures))
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, BaseException):
-                reason = str(outcome).partition("\n")[0] or type(outcome).__name__
-                logger.warning("shard %d of %d did not answer: %s", number, len(outcomes), reason)
-        if len(failures) == len(outcomes):
-            if all(isinstance(failure, TimeoutError) for failure in failures):
-                raise DeadlineExceeded(f"none of {len(outcomes)} shards answered within {timeout_s:.3g} s")
-            raise Unavailable(f"none of {len(outcomes)} shards could answer; try again later")
-        return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
+        return await ask_all(list(map(search, branches)), timeout_s, self._observer)
+
+
+async def ask_all(calls: Sequence[Awaitable[Result]], timeout_s: float, observer: Observer) -> list[Result | None]:
+    """Return the answer of each shard, None for one that fails or takes longer.
+
+    Raises `Unavailable` or `DeadlineExceeded` if all shards failed, and the error of a shard that refuses its call.
+    """
+
+    async def within(call: Awaitable[Result]) -> Result:
+        async with asyncio.timeout(timeout_s):
+            return await call
+
+    outcomes = await asyncio.gather(*map(within, calls), return_exceptions=True)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    for failure in failures:
+        if is_refusal(failure):
+            raise failure
+    observer.count("failed_shard_calls", len(failures))
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, BaseException):
+            reason = str(outcome).partition("\n")[0] or type(outcome).__name__
+            logger.warning("shard %d of %d did not answer: %s", number, len(outcomes), reason)
+    if len(failures) == len(outcomes):
+        if all(isinstance(failure, TimeoutError) for failure in failures):
+            raise DeadlineExceeded(f"none of {len(outcomes)} shards answered within {timeout_s:.3g} s")
+        raise Unavailable(f"none of {len(outcomes)} shards could answer; try again later")
+    return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
 def _coverage(snapshot: Snapshot, answers: Sequence[ShardAnswer | None]) -> Coverage:

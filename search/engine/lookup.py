@@ -12,10 +12,10 @@ from orbithash.search.index.answers import Ids
 from orbithash.search.protocol.convert import row_from_bytes
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.queries import MAX_LARGE_ROWS, Column, check_filter, check_include, has_large
-from orbithash.search.protocol.rows import MAX_ROWS, Row, check_keys
+from orbithash.search.protocol.rows import MAX_ROWS, Row, check_ids, check_keys
 from orbithash.search.shards.interface import ShardClient
 
-__all__ = ["RowPage", "count_rows", "get_rows", "ids_of", "scroll_rows"]
+__all__ = ["RowPage", "count_rows", "get_rows", "ids_of", "rows_of_ids", "scroll_rows"]
 
 # Seconds until a call of a shard has failed; callers with less time cancel it. A new filter is evaluated on all rows.
 _TIMEOUT_S = 30.0
@@ -42,6 +42,16 @@ async def get_rows(snapshot: Snapshot, keys: Sequence[str], include: Sequence[Co
     found = await asyncio.to_thread(snapshot.archive.find, keys)
     ids = np.array([found[key] for key in keys if key in found], np.uint64)
     return RowPage(await _rows(snapshot, ids, include), None, snapshot.archive.version)
+
+
+async def rows_of_ids(snapshot: Snapshot, ids: Sequence[int], include: Sequence[Column]) -> RowPage:
+    """Return the rows with these ids, in their order; ids without a row are skipped. Raises as `get_rows`."""
+    _check_limit("ids", len(ids), include)
+    check_ids(ids)
+    check_include(include)
+    asked = np.array(ids, np.uint64)
+    here = await asyncio.to_thread(snapshot.archive.exist, asked)
+    return RowPage(await _rows(snapshot, asked[here], include), None, snapshot.archive.version)
 
 
 async def count_rows(snapshot: Snapshot, filter_text: str) -> tuple[int, int]:

@@ -63,6 +63,9 @@ class ArchiveReader(Protocol):
     def find(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ids of the rows with these keys; keys without a row are omitted."""
 
+    def exist(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return whether a row has each of these ids, bool [N]."""
+
     def take(self, ids: Ids, columns: list[str]) -> Any:
         """Return a `pyarrow.Table` of the rows with these ids, in the order of `ids`."""
 

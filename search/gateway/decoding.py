@@ -90,6 +90,7 @@ class Decoder:
 
         Raises as `picture`.
         """
+        prepared: tuple[Pixels, int, int]
         (prepared,) = await self._queued(_prepare_one, [source], preprocessing)
         return prepared
 
@@ -109,6 +110,7 @@ class Decoder:
         Raises `ImageError` for an image that is refused, `InputError` for an object store that does not answer, and
         `Overloaded`.
         """
+        picture: Picture
         (picture,) = await self._queued(_picture, [source], rendering, max_side)
         return picture
 

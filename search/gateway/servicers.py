@@ -6,8 +6,9 @@ from typing import Any
 from orbithash.search.gateway.calls import Calls, within
 from orbithash.search.gateway.protection import audited
 from orbithash.search.gateway.streams import prepared
-from orbithash.search.protocol import convert
+from orbithash.search.protocol import convert, convert_rankings
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
+from orbithash.search.protocol.queries import Query
 from orbithash.search.protocol.rows import MAX_ROWS, PreparedRow, RowUpdate
 from orbithash.search.service.batches import check_num_queries
 from orbithash.search.service.service import Service
@@ -15,6 +16,9 @@ from orbithash.search.service.writer import Committed
 from orbithash.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["ArchiveServicer", "SearchServicer"]
+
+# The default size of a picture in pixels, and of a heat map in cells along a side.
+_VIEW_PX, _CELLS = 1024, 7
 
 _LATE = "not committed within {:.3g} s. The change may still be committed later; sending it again is safe"
 
@@ -49,9 +53,16 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """See `search.proto`."""
         async with self._calls.call(context, "Get") as call:
             message = await call.read(request)
-            _check_size("keys", len(message.keys))
             include = convert.include_from_pb(message.include)
-            page = await within(call.timeout_s, self._service.get(list(message.keys), include))
+            if message.ids and message.keys:
+                raise InvalidQuery(("ids", f"give keys or ids, not both; got {len(message.keys)} keys"))
+            if message.ids:
+                _check_size("ids", len(message.ids))
+                read = self._service.rows(list(message.ids), include)
+            else:
+                _check_size("keys", len(message.keys))
+                read = self._service.get(list(message.keys), include)
+            page = await within(call.timeout_s, read)
             rows = map(convert.row_to_pb, page.rows)
             return call.respond(search_pb2.GetResponse(rows=rows, archive_version=page.archive_version))
         raise AssertionError("abort raises")
@@ -75,6 +86,56 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             return call.respond(
                 search_pb2.ScrollResponse(rows=rows, next=page.next, archive_version=page.archive_version)
             )
+        raise AssertionError("abort raises")
+
+    async def Rank(self, request: search_pb2.RankRequest, context: Any) -> search_pb2.RankResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Rank") as call:
+            ranking = convert_rankings.ranking_from_pb(await call.read(request))
+            answer = await self._service.rank(ranking, call.timeout_s)
+            return call.respond(convert_rankings.rank_answer_to_pb(answer))
+        raise AssertionError("abort raises")
+
+    async def Distances(self, request: search_pb2.DistancesRequest, context: Any) -> search_pb2.DistancesResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Distances") as call:
+            query = _content_of((await call.read(request)).search)
+            return convert_rankings.distances_to_pb(await self._service.distances(query, call.timeout_s))
+        raise AssertionError("abort raises")
+
+    async def CountBy(self, request: search_pb2.CountByRequest, context: Any) -> search_pb2.CountByResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "CountBy") as call:
+            message = await call.read(request)
+            by = convert_rankings.group_by_from_pb(message.by)
+            groups = await self._service.count_by(by, message.filter, message.min_coverage, call.timeout_s)
+            return call.respond(convert_rankings.groups_to_pb(groups))
+        raise AssertionError("abort raises")
+
+    async def Encode(self, request: search_pb2.EncodeRequest, context: Any) -> search_pb2.EncodeResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "Encode") as call:
+            message = await call.read(request)
+            kind = message.WhichOneof("content")
+            given: dict[str, Any] = {} if kind is None else {kind: getattr(message, kind)}
+            code, model_id = await within(call.timeout_s, self._service.encode(Query(**given)))
+            return search_pb2.EncodeResponse(code=code, model_id=model_id)
+        raise AssertionError("abort raises")
+
+    async def View(self, request: search_pb2.ViewRequest, context: Any) -> search_pb2.ViewResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "View") as call:
+            message = await call.read(request)
+            read = self._service.view(message.key, message.max_side or _VIEW_PX)
+            return call.respond(convert_rankings.view_to_pb(await within(call.timeout_s, read)))
+        raise AssertionError("abort raises")
+
+    async def HeatMap(self, request: search_pb2.HeatMapRequest, context: Any) -> search_pb2.HeatMapResponse:
+        """See `search.proto`."""
+        async with self._calls.call(context, "HeatMap") as call:
+            message = await call.read(request)
+            compute = self._service.heat_map(_content_of(message.search), message.key, message.cells or _CELLS)
+            return convert_rankings.heat_map_to_pb(await within(call.timeout_s, compute))
         raise AssertionError("abort raises")
 
 
@@ -180,6 +241,14 @@ class ArchiveServicer(search_pb2_grpc.ArchiveServiceServicer):
                 entry.version = now.archive_version
             return search_pb2.RefreshResponse(archive_version=now.archive_version, rows=now.rows, model_id=now.model_id)
         raise AssertionError("abort raises")
+
+
+def _content_of(request: search_pb2.SearchRequest) -> Query:
+    """Return the query of a request without the fields that only a search has."""
+    for field in ("radius", "after", "include", "rescore", "oversampling"):
+        request.ClearField(field)  # type: ignore[arg-type]
+    request.k = 1
+    return convert.query_from_pb(request)
 
 
 def _check_size(field: str, count: int) -> None:

@@ -28,6 +28,8 @@ __all__ = [
     "REQUEST_ID",
     "answer_from_pb",
     "answer_to_bytes",
+    "coverage_from_pb",
+    "coverage_to_pb",
     "description_from_pb",
     "description_to_pb",
     "include_from_pb",
@@ -154,7 +156,19 @@ def include_from_pb(numbers: Sequence[int]) -> tuple[Column, ...]:
 
 def row_to_pb(row: Row) -> search_pb2.Row:
     """Return the message of a row."""
-    names = ("image", "code", "vector", "label", "caption", "lon", "lat", "footprint", "thumbnail", "id")
+    names = (
+        "image",
+        "code",
+        "vector",
+        "label",
+        "caption",
+        "lon",
+        "lat",
+        "footprint",
+        "thumbnail",
+        "id",
+        "stored_vector",
+    )
     known: dict[str, Any] = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
     return search_pb2.Row(key=row.key, uri=row.uri, datetime=time_to_pb(row.datetime), **known)
 
@@ -166,6 +180,7 @@ def row_from_pb(message: search_pb2.Row) -> Row:
         key=message.key,
         uri=message.uri,
         id=message.id if message.HasField("id") else None,
+        stored_vector=message.stored_vector if message.HasField("stored_vector") else None,
         **({} if kind is None else {kind: getattr(message, kind)}),
         **_columns_from_pb(message, [name for name in UPDATABLE if name != "uri"]),
     )
@@ -175,7 +190,8 @@ def row_from_bytes(data: bytes) -> Row:
     """Return the row of a serialised `Hit`, as the shards return rows."""
     message = search_pb2.Hit.FromString(data)
     hit = hit_from_pb(message)
-    extra: dict[str, Any] = hit.extra
+    # What a row calls `vector` is the input of the model.
+    extra: dict[str, Any] = {"stored_vector" if name == "vector" else name: value for name, value in hit.extra.items()}
     columns = {"label": hit.label, "lon": hit.lon, "lat": hit.lat, "datetime": hit.datetime}
     return Row(key=hit.key, id=hit.id, **columns, **extra)  # type: ignore[arg-type]
 
@@ -217,6 +233,22 @@ def _columns_from_pb(message: search_pb2.Row, names: Iterable[str]) -> dict[str,
     return columns
 
 
+def coverage_to_pb(coverage: Coverage) -> search_pb2.Coverage:
+    """Return the message of a coverage."""
+    return search_pb2.Coverage(
+        searched_rows=coverage.searched_rows,
+        total_rows=coverage.total_rows,
+        fraction=coverage.fraction,
+        answered_shards=coverage.answered_shards,
+        total_shards=coverage.total_shards,
+    )
+
+
+def coverage_from_pb(message: search_pb2.Coverage) -> Coverage:
+    """Return the coverage of a message."""
+    return Coverage(message.searched_rows, message.total_rows, message.answered_shards, message.total_shards)
+
+
 def answer_to_bytes(answer: Answer) -> bytes:
     """Return the serialised `SearchResponse` that carries an answer."""
     head = search_pb2.SearchResponse(
@@ -242,13 +274,7 @@ def answer_to_bytes(answer: Answer) -> bytes:
 def _same_fields(coverage: Coverage, model_id: str, archive_version: int, is_exact: bool) -> bytes:
     """Return the fields of a `SearchResponse` that are the same in most answers."""
     return search_pb2.SearchResponse(
-        coverage=search_pb2.Coverage(
-            searched_rows=coverage.searched_rows,
-            total_rows=coverage.total_rows,
-            fraction=coverage.fraction,
-            answered_shards=coverage.answered_shards,
-            total_shards=coverage.total_shards,
-        ),
+        coverage=coverage_to_pb(coverage),
         model_id=model_id,
         archive_version=archive_version,
         is_exact=is_exact,
@@ -257,11 +283,10 @@ def _same_fields(coverage: Coverage, model_id: str, archive_version: int, is_exa
 
 def answer_from_pb(response: search_pb2.SearchResponse) -> Answer:
     """Return the answer of a response."""
-    coverage = response.coverage
     return Answer(
         tuple(hit_from_pb(hit) for hit in response.hits),
         response.ties_at_cutoff,
-        Coverage(coverage.searched_rows, coverage.total_rows, coverage.answered_shards, coverage.total_shards),
+        coverage_from_pb(response.coverage),
         response.took_ms,
         response.model_id,
         response.archive_version,
@@ -315,6 +340,9 @@ def description_to_pb(description: Description) -> search_pb2.DescribeResponse:
         embedding=description.embedding,
         is_exact=description.is_exact,
         gateways=description.gateways,
+        vector_dims=description.vector_dims,
+        vector_scale=description.vector_scale,
+        has_views=description.has_views,
     )
 
 
@@ -336,4 +364,7 @@ def description_from_pb(response: search_pb2.DescribeResponse) -> Description:
         response.embedding if response.HasField("embedding") else None,
         response.is_exact,
         response.gateways,
+        response.vector_dims,
+        response.vector_scale,
+        response.has_views,
     )

@@ -29,7 +29,9 @@ class Description:
 
     `num_features` is the number of dimensions of a vector that the model takes. `embedding` is the name of the
     published embedding that the model takes instead of images, which may be empty; None: the model takes images.
-    `is_exact` tells whether the index is exact, `gateways` how many gateways share the shards.
+    `is_exact` tells whether the index is exact, `gateways` how many gateways share the shards. `vector_dims` is the
+    number of components of a stored vector (0: the archive has none), `vector_scale` the length of one unit of them.
+    `has_views` tells whether pictures of rows may be larger than thumbnails.
     """
 
     rows: int
@@ -44,3 +46,6 @@ class Description:
     embedding: str | None
     is_exact: bool = True
     gateways: int = 1
+    vector_dims: int = 0
+    vector_scale: float = 0.0
+    has_views: bool = False

@@ -23,6 +23,7 @@ from orbithash.search.protocol.forms import (
 
 __all__ = [
     "INCLUDABLE",
+    "LARGE_COLUMNS",
     "MAX_BATCH_HITS",
     "MAX_EXAMPLES",
     "MAX_FILTER_CHARS",
@@ -48,7 +49,9 @@ __all__ = [
     "check_include",
     "check_num_shards",
     "check_rescoring",
+    "filter_problems",
     "has_large",
+    "include_problems",
     "shortlist_size",
 ]
 
@@ -70,10 +73,10 @@ Rescore = Literal["", "vector", "asymmetric"]
 OVERSAMPLING, MAX_SHORTLIST = 4.0, 50_000
 
 # Columns that hits and rows hold only on request.
-Column = Literal["uri", "caption", "thumbnail", "footprint", "code"]
+Column = Literal["uri", "caption", "thumbnail", "footprint", "code", "vector"]
 INCLUDABLE: tuple[Column, ...] = get_args(Column)
 # Columns of up to some 100 KiB a row, and the maximum number of rows of one response that may hold them.
-_LARGE = ("thumbnail", "footprint")
+LARGE_COLUMNS = ("thumbnail", "footprint", "vector")
 MAX_LARGE_ROWS = 1000
 
 
@@ -85,13 +88,13 @@ def check_num_shards(count: int) -> None:
 
 def check_filter(text: str) -> None:
     """Check the length of a filter. Raises `InvalidQuery`."""
-    if problems := _filter_problems(text):
+    if problems := filter_problems(text):
         raise InvalidQuery(*problems)
 
 
 def check_include(include: Sequence[str]) -> None:
     """Check names of columns to include. Raises `InvalidQuery`."""
-    if problems := _include_problems(include):
+    if problems := include_problems(include):
         raise InvalidQuery(*problems)
 
 
@@ -109,10 +112,11 @@ def shortlist_size(k: int, oversampling: float) -> int:
 
 def has_large(include: Sequence[str]) -> bool:
     """Return whether `include` has a column of which one response holds at most `MAX_LARGE_ROWS`."""
-    return any(name in _LARGE for name in include)
+    return any(name in LARGE_COLUMNS for name in include)
 
 
-def _filter_problems(text: str) -> list[tuple[str, str]]:
+def filter_problems(text: str) -> list[tuple[str, str]]:
+    """Return what is wrong with a filter, without parsing it."""
     if not isinstance(text, str):
         return [("filter", f"a filter is a string of CQL2 text, got {type(text).__name__}")]
     if len(text) > MAX_FILTER_CHARS:
@@ -120,7 +124,8 @@ def _filter_problems(text: str) -> list[tuple[str, str]]:
     return []
 
 
-def _include_problems(include: Sequence[str]) -> list[tuple[str, str]]:
+def include_problems(include: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what is wrong with names of columns to include."""
     if isinstance(include, str):
         return [("include", f"a sequence of column names such as ('uri',), got the string {include[:80]!r}")]
     problems = []
@@ -235,7 +240,7 @@ class Query(Content):
     Attributes:
         positives: positive examples, at most `MAX_EXAMPLES` together with the negatives.
         negatives: negative examples.
-        k: maximum number of hits, 1 to `MAX_K`; at most `MAX_LARGE_ROWS` with thumbnails or footprints.
+        k: maximum number of hits, 1 to `MAX_K`; at most `MAX_LARGE_ROWS` with thumbnails, footprints or vectors.
         radius: the largest distance of a hit in bits, inclusive; None: no limit.
         filter: an expression in CQL2 text that rows have to pass (see docs/search.md); "": all rows.
         after: return hits after this position, `Answer.next` of the page before; None: the first page.
@@ -279,14 +284,14 @@ class Query(Content):
             problems.append(("k", f"k is a whole number from 1 to {MAX_K:,}, got {self.k!r}"))
         elif self.k > MAX_LARGE_ROWS and has_large(self.include):
             problems.append(
-                ("k", f"at most {MAX_LARGE_ROWS:,} hits with {' or '.join(_LARGE)}, got k {self.k:,}; use pages")
+                ("k", f"at most {MAX_LARGE_ROWS:,} hits with {' or '.join(LARGE_COLUMNS)}, got k {self.k:,}; use pages")
             )
         if self.radius is not None and not is_integer(self.radius, 0, 2**32 - 1):
             problems.append(("radius", f"a radius is a whole number of bits from 0, got {self.radius!r}"))
         if self.after is not None and not _is_cursor(self.after):
             problems.append(("after", f"a cursor is the distance and the id of a hit, got {self.after!r}"))
-        problems += _filter_problems(self.filter)
-        problems += _include_problems(self.include)
+        problems += filter_problems(self.filter)
+        problems += include_problems(self.include)
         if not 0 <= self.min_coverage <= 1:
             problems.append(("min_coverage", f"a fraction from 0 to 1, got {self.min_coverage!r}"))
         problems += _rescore_problems(self.k, self.rescore, self.oversampling)

@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, TypedDict
 
 from orbithash.encoders.keys import MAX_KEY_CHARS, key_problem
+from orbithash.encoders.ranges import is_integer
 from orbithash.search.protocol.errors import InvalidQuery
 from orbithash.search.protocol.forms import (
     CODE,
@@ -19,7 +20,7 @@ from orbithash.search.protocol.forms import (
     vector_problem,
 )
 
-__all__ = ["MAX_ROWS", "Columns", "PreparedRow", "Row", "RowUpdate", "check_keys"]
+__all__ = ["MAX_ROWS", "Columns", "PreparedRow", "Row", "RowUpdate", "check_ids", "check_keys"]
 
 # Rows, updates or keys of one message.
 MAX_ROWS = 1000
@@ -74,6 +75,8 @@ class Row:
         footprint: the outline as WKB, WGS 84.
         thumbnail: a JPEG of at most 128 pixels a side.
         id: the row's id; None in rows to write, because the archive assigns ids.
+        stored_vector: the stored vector, int8 [d] as bytes; in rows that are read. The server computes it for rows that
+            are written.
     """
 
     key: str
@@ -89,6 +92,7 @@ class Row:
     footprint: bytes | None = None
     thumbnail: bytes | None = None
     id: int | None = None
+    stored_vector: bytes | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -114,13 +118,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRow(Row):
-    """A row ready to be written: its code is known.
-
-    Attributes:
-        stored_vector: int8 [d] as bytes; None: unknown, as for a row that was given by its code.
-    """
-
-    stored_vector: bytes | None = None
+    """A row ready to be written: its code is known, and its stored vector unless it was given by its code."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,13 @@ def check_keys(keys: Sequence[str]) -> None:
     """Check keys of rows. Raises `InvalidQuery`."""
     if problems := [problem for key in keys for problem in _key_problems(key)]:
         raise InvalidQuery(*problems)
+
+
+def check_ids(ids: Sequence[int]) -> None:
+    """Check ids of rows. Raises `InvalidQuery`."""
+    for id_ in ids:
+        if not is_integer(id_, 0, 2**64 - 1):
+            raise InvalidQuery(("ids", f"an id is a whole number from 0 to 2^64 - 1, got {str(id_)[:80]!r}"))
 
 
 def _key_problems(key: str) -> list[tuple[str, str]]:

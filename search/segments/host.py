@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.changes import CannotFollow, changes_since, commit_id
+from orbithash.encoders.archive.tables import fixed_size_rows
 from orbithash.encoders.codes import Codes, check_bits, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.search.index.answers import NO_HIT, Counts, Ids, Scope, ShardAnswer
@@ -370,13 +371,19 @@ class ShardHost:
     def _hits(self, shard: ShardVersion, ids: Ids, include: Sequence[str]) -> list[bytes]:
         if not len(ids):
             return []
-        hits = shard.hits(ids, [name for name in include if name != "thumbnail"])
+        hits = shard.hits(ids, [name for name in include if name not in ("thumbnail", "vector")])
+        # The concatenation of two messages is a message with the fields of both.
         if "thumbnail" in include:
             thumbnails = self._take(shard, ids, ["thumbnail"])["thumbnail"].to_pylist()
-            # The concatenation of two messages is a message with the fields of both.
             hits = [
                 hit + search_pb2.Hit(thumbnail=thumbnail).SerializeToString()
                 for hit, thumbnail in zip(hits, thumbnails, strict=True)
+            ]
+        if "vector" in include and "vector" in shard.column_names:
+            vectors, is_known = fixed_size_rows(shard.read(ids, ["vector"])["vector"])
+            hits = [
+                hit + search_pb2.Hit(vector=vector.tobytes()).SerializeToString() if known else hit
+                for hit, vector, known in zip(hits, vectors, is_known.tolist(), strict=True)
             ]
         return hits
 

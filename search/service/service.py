@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 from orbithash.encoders.errors import InputError
 from orbithash.search.engine.backend import Backend
 from orbithash.search.engine.engine import Engine
-from orbithash.search.engine.lookup import RowPage, count_rows, get_rows, ids_of, scroll_rows
+from orbithash.search.engine.lookup import ids_of
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.description import Description, ShardStatus
 from orbithash.search.protocol.errors import InvalidQuery, Overloaded, SearchError
-from orbithash.search.protocol.queries import Answer, Column, Query, check_filter, check_num_shards
+from orbithash.search.protocol.queries import check_filter, check_num_shards
 from orbithash.search.protocol.rows import PreparedRow, Row, RowUpdate, check_keys
-from orbithash.search.service.batches import check_batch
 from orbithash.search.service.maintenance import Maintenance
+from orbithash.search.service.reading import Reading
 from orbithash.search.service.showing import Showing
 from orbithash.search.service.supervision import repeat
 from orbithash.search.service.writer import TIMEOUT_S, Committed, Writer
@@ -80,7 +80,7 @@ class _Served:
     writer: Writer
 
 
-class Service:
+class Service(Reading):
     """Serves one archive at a time. Belongs to one event loop; created by `open_service`."""
 
     def __init__(
@@ -93,9 +93,8 @@ class Service:
     ) -> None:
         # Number of gateways that share the shards.
         self.num_gateways = 1
-        self._engine = engine
+        super().__init__(engine)
         self._membership = membership
-        self.observer = engine.observer
         self._open_backend = open_backend
         self._served = self._serve(target, backend, engine.snapshot)
         self._maintenance = Maintenance(backend.archive.path) if membership.maintains else None
@@ -103,15 +102,6 @@ class Service:
         self._refreshing = asyncio.Lock()
         self._num_refreshing = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def search(self, query: Query, timeout_s: float) -> Answer:
-        """See `Engine.search`."""
-        return await self._engine.search(query, timeout_s)
-
-    async def search_many(self, queries: Sequence[Query], timeout_s: float) -> list[Answer | SearchError]:
-        """Return an answer or an error for each of at most `MAX_QUERIES` queries."""
-        check_batch(queries)
-        return await self._engine.search_many(queries, timeout_s)
 
     def describe(self) -> Description:
         """Describe the snapshot that new searches use."""
@@ -130,6 +120,8 @@ class Service:
             snapshot.encoder.embedding,
             snapshot.is_exact,
             self.num_gateways,
+            *(archive.vector or (0, 0.0)),
+            snapshot.encoder.has_views,
         )
 
     @property
@@ -151,18 +143,6 @@ class Service:
     def num_rows_waiting(self) -> int:
         """Number of rows that wait for a commit."""
         return self._served.writer.num_waiting
-
-    async def get(self, keys: Sequence[str], include: Sequence[Column]) -> RowPage:
-        """See `get_rows`."""
-        return await get_rows(self._engine.snapshot, keys, include)
-
-    async def count(self, filter_text: str) -> tuple[int, int]:
-        """See `count_rows`."""
-        return await count_rows(self._engine.snapshot, filter_text)
-
-    async def scroll(self, filter_text: str, after: int | None, limit: int, include: Sequence[Column]) -> RowPage:
-        """See `scroll_rows`."""
-        return await scroll_rows(self._engine.snapshot, filter_text, after, limit, include)
 
     async def upsert(self, rows: Sequence[Row], timeout_s: float = TIMEOUT_S) -> Committed:
         """See `Writer.upsert`."""

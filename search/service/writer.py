@@ -313,7 +313,9 @@ class Writer:
 
 
 def _prepared(row: Row, **changes: Any) -> PreparedRow:
-    return PreparedRow(**{field.name: getattr(row, field.name) for field in fields(row)} | changes)
+    # A client may send the stored vector of a row that it has read; only the model decides it.
+    given = {field.name: getattr(row, field.name) for field in fields(row)}
+    return PreparedRow(**given | {"stored_vector": None} | changes)
 
 
 def _with_code(row: PreparedRow, encoded: Encoded, **changes: Any) -> PreparedRow:

@@ -137,6 +137,9 @@ class MemoryArchive:
     def find(self, keys):
         return {key: self._ids[key] for key in keys if key in self._ids}
 
+    def exist(self, ids):
+        return np.array([int(id_) in self._rows for id_ in ids], bool)
+
     def take(self, ids: np.ndarray, columns: Sequence[str]):
         rows = [self._rows[row] for row in ids.tolist()]
         schema = pa.schema([self._schema.field(name) for name in columns])

@@ -1406,7 +1406,7 @@ class Linear(_message.Message):
     offset: _builtins.float
     """See scale."""
     least_certain: _builtins.bool
-    """Order by the magnitude of the score, ascending, instead of the score, descending."""
+    """Order by the magnitude of the score, in whole units of `scale`, ascending, instead of the score, descending."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """One weight for each component of a stored vector, each from -32,768 to 32,767; the sum of their magnitudes is at
@@ -1560,7 +1560,7 @@ class RankRequest(_message.Message):
     filter: _builtins.str
     """See SearchRequest."""
     min_score: _builtins.float
-    """The smallest score of a hit; only with `linear`."""
+    """The smallest score of a hit; only with `linear`, and not with `least_certain`."""
     min_coverage: _builtins.float
     """See SearchRequest."""
     @_builtins.property
@@ -2009,6 +2009,7 @@ class HeatMapResponse(_message.Message):
     PASSES_FIELD_NUMBER: _builtins.int
     IS_THUMBNAIL_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
     cells: _builtins.int
     """The number of cells along each side."""
     passes: _builtins.int
@@ -2023,6 +2024,12 @@ class HeatMapResponse(_message.Message):
         Negative: the row moves nearer.
         """
 
+    @_builtins.property
+    def box(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The part of the image that the network sees and that the cells divide: left, top, right and bottom as fractions of
+        its width and height.
+        """
+
     def __init__(
         self,
         *,
@@ -2031,10 +2038,11 @@ class HeatMapResponse(_message.Message):
         passes: _builtins.int = ...,
         is_thumbnail: _builtins.bool = ...,
         model_id: _builtins.str = ...,
+        box: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "is_thumbnail", b"is_thumbnail", "model_id", b"model_id", "passes", b"passes", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "cells", b"cells", "is_thumbnail", b"is_thumbnail", "model_id", b"model_id", "passes", b"passes", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,7 +69,9 @@ def test_the_image_before_the_thumbnail():
 
 
 def test_a_row_without_a_picture():
-    with pytest.raises(InvalidQuery, match="this row has no thumbnail, and the server may not or cannot read its image"):
+    with pytest.raises(
+        InvalidQuery, match="this row has no thumbnail, and the server may not or cannot read its image"
+    ):
         asked(view_row, Seeing(()), "place/3.tif", 300)
 
 

@@ -42,6 +42,7 @@ class PixelEncoder:
     has_text = True
     num_features = 4
     embedding = None
+    has_views = False
 
     def __init__(self, decoder):
         self._decoder = decoder
