@@ -28,6 +28,7 @@ class _NoModel:
     has_text = False
     num_features = 0
     embedding = None
+    has_views = False
 
 
 def actor_calls(num_actors: int, bits: int, k: int) -> dict[str, float]:

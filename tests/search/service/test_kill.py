@@ -33,6 +33,7 @@ class NoModel:
     has_text = False
     num_features = 0
     embedding = None
+    has_views = False
 
 async def main():
     async def open_backend(target):
