@@ -1,1 +1,1 @@
-"""The page: its state in the address, its answers, its routes."""
+"""The page: the state in its address, the answer to a state, and what is shown of it."""

@@ -51,7 +51,8 @@ export async function refresh({ keepScroll = false } = {}) {
       location.assign(response.headers.get("HX-Redirect"));
       return false;
     }
-    if (!response.ok) {
+    // The header says that the answer holds sentences about problems, and no tiles.
+    if (!response.ok || response.headers.get("HX-Reswap") === "none") {
       announce("orbithash:problem", { status: response.status, content, again: () => refresh({ keepScroll }) });
       return false;
     }

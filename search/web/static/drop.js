@@ -24,6 +24,7 @@ async function searchFor(file) {
       headers: { "Content-Type": "application/octet-stream", Accept: "application/json" },
     });
     const content = await response.text();
+    if (response.status === 401) return logIn();
     if (!response.ok) return say("image", sentenceOf(content) || "The image was refused.");
     const { code } = JSON.parse(content);
     await keepPreview(code, file);
@@ -45,11 +46,16 @@ async function openDetector(file) {
       headers: { "Content-Type": "application/json", Accept: "application/json" },
     });
     const content = await response.text();
+    if (response.status === 401) return logIn();
     if (!response.ok) return say("detector", sentenceOf(content) || "The detector was refused.");
     await change({ detector: JSON.parse(content).detector, find: null, min: null });
   } catch {
     say("detector", "The service does not answer. Try again in a few seconds.");
   }
+}
+
+function logIn() {
+  location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
 /** Keep a small picture of the image for this tab, so that a reload shows it again. */
@@ -81,6 +87,12 @@ function drawPreview() {
 
 document.addEventListener("orbithash:answer", drawPreview);
 drawPreview();
+
+document.getElementById("detector-file")?.addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  if (file) openDetector(file);
+  event.target.value = "";
+});
 
 if (input) {
   input.addEventListener("change", () => {
