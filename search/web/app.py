@@ -52,7 +52,8 @@ def create_app(settings: WebSettings) -> Starlette:
             Route("/static/{version}/{path:path}", serve_asset, methods=["GET"]),
             *login_routes,
             *door_routes,
-            *(page_routes if assets.problem is None else [Route("/", _no_page, methods=["GET"])]),
+            *([] if assets.problem is None else [Route("/", _no_page, methods=["GET"])]),
+            *page_routes,
         ],
         middleware=[
             Middleware(Boundary, settings=settings),

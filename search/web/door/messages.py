@@ -64,7 +64,7 @@ def to_json(message: Message) -> str:
     )
 
 
-def _is_bool(field: FieldDescriptor) -> bool:
+def _is_bool(field: Any) -> bool:
     return bool(field.type == FieldDescriptor.TYPE_BOOL)
 
 
