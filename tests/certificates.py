@@ -10,7 +10,12 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Writes its certificate to `folder/NAME.pem`, and pairs that it signs beside it."""
+    """Writes its certificate to `folder/NAME.pem`, and pairs that it signs beside it.
+
+    `addresses`: names and IP addresses in the certificates that it signs.
+    """
+
+    addresses = ("localhost", ipaddress.ip_address("127.0.0.1"))
 
     def __init__(self, folder, name):
         self.folder = folder
@@ -20,7 +25,7 @@ class Authority:
         self.path.write_bytes(_pem(self._certificate))
 
     def issue(self, name):
-        """Paths of a certificate for this machine's loopback address and of its key."""
+        """Paths of a certificate for `addresses` and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = self._certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         certificate = self._sign(name, key, self._key, issuer, is_authority=False)
@@ -33,8 +38,7 @@ class Authority:
         )
         return paths
 
-    @staticmethod
-    def _sign(name, key, by_key, issuer, is_authority):
+    def _sign(self, name, key, by_key, issuer, is_authority):
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -47,7 +51,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         )
         if not is_authority:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            names = [x509.DNSName(each) if isinstance(each, str) else x509.IPAddress(each) for each in self.addresses]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(by_key, hashes.SHA256())
 

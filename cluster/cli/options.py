@@ -13,6 +13,7 @@ __all__ = [
     "MEASURE",
     "SEARCH",
     "AssetOption",
+    "BaseMapOption",
     "BitsOption",
     "CaptionsOption",
     "ConfigOption",
@@ -29,6 +30,7 @@ __all__ = [
     "TableOption",
     "TimeoutOption",
     "ValidationOption",
+    "WebHostOption",
     "WeightsOption",
 ]
 
@@ -121,4 +123,20 @@ AssetOption = Annotated[
 ]
 FilterOption = Annotated[
     str, typer.Option("--filter", help="Condition on rows in CQL2 text, such as \"label = 'harbor'\".")
+]
+WebHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--web-host",
+        metavar="NAME",
+        help="Name under which browsers reach the page, besides localhost and IP addresses; may be repeated.",
+    ),
+]
+BaseMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-map",
+        metavar="URL",
+        help="Template of map tiles with {z}, {x} and {y}, which browsers load. Default: coastlines only, offline.",
+    ),
 ]

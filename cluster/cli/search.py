@@ -18,9 +18,11 @@ from orbithash.cluster.cli.options import (
     DEFAULT_ADDRESS,
     SEARCH,
     AssetOption,
+    BaseMapOption,
     FilterOption,
     JsonOption,
     TimeoutOption,
+    WebHostOption,
 )
 from orbithash.cluster.output import print_json
 from orbithash.search.logs import Format
@@ -110,9 +112,18 @@ def serve(
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Allow other machines to read the metrics, without protection.")
     ] = False,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            "--web",
+            help="HOST:PORT of a page in the browser and of the JSON door, such as 127.0.0.1:8080. Default: no page.",
+        ),
+    ] = None,
+    web_host: WebHostOption = None,
+    base_map: BaseMapOption = None,
     log_format: Annotated[Format, typer.Option("--log-format", help="Format of the log on stderr.")] = Format.TEXT,
 ) -> None:
-    """Serve an archive over gRPC until SIGTERM or Ctrl-C."""
+    """Serve an archive over gRPC, and with --web as a page in the browser, until SIGTERM or Ctrl-C."""
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.serving.serve import serve as run_serve
     from orbithash.cluster.serving.settings import ServeSettings, default_shards
@@ -134,6 +145,9 @@ def serve(
         protection=Protection.from_files(tls_cert, tls_key, client_ca, tokens, insecure_listen, reflection),
         metrics_address=metrics,
         open_metrics=open_metrics,
+        web_address=web,
+        web_hosts=tuple(web_host or ()),
+        base_map=base_map,
         log_format=log_format,
     )
     run_serve(settings)

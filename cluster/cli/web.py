@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import DEFAULT_ADDRESS, SEARCH
+from orbithash.cluster.cli.options import DEFAULT_ADDRESS, SEARCH, BaseMapOption, WebHostOption
 from orbithash.search.logs import Format
 
 __all__ = ["verbs"]
@@ -33,20 +33,8 @@ def web(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", help="Private key of --tls-cert, PEM without a password.")
     ] = None,
-    host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--host", help="Name in the address of the page, besides localhost and IP addresses; may be repeated."
-        ),
-    ] = None,
-    base_map: Annotated[
-        str | None,
-        typer.Option(
-            "--base-map",
-            metavar="URL",
-            help="Template of map tiles with {z}, {x} and {y}, which browsers load. Default: coastlines only, offline.",
-        ),
-    ] = None,
+    web_host: WebHostOption = None,
+    base_map: BaseMapOption = None,
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow other machines to connect without HTTPS and tokens.")
     ] = False,
@@ -64,7 +52,7 @@ def web(
         gateway_tls=Tls(ca, cert, cert_key) if is_encrypted else None,
         certificate=tls_cert,
         key=tls_key,
-        hosts=tuple(host or ()),
+        hosts=tuple(web_host or ()),
         insecure_listen=insecure_listen,
         base_map=base_map,
     )

@@ -13,10 +13,11 @@ from typing import Any
 
 from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected
-from orbithash.cluster.serving.gateways import FurtherGateways, ends_with_parent
 from orbithash.cluster.serving.opening import Joining, Opening
+from orbithash.cluster.serving.processes import Processes, ends_with_parent, on_cluster
 from orbithash.cluster.serving.registry import FirstGateway, JoinedGateway, OwnerGone
 from orbithash.cluster.serving.settings import ServeSettings
+from orbithash.cluster.serving.web import page_of
 from orbithash.search.gateway.decoding import Decoder
 from orbithash.search.gateway.gateway import Gateway, PortSharing, start_gateway
 from orbithash.search.gateway.metrics import Metrics, exposed
@@ -58,20 +59,25 @@ async def _until_signal(settings: ServeSettings, registry: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with ends_with_parent(stop.set), _metrics_page(settings) as metrics:
+    with ends_with_parent(stop.set), page_of(settings) as page, _metrics_page(settings) as metrics:
         async with serving(settings, metrics, registry) as running:
             # Existing objects stay until the end. Scanning them in each garbage collection would delay queries.
             gc.collect()
             gc.freeze()
-            further = FurtherGateways(partial(_further, settings, running), settings.num_gateways - 1)
+            works = {f"gateway {n + 1}": _further(settings, running, n) for n in range(1, settings.num_gateways)}
+            if page is not None:
+                works["the page"] = page.work(running.gateway.address)
+            processes = Processes(works)
             _report(f"ready at {running.gateway.address}; stop with Ctrl-C")
+            if page is not None:
+                _report(f"page at {page.url}")
             try:
                 waiting = [asyncio.create_task(stop.wait()), running.owner_gone]
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 _report("stopping: queries in flight are answered, new ones refused")
                 gc.unfreeze()
-                await asyncio.gather(further.stop(), running.gateway.stop(STOP_GRACE_S))
+                await asyncio.gather(processes.stop(), running.gateway.stop(STOP_GRACE_S))
             if not stop.is_set():
                 await running.owner_gone
 
@@ -102,8 +108,17 @@ def _further(settings: ServeSettings, first: "Running", number: int) -> Callable
     if metrics is not None:
         host, port = parse_address(metrics)
         metrics = f"{'[' + host + ']' if ':' in host else host}:{port + number if port else 0}"
-    joining = replace(settings, num_gateways=1, joins=True, address=first.gateway.address, metrics_address=metrics)
-    return partial(serve, joining, first.registry)
+    joining = replace(
+        settings,
+        num_gateways=1,
+        joins=True,
+        address=first.gateway.address,
+        metrics_address=metrics,
+        web_address=None,
+        web_hosts=(),
+        base_map=None,
+    )
+    return on_cluster(partial(serve, joining, first.registry))
 
 
 @dataclass(frozen=True)

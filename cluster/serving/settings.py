@@ -42,6 +42,9 @@ class ServeSettings:
         protection: who may call.
         metrics_address: HOST:PORT of the page for Prometheus; further gateways take the ports after it. None: no page.
         open_metrics: let other machines read the metrics.
+        web_address: HOST:PORT of the page; None: no page.
+        web_hosts: names under which browsers reach the page, besides localhost and IP addresses.
+        base_map: template of the addresses of map tiles for the page; None: the built-in map only.
         log_format: format of the log on stderr.
     """
 
@@ -60,6 +63,9 @@ class ServeSettings:
     protection: Protection = field(default_factory=Protection)
     metrics_address: str | None = None
     open_metrics: bool = False
+    web_address: str | None = None
+    web_hosts: tuple[str, ...] = ()
+    base_map: str | None = None
     log_format: Format = Format.TEXT
 
     def check(self) -> None:
@@ -87,5 +93,13 @@ class ServeSettings:
         ]
         if self.is_local and given:
             raise InputError(f"got --local and {given[0]}; --local runs everything in one process, so omit {given[0]}")
+        if self.web_address is None and (self.web_hosts or self.base_map):
+            raise InputError("--web-host and --base-map belong to the page: give its address as --web, too")
+        tls = self.protection.tls
+        if self.web_address is not None and tls is not None and tls.client_ca is not None:
+            raise InputError(
+                "got --web and --client-ca: the page needs a certificate of its own to call the gateway, so start it "
+                "by itself: orbithash web --gateway HOST:PORT --ca FILE --cert FILE --cert-key FILE"
+            )
         if self.joins and self.num_gateways > 1:
             raise InputError("got --join and --gateways; each gateway that joins is one process, so omit --gateways")

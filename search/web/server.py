@@ -11,11 +11,11 @@ from pathlib import Path
 import uvicorn
 
 from orbithash.encoders.errors import InputError
-from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.protocol.address import parse_address
 from orbithash.search.protocol.errors import Unauthenticated
 from orbithash.search.web.app import create_app
 from orbithash.search.web.connections import limited_protocol
+from orbithash.search.web.security.clients import open_client
 from orbithash.search.web.settings import WebSettings
 
 __all__ = ["listening", "run_web", "url_of"]
@@ -65,7 +65,7 @@ async def _check_open(settings: WebSettings) -> None:
             f"the page has no certificate, so it listens on loopback addresses only (127.0.0.1, ::1, localhost); got "
             f"{host!r}: give --tls-cert and --tls-key, or --insecure-listen"
         )
-    async with AsyncClient(settings.gateway, tls=settings.gateway_tls) as client:
+    async with open_client(settings, None) as client:
         try:
             await client.describe()
         except Unauthenticated:

@@ -68,6 +68,7 @@ class WebSettings:
         gateway: HOST:PORT of the gateway.
         listen: HOST:PORT to listen on; port 0 takes a free one.
         gateway_tls: files of the encrypted connection to the gateway; None: it is not encrypted.
+        gateway_name: name in the certificate of the gateway; None: that of its address.
         certificate, key: files in PEM for HTTPS; None: HTTP.
         hosts: names under which browsers reach the service, besides localhost and IP addresses.
         insecure_listen: let other machines connect without HTTPS and tokens.
@@ -78,6 +79,7 @@ class WebSettings:
     gateway: str
     listen: str = DEFAULT_LISTEN
     gateway_tls: Tls | None = None
+    gateway_name: str | None = None
     certificate: Path | None = None
     key: Path | None = None
     hosts: tuple[str, ...] = ()

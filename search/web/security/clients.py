@@ -8,7 +8,14 @@ from orbithash.search.client.async_client import AsyncClient
 from orbithash.search.protocol.errors import GatewayUnreachable, Overloaded, Unauthenticated
 from orbithash.search.web.settings import WebSettings
 
-__all__ = ["Clients"]
+__all__ = ["Clients", "open_client"]
+
+
+def open_client(settings: WebSettings, token: str | None) -> AsyncClient:
+    """Return a client of the gateway, which has not been contacted yet."""
+    name = settings.gateway_name
+    options = () if name is None else (("grpc.ssl_target_name_override", name),)
+    return AsyncClient(settings.gateway, token=token, tls=settings.gateway_tls, options=options)
 
 
 class _Entry:
@@ -83,7 +90,7 @@ class Clients:
         await self._close(min(idle, key=lambda each: each[0])[1])
 
     def _open(self, token: str | None) -> AsyncClient:
-        return AsyncClient(self._settings.gateway, token=token, tls=self._settings.gateway_tls)
+        return open_client(self._settings, token)
 
     async def _close(self, token: str | None) -> None:
         entry = self._entries.pop(token, None)

@@ -52,7 +52,7 @@ class Origins:
         name = _host(names[0]) if len(names) == 1 else ""
         if name not in self._names and not _is_ip(name):
             raise WebError(
-                421, "This service does not answer under this name. Its operator can add the name with --host."
+                421, "This service does not answer under this name. Its operator can add the name with --web-host."
             )
 
 

@@ -1,4 +1,4 @@
-"""Further gateways of `serve --gateways`: processes that listen at the same port and share the shards of the first."""
+"""Processes of `serve` beside the first gateway: further gateways, and the page."""
 
 import asyncio
 import logging
@@ -6,77 +6,82 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.context import SpawnProcess
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["FurtherGateways", "ends_with_parent"]
+__all__ = ["Processes", "ends_with_parent", "on_cluster"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds before a gateway that has ended is started again: doubled when it ends again within a minute.
+# Seconds before a process that has ended is started again: doubled when it ends again within a minute.
 _RESTART_S, _MAX_RESTART_S, _STABLE_S = 1.0, 60.0, 60.0
 
-# Seconds for a gateway to end by itself after SIGTERM.
+# Seconds for a process to end by itself after SIGTERM.
 _STOP_S = 20.0
 # Seconds from the end of its files to the end of a process.
 _END_S = 5.0
 
 
-class FurtherGateways:
-    """Processes of further gateways; one that ends is started again. Belongs to one event loop."""
+class Processes:
+    """Processes that are started again when they end. Belongs to one event loop."""
 
-    def __init__(self, run: Callable[[int], Callable[[], None]], number: int) -> None:
-        """`run(n)` returns the function, which is sent to another process, of gateway n from 1 to `number`."""
-        self._processes: dict[int, SpawnProcess] = {}
-        self._tasks = [asyncio.create_task(self._keep(n, run(n))) for n in range(1, number + 1)]
+    def __init__(self, works: Mapping[str, Callable[[], None]]) -> None:
+        """`works`: by name, the function that each process runs; it is sent to the process."""
+        self._processes: dict[str, SpawnProcess] = {}
+        self._tasks = [asyncio.create_task(self._keep(name, work)) for name, work in works.items()]
 
     async def stop(self) -> None:
         """End all processes: they finish the calls in flight, at most for some seconds."""
         for task in self._tasks:
             task.cancel()
-        processes = list(self._processes.values())
-        for process in processes:
+        processes = list(self._processes.items())
+        for _, process in processes:
             process.terminate()
-        await asyncio.gather(*(_ended(process, _STOP_S) for process in processes))
-        for process in processes:
+        await asyncio.gather(*(_ended(process, _STOP_S) for _, process in processes))
+        for name, process in processes:
             if process.is_alive():
-                logger.warning("gateway process %d did not end within %g s and is killed", process.pid, _STOP_S)
+                logger.warning("%s (process %d) did not end within %g s and is killed", name, process.pid, _STOP_S)
                 process.kill()
 
-    async def _keep(self, number: int, run: Callable[[], None]) -> None:
+    async def _keep(self, name: str, work: Callable[[], None]) -> None:
         delay_s = _RESTART_S
         # A new interpreter: this one has threads, which a fork would not copy.
         context = multiprocessing.get_context("spawn")
         while True:
             started = time.monotonic()
-            process = self._processes[number] = context.Process(target=_run, args=(run, _ray_address()))
+            process = self._processes[name] = context.Process(target=_run, args=(work,))
             process.start()
             await _ended(process)
             delay_s = _RESTART_S if time.monotonic() - started > _STABLE_S else min(2 * delay_s, _MAX_RESTART_S)
             logger.warning(
-                "gateway %d (process %d) ended with exit code %s; it is started again in %g s",
-                *(number + 1, process.pid, process.exitcode, delay_s),
+                "%s (process %d) ended with exit code %s; it is started again in %g s",
+                *(name, process.pid, process.exitcode, delay_s),
             )
             await asyncio.sleep(delay_s)
 
 
-def _ray_address() -> str:
-    """Return the address of the Ray cluster of this process."""
+def on_cluster(work: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that does the work in another process, on the Ray cluster of this one."""
     import ray
 
-    return str(ray.get_runtime_context().gcs_address)
+    return partial(_on_cluster, str(ray.get_runtime_context().gcs_address), work)
 
 
-def _run(run: Callable[[], None], ray_address: str) -> None:
-    """Run a gateway in this process, on the same Ray cluster as the first one."""
+def _on_cluster(ray_address: str, work: Callable[[], None]) -> None:
     os.environ["RAY_ADDRESS"] = ray_address
     # The first gateway shows the output of actors, if anyone does.
     os.environ["RAY_LOG_TO_DRIVER"] = "0"
+    work()
+
+
+def _run(work: Callable[[], None]) -> None:
+    """Do the work in this process."""
     try:
-        run()
+        work()
     except InputError as error:
         logger.error("%s", error)
         sys.exit(2)
@@ -99,7 +104,7 @@ async def _ended(process: SpawnProcess, timeout_s: float | None = None) -> None:
 
 @contextmanager
 def ends_with_parent(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` during the block if the process that has started this one by `FurtherGateways` ends."""
+    """Call `stop` during the block if the process that has started this one by `Processes` ends."""
     parent = multiprocessing.parent_process()
     if parent is None:
         yield
