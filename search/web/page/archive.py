@@ -23,6 +23,6 @@ async def describe(request: Request) -> Description:
     kept: _Kept = getattr(request.app.state, "described", _Kept())
     if kept.description is not None and time.monotonic() - kept.read_at < _MAX_AGE_S:
         return kept.description
-    description = await request.state.client.describe()
+    description: Description = await request.state.client.describe()
     request.app.state.described = _Kept(description)
     return description

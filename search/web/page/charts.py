@@ -74,8 +74,8 @@ def heat_chart(values: Sequence[Sequence[float]], box: Sequence[float]) -> HeatC
             opacity = 0.75 * max(0.0, value) / largest if largest > 0 else 0.0
             way = "further away" if value >= 0 else "nearer"
             title = f"Without this cell: {abs(value):.1f} bits {way}"
-            place = (left + x * width, top + y * height, width, height, opacity)
-            cells.append(Cell(*(round(number, 4) for number in place), title))
+            x_y = (round(left + x * width, 4), round(top + y * height, 4))
+            cells.append(Cell(*x_y, round(width, 4), round(height, 4), round(opacity, 4), title))
     return HeatChart(tuple(cells), largest)
 
 

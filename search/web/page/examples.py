@@ -48,7 +48,7 @@ async def read_examples(client: AsyncClient, state: State, description: Descript
         contents.append(Example(text=state.q) if description.has_text else Example(key=state.q))
     if state.code:
         contents.append(Example(code=state.code))
-    if state.like in rows:
+    if state.like is not None and state.like in rows:
         contents.append(Example(code=rows[state.like].code))
     good = [Example(code=rows[row].code) for row in state.good if row in rows]
     bad = [Example(code=rows[row].code) for row in state.bad if row in rows]

@@ -36,7 +36,9 @@ async def home(request: Request) -> Response:
     is_fragment = "hx-request" in request.headers
     if is_fragment and parsed.problems:
         return _problems(request, parsed.problems, 400)
-    problems, description, values, status = dict(parsed.problems), None, {}, 200
+    problems, status = dict(parsed.problems), 200
+    description: Description | None = None
+    values: dict[str, Any] = {}
     try:
         description = await describe(request)
         values, problem = await _answer_values(request, parsed.state, description)
@@ -77,7 +79,7 @@ async def _answer_values(request: Request, state: State, description: Descriptio
     shown = await answers.page("", PAGE_SIZE, TILE_COLUMNS)
     marked = answers.examples.rows
     values = _tile_values(state, description, answers, shown, 0) | {
-        "like": marked_tile(marked[state.like], "") if state.like in marked else None,
+        "like": marked_tile(marked[state.like], "") if state.like is not None and state.like in marked else None,
         "good": [marked_tile(marked[row], "good") for row in state.good if row in marked],
         "bad": [marked_tile(marked[row], "bad") for row in state.bad if row in marked],
         "detector": answers.detector,
