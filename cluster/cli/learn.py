@@ -44,11 +44,14 @@ def demo(
         typer.Option("--captions", help="JSON file of captions of --data: trains DUCH in place of DHCL."),
     ] = None,
     settings: SetOption = None,
+    no_web: Annotated[
+        bool, typer.Option("--no-web", help="End after the report, without a page in the browser.")
+    ] = False,
 ) -> None:
-    """Run every step on this machine: train, evaluate, encode, serve, query; write a report."""
+    """Run every step on this machine: train, evaluate, encode, serve, query; write a report, and show the page."""
     from orbithash.cluster.experiments.demo import run_demo
 
-    run_demo(out, data, weights, settings or [], captions)
+    run_demo(out, data, weights, settings or [], captions, with_page=not no_web)
 
 
 @verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash scenes data/scenes --count 600")

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from orbithash.cluster.output import say
 from orbithash.cluster.serving.processes import ends_with_parent
@@ -134,6 +135,6 @@ def _name_of(tls: ServerTls) -> str | None:
             except ssl.SSLError as error:
                 logger.warning("%s: the page does not trust it: %s", tls.certificate, error.reason)
                 return None
-    certificate = ends[0].getpeercert() or {}
+    certificate: dict[str, Any] = dict(ends[0].getpeercert() or {})
     names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
     return names[0].replace("*", "gateway") if names else None

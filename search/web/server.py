@@ -18,7 +18,7 @@ from orbithash.search.web.connections import limited_protocol
 from orbithash.search.web.security.clients import open_client
 from orbithash.search.web.settings import WebSettings
 
-__all__ = ["listening", "run_web", "url_of"]
+__all__ = ["is_free", "listening", "run_web", "url_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,15 @@ def listening(address: str) -> socket.socket:
             " one"
         ) from error
     return listener
+
+
+def is_free(address: str) -> bool:
+    """Return whether `listening` would find the port free."""
+    try:
+        listening(address).close()
+    except InputError:
+        return False
+    return True
 
 
 def url_of(settings: WebSettings, listener: socket.socket) -> str:

@@ -16,7 +16,7 @@ CONNECTION = ["--address", "--ca", "--cert", "--cert-key"]
 # The public command line. Removing or renaming an entry breaks scripts of users; add new entries here.
 SURFACE = {
     "": ["--debug", "--install-completion", "--show-completion"],
-    "demo": ["--captions", "--data", "--out", "--set", "--weights"],
+    "demo": ["--captions", "--data", "--no-web", "--out", "--set", "--weights"],
     "scenes": ["DIR", "--count", "--seed", "--size"],
     "methods": ["[NAME]", "--json"],
     "train": [
@@ -56,9 +56,23 @@ SURFACE = {
         "--workers",
     ],
     "serve": [
-        *("ARCHIVE", "--address", "--client-ca", "--encoders", "--gateways", "--index", "--insecure-listen", "--join"),
+        *(
+            "ARCHIVE",
+            "--address",
+            "--base-map",
+            "--client-ca",
+            "--encoders",
+            "--gateways",
+            "--index",
+            "--insecure-listen",
+            "--join",
+        ),
         *("--local", "--log-format", "--metrics", "--model", "--open-metrics", "--reflection", "--replicas"),
-        *("--segments", "--shards", "--tls-cert", "--tls-key", "--tokens"),
+        *("--segments", "--shards", "--tls-cert", "--tls-key", "--tokens", "--web", "--web-host"),
+    ],
+    "web": [
+        *("--base-map", "--ca", "--cert", "--cert-key", "--gateway", "--insecure-listen", "--listen", "--log-format"),
+        *("--tls-cert", "--tls-key", "--web-host"),
     ],
     "refresh": ["[ARCHIVE]", *CONNECTION, "--json", "--model", "--shards", "--timeout", "--token-file"],
     "query": [
