@@ -77,7 +77,7 @@ class WebError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a visitor is told about an error.
+    """The answer to a request that failed, for the visitor.
 
     Attributes:
         status: of HTTP.
@@ -100,7 +100,7 @@ class Failure:
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what a visitor is told about an error. An unknown error is an internal one; its message is not shown."""
+    """Return the answer to an error. An unknown error is an internal one; its message is not shown."""
     if isinstance(error, WebError):
         return Failure(error.status, str(error), error.headers)
     if isinstance(error, HTTPException):

@@ -1,4 +1,4 @@
-"""Who asks: the token of a request, from its cookie or its header, and the client of the gateway that carries it."""
+"""The token of a request, from its header or its cookie, and the client of the gateway with this token."""
 
 import base64
 import binascii

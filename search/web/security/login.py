@@ -36,7 +36,7 @@ def safe_path(address: str) -> str:
 
 
 async def show(request: Request) -> Response:
-    """Answer GET /login. Without tokens there is nothing to log in to, so the way leads on."""
+    """Answer GET /login. If the gateway requires no tokens, redirect to the page."""
     back = safe_path(request.query_params.get("next", "/"))
     clients: Clients = request.app.state.clients
     try:

@@ -63,6 +63,7 @@ SURFACE = {
             "--client-ca",
             "--encoders",
             "--gateways",
+            "--images",
             "--index",
             "--insecure-listen",
             "--join",
