@@ -14,7 +14,7 @@ _OWN_EXTRAS = re.compile(r"orbithash\[([\w,]+)\]")
 
 
 def requirements(pyproject: Path, device: str) -> list[str]:
-    """Return the requirements in pip's format: those to train and serve, then those of the device's extra."""
+    """Return the requirements in pip's format: those to train, to serve and of the page, then the device's."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
 
@@ -24,7 +24,7 @@ def requirements(pyproject: Path, device: str) -> list[str]:
             return [requirement]
         return [each for name in own[1].split(",") for inner in extras[name] for each in expanded(inner)]
 
-    found = [*project["dependencies"], *expanded("orbithash[train,serve]"), *extras[EXTRAS[device]]]
+    found = [*project["dependencies"], *expanded("orbithash[train,serve,web]"), *extras[EXTRAS[device]]]
     return list(dict.fromkeys(found))
 
 

@@ -125,6 +125,9 @@ def pods_of(objects):
         kind, name = each["kind"], each["metadata"]["name"]
         if kind == "Pod":
             pods.append(Pod(name, each["metadata"]["labels"], each, None))
+        elif kind == "Deployment":
+            template = each["spec"]["template"]
+            pods.append(Pod(name, template["metadata"]["labels"], template, None))
         elif kind == "RayCluster":
             pods += _ray_pods(name, each["spec"])
         elif kind == "RayJob":

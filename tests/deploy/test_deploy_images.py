@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 from certificates import Authority
-from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
+from deploy_manifests import DEPLOY, KUBERNETES, PROJECT, ROOT, VERSION, build, documents, parsed, pods_of
 
 from orbithash.cluster.cli.options import DEFAULT_ADDRESS
 from orbithash.encoders.archive.archive import Archive
@@ -85,7 +85,14 @@ def test_the_files_of_the_wheel_are_sent_and_few_others():
     for folder in settings["package-dir"].values():
         assert any((ROOT / folder).glob("*.py"))
         assert is_sent(f"{folder}/__init__.py"), folder
-    for path in ("README.md", "trainers/recipes/from-scratch.yaml", "proto/orbithash/v1/search.proto"):
+    for path in (
+        "README.md",
+        "trainers/recipes/from-scratch.yaml",
+        "proto/orbithash/v1/search.proto",
+        "search/web/templates/base.html",
+        "search/web/package-lock.json",
+        ".ci/vendor.py",
+    ):
         assert is_sent(path), path
     for path in (
         ".git/config",
@@ -113,7 +120,10 @@ def test_the_exposed_ports_are_those_of_serve():
     ports = [int(port) for word, rest in instructions() if word == "EXPOSE" for port in rest.split()]
     (compose,) = documents(DEPLOY / "compose.yaml")
     options = parsed(compose["services"]["gateway"]["command"])
-    assert ports == [parse_address(DEFAULT_ADDRESS)[1], parse_address(options["metrics"])[1]]
+    (web,) = pods_of(build(KUBERNETES / "web"))
+    listen = parsed(web.container("web")["command"])["listen"]
+    addresses = (DEFAULT_ADDRESS, options["metrics"], options["web"], listen)
+    assert ports == [parse_address(address)[1] for address in addresses]
 
 
 def test_the_image_installs_its_programs():

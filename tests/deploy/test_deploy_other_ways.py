@@ -38,7 +38,8 @@ def test_ports_are_published_on_the_loopback_interface_only(services):
     published = {name: [port.rsplit(":", 2) for port in service["ports"]] for name, service in services.items()}
     assert all(is_loopback(host) for ports in published.values() for host, _, _ in ports)
     options = parsed(services["gateway"]["command"])
-    assert published["gateway"] == [["127.0.0.1", *[str(parse_address(options["address"])[1])] * 2]]
+    ports = [str(parse_address(options[name])[1]) for name in ("address", "web")]
+    assert published["gateway"] == [["127.0.0.1", port, port] for port in ports]
     assert options["local"]
     assert options["open_metrics"]
     assert options["insecure_listen"], "inside the container it must listen on all interfaces"
