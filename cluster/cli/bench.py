@@ -140,6 +140,22 @@ def bench_search(
     show_search(run_bench(asked, out), as_json)
 
 
+@bench.command("rank", epilog="Example: orbithash bench rank --rows 1000000 --dims 64")
+def bench_rank(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random vectors of int8.")] = 10_000_000,
+    dims: Annotated[int, typer.Option("--dims", help="Dimensions of a vector.")] = 64,
+    k: Annotated[int, typer.Option("--k", "-k", help="Number of rows in the answer.")] = 100,
+    rounds: Annotated[int, typer.Option("--rounds", help="Number of times that each contestant reads all rows.")] = 7,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure bytes per second of linear rankings next to bare products of int8 and plain reading of memory."""
+    from orbithash.cluster.bench.rank import RankBench, show_rank
+    from orbithash.cluster.bench.rank import bench_rank as run_bench
+
+    show_rank(run_bench(RankBench(rows, dims, k, rounds), out), as_json)
+
+
 @bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
 def bench_rescore(
     rows: Annotated[int, typer.Option("--rows", help="Number of generated vectors.")] = 1_000_000,
