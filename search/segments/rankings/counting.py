@@ -91,7 +91,8 @@ def _names(values: npt.NDArray[Any], segment: Segment, unit: str | None) -> list
     if not len(values):
         return []
     # The same for all chunks.
-    return segment.columns.chunks("label")[0].dictionary.take(pa.array(values)).to_pylist()
+    labels: list[str] = segment.columns.chunks("label")[0].dictionary.take(pa.array(values)).to_pylist()
+    return labels
 
 
 def _chosen_values(segment: Segment, column: str, chosen: bits.Bits | None, stop: Stop) -> Iterator[npt.NDArray[Any]]:

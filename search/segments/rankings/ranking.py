@@ -69,15 +69,20 @@ def rank_segment(
     """
     after_key, after_row = _MIN_KEY, -1
     if after is not None:
-        after_key, after_row = after[0], segment.ids.num_up_to(after[1]) - 1
-    max_key = _MAX_KEY if max_key is None else min(max(max_key, _MIN_KEY), _MAX_KEY)
+        after_key, after_row = _clipped(after[0]), segment.ids.num_up_to(after[1]) - 1
     capacity = min(k, segment.num_rows)
     keys, rows, counts = np.empty(capacity, np.int64), np.empty(capacity, np.int64), np.zeros(3, np.int64)
+    largest = _MAX_KEY if max_key is None else _clipped(max_key)
     bits_ = ALL_ROWS if chosen is None else read_only(chosen)
     for chunk in ordered_chunks(order, segment):
         stop.check()
         arguments = (*chunk.values, chunk.num_rows, chunk.first, chunk.known)
-        chunk.offer(*arguments, bits_, max_key, after_key, after_row, bound, keys, rows, counts)
+        chunk.offer(*arguments, bits_, largest, after_key, after_row, bound, keys, rows, counts)
     size, num_ranked, num_within = (int(counts[place]) for place in (SIZE, NUM_RANKED, NUM_WITHIN))
     in_order = np.lexsort((rows[:size], keys[:size]))
     return Ranked(keys[in_order], segment.ids_of(rows[in_order]), num_ranked, num_within, None, 0)
+
+
+def _clipped(key: int) -> int:
+    """Return a key that fits into int64, which all keys of rows do."""
+    return min(max(int(key), _MIN_KEY), _MAX_KEY)

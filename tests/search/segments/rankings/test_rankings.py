@@ -124,6 +124,26 @@ def test_a_column_of_nulls_and_one_that_is_missing(tmp_path):
             assert host.count_by(0, by, "", Stop()) == ({}, 70_000)
 
 
+def test_limits_beyond_all_keys_and_ids(tmp_path):
+    case = RankedRows.create(tmp_path / "archive", 4)
+    case.write(50)
+    shards = Shards.of(case, 2, 0)
+    shards.follow(case.version)
+    for order in ORDERS:
+        for k, max_key, after in (
+            (0, None, None),
+            (9, 2**80, None),
+            (9, -(2**80), None),
+            (9, None, (2**80, 0)),
+            (9, None, (-(2**80), 2**64 - 1)),
+            (9, None, (0, 2**64 - 1)),
+            (9, 0, (0, 2**70)),
+        ):
+            ranked = ranked_by(shards, case.version, order, k, max_key, after)
+            assert same_ranked(ranked, case.ranked(order, k, max_key, after)), (order, k, max_key, after)
+    shards.close()
+
+
 @pytest.mark.parametrize("pivot", [None, 2**31, -(2**31)])
 def test_the_largest_sums_are_exact(pivot):
     dims = 600
