@@ -203,8 +203,7 @@ class Archive:
     def exist(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Return whether a row has each of these ids, bool [N]."""
         among = np.unique(ids[ids < 2**63])
-        found, _ = self.scan([], among) if len(among) else (np.empty(0, np.uint64), None)
-        return np.isin(ids, found)
+        return np.isin(ids, self.scan([], among)[0] if len(among) else among)
 
     def scan(self, columns: Sequence[str], among: Ids | None = None) -> tuple[Ids, pa.Table]:
         """Return ids uint64 [N] and `columns` of all rows, or of the rows with the ids `among`, in any order."""
