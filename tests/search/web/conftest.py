@@ -1,28 +1,15 @@
 """Fixtures of the tests of the page: an archive, its gateway, the web service, and Chromium."""
 
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from page_screen import Screen
-from page_world import GatewayThread, write_world
+from page_services import CHROMIUM_FLAGS, GatewayThread, WebProcess
+from page_world import write_world
 
 from orbithash.search import web as page
-
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="session")
@@ -38,34 +25,6 @@ def gateway(world):
     running.start()
     yield running
     running.stop()
-
-
-class WebProcess:
-    """`orbithash web` in a process of its own, with the `url` of its first page."""
-
-    def __init__(self, gateway_address, *options):
-        program = "from orbithash.cluster.cli.main import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "web", "--gateway", gateway_address, "--listen", "127.0.0.1:0", *options],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=os.environ,
-            text=True,
-        )
-        lines = []
-        for line in self.process.stderr:
-            lines.append(line)
-            if found := re.search(r"https?://\S+:\d+", line):
-                self.url = found[0]
-                return
-        raise AssertionError(f"the web service did not start: {lines}")
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.communicate(timeout=30)
-        finally:
-            self.process.kill()
 
 
 @pytest.fixture(scope="session")

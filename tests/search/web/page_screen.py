@@ -1,5 +1,7 @@
 """A page in a browser, as its user sees it, and the rules that every page keeps."""
 
+import base64
+import json
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -74,6 +76,9 @@ class Screen:
     def status(self):
         return self.page.locator("#status")
 
+    def tile_number(self, number):
+        return self.tiles.nth(number)
+
     def tile(self, key):
         return self.page.locator(f'article.tile[data-key="{key}"]')
 
@@ -88,14 +93,50 @@ class Screen:
             arg=_json(list(keys)),
         )
 
+    def picture(self, folder, name):
+        """Take a screenshot; keep it in the folder, if there is one."""
+        self.page.wait_for_load_state("networkidle")
+        path = None if folder is None else folder / f"{name}.png"
+        assert self.page.screenshot(path=path, animations="disabled")
+
     # What the user does.
 
     def ask(self, sentence):
         self.page.locator("#q").fill(sentence)
         self.page.locator("#q").press("Enter")
 
+    def bring(self, data, name="tile.png", kind="image/png", event="drop"):
+        """Drop a file on the page, or paste it."""
+        self.page.evaluate(_BRING, [base64.b64encode(data).decode(), name, kind, event])
+
+    def mark(self, key, mark):
+        """Mark the tile as good or bad with its button."""
+        self.mark_tile(self.tile(key), mark)
+
+    def mark_tile(self, tile, mark):
+        tile.hover()
+        tile.locator(f'button.mark[data-mark="{mark}"]').click()
+
+    def slide(self, slider, value):
+        """Move a slider and let it go."""
+        slider.fill(str(value))
+        slider.dispatch_event("change")
+
+
+_BRING = """([data, name, kind, event]) => {
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    const carried = new DataTransfer();
+    carried.items.add(new File([bytes], name, {type: kind}));
+    const options = {bubbles: true, cancelable: true};
+    if (event === "paste") {
+        document.body.dispatchEvent(new ClipboardEvent("paste", {...options, clipboardData: carried}));
+        return;
+    }
+    for (const step of ["dragenter", "dragover", "drop"])
+        document.querySelector("#drop").dispatchEvent(new DragEvent(step, {...options, dataTransfer: carried}));
+}"""
+
 
 def _json(value):
-    import json
 
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,7 +1,5 @@
-"""The archive that the tests of the page look at, small images of known classes and places, and its gateway."""
+"""The archive that the tests of the page look at: small images of known classes and places."""
 
-import asyncio
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +10,6 @@ from backbone_models import write_hf_dual
 from method_parts import trained
 from PIL import Image
 
-from orbithash.cluster.serving.serve import serving
-from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
@@ -133,36 +129,3 @@ def _write_archive(path, model, rows):
     )
     made = Archive.create(path, BITS, model.model_id, model.card.vector)
     made.commit(Archive.write_fragments(path, table))
-
-
-class GatewayThread:
-    """A gateway in a thread, at one address; it may be stopped and started again."""
-
-    def __init__(self, world, **settings):
-        self.address = "127.0.0.1:0"
-        self._settings = lambda: ServeSettings(
-            str(world.archive), world.model, self.address, num_shards=2, is_local=True, **settings
-        )
-        self._thread = None
-
-    def start(self):
-        """Start it and return when it answers."""
-        ready = threading.Event()
-
-        async def serve():
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            async with serving(self._settings()) as running:
-                self.address = running.gateway.address
-                ready.set()
-                await self._stop.wait()
-
-        self._thread = threading.Thread(target=asyncio.run, args=(serve(),))
-        self._thread.start()
-        assert ready.wait(120), "the gateway did not start"
-
-    def stop(self):
-        """Stop it and return when the address is free."""
-        if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
-            self._thread = None

@@ -1,0 +1,171 @@
+"""Measure the page in Chromium: precision of typed sentences, time from Enter to drawn tiles, frames while scrolling.
+
+    measure_page.py sentences|draw|scroll URL --gateway HOST:PORT --run RUN
+
+URL is the page of that gateway, and RUN the run folder of its model, whose manifest has the sentences of the test part.
+Each prints one JSON object.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from page_services import CHROMIUM_FLAGS
+from playwright.sync_api import sync_playwright
+
+from orbithash.search.client import Client
+
+NUM_SENTENCES, NUM_TIMES, NUM_TILES = 20, 30, 2000
+
+# `window.measured` resolves to the milliseconds from Enter until the tiles on the screen are decoded and painted.
+TIMER = """
+() => {
+    window.measured = new Promise(resolve => {
+        let began = null;
+        document.addEventListener("keydown", event => { if (event.key === "Enter") began = event.timeStamp; }, true);
+        document.addEventListener("orbithash:answer", async () => {
+            const seen = [...document.querySelectorAll("article.tile img")].filter(image => {
+                const box = image.getBoundingClientRect();
+                return box.bottom > 0 && box.top < innerHeight;
+            });
+            await Promise.all(seen.map(image => image.decode()));
+            // The frame with the pictures has been painted when the task after its callback runs.
+            requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - began)));
+        }, {once: true});
+    });
+}
+"""
+
+FRAMES = """
+() => {
+    window.frames_ms = [];
+    window.long_frames = [];
+    let last = null;
+    const tick = now => {
+        if (last !== null) window.frames_ms.push(now - last);
+        last = now;
+        window.ticking = requestAnimationFrame(tick);
+    };
+    requestAnimationFrame(tick);
+    if (PerformanceObserver.supportedEntryTypes.includes("long-animation-frame"))
+        new PerformanceObserver(list => {
+            for (const entry of list.getEntries()) window.long_frames.push(entry.duration);
+        }).observe({type: "long-animation-frame"});
+}
+"""
+
+
+def main() -> None:
+    """Run the measurement that the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sentences", "draw", "scroll"))
+    parser.add_argument("url", help="address of the page")
+    parser.add_argument("--gateway", default="127.0.0.1:50051", help="HOST:PORT of the gateway behind the page")
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the model: its manifest has sentences")
+    given = parser.parse_args()
+    with sync_playwright() as driver:
+        path = shutil.which("chromium") or sys.exit("needs Chromium on the PATH")
+        chromium = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(given.url)
+        page.locator("article.tile").first.wait_for()
+        measure = {"sentences": measure_sentences, "draw": measure_draw, "scroll": measure_scroll}[given.what]
+        print(json.dumps(measure(page, given), indent=2))
+        chromium.close()
+
+
+def test_sentences(run: Path) -> dict[str, list[str]]:
+    """Return the captions of the images of the test part by class."""
+    sentences: dict[str, list[str]] = {}
+    with (run / "manifest.jsonl").open(encoding="utf-8") as lines:
+        classes = json.loads(next(lines))["classes"]
+        for line in lines:
+            image = json.loads(line)
+            if image.get("split") == "test":
+                sentences.setdefault(classes[image["labels"][0]], []).extend(image["captions"])
+    return sentences
+
+
+def ask(page, sentence: str) -> float:
+    """Type a sentence, press Enter and return the milliseconds until its answer is drawn."""
+    page.evaluate(TIMER)
+    page.locator("#q").fill(sentence)
+    page.locator("#q").press("Enter")
+    return page.evaluate("window.measured")
+
+
+def measure_sentences(page, given) -> dict:
+    """Type one sentence of each of 20 classes; precision at 10: the share of the first ten tiles of its class."""
+    by_class = test_sentences(given.run)
+    draw = random.Random(0)
+    chosen = [(name, draw.choice(by_class[name])) for name in draw.sample(sorted(by_class), NUM_SENTENCES)]
+    results = []
+    for name, sentence in chosen:
+        ask(page, sentence)
+        labels = page.locator("article.tile .label").all_inner_texts()[:10]
+        results.append({"class": name, "sentence": sentence, "precision": labels.count(name) / 10})
+    return {"precision_at_10": statistics.mean(result["precision"] for result in results), "sentences": results}
+
+
+def measure_draw(page, given) -> dict:
+    """Return the time from Enter to drawn, beside the gateway's for the same query, over 30 sentences."""
+    sentences = sorted({text for texts in test_sentences(given.run).values() for text in texts})
+    random.Random(1).shuffle(sentences)
+    drawn, gateway = [], []
+    with Client(given.gateway) as client:
+        for sentence in sentences[: NUM_TIMES + 3]:
+            drawn.append(ask(page, sentence))
+            began = time.perf_counter()
+            # What the page asks for: the same number of hits with their pictures.
+            client.search(text=sentence, k=60, include=("thumbnail", "caption", "footprint"))
+            gateway.append(1000 * (time.perf_counter() - began))
+    # The first ones warm up connections and caches.
+    pairs = list(zip(drawn[3:], gateway[3:], strict=True))
+    extra = sorted(one - other for one, other in pairs)
+    return {
+        "rows": int("".join(filter(str.isdigit, page.locator(".archive").inner_text()))),
+        "enter_to_drawn_ms": summary([one for one, _ in pairs]),
+        "gateway_ms": summary([other for _, other in pairs]),
+        "difference_ms": summary(extra),
+    }
+
+
+def summary(values: list[float]) -> dict:
+    """Return median, 95th percentile and maximum."""
+    ordered = sorted(values)
+    return {
+        "median": round(statistics.median(ordered), 1),
+        "p95": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 1),
+        "max": round(ordered[-1], 1),
+        "count": len(ordered),
+    }
+
+
+def measure_scroll(page, given) -> dict:
+    """Scroll through 2,000 hits by the wheel and return the longest frames."""
+    (sentence, *_) = sorted(next(iter(test_sentences(given.run).values())))
+    ask(page, sentence)
+    page.evaluate(FRAMES)
+    page.mouse.move(400, 600)
+    count = "document.querySelectorAll('article.tile').length"
+    while page.evaluate(count) < NUM_TILES:
+        page.mouse.wheel(0, 300)
+        page.evaluate("new Promise(requestAnimationFrame)")
+    frames = page.evaluate("window.frames_ms")
+    return {
+        "tiles": page.evaluate(count),
+        "frames": len(frames),
+        "frame_ms": summary(frames),
+        "long_animation_frames_ms": sorted(
+            (round(value) for value in page.evaluate("window.long_frames")), reverse=True
+        )[:10],
+    }
+
+
+if __name__ == "__main__":
+    main()
