@@ -12,7 +12,6 @@ from page_screen import expect
 from orbithash.search.client import Client
 
 SENTENCE = "a river and some trees"
-RADIUS = 8
 
 
 def keys_in(kind, content):
@@ -34,11 +33,12 @@ def keys_in(kind, content):
 
 
 @pytest.mark.parametrize("kind", ["geojson", "csv", "parquet"])
-def test_an_export_has_the_rows_of_the_answer(visit, web, gateway, kind, tmp_path):
+def test_an_export_has_the_rows_of_the_answer(visit, web, world, gateway, kind, tmp_path):
     screen = visit(web.url)
-    screen.go(f"q={SENTENCE}&radius={RADIUS}")
     with Client(gateway.address) as client:
-        within = client.search(text=SENTENCE, k=253, radius=RADIUS).hits
+        radius = client.search(text=SENTENCE, k=100).hits[-1].distance
+        within = client.search(text=SENTENCE, k=world.num_rows, radius=radius).hits
+    screen.go(f"q={SENTENCE}&radius={radius}")
     assert len(within) > 60, "more than one part, so that the two scopes differ"
     expect(screen.tiles).to_have_count(60)
     for scope, expected in (("shown", within[:60]), ("all", within)):
