@@ -72,7 +72,7 @@ def main() -> None:
         path = shutil.which("chromium") or sys.exit("needs Chromium on the PATH")
         chromium = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(given.url)
+        page.goto(f"{given.url}/?q=trees")
         page.locator("article.tile").first.wait_for()
         measure = {"sentences": measure_sentences, "draw": measure_draw, "scroll": measure_scroll}[given.what]
         print(json.dumps(measure(page, given), indent=2))
