@@ -1,13 +1,11 @@
-"""Gateways that require tokens, and those whose shards do not all answer."""
+"""The page in front of a gateway that requires tokens."""
 
 import re
 
 import pytest
 from page_screen import expect
 from page_services import GatewayThread, WebProcess
-from search_parts import StubShard, local_shards, serving, small_case, snapshot_of
 
-from orbithash.search.engine.engine import Engine
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.gateway.tokens import Tokens
 
@@ -81,27 +79,3 @@ def test_an_expired_token_leads_to_the_login_and_back(visit, closed_web, tokens)
     assert screen.parameters["good"] == good
     assert screen.parameters["sort"] == ["newest"]
     expect(screen.page.locator("#q")).to_have_value(SENTENCE)
-
-
-async def fails():
-    raise RuntimeError("this shard is away")
-
-
-async def nothing():
-    pass
-
-
-def test_a_partial_answer_says_so(visit):
-    case = small_case(num_rows=300, num_shards=3)
-    shards = [StubShard(shard, fails if n == 1 else nothing) for n, shard in enumerate(local_shards(case))]
-    with serving(Engine(snapshot_of(case, shards))) as gateway:
-        running = WebProcess(gateway.address)
-        try:
-            screen = visit(running.url)
-            partial = screen.page.locator(".partial")
-            expect(partial).to_contain_text(re.compile(r"\d\d %"))
-            screen.go(f"like={case.ids[0]}")
-            expect(partial).to_contain_text("1 of 3 parts")
-            expect(screen.tiles.first).to_be_visible()
-        finally:
-            running.stop()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from page_screen import expect
-from page_world import CLASSES, NUM_ROWS_PER_CLASS, NUM_TIMES, OFTEN
+from page_world import CLASSES, NUM_ROWS_PER_CLASS, NUM_TIMES
 
 from orbithash.search.client import Client
 
@@ -29,7 +29,6 @@ def test_the_first_screen_shows_the_archive(visit, web, world):
     # Random: not the order of the rows, and every class is there.
     labels = set(screen.tiles.locator(".label").all_inner_texts())
     assert set(CLASSES) <= labels
-    expect(screen.page.locator("#map canvas").first).to_be_visible()
     first = screen.keys()
     screen.page.reload()
     expect(screen.tiles).to_have_count(60)
@@ -202,15 +201,6 @@ def test_where_in_the_tile(visit, web):
     view = screen.page.locator("dialog#view")
     view.get_by_role("button", name="Where in the tile").click()
     expect(view.locator("svg.heat rect")).to_have_count(49)
-
-
-def test_the_same_place_at_other_times(visit, web, client):
-    screen = visit(web.url)
-    row = client.get([OFTEN])[OFTEN]
-    screen.go(f"like={row.id}")
-    screen.tile(OFTEN).get_by_role("button", name="View").click()
-    screen.page.locator("dialog#view").get_by_role("button", name=re.compile("other times", re.I)).click()
-    expect(screen.page.locator("dialog#times").locator("img")).to_have_count(NUM_TIMES)
 
 
 def test_a_shared_address_shows_the_same(visit, web, client):
