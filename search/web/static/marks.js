@@ -7,7 +7,8 @@ const MAX_MARKS = 300;
 // Marks that follow each other quickly change the answer once.
 const PAUSE_MS = 350;
 let timer = null;
-let last = null;
+// Id of the tile that was marked last: the answer that follows has other elements.
+let last = "";
 let brush = null;
 
 export function tileOf(element) {
@@ -67,15 +68,16 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest?.(".tile button.mark");
   if (!button || brush?.moved) return;
   const tile = tileOf(button);
-  if (event.shiftKey && last && document.contains(last)) {
+  const begin = document.getElementById(last);
+  if (event.shiftKey && begin) {
     mark(
-      between(last, tile).map((each) => each.dataset.id),
+      between(begin, tile).map((each) => each.dataset.id),
       button.dataset.mark,
     );
   } else {
     mark([tile.dataset.id], tile.dataset.mark === button.dataset.mark ? "" : button.dataset.mark);
   }
-  last = tile;
+  last = tile.id;
 });
 
 // Brush: press a + or a −, drag over tiles, release.
