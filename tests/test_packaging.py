@@ -92,6 +92,34 @@ def test_the_wheel_holds_the_scripts_of_the_page_with_their_licences(wheel):
         assert f"\n{package} " in licences, package
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_scripts_are_replaced_whole_or_not_at_all(tmp_path, fails):
+    """A program that writes packages, and may then fail, stands for npm."""
+    copied, bin_ = tmp_path / "checkout", tmp_path / "bin"
+    web, vendor = copied / "search/web", copied / "search/web/static/vendor"
+    vendor.mkdir(parents=True)
+    (vendor / "old.js").write_text("old")
+    (copied / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/vendor.py", copied / ".ci")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "search/web" / name, web)
+    bin_.mkdir()
+    written = ("htmx.org/dist/htmx.min.js", "ol/dist/ol.js", "ol/ol.css", "world-atlas/land-110m.json", "ol/LICENSE.md")
+    lines = [f"mkdir -p node_modules/{Path(name).parent} && echo {name} > node_modules/{name}" for name in written]
+    description = '{"name": "ol", "version": "10.0.0", "license": "BSD-2-Clause"}'
+    lines += [f"echo '{description}' > node_modules/ol/package.json", f"exit {int(fails)}"]
+    (bin_ / "npm").write_text("\n".join(["#!/bin/sh", *lines]))
+    (bin_ / "npm").chmod(0o755)
+    (bin_ / "python").symlink_to(sys.executable)
+    done = subprocess.run([bin_ / "python", copied / ".ci/vendor.py"], capture_output=True, text=True, check=False)
+    names = {path.name for path in vendor.iterdir()}
+    assert names == ({"old.js"} if fails else {*VENDOR_FILES, "LICENSES.txt"})
+    assert done.returncode == int(fails)
+    assert ("there is no page" in done.stderr) == fails
+    assert fails or (vendor / "LICENSES.txt").read_text() == "ol 10.0.0: BSD-2-Clause\n\nol/LICENSE.md\n"
+    assert [path.name for path in vendor.parent.iterdir()] == ["vendor"]
+
+
 def test_the_lock_of_the_scripts_has_hashes_and_no_addresses():
     packages = json.loads((ROOT / "search/web/package-lock.json").read_text())["packages"]
     assert all(package.get("integrity", "").startswith("sha512-") for name, package in packages.items() if name)

@@ -93,8 +93,11 @@ class WebSettings:
         parse_address(self.listen)
         if (self.certificate is None) != (self.key is None):
             raise InputError("a certificate needs its key: give --tls-cert and --tls-key, or neither")
-        if self.base_map is not None:
-            _ = self.base_map_origin
+        for name in self.hosts:
+            if not _is_host_name(name):
+                raise InputError(f"--web-host is a name without port and path, such as maps.example.org; got {name!r}")
+        # Raises an error for an invalid template.
+        _ = self.base_map_origin
 
     @property
     def is_https(self) -> bool:
@@ -119,9 +122,9 @@ class WebSettings:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
-        is_plain = host is not None and all(each.isalnum() or each in "-._" for each in host) and host.isascii()
         if (
-            not is_plain
+            host is None
+            or not _is_host_name(host)
             or parts.scheme not in ("http", "https")
             or parts.username is not None
             or not all(name in self.base_map for name in ("{z}", "{x}", "{y}"))
@@ -131,3 +134,7 @@ class WebSettings:
                 f"https://tiles.example.org/{{z}}/{{x}}/{{y}}.png; got {self.base_map!r}"
             )
         return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+
+
+def _is_host_name(name: str) -> bool:
+    return bool(name) and name.isascii() and all(each.isalnum() or each in "-._" for each in name)

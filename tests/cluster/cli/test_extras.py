@@ -102,13 +102,19 @@ def test_verbs_say_which_extra_they_need():
 
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
-    [("faiss", ["duplicates"], "cpu"), ("ray", ["encode"], "encode"), ("torch", ["methods"], "train")],
+    [
+        ("faiss", ["duplicates"], "cpu"),
+        ("ray", ["encode"], "encode"),
+        ("torch", ["methods"], "train"),
+        ("uvicorn", ["web"], "web"),
+    ],
 )
 def test_one_absent_module_is_named(tmp_path, scenes, model, archive, module, words, extra):
     arguments = {
         "duplicates": [archive, "--radius", "1"],
         "encode": [scenes, "--model", model, "--archive", tmp_path / "archive"],
         "methods": [],
+        "web": ["--listen", "127.0.0.1:0"],
     }
     ((code, _, err),) = run_without([module], [*words, *arguments[words[0]]])
     assert code == 2, err

@@ -131,6 +131,7 @@ def test_what_is_refused(refused, archive, model, tmp_path):
         refused(*serve, "--web", address, words=(address, "in use"))
         refused("web", "--gateway", "127.0.0.1:1", "--listen", address, words=(address, "in use"))
     refused("web", "--gateway", "nowhere", words=("HOST:PORT",))
+    refused("web", "--web-host", "https://maps.example.org", words=("--web-host", "https://maps.example.org"))
     refused("web", "--listen", "0.0.0.0:0", words=("no certificate", "--insecure-listen"))
     refused("web", "--listen", "127.0.0.1:0", "--tls-cert", certificate, words=("--tls-key",))
     refused("web", "--listen", "0.0.0.0:0", "--gateway", "127.0.0.1:1", *tls, words=("no gateway at 127.0.0.1:1",))

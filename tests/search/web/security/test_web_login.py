@@ -12,7 +12,7 @@ from orbithash.search.client.connection import Tls
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.web.assets import Assets
 from orbithash.search.web.security.login import safe_path
-from orbithash.search.web.settings import WebLimits, WebSettings
+from orbithash.search.web.settings import Rate, WebLimits, WebSettings
 
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef+/="
 needs_page = pytest.mark.skipif(Assets().problem is not None, reason="needs the scripts of the page: run make vendor")
@@ -175,6 +175,21 @@ def test_without_tokens_there_is_no_login():
     ):
         reply = service.get("/login?next=/%3Fq%3Dboats")
         assert (reply.status, reply.headers["Location"]) == (303, "/?q=boats")
+
+
+def test_guesses_do_not_use_up_what_a_known_token_may(guarded):
+    """All come from one address; the gateway has accepted one token."""
+    rates = {kind: Rate(0.001, 4) for kind in ("searches", "uploads", "exports", "logins")}
+    settings = WebSettings(guarded.address, "127.0.0.1:0", limits=WebLimits(rates=rates))
+    with serving_web(settings) as service:
+
+        def ask(token):
+            return service.get("/api/archive", Authorization=f"Bearer {token}").status
+
+        assert ask(ALICE) == 200
+        assert [ask(f"guess-0123456789-{number}") for number in range(5)] == [401, 401, 401, 429, 429]
+        assert log_in(service, BOB).status == 429
+        assert [ask(ALICE) for _ in range(5)] == [200, 200, 200, 200, 429]
 
 
 @pytest.mark.parametrize(
