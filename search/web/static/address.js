@@ -39,6 +39,7 @@ export async function refresh({ keepScroll = false } = {}) {
   inFlight?.abort();
   const request = new AbortController();
   inFlight = request;
+  document.getElementById("answer").setAttribute("aria-busy", "true");
   const slow = setTimeout(() => document.documentElement.classList.add("busy"), 120);
   try {
     const response = await fetch(`/${location.search}`, {
@@ -67,6 +68,7 @@ export async function refresh({ keepScroll = false } = {}) {
       inFlight = null;
       clearTimeout(slow);
       document.documentElement.classList.remove("busy");
+      document.getElementById("answer").removeAttribute("aria-busy");
     } else {
       clearTimeout(slow);
     }

@@ -2,7 +2,10 @@
 
 import { change } from "./address.js";
 
+// Steps of a slider that follow each other quickly change the answer once.
+const PAUSE_MS = 150;
 let rows = [];
+let timer = null;
 
 function describe(slider) {
   const bits = Number(slider.dataset.bits);
@@ -20,8 +23,10 @@ document.addEventListener("input", (event) => {
 
 document.addEventListener("change", (event) => {
   const { id, value, dataset } = event.target;
-  if (id === "radius") change({ radius: Number(value) >= Number(dataset.bits) ? null : value }, { keepScroll: true });
-  if (id === "min") change({ min: Number(value) === 0 ? null : value }, { keepScroll: true });
+  if (id !== "radius" && id !== "min") return;
+  const isDefault = id === "radius" ? Number(value) >= Number(dataset.bits) : Number(value) === 0;
+  clearTimeout(timer);
+  timer = setTimeout(() => change({ [id]: isDefault ? null : value }, { keepScroll: true }), PAUSE_MS);
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {

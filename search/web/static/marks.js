@@ -33,14 +33,30 @@ export function mark(rows, kind) {
   timer = setTimeout(() => change({}, { keepScroll: isShort() }), PAUSE_MS);
 }
 
-/** Hide a row: "not this one". */
+/** Hide a row: "not this one". The other tiles stay where they are. */
 export function hide(id) {
   const hidden = ids("hide").filter((other) => other !== id);
   if (hidden.length >= MAX_MARKS) {
     say("marks", `At most ${MAX_MARKS} tiles can be hidden. Show the hidden ones again, or use an expression.`);
     return;
   }
-  change({ hide: [...hidden, id].join(",") }, { keepScroll: true });
+  const tile = document.getElementById(`tile-${id}`);
+  const next = tile?.nextElementSibling?.matches(".tile") ? tile.nextElementSibling : tile?.previousElementSibling;
+  const hadFocus = tile?.contains(document.activeElement);
+  change({ hide: [...hidden, id].join(",") }, { answer: false });
+  tile?.remove();
+  if (hadFocus) next?.focus();
+  const strip = document.getElementById("strip");
+  let button = strip.querySelector('[data-remove="hide"]');
+  if (!button) {
+    button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet";
+    button.dataset.remove = "hide";
+    strip.append(button);
+  }
+  button.textContent = `${hidden.length + 1} hidden: show again`;
+  strip.hidden = false;
 }
 
 function isShort() {
@@ -63,6 +79,8 @@ function between(one, other) {
 }
 
 document.addEventListener("click", (event) => {
+  const unwanted = event.target.closest?.(".tile button.hide");
+  if (unwanted) hide(tileOf(unwanted).dataset.id);
   const unmark = event.target.closest?.("[data-unmark]");
   if (unmark) mark([unmark.dataset.unmark], "");
   const button = event.target.closest?.(".tile button.mark");
