@@ -1,10 +1,10 @@
 """Fit a detector to marked rows: regularised logistic regression with weak negatives, and a cut-off.
 
-Marks are few and not drawn at random: an analyst marks rows that look alike. Rows drawn at random from the archive serve
-as weak negatives, which tell the regression what the rest looks like; those that score like the good rows are left out
-before the last fit, because they may be unmarked good ones. The cut-off maximises recall^2 / (fraction of rows found)
-over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1 score does and does not need the number
-of good rows in the archive. Constants were chosen on 19 classes of UC Merced, see docs/detectors.md.
+Marks are few and not drawn at random: an analyst marks rows that look alike. Rows drawn at random from the archive
+serve as weak negatives, which tell the regression what the rest looks like; those that score like the good rows are
+left out before the last fit, because they may be unmarked good ones. The cut-off maximises recall^2 / (fraction of rows
+found) over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1 score does and does not need
+the number of good rows in the archive. Constants were chosen on 19 classes of UC Merced, see docs/detectors.md.
 """
 
 import math
@@ -120,8 +120,12 @@ class _Model:
 def _fit_with_cutoff(rows: _Rows) -> _Model:
     """Return a model whose score is 0 at the cut-off."""
     model = _fit(rows)
-    if not len(rows.background) or len(rows.good) < 2:
+    if not len(rows.background):
         return model
+    if len(rows.good) == 1:
+        # No row can be held out: half-way between the good row and the one percent of the others that is nearest to it.
+        others = np.quantile(model.scores(rows.background), 0.99)
+        return _Model(model.direction, model.intercept - float(model.scores(rows.good)[0] + others) / 2)
     folds = min(_FOLDS, len(rows.good))
     held_out = [_fit(rows.without(fold, folds)).scores(rows.good[fold::folds]) for fold in range(folds)]
     cutoff = _cutoff(np.concatenate(held_out), model.scores(rows.background))

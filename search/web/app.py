@@ -14,6 +14,7 @@ from starlette.routing import Route
 from orbithash.search.web.assets import Assets, serve_asset
 from orbithash.search.web.door.routes import routes as door_routes
 from orbithash.search.web.errors import WebError, answer_error
+from orbithash.search.web.page.detector import routes as detector_routes
 from orbithash.search.web.page.routes import routes as page_routes
 from orbithash.search.web.security.access import Access
 from orbithash.search.web.security.bodies import Bodies
@@ -54,6 +55,7 @@ def create_app(settings: WebSettings) -> Starlette:
             *door_routes,
             *([] if assets.problem is None else [Route("/", _no_page, methods=["GET"])]),
             *page_routes,
+            *detector_routes,
         ],
         middleware=[
             Middleware(Boundary, settings=settings),

@@ -5,24 +5,18 @@ import base64
 import binascii
 import zlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orbithash.search.client import AsyncClient, Row, Shuffle
+from orbithash.search.client import AsyncClient, Shuffle
 from orbithash.search.detectors import Detector
 from orbithash.search.detectors.detector import MAX_JSON_CHARS
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.errors import InvalidQuery
-from orbithash.search.protocol.queries import MAX_LARGE_ROWS
 from orbithash.search.web.page.archive import describe
 from orbithash.search.web.page.state import State, parse_state
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 __all__ = ["read_detector", "routes", "to_text"]
 
@@ -42,18 +36,18 @@ async def read_detector(client: AsyncClient, state: State, description: Descript
         detector = _of_text(state.detector)
         detector.check(description)
         return detector
-    marks = (frozenset(state.good), frozenset(state.bad))
-    # A row that is written anew keeps its id and may have another vector.
-    kept_as = (description.model_id, description.archive_version, *marks)
-    if (kept := _kept.get(kept_as)) is not None:
-        # The caller must be allowed to read the archive, as another was that filled the cache.
-        _kept.move_to_end(kept_as)
-        return kept
-    detector = await _fitted(client, state, description)
-    _kept[kept_as] = detector
-    while len(_kept) > _MAX_KEPT:
-        _kept.popitem(last=False)
-    return detector
+    if not description.vector_dims:
+        raise InvalidQuery(("detector", "this archive stores no vectors, so a detector cannot run on it"))
+    # Read each time: the caller must be allowed to read them, and a row that is written again has another vector.
+    good, bad = await _marked_vectors(client, state)
+    # Without the archive's version: the parts of one answer must have one detector, also beside a writer.
+    kept_as = (description.model_id, state.good, state.bad, good, bad)
+    if kept_as not in _kept:
+        _kept[kept_as] = await _fitted(client, state, description, good, bad)
+        while len(_kept) > _MAX_KEPT:
+            _kept.popitem(last=False)
+    _kept.move_to_end(kept_as)
+    return _kept[kept_as]
 
 
 def to_text(detector: Detector) -> str:
@@ -71,41 +65,28 @@ def _of_text(text: str) -> Detector:
     return Detector.from_json(content)
 
 
-async def _fitted(client: AsyncClient, state: State, description: Description) -> Detector:
+async def _marked_vectors(client: AsyncClient, state: State) -> tuple[bytes, bytes]:
+    """Return the stored vectors of the good and of the bad rows that have one, one after the other."""
+    rows = await client.get(ids=(*state.good, *state.bad), include=("vector",))
+    vectors = {row.id: row.stored_vector or b"" for row in rows.values()}
+    good, bad = (b"".join(vectors.get(row, b"") for row in ids) for ids in (state.good, state.bad))
+    if not good:
+        raise InvalidQuery(("marks", "none of the tiles marked as good has a stored vector; mark another one"))
+    return good, bad
+
+
+async def _fitted(client: AsyncClient, state: State, description: Description, good: bytes, bad: bytes) -> Detector:
+    import numpy as np
+
     from orbithash.encoders.vectors import VectorSpec
     from orbithash.search.detectors.fitting import MAX_BACKGROUND, fit_detector
 
-    if not description.vector_dims:
-        raise InvalidQuery(("detector", "this archive stores no vectors, so a detector cannot run on it"))
-    marked = (*state.good, *state.bad)
-    rows, answer = await asyncio.gather(
-        client.get(ids=marked, include=("vector",)),
-        client.rank(Shuffle(0), k=min(MAX_BACKGROUND, MAX_LARGE_ROWS), include=("vector",)),
-    )
-    by_id: dict[int, Row] = {row.id: row for row in rows.values() if row.id is not None}
-    background = [hit.extra["vector"] for hit in answer.hits if hit.id not in by_id and hit.extra.get("vector")]
-    good, bad = (
-        [by_id[row].stored_vector for row in ids if row in by_id and by_id[row].stored_vector]
-        for ids in (state.good, state.bad)
-    )
-    if not good:
-        raise InvalidQuery(("marks", "none of the tiles marked as good has a stored vector; mark another one"))
+    drawn = await client.rank(Shuffle(0), k=MAX_BACKGROUND, include=("vector",))
+    marked = {*state.good, *state.bad}
+    others = b"".join(hit.extra.get("vector") or b"" for hit in drawn.hits if hit.id not in marked)
     spec = VectorSpec(description.vector_dims, description.vector_scale)
-    return await asyncio.to_thread(
-        fit_detector,
-        _matrix(good, spec.dims),
-        _matrix(bad, spec.dims),
-        description.model_id,
-        spec,
-        _matrix(background, spec.dims),
-    )
-
-
-def _matrix(vectors: "list[bytes] | list[bytes | None]", dims: int) -> "npt.NDArray[np.int8]":
-    import numpy as np
-
-    content = b"".join(vector for vector in vectors if vector is not None)
-    return np.frombuffer(content, np.int8).reshape(-1, dims)
+    parts = [np.frombuffer(part, np.int8).reshape(-1, spec.dims) for part in (good, bad, others)]
+    return await asyncio.to_thread(fit_detector, parts[0], parts[1], description.model_id, spec, parts[2])
 
 
 async def post_detector(request: Request) -> Response:
