@@ -65,6 +65,8 @@ _SPATIAL: dict[str, Relation] = {"s_intersects": "intersects", "s_within": "with
 _TEMPORAL = ("t_after", "t_before", "t_intersects")
 _NUMBERS, _TEXTS = ("lon", "lat"), ("key", "uri", "label", "caption")
 
+# Line and column, from 1, in a message of the parser.
+_PLACE = re.compile(r"-->\s*(\d+):(\d+)")
 _QUOTED = re.compile(r"'(?:[^']|'')*'")
 _BRACKETS = re.compile(r"[()]")
 # The coordinates of a geometry, up to its closing bracket: at most four levels, of which Python's `re` needs each.
@@ -134,7 +136,7 @@ def parse_filter(text: str) -> Filter:
     try:
         tree = cql2.parse_text(text).to_json()
     except Exception as error:
-        raise _invalid(f"not an expression in CQL2 ({_reason(error)})") from error
+        raise _invalid(f"not an expression in CQL2: {_reason(error, text)}") from error
     used: dict[str, None] = {}
     condition = _condition(tree, used)
     return Filter(text, tuple(used), condition)
@@ -152,9 +154,14 @@ def _check_size(text: str) -> None:
         raise _invalid(f"more than {_MAX_CONDITIONS:,} conditions; use IN for a list of values")
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip(" =|") for line in str(error).splitlines()]
-    return (next((line for line in lines if "expected" in line), "") or (lines[0] if lines else "unreadable"))[:200]
+def _reason(error: Exception, text: str) -> str:
+    """Return where the parser stopped. What it says it expects are names of its own rules."""
+    place = _PLACE.search(str(error))
+    if place is None:
+        return "it cannot be read"
+    line, column = int(place[1]), int(place[2])
+    rest = "\n".join(text.splitlines()[line - 1 :])[column - 1 :].strip()
+    return f"{_shown(rest)} is not expected" if rest else "it ends too early"
 
 
 def _invalid(problem: str) -> InvalidQuery:

@@ -90,7 +90,8 @@ def empty_advice(state: State) -> str:
     if not limits:
         return "The archive has no tile to show."
     listed = limits[0] if len(limits) == 1 else f"{', '.join(limits[:-1])} and {limits[-1]}"
-    return f"No tile passes {listed}. Remove or widen {'it' if len(limits) == 1 else 'one of them'}."
+    which = "one of them" if len(limits) > 1 else "them" if listed.endswith("s") else "it"
+    return f"No tile passes {listed}. Remove or widen {which}."
 
 
 def problem_of(error: Exception, state: State) -> tuple[str, str]:

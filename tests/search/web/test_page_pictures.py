@@ -77,7 +77,7 @@ def test_tiles_of_landsat_lie_at_their_true_place(visit, landsat, landsat_web, p
     screen.go("area=139.5 35.2,140.2 35.2,140.2 36.2,139.5 36.2")
     expect(screen.tiles.first).to_be_visible()
     if width == 390:
-        screen.page.get_by_role("button", name="Map").click()
+        screen.page.get_by_role("button", name="Map", exact=True).click()
     screen.picture(pictures, f"landsat-{width}-{scheme}")
     rings = screen.tiles.evaluate_all("tiles => tiles.map(tile => [tile.dataset.key, tile.dataset.ring])")
     assert len(rings) >= 10

@@ -369,8 +369,10 @@ def test_chunks_and_empty_tables():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("label =", "not an expression in CQL2"),
-        ("", "not an expression"),
+        ("label =", "not an expression in CQL2: it ends too early"),
+        ("", "not an expression in CQL2: it ends too early"),
+        ("label ~~ 3", "not an expression in CQL2: '~~ 3' is not expected"),
+        ("lat > 3 AND\nlabel ~~ 'x'", "not an expression in CQL2: \"~~ 'x'\" is not expected"),
         ("colour = 'red'", "no column 'colour'; the columns are key, uri"),
         ("label = harbor", "label must be compared with text in 'single quotes', got {'property': 'harbor'}"),
         ("label = 3", "label must be compared with text"),

@@ -99,7 +99,7 @@ def test_a_partial_answer_says_so():
     [
         (State(), "The archive has no tile to show."),
         (State(radius=3), "Move the cut-off to the right"),
-        (State(label=("x",)), "No tile passes the classes. Remove or widen it."),
+        (State(label=("x",)), "No tile passes the classes. Remove or widen them."),
         (State(label=("x",), end=date(2020, 1, 1), radius=3), "the classes, the dates and the cut-off"),
     ],
 )
