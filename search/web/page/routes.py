@@ -16,6 +16,7 @@ from orbithash.search.web.page.answers import Answers
 from orbithash.search.web.page.archive import describe
 from orbithash.search.web.page.charts import distance_chart, group_chart, heat_chart
 from orbithash.search.web.page.filters import filter_text
+from orbithash.search.web.page.places import routes as place_routes
 from orbithash.search.web.page.rows import read_row_view
 from orbithash.search.web.page.state import Parsed, Problems, State, format_state, parse_state
 from orbithash.search.web.page.tiles import TILE_COLUMNS, marked_tile, tiles_of
@@ -216,4 +217,5 @@ routes = [
     Route("/view/{id:int}", view),
     Route("/heat/{id:int}", heat),
     Route("/image", encode_image, methods=["POST"]),
+    *place_routes,
 ]

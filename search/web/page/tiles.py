@@ -11,7 +11,7 @@ from orbithash.search.web.page.answers import Order
 from orbithash.search.web.page.rings import ring_of
 from orbithash.search.web.page.state import State
 
-__all__ = ["TILE_COLUMNS", "Tile", "picture_of", "tiles_of"]
+__all__ = ["TILE_COLUMNS", "Tile", "day_of", "marked_tile", "metres", "picture_of", "short_name", "tiles_of"]
 
 # Columns that a tile needs.
 TILE_COLUMNS: tuple[Column, ...] = ("thumbnail", "footprint", "caption")
@@ -25,7 +25,7 @@ class Tile:
 
     Attributes:
         id, key: of the row.
-        name: the last part of the key.
+        name: the last part of the key, shortened.
         label, caption: of the row, "" if unknown.
         day: date of acquisition such as 2024-05-01, "" if unknown.
         lon, lat: centre in degrees, None if unknown.
@@ -97,13 +97,19 @@ def _value(hit: Hit, order: Order, bits: int) -> tuple[str, int]:
         # 0 is in the middle.
         return f"{hit.score:+.2f}".replace("-", "\N{MINUS SIGN}"), round(50 + 50 * hit.score / (1 + abs(hit.score)))
     if order == "place" and hit.score is not None:
-        return (f"{hit.score:,.0f} m" if hit.score < 1000 else f"{hit.score / 1000:,.1f} km"), 0
+        return metres(hit.score), 0
     return "", 0
 
 
+def metres(distance: float) -> str:
+    """Return a distance in metres as text, such as 312 m and 4.2 km."""
+    return f"{distance:,.0f} m" if distance < 1000 else f"{distance / 1000:,.1f} km"
+
+
 def short_name(key: str) -> str:
-    """Return the last part of a key."""
-    return key.rstrip("/").rsplit("/", 1)[-1] or key
+    """Return the last part of a key; the middle of a long one is left out, because its end tells tiles apart."""
+    name = key.rstrip("/").rsplit("/", 1)[-1] or key
+    return name if len(name) <= 18 else f"{name[:6]}…{name[-11:]}"
 
 
 def day_of(time: datetime | None) -> str:
