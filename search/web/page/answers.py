@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from orbithash.search.client import AsyncClient
+from orbithash.search.detectors import Detector
 from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.queries import Answer, Column, Coverage, Cursor, Hit
 from orbithash.search.protocol.rankings import Linear, Place, RankAnswer, RankCursor, Shuffle, TimeOrder
+from orbithash.search.web.page.detector import read_detector
 from orbithash.search.web.page.examples import Examples, read_examples
 from orbithash.search.web.page.filters import filter_text
 from orbithash.search.web.page.state import State
@@ -70,7 +72,7 @@ class Answers:
     client: AsyncClient
     state: State
     description: Description
-    detector: Any = None
+    detector: Detector | None = None
     examples: Examples = field(default_factory=lambda: Examples({}, {}, ()))
     notes: tuple[str, ...] = ()
     problem: str = ""
@@ -92,8 +94,6 @@ class Answers:
         elif state.find and not any(row in self.examples.rows for row in state.good):
             self.problem = "Mark at least one tile as good (+): a detector learns from marked tiles."
         else:
-            from orbithash.search.web.page.detector import read_detector
-
             self.detector = await read_detector(self.client, state, self.description)
 
     async def page(self, after: str = "", limit: int = 60, include: Sequence[Column] = ()) -> Shown:
@@ -111,8 +111,8 @@ class Answers:
         """Yield all parts of the answer, for exports, at most `limit` rows. Raises `SearchError`."""
         after, num_rows = "", 0
         while True:
-            wanted = _EXPORT_ROWS if limit is None else min(_EXPORT_ROWS, limit - num_rows)
-            shown = await self.page(after, wanted, include)
+            size = _EXPORT_ROWS if limit is None else min(_EXPORT_ROWS, limit - num_rows)
+            shown = await self.page(after, size, include)
             yield shown
             num_rows += len(shown.hits)
             after = shown.after

@@ -1,14 +1,19 @@
-"""Places: the row at a place of the map."""
+"""Places: the row at a place of the map, and the rows that show one place."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orbithash.search.protocol.rankings import Place
+from orbithash.search.protocol.rankings import Place, TimeOrder
 from orbithash.search.web.errors import WebError
-from orbithash.search.web.page.tiles import metres, picture_of, short_name
+from orbithash.search.web.page.state import State
+from orbithash.search.web.page.tiles import metres, picture_of, short_name, tiles_of
+from orbithash.search.web.rendering import render
 
 __all__ = ["routes"]
+
+# Rows of one place that are listed.
+_MAX_TIMES = 200
 
 
 async def at(request: Request) -> Response:
@@ -32,4 +37,23 @@ async def at(request: Request) -> Response:
     )
 
 
-routes = [Route("/at", at)]
+async def times(request: Request) -> Response:
+    """Answer GET /times/ID: the rows that show the place of a row, the oldest first."""
+    number = request.path_params["id"]
+    client = request.state.client
+    rows = await client.get(ids=[number])
+    if not rows:
+        raise WebError(404, "This tile is no longer in the archive.")
+    (row,) = rows.values()
+    found = await client.rank(TimeOrder(same_place_as=row.key), k=_MAX_TIMES, include=("thumbnail",))
+    return render(
+        request,
+        "_times_list.html",
+        id=number,
+        name=row.label or short_name(row.key),
+        tiles=tiles_of(found.hits, State(), "time", 0),
+        num_times=found.rows_within,
+    )
+
+
+routes = [Route("/at", at), Route("/times/{id:int}", times)]

@@ -15,6 +15,7 @@ from orbithash.search.web.page import sentences
 from orbithash.search.web.page.answers import Answers
 from orbithash.search.web.page.archive import describe
 from orbithash.search.web.page.charts import distance_chart, group_chart, heat_chart
+from orbithash.search.web.page.exports import routes as export_routes
 from orbithash.search.web.page.filters import filter_text
 from orbithash.search.web.page.places import routes as place_routes
 from orbithash.search.web.page.rows import read_row_view
@@ -218,4 +219,5 @@ routes = [
     Route("/heat/{id:int}", heat),
     Route("/image", encode_image, methods=["POST"]),
     *place_routes,
+    *export_routes,
 ]

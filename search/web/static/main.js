@@ -8,3 +8,4 @@ import "./keyboard.js";
 import "./dialog.js";
 import "./drop.js";
 import "./cutoff.js";
+import "./share.js";
