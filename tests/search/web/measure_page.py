@@ -107,7 +107,7 @@ def measure_sentences(page, given) -> dict:
     results = []
     for name, sentence in chosen:
         ask(page, sentence)
-        labels = page.locator("article.tile .label").all_inner_texts()[:10]
+        labels = page.locator("article.tile .label").all_text_contents()[:10]
         results.append({"class": name, "sentence": sentence, "precision": labels.count(name) / 10})
     return {"precision_at_10": statistics.mean(result["precision"] for result in results), "sentences": results}
 

@@ -103,7 +103,7 @@ def test_an_invalid_expression_keeps_the_answer(visit, web):
 @pytest.mark.parametrize(
     "query",
     ["like=99999999", "code=AAAAAAAA", "code=***", "good=1,x", "radius=-1", "sort=upwards", "from=yesterday",
-     "min=much", "near=here", "find=none", "seed=1e9", "good=" + ",".join(map(str, range(400)))],
+     "min=much", "near=here", "find=none", "detector=abc", "seed=1e9", "good=" + ",".join(map(str, range(400)))],
 )  # fmt: skip
 def test_a_damaged_address_says_so_and_shows_the_rest(visit, web, query):
     screen = visit(web.url, allowed=REFUSED)

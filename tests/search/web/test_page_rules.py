@@ -13,6 +13,7 @@ STATES = {
     "first screen": "",
     "answer": "q=a+river+and+some+trees",
     "marks": "q=a+river&good=0,5&bad=60",
+    "detector": "good=150,151,152,153&bad=0,1,60,70&find=all",
     "nothing found": "q=a+river&from=2035-01-01",
     "an invalid expression": "q=a+river&filter=label+~~+3",
 }

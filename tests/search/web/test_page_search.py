@@ -27,7 +27,7 @@ def test_the_first_screen_shows_the_archive(visit, web, world):
     expect(screen.tiles).to_have_count(60)
     expect(screen.page.get_by_text(f"{world.num_rows} tiles").first).to_be_visible()
     # Random: not the order of the rows, and every class is there.
-    labels = set(screen.tiles.locator(".label").all_inner_texts())
+    labels = set(screen.tiles.locator(".label").all_text_contents())
     assert set(CLASSES) <= labels
     first = screen.keys()
     screen.page.reload()
