@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli import archive, cluster, learn, measure, search, web
+from orbithash.cluster.cli import archive, cluster, exploring, learn, measure, search, web
 from orbithash.cluster.cli.extras import missing_extra
 from orbithash.cluster.output import set_debug
 from orbithash.encoders.errors import InputError
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for room in (learn, archive, search, web, cluster, measure):
+for room in (learn, archive, search, exploring, web, cluster, measure):
     app.add_typer(room.verbs)
 
 

@@ -1,4 +1,4 @@
-"""The query of `orbithash query`, and its answer as a table or as JSON."""
+"""The queries and orders of `orbithash query`, `rank` and `count`, and their answers as tables or as JSON."""
 
 import base64
 import sys
@@ -10,10 +10,24 @@ from rich.console import Console
 from rich.table import Table
 
 from orbithash.encoders.errors import InputError
+from orbithash.search.detectors.detector import MAX_JSON_CHARS, Detector
 from orbithash.search.protocol.forms import vector_bytes
-from orbithash.search.protocol.queries import Answer, Cursor, Example, Query
+from orbithash.search.protocol.queries import Answer, Cursor, Example, Hit, Query
+from orbithash.search.protocol.rankings import By, Groups, Place, RankAnswer, RankCursor, Shuffle, TimeOrder
 
-__all__ = ["as_fields", "as_table", "find_duplicates", "make_query", "read_vector"]
+__all__ = [
+    "as_fields",
+    "as_table",
+    "find_duplicates",
+    "group_fields",
+    "make_order",
+    "make_query",
+    "print_groups",
+    "print_ranked",
+    "rank_cursor",
+    "ranked_fields",
+    "read_vector",
+]
 
 WIDTH_WITHOUT_TERMINAL = 500
 
@@ -205,8 +219,7 @@ def as_table(answer: Answer) -> None:
         table.add_row(
             str(fields["rank"]), str(fields["distance"]), *score, fields["key"], fields["label"] or "", place, date
         )
-    # A pipe has no width.
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console = _console()
     console.print(table)
     last = answer.shortlist_radius if is_rescored or not answer.hits else answer.hits[-1].distance
     ties = f"{answer.ties_at_cutoff} rows tie at distance {last}" if answer.hits else "no rows"
@@ -224,3 +237,151 @@ def as_table(answer: Answer) -> None:
     if answer.coverage.fraction < 1:
         missing = answer.coverage.total_shards - answer.coverage.answered_shards
         console.print(f"partial answer: {missing} of {answer.coverage.total_shards} shards did not answer")
+
+
+def make_order(
+    near: str | None,
+    max_distance_m: float | None,
+    newest: bool,
+    oldest: bool,
+    same_place: str | None,
+    random: int | None,
+    detector: Path | None,
+    least_certain: bool,
+    min_score: float | None,
+) -> By:
+    """Return the order of the options of `orbithash rank`. Raises `InputError` unless they name exactly one."""
+    orders: dict[str, By] = {}
+    if near is not None:
+        orders["--near"] = _place(near, max_distance_m)
+    if newest and oldest:
+        raise InputError("got --newest and --oldest; give one of them")
+    if newest or oldest or same_place is not None:
+        name = "--newest" if newest else "--oldest" if oldest else "--same-place"
+        orders[name] = TimeOrder(newest, same_place or "")
+    if random is not None:
+        orders["--random"] = Shuffle(random)
+    if detector is not None:
+        orders["--detector"] = _detector(detector).linear(least_certain=least_certain)
+    if len(orders) != 1:
+        options = "--near, --newest, --oldest, --same-place, --random and --detector"
+        raise InputError(f"give one order of {options}; got {' and '.join(orders) or 'none'}")
+    for option, is_given, needs in (
+        ("--max-distance", max_distance_m is not None, "--near"),
+        ("--least-certain", least_certain, "--detector"),
+        ("--min-score", min_score is not None, "--detector"),
+    ):
+        if is_given and needs not in orders:
+            raise InputError(f"{option} belongs to {needs}")
+    return next(iter(orders.values()))
+
+
+def _place(text: str, max_distance_m: float | None) -> Place:
+    lon, comma, lat = text.partition(",")
+    try:
+        if comma:
+            return Place(float(lon), float(lat), max_distance_m)
+    except ValueError:
+        pass
+    raise InputError(f"--near {text!r} is not LON,LAT in degrees, such as 139.77,35.62")
+
+
+def _detector(path: Path) -> Detector:
+    try:
+        with path.open("rb") as file:
+            return Detector.from_json(file.read(MAX_JSON_CHARS + 1))
+    except OSError as error:
+        raise InputError(f"--detector {path}: cannot be read ({error.strerror})") from error
+
+
+def rank_cursor(text: str | None) -> RankCursor | None:
+    """Return the cursor NUMBER:ID of the command line."""
+    if text is None:
+        return None
+    key, colon, row = text.partition(":")
+    try:
+        if colon:
+            return RankCursor(int(key), int(row))
+    except ValueError:
+        pass
+    raise InputError(f"--after {text!r} is not NUMBER:ID, as printed in the last line of an answer")
+
+
+def ranked_fields(answer: RankAnswer) -> dict[str, Any]:
+    """Return the answer as the fields of `--json`."""
+    return {
+        "rows": [_ranked_row(hit) for hit in answer.hits],
+        "ranked_rows": answer.ranked_rows,
+        "rows_within": answer.rows_within,
+        "matching_rows": answer.matching_rows,
+        "coverage": answer.coverage.fraction,
+        "took_ms": round(answer.took_ms, 3),
+        "next": None if answer.next is None else f"{answer.next.key}:{answer.next.id}",
+    }
+
+
+def _ranked_row(hit: Hit) -> dict[str, Any]:
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "id": hit.id,
+        "key": hit.key,
+        "label": hit.label,
+        "lon": hit.lon,
+        "lat": hit.lat,
+        "datetime": None if hit.datetime is None else hit.datetime.isoformat(),
+        **{name: _text(name, value) for name, value in hit.extra.items()},
+    }
+
+
+def print_ranked(answer: RankAnswer, score_name: str) -> None:
+    """Print the answer as a table; `score_name` is the heading of the scores."""
+    has_scores = any(hit.score is not None for hit in answer.hits)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", *([score_name] if has_scores else []), "key", "label", "place", "date"):
+        table.add_column(name, overflow="fold")
+    for hit in answer.hits:
+        score = [] if not has_scores else ["" if hit.score is None else f"{hit.score:.2f}"]
+        place = "" if hit.lon is None or hit.lat is None else f"{hit.lat:.4f} {hit.lon:.4f}"
+        date = "" if hit.datetime is None else hit.datetime.isoformat()[:10]
+        table.add_row(str(hit.rank), *score, hit.key, hit.label or "", place, date)
+    console = _console()
+    console.print(table)
+    console.print(f"{answer.rows_within:,} rows in this order; {answer.coverage.fraction:.0%} of the archive searched")
+    if answer.next is not None:
+        console.print(f"more: --after {answer.next.key}:{answer.next.id}")
+    if answer.coverage.fraction < 1:
+        missing = answer.coverage.total_shards - answer.coverage.answered_shards
+        console.print(f"partial answer: {missing} of {answer.coverage.total_shards} shards did not answer")
+
+
+def _console() -> Console:
+    # A pipe has no width.
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+def group_fields(groups: Groups) -> dict[str, Any]:
+    """Return groups as the fields of `--json`."""
+    return {
+        "rows": dict(groups.rows),
+        "without": groups.without,
+        "others": groups.others,
+        "coverage": groups.coverage.fraction,
+    }
+
+
+def print_groups(groups: Groups, by: str) -> None:
+    """Print groups as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(by, overflow="fold")
+    table.add_column("rows", justify="right")
+    for value, number in groups.rows.items():
+        table.add_row(value, f"{number:,}")
+    console = _console()
+    console.print(table)
+    if groups.others:
+        console.print(f"{groups.others:,} rows of further groups")
+    if groups.without:
+        console.print(f"{groups.without:,} rows without a {'label' if by == 'label' else 'time'}")
+    if groups.coverage.fraction < 1:
+        console.print(f"partial answer: {groups.coverage.fraction:.0%} of the archive was counted")

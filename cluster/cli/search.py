@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orbithash.cluster.cli.connection import (
-    CaOption,
-    CertKeyOption,
-    CertOption,
-    Connection,
-    GatewayOption,
-    TokenFileOption,
-)
 from orbithash.cluster.cli.options import (
     DEFAULT_ADDRESS,
     SEARCH,
     AssetOption,
     BaseMapOption,
+    CaOption,
+    CertKeyOption,
+    CertOption,
+    Connection,
     FilterOption,
+    GatewayOption,
     JsonOption,
     TimeoutOption,
+    TokenFileOption,
     WebHostOption,
 )
 from orbithash.cluster.output import print_json
@@ -190,7 +188,7 @@ def query(
         list[str] | None,
         typer.Option(
             "--include",
-            help="Column to add to --json: uri, caption, thumbnail, footprint or code; may be repeated.",
+            help="Column to add to --json: uri, caption, thumbnail, footprint, code or vector; may be repeated.",
         ),
     ] = None,
     min_coverage: Annotated[

@@ -81,6 +81,12 @@ SURFACE = {
         *("--json", "--key", "--like", "--min-coverage", "--oversampling", "--radius", "--rescore", "--text"),
         *("--timeout", "--token-file", "--unlike", "--vector", "--weight", "-k"),
     ],
+    "rank": [
+        *("--address", "--after", "--ca", "--cert", "--cert-key", "--detector", "--filter", "--include", "--json"),
+        *("--least-certain", "--max-distance", "--min-score", "--near", "--newest", "--oldest", "--random"),
+        *("--same-place", "--timeout", "--token-file", "-k"),
+    ],
+    "count": [*sorted([*CONNECTION, "--by"]), "--filter", "--json", "--timeout", "--token-file"],
     "upsert": ["SOURCE", *sorted([*CONNECTION, "--asset"]), "--json", "--timeout", "--token-file"],
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
     "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
@@ -127,6 +133,7 @@ SURFACE = {
         *("--archive", "--bits", "--centres", "--codes", "--distinct", "--engine", "--flip", "--json", "--k", "--out"),
         *("--queries", "--radius", "--rows", "-k"),
     ],
+    "bench rank": ["--dims", "--json", "--k", "--out", "--rounds", "--rows", "-k"],
     "bench fanout": [
         *("--actors", "--bits", "--delay-ms", "--down", "--json", "--out", "--queries", "--seed", "--shards", "--slow"),
         *("--stragglers", "--timeout-ms", "-k"),
