@@ -1,121 +1,153 @@
-"""Exports: the rows of an answer as GeoJSON, CSV and GeoParquet, sent while they are read."""
+"""Exports: files of the rows that are shown, or of all that the cut-off lets in, sent while they are read."""
 
 import asyncio
+import io
+import re
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from orbithash.encoders.places.writers import FORMATS, MEDIA_TYPES, PlaceRow, open_writer
-from orbithash.search.protocol.queries import Column, Hit
+from orbithash.encoders.places.writers import MEDIA_TYPES, PlaceRow, PlacesWriter, open_writer
+from orbithash.search.client import Hit
+from orbithash.search.protocol.queries import Column, Coverage
 from orbithash.search.web.errors import WebError
 from orbithash.search.web.page.answers import Answers, Order, Shown
 from orbithash.search.web.page.archive import describe
-from orbithash.search.web.page.sentences import coverage_sentence
-from orbithash.search.web.page.state import parse_state
+from orbithash.search.web.page.state import State, parse_state
 
-__all__ = ["MAX_ROWS", "routes"]
+__all__ = ["MAX_SHOWN", "routes"]
 
-# Of one export.
-MAX_ROWS = 1_000_000
-# Tiles that a grid shows before it is scrolled.
-_FIRST_TILES = 60
+# Rows of an export of what is shown.
+MAX_SHOWN = 10_000
 _COLUMNS: tuple[Column, ...] = ("uri", "caption", "footprint")
 
 
-class _Sink:
-    """A file that keeps what is written until it is taken."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._position = 0
-
-    def write(self, data: bytes) -> int:
-        self._parts.append(bytes(data))
-        self._position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._position
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def take(self) -> bytes:
-        taken = b"".join(self._parts)
-        self._parts.clear()
-        return taken
+class IncompleteExport(Exception):
+    """A part of the archive stopped answering while a file was being sent."""
 
 
 async def export(request: Request) -> Response:
-    """Answer GET /export.FORMAT?STATE&scope=: the first `rows` tiles (`shown`), or the whole answer (`all`)."""
-    name, query = request.path_params["format"], request.query_params
-    if name not in FORMATS:
-        raise WebError(404, f"Exports are {', '.join(FORMATS)}.")
-    parsed = parse_state(query.multi_items())
+    """Answer GET /export.FORMAT?STATE&scope=shown|all&limit=N&partial=1: a file of rows, in the order of the answer.
+
+    The status is that of the first rows. If a later part fails, the connection is closed without the end of the body,
+    which every client reports as a failed download.
+    """
+    name = request.path_params["format"]
+    if name not in MEDIA_TYPES:
+        raise WebError(404, f"Files are exported as {', '.join(MEDIA_TYPES)}, not as {name[:20]}.")
+    parsed = parse_state(request.query_params.multi_items())
     if parsed.problems:
+        # A file of other rows than those that were asked for would be worse than none.
         raise WebError(400, " ".join(parsed.problems.values()))
-    limit = None
-    if query.get("scope", "shown") != "all":
-        given = query.get("rows", "")
-        limit = min(int(given), MAX_ROWS) if given.isdecimal() and 0 < len(given) < 10 else _FIRST_TILES
+    limit = _limit(request)
+    allows_partial = request.query_params.get("partial") == "1"
     answers = Answers(request.state.client, parsed.state, await describe(request))
     parts = answers.pages(_COLUMNS, limit)
-    # Errors of the first part can still be said; later ones break the connection, so that no export looks complete.
     first = await anext(parts)
-    _check(first, limit)
-    headers = {"Content-Disposition": f'attachment; filename="tiles.{name}"'}
-    return StreamingResponse(_written(name, first, parts), media_type=MEDIA_TYPES[name], headers=headers)
+    if limit is None and not allows_partial and (missing := _missing(first.coverage)):
+        raise WebError(503, missing)
+    headers = {"Content-Disposition": f'attachment; filename="{_file_name(parsed.state)}.{name}"'}
+    if request.method == "HEAD":
+        return Response(media_type=MEDIA_TYPES[name], headers=headers)
+    requires_all = limit is None and not allows_partial
+    return StreamingResponse(
+        _file(name, first, parts, limit, requires_all), media_type=MEDIA_TYPES[name], headers=headers
+    )
 
 
-def _check(first: Shown, limit: int | None) -> None:
-    """Raise `WebError` for a part that is not complete, and for an answer that is too large."""
-    if missing := coverage_sentence(first.coverage):
-        raise WebError(503, f"{missing} Export again when the archive is complete.")
-    pool = first.matching_rows if first.matching_rows is not None else first.coverage.total_rows
-    num_rows = pool if first.within_rows is None else first.within_rows
-    if limit is None and first.after and num_rows > MAX_ROWS:
-        raise WebError(
-            400,
-            f"An export has at most {MAX_ROWS:,} tiles; this one would have {num_rows:,}. Use a cut-off or filters.",
-        )
-
-
-async def _written(name: str, first: Shown, parts: AsyncIterator[Shown]) -> AsyncIterator[bytes]:
+async def _file(
+    name: str, first: Shown, parts: AsyncIterator[Shown], limit: int | None, requires_all: bool
+) -> AsyncIterator[bytes]:
+    """Yield the bytes of a file. One part of the answer is in memory at a time."""
     sink = _Sink()
-    writer = open_writer(name, sink)  # type: ignore[arg-type]
-    # Beside the event loop: outlines are parsed and columns are compressed.
-    await asyncio.to_thread(writer.write, _rows(first.hits, first.order))
-    yield sink.take()
-    async for shown in parts:
-        if missing := coverage_sentence(shown.coverage):
-            raise WebError(503, missing)
-        await asyncio.to_thread(writer.write, _rows(shown.hits, shown.order))
-        yield sink.take()
-    writer.close()
-    yield sink.take()
+    writer = await asyncio.to_thread(open_writer, name, sink)
+    shown: Shown | None = first
+    num_rows = 0
+    while shown is not None:
+        if requires_all and (missing := _missing(shown.coverage)):
+            raise IncompleteExport(missing)
+        hits = shown.hits if limit is None else shown.hits[: limit - num_rows]
+        num_rows += len(hits)
+        # Geometries and compression take time, in which the service answers others.
+        yield await asyncio.to_thread(_written, writer, sink, hits, shown.order)
+        shown = await anext(parts, None)
+    await asyncio.to_thread(writer.close)
+    yield sink.taken()
 
 
-def _rows(hits: Iterable[Hit], order: Order) -> list[PlaceRow]:
-    return [
-        {
-            "id": hit.id,
-            "key": hit.key,
-            "label": hit.label,
-            "datetime": hit.datetime,
-            "lon": hit.lon,
-            "lat": hit.lat,
-            "uri": hit.extra.get("uri"),
-            "caption": hit.extra.get("caption"),
-            "distance": hit.distance if order == "distance" else None,
-            "score": hit.score if order == "score" else None,
-            "footprint": hit.extra.get("footprint"),
-        }
-        for hit in hits
-    ]
+def _written(writer: PlacesWriter, sink: "_Sink", hits: Iterable[Hit], order: Order) -> bytes:
+    writer.write([_row(hit, order) for hit in hits])
+    return sink.taken()
+
+
+def _row(hit: Hit, order: Order) -> PlaceRow:
+    return {
+        "id": hit.id,
+        "key": hit.key,
+        "label": hit.label,
+        "datetime": hit.datetime,
+        "lon": hit.lon,
+        "lat": hit.lat,
+        "uri": hit.extra.get("uri"),
+        "caption": hit.extra.get("caption"),
+        # Other orders have no distance of codes, and a distance in metres is not a score.
+        "distance": hit.distance if order == "distance" else None,
+        "score": hit.score if order == "score" else None,
+        "footprint": hit.extra.get("footprint"),
+    }
+
+
+class _Sink(io.RawIOBase):
+    """A file that is written at one end and taken away at the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        part = bytes(data)
+        self._parts.append(part)
+        return len(part)
+
+    def taken(self) -> bytes:
+        """Return what was written since the last call."""
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+
+def _limit(request: Request) -> int | None:
+    """Return the largest number of rows; None: all that the cut-off lets in."""
+    scope = request.query_params.get("scope", "shown")
+    if scope == "all":
+        return None
+    if scope != "shown":
+        raise WebError(400, "scope is shown or all.")
+    text = request.query_params.get("limit", "60")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 0 < int(text) <= MAX_SHOWN):
+        raise WebError(400, f"limit is a whole number from 1 to {MAX_SHOWN:,}.")
+    return int(text)
+
+
+def _missing(coverage: Coverage) -> str:
+    """Return why a file would lack rows; "" for a complete answer."""
+    if coverage.fraction >= 1:
+        return ""
+    return (
+        f"Only {int(coverage.fraction * 100)} % of the archive answers, so tiles would be missing from the file. Try "
+        "again later, or export what was searched."
+    )
+
+
+def _file_name(state: State) -> str:
+    """Return a name that every file system takes: ASCII letters, digits, - and _."""
+    words = re.sub(r"[^a-z0-9]+", "-", state.q.lower().encode("ascii", "ignore").decode()).strip("-")[:40].strip("-")
+    return "_".join(filter(None, ("orbithash", words, f"{datetime.now(UTC):%Y-%m-%d}")))
 
 
 routes = [Route("/export.{format}", export)]

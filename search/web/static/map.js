@@ -1,399 +1,331 @@
-// The map: where the tiles lie. It reads the tiles of the grid and changes the address; it works without internet.
+// The map: where the tiles of the answer lie. It reads the tiles of the grid and the address, and needs no internet.
 
 import { change, read } from "./address.js";
 import { open } from "./dialog.js";
 import { moreLike } from "./keyboard.js";
 import { mark } from "./marks.js";
+import { Tiles, beside, project, unwrapped } from "./map_tiles.js";
+import { Tools } from "./map_tools.js";
 
-const MAX_CORNERS = 200;
-// Smaller tiles are drawn as a dot, in pixels.
-const MIN_SIDE = 8;
-// Distance at which a dot is hit, in pixels.
-const NEAR_PX = 6;
-const place = document.getElementById("map");
-const popup = document.getElementById("map-popup");
-const toLonLat = (point) => ol.proj.toLonLat(point).map((degrees) => Number(degrees.toFixed(6)));
+const panel = document.getElementById("map-panel");
+const target = document.getElementById("map");
+const card = document.getElementById("map-card");
+const message = document.getElementById("map-message");
 
-let lit = null;
-let colours = {};
+// Parameters that decide which part of the Earth an answer is about; others leave the view where it is.
+const VIEW_PARAMETERS = ["q", "like", "code", "near", "label", "from", "to", "area", "filter", "sort", "seed", "find"];
+// A click this far from the nearest tile asks before it searches, in pixels.
+const FAR = 40;
 
-function readColours() {
-  const style = getComputedStyle(document.documentElement);
-  // The values are light-dark(...), which only the browser can resolve.
-  const probe = document.createElement("span");
-  document.body.append(probe);
-  for (const name of ["accent", "good", "bad", "line", "ink-2", "panel", "panel-2", "ground"]) {
-    probe.style.color = style.getPropertyValue(`--${name}`);
-    colours[name] = getComputedStyle(probe).color;
+// Colours come from the style sheet, which follows the wish of the system.
+let palette = null;
+function colours() {
+  if (palette) return palette;
+  const probe = document.createElement("i");
+  panel.append(probe);
+  palette = {};
+  for (const name of ["accent", "good", "bad", "ground", "ink-2", "map-land", "map-coast", "map-grid"]) {
+    probe.style.color = `var(--${name})`;
+    palette[name] = getComputedStyle(probe).color;
   }
   probe.remove();
+  return palette;
 }
 
-// Tiles.
+const stroke = (color, width, lineDash) => new ol.style.Stroke({ color, width, lineDash });
+const fill = (color) => new ol.style.Fill({ color });
 
-const tiles = new ol.source.Vector();
-
-function corners(element) {
-  const ring = (element.dataset.ring || "").split(" ").filter(Boolean);
-  return ring.map((corner) => corner.split(",").map(Number));
-}
-
-/** Return the ring with longitudes that do not jump at 180 degrees. */
-function unwrapped(ring) {
-  let [last] = ring[0];
-  return ring.map(([lon, lat]) => {
-    last += ((((lon - last + 180) % 360) + 360) % 360) - 180;
-    return [last, lat];
-  });
-}
-
-function featureOf(element) {
-  const { id, lon, lat } = element.dataset;
-  const ring = corners(element);
-  let geometry = null;
-  if (ring.length > 2) {
-    const way = unwrapped(ring).map((corner) => ol.proj.fromLonLat(corner));
-    geometry = new ol.geom.Polygon([[...way, way[0]]]);
-  } else if (lon && lat) {
-    geometry = new ol.geom.Point(ol.proj.fromLonLat([Number(lon), Number(lat)]));
-  }
-  if (!geometry) return null;
-  const feature = new ol.Feature(geometry);
-  feature.setId(id);
-  return feature;
-}
-
-function tileOf(feature) {
-  return document.getElementById(`tile-${feature.getId()}`);
-}
-
-/** Draw the thumbnail of a tile into its outline, whose upper left corner is the north-western one. */
-function drawPicture(coordinates, state) {
-  const image = tileOf(state.feature)?.querySelector("img");
-  const ring = coordinates[0].slice(0, -1);
-  if (!image?.complete || !image.naturalWidth || ring.length !== 4) return;
-  const least = (value) => ring.reduce((best, corner) => (value(corner) < value(best) ? corner : best));
-  const [left, right, below] = [
-    least(([x, y]) => x + y),
-    least(([x, y]) => y - x),
-    least(([x, y]) => x - y),
-  ];
-  const { context } = state;
-  context.save();
-  context.transform(
-    (right[0] - left[0]) / image.naturalWidth,
-    (right[1] - left[1]) / image.naturalWidth,
-    (below[0] - left[0]) / image.naturalHeight,
-    (below[1] - left[1]) / image.naturalHeight,
-    left[0],
-    left[1],
-  );
-  context.drawImage(image, 0, 0);
-  context.restore();
-}
-
-const picture = new ol.style.Style({ renderer: drawPicture });
-
-function styleOf(feature, resolution) {
-  const geometry = feature.getGeometry();
-  const kind = tileOf(feature)?.dataset.mark;
-  const isLit = feature.getId() === lit;
-  const colour = colours[kind || "accent"];
-  const width = isLit ? 4 : kind ? 3 : 1.5;
-  const zIndex = isLit ? 2 : kind ? 1 : 0;
-  const extent = geometry.getExtent();
-  const side = Math.max(extent[2] - extent[0], extent[3] - extent[1]) / resolution;
-  if (geometry.getType() === "Point" || side < MIN_SIDE) {
-    const circle = new ol.style.Circle({
-      radius: isLit ? 7 : 4.5,
-      fill: new ol.style.Fill({ color: colour }),
-      stroke: new ol.style.Stroke({ color: colours.ground, width: 1.5 }),
-    });
-    return new ol.style.Style({ image: circle, geometry: new ol.geom.Point(ol.extent.getCenter(extent)), zIndex });
-  }
-  const outline = new ol.style.Style({
-    stroke: new ol.style.Stroke({ color: colour, width }),
-    // Transparent, so that the inside is hit too.
-    fill: new ol.style.Fill({ color: "rgba(0, 0, 0, 0.01)" }),
-    zIndex,
-  });
-  return [picture, outline];
-}
-
-const tileLayer = new ol.layer.Vector({ source: tiles, style: styleOf, zIndex: 3, updateWhileAnimating: true });
-
-// The area.
-
-const areas = new ol.source.Vector();
-const areaLayer = new ol.layer.Vector({ source: areas, zIndex: 2 });
-
-function drawArea() {
-  areas.clear();
-  const ring = (read().get("area") || "")
-    .split(",")
-    .map((corner) => corner.trim().split(/\s+/).map(Number))
-    .filter((corner) => corner.length === 2 && corner.every(Number.isFinite));
-  if (ring.length < 3) return;
-  const way = unwrapped(ring).map((corner) => ol.proj.fromLonLat(corner));
-  areas.addFeature(new ol.Feature(new ol.geom.Polygon([[...way, way[0]]])));
-}
-
-function setArea(ring) {
-  const text = ring.map(([lon, lat]) => `${wrapped(lon)} ${Math.max(-90, Math.min(90, lat))}`).join(",");
-  document.dispatchEvent(new CustomEvent("orbithash:area", { detail: { ring } }));
-  change({ area: text });
-}
-
-function wrapped(lon) {
-  return Number((lon >= -180 && lon <= 180 ? lon : ((((lon + 180) % 360) + 360) % 360) - 180).toFixed(6));
-}
-
-// The ground: coastlines, a graticule, and a base map where the operator has configured one.
-
+const tiles = new Tiles(colours);
+const asked = new ol.source.Vector();
 const land = new ol.layer.Vector({
-  source: new ol.source.Vector({ url: place.dataset.land, format: new ol.format.TopoJSON() }),
-  zIndex: 0,
+  source: new ol.source.Vector({ url: target.dataset.land, format: new ol.format.TopoJSON({ layers: ["land"] }) }),
+  style: () => new ol.style.Style({ fill: fill(colours()["map-land"]), stroke: stroke(colours()["map-coast"], 1) }),
+  // A base map shows the coast better.
+  visible: !target.dataset.baseMap,
 });
-const graticule = new ol.layer.Graticule({ showLabels: false, wrapX: true, zIndex: 1 });
-const layers = [land, graticule, areaLayer, tileLayer];
-if (place.dataset.baseMap) {
-  layers.unshift(new ol.layer.Tile({ source: new ol.source.XYZ({ url: place.dataset.baseMap }), zIndex: 0 }));
-  land.setVisible(false);
+const area = new ol.layer.Vector({
+  source: asked,
+  style: (feature) =>
+    feature.getGeometry() instanceof ol.geom.Point
+      ? new ol.style.Style({
+          image: new ol.style.RegularShape({
+            points: 4,
+            radius: 10,
+            radius2: 0,
+            stroke: stroke(colours().accent, 2.5),
+          }),
+        })
+      : [
+          new ol.style.Style({ stroke: stroke(colours().ground, 4) }),
+          new ol.style.Style({ stroke: stroke(colours().accent, 2, [8, 5]) }),
+        ],
+});
+
+function graticule() {
+  const label = (textAlign, textBaseline) =>
+    new ol.style.Text({
+      font: "11px system-ui, sans-serif",
+      textAlign,
+      textBaseline,
+      fill: fill(colours()["ink-2"]),
+      stroke: stroke(colours().ground, 3),
+    });
+  return new ol.layer.Graticule({
+    strokeStyle: stroke(colours()["map-grid"], 1),
+    showLabels: true,
+    wrapX: true,
+    targetSize: 120,
+    lonLabelStyle: label("center", "bottom"),
+    latLabelStyle: label("end", "middle"),
+    lonLabelFormatter: (lon) => degrees(lon, "E", "W"),
+    latLabelFormatter: (lat) => degrees(lat, "N", "S"),
+    lonLabelPosition: 0.02,
+  });
 }
 
-function paint() {
-  readColours();
-  const stroke = new ol.style.Stroke({ color: colours.line, width: 1 });
-  land.setStyle(new ol.style.Style({ fill: new ol.style.Fill({ color: colours["panel-2"] }), stroke }));
-  areaLayer.setStyle(
-    new ol.style.Style({ stroke: new ol.style.Stroke({ color: colours.accent, width: 2, lineDash: [6, 5] }) }),
-  );
-  tileLayer.changed();
+function degrees(value, positive, negative) {
+  const rounded = Math.round(Math.abs(value) * 10000) / 10000;
+  return rounded ? `${rounded}° ${value > 0 ? positive : negative}` : "0°";
 }
 
-const map = new ol.Map({
-  target: place,
-  layers,
-  controls: ol.control.defaults.defaults({ rotate: false, attribution: false }).extend([new ol.control.ScaleLine()]),
+let grid = graticule();
+export const map = new ol.Map({
+  target,
+  layers: [
+    ...(target.dataset.baseMap ? [new ol.layer.Tile({ source: new ol.source.XYZ({ url: target.dataset.baseMap }) })] : []),
+    land,
+    grid,
+    ...tiles.layers,
+    area,
+  ],
+  controls: [
+    new ol.control.Zoom({ zoomInTipLabel: "Zoom in", zoomOutTipLabel: "Zoom out" }),
+    new ol.control.ScaleLine({ minWidth: 60 }),
+  ],
   interactions: ol.interaction.defaults.defaults({ altShiftDragRotate: false, pinchRotate: false }),
-  view: new ol.View({ center: [0, 0], zoom: 1, maxZoom: 20 }),
+  view: new ol.View({ center: [0, 0], zoom: 1, minZoom: 0, maxZoom: 20, enableRotation: false, multiWorld: true }),
 });
-new ResizeObserver(() => map.updateSize()).observe(place);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+const tip = new ol.Overlay({ element: card, positioning: "bottom-center", offset: [0, -10], stopEvent: true });
+map.addOverlay(tip);
 
-// Follow the grid.
+// Fit: when another part of the Earth is asked for, as soon as the map is visible.
 
-let planned = 0;
-let shouldFit = true;
-
-function follow() {
-  planned = 0;
-  const there = new Set();
-  const fresh = [];
-  for (const element of document.querySelectorAll(".tile")) {
-    there.add(element.dataset.id);
-    if (tiles.getFeatureById(element.dataset.id)) continue;
-    const feature = featureOf(element);
-    if (feature) fresh.push(feature);
-  }
-  for (const feature of tiles.getFeatures()) if (!there.has(feature.getId())) tiles.removeFeature(feature);
-  tiles.addFeatures(fresh);
-  tileLayer.changed();
-  document.getElementById("map-empty").hidden = tiles.getFeatures().length > 0;
-  if (shouldFit) fit();
-}
+let viewKey = null;
+let isFitDue = false;
 
 function fit() {
-  const extent = tiles.isEmpty() ? areas.getExtent() : tiles.getExtent();
-  if (tiles.isEmpty() && areas.isEmpty()) return;
-  if (!map.getSize() || !map.getSize()[0]) return;
-  shouldFit = false;
-  map.getView().fit(extent, { padding: [56, 40, 40, 40], maxZoom: 17 });
+  const [width, height] = map.getSize() || [0, 0];
+  isFitDue = !(width && height);
+  if (isFitDue) return;
+  let extent = tiles.extent();
+  for (const feature of asked.getFeatures()) {
+    const part = feature.getGeometry().getExtent().slice();
+    if (!extent) {
+      extent = part;
+      continue;
+    }
+    const shift = beside(part[0], extent[0]) - part[0];
+    ol.extent.extend(extent, [part[0] + shift, part[1], part[2] + shift, part[3]]);
+  }
+  if (!extent) return;
+  map.getView().fit(extent, { padding: [24, 24, 32, 24], maxZoom: 17 });
 }
 
-function plan() {
-  planned ||= requestAnimationFrame(follow);
+map.on("change:size", () => isFitDue && fit());
+
+/** Draw the area and the place of the address. */
+function drawAsked() {
+  const parameters = read();
+  asked.clear(true);
+  const ring = tools.parseArea(parameters.get("area"));
+  if (ring.length > 2) {
+    // The edges are straight in longitude and latitude, so on the map they are curves.
+    const path = unwrapped([...ring, ring[0]]).flatMap(([lon, lat], index, all) => {
+      if (!index) return [[lon, lat]];
+      const [fromLon, fromLat] = all[index - 1];
+      return Array.from({ length: 16 }, (_, step) => {
+        const share = (step + 1) / 16;
+        return [fromLon + (lon - fromLon) * share, fromLat + (lat - fromLat) * share];
+      });
+    });
+    asked.addFeature(new ol.Feature(new ol.geom.Polygon([path.map(project)])));
+  }
+  const near = (parameters.get("near") || "").split(",").map(Number);
+  if (near.length === 2 && near.every(Number.isFinite)) asked.addFeature(new ol.Feature(new ol.geom.Point(project(near))));
+  asked.changed();
+  document.getElementById("map-clear").hidden = !ring.length;
 }
 
-new MutationObserver(plan).observe(document.querySelector(".left"), {
-  childList: true,
-  subtree: true,
-  attributes: true,
-  attributeFilter: ["data-mark"],
+/** Make the map show the tiles of the grid and the address. */
+function update() {
+  const hasChanged = tiles.read();
+  const parameters = read();
+  const hasPlaces = tiles.places.length > 0 || parameters.has("area") || parameters.has("near");
+  const hasTiles = Boolean(document.querySelector("article.tile"));
+  // Without any tile, nothing is known about the places of the archive.
+  document.getElementById("map-none").hidden = hasPlaces || !hasTiles;
+  if (!hasChanged) return;
+  const key = JSON.stringify(VIEW_PARAMETERS.map((name) => parameters.getAll(name)));
+  const { numWithout } = tiles;
+  say(numWithout && tiles.places.length ? `${numWithout.toLocaleString("en")} of the tiles shown have no place.` : "");
+  const shown = card.dataset.id;
+  if (shown && !tiles.byId.has(shown)) closeCard();
+  if (key !== viewKey) {
+    viewKey = key;
+    fit();
+  }
+}
+
+// New answers, further parts and hidden tiles all change the elements of the grid.
+let isUpdateDue = false;
+new MutationObserver(() => {
+  if (isUpdateDue) return;
+  isUpdateDue = true;
+  requestAnimationFrame(() => {
+    isUpdateDue = false;
+    update();
+  });
+}).observe(document.querySelector(".left"), { childList: true, subtree: true });
+
+document.addEventListener("orbithash:address", drawAsked);
+document.addEventListener("orbithash:mark", () => tiles.redraw());
+document.addEventListener("orbithash:hover", (event) => {
+  tiles.light(event.detail.id === null ? null : String(event.detail.id));
 });
-document.addEventListener("orbithash:answer", () => {
-  shouldFit = true;
-  popup.hidden = true;
-  drawArea();
-  plan();
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  palette = null;
+  map.removeLayer(grid);
+  grid = graticule();
+  map.getLayers().insertAt(map.getLayers().getLength() - 3, grid);
+  tiles.redraw();
+  land.changed();
+  area.changed();
 });
-document.addEventListener("orbithash:address", drawArea);
-map.on("change:size", () => shouldFit && fit());
 
-// Hover, both ways.
-
-function light(id) {
-  if (id === lit) return;
-  lit = id;
-  tileLayer.changed();
+function say(sentence) {
+  if (message.textContent !== sentence) message.textContent = sentence;
 }
 
-document.addEventListener("orbithash:hover", (event) => light(event.detail.id));
+/** Return the tile under a pixel, within a few pixels of a dot. */
+function tileAt(pixel, tolerance = 9) {
+  return tiles.at(map.getCoordinateFromPixel(pixel), tolerance * map.getView().getResolution());
+}
 
+// The pointer.
+
+let hovered = null;
 map.on("pointermove", (event) => {
-  if (event.dragging) return;
-  const feature = featureAt(event.coordinate);
-  place.classList.toggle("pointing", Boolean(feature));
-  const id = feature ? feature.getId() : null;
-  if (id !== lit) document.dispatchEvent(new CustomEvent("orbithash:hover", { detail: { id } }));
+  if (event.dragging || tools.active) return;
+  const place = tileAt(event.pixel);
+  target.style.cursor = place ? "pointer" : "";
+  if ((place?.id ?? null) === hovered) return;
+  hovered = place?.id ?? null;
+  document.dispatchEvent(new CustomEvent("orbithash:hover", { detail: { id: hovered } }));
 });
 
-/** Return the tile at a place, or a dot near it. Without reading pixels back, which browsers warn about. */
-function featureAt(coordinate) {
-  const inside = tiles.getFeaturesAtCoordinate(coordinate);
-  if (inside.length) return inside[inside.length - 1];
-  const closest = tiles.getClosestFeatureToCoordinate(coordinate);
-  if (!closest) return null;
-  const [x, y] = closest.getGeometry().getClosestPoint(coordinate);
-  const distance = Math.hypot(x - coordinate[0], y - coordinate[1]);
-  return distance <= NEAR_PX * map.getView().getResolution() ? closest : null;
+target.addEventListener("pointerleave", () => {
+  if (hovered === null) return;
+  hovered = null;
+  document.dispatchEvent(new CustomEvent("orbithash:hover", { detail: { id: null } }));
+});
+
+map.on("singleclick", (event) => {
+  if (tools.active) return;
+  const place = tileAt(event.pixel);
+  if (place) select(place);
+  else likeAt(ol.proj.toLonLat(event.coordinate), event.coordinate);
+});
+
+/** Show a card with a tile, and light it up in the grid. */
+function select(place) {
+  const { element, id } = place;
+  document.dispatchEvent(new CustomEvent("orbithash:hover", { detail: { id } }));
+  element.scrollIntoView({ block: "nearest" });
+  const picture = pictureOf(element.querySelector(".picture img")?.src);
+  showCard(place.centre, id, element.getAttribute("aria-label"), picture, [
+    ["More like this", () => moreLike(id)],
+    ["View", () => open(id)],
+    ["+", () => mark([id], element.dataset.mark === "good" ? "" : "good"), "Good example"],
+    ["−", () => mark([id], element.dataset.mark === "bad" ? "" : "bad"), "Bad example"],
+  ]);
 }
 
-// A click says what is there, and offers what can be done with it.
-
-const overlay = new ol.Overlay({ element: popup, positioning: "bottom-center", offset: [0, -8], autoPan: { margin: 12 } });
-map.addOverlay(overlay);
-let request = null;
-
-function offer(coordinate, { id, name, source, distance }) {
-  const [lon, lat] = toLonLat(coordinate);
-  popup.dataset.id = id ?? "";
-  popup.dataset.place = `${wrapped(lon)},${lat}`;
-  popup.querySelector("img").hidden = !source;
-  if (source) popup.querySelector("img").src = source;
-  popup.querySelector(".popup-name").textContent = name;
-  popup.querySelector(".popup-distance").textContent = distance;
-  for (const button of popup.querySelectorAll("[data-needs-tile]")) button.hidden = id === null;
-  popup.hidden = false;
-  overlay.setPosition(coordinate);
+function pictureOf(src) {
+  return src ? Object.assign(new Image(64, 64), { src, alt: "" }) : null;
 }
 
-map.on("singleclick", async (event) => {
-  if (mode !== "move") return;
-  const feature = featureAt(event.coordinate);
-  if (feature) {
-    const tile = tileOf(feature);
-    const name = tile.querySelector(".label").textContent;
-    offer(event.coordinate, { id: feature.getId(), name, source: tile.querySelector("img")?.src, distance: "" });
-    return;
+function showCard(position, id, title, picture, actions) {
+  const heading = document.createElement("p");
+  heading.textContent = title;
+  const buttons = document.createElement("div");
+  for (const [text, act, label] of [...actions, ["×", closeCard, "Close"]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    if (label) {
+      button.setAttribute("aria-label", label);
+      button.title = label;
+    }
+    button.addEventListener("click", act);
+    buttons.append(button);
   }
-  const [lon, lat] = toLonLat(event.coordinate);
-  request?.abort();
-  request = new AbortController();
+  card.replaceChildren(...[picture, heading, buttons].filter(Boolean));
+  card.dataset.id = id;
+  card.hidden = false;
+  tip.setPosition(position);
+  tip.panIntoView({ margin: 8 });
+}
+
+function closeCard() {
+  card.hidden = true;
+  card.dataset.id = "";
+  tip.setPosition(undefined);
+}
+
+/** Search for more like the tile nearest to an empty place. */
+async function likeAt([lon, lat], coordinate) {
+  closeCard();
+  say("Looking for the nearest tile …");
+  const parameters = read();
+  parameters.set("lon", lon.toFixed(7));
+  parameters.set("lat", lat.toFixed(7));
   try {
-    const response = await fetch(`/at?lon=${wrapped(lon)}&lat=${lat}`, {
-      headers: { Accept: "application/json" },
-      signal: request.signal,
-    });
+    const response = await fetch(`/at?${parameters}`, { headers: { Accept: "application/json" } });
     const found = await response.json();
-    if (!response.ok) throw new Error(found.error?.message || "The service does not answer.");
-    const none = { id: null, name: "No tile has a place.", source: "", distance: "" };
-    offer(
-      event.coordinate,
-      found.id === null
-        ? none
-        : { id: found.id, name: found.name, source: found.picture, distance: `Nearest tile, ${found.distance} away` },
-    );
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    offer(event.coordinate, { id: null, name: "The service does not answer. Try again.", source: "", distance: "" });
-  }
-});
-
-popup.addEventListener("click", (event) => {
-  const { action } = event.target.closest("button")?.dataset || {};
-  if (!action) return;
-  const { id, place: where } = popup.dataset;
-  popup.hidden = true;
-  if (action === "like") moreLike(id);
-  if (action === "view") open(id);
-  if (action === "near") {
-    change({ near: where, q: null, like: null, code: null, good: null, bad: null, find: null, detector: null, sort: null });
-  }
-});
-
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  if (!popup.hidden) popup.hidden = true;
-  if (mode !== "move") setMode("move");
-});
-
-// Ways to use the pointer: move, draw an area, mark the tiles in a box.
-
-let mode = "move";
-let interaction = null;
-
-function setMode(next) {
-  if (interaction) map.removeInteraction(interaction);
-  interaction = null;
-  mode = next;
-  for (const button of document.querySelectorAll("#map-tools [data-mode]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
-  }
-  place.classList.toggle("drawing", mode !== "move");
-  if (mode === "polygon") {
-    interaction = new ol.interaction.Draw({ type: "Polygon", maxPoints: MAX_CORNERS });
-    interaction.on("drawend", (event) => finish(event.feature.getGeometry().getCoordinates()[0].slice(0, -1)));
-  } else if (mode !== "move") {
-    interaction = new ol.interaction.DragBox();
-    interaction.on("boxend", () => {
-      const extent = interaction.getGeometry().getExtent();
-      if (mode === "box") finish(boxOf(extent));
-      else markIn(extent, mode);
-    });
-  }
-  if (interaction) map.addInteraction(interaction);
-}
-
-function boxOf([west, south, east, north]) {
-  return [
-    [west, south],
-    [east, south],
-    [east, north],
-    [west, north],
-  ];
-}
-
-function finish(points) {
-  // After the events of this drawing, which the interaction still handles.
-  setTimeout(() => setMode("move"), 0);
-  setArea(points.map((point) => ol.proj.toLonLat(point)));
-}
-
-function markIn(extent, kind) {
-  const rows = tiles.getFeaturesInExtent(extent).filter((feature) => feature.getGeometry().intersectsExtent(extent));
-  if (rows.length) {
-    mark(
-      rows.map((feature) => feature.getId()),
-      kind,
-    );
+    if (!response.ok) {
+      say(found.error.message);
+      return;
+    }
+    const { name, distance } = found;
+    const metresPerPixel = map.getView().getResolution() * Math.cos((lat * Math.PI) / 180);
+    if (found.distance_m <= FAR * metresPerPixel) {
+      moreLike(found.id);
+      say(`More like ${name}, ${distance} from where you clicked.`);
+      return;
+    }
+    say("");
+    showCard(coordinate, "", `The nearest tile, ${name}, is ${distance} from here.`, pictureOf(found.picture), [
+      ["More like it", () => (closeCard(), moreLike(found.id))],
+      ["Nearest to here", () => (closeCard(), nearestTo(lon, lat))],
+    ]);
+  } catch {
+    say("The service does not answer. Try again.");
   }
 }
 
-document.getElementById("map-tools").addEventListener("click", (event) => {
-  const { mode: next, view } = event.target.closest("button")?.dataset || {};
-  if (next) setMode(next === mode ? "move" : next);
-  if (view === "area") {
-    const [west, south, east, north] = map.getView().calculateExtent();
-    const world = ol.proj.get("EPSG:3857").getExtent();
-    const width = world[2] - world[0];
-    // A view of the whole Earth is no limit.
-    if (east - west >= width) change({ area: null });
-    else setArea(boxOf([west, Math.max(south, world[1]), east, Math.min(north, world[3])]).map((p) => ol.proj.toLonLat(p)));
-  }
-  if (view === "fit") fit();
+function nearestTo(lon, lat) {
+  change({ near: `${lon.toFixed(6)},${lat.toFixed(6)}`, q: null, like: null, code: null, good: null, bad: null, find: null, detector: null });
+}
+
+document.getElementById("map-fit").addEventListener("click", fit);
+panel.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || (card.hidden && !tools.active)) return;
+  event.stopPropagation();
+  closeCard();
+  tools.stop();
 });
 
-paint();
-drawArea();
-follow();
+const tools = new Tools({ map, tiles, tileAt, say, colours });
+drawAsked();
+update();

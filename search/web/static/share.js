@@ -3,15 +3,24 @@
 import { open } from "./dialog.js";
 import { say, sentenceOf } from "./problems.js";
 
-document.addEventListener("click", (event) => {
-  // What is shown now, also after scrolling.
-  const link = event.target.closest?.('a[href*="scope=shown"]');
-  if (link) {
-    const address = new URL(link.href);
-    address.searchParams.set("rows", String(document.querySelectorAll(".tile").length));
-    link.href = address.pathname + address.search;
-  }
-});
+// Rows of a file of what is shown.
+const MAX_SHOWN = 10000;
+
+// A file of what is shown has as many rows as there are tiles, which grow in number while one scrolls.
+document.addEventListener(
+  "toggle",
+  (event) => {
+    if (event.target.id !== "export-menu" || !event.target.open) return;
+    const count = Math.max(1, document.querySelectorAll("article.tile").length);
+    document.getElementById("export-shown").textContent = count.toLocaleString("en");
+    for (const link of event.target.querySelectorAll('[data-scope="shown"]')) {
+      const address = new URL(link.href);
+      address.searchParams.set("limit", String(Math.min(count, MAX_SHOWN)));
+      link.href = address.pathname + address.search;
+    }
+  },
+  true,
+);
 
 document.addEventListener("click", async (event) => {
   if (event.target.id !== "copy-address") return;
