@@ -47,10 +47,10 @@ EXTRAS = {
 
 # Extras for everything that a verb needs; of other verbs: `train`.
 _OF_VERB = {
-    **dict.fromkeys(("encode", "query", "refused", "upsert"), "encode"),
+    **dict.fromkeys(("detect", "encode", "query", "refused", "upsert"), "encode"),
     **dict.fromkeys(("serve", "duplicates", "plan"), "serve,cpu"),
     **dict.fromkeys(("demo", "bench"), "all,cpu"),
-    "web": "web",
+    **dict.fromkeys(("detector", "web"), "web"),
 }
 
 

@@ -65,10 +65,10 @@ def fit_detector(
         raise InvalidQuery(("marks", "mark at least one row as good: a detector learns what good rows have in common"))
     if not len(bad) and not len(background):
         raise InvalidQuery(("marks", "mark at least one row as bad: a detector learns from both kinds"))
-    for rows in (good, bad, background):
-        if rows.ndim != 2 or rows.shape[1] != vector.dims:
-            raise InvalidQuery(("marks", f"stored vectors have {vector.dims} dimensions, got {rows.shape}"))
-    parts = [_sorted(rows).astype(np.float64) for rows in (good, bad, background)]
+    for part in (good, bad, background):
+        if part.ndim != 2 or part.shape[1] != vector.dims:
+            raise InvalidQuery(("marks", f"stored vectors have {vector.dims} dimensions, got an array {part.shape}"))
+    parts = [_sorted(part).astype(np.float64) for part in (good, bad, background)]
     length = math.sqrt(np.mean(np.square(np.concatenate(parts)).sum(axis=1))) or 1.0
     # The sums of several threads differ in the last bits from run to run.
     with threadpool_limits(1):
@@ -196,7 +196,8 @@ def _quantised(direction: _Numbers) -> tuple[npt.NDArray[np.int64], float]:
 
 
 def _others(rows: _Numbers, fold: int, folds: int) -> _Numbers:
-    return rows[np.arange(len(rows)) % folds != fold]
+    others: _Numbers = rows[np.arange(len(rows)) % folds != fold]
+    return others
 
 
 def _sorted(rows: Vectors) -> Vectors:

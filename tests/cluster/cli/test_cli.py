@@ -91,6 +91,8 @@ SURFACE = {
     "status": [*CONNECTION, "--json", "--timeout", "--token-file"],
     "delete": ["[KEY]...", *CONNECTION, "--json", "--keys", "--timeout", "--token-file"],
     "refused": ["ARCHIVE", "--json", "--limit"],
+    "detect": ["ARCHIVE", "--detector", "--filter", "--json", "--min-score", "--out"],
+    "detector": [*sorted([*CONNECTION, "--bad"]), "--good", "--json", "--out", "--seed", "--timeout", "--token-file"],
     "duplicates": ["ARCHIVE", "--filter", "--json", "--radius"],
     "plan": [
         *(

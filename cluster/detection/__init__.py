@@ -1,0 +1,1 @@
+"""Detectors: fitted to rows of a gateway's archive, and run over archives that no gateway serves."""
