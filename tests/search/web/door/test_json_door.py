@@ -7,7 +7,7 @@ import json
 import pytest
 from google.protobuf import json_format
 from jsonschema import Draft202012Validator
-from page_world import GatewayThread
+from page_services import GatewayThread
 from web_parts import serving_web
 
 from orbithash.search import Client
