@@ -225,7 +225,7 @@ def test_clients_are_bounded_and_closed(guarded):
     """Unknown tokens take no room; known ones are closed when they are idle, or when another one needs the room."""
     import asyncio
 
-    from orbithash.search.protocol.errors import Overloaded, Unauthenticated
+    from orbithash.search.protocol.errors import GatewayUnreachable, Overloaded, Unauthenticated
     from orbithash.search.web.security.clients import Clients
 
     async def scenario():
@@ -246,6 +246,13 @@ def test_clients_are_bounded_and_closed(guarded):
         async with clients.lease(BOB) as client:
             assert (await client.describe()).bits == 16
         assert list(clients._entries) == [BOB]
+        for error in (Unauthenticated("revoked"), GatewayUnreachable("another certificate")):
+            with pytest.raises(type(error)):
+                async with clients.lease(BOB):
+                    raise error
+            assert not clients._entries, "the next request begins anew"
+        async with clients.lease(BOB):
+            pass
         await clients.close_idle()
         assert not clients._entries
 
