@@ -6,24 +6,22 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.connection import (
-    CaOption,
-    CertKeyOption,
-    CertOption,
-    Connection,
-    GatewayOption,
-    TokenFileOption,
-)
 from orbithash.cluster.cli.options import (
     ARCHIVE,
     DEFAULT_ADDRESS,
     SEARCH,
     AssetOption,
+    CaOption,
+    CertKeyOption,
+    CertOption,
+    Connection,
     FilterOption,
+    GatewayOption,
     JsonOption,
     ModelOption,
     TableOption,
     TimeoutOption,
+    TokenFileOption,
 )
 from orbithash.cluster.output import print_json
 
