@@ -23,13 +23,13 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def render(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Return a page of the template `name`.
+def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page of a template.
 
     Besides `values`, templates know `request`, `settings`, `has_token` (whether the visitor has logged in) and
     `static(path)`, the address of a file of static/.
     """
-    page = _templates().get_template(name)
+    page = _templates().get_template(template)
     state = request.app.state
     has_token = getattr(request.state, "token", None) is not None
     text = page.render(

@@ -132,6 +132,12 @@ def test_a_fragment_sends_the_whole_page_to_the_login(service):
     assert reply.headers["HX-Redirect"] == f"/login?next={quote('/?q=boats&good=1', safe='')}"
 
 
+def test_markup_in_an_address_stays_text(service):
+    reply = service.get("/login?next=/%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
+    assert 'value="/&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"' in reply.text
+    assert "<script>alert" not in reply.text
+
+
 @needs_page
 def test_a_link_of_another_site_asks_again_with_the_cookie(service):
     """Browsers leave a strict cookie out of the first request after a click on another site."""
