@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from orbithash.search.protocol.description import Description
+from orbithash.search.protocol.rankings import Place
 
-__all__ = ["describe"]
+__all__ = ["describe", "has_places"]
 
 _MAX_AGE_S = 5.0
 
@@ -26,3 +27,16 @@ async def describe(request: Request) -> Description:
     description: Description = await request.state.client.describe()
     request.app.state.described = _Kept(description)
     return description
+
+
+async def has_places(request: Request, description: Description) -> bool:
+    """Return whether any row of the archive has a place, so that there is something to show on a map."""
+    archive = (description.model_id, description.archive_version)
+    known: tuple[object, bool] | None = getattr(request.app.state, "places", None)
+    if known is None or known[0] != archive:
+        found = await request.state.client.rank(Place(0.0, 0.0), k=1)
+        if not found.rows_within and found.coverage.fraction < 1:
+            return True
+        known = (archive, found.rows_within > 0)
+        request.app.state.places = known
+    return known[1]

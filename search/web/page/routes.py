@@ -13,7 +13,7 @@ from orbithash.search.protocol.errors import InvalidQuery, SearchError, Unauthen
 from orbithash.search.web.errors import WebError, failure_of
 from orbithash.search.web.page import sentences
 from orbithash.search.web.page.answers import Answers
-from orbithash.search.web.page.archive import describe
+from orbithash.search.web.page.archive import describe, has_places
 from orbithash.search.web.page.charts import distance_chart, group_chart, heat_chart
 from orbithash.search.web.page.exports import routes as export_routes
 from orbithash.search.web.page.filters import filter_text
@@ -38,11 +38,13 @@ async def home(request: Request) -> Response:
     is_fragment = "hx-request" in request.headers
     if is_fragment and parsed.problems:
         return _problems(request, parsed.problems, 400)
-    problems, status = dict(parsed.problems), 200
+    problems, status, are_placed = dict(parsed.problems), 200, True
     description: Description | None = None
     values: dict[str, Any] = {}
     try:
         description = await describe(request)
+        if not is_fragment:
+            are_placed = await has_places(request, description)
         values, problem = await _answer_values(request, parsed.state, description)
         if problem:
             problems.setdefault("marks", problem)
@@ -61,6 +63,7 @@ async def home(request: Request) -> Response:
         **{"shown": None, "state": parsed.state, "query": format_state(parsed.state)} | values,
         problems=problems,
         typed=parsed.typed,
+        has_places=are_placed,
         description=description,
     )
 

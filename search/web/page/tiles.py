@@ -107,8 +107,8 @@ def metres(distance: float) -> str:
 
 
 def short_name(key: str) -> str:
-    """Return the last part of a key; the middle of a long one is left out, because its end tells tiles apart."""
-    name = key.rstrip("/").rsplit("/", 1)[-1] or key
+    """Return the last part of a key, of a tile of a scene its window; the middle of a long name is left out."""
+    name = key.rstrip("/").rsplit("/", 1)[-1].rsplit("#", 1)[-1] or key
     return name if len(name) <= 18 else f"{name[:6]}…{name[-11:]}"
 
 

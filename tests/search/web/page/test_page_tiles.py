@@ -16,7 +16,7 @@ from orbithash.search.web.page.charts import distance_chart, group_chart, heat_c
 from orbithash.search.web.page.rings import MAX_VERTICES, ring_of
 from orbithash.search.web.page.sentences import coverage_sentence, empty_advice, problem_of
 from orbithash.search.web.page.state import State
-from orbithash.search.web.page.tiles import tiles_of
+from orbithash.search.web.page.tiles import short_name, tiles_of
 
 JPEG = b"\xff\xd8\xff\xe0rest"
 
@@ -163,3 +163,16 @@ def test_a_vote_of_marks_is_that_of_the_gateway(seed):
     expected = compose(encoded[:num_good], encoded[num_good:], [1.0] * len(codes), bits).codes.tobytes()
     packed = [code.tobytes() for code in codes]
     assert vote(packed[:num_good], packed[num_good:], bits) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("a/b/tile.png", "tile.png"),
+        ("s/LC81070352015122LGN00.tif#128,64,64,64", "128,64,64,64"),
+        ("a-very-long-name-of-a-tile_0042.tif", "a-very…le_0042.tif"),
+        ("/", "/"),
+    ],
+)
+def test_names_of_tiles_are_short(key, name):
+    assert short_name(key) == name
