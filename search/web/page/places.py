@@ -23,7 +23,10 @@ MAX_TIMES = 200
 async def at(request: Request) -> Response:
     """Answer GET /at?lon=&lat=: the row whose centre is nearest, of those that pass the filters of the address."""
     lon, lat = _degrees(request, "lon", 360), _degrees(request, "lat", 90)
-    state = parse_state(request.query_params.multi_items()).state
+    parsed = parse_state(request.query_params.multi_items())
+    if parsed.problems:
+        raise WebError(400, " ".join(parsed.problems.values()))
+    state = parsed.state
     answer = await request.state.client.rank(Place(lon, lat), k=1, include=("thumbnail",), filter=filter_text(state))
     if not answer.hits:
         which = "that passes the filters " if state.is_filtered else ""
@@ -54,7 +57,7 @@ async def times(request: Request) -> Response:
         request,
         "_times_list.html",
         id=number,
-        name=row.label or short_name(row.key),
+        title=row.label or short_name(row.key),
         tiles=tiles_of(answer.hits, State(), "time", 0),
         num_times=answer.rows_within,
         partial=coverage_sentence(answer.coverage),

@@ -8,6 +8,10 @@ __all__ = ["MAX_VERTICES", "Ring", "format_ring", "parse_ring", "ring_of"]
 
 # Of an area in the address, and of the outline of a tile.
 MAX_VERTICES = 200
+# Kinds of geometry in Well-Known Binary.
+_POLYGON, _MULTIPOLYGON = 3, 6
+# Polygons of an outline that are looked at.
+_MAX_PARTS = 16
 # Vertices (longitude, latitude) in degrees, WGS 84; the last is joined to the first.
 Ring = tuple[tuple[float, float], ...]
 
@@ -43,33 +47,55 @@ def format_ring(ring: Ring) -> str:
 
 
 def ring_of(wkb: bytes | None) -> Ring:
-    """Return the outer ring of the first polygon in Well-Known Binary, with at most `MAX_VERTICES` vertices.
+    """Return the outer ring of an outline in Well-Known Binary, with at most `MAX_VERTICES` vertices.
 
+    Of several polygons, it is the first one; those on both sides of 180 degrees are joined, with longitudes above 180.
     Empty for anything else: a row without a valid outline is shown as a point.
     """
     try:
-        return _outer_ring(wkb or b"", 0)
+        rings = _outer_rings(wkb or b"")
     except (struct.error, IndexError):
         return ()
-
-
-def _outer_ring(wkb: bytes, start: int) -> Ring:
-    order = "<" if wkb[start] == 1 else ">"
-    kind, count = struct.unpack_from(f"{order}II", wkb, start + 1)
-    if kind == 6 and count:
-        # A multipolygon: its parts are whole geometries.
-        return _outer_ring(wkb, start + 9)
-    if kind != 3 or not count:
+    if not rings or not all(abs(lon) <= 360 and abs(lat) <= 90 for ring in rings for lon, lat in ring):
         return ()
-    (num_vertices,) = struct.unpack_from(f"{order}I", wkb, start + 9)
-    numbers = struct.unpack_from(f"{order}{2 * num_vertices}d", wkb, start + 13) if num_vertices < 2**20 else ()
-    if not all(map(math.isfinite, numbers)):
-        return ()
-    vertices = list(zip(numbers[::2], numbers[1::2], strict=True))
+    is_cut = len(rings) > 1 and {-180.0, 180.0} <= {lon for ring in rings for lon, _ in ring}
+    vertices = list(_joined(rings) if is_cut else rings[0])
     if len(vertices) > 1 and vertices[0] == vertices[-1]:
         vertices.pop()
     step = max(1, math.ceil(len(vertices) / MAX_VERTICES))
     return tuple(vertices[::step])
+
+
+def _outer_rings(wkb: bytes) -> list[Ring]:
+    """Return the outer rings of a polygon or of a multipolygon; empty for other geometries."""
+    order = "<" if wkb[0] == 1 else ">"
+    kind, count = struct.unpack_from(f"{order}II", wkb, 1)
+    start, rings = (9, []) if kind == _MULTIPOLYGON else (0, [])
+    for _ in range(min(count, _MAX_PARTS) if kind == _MULTIPOLYGON else 1):
+        order = "<" if wkb[start] == 1 else ">"
+        kind, num_rings = struct.unpack_from(f"{order}II", wkb, start + 1)
+        if kind != _POLYGON or not num_rings:
+            return []
+        start += 9
+        for number in range(num_rings):
+            (num_vertices,) = struct.unpack_from(f"{order}I", wkb, start)
+            if number == 0:
+                numbers = struct.unpack_from(f"{order}{2 * num_vertices}d", wkb, start + 4)
+                rings.append(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+            start += 4 + 16 * num_vertices
+    return rings
+
+
+def _joined(rings: list[Ring]) -> Ring:
+    """Return the outline of polygons that were cut at 180 degrees, else the first ring."""
+    import shapely
+
+    turned = [tuple((lon + 360, lat) for lon, lat in ring) if max(ring)[0] <= 0 else ring for ring in rings]
+    try:
+        whole = shapely.union_all([shapely.Polygon(ring) for ring in turned])
+    except (shapely.errors.ShapelyError, ValueError):
+        return rings[0]
+    return tuple(whole.exterior.coords) if whole.geom_type == "Polygon" else rings[0]
 
 
 def _wrapped(lon: float) -> float:

@@ -16,6 +16,8 @@ const message = document.getElementById("map-message");
 const VIEW_PARAMETERS = ["q", "like", "code", "near", "label", "from", "to", "area", "filter", "sort", "seed", "find"];
 // A click this far from the nearest tile asks before it searches, in pixels.
 const FAR = 40;
+// Degrees between two lines of the grid.
+const GRID_STEPS = [90, 45, 30, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 
 // Colours come from the style sheet, which follows the wish of the system.
 let palette = null;
@@ -35,7 +37,7 @@ function colours() {
 const stroke = (color, width, lineDash) => new ol.style.Stroke({ color, width, lineDash });
 const fill = (color) => new ol.style.Fill({ color });
 
-const tiles = new Tiles(colours);
+export const tiles = new Tiles(colours);
 const asked = new ol.source.Vector();
 const land = new ol.layer.Vector({
   source: new ol.source.Vector({ url: target.dataset.land, format: new ol.format.TopoJSON({ layers: ["land"] }) }),
@@ -75,6 +77,7 @@ function graticule() {
     showLabels: true,
     wrapX: true,
     targetSize: 120,
+    intervals: GRID_STEPS,
     lonLabelStyle: label("center", "bottom"),
     latLabelStyle: label("end", "middle"),
     lonLabelFormatter: (lon) => degrees(lon, "E", "W"),
@@ -243,7 +246,7 @@ function select(place) {
   document.dispatchEvent(new CustomEvent("orbithash:hover", { detail: { id } }));
   element.scrollIntoView({ block: "nearest" });
   const picture = pictureOf(element.querySelector(".picture img")?.src);
-  showCard(place.centre, id, element.getAttribute("aria-label"), picture, [
+  showCard([place.centre[0], place.extent[3]], id, element.getAttribute("aria-label"), picture, [
     ["More like this", () => moreLike(id)],
     ["View", () => open(id)],
     ["+", () => mark([id], element.dataset.mark === "good" ? "" : "good"), "Good example"],
@@ -259,7 +262,7 @@ function showCard(position, id, title, picture, actions) {
   const heading = document.createElement("p");
   heading.textContent = title;
   const buttons = document.createElement("div");
-  for (const [text, act, label] of [...actions, ["×", closeCard, "Close"]]) {
+  for (const [text, act, label] of actions) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = text;
@@ -270,7 +273,13 @@ function showCard(position, id, title, picture, actions) {
     button.addEventListener("click", act);
     buttons.append(button);
   }
-  card.replaceChildren(...[picture, heading, buttons].filter(Boolean));
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "quiet";
+  close.textContent = "×";
+  close.setAttribute("aria-label", "Close");
+  close.addEventListener("click", closeCard);
+  card.replaceChildren(...[close, picture, heading, buttons].filter(Boolean));
   card.dataset.id = id;
   card.hidden = false;
   tip.setPosition(position);
