@@ -150,14 +150,17 @@ class _Door:
             },
         }
 
-    def _parameters(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yield the fields of a message that a query can hold."""
+    def _parameters(self, name: str, prefix: str = "") -> Iterator[dict[str, Any]]:
+        """Yield the fields of a message that a query can hold, and those of messages in it."""
         number, message = self._messages[name]
         for place, field in enumerate(message.field):
             if field.type == FieldDescriptorProto.TYPE_MESSAGE:
+                is_list = field.label == FieldDescriptorProto.LABEL_REPEATED
+                if not is_list and field.type_name not in _WELL_KNOWN:
+                    yield from self._parameters(field.type_name, f"{prefix}{field.name}.")
                 continue
             yield {
-                "name": field.name,
+                "name": prefix + field.name,
                 "in": "query",
                 "required": False,
                 "description": self._comments.get((4, number, 2, place), ""),

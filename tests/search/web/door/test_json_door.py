@@ -56,6 +56,16 @@ REQUESTS = [
     ("Get", {"keys": [KEY, "no such key"], "include": ["COLUMN_THUMBNAIL"]}),
     ("Count", {"filter": "label = 'river'"}),
     ("Scroll", {"limit": 4, "after": 3}),
+    ("Rank", {"shuffle": {"seed": "7"}, "k": 4}),
+    ("Rank", {"place": {"lon": 3.2, "lat": 51.05, "max_distance_m": 9000}, "k": 4, "include": ["COLUMN_VECTOR"]}),
+    ("Rank", {"linear": {"weights": [1, -2, 3] * 8, "scale": 0.5}, "k": 3, "min_score": -10}),
+    ("Rank", {"time": {"newest_first": True}, "k": 3, "filter": "label = 'river'"}),
+    ("Distances", {"search": {"key": KEY}}),
+    ("CountBy", {"by": "GROUP_BY_LABEL"}),
+    ("CountBy", {"by": "GROUP_BY_MONTH", "filter": "label = 'river'"}),
+    ("Encode", {"text": "a harbor"}),
+    ("View", {"key": KEY, "max_side": 64}),
+    ("HeatMap", {"key": KEY, "search": {"text": "a harbor"}, "cells": 2}),
 ]
 
 
@@ -99,6 +109,9 @@ def test_a_query_string_is_enough(service):
     assert page.status == 200
     assert service.get("/api/count").json["rows"] == service.get("/api/archive").json["rows"]
     assert len(service.get("/api/scroll").json["rows"]) == 10
+    near = service.get("/api/rank?place.lon=3.2&place.lat=51.05&k=3&include=COLUMN_CAPTION&include=COLUMN_CODE").json
+    place = {"place": {"lon": 3.2, "lat": 51.05}, "k": 3, "include": ["COLUMN_CAPTION", "COLUMN_CODE"]}
+    assert near["hits"] == service.call("/api/rank", place).json["hits"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,8 @@ def test_the_description_is_valid(description):
     assert len(ids) == len(set(ids))
     assert all(operation["description"] and "200" in operation["responses"] for operation in operations)
     assert schemas["Hit"]["properties"]["rank"]["description"] == "Position in the answer, from 1."
+    named = {parameter["name"] for parameter in description["paths"]["/api/rank"]["get"]["parameters"]}
+    assert {"place.lon", "time.newest_first", "k", "include"} <= named
     documented = [field for name in ("SearchRequest", "Hit") for field in schemas[name]["properties"].values()]
     assert all(field.get("description") for field in documented)
 
