@@ -80,8 +80,17 @@ function show(content, keepScroll) {
   const top = document.getElementById("columns").getBoundingClientRect().top;
   htmx.swap(answer, content, { swapStyle: "outerHTML", swapDelay: 0, settleDelay: 0 });
   if (!keepScroll && top < 0) scrollBy({ top });
+  nameTab();
   announce("orbithash:answer", {});
 }
+
+/** Name the tab, and with it the entry of the history, after the sentence. */
+function nameTab() {
+  const sentence = read().get("q");
+  document.title = sentence ? `${sentence.slice(0, 60)} – orbithash` : "orbithash";
+}
+
+nameTab();
 
 function announce(name, detail) {
   document.dispatchEvent(new CustomEvent(name, { detail }));
