@@ -2,9 +2,12 @@
 
 Marks are few and not drawn at random: an analyst marks rows that look alike. Rows drawn at random from the archive
 serve as weak negatives, which tell the regression what the rest looks like; those that score like the good rows are
-left out before the last fit, because they may be unmarked good ones. The cut-off maximises recall^2 / (fraction of rows
-found) over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1 score does and does not need
-the number of good rows in the archive. Constants were chosen on 19 classes of UC Merced, see docs/detectors.md.
+left out before the last fit, because they may be unmarked good ones.
+
+The cut-off is half-way between the mean scores of held-out good and held-out bad rows. Without bad rows, it maximises
+recall^2 / (fraction of rows found) over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1
+score does and does not need the number of good rows in the archive. Constants and cut-off were chosen on 19 classes of
+UC Merced, see docs/detectors.md.
 """
 
 import math
@@ -122,14 +125,23 @@ def _fit_with_cutoff(rows: _Rows) -> _Model:
     model = _fit(rows)
     if not len(rows.background):
         return model
-    if len(rows.good) == 1:
-        # No row can be held out: half-way between the good row and the one percent of the others that is nearest to it.
-        others = np.quantile(model.scores(rows.background), 0.99)
-        return _Model(model.direction, model.intercept - float(model.scores(rows.good)[0] + others) / 2)
-    folds = min(_FOLDS, len(rows.good))
-    held_out = [_fit(rows.without(fold, folds)).scores(rows.good[fold::folds]) for fold in range(folds)]
-    cutoff = _cutoff(np.concatenate(held_out), model.scores(rows.background))
+    good, bad = _held_out(rows)
+    if len(bad):
+        cutoff = float(good.mean() + bad.mean()) / 2
+    elif len(good) > 1:
+        cutoff = _cutoff(good, model.scores(rows.background))
+    else:
+        # Half-way between the one good row and the one percent of the others that is nearest to it.
+        cutoff = float(good[0] + np.quantile(model.scores(rows.background), 0.99)) / 2
     return _Model(model.direction, model.intercept - cutoff)
+
+
+def _held_out(rows: _Rows) -> tuple[_Numbers, _Numbers]:
+    """Return the scores of good and of bad rows, each by a model without it, if there are two good rows or more."""
+    folds = min(_FOLDS, len(rows.good))
+    models = [_fit(rows.without(fold, folds) if folds > 1 else rows) for fold in range(folds)]
+    parts = [[model.scores(part[fold::folds]) for fold, model in enumerate(models)] for part in (rows.good, rows.bad)]
+    return np.concatenate(parts[0]), np.concatenate(parts[1])
 
 
 def _fit(rows: _Rows) -> _Model:
