@@ -1,5 +1,6 @@
 """A wheel built from the tree works in an environment that has never seen the checkout."""
 
+import ast
 import json
 import os
 import shutil
@@ -236,3 +237,20 @@ def test_the_extras_install_what_the_messages_name():
         # `gpu` has another build of the same module.
         for extra in set(extras) - {"gpu"}:
             assert names & requirement_closure("orbithash", ("", extra)), (module, extra)
+
+
+def test_the_extra_of_the_page_installs_all_that_it_imports():
+    """Also what is imported within functions."""
+    folders = [ROOT / name for name in ("search/web", "search/detectors", "encoders/places", "search/client")]
+    imported = set()
+    for path in [path for folder in folders for path in folder.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    distributions = metadata.packages_distributions()
+    installed = requirement_closure("orbithash", ("", "web"))
+    for module in imported - sys.stdlib_module_names - {"orbithash"}:
+        names = {canonicalize_name(name) for name in distributions.get(module, ())}
+        assert names & installed, module
