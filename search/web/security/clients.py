@@ -50,9 +50,11 @@ class Clients:
         for a token that the gateway does not accept, and `Overloaded` if too many are in use.
         """
         loop = asyncio.get_running_loop()
+        if token not in self._entries:
+            await self._make_room()
+        # Looked up after the wait: another request may have opened it meanwhile.
         entry = self._entries.get(token)
         if entry is None:
-            await self._make_room(loop.time())
             entry = self._entries[token] = _Entry(self._open(token), loop.time())
         entry.num_users += 1
         try:
@@ -81,7 +83,7 @@ class Clients:
         for token in list(self._entries):
             await self._close(token)
 
-    async def _make_room(self, now: float) -> None:
+    async def _make_room(self) -> None:
         if len(self._entries) < self._settings.limits.max_clients:
             return
         idle = [(entry.used, token) for token, entry in self._entries.items() if not entry.num_users]

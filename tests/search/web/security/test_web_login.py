@@ -257,8 +257,15 @@ def test_clients_are_bounded_and_closed(guarded):
                 async with clients.lease(BOB):
                     raise error
             assert not clients._entries, "the next request begins anew"
-        async with clients.lease(BOB):
+        async with clients.lease(ALICE):
             pass
+
+        async def ask():
+            async with clients.lease(BOB) as client:
+                await client.describe()
+                return client
+
+        assert len(set(await asyncio.gather(*(ask() for _ in range(5))))) == 1, "opened once, in the place of another"
         await clients.close_idle()
         assert not clients._entries
 
