@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 from orbithash.search.client.arguments import as_content, as_query
 from orbithash.search.protocol import convert, convert_rankings
 from orbithash.search.protocol.forms import CodeLike, ImageLike, VectorLike
-from orbithash.search.protocol.queries import Column, Example, Query, check_filter
+from orbithash.search.protocol.queries import Column, Example, Query, check_include
 from orbithash.search.protocol.rankings import (
     By,
     DistanceCounts,
@@ -18,7 +18,9 @@ from orbithash.search.protocol.rankings import (
     RankCursor,
     Ranking,
     View,
-    check_group_by,
+    check_cells,
+    check_grouping,
+    check_side,
 )
 from orbithash.search.protocol.rows import check_keys
 from orbithash.v1 import search_pb2
@@ -41,7 +43,10 @@ class QueryFields(TypedDict, total=False):
 
 
 def _ranking(by: By, **fields: Any) -> Ranking:
-    fields["include"] = tuple(fields["include"])
+    include = fields["include"]
+    if isinstance(include, str):
+        check_include(include)
+    fields["include"] = tuple(include)
     ranking = Ranking(by=by, **fields)
     ranking.check()
     return ranking
@@ -52,8 +57,7 @@ def _distances_request(query: Query | None, fields: QueryFields) -> search_pb2.D
 
 
 def _count_by_request(by: GroupBy, filter_text: str, min_coverage: float) -> search_pb2.CountByRequest:
-    check_group_by(by)
-    check_filter(filter_text)
+    check_grouping(by, filter_text, min_coverage)
     return search_pb2.CountByRequest(
         by=convert_rankings.group_by_to_pb(by), filter=filter_text, min_coverage=min_coverage
     )
@@ -67,11 +71,13 @@ def _encode_request(**content: Any) -> search_pb2.EncodeRequest:
 
 def _view_request(key: str, max_side: int) -> search_pb2.ViewRequest:
     check_keys([key])
+    check_side(max_side)
     return search_pb2.ViewRequest(key=key, max_side=max_side)
 
 
 def _heat_map_request(key: str, cells: int, query: Query | None, fields: QueryFields) -> search_pb2.HeatMapRequest:
     check_keys([key])
+    check_cells(cells)
     search = convert.query_to_pb(as_query(query, **fields))
     return search_pb2.HeatMapRequest(key=key, cells=cells, search=search)
 

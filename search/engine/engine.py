@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -19,14 +19,24 @@ from orbithash.search.index.merge import Merged, MergedLists
 from orbithash.search.observer import Observer
 from orbithash.search.protocol.errors import DeadlineExceeded, Overloaded, SearchError, Unavailable
 from orbithash.search.protocol.hits import RowHits
-from orbithash.search.protocol.queries import Answer, Cursor, Query, Rescore, has_large
+from orbithash.search.protocol.queries import Answer, Coverage, Cursor, Query, Rescore, has_large
 
-__all__ = ["SHARD_TIMEOUT_S", "Engine"]
+__all__ = ["MAX_READS", "SHARD_TIMEOUT_S", "Engine"]
 
-Result = TypeVar("Result")
+Covered = TypeVar("Covered", bound="_Covering")
 
 # Default timeout of a shard, seconds.
 SHARD_TIMEOUT_S = 5.0
+
+# Maximum number of reads of the whole archive at a time: rankings and counts.
+MAX_READS = 64
+
+
+class _Covering(Protocol):
+    """An answer that says which part of the archive it covers."""
+
+    @property
+    def coverage(self) -> Coverage: ...
 
 
 class Engine:
@@ -58,6 +68,7 @@ class Engine:
         self.observer = observer or Observer()
         self._snapshot = snapshot
         self._shard_timeout_s = shard_timeout_s
+        self._num_reads = 0
         self._fan_out = FanOut(shard_timeout_s, self.observer)
         self._batcher: Batcher[Codes, Found] = Batcher(
             self._fan_out.search, max_fan_outs, max_waiting, on_batch=self.observer.batch
@@ -113,30 +124,41 @@ class Engine:
         await asyncio.gather(*(search(place) for place in range(len(queries)) if place not in outcomes))
         return [outcomes[place] for place in range(len(queries))]
 
-    async def read(self, read: Callable[[Snapshot, float], Awaitable[Result]], timeout_s: float) -> Result:
+    async def read(self, read: Callable[[Snapshot, float], Awaitable[Covered]], timeout_s: float) -> Covered:
         """Return what `read(snapshot, seconds)` returns within `timeout_s`.
 
-        It is called again if it failed on a snapshot that has been replaced meanwhile: shards keep a limited number of
-        versions. Raises what `read` raises, and `DeadlineExceeded`.
+        It is called again if it failed, or its answer is partial, on a snapshot that has been replaced meanwhile:
+        shards keep a limited number of versions. Raises what `read` raises, `DeadlineExceeded`, and `Overloaded` while
+        `MAX_READS` are in progress.
         """
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline had passed before the call began")
+        if self._num_reads >= MAX_READS:
+            self.observer.count("shed_queries")
+            raise Overloaded(f"{MAX_READS} rankings and counts are in progress; try again later", retry_after_s=1.0)
         deadline = asyncio.get_running_loop().time() + timeout_s
+        self._num_reads += 1
         try:
             async with asyncio.timeout_at(deadline) as scope:
                 snapshot = self._snapshot
                 try:
                     with snapshot.usage:
-                        return await read(snapshot, timeout_s)
+                        answer = await read(snapshot, timeout_s)
                 except Unavailable:
                     if snapshot is self._snapshot:
                         raise
-                with self._snapshot.usage:
-                    return await read(self._snapshot, deadline - asyncio.get_running_loop().time())
+                else:
+                    if answer.coverage.fraction == 1 or snapshot is self._snapshot:
+                        return answer
+                snapshot = self._snapshot
+                with snapshot.usage:
+                    return await read(snapshot, deadline - asyncio.get_running_loop().time())
         except TimeoutError:
             if not scope.expired():
                 raise
             raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s") from None
+        finally:
+            self._num_reads -= 1
 
     def _search_many_now(
         self, snapshot: Snapshot, queries: Sequence[Query], outcomes: dict[int, Answer | SearchError], started: float

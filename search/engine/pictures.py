@@ -15,15 +15,12 @@ from orbithash.search.engine.query_codes import encode_query
 from orbithash.search.engine.snapshot import Snapshot
 from orbithash.search.protocol.errors import InvalidQuery, KeyNotFound, SearchError
 from orbithash.search.protocol.queries import Query
-from orbithash.search.protocol.rankings import HeatMap, View
+from orbithash.search.protocol.rankings import HeatMap, View, check_cells, check_side
 from orbithash.v1 import search_pb2
 
-__all__ = ["MAX_CELLS", "MAX_VIEW_PX", "MIN_CELLS", "heat_map", "soft_distances", "view_row"]
+__all__ = ["heat_map", "soft_distances", "view_row"]
 
 logger = logging.getLogger(__name__)
-
-MAX_VIEW_PX = 4096
-MIN_CELLS, MAX_CELLS = 2, 16
 
 # Seconds until a shard that reads a row has failed.
 _TIMEOUT_S = 10.0
@@ -43,8 +40,7 @@ async def view_row(snapshot: Snapshot, key: str, max_side: int) -> View:
 
     Raises `KeyNotFound`, and `InvalidQuery` for sides out of range and a row without a picture.
     """
-    if not 1 <= max_side <= MAX_VIEW_PX:
-        raise InvalidQuery(("max_side", f"from 1 to {MAX_VIEW_PX:,} pixels, got {max_side:,}"))
+    check_side(max_side)
     images = await _images_of(snapshot, key)
     picture, is_thumbnail = await _first(images, lambda source: snapshot.encoder.view(source, max_side))
     return View(picture.image, picture.width, picture.height, is_thumbnail)
@@ -57,8 +53,7 @@ async def heat_map(snapshot: Snapshot, query: Query, key: str, cells: int) -> He
 
     Raises as `view_row`, and as searches by the query.
     """
-    if not MIN_CELLS <= cells <= MAX_CELLS:
-        raise InvalidQuery(("cells", f"from {MIN_CELLS} to {MAX_CELLS} cells along a side, got {cells}"))
+    check_cells(cells)
     query.check()
     if snapshot.encoder.embedding is not None:
         raise InvalidQuery(("key", "this model takes vectors instead of images, so it cannot cover parts of them"))

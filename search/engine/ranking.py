@@ -42,6 +42,7 @@ from orbithash.search.protocol.rankings import (
     Shuffle,
     TimeOrder,
 )
+from orbithash.search.segments.filters.expressions import parse_filter
 from orbithash.search.shards.interface import ShardClient
 from orbithash.v1 import search_pb2
 
@@ -168,18 +169,22 @@ async def _sorting(snapshot: Snapshot, ranking: Ranking) -> _Sorting:
         case Linear() as by:
             _check_dims(snapshot, len(by.weights))
             if by.least_certain:
-                pivot = max(-_MAX_DOT, min(_MAX_DOT, round(-by.offset / by.scale)))
+                # Limited before it is rounded: the quotient of two finite numbers may be infinite.
+                pivot = round(max(-_MAX_DOT, min(_MAX_DOT, -by.offset / by.scale)))
                 return _Sorting(LinearOrder(by.weights, pivot), None, ranking.filter)
             max_key = None if ranking.min_score is None else -_smallest_dot(by, ranking.min_score)
             return _Sorting(LinearOrder(by.weights), max_key, ranking.filter)
         case Place(lon, lat, max_distance_m):
-            max_key = None if max_distance_m is None else math.floor(min(1e3 * max_distance_m, 2**62))
+            max_key = None if max_distance_m is None else _largest_millimetres(max_distance_m)
             return _Sorting(PlaceOrder(math.remainder(lon, 360), lat), max_key, ranking.filter)
         case Shuffle(seed):
             return _Sorting(RandomOrder(seed), None, ranking.filter)
         case TimeOrder(newest_first, key):
             text = ranking.filter
             if key:
+                if text:
+                    # By itself, before it is put in brackets: "a) OR (b" is no expression.
+                    await asyncio.to_thread(parse_filter, text)
                 same_place = await _same_place(snapshot, key)
                 text = f"({text}) AND ({same_place})" if text else same_place
             return _Sorting(ByTime(newest_first), None, text)
@@ -200,6 +205,13 @@ def _check_dims(snapshot: Snapshot, num_weights: int) -> None:
         raise InvalidQuery(
             ("weights", f"the archive's stored vectors have {vector.dims} components, got {num_weights} weights")
         )
+
+
+def _largest_millimetres(metres: float) -> int:
+    """Return the largest whole number of millimetres that is at most a number of metres, as scores express it."""
+    key = math.floor(min(1e3 * metres, 2.0**53))
+    # The product may have been rounded down.
+    return key + 1 if (key + 1) / 1e3 <= metres else key
 
 
 def _smallest_dot(by: Linear, min_score: float) -> int:
@@ -227,11 +239,15 @@ async def _same_place(snapshot: Snapshot, key: str) -> str:
     lon, lat = hit.lon, hit.lat
     lat_limit = 1 / _METRES_PER_DEGREE
     lon_limit = min(360.0, lat_limit / max(math.cos(math.radians(lat)), 1e-9))
-    near = (
-        f"lon >= {lon - lon_limit!r} AND lon <= {lon + lon_limit!r} "
-        f"AND lat >= {lat - lat_limit!r} AND lat <= {lat + lat_limit!r}"
-    )
+    # The same interval on both sides of the date line.
+    turns = [turn for turn in (-360, 0, 360) if lon + turn + lon_limit >= -180 and lon + turn - lon_limit <= 180]
+    lons = " OR ".join(f"lon {_between(lon + turn, lon_limit)}" for turn in turns)
+    near = f"({lons}) AND lat {_between(lat, lat_limit)}"
     return f"S_INTERSECTS(footprint, POINT({lon!r} {lat!r})) OR (footprint IS NULL AND {near})"
+
+
+def _between(middle: float, limit: float) -> str:
+    return f"BETWEEN {middle - limit!r} AND {middle + limit!r}"
 
 
 async def _scores(snapshot: Snapshot, by: By, ranked: Ranked, timeout_s: float) -> Sequence[float | None] | None:

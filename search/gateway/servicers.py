@@ -88,12 +88,12 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             )
         raise AssertionError("abort raises")
 
-    async def Rank(self, request: search_pb2.RankRequest, context: Any) -> search_pb2.RankResponse:
-        """See `search.proto`."""
+    async def Rank(self, request: search_pb2.RankRequest, context: Any) -> bytes:  # type: ignore[override]
+        """See `search.proto`. Returns the serialised response."""
         async with self._calls.call(context, "Rank") as call:
             ranking = convert_rankings.ranking_from_pb(await call.read(request))
             answer = await self._service.rank(ranking, call.timeout_s)
-            return call.respond(convert_rankings.rank_answer_to_pb(answer))
+            return call.respond(convert_rankings.rank_answer_to_bytes(answer))
         raise AssertionError("abort raises")
 
     async def Distances(self, request: search_pb2.DistancesRequest, context: Any) -> search_pb2.DistancesResponse:

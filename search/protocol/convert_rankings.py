@@ -4,7 +4,7 @@ from typing import Any
 
 from orbithash.search.protocol.convert import coverage_from_pb, coverage_to_pb, include_from_pb, include_to_pb
 from orbithash.search.protocol.errors import InvalidQuery
-from orbithash.search.protocol.hits import hit_from_pb, hit_to_pb
+from orbithash.search.protocol.hits import RowHits, hit_from_pb, hit_to_pb
 from orbithash.search.protocol.rankings import (
     By,
     DistanceCounts,
@@ -32,7 +32,7 @@ __all__ = [
     "heat_map_from_pb",
     "heat_map_to_pb",
     "rank_answer_from_pb",
-    "rank_answer_to_pb",
+    "rank_answer_to_bytes",
     "ranking_from_pb",
     "ranking_to_pb",
     "view_from_pb",
@@ -107,10 +107,9 @@ def _by_from_pb(request: search_pb2.RankRequest) -> By:
     raise InvalidQuery(("by", "no order; give one of linear, place, shuffle and time"))
 
 
-def rank_answer_to_pb(answer: RankAnswer) -> search_pb2.RankResponse:
-    """Return the response that carries an answer."""
-    response = search_pb2.RankResponse(
-        hits=map(hit_to_pb, answer.hits),
+def rank_answer_to_bytes(answer: RankAnswer) -> bytes:
+    """Return the serialised `RankResponse` that carries an answer."""
+    head = search_pb2.RankResponse(
         coverage=coverage_to_pb(answer.coverage),
         took_ms=answer.took_ms,
         model_id=answer.model_id,
@@ -120,8 +119,12 @@ def rank_answer_to_pb(answer: RankAnswer) -> search_pb2.RankResponse:
         rows_within=answer.rows_within,
     )
     if answer.next is not None:
-        response.next.key, response.next.id = answer.next
-    return response
+        head.next.key, head.next.id = answer.next
+    if isinstance(answer.hits, RowHits):
+        # Without an object for each hit. The field `hits` has the same number in `SearchResponse`.
+        return answer.hits.serialised() + head.SerializeToString()
+    head.hits.extend(map(hit_to_pb, answer.hits))
+    return head.SerializeToString()
 
 
 def rank_answer_from_pb(response: search_pb2.RankResponse) -> RankAnswer:

@@ -124,6 +124,13 @@ def filter_problems(text: str) -> list[tuple[str, str]]:
     return []
 
 
+def coverage_problems(min_coverage: float) -> list[tuple[str, str]]:
+    """Return what is wrong with the smallest fraction of the archive that an answer may cover."""
+    if isinstance(min_coverage, Real) and not isinstance(min_coverage, bool) and 0 <= min_coverage <= 1:
+        return []
+    return [("min_coverage", f"a fraction from 0 to 1, got {min_coverage!r}")]
+
+
 def include_problems(include: Sequence[str]) -> list[tuple[str, str]]:
     """Return what is wrong with names of columns to include."""
     if isinstance(include, str):
@@ -292,8 +299,7 @@ class Query(Content):
             problems.append(("after", f"a cursor is the distance and the id of a hit, got {self.after!r}"))
         problems += filter_problems(self.filter)
         problems += include_problems(self.include)
-        if not 0 <= self.min_coverage <= 1:
-            problems.append(("min_coverage", f"a fraction from 0 to 1, got {self.min_coverage!r}"))
+        problems += coverage_problems(self.min_coverage)
         problems += _rescore_problems(self.k, self.rescore, self.oversampling)
         if self.rescore and self.after is not None:
             problems.append(("after", "a rescored answer has no pages; ask for more hits with a larger k"))

@@ -18,6 +18,7 @@ from orbithash.search.protocol.queries import (
     Column,
     Coverage,
     Hit,
+    coverage_problems,
     filter_problems,
     has_large,
     include_problems,
@@ -39,10 +40,15 @@ __all__ = [
     "Shuffle",
     "TimeOrder",
     "View",
-    "check_group_by",
+    "check_cells",
+    "check_grouping",
+    "check_side",
 ]
 
 MAX_GROUPS = 10_000
+# Sides of a picture in pixels, cells along a side of a heat map.
+MAX_VIEW_PX = 4096
+MIN_CELLS, MAX_CELLS = 2, 16
 
 # The sum of the magnitudes of weights is smaller, so that sums of int32 cannot overflow.
 _MAX_WEIGHTS = 2**24
@@ -74,6 +80,8 @@ class Linear:
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong with the values."""
         weights = self.weights
+        if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+            return [("weights", f"a tuple of whole numbers, got {type(weights).__name__}")]
         if not weights:
             return [("weights", "give a weight for each component of a stored vector, got none")]
         for weight in weights:
@@ -203,8 +211,7 @@ class Ranking:
                 problems.append(("min_score", f"a finite number, got {self.min_score!r}"))
         if self.after is not None and not _is_cursor(self.after):
             problems.append(("after", f"a cursor is the key and the id of a hit, got {self.after!r}"))
-        if not 0 <= self.min_coverage <= 1:
-            problems.append(("min_coverage", f"a fraction from 0 to 1, got {self.min_coverage!r}"))
+        problems += coverage_problems(self.min_coverage)
         if problems:
             raise InvalidQuery(*problems)
 
@@ -307,10 +314,25 @@ class HeatMap(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def check_group_by(by: str) -> None:
-    """Check what rows are counted by. Raises `InvalidQuery`."""
+def check_grouping(by: str, filter_text: str, min_coverage: float) -> None:
+    """Check what to count rows by, and which rows. Raises `InvalidQuery`."""
+    problems = [*filter_problems(filter_text), *coverage_problems(min_coverage)]
     if by not in get_args(GroupBy):
-        raise InvalidQuery(("by", f"label, month or year, got {str(by)[:80]!r}"))
+        problems.append(("by", f"label, month or year, got {str(by)[:80]!r}"))
+    if problems:
+        raise InvalidQuery(*problems)
+
+
+def check_side(max_side: int) -> None:
+    """Check the maximum width and height of a picture. Raises `InvalidQuery`."""
+    if not is_integer(max_side, 1, MAX_VIEW_PX):
+        raise InvalidQuery(("max_side", f"a whole number of pixels from 1 to {MAX_VIEW_PX:,}, got {max_side!r}"))
+
+
+def check_cells(cells: int) -> None:
+    """Check the number of cells along a side of a heat map. Raises `InvalidQuery`."""
+    if not is_integer(cells, MIN_CELLS, MAX_CELLS):
+        raise InvalidQuery(("cells", f"a whole number from {MIN_CELLS} to {MAX_CELLS}, got {cells!r}"))
 
 
 def _is_finite(value: Any) -> bool:

@@ -9,7 +9,7 @@ from orbithash.search.engine.pictures import heat_map, view_row
 from orbithash.search.engine.query_codes import encode_query
 from orbithash.search.engine.ranking import count_distances, count_groups, rank_rows
 from orbithash.search.protocol.errors import SearchError
-from orbithash.search.protocol.queries import Answer, Column, Query, check_filter
+from orbithash.search.protocol.queries import Answer, Column, Query
 from orbithash.search.protocol.rankings import (
     DistanceCounts,
     GroupBy,
@@ -18,7 +18,7 @@ from orbithash.search.protocol.rankings import (
     RankAnswer,
     Ranking,
     View,
-    check_group_by,
+    check_grouping,
 )
 from orbithash.search.protocol.rows import check_keys
 from orbithash.search.service.batches import check_batch
@@ -65,9 +65,8 @@ class Reading:
         return await self._engine.read(partial(count_distances, query=query, observer=self.observer), timeout_s)
 
     async def count_by(self, by: GroupBy, filter_text: str, min_coverage: float, timeout_s: float) -> Groups:
-        """See `count_groups`; raises `InvalidQuery` for an invalid filter."""
-        check_group_by(by)
-        check_filter(filter_text)
+        """See `count_groups`; raises `InvalidQuery` for an invalid argument."""
+        check_grouping(by, filter_text, min_coverage)
         count = partial(count_groups, by=by, filter_text=filter_text, min_coverage=min_coverage, observer=self.observer)
         return await self._engine.read(count, timeout_s)
 

@@ -74,6 +74,8 @@ _COORDINATES = r"\([-+.\de,\s]*+\)"
 for _ in range(3):
     _COORDINATES = rf"\((?:[-+.\de,\s]++|{_COORDINATES})*+\)"
 _GEOMETRY = re.compile(rf"\b(?:(?:multi)?(?:point|linestring|polygon)|bbox)\s*z?\s*{_COORDINATES}", re.IGNORECASE)
+_QUOTED_OR_GEOMETRY = re.compile(rf"{_QUOTED.pattern}|{_GEOMETRY.pattern}", re.IGNORECASE)
+_POWERS = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)e[-+]?\d{1,3}(?!\d)", re.IGNORECASE)
 # The minus of a negative number or exponent, which is not an operator.
 _SIGN = re.compile(r"((?:[(,=<>]|\bbetween|\band)\s*|\de)-(?=[\d.])", re.IGNORECASE)
 # Operators whose operands the parser reads by recursion.
@@ -133,13 +135,23 @@ def parse_filter(text: str) -> Filter:
     import cql2
 
     _check_size(text)
+    plain = _without_exponents(text)
     try:
-        tree = cql2.parse_text(text).to_json()
+        tree = cql2.parse_text(plain).to_json()
     except Exception as error:
-        raise _invalid(f"not an expression in CQL2: {_reason(error, text)}") from error
+        raise _invalid(f"not an expression in CQL2: {_reason(error, plain)}") from error
     used: dict[str, None] = {}
     condition = _condition(tree, used)
     return Filter(text, tuple(used), condition)
+
+
+def _without_exponents(text: str) -> str:
+    """Return an expression whose geometries have no exponents, such as 1e-05, which the parser does not read there."""
+
+    def plain(part: re.Match[str]) -> str:
+        return part[0] if part[0][0] == "'" else _POWERS.sub(lambda n: np.format_float_positional(float(n[0])), part[0])
+
+    return _QUOTED_OR_GEOMETRY.sub(plain, text) if _POWERS.search(text) else text
 
 
 def _check_size(text: str) -> None:

@@ -78,13 +78,13 @@ def test_a_row_without_a_picture():
 def test_wrong_arguments():
     for key, side, error, words in (
         ("absent", 100, KeyNotFound, "no row of the archive has the key 'absent'"),
-        ("place/4.tif", 0, InvalidQuery, "from 1 to 4,096 pixels, got 0"),
-        ("place/4.tif", 5000, InvalidQuery, "from 1 to 4,096 pixels"),
+        ("place/4.tif", 0, InvalidQuery, "from 1 to 4,096, got 0"),
+        ("place/4.tif", 5000, InvalidQuery, "from 1 to 4,096, got 5000"),
     ):
         with pytest.raises(error, match=words):
             asked(view_row, Seeing(()), key, side)
     for cells in (0, 1, 17):
-        with pytest.raises(InvalidQuery, match="from 2 to 16 cells"):
+        with pytest.raises(InvalidQuery, match="from 2 to 16, got"):
             asked(heat_map, Seeing(()), Query(key="place/4.tif"), "place/4.tif", cells)
 
 

@@ -249,6 +249,25 @@ def test_outlines_within_the_cells_of_an_area_are_not_read(monkeypatch):
     assert num_read < 40_000
 
 
+def test_coordinates_may_have_exponents():
+    for written, plain in (
+        ("POINT(1e-05 2.5)", "POINT(0.00001 2.5)"),
+        ("POINT(10 -2.5E-06)", "POINT(10 -0.0000025)"),
+        ("POLYGON((0 0, 1e1 0, 1.e+1 .5e1, 0 0))", "POLYGON((0 0, 10 0, 10 5, 0 0))"),
+        ("BBOX(-1e-7, 0, 1e-7, 1)", "BBOX(-0.0000001, 0, 0.0000001, 1)"),
+    ):
+        rows = pa.table({"footprint": [shapely.from_wkt("POINT(0.00001 2.5)").wkb], "lon": [1e-05], "lat": [2.5]})
+        texts = [f"S_INTERSECTS(footprint, {area}) OR key = 'POINT(1e-05 2)'" for area in (written, plain)]
+        table = rows.append_column("key", pa.array(["POINT(1e-05 2)"]))
+        first, second = (parse_filter(text).mask(table) for text in texts)
+        assert first.all()
+        assert second.all()
+        first, second = (parse_filter(text.partition(" OR ")[0]).mask(rows) for text in texts)
+        assert first.tolist() == second.tolist()
+    with pytest.raises(InvalidQuery, match="2\\)\\)' is not expected"):
+        parse_filter("S_INTERSECTS(footprint, POINT(1e9999 2))")
+
+
 @pytest.mark.parametrize("num_parts", [3, 40])
 def test_an_area_in_parts_on_both_sides_of_180_degrees(num_parts, forms):
     """Of more parts than 16, the boxes are put together."""
