@@ -4,9 +4,10 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from orbithash.cluster.cli import archive, cluster, exploring, learn, measure, search, web
 from orbithash.cluster.cli.extras import missing_extra
@@ -15,7 +16,23 @@ from orbithash.encoders.errors import InputError
 
 __all__ = ["app", "main"]
 
+# The verbs of a gateway and its clients in `orbithash --help`: those that start something, that search, that change.
+_SEARCH_VERBS = (
+    *("serve", "web", "query", "rank", "count", "detector"),
+    *("upsert", "delete", "refresh", "status"),
+)
+
+
+class _Verbs(typer.core.TyperGroup):
+    def list_commands(self, context: Any) -> list[str]:
+        """Return the names of all verbs, as the help lists them."""
+        names = super().list_commands(context)
+        ordered = iter(name for name in _SEARCH_VERBS if name in names)
+        return [next(ordered) if name in _SEARCH_VERBS else name for name in names]
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Train, encode, search and evaluate Earth-observation imagery by learned binary codes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
