@@ -13,7 +13,7 @@ import pytest
 import yaml
 from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
 
-from orbithash.cluster.cli import connection
+from orbithash.cluster.cli.options import TOKEN_VARIABLE
 from orbithash.search.protocol.address import is_loopback, parse_address
 
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
@@ -176,7 +176,7 @@ def test_versions_in_the_guide():
 
 def test_the_tools_pod_sets_address_and_token():
     (env,) = [each["env"] for each in documents(DEPLOY / "kubernetes/tools/pod.yaml")[0]["spec"]["containers"]]
-    assert {each["name"] for each in env} == {"ORBITHASH_ADDRESS", connection.TOKEN_VARIABLE}
+    assert {each["name"] for each in env} == {"ORBITHASH_ADDRESS", TOKEN_VARIABLE}
 
 
 def test_every_yaml_file_can_be_read():
