@@ -120,7 +120,8 @@ class _GeoJson:
         for row, geometry in zip(rows, _geometries(rows), strict=True):
             properties: dict[str, Any] = {name: row.get(name) for name in _COLUMNS if name != "id"}
             properties |= {"datetime": _time(row)}
-            properties |= {name: _number(row.get(name)) for name in ("lon", "lat", "score")}
+            properties |= {"lon": _number(row.get("lon")), "lat": _number(row.get("lat"))}
+            properties["score"] = _number(row.get("score"))
             feature = {
                 "type": "Feature",
                 "id": row.get("id"),

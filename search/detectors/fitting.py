@@ -34,7 +34,7 @@ MIN_ESTIMATED = 5
 # Inverse strength of the regularisation, for vectors of length 1.
 _C = 10.0
 # Weight of all weak negatives together, for each good row.
-_BACKGROUND_WEIGHT = 10.0
+_BACKGROUND_WEIGHT = 3.0
 # Weak negatives above this quantile of the scores of good rows are left out.
 _QUANTILE = 0.1
 _FOLDS = 5

