@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["FORMATS", "MEDIA_TYPES", "PlaceRow", "PlacesWriter", "format_of", "open_writer"]
+__all__ = ["FORMATS", "MEDIA_TYPES", "ByteSink", "PlaceRow", "PlacesWriter", "format_of", "open_writer"]
 
 # By the ending of a file's name.
 FORMATS = ("parquet", "geojson", "csv")
@@ -48,8 +48,15 @@ class PlaceRow(TypedDict, total=False):
     footprint: bytes | None
 
 
+class ByteSink(Protocol):
+    """A file that is open for writing bytes; it need not be seekable."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Write bytes."""
+
+
 class PlacesWriter(Protocol):
-    """Writes rows to a file that is open for writing bytes. The file stays open."""
+    """Writes rows to a file, which stays open."""
 
     def write(self, rows: Sequence[PlaceRow]) -> None:
         """Write some rows."""
@@ -68,8 +75,8 @@ def format_of(path: Path) -> str:
     return name
 
 
-def open_writer(format_name: str, file: BinaryIO) -> PlacesWriter:
-    """Return a writer of one of `FORMATS` to a file, which need not be seekable."""
+def open_writer(format_name: str, file: ByteSink) -> PlacesWriter:
+    """Return a writer of one of `FORMATS` to a file."""
     if format_name == "parquet":
         return _GeoParquet(file)
     return _GeoJson(file) if format_name == "geojson" else _Csv(file)
@@ -110,7 +117,7 @@ def _number(value: float | None) -> float | None:
 class _GeoJson:
     """A FeatureCollection (RFC 7946), one feature a line."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: ByteSink) -> None:
         self._file = file
         self._before = b'{"type": "FeatureCollection", "features": [\n'
 
@@ -142,7 +149,7 @@ class _Csv:
     A text that a spreadsheet would take for a formula gets an apostrophe before it.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: ByteSink) -> None:
         self._file = file
         self._write_line([*_COLUMNS, "geometry"])
 
@@ -166,7 +173,7 @@ class _Csv:
 class _GeoParquet:
     """GeoParquet 1.1 with WKB, longitude and latitude in WGS 84. Each call of `write` is a row group."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: ByteSink) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
