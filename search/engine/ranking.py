@@ -92,7 +92,7 @@ async def rank_rows(snapshot: Snapshot, timeout_s: float, ranking: Ranking, obse
         snapshot.archive.model_id,
         snapshot.archive.version,
         RankCursor(keys[-1], int(ranked.ids[-1])) if len(keys) == k else None,
-        ranked.num_matching if filter_text else None,
+        ranked.num_matching if ranking.filter else None,
         ranked.num_ranked,
         ranked.num_within,
     )

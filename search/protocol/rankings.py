@@ -142,7 +142,8 @@ class TimeOrder:
     Attributes:
         newest_first: the newest first instead.
         same_place_as: only rows that show the place of the row with this key: those whose outline contains its centre,
-            and, of rows without an outline, those whose centre is at most 1 m away. "": all rows.
+            and, of rows without an outline, those whose centre is at most 1 m away in longitude and in latitude. "":
+            all rows.
     """
 
     newest_first: bool = False
@@ -226,8 +227,9 @@ class RankAnswer(NamedTuple):
         model_id: content hash of the model that made the archive's codes.
         archive_version: version of the archive that was searched.
         next: position after which the next page begins; None if there is no next page.
-        matching_rows: number of rows that pass the filter; None without a filter.
-        ranked_rows: number of rows that pass the filter and have the value that decides the order.
+        matching_rows: number of rows that pass the filter and show the place of `TimeOrder.same_place_as`; None without
+            a filter.
+        ranked_rows: number of rows that do so and have the value that decides the order.
         rows_within: number of these rows that also pass `min_score` or `max_distance_m`.
     """
 

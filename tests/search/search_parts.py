@@ -173,6 +173,12 @@ class StubEncoder:
         outputs = outputs_of(encoded, 8 * encoded.shape[1]) if with_outputs else None
         return Encoded(encoded, outputs, None)
 
+    async def view(self, source, max_side):
+        return None
+
+    async def cover(self, source, cells):
+        return None
+
     async def encode_rows(self, images):
         return await self.encode("image", images), [b"thumbnail of " + image for image in images]
 

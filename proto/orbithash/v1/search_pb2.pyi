@@ -1495,7 +1495,8 @@ class TimeOrder(_message.Message):
     """The newest first instead."""
     same_place_as: _builtins.str
     """Only rows that show the place of the row with this key: those whose outline contains its centre, and, of rows
-    without an outline, those whose centre is at most 1 m away. The row itself is one of them. Empty: all rows.
+    without an outline, those whose centre is at most 1 m away in longitude and in latitude. The row itself is one of
+    them. Empty: all rows.
     """
     def __init__(
         self,
@@ -1638,9 +1639,11 @@ class RankResponse(_message.Message):
     archive_version: _builtins.int
     """See SearchResponse."""
     matching_rows: _builtins.int
-    """The number of rows that pass the filter; not set without a filter."""
+    """The number of rows that pass the filter and show the place of `same_place_as`; not set without a filter."""
     ranked_rows: _builtins.int
-    """The number of rows that pass the filter and have the value that decides the order."""
+    """The number of rows that pass the filter, show the place of `same_place_as`, and have the value that decides the
+    order.
+    """
     rows_within: _builtins.int
     """The number of these rows that also pass `min_score` or `max_distance_m`."""
     @_builtins.property

@@ -10,11 +10,23 @@ from images import encoded, picture
 from search_parts import StubEncoder
 
 from orbithash.search.client import Client, Row
+from orbithash.search.engine.engine import MAX_READS
+from orbithash.search.engine.protocols import Covered, Picture
 from orbithash.search.gateway.limits import GatewayLimits
-from orbithash.search.protocol import queries, rows
+from orbithash.search.protocol import queries, rankings, rows
 from orbithash.search.protocol.forms import MAX_VECTOR_DIMS
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/search.md").read_text()
+
+
+class Seeing(StubEncoder):
+    """An encoder that may read the images of rows."""
+
+    async def view(self, source, max_side):
+        return Picture(b"picture", max_side, max_side)
+
+    async def cover(self, source, cells):
+        return Covered(np.ones((1 + cells**2, 16), np.int8), (0.0, 0.0, 1.0, 1.0))
 
 
 def test_the_examples_run(tmp_path, monkeypatch):
@@ -33,7 +45,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
     async def encode_others(items):
         return np.array([[0, len(item)] for item in items], np.uint8)
 
-    encoder = StubEncoder(encode, encode_others, encode_others)
+    encoder = Seeing(encode, encode_others, encode_others)
     with serving_archive(tmp_path / "archive", encoder=encoder) as (address, _, _):
         with Client(address) as client:
             client.upsert(
@@ -57,6 +69,9 @@ def test_the_limits_are_those_of_the_code():
         f"{queries.MAX_QUERIES}, with {queries.MAX_BATCH_HITS:,} hits",
         f"{queries.MAX_IMAGE_BYTES // mib} MiB",
         f"{MAX_VECTOR_DIMS:,} dimensions",
+        f"{rankings.MAX_GROUPS:,}, those with the most rows",
+        f"{rankings.MAX_VIEW_PX:,} pixels; {rankings.MAX_CELLS} x {rankings.MAX_CELLS}",
+        f"rankings and counts in progress | {MAX_READS} |",
         f"{queries.MAX_SENTENCE_CHARS:,}, {rows.MAX_KEY_CHARS:,} and {queries.MAX_FILTER_CHARS:,} characters",
         f"| {queries.MAX_EXAMPLES} |",
         f"| {rows.MAX_ROWS:,} |",

@@ -72,7 +72,9 @@ def test_a_filter_beside_the_same_place_is_an_expression_by_itself(client):
     by = TimeOrder(same_place_as="place/0.tif")
     with pytest.raises(InvalidQuery, match="is not expected"):
         client.rank(by, filter="label = 'first') OR (label = 'known'")
-    assert client.rank(by, filter="label = 'known' OR label = 'first'").rows_within == 2
+    answer = client.rank(by, filter="label = 'known' OR label = 'first'")
+    assert (answer.matching_rows, answer.ranked_rows, answer.rows_within) == (2, 2, 2)
+    assert client.rank(by).matching_rows is None
 
 
 def test_quotients_without_bounds(client):
