@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -64,7 +64,7 @@ async def _file(
 ) -> AsyncIterator[bytes]:
     """Yield the bytes of a file. One part of the answer is in memory at a time."""
     sink = _Sink()
-    writer = await asyncio.to_thread(open_writer, name, sink)
+    writer = await asyncio.to_thread(open_writer, name, cast(BinaryIO, sink))
     shown: Shown | None = first
     num_rows = 0
     while shown is not None:

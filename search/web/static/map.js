@@ -15,7 +15,7 @@ const message = document.getElementById("map-message");
 // Parameters that decide which part of the Earth an answer is about; others leave the view where it is.
 const VIEW_PARAMETERS = ["q", "like", "code", "near", "label", "from", "to", "area", "filter", "sort", "seed", "find"];
 // A click this far from the nearest tile asks before it searches, in pixels.
-const FAR = 40;
+const FAR = 120;
 // Degrees between two lines of the grid.
 const GRID_STEPS = [90, 45, 30, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 
