@@ -1,8 +1,8 @@
 // Requests that failed: what is on the page stays, a sentence says what happened, and the request is repeated.
 
-import { read } from "./address.js";
+import { read, refresh } from "./address.js";
 
-const NO_ANSWER = "The service does not answer. What you see stays; the page tries again by itself.";
+const NO_ANSWER = "The service does not answer. What you see stays, and the page tries again by itself.";
 const MAX_DELAY_S = 15;
 const waiting = new Set();
 let attempts = 0;
@@ -50,12 +50,6 @@ function retry() {
   clearTimeout(timer);
   const actions = [...waiting];
   waiting.clear();
-  // A page that was loaded without the gateway lacks its controls.
-  if (document.querySelector("main").dataset.described === "no") {
-    sessionStorage.setItem("orbithash:typed", document.getElementById("q").value);
-    location.reload();
-    return;
-  }
   for (const action of actions) action();
 }
 
@@ -97,14 +91,27 @@ document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.elt?.classList?.contains("tile") && !waiting.size) say("gateway", "");
 });
 
-const typed = sessionStorage.getItem("orbithash:typed");
-if (typed !== null && document.querySelector("main").dataset.described === "yes") {
-  sessionStorage.removeItem("orbithash:typed");
-  if (!read().get("q")) document.getElementById("q").value = typed;
+// A page that was loaded without the gateway lacks its controls. It is loaded again when the gateway answers, not
+// before, because its user may be typing.
+async function loadAgain() {
+  const response = await fetch(`/${location.search}`, { headers: { "HX-Request": "true" } }).catch(() => null);
+  if (response && (response.ok || response.status === 401)) {
+    sessionStorage.setItem("orbithash:typed", document.getElementById("q").value);
+    location.reload();
+    return;
+  }
+  report({ status: 0, content: "", again: loadAgain });
 }
-if (document.querySelector("main").dataset.described === "no") {
-  const given = document.getElementById("problem-gateway").textContent;
-  report({ status: 503, content: `<p role="alert">${""}</p>`, again: () => {} });
-  const slot = document.getElementById("problem-gateway");
-  if (given) slot.firstChild.textContent = given;
+
+const line = document.getElementById("q");
+const typed = sessionStorage.getItem("orbithash:typed");
+const isDescribed = document.querySelector("main").dataset.described === "yes";
+if (!isDescribed || document.getElementById("problem-gateway").textContent.trim()) {
+  report({ status: 0, content: "", again: isDescribed ? () => refresh() : loadAgain });
+} else if (typed !== null) {
+  sessionStorage.removeItem("orbithash:typed");
+  if (typed && typed !== (read().get("q") || "")) {
+    line.value = typed;
+    line.focus();
+  }
 }
