@@ -4,7 +4,7 @@ Marks are few and not drawn at random: an analyst marks rows that look alike. Ro
 serve as weak negatives, which tell the regression what the rest looks like; those that score like the good rows are
 left out before the last fit, because they may be unmarked good ones.
 
-The cut-off is half-way between the mean scores of held-out good and held-out bad rows. Without bad rows, it maximises
+The cut-off lies between the mean scores of held-out bad and held-out good rows. Without bad rows, it maximises
 recall^2 / (fraction of rows found) over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1
 score does and does not need the number of good rows in the archive. Constants and cut-off were chosen on 19 classes of
 UC Merced, see docs/detectors.md.
@@ -37,6 +37,8 @@ _C = 10.0
 _BACKGROUND_WEIGHT = 3.0
 # Weak negatives above this quantile of the scores of good rows are left out.
 _QUANTILE = 0.1
+# Position of the cut-off from the mean score of bad rows, 0, to that of good rows, 1.
+_CUTOFF = 0.4
 _FOLDS = 5
 _MAX_WEIGHT, _MAX_WEIGHTS = 2**15 - 1, 2**24 - 1
 
@@ -127,7 +129,7 @@ def _fit_with_cutoff(rows: _Rows) -> _Model:
         return model
     good, bad = _held_out(rows)
     if len(bad):
-        cutoff = float(good.mean() + bad.mean()) / 2
+        cutoff = float(bad.mean() + _CUTOFF * (good.mean() - bad.mean()))
     elif len(good) > 1:
         cutoff = _cutoff(good, model.scores(rows.background))
     else:
