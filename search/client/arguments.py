@@ -15,6 +15,7 @@ from orbithash.search.protocol.queries import (
     check_include,
     has_large,
 )
+from orbithash.search.protocol.rankings import content_query
 from orbithash.search.protocol.rows import MAX_ROWS, Columns, Row, RowUpdate, check_ids, check_keys
 from orbithash.v1 import search_pb2
 
@@ -81,8 +82,7 @@ def as_queries(queries: Iterable[Query] | None, **fields: Any) -> list[Query]:
 
 def as_content(**content: Any) -> tuple[str, Any]:
     """Return the kind and the value of the one content that is given, checked. Raises `InvalidQuery`."""
-    query = Query(**_given(content))
-    query.check()
+    query = content_query(_given(content))
     (kind,) = query.given()
     return kind, getattr(query, kind)
 
@@ -127,7 +127,7 @@ def get_requests(
         for chunk in _chunks(keys, limit):
             yield search_pb2.GetRequest(keys=chunk, include=columns)
         return
-    listed = list(ids or ())
+    listed = [] if ids is None else list(ids)
     check_ids(listed)
     for start in range(0, len(listed), limit):
         yield search_pb2.GetRequest(ids=listed[start : start + limit], include=columns)

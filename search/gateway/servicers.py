@@ -9,6 +9,7 @@ from orbithash.search.gateway.streams import prepared
 from orbithash.search.protocol import convert, convert_rankings
 from orbithash.search.protocol.errors import InvalidQuery, SearchError
 from orbithash.search.protocol.queries import Query
+from orbithash.search.protocol.rankings import content_query
 from orbithash.search.protocol.rows import MAX_ROWS, PreparedRow, RowUpdate
 from orbithash.search.service.batches import check_num_queries
 from orbithash.search.service.service import Service
@@ -118,7 +119,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             message = await call.read(request)
             kind = message.WhichOneof("content")
             given: dict[str, Any] = {} if kind is None else {kind: getattr(message, kind)}
-            code, model_id = await within(call.timeout_s, self._service.encode(Query(**given)))
+            code, model_id = await within(call.timeout_s, self._service.encode(content_query(given)))
             return search_pb2.EncodeResponse(code=code, model_id=model_id)
         raise AssertionError("abort raises")
 

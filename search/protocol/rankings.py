@@ -18,6 +18,7 @@ from orbithash.search.protocol.queries import (
     Column,
     Coverage,
     Hit,
+    Query,
     coverage_problems,
     filter_problems,
     has_large,
@@ -43,6 +44,7 @@ __all__ = [
     "check_cells",
     "check_grouping",
     "check_side",
+    "content_query",
 ]
 
 MAX_GROUPS = 10_000
@@ -94,7 +96,7 @@ class Linear:
             problems.append(("scale", f"a finite number above 0, got {self.scale!r}"))
         if not _is_finite(self.offset):
             problems.append(("offset", f"a finite number, got {self.offset!r}"))
-        return problems
+        return [*problems, *_truth_problems("least_certain", self.least_certain)]
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,13 @@ class TimeOrder:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return what is wrong with the values."""
-        if not self.same_place_as:
-            return []
-        try:
-            check_keys([self.same_place_as])
-        except InvalidQuery as error:
-            return [("same_place_as", str(error))]
-        return []
+        problems = _truth_problems("newest_first", self.newest_first)
+        if self.same_place_as:
+            try:
+                check_keys([self.same_place_as])
+            except InvalidQuery as error:
+                problems += [("same_place_as", problem) for _, problem in error.violations]
+        return problems
 
 
 By = Linear | Place | Shuffle | TimeOrder
@@ -335,6 +337,20 @@ def check_cells(cells: int) -> None:
     """Check the number of cells along a side of a heat map. Raises `InvalidQuery`."""
     if not is_integer(cells, MIN_CELLS, MAX_CELLS):
         raise InvalidQuery(("cells", f"a whole number from {MIN_CELLS} to {MAX_CELLS}, got {cells!r}"))
+
+
+def content_query(content: Mapping[str, Any]) -> Query:
+    """Return the query by the one of image, text and vector that is given, checked. Raises `InvalidQuery`."""
+    if len(content) != 1:
+        got = " and ".join(content) or "none"
+        raise InvalidQuery(("content", f"give exactly one of image, text and vector, got {got}"))
+    query = Query(**content)
+    query.check()
+    return query
+
+
+def _truth_problems(name: str, value: object) -> list[tuple[str, str]]:
+    return [] if isinstance(value, bool) else [(name, f"True or False, got {value!r}")]
 
 
 def _is_finite(value: Any) -> bool:

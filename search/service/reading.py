@@ -71,8 +71,7 @@ class Reading:
         return await self._engine.read(count, timeout_s)
 
     async def encode(self, query: Query) -> tuple[bytes, str]:
-        """Return the code of the content of a query, and the model that computed it. Raises `InvalidQuery`."""
-        query.check()
+        """Return the code of a query that passes `Query.check`, and the model that computed it."""
         snapshot = self._engine.snapshot
         return (await encode_query(query, snapshot)).codes[0].tobytes(), snapshot.archive.model_id
 

@@ -58,7 +58,7 @@ def archive():
     return Fixture()
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[1, 2, 5])
 def client(archive, request):
     snapshot = Snapshot.of(archive.archive, archive.shards(request.param), Deal(request.param), StubEncoder())
     with serving(Engine(snapshot)) as gateway, Client(gateway.address, timeout_s=60) as made:
@@ -169,8 +169,9 @@ def test_numbers_of_rows(archive, client, text):
     assert counts.rows == tuple(rows.count(d) for d in range(BITS + 1))
     assert counts.matching_rows == (len(rows) if text else None)
     assert counts.coverage.fraction == 1
-    near = client.search(code=code.tobytes(), radius=6, k=1000, filter=text)
-    assert len(near.hits) == sum(counts.rows[:7])
+    for radius in range(BITS + 1):
+        near = client.search(code=code.tobytes(), radius=radius, k=1000, filter=text)
+        assert len(near.hits) == sum(counts.rows[: radius + 1])
 
     passing = [archive.row(id_) for id_ in archive.vector_of if archive.passes(id_, text)]
     labels = Counter(row["label"] for row in passing)
@@ -234,8 +235,8 @@ def test_wrong_calls(client):
         (lambda: client.get(ids=[-1]), "an id is a whole number"),
         (lambda: client.distances(), "give"),
         (lambda: client.distances(code=b"123"), "16"),
-        (lambda: client.encode(), "give"),
-        (lambda: client.encode(text="a", vector=[1.0]), "give"),
+        (lambda: client.encode(), "give exactly one of image, text and vector, got none"),
+        (lambda: client.encode(text="a", vector=[1.0]), "image, text and vector, got text and vector"),
     ):
         with pytest.raises(InvalidQuery, match=re.escape(words)):
             call()

@@ -113,6 +113,11 @@ def test_wrong_types(client):
     for call, words in (
         (lambda: client.rank(Linear(np.ones(2, np.int64))), "weights: a tuple of whole numbers, got ndarray"),
         (lambda: client.rank(Linear(3)), "weights: a tuple of whole numbers, got int"),
+        (lambda: client.rank(Linear((1, 1), least_certain="no")), "least_certain: True or False, got 'no'"),
+        (lambda: client.rank(TimeOrder(newest_first=1)), "newest_first: True or False, got 1"),
+        (lambda: client.rank(TimeOrder(same_place_as=5)), "same_place_as: a key is a string, got int"),
+        (lambda: client.encode(), "content: give exactly one of image, text and vector, got none"),
+        (lambda: client._call(client._search.Encode, search_pb2.EncodeRequest(), None), "content: give exactly one"),
         (lambda: client.rank(Shuffle(), include="uri"), "include: a sequence of column names"),
         (lambda: client.view("a", -1), "max_side: a whole number of pixels from 1 to 4,096, got -1"),
         (lambda: client.view("a", 0), "max_side: a whole number"),
@@ -122,6 +127,12 @@ def test_wrong_types(client):
     ):
         with pytest.raises(InvalidQuery, match=words):
             call()
+
+
+def test_ids_as_arrays_and_any_other_iterable(client):
+    for ids in (np.array([3, 1], np.uint64), iter([3, 1]), (3, 1)):
+        assert [row.id for row in client.get(ids=ids).values()] == [3, 1]
+    assert client.get(ids=np.array([], np.uint64)) == {}
 
 
 def groups_of(num_searched):
