@@ -4,7 +4,7 @@ import { change, read } from "./address.js";
 import { open } from "./dialog.js";
 import { moreLike } from "./keyboard.js";
 import { mark } from "./marks.js";
-import { Tiles, beside, project, unwrapped } from "./map_tiles.js";
+import { Tiles, beside, coast, project, unwrapped } from "./map_tiles.js";
 import { Tools } from "./map_tools.js";
 
 const panel = document.getElementById("map-panel");
@@ -44,6 +44,13 @@ const land = new ol.layer.Vector({
   style: () => new ol.style.Style({ fill: fill(colours()["map-land"]), stroke: stroke(colours()["map-coast"], 1) }),
   // A base map shows the coast better.
   visible: !target.dataset.baseMap,
+});
+land.getSource().on("featuresloadend", ({ features }) => {
+  for (const feature of features) {
+    const geometry = feature.getGeometry();
+    const polygons = geometry.getType() === "MultiPolygon" ? geometry.getCoordinates() : [geometry.getCoordinates()];
+    feature.setGeometry(new ol.geom.MultiPolygon(polygons.map((rings) => rings.map(coast))));
+  }
 });
 const area = new ol.layer.Vector({
   source: asked,

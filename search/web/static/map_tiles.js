@@ -23,6 +23,18 @@ export function unwrapped(vertices) {
   return path;
 }
 
+/** Return a ring of the coastline whose edges take the shorter way around the Earth; around a pole, with the pole. */
+export function coast(ring) {
+  const path = [];
+  for (const [x, y] of ring) path.push([path.length ? beside(x, path[path.length - 1][0]) : x, y]);
+  const [first, last] = [path[0], path[path.length - 1]];
+  if (Math.abs(last[0] - first[0]) > WORLD / 2) {
+    const pole = Math.sign(first[1]) * WORLD;
+    path.push([last[0], pole], [first[0], pole], first);
+  }
+  return path;
+}
+
 /** Return x moved by whole turns of the Earth to less than half a turn from `centre`. */
 export function beside(x, centre) {
   return x + WORLD * Math.round((centre - x) / WORLD);
@@ -47,7 +59,7 @@ function placeOf(element) {
     ring = ring.map(([x, y]) => [x + shift, y]);
     extent = ol.extent.boundingExtent(ring);
   }
-  return { id, element, centre, ring, quad: cornersOf(ring), extent, turn: 0 };
+  return { id, element, centre, ring, quad: cornersOf(ring), extent };
 }
 
 /**
@@ -74,11 +86,14 @@ export function cornersOf(ring) {
   return [0, 1, 2, 3].map((step) => corners[(first + step) % 4]);
 }
 
-/** Return the longitude, as x, at which the widest gap between places ends. */
+/**
+ * Return where, as x, the widest gap between places ends, if places lie on both sides of 180 degrees and would be closer
+ * together with those to the west of it moved once around the Earth; else -Infinity.
+ */
 function westOf(places) {
   const all = places.map(({ centre }) => centre[0]).sort((a, b) => a - b);
-  let west = all[0];
-  let widest = WORLD - (all[all.length - 1] - all[0]);
+  let west = -Infinity;
+  let widest = Math.max(WORLD / 4, WORLD - (all[all.length - 1] - all[0]));
   for (let index = 1; index < all.length; index += 1) {
     if (all[index] - all[index - 1] > widest) {
       widest = all[index] - all[index - 1];
@@ -105,6 +120,8 @@ export class Tiles {
     this.colours = colours;
     this.places = [];
     this.byId = new Map();
+    this.west = null;
+    this.numWithout = 0;
     this.lit = null;
     this.known = new WeakMap();
     this.styles = new Map();
@@ -133,25 +150,31 @@ export class Tiles {
       if (place) places.push(place);
     }
     this.numWithout = elements.length - places.length;
-    const west = places.length ? westOf(places) : 0;
-    const key = `${west};${places.map(({ id }) => id).join()}`;
-    const isSame =
-      key === this.key && places.every(({ element }, index) => element === this.places[index].element);
-    if (isSame) return false;
-    this.key = key;
-    // An answer on both sides of 180 degrees lies side by side on the map.
-    this.places = places.map((place) => (place.centre[0] < west ? moved(place, WORLD) : place));
-    this.byId = new Map(this.places.map((place) => [place.id, place]));
-    this.source.clear(true);
-    this.source.addFeatures(
-      this.places.map((place) => {
-        const geometry = place.ring.length ? new ol.geom.Polygon([[...place.ring, place.ring[0]]]) : null;
-        const point = new ol.geom.Point(place.centre);
-        const feature = new ol.Feature({ geometry: geometry || point, point, place });
-        feature.setId(place.id);
-        return feature;
-      }),
-    );
+    const west = westOf(places);
+    // Further parts of an answer are added to what is there.
+    const isLonger =
+      west === this.west &&
+      places.length >= this.places.length &&
+      this.places.every(({ element }, index) => element === places[index].element);
+    if (isLonger && places.length === this.places.length) return false;
+    if (!isLonger) {
+      this.source.clear(true);
+      this.places = [];
+      this.byId.clear();
+    }
+    this.west = west;
+    const features = places.slice(this.places.length).map((each) => {
+      // An answer on both sides of 180 degrees lies side by side on the map.
+      const place = each.centre[0] < west ? moved(each, WORLD) : each;
+      this.places.push(place);
+      this.byId.set(place.id, place);
+      const point = new ol.geom.Point(place.centre);
+      const geometry = place.ring.length ? new ol.geom.Polygon([[...place.ring, place.ring[0]]]) : point;
+      const feature = new ol.Feature({ geometry, point, place });
+      feature.setId(place.id);
+      return feature;
+    });
+    this.source.addFeatures(features);
     this.pictures.changed();
     return true;
   }
