@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import expect
 
 # Machines that run the tests may be several times slower than those on which they were written.
-expect.set_options(timeout=9_000)
+expect.set_options(timeout=30_000)
 
 
 class Screen:
@@ -24,7 +24,7 @@ class Screen:
         self.url = url
         self.allowed = list(allowed)
         self.messages, self.errors, self.requests, self.policies = [], [], [], {}
-        page.set_default_timeout(9_000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda message: self.messages.append((message.type, message.text)))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
