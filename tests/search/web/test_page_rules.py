@@ -93,6 +93,29 @@ def test_the_keyboard_alone_leads_from_the_first_screen_to_an_export(visit, web)
     expect(screen.page.locator("dialog#view")).to_be_visible()
     press("Escape")
     expect(screen.page.locator("dialog#view")).to_be_hidden()
+    tab_to(screen, screen.page.get_by_role("button", name="Find all"))
+    press("Enter")
+    screen.page.wait_for_url(re.compile("find=all"))
+    export = screen.page.locator('a[href*="/export.geojson"]').first
+    tab_to(screen, export)
+    with screen.page.expect_download() as saved:
+        press("Enter")
+    assert saved.value.suggested_filename.endswith(".geojson")
+
+
+def tab_to(screen, target, most=150):
+    """Press Tab until the target has the focus; opens menus on the way that contain it."""
+    is_menu_of = """node => {
+        const focused = document.activeElement;
+        return focused.tagName === "SUMMARY" && focused.parentElement.contains(node) && !focused.parentElement.open;
+    }"""
+    for _ in range(most):
+        if target.evaluate("node => node === document.activeElement"):
+            return
+        screen.page.keyboard.press("Tab")
+        if target.evaluate(is_menu_of):
+            screen.page.keyboard.press("Enter")
+    raise AssertionError(f"Tab does not reach {target}")
 
 
 def test_markup_in_the_archive_stays_text(visit, web, gateway):
