@@ -178,12 +178,20 @@ def duplicates(
 def detector(
     good: Annotated[
         list[str],
-        typer.Option("--good", metavar="KEY", help="Key of a row of the kind to find, or @FILE, one a line; repeat."),
+        typer.Option(
+            "--good",
+            metavar="KEY",
+            help="Key of a row of the kind to find, or @FILE with one key per line; may be repeated.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File to write, JSON; replaced if it exists.")],
     bad: Annotated[
         list[str] | None,
-        typer.Option("--bad", metavar="KEY", help="Key of a row of another kind, or @FILE, one a line; repeat."),
+        typer.Option(
+            "--bad",
+            metavar="KEY",
+            help="Key of a row of another kind, or @FILE with one key per line; may be repeated.",
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Seed of the rows drawn at random that serve as weak negatives.")

@@ -17,7 +17,7 @@ _WINDOW = re.compile(r"#(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})\Z")
 class ImageRoots:
     """Folders and prefixes of object stores below which images may be read.
 
-    Whoever may write rows decides their uri, and must not be able to show other files of the machine.
+    A client that may write rows decides their uri, and must not be able to show other files of the machine.
     """
 
     def __init__(self, roots: Sequence[str] = ()) -> None:
