@@ -4,7 +4,7 @@ from datetime import date
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbithash.search.segments.filters.expressions import parse_filter
@@ -49,6 +49,7 @@ def test_a_state_returns_from_its_address():
 ids = st.lists(st.integers(0, 2**64 - 1), max_size=5, unique=True).map(tuple)
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         State,
@@ -75,6 +76,7 @@ def test_every_state_returns_from_its_address(state):
     assert found.state == state
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([*"qx", "like", "code", "good", "near", "area", "label", "min"]), st.text())))
 def test_any_address_has_a_state(pairs):
     found = parse_state(pairs)
