@@ -170,14 +170,10 @@ function drawAsked() {
 function update() {
   const hasChanged = tiles.read();
   const parameters = read();
-  const hasPlaces = tiles.places.length > 0 || parameters.has("area") || parameters.has("near");
-  const hasTiles = Boolean(document.querySelector("article.tile"));
-  // Without any tile, nothing is known about the places of the archive.
-  document.getElementById("map-none").hidden = hasPlaces || !hasTiles;
   if (!hasChanged) return;
   const key = JSON.stringify(VIEW_PARAMETERS.map((name) => parameters.getAll(name)));
   const { numWithout } = tiles;
-  say(numWithout && tiles.places.length ? `${numWithout.toLocaleString("en")} of the tiles shown have no place.` : "");
+  say(numWithout ? `${numWithout.toLocaleString("en")} of the tiles shown have no place.` : "");
   const shown = card.dataset.id;
   if (shown && !tiles.byId.has(shown)) closeCard();
   if (key !== viewKey) {
