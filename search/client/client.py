@@ -340,6 +340,11 @@ class Client(Exploring):
         request = search_pb2.RefreshRequest(archive=archive, model=model, shards=shards)
         self._call(self._archive.Refresh, request, timeout_s)
 
+    def call(self, name: str, request: Any, *, timeout_s: float | None = None) -> Any:
+        """Return the protobuf answer of a call without streams, such as "Search", to its protobuf request."""
+        stub = self._search if hasattr(self._search, name) else self._archive
+        return self._call(getattr(stub, name), request, timeout_s)
+
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()

@@ -75,7 +75,7 @@ for _ in range(3):
     _COORDINATES = rf"\((?:[-+.\de,\s]++|{_COORDINATES})*+\)"
 _GEOMETRY = re.compile(rf"\b(?:(?:multi)?(?:point|linestring|polygon)|bbox)\s*z?\s*{_COORDINATES}", re.IGNORECASE)
 _QUOTED_OR_GEOMETRY = re.compile(rf"{_QUOTED.pattern}|{_GEOMETRY.pattern}", re.IGNORECASE)
-_POWERS = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)e[-+]?\d{1,3}(?!\d)", re.IGNORECASE)
+_POWERS = re.compile(r"(?<![\d.])(?:\d++\.?+\d*+|\.\d++)e[-+]?\d{1,3}+(?!\d)", re.IGNORECASE)
 # The minus of a negative number or exponent, which is not an operator.
 _SIGN = re.compile(r"((?:[(,=<>]|\bbetween|\band)\s*|\de)-(?=[\d.])", re.IGNORECASE)
 # Operators whose operands the parser reads by recursion.

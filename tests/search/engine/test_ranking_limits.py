@@ -106,7 +106,7 @@ def test_a_coverage_out_of_range(client, coverage):
         # Of other clients, too.
         request = search_pb2.CountByRequest(by="GROUP_BY_LABEL", min_coverage=coverage)
         with pytest.raises(InvalidQuery, match="min_coverage: a fraction from 0 to 1"):
-            client._call(client._search.CountBy, request, None)
+            client.call("CountBy", request)
 
 
 def test_wrong_types(client):
@@ -117,7 +117,7 @@ def test_wrong_types(client):
         (lambda: client.rank(TimeOrder(newest_first=1)), "newest_first: True or False, got 1"),
         (lambda: client.rank(TimeOrder(same_place_as=5)), "same_place_as: a key is a string, got int"),
         (lambda: client.encode(), "content: give exactly one of image, text and vector, got none"),
-        (lambda: client._call(client._search.Encode, search_pb2.EncodeRequest(), None), "content: give exactly one"),
+        (lambda: client.call("Encode", search_pb2.EncodeRequest()), "content: give exactly one"),
         (lambda: client.rank(Shuffle(), include="uri"), "include: a sequence of column names"),
         (lambda: client.view("a", -1), "max_side: a whole number of pixels from 1 to 4,096, got -1"),
         (lambda: client.view("a", 0), "max_side: a whole number"),

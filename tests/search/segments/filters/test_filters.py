@@ -1,6 +1,7 @@
 """Filters give the answers of Python, whatever form the columns have."""
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -467,6 +468,16 @@ def ring(num_vertices, radius):
     angles = np.linspace(0, 2 * np.pi, num_vertices - 1, endpoint=False)
     points = [f"{radius * np.cos(angle):.15f} {radius / 2 * np.sin(angle):.15f}" for angle in angles]
     return f"({', '.join([*points, points[0]])})"
+
+
+def test_long_numbers_are_read_in_proportion_to_their_length():
+    for text in ("1" * 400_000, "1." * 200_000, "+1" * 200_000, ".1e" * 130_000):
+        begun = time.process_time()
+        for area in (text, f"POINT({text})"):
+            with pytest.raises(InvalidQuery):
+                parse_filter(f"S_INTERSECTS(footprint, {area}")
+        # A millionth of what a search from each digit would take.
+        assert time.process_time() - begun < 20
 
 
 def test_a_boundary_with_as_many_vertices_as_allowed_passes():
