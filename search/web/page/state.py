@@ -7,6 +7,7 @@ the user; the other parameters keep their effect.
 import base64
 import binascii
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from datetime import date
@@ -257,6 +258,19 @@ def _text(what: str, max_chars: int) -> Callable[[list[str]], str]:
     return parse
 
 
+def _expression(given: list[str]) -> str:
+    text = _text("An expression", MAX_FILTER_CHARS)(given)
+    # Beside other filters, it stands in brackets of its own, which it must not close.
+    depth = 0
+    for char in re.sub(r"'[^']*'|\"[^\"]*\"", "", text):
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            break
+    if depth:
+        raise _Invalid("The brackets of the expression do not match.")
+    return text
+
+
 def _short(text: str) -> str:
     text = text.strip()
     return text if len(text) <= 40 else text[:39] + "…"
@@ -277,7 +291,7 @@ _PARAMETERS = (
     _Parameter("from", "start", "dates", _day("The first day")),
     _Parameter("to", "end", "dates", _day("The last day")),
     _Parameter("area", "area", "area", _area, lambda ring: [",".join(f"{lon!r} {lat!r}" for lon, lat in ring)]),
-    _Parameter("filter", "filter", "filter", _text("An expression", MAX_FILTER_CHARS)),
+    _Parameter("filter", "filter", "filter", _expression),
     _Parameter("radius", "radius", "radius", _integer("The cut-off", 0, 2**31 - 1)),
     _Parameter("sort", "sort", "address", _one_of("The order", SORTS)),
     _Parameter("hide", "hide", "address", _ids("hidden"), _joined),
