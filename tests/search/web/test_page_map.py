@@ -198,7 +198,11 @@ def test_a_polygon_is_an_area_and_one_that_crosses_itself_is_refused(visit, web,
         [(west, south), (east, north), (east, south), (west, north)],
     ):
         chart.show(row.lon, row.lat, 13)
+        place = chart.position(*corners[0])
         chart.tool("Polygon").click()
+        # The hint of the tool does not move the map below the pointer.
+        expect(screen.page.locator("#map-message")).to_be_visible()
+        assert chart.position(*corners[0]) == place
         for corner in corners:
             chart.click(*corner)
         chart.click(*corners[0])
