@@ -190,13 +190,17 @@ def test_verbs_of_a_client_work_in_a_base_installation(start, tmp_path, archive,
         ["status", *gateway],
         ["query", "--key", key, *gateway],
         ["query", "--image", photo, "--json", *gateway],
+        ["rank", "--random", "1", *gateway],
+        ["count", "--by", "label", *gateway],
         ["delete", key, *gateway],
         ["refresh", *gateway],
     )
-    assert [code for code, _, _ in ended] == [0] * 6, ended
-    helped, stated, found, _, removed, refreshed = (out for _, out, _ in ended)
+    assert [code for code, _, _ in ended] == [0] * 8, ended
+    helped, stated, found, _, ranked, counted, removed, refreshed = (out for _, out, _ in ended)
     assert "Measure" in helped
     assert "serving" in stated
     assert key in found
+    assert "rows in this order" in ranked
+    assert "label" in counted
     assert removed == "removed 1 rows\n"
     assert "serving" in refreshed
