@@ -218,6 +218,7 @@ def work_long(number, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_wait_longer_than_the_time_out_of_a_collective(tmp_path):
     multiprocessing.spawn(work_long, (tmp_path,), nprocs=2)
 

@@ -81,6 +81,7 @@ def test_every_image_is_a_row_or_has_a_reason(encode, cli, bad_images, model, tm
     assert Archive.open(archive).refused() == refused
 
 
+@pytest.mark.slow
 def test_changed_and_repaired_images_are_read_again(encode, cli, model, tmp_path):
     source, archive = tmp_path / "images", tmp_path / "archive"
     source.mkdir()
@@ -115,6 +116,7 @@ def test_changed_and_repaired_images_are_read_again(encode, cli, model, tmp_path
     }
 
 
+@pytest.mark.slow
 def test_two_sources_with_the_same_names(encode, cli, model, tmp_path):
     archive = tmp_path / "archive"
     for trip, seed in (("trip_a", 1), ("trip_b", 2)):

@@ -84,6 +84,7 @@ def test_each_vector_is_a_row_or_has_a_reason(encode, model, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_actors_of_ray_data_encode_many_vectors(ray_cluster, encode, model, tmp_path, monkeypatch):
     monkeypatch.setattr("orbithash.cluster.encoding.vectors.MAX_ENCODED_HERE", 0)

@@ -65,6 +65,7 @@ def test_another_gateway_calls_the_same_actors(ray_cluster, model):
     run(scenario, model, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
     monkeypatch.setattr(encoder_pool, "_IDLE_S", 0.5)
     monkeypatch.setattr(encoder_pool, "_WATCH_INTERVAL_S", 0.05)

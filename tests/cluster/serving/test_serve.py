@@ -306,6 +306,7 @@ def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_no_query_fails_while_a_replica_dies_and_rows_are_written(start, archive, model, tmp_path):
     copied = shutil.copytree(archive, tmp_path / "archive")
