@@ -122,7 +122,7 @@ def test_texts_of_the_archive_stay_text(service, rows):
     [
         ({"q": "x" * 10_000}, "q", "this one has 10,000"),
         ({"area": "0 0,1 1,1 0,0 1"}, "area", "crosses itself"),
-        ({"filter": "label = ("}, "filter", "not valid"),
+        ({"filter": "label = ="}, "filter", "not valid"),
         ({"code": "AAECAwQF"}, "image", "does not fit this archive"),
         ({"good": "x"}, "marks", "whole number"),
         ({"radius": "near"}, "radius", "whole number"),
