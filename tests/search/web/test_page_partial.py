@@ -46,3 +46,12 @@ def test_a_partial_answer_says_so(partial_web, visit, query):
     expect(partial).to_contain_text(re.compile(r"Only \d\d % of the archive"))
     expect(partial).to_contain_text("1 of 3 parts did not answer")
     expect(screen.tiles.first).to_be_visible()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_picture_of_a_partial_answer(partial_web, visit, pictures, width):
+    screen = visit(partial_web.url, width=width)
+    screen.go("like=1")
+    expect(screen.page.locator(".partial")).to_be_visible()
+    screen.picture(pictures, f"partial-{width}-light")
