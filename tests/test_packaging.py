@@ -228,6 +228,7 @@ def test_the_command_line_says_what_to_install(client_only, words, code, message
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_extras_install_what_the_messages_name():
     distributions = metadata.packages_distributions()
     for module, extras in EXTRAS.items():

@@ -56,6 +56,7 @@ LOOPBACK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_local_cluster_listens_on_loopback_only(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

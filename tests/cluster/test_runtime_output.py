@@ -98,6 +98,7 @@ def talking(tmp_path):
         kill(process, *family(process.pid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--debug", "--existing"])
 def test_the_output_of_workers_is_shown_on_stderr(talking, tmp_path, option):
     process = talking(option)
@@ -124,6 +125,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_cluster_leaves_no_process_and_its_workers_print_nothing():
     done = subprocess.run(

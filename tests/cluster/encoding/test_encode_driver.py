@@ -151,6 +151,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_full_disk(ray_cluster, cli, model, small_disk, tmp_path):
     source, archive = tmp_path / "images", small_disk / "archive"
@@ -182,6 +183,7 @@ def test_an_archive_that_is_read_only(refused, scenes, model, small_disk):
     refused("encode", scenes, "--model", model, "--archive", archive, words=["cannot be written: Read-only file"])
 
 
+@pytest.mark.slow
 def test_an_archive_in_a_bucket_without_permission(refused, labelled, model, monkeypatch):
     with s3_server() as endpoint:
         s3_client(endpoint, "codes")

@@ -36,6 +36,7 @@ def watcher(model, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_watched_folder(start, model, tmp_path):
     source, archive = tmp_path / "images", tmp_path / "archive"
     source.mkdir()

@@ -94,6 +94,7 @@ def test_the_pool_follows_the_load(ray_cluster, model, monkeypatch):
     run(scenario, model, 1, 2)
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_restarts(ray_cluster, model):
     async def scenario(pool, encode):
         expected = await encode()
@@ -107,6 +108,7 @@ def test_an_actor_that_dies_restarts(ray_cluster, model):
     run(scenario, model, 1, 1)
 
 
+@pytest.mark.slow
 def test_users_of_a_model_share_a_pool(ray_cluster, model):
     async def scenario():
         pools = EncoderPools()

@@ -265,6 +265,7 @@ def shard_processes(process):
     return {pid for pid in family(process.pid) if title(pid).startswith("ray::_ShardActor")}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
     options = ("--shards", "2", "--encoders", "1:2", "--address", "127.0.0.1:0")

@@ -71,6 +71,7 @@ def test_the_page_beside_a_gateway(start, archive, model):
     assert "Traceback" not in process.err.read_text()
 
 
+@pytest.mark.slow
 def test_tls_and_tokens_and_a_gateway_that_is_killed(start, archive, model, tmp_path, monkeypatch):
     """The certificate is for another name than the loopback address, as a gateway's usually is."""
     monkeypatch.setattr(Authority, "addresses", ("gateway.example",))

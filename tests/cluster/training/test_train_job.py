@@ -34,6 +34,7 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_two_workers_write_a_complete_run_folder(ray_cluster, cli, labelled, tmp_path):
     run = tmp_path / "run"
     ended = cli(*command(labelled, run, epochs=2, nested_bits="[8]"))

@@ -56,6 +56,7 @@ def test_invalid_storages_are_refused(tmp_path):
     Storage.of(str(tmp_path / "old")).check(is_new=False)
 
 
+@pytest.mark.slow
 def test_an_unreachable_server(keys):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -83,6 +84,7 @@ def test_errors_of_a_store_are_one_line(error, line):
     assert checkpoints._explain(OSError(f"{error}\n")).startswith(line)
 
 
+@pytest.mark.slow
 def test_a_missing_bucket(s3):
     options, system = s3
     assert "the bucket 'none' does not exist; create it first" in refusal(f"s3://none/first{options}")

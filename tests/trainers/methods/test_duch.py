@@ -609,6 +609,7 @@ def work(rank, root, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_ranks_use_the_captions_of_the_first(data, tmp_path):
     torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
     (one, calls), (other, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
