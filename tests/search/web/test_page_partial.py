@@ -52,6 +52,6 @@ def test_a_partial_answer_says_so(partial_web, visit, query):
 @pytest.mark.parametrize("width", [1440, 390])
 def test_a_picture_of_a_partial_answer(partial_web, visit, pictures, width):
     screen = visit(partial_web.url, width=width)
-    screen.go("like=1")
+    screen.go("like=0")
     expect(screen.page.locator(".partial")).to_be_visible()
     screen.picture(pictures, f"partial-{width}-light")
