@@ -61,7 +61,7 @@ ids = st.lists(st.integers(0, 2**64 - 1), max_size=5, unique=True).map(tuple)
         label=st.lists(st.text(min_size=1, max_size=9).filter(str.strip), max_size=3, unique=True).map(tuple),
         start=st.none() | st.dates(max_value=date(1999, 1, 1)),
         end=st.none() | st.dates(min_value=date(2000, 1, 1)),
-        filter=st.text(st.characters(exclude_characters="()'\""), max_size=50).map(str.strip),
+        filter=st.text(st.characters(codec="utf-8", exclude_characters="()'\""), max_size=50).map(str.strip),
         radius=st.none() | st.integers(0, 512),
         sort=st.sampled_from(SORTS),
         hide=ids,
