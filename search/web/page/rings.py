@@ -79,7 +79,7 @@ def _outer_rings(wkb: bytes) -> list[Ring]:
         start += 9
         for number in range(num_rings):
             (num_vertices,) = struct.unpack_from(f"{order}I", wkb, start)
-            if number == 0:
+            if number == 0 and num_vertices:
                 numbers = struct.unpack_from(f"{order}{2 * num_vertices}d", wkb, start + 4)
                 rings.append(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
             start += 4 + 16 * num_vertices

@@ -120,3 +120,8 @@ def test_an_outline_in_two_parts_at_the_date_line_is_one_ring():
     parts = shapely.MultiPolygon([shapely.box(179, -1, 180, 1), shapely.box(-180, -1, -179, 1)])
     ring = shapely.Polygon(ring_of(parts.wkb))
     assert ring.equals(shapely.box(179, -1, 181, 1))
+    # A part without vertices, which only other programs write, changes nothing.
+    empty = struct.pack("<BIII", 1, 3, 1, 0)
+    with_empty = parts.wkb[:5] + struct.pack("<I", 3) + parts.wkb[9:] + empty
+    assert shapely.Polygon(ring_of(with_empty)).equals(ring)
+    assert ring_of(struct.pack("<BII", 1, 6, 1) + empty) == ()
