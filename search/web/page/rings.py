@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 __all__ = ["MAX_VERTICES", "Ring", "format_ring", "parse_ring", "ring_of"]
@@ -36,14 +37,31 @@ def parse_ring(text: str) -> Ring:
         raise ValueError(f"An area has at most {MAX_VERTICES} corners. Draw a simpler one.")
     if len(set(vertices)) < 3:
         raise ValueError("An area has at least three different corners. Draw it again.")
-    if _crosses_itself(vertices):
+    path = _path(vertices)
+    is_around_pole = path[0] != path[-1]
+    if not is_around_pole and not any(_side(path[0], path[1], point) for point in path[2:]):
+        raise ValueError("The corners of the area are on one line. Draw it again.")
+    if _crosses_itself(path):
         raise ValueError("The outline of the area crosses itself. Draw it again without a crossing.")
+    if not is_around_pole and _width(path) >= 360:
+        raise ValueError("An area is less than once around the Earth. Draw a smaller one.")
     return tuple(vertices)
 
 
 def format_ring(ring: Ring) -> str:
-    """Return the coordinates of an outline as Well-Known Text, closed."""
-    return ", ".join(f"{lon!r} {lat!r}" for lon, lat in (*ring, ring[0]))
+    """Return the coordinates of an outline as Well-Known Text, closed.
+
+    Longitudes go on beyond 180 degrees: filters check outlines in the plane, where one that jumps from 180 to -180 may
+    cross itself.
+    """
+    path = _path(ring)
+    if path[0] != path[-1]:
+        # Around a pole: no way of writing it is without a jump.
+        path = [*ring, ring[0]]
+    lons = [lon for lon, _ in path]
+    # Filters take longitudes from -360 to 360.
+    turn = -360 if max(lons) > 360 else 360 if min(lons) < -360 else 0
+    return ", ".join(f"{lon + turn!r} {lat!r}" for lon, lat in path)
 
 
 def ring_of(wkb: bytes | None) -> Ring:
@@ -102,13 +120,24 @@ def _wrapped(lon: float) -> float:
     return lon + 0.0 if abs(lon) <= 180 else (lon + 180) % 360 - 180
 
 
-def _crosses_itself(vertices: list[tuple[float, float]]) -> bool:
-    """Return whether two edges that are not neighbours meet; each edge takes the shorter way around the Earth."""
-    lon, lat = vertices[0]
-    path = [(lon, lat)]
-    for next_lon, next_lat in (*vertices[1:], vertices[0]):
-        lon += (next_lon - lon + 180) % 360 - 180
-        path.append((lon, next_lat))
+def _path(vertices: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the closed outline with whole turns added to longitudes: each edge takes the shorter way around the Earth.
+
+    The last vertex is the first one, or, around a pole, that many turns from it.
+    """
+    path = [vertices[0]]
+    for lon, lat in (*vertices[1:], vertices[0]):
+        path.append((lon + 360 * round((path[-1][0] - lon) / 360), lat))
+    return path
+
+
+def _width(path: list[tuple[float, float]]) -> float:
+    lons = [lon for lon, _ in path]
+    return max(lons) - min(lons)
+
+
+def _crosses_itself(path: list[tuple[float, float]]) -> bool:
+    """Return whether two edges that are not neighbours meet."""
     edges = list(pairwise(path))
     last = len(edges) - 1
     return any(

@@ -117,7 +117,7 @@ export class Tools {
 
   drawn(corners) {
     this.stop();
-    const ring = corners.map((corner) => toDegrees(corner));
+    const ring = withShortEdges(corners).map((corner) => toDegrees(corner));
     const lons = ring.map(([lon]) => lon);
     if (Math.max(...lons) - Math.min(...lons) > 359) {
       this.say("An area is less than once around the Earth. Zoom in and try again.");
@@ -146,12 +146,25 @@ function toDegrees([x, y]) {
   return ol.proj.transform([x, y], "EPSG:3857", "EPSG:4326");
 }
 
-/** Return the corners of an extent, with further ones on long edges. */
 function rectangle([west, south, east, north]) {
-  const width = toDegrees([east, 0])[0] - toDegrees([west, 0])[0];
-  const steps = Math.max(1, Math.ceil(width / MAX_STEP));
-  const xs = Array.from({ length: steps + 1 }, (_, step) => west + ((east - west) * step) / steps);
-  return [...xs.map((x) => [x, south]), ...xs.reverse().map((x) => [x, north])];
+  return [
+    [west, south],
+    [east, south],
+    [east, north],
+    [west, north],
+  ];
+}
+
+/** Return corners with further ones on wide edges, so that the shorter way around the Earth is the one that was drawn. */
+function withShortEdges(corners) {
+  return corners.flatMap((corner, index) => {
+    const next = corners[(index + 1) % corners.length];
+    const width = Math.abs(toDegrees(next)[0] - toDegrees(corner)[0]);
+    const steps = Math.max(1, Math.ceil(width / MAX_STEP));
+    return Array.from({ length: steps }, (_, step) =>
+      [0, 1].map((axis) => corner[axis] + ((next[axis] - corner[axis]) * step) / steps),
+    );
+  });
 }
 
 function trimmed(degrees) {

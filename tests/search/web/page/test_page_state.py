@@ -1,16 +1,22 @@
 """The state of the page in its address: both ways, bounds, and hostile input."""
 
+import math
 from datetime import date
 from urllib.parse import parse_qsl
 
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orbithash.encoders.imagery.outlines import bounding_box, normalize
 from orbithash.search.segments.filters.expressions import parse_filter
 from orbithash.search.web.page.filters import filter_text
 from orbithash.search.web.page.rings import MAX_VERTICES
 from orbithash.search.web.page.state import FINDS, MAX_MARKS, SORTS, State, format_state, parse_state
+
+# Not crossing itself, but its ends lie over each other.
+AROUND = "0 0,100 0,-160 0,-60 0,20 7,20 9,-60 6,-160 6,100 6,0 6"
 
 FULL = State(
     q="boats & “piers” 100%+",
@@ -105,6 +111,9 @@ def test_any_address_has_a_state(pairs):
         ("area=0 0,1 1,1 0,0 1", "area", "crosses itself"),
         ("area=179 0,-179 2,-179 0,179 2", "area", "crosses itself"),
         ("area=0 0,1 1", "area", "at least three different corners"),
+        ("area=0 0,2 0,1 0", "area", "on one line"),
+        (f"area={AROUND}", "area", "less than once around the Earth"),
+        ("area=179 1,-179 3,180 2", "area", "on one line"),
         ("area=0 0,1 1,x y", "area", "Draw it again"),
         ("area=0 0,1 1,1e400 0", "area", "Draw it again"),
         ("area=" + ",".join(f"{n} {n * n % 7}" for n in range(MAX_VERTICES + 2)), "area", "Draw"),
@@ -128,6 +137,29 @@ def test_an_area_may_cross_the_date_line():
     found = parsed("area=179 -1,-179 -1,181 1,179 1")
     assert found.problems == {}
     assert found.state.area == ((179.0, -1.0), (-179.0, -1.0), (-179.0, 1.0), (179.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("area", "box"),
+    [
+        ("170 0,175 0,-170 0,-170 10,175 10,170 10", "170, 0, -170, 10"),
+        ("-170 10,175 10,170 10,170 0,175 0,-170 0", "170, 0, -170, 10"),
+        # What the map sends of a view of the whole Earth.
+        ("-145 -80,-62 -80,20 -80,102 -80,185 -80,185 80,102 80,20 80,-62 80,-145 80", "-145, -80, 185, 80"),
+        ("175 0,-95 0,-5 0,0 0,0 10,-5 10,-95 10,175 10", "175, 0, 360, 10"),
+        ("100 0,190 0,280 0,370 0,370 9,280 9,190 9,100 9", "100, 0, 370, 9"),
+        ("-100 0,-190 0,-280 0,-370 0,-370 9,-280 9,-190 9,-100 9", "-370, 0, -100, 9"),
+    ],
+)
+def test_the_filter_of_an_area_is_valid_wherever_it_crosses_the_date_line(area, box):
+    found = parsed(f"area={area}")
+    assert found.problems == {}
+    parse_filter(filter_text(found.state))
+    west, south, east, north = map(float, box.split(","))
+    if abs(west) > 360 or abs(east) > 360:
+        west, east = west - math.copysign(360, west), east - math.copysign(360, west)
+    outline = normalize(shapely.from_wkt(filter_text(found.state).removeprefix("S_INTERSECTS(footprint, ")[:-1]))
+    assert outline.equals(bounding_box(west, south, east, north))
 
 
 def test_a_tile_is_good_or_bad_and_an_address_is_read_up_to_a_limit():
