@@ -81,7 +81,10 @@ def normalize_wkb(footprint: bytes) -> bytes:
         geometry = shapely.from_wkb(footprint)
     except (shapely.errors.ShapelyError, TypeError) as error:
         raise ValueError("it is not WKB") from error
-    normal = normalize(geometry)
+    try:
+        normal = normalize(geometry)
+    except RecursionError as error:
+        raise ValueError("its collections are nested too deeply") from error
     return footprint if normal is geometry else bytes(normal.wkb)
 
 

@@ -147,6 +147,12 @@ def test_wkb_is_normalized():
             normalize_wkb(damaged)
 
 
+def test_a_geometry_that_is_nested_deeply_is_an_error():
+    nested = b"\x01\x07\x00\x00\x00\x01\x00\x00\x00" * 2000 + Point(1, 2).wkb
+    with pytest.raises(ValueError, match="nested too deeply"):
+        normalize_wkb(nested)
+
+
 def test_an_invalid_geometry_is_an_error_or_becomes_valid():
     bow = [(170, 0), (190, 10), (190, 0), (170, 10)]
     assert normalize(Polygon(bow)).is_valid
