@@ -12,7 +12,7 @@ from rich.table import Table
 from orbithash.encoders.errors import InputError
 from orbithash.search.protocol.forms import vector_bytes
 from orbithash.search.protocol.queries import Answer, Cursor, Example, Hit, Query
-from orbithash.search.protocol.rankings import By, Groups, Linear, Place, RankAnswer, RankCursor, Shuffle, TimeOrder
+from orbithash.search.protocol.rankings import By, Groups, Place, RankAnswer, RankCursor, Shuffle, TimeOrder
 
 __all__ = [
     "as_fields",
@@ -261,7 +261,10 @@ def make_order(
     if random is not None:
         orders["--random"] = Shuffle(random)
     if detector is not None:
-        orders["--detector"] = _linear(detector, least_certain)
+        # Needs numpy, which a client does without.
+        from orbithash.cluster.detection.fit import read_detector
+
+        orders["--detector"] = read_detector(detector).linear(least_certain)
     if len(orders) != 1:
         options = "--near, --newest, --oldest, --same-place, --random and --detector"
         raise InputError(f"give one order of {options}; got {' and '.join(orders) or 'none'}")
@@ -283,18 +286,6 @@ def _place(text: str, max_distance_m: float | None) -> Place:
     except ValueError:
         pass
     raise InputError(f"--near {text!r} is not LON,LAT in degrees, such as 139.77,35.62")
-
-
-def _linear(path: Path, least_certain: bool) -> Linear:
-    """Return the order of the detector in a file."""
-    # Needs numpy, which a client does without.
-    from orbithash.search.detectors.detector import MAX_JSON_CHARS, Detector
-
-    try:
-        with path.open("rb") as file:
-            return Detector.from_json(file.read(MAX_JSON_CHARS + 1)).linear(least_certain)
-    except OSError as error:
-        raise InputError(f"--detector {path}: cannot be read ({error.strerror})") from error
 
 
 def rank_cursor(text: str | None) -> RankCursor | None:

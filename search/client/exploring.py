@@ -1,6 +1,7 @@
 """Methods of the clients to look around in an archive: other orders of rows, counts, codes and pictures."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypedDict, Unpack
 
@@ -82,7 +83,7 @@ def _heat_map_request(key: str, cells: int, query: Query | None, fields: QueryFi
     return search_pb2.HeatMapRequest(key=key, cells=cells, search=search)
 
 
-class Exploring:
+class Exploring(ABC):
     """Methods of `Client`, which raise what its other methods raise."""
 
     _search: Any
@@ -201,11 +202,12 @@ class Exploring:
         request = convert_rankings.ranking_to_pb(ranking)
         return convert_rankings.rank_answer_from_pb(self._call(self._search.Rank, request, timeout_s))
 
+    @abstractmethod
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        raise NotImplementedError
+        """Return the answer to a request."""
 
 
-class AsyncExploring:
+class AsyncExploring(ABC):
     """Methods of `AsyncClient`."""
 
     _search: Any
@@ -299,5 +301,6 @@ class AsyncExploring:
         request = convert_rankings.ranking_to_pb(ranking)
         return convert_rankings.rank_answer_from_pb(await self._call(self._search.Rank, request, timeout_s))
 
+    @abstractmethod
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        raise NotImplementedError
+        """Return the answer to a request."""

@@ -65,7 +65,7 @@ def test_counts(run, cli, address):
         (("--newest", "--min-score", "5"), "--min-score belongs to --detector"),
         (("--random", "1", "--after", "5"), "--after '5' is not NUMBER:ID"),
         (("--random", "-1"), "from 0 to 2^64 - 1"),
-        (("--detector", "absent.json"), "--detector absent.json: cannot be read"),
+        (("--detector", "absent.json"), "absent.json cannot be read"),
         (("--same-place", "absent"), "no row of the archive has the key 'absent'"),
     ],
 )
