@@ -7,7 +7,7 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu check format proto vendor install
+.PHONY: tools demo test test-slow test-gpu check format proto vendor install
 
 install: .venv/installed vendor
 
@@ -20,11 +20,21 @@ install: .venv/installed vendor
 	@touch $@
 
 # Scripts of other projects for the page. Without them everything else works.
+TOOLS = .venv/tools/bin/gpio
 VENDOR = search/web/static/vendor/LICENSES.txt
 vendor: $(VENDOR)
 
 $(VENDOR): search/web/package.json search/web/package-lock.json .ci/vendor.py | .venv/installed
 	@$(BIN)/python .ci/vendor.py || true
+
+# Checkers of exported files that need other versions than the project; a test that needs one skips without it.
+tools: $(TOOLS)
+
+$(TOOLS): .ci/tools.txt
+	@$(PYTHON) -m venv .venv/tools
+	@.venv/tools/bin/python -m pip install --quiet --disable-pip-version-check --requirement .ci/tools.txt
+	@.venv/tools/bin/python -c "import duckdb_extensions as e; e.import_extension('spatial')"
+	@touch $@
 
 demo: install
 	$(BIN)/orbithash demo $(ARGS)

@@ -160,7 +160,7 @@ def duplicates(
     as_json: JsonOption = False,
 ) -> None:
     """Find groups of rows whose codes are equal or linked by small distances, the largest group first."""
-    from orbithash.cluster.cli.query import find_duplicates
+    from orbithash.cluster.cli.gateway.query import find_duplicates
 
     groups = find_duplicates(archive, radius, filter_)
     if as_json:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from orbithash.cluster.cli import archive, cluster, exploring, learn, measure, search, web
+from orbithash.cluster.cli import archive, cluster, learn, measure
 from orbithash.cluster.cli.extras import missing_extra
+from orbithash.cluster.cli.gateway import exploring, search, web
 from orbithash.cluster.output import set_debug
 from orbithash.encoders.errors import InputError
 

@@ -225,7 +225,7 @@ def test_a_traceback_is_printed_with_debug_only(cli, args):
     ],
 )
 def test_message_and_exit_code_of_an_error(cli, monkeypatch, error, code, message):
-    import orbithash.cluster.cli.query as verb
+    import orbithash.cluster.cli.gateway.query as verb
 
     def fail(*_, **__):
         raise error

@@ -166,7 +166,7 @@ def test_a_model_folder_needs_the_library_that_defines_its_network(monkeypatch, 
 
 
 def test_a_missing_module_that_no_extra_installs_is_an_internal_error(cli, monkeypatch):
-    import orbithash.cluster.cli.query as verb
+    import orbithash.cluster.cli.gateway.query as verb
 
     def fail(*_, **__):
         raise ModuleNotFoundError("No module named 'orbithash.gone'", name="orbithash.gone")

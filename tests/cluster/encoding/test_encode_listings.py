@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from orbithash.cluster.cli.changes import _row
+from orbithash.cluster.cli.gateway.changes import _row
 from orbithash.cluster.encoding.stages import decode, item_table
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rasters import image_formats, one_of

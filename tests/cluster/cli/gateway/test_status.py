@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 from cluster_parts import wait_for
 
-from orbithash.cluster.cli import status as verb
-from orbithash.cluster.cli.status import Status
+from orbithash.cluster.cli.gateway import status as verb
+from orbithash.cluster.cli.gateway.status import Status
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.description import Description, ShardStatus

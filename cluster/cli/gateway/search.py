@@ -219,7 +219,7 @@ def query(
 
     Several of --image, --text, --vector, --key, --code and --like together make one query near all of them.
     """
-    from orbithash.cluster.cli.query import as_fields, as_table, make_query
+    from orbithash.cluster.cli.gateway.query import as_fields, as_table, make_query
 
     asked = make_query(
         image,
@@ -263,7 +263,7 @@ def upsert(
     as_json: JsonOption = False,
 ) -> None:
     """Send images to a gateway, which encodes them into its archive; searches find them at once."""
-    from orbithash.cluster.cli.changes import upsert_source
+    from orbithash.cluster.cli.gateway.changes import upsert_source
 
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
         done = upsert_source(client, source, asset)
@@ -293,7 +293,7 @@ def delete(
 
     A later `orbithash encode` of the same source adds them again.
     """
-    from orbithash.cluster.cli.changes import delete_keys
+    from orbithash.cluster.cli.gateway.changes import delete_keys
 
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
         removed = delete_keys(client, keys or [], file)
@@ -347,7 +347,7 @@ def status(
 
 def _print_status(client: "Client", as_json: bool) -> bool:
     """Print the gateway's status; return whether the whole archive can be searched."""
-    from orbithash.cluster.cli.status import as_fields, as_table, read_status
+    from orbithash.cluster.cli.gateway.status import as_fields, as_table, read_status
 
     found = read_status(client)
     if as_json:

@@ -65,7 +65,7 @@ def rank(
     as_json: JsonOption = False,
 ) -> None:
     """List rows of a gateway's archive by place, by time, at random or by a detector."""
-    from orbithash.cluster.cli.query import make_order, print_ranked, rank_cursor, ranked_fields
+    from orbithash.cluster.cli.gateway.query import make_order, print_ranked, rank_cursor, ranked_fields
 
     by = make_order(near, max_distance, newest, oldest, same_place, random, detector, least_certain, min_score)
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
@@ -92,7 +92,7 @@ def count(
     as_json: JsonOption = False,
 ) -> None:
     """Count the rows of a gateway's archive, also by class, month or year."""
-    from orbithash.cluster.cli.query import group_fields, print_groups
+    from orbithash.cluster.cli.gateway.query import group_fields, print_groups
 
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
         if by is None:

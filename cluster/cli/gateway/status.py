@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orbithash.cluster.cli.query import WIDTH_WITHOUT_TERMINAL
+from orbithash.cluster.cli.gateway.query import WIDTH_WITHOUT_TERMINAL
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.description import Description
 

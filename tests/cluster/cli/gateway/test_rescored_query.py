@@ -1,6 +1,6 @@
 """Rescored answers on the command line."""
 
-from orbithash.cluster.cli.query import as_fields, as_table
+from orbithash.cluster.cli.gateway.query import as_fields, as_table
 from orbithash.search.protocol.queries import Answer, Coverage, Hit
 
 
