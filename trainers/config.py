@@ -32,7 +32,7 @@ from orbithash.encoders.networks.backbones.names import (
 )
 from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.card import HeadSpec
-from orbithash.encoders.sources.embedding_layouts import TableOptions
+from orbithash.encoders.sources.embeddings.layouts import TableOptions
 
 if TYPE_CHECKING:
     from orbithash.encoders.networks.hash_network import HashNetwork

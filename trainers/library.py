@@ -11,7 +11,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
-from orbithash.encoders.sources.embeddings import EmbeddingTable
+from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 from orbithash.trainers.datasets import PROTOCOLS, resplit
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, read_vectors
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines

@@ -16,8 +16,8 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.stamps import file_version
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.embedding_rows import Chunk, EmbeddingRows, RowReader
-from orbithash.encoders.sources.key_hashes import Hashes, hash_keys
+from orbithash.encoders.sources.embeddings.key_hashes import Hashes, hash_keys
+from orbithash.encoders.sources.embeddings.rows import Chunk, EmbeddingRows, RowReader
 
 __all__ = ["ChunkEncoder", "ChunkStamp", "chunk_table", "find_origins"]
 

@@ -31,9 +31,9 @@ from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.refusals import RefusedTable
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import read_model_folder
-from orbithash.encoders.sources.embedding_rows import Chunk
-from orbithash.encoders.sources.embeddings import EmbeddingTable
-from orbithash.encoders.sources.key_hashes import Hashes, hash_keys
+from orbithash.encoders.sources.embeddings.key_hashes import Hashes, hash_keys
+from orbithash.encoders.sources.embeddings.rows import Chunk
+from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 
 __all__ = ["MAX_ENCODED_HERE", "encode_vectors", "takes_vectors"]
 

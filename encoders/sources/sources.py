@@ -33,7 +33,7 @@ from orbithash.encoders.sources.listings import (
     scene_suffixes,
 )
 from orbithash.encoders.sources.remote import is_remote, walk_objects
-from orbithash.encoders.sources.stac import list_stac
+from orbithash.encoders.sources.stac.items import list_stac
 from orbithash.encoders.sources.tables import list_table
 from orbithash.encoders.sources.tiles import check_tile, plan_tiles, tile_key
 
@@ -93,7 +93,7 @@ def iter_source(
             STAC item collection; or a folder of an object store (`orbithash.encoders.sources.remote`).
         tile_px: side of the tiles that scenes (GeoTIFF, JPEG 2000) are cut into; None for whole images. Images of other
             formats are then left out.
-        asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac`).
+        asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac.items`).
         prefix: put before all keys, as PREFIX/KEY, so that sources with equal names fit into one archive.
         captions: Karpathy-style JSON file of sentences about the images of a folder. Default: its captions.json.
         find_items: finder of datasets whose labels are not the names of folders.

@@ -7,7 +7,7 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, wrap_longitude
-from orbithash.encoders.sources.embedding_layouts import has_vectors
+from orbithash.encoders.sources.embeddings.layouts import has_vectors
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
 

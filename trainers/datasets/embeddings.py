@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import listed
-from orbithash.encoders.sources.embedding_rows import EmbeddingRows
-from orbithash.encoders.sources.embeddings import EmbeddingTable
+from orbithash.encoders.sources.embeddings.rows import EmbeddingRows
+from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 from orbithash.encoders.sources.folders import natural
 from orbithash.trainers.datasets.layouts import first_problems
 from orbithash.trainers.datasets.manifest import Image

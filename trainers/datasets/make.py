@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.sources.embeddings import is_embedding_table
+from orbithash.encoders.sources.embeddings.tables import is_embedding_table
 from orbithash.trainers.datasets.captions import find_captioned_folder
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
 from orbithash.trainers.datasets.hashes import FileHashes

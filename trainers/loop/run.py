@@ -12,7 +12,7 @@ import torch
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.embedding import embedding_backbone
-from orbithash.encoders.sources.embeddings import EmbeddingTable
+from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.statistics import band_statistics
 from orbithash.trainers.datasets import Image, Manifest, make_manifest

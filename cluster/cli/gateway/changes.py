@@ -66,7 +66,7 @@ def upsert_source(client: Client, source: str, asset: str | None = None) -> Upse
 
 
 def _upsert_vectors(client: Client, source: str, embedding: str, dims: int) -> Upserted:
-    from orbithash.encoders.sources.embeddings import EmbeddingTable
+    from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 
     table = EmbeddingTable.open(source)
     table.check_embedding(embedding, dims)

@@ -9,7 +9,7 @@ from cluster_parts import family, kill, save_vector_model, wait_for
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.networks.model import HashModel
-from orbithash.encoders.sources.key_hashes import hash_keys, repeated
+from orbithash.encoders.sources.embeddings.key_hashes import hash_keys, repeated
 from tests.encoders.sources.embedding_tables import vector_column, vectors, write_table
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, place_of
 from orbithash.encoders.imagery.rasters import image_formats, one_of, reads_jpeg_2000
 from orbithash.encoders.sources.listings import Item, image_suffixes, locate, located, parse_time, read_json
-from orbithash.encoders.sources.stac_bands import stated_bands
+from orbithash.encoders.sources.stac.bands import stated_bands
 
 __all__ = ["list_stac"]
 

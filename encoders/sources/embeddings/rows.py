@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.keys import MAX_KEY_CHARS, key_problem
-from orbithash.encoders.sources.embedding_layouts import Columns
+from orbithash.encoders.sources.embeddings.layouts import Columns
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import parse_time
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.embedding_layouts import Columns, TableOptions, find_columns, has_vectors, vector_dims
-from orbithash.encoders.sources.embedding_rows import Chunk, RowReader, unreadable
+from orbithash.encoders.sources.embeddings.key_hashes import hash_keys, repeated
+from orbithash.encoders.sources.embeddings.layouts import Columns, TableOptions, find_columns, has_vectors, vector_dims
+from orbithash.encoders.sources.embeddings.rows import Chunk, RowReader, unreadable
 from orbithash.encoders.sources.folders import is_shown, natural
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
-from orbithash.encoders.sources.key_hashes import hash_keys, repeated
 from orbithash.encoders.sources.listings import image_suffixes
 
 __all__ = ["EmbeddingTable", "is_embedding_table"]

@@ -12,7 +12,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Rendering
 from orbithash.encoders.sources.records import read_record
 from orbithash.encoders.sources.sources import list_source
-from orbithash.encoders.sources.stac_bands import stated_bands
+from orbithash.encoders.sources.stac.bands import stated_bands
 
 RED, NIR = BandInfo(("B04", "red"), 1e-4, -0.1), BandInfo(("B08", "nir"), 1e-4, -0.1)
 NAMES = [{"name": "B04", "common_name": "red"}, {"name": "B08", "common_name": "nir"}]

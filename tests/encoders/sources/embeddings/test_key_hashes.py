@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from orbithash.encoders.sources.key_hashes import hash_keys, repeated
+from orbithash.encoders.sources.embeddings.key_hashes import hash_keys, repeated
 
 
 def test_equal_texts_have_equal_hashes_wherever_they_are():
