@@ -14,7 +14,8 @@ from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
-from orbithash.trainers.evaluation.evaluation import EncodedPart, Evaluation, evaluate, own_positions, with_baselines
+from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate, with_baselines
+from orbithash.trainers.evaluation.parts import EncodedPart, own_positions
 from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.metrics.retrieval import Labels, label_arrays, labelled
 
@@ -109,6 +110,7 @@ def evaluate_model(
             classes=manifest.classes,
             cutoffs=cutoffs,
             pairs=is_cross_modal and "test" in rule.database,
+            model_id=model.model_id,
         )
         if baseline_model is None or query_kind == "text" or is_cross_modal:
             return evaluation

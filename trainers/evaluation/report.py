@@ -1,4 +1,4 @@
-"""The report of an evaluation: `metrics.json`, the plots as SVG files, and `report.html`."""
+"""The report of an evaluation: `metrics.json`, `failures.json`, the plots as SVG files, and `report.html`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,9 @@ import numpy.typing as npt
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
-from orbithash.trainers.evaluation.evaluation import (
-    HEADLINE,
-    CodeSample,
-    Evaluation,
-    GalleryHit,
-    GalleryQuery,
-    metrics_of,
-)
+from orbithash.trainers.evaluation.evaluation import HEADLINE, CodeSample, Evaluation, metrics_of
+from orbithash.trainers.evaluation.failures import failures_of
+from orbithash.trainers.evaluation.gallery import GalleryHit, GalleryQuery
 from orbithash.trainers.evaluation.report_text import (
     Evaluations,
     arrow,
@@ -66,6 +61,12 @@ _GALLERIES = (
         "any other item; d is the Hamming distance.",
     ),
     ("worst", "Worst answers", "The queries with the lowest average precision."),
+    (
+        "confused",
+        "Confused classes",
+        "For each of the most confused pairs of classes, one query of the first class whose nearest item is of the "
+        "second class: the one with the lowest average precision.",
+    ),
 )
 
 
@@ -76,7 +77,7 @@ def write_evaluation(
     read_image: ReadImage | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write `metrics.json`, the plots and `report.html`, each atomically, and return the path of the page.
+    """Write `metrics.json`, `failures.json`, the plots and `report.html`, each atomically; return the path of the page.
 
     Args:
         folder: created if absent.
@@ -89,8 +90,8 @@ def write_evaluation(
         by_name, metrics = {"": evaluations}, evaluations.metrics
     else:
         by_name, metrics = dict(evaluations), metrics_of(evaluations)
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    write_file(folder / "metrics.json", text)
+    for file_name, content in (("metrics.json", metrics), ("failures.json", failures_of(by_name))):
+        write_file(folder / file_name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     figures = _draw(by_name, history)
     for name, figure in (pair for of_direction in figures.values() for pair in of_direction.items()):
         assert isinstance(figure.plot, str), "plots are SVG"
@@ -137,6 +138,7 @@ def _sections(
         sections += [
             _gallery_section(evaluation, read_image, reason, f"{title}{suffix(name)}", caption)
             for reason, title, caption in _GALLERIES
+            if any(query.reason == reason for query in evaluation.gallery)
         ]
         sections.append(metrics_table(name, evaluation))
         if "rescored" in evaluation.metrics:

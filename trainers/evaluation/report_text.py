@@ -64,7 +64,7 @@ def headline_facts(evaluations: Evaluations) -> Facts:
     (evaluation,) = evaluations.values()
     metrics, chance, codes = (evaluation.metrics[key] for key in ("metrics", "chance", "codes"))
     empty = radius_curve(evaluation.histograms).empty[LOOKUP_RADIUS]
-    num_constant = codes["constant_bits"]
+    num_dead = len(codes["dead_bits"])
     return Facts(
         "Summary",
         [
@@ -89,8 +89,8 @@ def headline_facts(evaluations: Evaluations) -> Facts:
             Fact(
                 "Distinct codes",
                 f"{codes['distinct']:,}",
-                f"Among {codes['count']:,} database items. {num_constant or 'No'} of {evaluation.metrics['bits']} bits "
-                f"{'is' if num_constant == 1 else 'are'} the same in all of them.",
+                f"Among {codes['count']:,} database items. {num_dead or 'No'} of {evaluation.metrics['bits']} bits "
+                f"{'is' if num_dead == 1 else 'are'} the same in all of them.",
             ),
             *_baseline_facts(evaluation),
         ],

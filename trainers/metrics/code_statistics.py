@@ -1,4 +1,4 @@
-"""Statistics of a set of codes: distinct codes, balance and correlation of bits."""
+"""Statistics of a set of codes: distinct codes, balance and correlation of bits, and which bits are wasted."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,12 @@ import numpy.typing as npt
 from orbithash.encoders.codes import check_codes, num_bytes, unpack
 from orbithash.encoders.errors import InputError
 
-__all__ = ["CodeStatistics", "code_statistics"]
+__all__ = ["CodeStatistics", "CorrelatedBits", "UnbalancedBit", "code_statistics"]
+
+# Minimum absolute correlation of two bits that are listed as correlated, and maximum number of pairs listed.
+CORRELATION_LIMIT, MAX_CORRELATED = 0.9, 20
+# Share of codes with the rarer value below which a bit is listed as unbalanced.
+RARE_SHARE = 0.05
 
 # Number of rows unpacked at once: 64 MiB of float32 at 512 bits. Sums stay far below 2^24, the limit of exact counts in
 # float32.
@@ -16,10 +21,27 @@ _CHUNK_ROWS = 32_768
 
 
 @dataclass(frozen=True)
+class CorrelatedBits:
+    """Two bits, the lower number first, and their correlation over the codes."""
+
+    bits: list[int]
+    correlation: float
+
+
+@dataclass(frozen=True)
+class UnbalancedBit:
+    """A bit with two values, one of them in less than `RARE_SHARE` of the codes; `ones` is its share of ones."""
+
+    bit: int
+    ones: float
+
+
+@dataclass(frozen=True)
 class CodeStatistics:
     """Statistics of N codes of K bits; `dataclasses.asdict` makes them serialisable as JSON.
 
-    A collapsed hash function gives few distinct codes. Wasted bits are constant (balance 0 or 1) or correlated.
+    A collapsed hash function gives few distinct codes. Wasted bits are dead, unbalanced or correlated. Bits are
+    numbered from 0.
     """
 
     count: int
@@ -31,10 +53,16 @@ class CodeStatistics:
     """Share of ones of each bit, K numbers; 0.5 carries the most information."""
     bit_entropy: float
     """Mean entropy of the bits, in bits: 1 if every bit is balanced, 0 if all are constant."""
-    constant_bits: int
-    """Number of bits with the same value in all codes."""
+    dead_bits: list[int]
+    """Bits with the same value in all codes, ascending."""
+    unbalanced_bits: list[UnbalancedBit]
+    """Bits with a rare value, the least balanced first; without dead bits."""
     mean_abs_correlation: float | None
-    """Mean absolute correlation of two different bits, without constant bits; None if fewer than two bits vary."""
+    """Mean absolute correlation of two different bits, without dead bits; None if fewer than two bits vary."""
+    correlated_bits: list[CorrelatedBits]
+    """The pairs with an absolute correlation of at least `CORRELATION_LIMIT`: the `MAX_CORRELATED` strongest."""
+    num_correlated: int
+    """Number of all such pairs."""
 
 
 def code_statistics(codes: npt.NDArray[np.uint8], bits: int) -> CodeStatistics:
@@ -46,23 +74,41 @@ def code_statistics(codes: npt.NDArray[np.uint8], bits: int) -> CodeStatistics:
     for start in range(0, len(codes), _CHUNK_ROWS):
         ones = unpack(codes[start : start + _CHUNK_ROWS], bits).astype(np.float32)
         both += ones.T @ ones
-    share = both.diagonal() / len(codes)
-    varying = np.flatnonzero((share > 0) & (share < 1))
+    counts = both.diagonal()
+    share = counts / len(codes)
+    varying = np.flatnonzero((counts > 0) & (counts < len(codes)))
     used = share[varying]
+    pairs, correlations = _correlations(both[np.ix_(varying, varying)] / len(codes), used)
+    strength = np.abs(correlations)
+    strong = np.flatnonzero(strength >= CORRELATION_LIMIT)
+    rarer = np.minimum(used, 1 - used)
     return CodeStatistics(
         count=len(codes),
         bytes_per_code=num_bytes(bits),
         distinct=len(np.unique(np.ascontiguousarray(codes).view(np.dtype((np.void, codes.shape[1]))))),
         bit_balance=share.tolist(),
         bit_entropy=float(-(used * np.log2(used) + (1 - used) * np.log2(1 - used)).sum() / bits),
-        constant_bits=bits - len(varying),
-        mean_abs_correlation=_mean_abs_correlation(both[np.ix_(varying, varying)] / len(codes), used),
+        dead_bits=np.setdiff1d(np.arange(bits), varying).tolist(),
+        unbalanced_bits=[
+            UnbalancedBit(int(varying[i]), float(used[i]))
+            for i in np.argsort(rarer, kind="stable").tolist()
+            if rarer[i] < RARE_SHARE
+        ],
+        mean_abs_correlation=float(strength.mean()) if len(strength) else None,
+        correlated_bits=[
+            CorrelatedBits([int(varying[side[i]]) for side in pairs], float(correlations[i]))
+            # Rounding must not decide the order of equal correlations.
+            for i in strong[np.argsort(-strength[strong].round(9), kind="stable")][:MAX_CORRELATED].tolist()
+        ],
+        num_correlated=len(strong),
     )
 
 
-def _mean_abs_correlation(both: npt.NDArray[np.float64], share: npt.NDArray[np.float64]) -> float | None:
-    if len(share) < 2:
-        return None
+def _correlations(
+    both: npt.NDArray[np.float64], share: npt.NDArray[np.float64]
+) -> tuple[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]], npt.NDArray[np.float64]]:
+    """Return the pairs of different varying bits, the lower one first, and their correlations, from -1 to 1."""
+    pairs = np.triu_indices(len(share), 1)
     deviations = np.sqrt(share * (1 - share))
-    correlations = (both - np.outer(share, share)) / np.outer(deviations, deviations)
-    return float(np.abs(correlations[~np.eye(len(share), dtype=np.bool_)]).mean())
+    covariances = both[pairs] - share[pairs[0]] * share[pairs[1]]
+    return pairs, np.clip(covariances / (deviations[pairs[0]] * deviations[pairs[1]]), -1, 1)

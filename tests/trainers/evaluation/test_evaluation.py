@@ -13,13 +13,13 @@ from orbithash.encoders.codes import hamming, pack
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.trainers.evaluation import report
 from orbithash.trainers.evaluation.evaluation import (
-    EncodedPart,
     Evaluation,
     evaluate,
     metrics_of,
     with_baselines,
     without_baselines,
 )
+from orbithash.trainers.evaluation.parts import EncodedPart
 from orbithash.trainers.evaluation.report import write_evaluation
 from orbithash.trainers.metrics.average_precision import average_precision
 from orbithash.trainers.metrics.metrics import mean_average_precision
@@ -59,7 +59,7 @@ def test_content_of_metrics_json():
     query, database = part(30, 1, "q"), part(90, 2, "d")
     evaluation = run(query, database, cutoffs=(20, 50))
     metrics = evaluation.metrics
-    assert list(metrics)[:6] == ["dataset", "protocol", "method", "bits", "queries", "database"]
+    assert list(metrics)[:6] == ["dataset", "protocol", "method", "model_id", "bits", "queries"]
     assert [metrics[key] for key in ("bits", "queries", "database", "exclude_self")] == [BITS, 30, 90, False]
     assert set(metrics["metrics"]["ap_min@20"]) == {"expected", "index", "optimistic", "pessimistic"}
     assert {"ap_hits@50", "ap_first_k@20", "ap_min@all", "precision@1", "recall@100"} <= metrics["metrics"].keys()
@@ -273,7 +273,7 @@ def test_write_evaluation(tmp_path: Path):
     path = write_evaluation(folder, evaluation, read_image=read_image, history=history)
     assert path == folder / "report.html"
     assert json.loads((folder / "metrics.json").read_text()) == evaluation.metrics
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "plots", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["failures.json", "metrics.json", "plots", "report.html"]
     names = {p.stem for p in (folder / "plots").iterdir()}
     assert {"losses", "validation", "precision_recall", "precision_at_k", "per_class", "confusion"} <= names
     page = path.read_text()

@@ -341,7 +341,7 @@ def test_code_statistics(bits, count):
     assert statistics.count == count
     assert statistics.distinct == len({tuple(row) for row in values.tolist()})
     assert statistics.bit_balance == pytest.approx(values.mean(0).tolist())
-    assert statistics.constant_bits == sum(len(set(column)) == 1 for column in values.T.tolist())
+    assert statistics.dead_bits == [bit for bit, column in enumerate(values.T.tolist()) if len(set(column)) == 1]
     entropies = [-sum(p * np.log2(p) for p in (q, 1 - q) if p > 0) for q in values.mean(0)]
     assert statistics.bit_entropy == pytest.approx(np.mean(entropies))
     expected = naive_mean_abs_correlation(values)
@@ -361,8 +361,34 @@ def test_no_correlation_with_a_single_varying_bit():
     values[:2, 1] = True
     statistics = code_statistics(pack(values), 8)
     assert statistics.mean_abs_correlation is None
-    assert (statistics.distinct, statistics.constant_bits) == (2, 7)
+    assert (statistics.distinct, statistics.dead_bits) == (2, [0, 2, 3, 4, 5, 6, 7])
+    assert (statistics.correlated_bits, statistics.num_correlated) == ([], 0)
     assert statistics.bit_entropy == 1 / 8
+
+
+def test_wasted_bits_are_listed():
+    rng = np.random.default_rng(0)
+    values = rng.random((1000, 12)) < 0.5
+    values[:, 2] = False
+    values[:, 9] = ~values[:, 4]
+    values[:, 7] = values[:, 1] ^ (rng.random(1000) < 0.02)
+    values[:, 5] = np.arange(1000) < 30
+    values[:, 11] = np.arange(1000) >= 10
+    statistics = code_statistics(pack(values), 12)
+    assert statistics.dead_bits == [2]
+    assert [(each.bit, each.ones) for each in statistics.unbalanced_bits] == [(11, 0.99), (5, 0.03)]
+    expected = np.corrcoef(values[:, 1], values[:, 7])[0, 1]
+    assert [each.bits for each in statistics.correlated_bits] == [[4, 9], [1, 7]]
+    assert [each.correlation for each in statistics.correlated_bits] == pytest.approx([-1, expected])
+    assert statistics.num_correlated == 2
+
+
+def test_of_many_correlated_pairs_the_strongest_are_listed():
+    values = np.repeat(np.random.default_rng(0).random((100, 1)) < 0.5, 16, axis=1)
+    statistics = code_statistics(pack(values), 16)
+    assert (len(statistics.correlated_bits), statistics.num_correlated) == (20, 120)
+    assert statistics.correlated_bits[0].bits == [0, 1]
+    assert statistics.mean_abs_correlation == pytest.approx(1)
 
 
 def test_code_statistics_of_no_codes_are_refused():
