@@ -7,7 +7,7 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: tools demo test test-slow test-gpu check format proto vendor install
+.PHONY: tools release demo test test-slow test-gpu check format proto vendor install
 
 install: .venv/installed vendor
 
@@ -21,7 +21,7 @@ install: .venv/installed vendor
 
 # Scripts of other projects for the page. Without them everything else works.
 TOOLS = .venv/tools/bin/gpio
-VENDOR = search/web/static/vendor/LICENSES.txt
+VENDOR = search/web/static/vendor/sbom.cdx.json
 vendor: $(VENDOR)
 
 $(VENDOR): search/web/package.json search/web/package-lock.json .ci/vendor.py | .venv/installed
@@ -56,6 +56,10 @@ check: install
 	rm -rf build/types && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --namespace-packages -p orbithash
 	$(BIN)/python proto/generate.py --check
+
+# Builds dist/ and tries the wheel with every supported Python; publishes nothing.
+release: install
+	$(BIN)/python .ci/release.py $(ARGS)
 
 format: install
 	$(BIN)/ruff format .

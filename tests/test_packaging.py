@@ -21,6 +21,8 @@ from orbithash.search.web.assets import VENDOR_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR = ROOT / "search/web/static/vendor"
+# What is said of the scripts, beside them.
+ABOUT = ("LICENSES.txt", "sbom.cdx.json")
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +89,13 @@ def test_the_wheel_holds_the_scripts_of_the_page_with_their_licences(wheel):
         pytest.skip("the page's scripts are not installed; run make vendor")
     with zipfile.ZipFile(wheel) as archive:
         folder = "orbithash/search/web/static/vendor/"
-        assert {*VENDOR_FILES, "LICENSES.txt"} <= {name.removeprefix(folder) for name in archive.namelist()}
+        assert {*VENDOR_FILES, *ABOUT} <= {name.removeprefix(folder) for name in archive.namelist()}
         licences = archive.read(f"{folder}LICENSES.txt").decode()
+        listed = {each["name"]: each for each in json.loads(archive.read(f"{folder}sbom.cdx.json"))["components"]}
     for package in json.loads((ROOT / "search/web/package.json").read_text())["dependencies"]:
         assert f"\n{package} " in licences, package
+        assert listed[package]["licenses"]
+        assert listed[package]["hashes"], package
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -109,15 +114,17 @@ def test_the_scripts_are_replaced_whole_or_not_at_all(tmp_path, fails):
     lines = [f"mkdir -p node_modules/{Path(name).parent} && echo {name} > node_modules/{name}" for name in written]
     description = '{"name": "ol", "version": "10.0.0", "license": "BSD-2-Clause"}'
     lines += [f"echo '{description}' > node_modules/ol/package.json", f"exit {int(fails)}"]
+    lines = ["""if [ "$1" = sbom ]; then echo '{"serialNumber": "random", "components": []}'; exit; fi""", *lines]
     (bin_ / "npm").write_text("\n".join(["#!/bin/sh", *lines]))
     (bin_ / "npm").chmod(0o755)
     (bin_ / "python").symlink_to(sys.executable)
     done = subprocess.run([bin_ / "python", copied / ".ci/vendor.py"], capture_output=True, text=True, check=False)
     names = {path.name for path in vendor.iterdir()}
-    assert names == ({"old.js"} if fails else {*VENDOR_FILES, "LICENSES.txt"})
+    assert names == ({"old.js"} if fails else {*VENDOR_FILES, *ABOUT})
     assert done.returncode == int(fails)
     assert ("there is no page" in done.stderr) == fails
     assert fails or (vendor / "LICENSES.txt").read_text() == "ol 10.0.0: BSD-2-Clause\n\nol/LICENSE.md\n"
+    assert fails or json.loads((vendor / "sbom.cdx.json").read_text()) == {"components": []}
     assert [path.name for path in vendor.parent.iterdir()] == ["vendor"]
 
 

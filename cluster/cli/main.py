@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -44,10 +45,19 @@ for room in (learn, archive, search, exploring, web, cluster, measure):
     app.add_typer(room.verbs)
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"orbithash {version('orbithash')}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error, and the log of Ray and its workers.")
+    ] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Read the options that all verbs share."""
