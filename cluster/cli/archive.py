@@ -18,7 +18,6 @@ from orbithash.cluster.cli.options import (
     FilterOption,
     GatewayOption,
     JsonOption,
-    ModelOption,
     TableOption,
     TimeoutOption,
     TokenFileOption,
@@ -38,12 +37,25 @@ def encode(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder, text list of paths, Parquet table, STAC items, or GeoTIFF or JPEG 2000 scenes. For a model "
-            "of embeddings: a Parquet file of vectors, or a folder of them.",
+            help="Folder, text list of paths, Parquet table, STAC items or catalog, GeoTIFF or JPEG 2000 scenes. For a "
+            "model of embeddings: a Parquet file of vectors, or a folder of them. Without a model: the same of codes.",
         ),
     ],
-    model: ModelOption,
     archive: Annotated[str, typer.Option("--archive", help="Archive to create or to extend: a folder or a URI.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Model folder; training writes it to RUN/model. Codes made elsewhere need none."),
+    ] = None,
+    codes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--codes",
+            metavar="NAME=VALUE",
+            help="What the codes of a Parquet file are, where its footer does not say: bits, order (msb or lsb: the "
+            "first bit within a byte), model (id or name), scale of the stored vectors, column (default: code). May be "
+            "repeated, or given with commas: bits=64,order=msb,model=NAME.",
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option("--workers", help="Number of encoding actors, or MIN:MAX. Default: limited by resources only."),
@@ -85,7 +97,10 @@ def encode(
     size, times and content have changed, vectors when their file has changed. What cannot be read is recorded in the
     archive's side table with the reason; `orbithash refused` lists it. Rows that were deleted through a gateway come
     back if they are still in SOURCE.
+
+    Without --model, SOURCE is a Parquet file of codes, such as one of `orbithash export`: its rows are taken unchanged.
     """
+    from orbithash.cluster.encoding.codes import import_codes
     from orbithash.cluster.encoding.encode import Workers
     from orbithash.cluster.encoding.encode import encode as run_encode
     from orbithash.cluster.encoding.vectors import encode_vectors, takes_vectors
@@ -93,7 +108,16 @@ def encode(
     from orbithash.encoders.errors import InputError
 
     actors = Workers.parse(workers, gpus)
-    if takes_vectors(model):
+    if model is None or codes:
+        for name, value in (
+            *(("--tile", tile), ("--asset", asset), ("--captions", captions), ("--watch", watching)),
+            *(("--workers", workers), ("--gpus-per-worker", gpus), ("--retry-refused", retry_refused)),
+        ):
+            if value:
+                why = "no --model is given, so that SOURCE is a table of codes" if model is None else "--codes is given"
+                raise InputError(f"{name} is for what a model encodes, and {why}: omit one of them")
+        summary = import_codes(source, archive, codes or (), table or (), model=model, prefix=prefix)
+    elif takes_vectors(model):
         for name, value in (("--tile", tile), ("--asset", asset), ("--captions", captions), ("--watch", watching)):
             if value:
                 raise InputError(f"{name} is for images; the model in {model} takes vectors: omit it")

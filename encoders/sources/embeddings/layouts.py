@@ -132,8 +132,8 @@ class Columns:
     origin: str
 
 
-def find_columns(schema: Any, options: TableOptions) -> Columns:
-    """Return the columns of an Arrow schema with the metadata of the file.
+def find_columns(schema: Any, options: TableOptions, has_vector: bool = True) -> Columns:
+    """Return the columns of an Arrow schema with the metadata of the file; without `has_vector` none is the vector.
 
     Raises:
         InputError: no column of vectors, several, or a named column that is absent or of an unusable type. The message
@@ -162,9 +162,8 @@ def find_columns(schema: Any, options: TableOptions) -> Columns:
     described = _described(schema)
     embedding = options.name or described.get("id") or described.get("name") or layout.embedding
     origin = described.get("source") or layout.origin
-    return Columns(
-        layout.name, _vector(schema, layout, options), others, layout.quantisation, str(embedding or ""), str(origin)
-    )
+    vector = _vector(schema, layout, options) if has_vector else ()
+    return Columns(layout.name, vector, others, layout.quantisation, str(embedding or ""), str(origin))
 
 
 def has_vectors(schema: Any) -> bool:

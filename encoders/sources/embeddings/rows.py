@@ -1,8 +1,8 @@
 """Rows of a table of embeddings as arrays: no Python object is made for each row."""
 
 import datetime as dt
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ Vectors = npt.NDArray[np.float32]
 
 # Bytes of the vectors of a batch, as float32.
 _BATCH_BYTES = 32 * 2**20
+# Rows of a batch with further columns, which may be thumbnails of some kilobytes.
+_BATCH_ROWS = 2**12
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class EmbeddingRows:
         vectors: float32 [N, D]; zeros where there is a problem; None if they were not read.
         columns: Arrow arrays by the name of the archive's column; an absent one is unknown for all rows.
         problems: why a row cannot be used, by its position.
+        others: Arrow arrays of the further columns that were asked for, as they are in the file.
     """
 
     first: int
@@ -63,6 +66,7 @@ class EmbeddingRows:
     vectors: Vectors | None
     columns: dict[str, Any]
     problems: dict[int, str]
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,16 @@ class RowReader:
     geometry: GeometryColumn | None = None
     prefix: str = ""
 
-    def read(self, chunk: Chunk, *, vectors: bool = True, places: bool = True) -> Iterator[EmbeddingRows]:
+    def read(
+        self, chunk: Chunk, *, vectors: bool = True, places: bool = True, others: Sequence[str] = ()
+    ) -> Iterator[EmbeddingRows]:
         """Yield the rows of a chunk in batches; without vectors or without places and texts, these are not read.
+
+        Args:
+            chunk: the rows.
+            vectors: read the vectors.
+            places: read places and texts.
+            others: names of further columns to read.
 
         Raises:
             InputError: the file is damaged.
@@ -90,11 +102,11 @@ class RowReader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        others = dict(self.columns.others) if places else {"id": self.columns.others.get("id")}
-        names = {name for name in others.values() if name is not None}
+        texts = dict(self.columns.others) if places else {"id": self.columns.others.get("id")}
+        names = {name for name in (*texts.values(), *others) if name is not None}
         names |= set(self.columns.vector) if vectors else set()
         names |= {self.geometry.name} if places and self.geometry is not None else set()
-        size = max(1, _BATCH_BYTES // (4 * self.dims)) if vectors else 2**17
+        size = max(1, _BATCH_BYTES // (4 * self.dims)) if vectors else _BATCH_ROWS if others else 2**17
         first = chunk.first
         try:
             with pq.ParquetFile(chunk.path) as file:
@@ -102,7 +114,8 @@ class RowReader:
                     yield self._without_columns(chunk)
                     return
                 for batch in file.iter_batches(size, row_groups=list(chunk.groups), columns=sorted(names)):
-                    yield self._rows(batch, chunk.name, first, vectors, places)
+                    rows = self._rows(batch, chunk.name, first, vectors, places)
+                    yield replace(rows, others={name: batch[name] for name in others})
                     first += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(chunk.path, error) from error

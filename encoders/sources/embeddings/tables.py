@@ -4,57 +4,41 @@ Rows are read in chunks of whole row groups, so that a table of any size is neve
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.embeddings.key_hashes import hash_keys, repeated
 from orbithash.encoders.sources.embeddings.layouts import Columns, TableOptions, find_columns, has_vectors, vector_dims
-from orbithash.encoders.sources.embeddings.rows import Chunk, RowReader, unreadable
-from orbithash.encoders.sources.folders import is_shown, natural
+from orbithash.encoders.sources.embeddings.parquet import (
+    PARQUET_SUFFIXES,
+    KeyedTable,
+    find_files,
+    is_data,
+    open_parquet,
+)
+from orbithash.encoders.sources.embeddings.rows import RowReader, unreadable
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import image_suffixes
 
 __all__ = ["EmbeddingTable", "is_embedding_table"]
 
-_SUFFIXES = (".parquet", ".geoparquet", ".gpq", ".pq")
-
-# Rows of a chunk, unless a row group has more.
-_CHUNK_ROWS = 2**16
-
-# Repeated keys that an error names.
-_MAX_NAMED = 3
-
 
 def is_embedding_table(source: Path) -> bool:
     """Return whether `source` is a Parquet file, or a folder of Parquet files with vectors and not of images."""
     if source.is_file():
-        return source.name.lower().endswith(_SUFFIXES)
+        return source.name.lower().endswith(PARQUET_SUFFIXES)
     first = _file_before_images(source)
     try:
-        return first is not None and has_vectors(_open(first).schema_arrow)
+        return first is not None and has_vectors(open_parquet(first).schema_arrow)
     except InputError:
         return False
 
 
 @dataclass(frozen=True)
-class EmbeddingTable:
-    """An open table.
-
-    Attributes:
-        root: the file or the folder, absolute.
-        files: the files with their row groups' numbers of rows, in natural order of their names.
-        reader: reads rows.
-    """
-
-    root: Path
-    files: tuple[tuple[Path, tuple[int, ...]], ...]
-    reader: RowReader
+class EmbeddingTable(KeyedTable):
+    """A table whose rows are vectors."""
 
     @classmethod
     def open(cls, source: Path | str, options: Sequence[str] = (), prefix: str = "") -> "EmbeddingTable":
@@ -70,14 +54,9 @@ class EmbeddingTable:
                 columns, dimensions or embedding.
         """
         root, asked = Path(source).absolute(), TableOptions.parse(options)
-        if not root.exists():
-            raise InputError(f"{root} does not exist")
-        paths = [root] if root.is_file() else _parquet_files(root)
-        if not paths:
-            raise InputError(f"{root} has no Parquet file ({', '.join(_SUFFIXES)})")
         files, reader = [], None
-        for path in paths:
-            with _open(path) as file:
+        for path in find_files(root):
+            with open_parquet(path) as file:
                 try:
                     columns = find_columns(file.schema_arrow, asked)
                 except InputError as error:
@@ -111,54 +90,9 @@ class EmbeddingTable:
         """Address of the embedding's model or data; "" if the table does not say."""
         return self.reader.columns.origin
 
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of all files."""
-        return sum(sum(counts) for _, counts in self.files)
-
     def __str__(self) -> str:
         """Return what the table is, for a message."""
         return f"{self.num_rows:,} vectors of {self.dims} dimensions ({self.embedding or 'of no stated embedding'})"
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield the chunks of all files; the same files always have the same chunks."""
-        for path, counts in self.files:
-            name = path.name if path == self.root else path.relative_to(self.root).as_posix()
-            starts = np.cumsum([0, *counts]).tolist()
-            bounds = [0]
-            for group in range(1, len(counts)):
-                if starts[group + 1] - starts[bounds[-1]] > _CHUNK_ROWS:
-                    bounds.append(group)
-            for begin, end in pairwise([*bounds, len(counts)]):
-                if starts[end] > starts[begin]:
-                    yield Chunk(str(path), name, starts[begin], starts[end], tuple(range(begin, end)))
-
-    def check_keys(self) -> int:
-        """Return the number of rows; needs 8 bytes of memory for each.
-
-        Raises:
-            InputError: a key occurs twice.
-        """
-        parts = [hash_keys(rows.keys) for chunk in self.chunks() for rows in self._keys(chunk)]
-        num_rows, twice = repeated(parts)
-        if len(twice):
-            # Rarely different keys with one hash.
-            counts: dict[str, int] = {}
-            for chunk in self.chunks():
-                for rows in self._keys(chunk):
-                    for position in np.flatnonzero(np.isin(hash_keys(rows.keys), twice)).tolist():
-                        key = rows.keys[position].as_py()
-                        counts[key] = counts.get(key, 0) + 1
-            if several := {key: count for key, count in counts.items() if count > 1}:
-                first = ", ".join(f"{key!r} ({count} times)" for key, count in list(several.items())[:_MAX_NAMED])
-                raise InputError(
-                    f"{self.root}: {len(several)} ids occur more than once (first: {first}); ids must be unique; "
-                    "another column can be chosen as the table's option id"
-                )
-        return num_rows
-
-    def _keys(self, chunk: Chunk) -> Iterator[Any]:
-        return self.reader.read(chunk, vectors=False, places=False)
 
     def check_embedding(self, name: str, dims: int, origin: str = "") -> None:
         """Raise `InputError` if the vectors are not those of an embedding of this name and these dimensions.
@@ -173,17 +107,6 @@ class EmbeddingTable:
                 f"{self.root} has vectors of the embedding {self.embedding}; the model takes {of}; if both are the "
                 f"same, give the table's option name={name}"
             )
-
-
-def _open(path: Path) -> Any:
-    """Return an open `ParquetFile`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(str(path), error) from error
 
 
 def _dims(file: Any, columns: Columns, path: Path) -> int | None:
@@ -217,25 +140,12 @@ def _difference(first: RowReader, other: RowReader) -> str:
     return ""
 
 
-def _parquet_files(root: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if _is_data(name)]
-        found += [Path(folder, name) for name in names if _is_data(name) and name.lower().endswith(_SUFFIXES)]
-    return sorted(found, key=lambda path: natural(path.relative_to(root).as_posix()))
-
-
-def _is_data(name: str) -> bool:
-    # Programs that write folders of Parquet files put their own files there under such names.
-    return is_shown(name) and not name.startswith("_")
-
-
 def _file_before_images(root: Path) -> Path | None:
     """Return a Parquet file of the first folder below `root` that has any; None if images come first."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if _is_data(name))
+        folders[:] = sorted(name for name in folders if is_data(name))
         if any(name.lower().endswith(image_suffixes()) for name in names):
             return None
-        if files := [name for name in names if _is_data(name) and name.lower().endswith(_SUFFIXES)]:
+        if files := [name for name in names if is_data(name) and name.lower().endswith(PARQUET_SUFFIXES)]:
             return Path(folder, min(files))
     return None

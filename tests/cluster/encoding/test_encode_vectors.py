@@ -88,7 +88,7 @@ def test_each_vector_is_a_row_or_has_a_reason(encode, model, tmp_path):
 @pytest.mark.ray
 def test_actors_of_ray_data_encode_many_vectors(ray_cluster, encode, model, tmp_path, monkeypatch):
     monkeypatch.setattr("orbithash.cluster.encoding.vectors.MAX_ENCODED_HERE", 0)
-    monkeypatch.setattr("orbithash.encoders.sources.embeddings.tables._CHUNK_ROWS", 500)
+    monkeypatch.setattr("orbithash.encoders.sources.embeddings.parquet._CHUNK_ROWS", 500)
     path = write_vectors(tmp_path / "t.parquet", 3000, rows_per_group=100)
     assert counts(encode(path, "--workers", "2")) == {"num_listed": 3000, "num_encoded": 3000}
     rows = stored(tmp_path / "archive", "code", "vector")

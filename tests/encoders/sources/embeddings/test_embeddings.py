@@ -9,7 +9,7 @@ import pytest
 import shapely
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.embeddings import tables
+from orbithash.encoders.sources.embeddings import parquet
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable, is_embedding_table
 from tests.encoders.sources.embedding_tables import (
     DIMS,
@@ -201,7 +201,7 @@ def test_text_that_is_no_time_refuses_its_rows(tmp_path):
 
 
 def test_chunks_are_whole_row_groups_and_cover_all_rows_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("orbithash.encoders.sources.embeddings.tables._CHUNK_ROWS", 25)
+    monkeypatch.setattr("orbithash.encoders.sources.embeddings.parquet._CHUNK_ROWS", 25)
     write_vectors(tmp_path / "t" / "a.parquet", 100, rows_per_group=10)
     write_vectors(tmp_path / "t" / "b10.parquet", 7, start=100, seed=1, rows_per_group=3)
     write_vectors(tmp_path / "t" / "b9.parquet", 40, start=107, seed=2)
@@ -234,7 +234,7 @@ def test_ids_that_occur_twice_are_named(tmp_path):
 
 
 def test_equal_hashes_of_different_ids_are_not_repeated_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "hash_keys", lambda keys: np.zeros(len(keys), np.uint64))
+    monkeypatch.setattr(parquet, "hash_keys", lambda keys: np.zeros(len(keys), np.uint64))
     assert EmbeddingTable.open(write_vectors(tmp_path / "t.parquet", 20)).check_keys() == 20
 
 
