@@ -64,10 +64,10 @@ class MethodHelp:
 
 def describe(name: str | None = None) -> list[MethodHelp]:
     """Return the method of this name, or all methods; `InputError` for an unknown name."""
-    from orbithash.trainers.methods import METHODS, get_method
+    from orbithash.trainers.methods import get_method, method_names
     from orbithash.trainers.recipe import find_recipe, shipped_recipes
 
-    methods = METHODS.values() if name is None else [get_method(name)]
+    methods = [get_method(each) for each in (method_names() if name is None else [name])]
     recipes = [find_recipe(name) for name in shipped_recipes()]
     return [
         MethodHelp(
