@@ -214,6 +214,7 @@ def evaluate_run(
         evaluated,
         read_image=None if is_of_embeddings else lambda path: rendering.picture(read_image(Path(path), rendering)),
         history=read_history(folder),
+        source=str(data),
     )
     metrics = metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics
     return metrics, page, reason

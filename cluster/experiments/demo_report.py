@@ -29,6 +29,7 @@ from orbithash.trainers.reports.page import (
     thumbnail_data_uri,
     write_report,
 )
+from orbithash.trainers.reports.provenance import Provenance
 
 __all__ = ["Queried", "write_demo_report"]
 
@@ -104,6 +105,9 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], queried: lis
         f"Similar images, found by {summary['bits']}-bit codes: trained, encoded, served and evaluated on this "
         "machine.",
         sections,
+        Provenance(
+            "Demo", f"{summary['dataset']} in {run.root}", {"Model": f"{summary['method']}, {summary['bits']} bits"}
+        ),
     )
 
 

@@ -118,7 +118,7 @@ def reproduce(
         first = seeds[0][0]
         rows += rows_of(first.rule, first.run, [metrics for _, metrics in seeds])
     rows = with_learned_baselines(rows)
-    write_table(out, rows)
+    write_table(out, rows, data)
     return rows
 
 

@@ -13,6 +13,7 @@ from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, PUBLISHED, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.reports.page import Section, Table, Text, write_report
+from orbithash.trainers.reports.provenance import Provenance
 
 __all__ = ["COLUMNS", "Row", "cells_of", "rows_of", "show", "with_learned_baselines", "write_table"]
 
@@ -139,8 +140,8 @@ def with_learned_baselines(rows: Sequence[Row]) -> list[Row]:
     return [dataclasses.replace(row, baselines=row.baselines | beside(row)) for row in rows]
 
 
-def write_table(out: Path, rows: Sequence[Row]) -> None:
-    """Write `reproduce.json`, `results.md` and `report.html` into the folder `out`."""
+def write_table(out: Path, rows: Sequence[Row], data: Path) -> None:
+    """Write `reproduce.json`, `results.md` and `report.html` into the folder `out`; `data` is the folder of images."""
     cells = [cells_of(row) for row in rows]
     notes = [
         f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
@@ -160,7 +161,9 @@ def write_table(out: Path, rows: Sequence[Row]) -> None:
         *notes,
     ]
     sections: list[Section] = [Table("Results", COLUMNS, cells), Text("How to read the table", explanation)]
-    write_report(out / "report.html", "Reproduction", "Each method by its paper's own protocol.", sections)
+    datasets = ", ".join(dict.fromkeys(row.dataset for row in rows))
+    provenance = Provenance("Reproduction", f"{datasets} in {data}")
+    write_report(out / "report.html", "Reproduction", "Each method by its paper's own protocol.", sections, provenance)
 
 
 def show(rows: Sequence[Row]) -> None:

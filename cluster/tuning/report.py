@@ -13,6 +13,7 @@ from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Table, write_report
 from orbithash.trainers.reports.plots import Coordinate, parallel_coordinates
+from orbithash.trainers.reports.provenance import Provenance
 from orbithash.trainers.search_space import Log
 
 __all__ = ["finish"]
@@ -68,7 +69,8 @@ def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) ->
     )
     subtitle = f"{run.method}, {run.config.bits} bits, on {run.manifest.dataset}"
     table = Table("Trials", columns(tuning), [cells(tuning, trial) for trial in trials])
-    write_report(path, "Tuning", subtitle, [facts, Figures("Search", [plot]), table])
+    provenance = Provenance("Tuning", f"{run.manifest.dataset} in {run.root}", {"Method": subtitle})
+    write_report(path, "Tuning", subtitle, [facts, Figures("Search", [plot]), table], provenance)
 
 
 def show(tuning: Tuning, trials: Sequence[Trial]) -> None:

@@ -21,6 +21,7 @@ from orbithash.trainers.evaluation.report_text import (
     explanations,
     headline_facts,
     metrics_table,
+    report_provenance,
     report_title,
     rescored_table,
     suffix,
@@ -76,6 +77,7 @@ def write_evaluation(
     *,
     read_image: ReadImage | None = None,
     history: Sequence[Mapping[str, Any]] = (),
+    source: str = "",
 ) -> Path:
     """Write `metrics.json`, `failures.json`, the plots and `report.html`, each atomically; return the path of the page.
 
@@ -85,6 +87,7 @@ def write_evaluation(
         read_image: reads the gallery's images. An item for which it raises `InputError` is shown without an image.
             None: the gallery has no images.
         history: one record per epoch, for the learning curves; see `plots.learning_curves`.
+        source: folder or table of the items, for the head of the page.
     """
     if isinstance(evaluations, Evaluation):
         by_name, metrics = {"": evaluations}, evaluations.metrics
@@ -97,7 +100,8 @@ def write_evaluation(
         assert isinstance(figure.plot, str), "plots are SVG"
         write_file(folder / "plots" / f"{name}.svg", figure.plot)
     path = folder / "report.html"
-    write_report(path, *report_title(by_name), _sections(by_name, figures, read_image))
+    sections = _sections(by_name, figures, read_image)
+    write_report(path, *report_title(by_name), sections, report_provenance(by_name, source))
     return path
 
 

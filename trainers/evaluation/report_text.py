@@ -6,6 +6,7 @@ from typing import Any
 from orbithash.trainers.evaluation.evaluation import HEADLINE, Evaluation
 from orbithash.trainers.metrics.metrics import LOOKUP_RADIUS, radius_curve
 from orbithash.trainers.reports.page import Fact, Facts, Table
+from orbithash.trainers.reports.provenance import Provenance
 
 __all__ = [
     "Evaluations",
@@ -14,6 +15,7 @@ __all__ = [
     "explanations",
     "headline_facts",
     "metrics_table",
+    "report_provenance",
     "report_title",
     "rescored_table",
     "suffix",
@@ -42,6 +44,20 @@ def report_title(evaluations: Evaluations) -> tuple[str, str]:
         f"{first['method']} on {first['dataset']}",
         f"Retrieval of items of the same class by {bits}-bit codes ({size} bytes an item). "
         f"Protocol {first['protocol']}, {first['queries']:,} queries in a database of {first['database']:,}.",
+    )
+
+
+def report_provenance(evaluations: Evaluations, source: str) -> Provenance:
+    """Return the head of the page; `source` is the folder or table of the items, "" if it is not known."""
+    first = next(iter(evaluations.values())).metrics
+    data = (
+        f"{first['dataset']}, protocol {first['protocol']}: {first['queries']:,} queries, {first['database']:,} items"
+    )
+    model = f"{first['method']}, {first['bits']} bits"
+    return Provenance(
+        "Evaluation",
+        f"{data}, in {source}" if source else data,
+        {"Model": f"{model}, model_id {first['model_id']}" if first["model_id"] else model},
     )
 
 

@@ -1,12 +1,15 @@
-"""Reports: one self-contained HTML page of sections.
+"""Reports: one self-contained HTML page of a head and sections.
 
+The head says what the report is, when, by which command and version, on which machine and from which data it was made.
 The page loads nothing from the network, runs no script, and follows the reader's light or dark colour scheme. All text
 is escaped, because class names are names of users' folders.
 """
 
 import base64
 import io
+import os
 import re
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +23,7 @@ from PIL import Image
 
 from orbithash.encoders.files import write_file
 from orbithash.trainers.reports.look import printable, themed
+from orbithash.trainers.reports.provenance import Provenance
 
 __all__ = [
     "Fact",
@@ -28,6 +32,7 @@ __all__ = [
     "Figures",
     "Gallery",
     "GalleryRow",
+    "Link",
     "Section",
     "Table",
     "Text",
@@ -39,11 +44,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fact:
-    """One headline number; `explanation` defines it and compares it."""
+    """One headline number; `explanation` defines it, `baseline` is the value that it is compared with."""
 
     label: str
     value: str
     explanation: str
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,29 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Text of a table that leads to a file; `path` is relative to the page."""
+
+    text: str
+    path: str
+
+    @property
+    def address(self) -> str:
+        """The path as a relative address, which no name of a folder can turn into another scheme or host."""
+        return "./" + urllib.parse.quote(os.fsencode(self.path))
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of text; columns of numbers are aligned right."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     caption: str = ""
 
     @property
@@ -94,7 +117,7 @@ class Table:
         """Whether each column has only numbers, with or without a unit."""
         number = re.compile(r"[-+]?\d[\d,.]*( ± [\d.]+)?( ?[^\d\s]{1,8})?|-?")
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
-        return [bool(column) and all(number.fullmatch(cell) for cell in column) for column in columns]
+        return [bool(column) and all(number.fullmatch(str(cell)) for cell in column) for column in columns]
 
 
 @dataclass(frozen=True)
@@ -113,10 +136,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A query and its nearest items, nearest first."""
+    """A query and its nearest items, nearest first; `title` says why they are shown."""
 
     query: Tile
     hits: Sequence[Tile]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +163,15 @@ class Text:
 Section = Facts | Figures | Table | Gallery | Text
 
 
-def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section], provenance: Provenance) -> None:
     """Write the page atomically: a reader of `path` finds the previous page or the new one, complete."""
     template = _environment().get_template("report.html.jinja")
     kinds = {Facts: "facts", Figures: "figures", Table: "table", Gallery: "gallery", Text: "text"}
     page = template.render(
-        title=title, subtitle=subtitle, sections=[(kinds[type(section)], section) for section in sections]
+        title=title,
+        subtitle=subtitle,
+        provenance=provenance,
+        sections=[(kinds[type(section)], section) for section in sections],
     )
     write_file(path, page)
 

@@ -1,6 +1,7 @@
 """The report page: one self-contained file, user text escaped, and plots of ordinary and degenerate data."""
 
 import base64
+import datetime as dt
 import io
 import re
 import threading
@@ -23,14 +24,18 @@ from orbithash.trainers.reports.page import (
     Figures,
     Gallery,
     GalleryRow,
+    Link,
     Table,
     Text,
     Tile,
     thumbnail_data_uri,
     write_report,
 )
+from orbithash.trainers.reports.provenance import Provenance
 
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac$\x00\x1b\u202e\udcff&amp;"
+WHEN = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
+ORIGIN = Provenance("Test", "data", {}, WHEN, "orbithash test", "orbithash 1", "2 cores")
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -73,29 +78,30 @@ def all_sections(text):
         Tile(text, note=text),
     ]
     return [
-        Facts(text, [Fact(text, text, text)], lead=text),
+        Facts(text, [Fact(text, text, text, text)], lead=text),
         Figures(text, [Figure(text, plots.bars({text: 0.5}, "share"), text)], lead=text),
-        Table(text, [text, "n"], [[text, "3"]], caption=text),
-        Gallery(text, [GalleryRow(Tile(text, image), tiles)], caption=text),
+        Table(text, [text, "n", "page"], [[text, "3", Link(text, text)]], caption=text),
+        Gallery(text, [GalleryRow(Tile(text, image), tiles, text)], caption=text),
         Text(text, [text, text]),
     ]
 
 
-def write(tmp_path, sections, title="A title", subtitle="A subtitle") -> str:
+def write(tmp_path, sections, title="A title", subtitle="A subtitle", origin=ORIGIN) -> str:
     path = tmp_path / "new" / "folder" / "report.html"
-    write_report(path, title, subtitle, sections)
+    write_report(path, title, subtitle, sections, origin)
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     return path.read_text(encoding="utf-8")
 
 
 def test_hostile_text_is_escaped(tmp_path):
-    page = Page(write(tmp_path, all_sections(HOSTILE), HOSTILE, HOSTILE))
+    origin = Provenance(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, WHEN, HOSTILE, HOSTILE, HOSTILE)
+    page = Page(write(tmp_path, all_sections(HOSTILE), HOSTILE, HOSTILE, origin))
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "49" not in "".join(page.text)
     shown = printable(HOSTILE)
     assert "\x00" not in shown
-    assert "".join(page.text).count(shown) >= 15
+    assert "".join(page.text).count(shown) >= 25
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path):
@@ -103,11 +109,26 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     page = Page(html)
     addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert addresses
-    assert all(value.startswith(("data:", "#")) for value in addresses)
+    assert all(value.startswith(("data:", "#", "./")) for value in addresses)
     assert not re.search(r"url\(|@import", html)
     policy = dict(page.attributes)["content"]
     assert any("default-src 'none'" in value for name, value in page.attributes if name == "content"), policy
     assert html.lstrip().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("path", ["javascript:alert(1)", "//host/x", "data:text/html,x", "a b/../é?#.html", "\udcff"])
+def test_links_stay_beside_the_page(tmp_path, path):
+    page = Page(write(tmp_path, [Table("t", ["run"], [[Link("the page", path)]])]))
+    (address,) = (value for name, value in page.attributes if name == "href" and not value.startswith(("data:", "#")))
+    assert address.startswith("./")
+    assert not set(address[2:]) & set('?#: "<>')
+
+
+def test_the_head_says_what_when_how_and_where(tmp_path):
+    text = "".join(Page(write(tmp_path, [])).text)
+    for name, value in [("Data", "data"), ("Date", "2026-11-29 00:00 UTC"), ("Machine", "2 cores")]:
+        assert text.index(name) < text.index(value)
+    assert "orbithash test" in text
 
 
 def test_relevance_is_marked_by_label_and_symbol(tmp_path):
@@ -136,11 +157,11 @@ def test_columns_of_numbers_are_recognised():
 
 def test_a_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
-    write_report(path, "before", "", [])
+    write_report(path, "before", "", [], ORIGIN)
     before = path.read_bytes()
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_report(path, "after", "", [])
+        write_report(path, "after", "", [], ORIGIN)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
