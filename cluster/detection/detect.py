@@ -21,8 +21,8 @@ __all__ = ["MAX_ROWS_HERE", "Detection", "detect"]
 
 # Archives with more rows are read by Ray Data, which takes seconds to start.
 MAX_ROWS_HERE = 1_000_000
-# Rows of one row group.
-_GROUP = 10_000
+# Columns of the file: a detector has no query, and so no distances.
+_COLUMNS = ("id", "label", "datetime", "lon", "lat", "uri", "caption", "score")
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,13 @@ def detect(
         except OSError as error:
             raise InputError(f"{out} cannot be written: {error.strerror}") from error
         # Closed before the file, also after an error.
-        writer = stack.enter_context(closing(open_writer(format_name, file)))
+        writer = stack.enter_context(closing(open_writer(format_name, file, columns=_COLUMNS)))
         on_ray = num_rows > max_rows_here
         results = _found_on_ray(scorer, stack) if on_ray else _found_here(scorer)
         advance_to = stack.enter_context(track("scoring", num_rows, "rows"))
         for more, found in results:
             counts = counts.plus(more)
-            for start in range(0, len(found), _GROUP):
-                writer.write(found.slice(start, _GROUP).to_pylist())
+            writer.write_table(found)
             advance_to(counts.rows, f"{counts.found:,} found" if counts.found else "")
     return Detection(opened.version, counts, out)
 

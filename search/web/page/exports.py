@@ -23,6 +23,8 @@ __all__ = ["MAX_SHOWN", "routes"]
 
 # Rows of an export of what is shown.
 MAX_SHOWN = 10_000
+# Bytes of a row group of GeoParquet, which the service keeps in memory for each file.
+_ROW_GROUP_BYTES = 8 * 2**20
 _COLUMNS: tuple[Column, ...] = ("uri", "caption", "footprint")
 
 
@@ -64,7 +66,7 @@ async def _file(
 ) -> AsyncIterator[bytes]:
     """Yield the bytes of a file. One part of the answer is in memory at a time."""
     sink = _Sink()
-    writer = await asyncio.to_thread(open_writer, name, cast(BinaryIO, sink))
+    writer = await asyncio.to_thread(open_writer, name, cast(BinaryIO, sink), row_group_bytes=_ROW_GROUP_BYTES)
     shown: Shown | None = first
     num_rows = 0
     while shown is not None:

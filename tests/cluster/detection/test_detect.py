@@ -83,7 +83,7 @@ def test_rows_found_have_the_scores_of_a_ranking_bit_for_bit(cli, archive, detec
     with Client(gateway) as client:
         answer = client.rank(detector.linear(), k=1000, min_score=-1.0)
     assert len(found) == len(answer.hits) > 50
-    assert {row["key"]: (row["id"], row["score"]) for row in found} == {
+    assert {row["id"]: (row["row_id"], row["score"]) for row in found} == {
         hit.key: (hit.id, hit.score) for hit in answer.hits
     }
     assert json.loads(ended.out) == {
@@ -104,9 +104,9 @@ def test_the_file_has_the_columns_of_the_rows_in_the_order_of_the_archive(cli, a
     assert "10 rows have no stored vector" in ended.out
     table = pq.read_table(out)
     rows = table.to_pylist()
-    assert [row["key"] for row in rows] == [f"row {number}" for number in range(0, NUM_ROWS, 3) if number % 10]
+    assert [row["id"] for row in rows] == [f"row {number}" for number in range(0, NUM_ROWS, 3) if number % 10]
     assert json.loads(table.schema.metadata[b"geo"])["version"] == "1.1.0"
-    by_key = {row["key"]: row for row in rows}
+    by_key = {row["id"]: row for row in rows}
     assert shapely.from_wkb(by_key["row 3"]["geometry"]).equals(shapely.box(3, 0, 4, 1))
     assert shapely.from_wkb(by_key["row 6"]["geometry"]).equals(shapely.Point(0.6, 50))
     assert by_key["row 12"]["geometry"] is None

@@ -63,8 +63,8 @@ def test_all_formats_hold_the_rows(portions):
 
     features = json.loads(written("geojson", *portions))
     assert features["type"] == "FeatureCollection"
-    assert [feature["id"] for feature in features["features"]] == [row["id"] for row in rows]
-    assert [feature["properties"]["key"] for feature in features["features"]] == [row["key"] for row in rows]
+    assert [feature["id"] for feature in features["features"]] == [row["key"] for row in rows]
+    assert [feature["properties"]["row_id"] for feature in features["features"]] == [row["id"] for row in rows]
     shapes = [
         feature["geometry"] and shapely.from_geojson(json.dumps(feature["geometry"]))
         for feature in features["features"]
@@ -73,20 +73,21 @@ def test_all_formats_hold_the_rows(portions):
 
     parquet = written("parquet", *portions)
     table = pq.read_table(io.BytesIO(parquet))
-    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    assert table["id"].to_pylist() == [row["key"] for row in rows]
+    assert table["row_id"].to_pylist() == [row["id"] for row in rows]
     assert table["label"].to_pylist() == [row.get("label") for row in rows]
     frame = geopandas.read_parquet(io.BytesIO(parquet))
     assert frame.crs == "OGC:CRS84"
     assert [None if shape is None else shape for shape in frame.geometry] == geometries
 
     lines = list(csv.DictReader(io.StringIO(written("csv", *portions).decode(), newline="")))
-    assert [line["id"] for line in lines] == [str(row["id"]) for row in rows]
+    assert [line["row_id"] for line in lines] == [str(row["id"]) for row in rows]
     assert [line["geometry"] for line in lines] == ["" if shape is None else shape.wkt for shape in geometries]
 
 
 def test_times_and_texts():
     lines = list(csv.DictReader(io.StringIO(written("csv", ROWS).decode(), newline="")))
-    assert lines[1]["key"] == '\'=HYPERLINK("x")', "no formula"
+    assert lines[1]["id"] == '\'=HYPERLINK("x")', "no formula"
     assert lines[1]["label"] == ROWS[1]["label"]
     assert lines[3]["caption"] == "'+1"
     features = json.loads(written("geojson", ROWS))["features"]

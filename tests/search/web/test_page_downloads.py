@@ -20,15 +20,15 @@ def keys_in(kind, content):
         parsed = json.loads(content)
         assert parsed["type"] == "FeatureCollection"
         shapes = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in parsed["features"]]
-        keys = [feature["properties"]["key"] for feature in parsed["features"]]
+        keys = [feature["id"] for feature in parsed["features"]]
     elif kind == "csv":
         rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
-        return [row["key"] for row in rows], [(float(row["lon"]), float(row["lat"])) for row in rows]
+        return [row["id"] for row in rows], [(float(row["lon"]), float(row["lat"])) for row in rows]
     else:
         table = pq.read_table(io.BytesIO(content))
         geo = json.loads(table.schema.metadata[b"geo"])
         assert geo["primary_column"] == "geometry"
-        shapes, keys = shapely.from_wkb(table["geometry"].to_pylist()), table["key"].to_pylist()
+        shapes, keys = shapely.from_wkb(table["geometry"].to_pylist()), table["id"].to_pylist()
     return keys, [(shape.centroid.x, shape.centroid.y) for shape in shapes]
 
 
@@ -61,6 +61,6 @@ def test_a_csv_of_hostile_texts_runs_no_formula(visit, web, tmp_path):
     response = screen.page.request.get(f"{web.url}/export.csv?filter=key LIKE 'evil%25'&scope=all")
     assert response.ok
     (row,) = csv.DictReader(io.StringIO(response.body().decode("utf-8-sig")))
-    assert "<script>" in row["key"]
+    assert "<script>" in row["id"]
     assert response.headers["content-disposition"].startswith("attachment")
     assert response.headers["x-content-type-options"] == "nosniff"

@@ -45,9 +45,9 @@ def keys_of(name, body):
     """Return the keys in a file, and the file as a table of geopandas (None for CSV)."""
     if name == "csv":
         lines = list(csv.DictReader(io.StringIO(body.decode(), newline="")))
-        return [line["key"] for line in lines], None
+        return [line["id"] for line in lines], None
     table = geopandas.read_parquet(io.BytesIO(body)) if name == "parquet" else geopandas.read_file(io.BytesIO(body))
-    return list(table["key"]), table
+    return list(table["id"]), table
 
 
 @pytest.mark.parametrize("name", ["geojson", "csv", "parquet"])
@@ -65,8 +65,8 @@ def test_a_file_of_the_whole_answer_has_every_row_once(service, rows, name, monk
         assert table.crs.name.startswith("WGS 84")
         assert set(table.geom_type) == {"Polygon"}
         # Texts of the archive are neither changed nor cut off.
-        (hostile,) = table[table["key"] == HOSTILE["key"]].to_dict("records")
-        assert {column: hostile[column] for column in HOSTILE} == HOSTILE
+        (hostile,) = table[table["id"] == HOSTILE["key"]].to_dict("records")
+        assert {column: hostile["id" if column == "key" else column] for column in HOSTILE} == HOSTILE
 
 
 def shown_keys(service, query):
@@ -95,7 +95,7 @@ def test_the_cut_off_limits_an_export(service, gateway):
     with Client(gateway.address) as client:
         expected = {hit.key for hit in client.search(text="a river", radius=5, k=1000).hits}
     lines = list(csv.DictReader(io.StringIO(service.get(path("csv", q="a river", radius=5, scope="all")).text)))
-    assert {line["key"] for line in lines} == expected
+    assert {line["id"] for line in lines} == expected
     assert all(int(line["distance"]) <= 5 and line["score"] == "" for line in lines)
     labels, _ = keys_of("csv", service.get(path("csv", label="harbor", scope="all")).body)
     assert len(labels) == NUM_ROWS_PER_CLASS
