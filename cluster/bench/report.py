@@ -1,13 +1,13 @@
-"""What the benchmarks share: the environment in every result, output for a person or a machine, results.json."""
+"""What the benchmarks share: the environment in every result, output for a person or a machine, files of results."""
 
 import datetime as dt
 import json
-import os
-import platform
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from orbithash.encoders.files import write_file
+from orbithash.trainers.reports.provenance import machine, package_versions
 
 __all__ = ["environment", "print_table", "show", "write_results"]
 
@@ -17,8 +17,8 @@ def environment(name: str, *packages: str) -> dict[str, Any]:
     return {
         "bench": name,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+        "machine": machine(),
+        "versions": ", ".join(package_versions(*packages)),
     }
 
 
@@ -46,6 +46,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], width: in
 
 
 def write_results(result: dict[str, Any], out: Path) -> None:
-    """Write results.json into the folder `out`, which is created if it does not exist."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    """Write results.json and report.html into the folder `out`, which is created if it does not exist."""
+    from orbithash.cluster.bench.page import write_bench_page
+
+    write_file(out / "results.json", json.dumps(result, indent=2) + "\n")
+    write_bench_page(out / "report.html", result)

@@ -1,11 +1,11 @@
 """Verbs of the group bench, which measure speed next to a baseline of the same run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from orbithash.cluster.cli.options import JsonOption, WeightsOption
+from orbithash.cluster.cli.options import JsonOption, ReportOption, WeightsOption
 
 if TYPE_CHECKING:
     from orbithash.cluster.bench.codes import CodeSource
@@ -34,10 +34,18 @@ ArchiveOption = Annotated[
     Path | None, typer.Option("--archive", help="Use the codes of this archive, as --codes archive.")
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder for results.json and plots. Default: not written.")
+    Path | None, typer.Option("--out", help="Folder for results.json, report.html and plots. Default: not written.")
 ]
 
 bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
+
+
+def _write_page(path: Path | None, result: dict[str, Any]) -> None:
+    """Write the page of a result, if a path is given."""
+    if path is not None:
+        from orbithash.cluster.bench.page import write_bench_page
+
+        write_bench_page(path, result)
 
 
 def _num_shards(shards: int | None, local: bool) -> int:
@@ -59,26 +67,32 @@ def bench_encode(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
     count: Annotated[int, typer.Option("--count", help="Number of images to encode.")] = 2000,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure rows per second of `encode` next to a plain loop with the same number of threads."""
     from orbithash.cluster.bench.encode import bench_encode as run_bench
     from orbithash.cluster.bench.report import show
 
-    show(run_bench(model, data, count), as_json)
+    result = run_bench(model, data, count)
+    show(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("embeddings", epilog="Example: orbithash bench embeddings --rows 1000000")
 def bench_embeddings(
     rows: Annotated[int, typer.Option("--rows", help="Number of random vectors.")] = 1_000_000,
     dims: Annotated[int, typer.Option("--dims", help="Dimensions of a vector.")] = 768,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure rows per second of `encode` on vectors next to a plain loop that reads and encodes them."""
     from orbithash.cluster.bench.encode import bench_embeddings as run_bench
     from orbithash.cluster.bench.report import show
 
-    show(run_bench(rows, dims), as_json)
+    result = run_bench(rows, dims)
+    show(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("train", epilog="Example: orbithash bench train --epochs 3")
@@ -87,13 +101,16 @@ def bench_train(
     weights: WeightsOption = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Number of epochs of each run.")] = 3,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers, which share the cores.")] = 2,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure images per second of each training worker next to a plain loop with the same number of threads."""
     from orbithash.cluster.bench.report import show
     from orbithash.cluster.bench.train import bench_train as run_bench
 
-    show(run_bench(data, weights, epochs, workers), as_json)
+    result = run_bench(data, weights, epochs, workers)
+    show(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("search", epilog="Example: orbithash bench search --rows 1000000 --bits 64 --out runs/bench")
@@ -129,6 +146,7 @@ def bench_search(
         ),
     ] = None,
     out: OutOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the index exact next to FAISS and other engines on the same codes, on one core."""
@@ -137,7 +155,9 @@ def bench_search(
 
     source = _source(codes, centres, flip, distinct, archive)
     asked = SearchBench(rows, bits, source, k, queries, radius, tuple(engine or ()))
-    show_search(run_bench(asked, out), as_json)
+    result = run_bench(asked, out)
+    show_search(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("rank", epilog="Example: orbithash bench rank --rows 1000000 --dims 64")
@@ -147,13 +167,16 @@ def bench_rank(
     k: Annotated[int, typer.Option("--k", "-k", help="Number of rows in the answer.")] = 100,
     rounds: Annotated[int, typer.Option("--rounds", help="Number of times that each contestant reads all rows.")] = 7,
     out: OutOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure bytes per second of linear rankings next to bare products of int8 and plain reading of memory."""
     from orbithash.cluster.bench.rank import RankBench, show_rank
     from orbithash.cluster.bench.rank import bench_rank as run_bench
 
-    show_rank(run_bench(RankBench(rows, dims, k, rounds), out), as_json)
+    result = run_bench(RankBench(rows, dims, k, rounds), out)
+    show_rank(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
@@ -171,6 +194,7 @@ def bench_rescore(
         typer.Option("--embeddings", help="Use the vectors of this .npy file [N, D]. Default: generated ones."),
     ] = None,
     out: OutOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the recall of rescored shortlists against the float cosine, next to RaBitQ of FAISS."""
@@ -178,7 +202,9 @@ def bench_rescore(
     from orbithash.cluster.bench.rescore import bench_rescore as run_bench
 
     asked = RescoreBench(rows, dims, intrinsic, bits, vector_dims, queries, embeddings)
-    show_rescore(run_bench(asked, out), as_json)
+    result = run_bench(asked, out)
+    show_rescore(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
@@ -203,6 +229,7 @@ def bench_serve(
             help="Python of an environment with the packages of --peer: milvus 2.3.5, pymilvus<2.5, setuptools<80.",
         ),
     ] = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure rates and latencies of a gateway next to an empty gRPC service and, with --peer, to Milvus."""
@@ -214,7 +241,9 @@ def bench_serve(
     asked = ServeBench(
         rows, bits, source, _num_shards(shards, local), in_flight, requests, local, cast(Peer, peer), peer_python
     )
-    show(run_bench(asked), as_json)
+    result = run_bench(asked)
+    show(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("soak", epilog="Example: orbithash bench soak --minutes 15")
@@ -233,6 +262,7 @@ def bench_soak(
     centres: CentresOption = 10_000,
     flip: FlipOption = 0.06,
     archive: ArchiveOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a gateway with searches while rows change and replicas are killed; report errors and growth of memory."""
@@ -242,7 +272,9 @@ def bench_soak(
 
     source = _source(codes, centres, flip, None, archive)
     asked = SoakBench(rows, bits, source, _num_shards(shards, local), replicas, in_flight, minutes, local, kill_every)
-    show(run_bench(asked), as_json)
+    result = run_bench(asked)
+    show(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("changes", epilog="Example: orbithash bench changes --rows 1000000")
@@ -269,6 +301,7 @@ def bench_changes(
             "writes and while filters are new); may be repeated. Default: both.",
         ),
     ] = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure commits, starts, memory and new filters of a shard, and what they do to other queries of a gateway."""
@@ -278,7 +311,9 @@ def bench_changes(
     source = _source(codes, centres, flip, None, archive)
     parts = tuple(part) if part else ("shard", "gateway")
     asked = ChangesBench(rows, bits, source, outlines, _num_shards(shards, local), local, seconds, parts)
-    show_changes(run_bench(asked), as_json)
+    result = run_bench(asked)
+    show_changes(result, as_json)
+    _write_page(report, result)
 
 
 @bench.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")
@@ -306,6 +341,7 @@ def bench_fanout(
         int, typer.Option("--actors", help="Also measure calls to this number of real Ray actors; 0: none.")
     ] = 0,
     out: OutOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the real fan-out and merge over simulated shards: latency and coverage with stragglers and failures."""
@@ -314,4 +350,6 @@ def bench_fanout(
     from orbithash.cluster.bench.fanout_world import FanoutBench
 
     asked = FanoutBench(shards, bits, k, queries, delay_ms, stragglers, slow, down, timeout_ms, seed, actors)
-    show_fanout(run_bench(asked, out), as_json)
+    result = run_bench(asked, out)
+    show_fanout(result, as_json)
+    _write_page(report, result)

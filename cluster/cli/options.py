@@ -37,6 +37,7 @@ __all__ = [
     "MethodArgument",
     "ModelOption",
     "ProtocolOption",
+    "ReportOption",
     "SetOption",
     "SplitSeedOption",
     "TableOption",
@@ -114,6 +115,26 @@ SetOption = Annotated[
 ]
 GpusPerWorkerOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs of each worker, a whole number; 0 trains on CPUs.")
+]
+
+
+def _check_report(path: Path | None) -> Path | None:
+    """Return the path; `InputError` before any work if no page can be written there."""
+    if path is None:
+        return None
+    if path.suffix not in (".html", ".htm") or path.is_dir():
+        raise InputError(f"--report is {path}; the path of an HTML file, such as report.html, is needed")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--report is {path}; {folder} is not a folder that can be written; choose another one")
+    return path
+
+
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", callback=_check_report, help="HTML file to write the report to. Default: no report is written."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder; training writes it to RUN/model.")]

@@ -117,6 +117,7 @@ def cutoff_curve(
     *,
     band: tuple[Floats, Floats] | None = None,
     chance: float | None = None,
+    xlabel: str = "k",
     ylabel: str = "precision",
 ) -> str:
     """Plot a metric over the cut-off k; `band` shades the range over all orders of ties."""
@@ -128,7 +129,7 @@ def cutoff_curve(
             _line(axes, cutoffs, line, name, i)
         if chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=":", label="chance")
-        axes.set(xscale="log", xlabel="k", ylabel=ylabel, ylim=(0, 1.03), xlim=(1, max(cutoffs[-1], 2)))
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.03), xlim=(1, max(cutoffs[-1], 2)))
         ticks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000) if k <= cutoffs[-1]]
         axes.set_xticks(ticks, [f"{k:,}" for k in ticks])
         axes.minorticks_off()
@@ -149,25 +150,53 @@ def bit_balance(balance: Sequence[float]) -> str:
         return _svg(figure)
 
 
-def bars(values: Mapping[str, float], xlabel: str, *, mean: float | None = None, limit: float | None = None) -> str:
-    """Plot horizontal bars, lowest value at the bottom; at most the `MAX_BARS` lowest. `limit`: end of the axis."""
+def bars(
+    values: Mapping[str, float],
+    xlabel: str,
+    *,
+    mean: float | None = None,
+    limit: float | None = None,
+    highlighted: str | None = None,
+    baseline: tuple[str, Mapping[str, float]] | None = None,
+) -> str:
+    """Plot horizontal bars, lowest value at the bottom; at most the `MAX_BARS` lowest.
+
+    Args:
+        values: value by name.
+        xlabel: label of the axis.
+        mean: value of a dashed line; None: no line.
+        limit: end of the axis; None: after the longest bar.
+        highlighted: name of the bar to compare with all others, which are grey; None: all bars are equal.
+        baseline: name of a baseline and its values by the names of `values`, drawn as marks on the bars.
+    """
     ordered = sorted(values.items(), key=lambda pair: (pair[1], pair[0]))
     shown = ordered[:MAX_BARS]
     digits = 3 if limit == 1 else 1
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(height=0.9 + (0.26 if len(shown) > 12 else 0.34) * len(shown))
         places = np.arange(len(shown))
-        axes.barh(places, [v for _, v in shown], height=0.68, color=BLUE)
-        for place, (_, value) in zip(places, shown, strict=True):
-            text = f"{value:,.{digits}f}"
-            axes.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9.5)
+        colours = [BLUE if highlighted in (None, name) else MUTED for name, _ in shown]
+        axes.barh(places, [v for _, v in shown], height=0.68, color=colours)
+        marks = [baseline[1].get(name, np.nan) if baseline else np.nan for name, _ in shown]
+        for place, (_, value), mark in zip(places, shown, marks, strict=True):
+            text = f"{value:,.{digits}f}" if value >= 1 or limit == 1 else f"{value:.2g}"
+            # Beside the bar and its mark.
+            end = np.nanmax([value, mark])
+            axes.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9.5)
+        if baseline is not None:
+            axes.plot(marks, places, "|", color=ORANGE, markersize=11, markeredgewidth=2.4, label=baseline[0])
         if mean is not None:
-            axes.axvline(mean, color=ORANGE, linewidth=1.6, linestyle="--", label=f"mean {mean:,.{digits}f}")
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+            axes.axvline(mean, color=INK, linewidth=1.2, linestyle="--", label=f"mean {mean:,.{digits}f}")
+        if mean is not None or baseline is not None:
+            figure.legend(loc="outside upper right", ncols=2, fontsize=9.5)
         axes.set_yticks(places, [_name(name) for name, _ in shown], color=INK)
         axes.set(xlabel=xlabel, ylim=(-0.6, len(shown) - 0.4), xlim=(0, limit and limit * 1.06))
         if limit == 1:
             axes.set_xticks(np.linspace(0, 1, 6))
+        elif any(value > 0 for _, value in shown):
+            # Room for the numbers beside the bars.
+            axes.margins(x=0.12)
+            axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
         if len(ordered) > len(shown):
             axes.set_title(f"the {len(shown)} lowest of {len(ordered)}")
