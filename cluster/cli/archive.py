@@ -1,4 +1,4 @@
-"""Verbs about whole archives: encode, refused, duplicates, detector, detect."""
+"""Verbs about whole archives: encode, export, refused, duplicates, detector, detect."""
 
 import sys
 from pathlib import Path
@@ -143,6 +143,83 @@ def encode(
         print_json(summary.to_json())
     else:
         print(summary)
+
+
+@verbs.command(rich_help_panel=ARCHIVE, epilog="Example: orbithash export archive places.parquet")
+def export(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="File to write, by its ending .parquet (GeoParquet), .geojson, .csv or .json (STAC items), replaced "
+            "if it exists; or a new folder (STAC collection with GeoParquet files).",
+        ),
+    ],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="parquet, stac, items, geojson or csv. Default: by the ending of OUT."),
+    ] = None,
+    filter_: FilterOption = "",
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="Version of the archive. Default: the newest.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            help="Columns to write beside id, geometry and bbox, separated by commas, such as label,datetime,code. "
+            "Default: all; for geojson, csv and items without vector, thumbnail and stamp.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Model folder of the codes; its name, method and thresholds are described."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", help="Licence of the codes for STAC: an SPDX identifier. Default: not stated.")
+    ] = "other",
+    source: Annotated[
+        str, typer.Option("--source", help="URL of the source images for STAC. Default: not stated.")
+    ] = "",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar="MIN:MAX",
+            help="Export on Ray Data with this number of tasks, into a folder of GeoParquet files. Default: one "
+            "process.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the rows of an archive to files that other programs read, in the order of a Hilbert curve.
+
+    Codes are packed bytes; the footer of GeoParquet and the STAC collection describe their bits. Rows that wait for
+    their place in the order need free disk space beside OUT.
+    """
+    from orbithash.cluster.exporting.export import ExportOptions
+    from orbithash.cluster.exporting.export import export as run_export
+    from orbithash.cluster.runtime import parse_workers
+
+    exported = run_export(
+        archive,
+        out,
+        ExportOptions(
+            format_,
+            version,
+            filter_,
+            None if columns is None else columns.split(","),
+            model,
+            licence,
+            source,
+            None if workers is None else parse_workers(workers),
+        ),
+    )
+    if as_json:
+        print_json(exported.to_json())
+    else:
+        print(exported)
 
 
 @verbs.command(rich_help_panel=ARCHIVE, epilog="Example: orbithash refused archive --limit 20")

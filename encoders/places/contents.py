@@ -100,6 +100,12 @@ class Contents:
             "last": time_text(self.last),
         }
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Contents":
+        """Return the summary of `to_json`."""
+        first, last = (fields[name] and datetime.fromisoformat(fields[name]) for name in ("first", "last"))
+        return cls(**{**fields, "geometry_types": set(fields["geometry_types"]), "first": first, "last": last})
+
 
 def time_text(time: datetime | None) -> str | None:
     """Return a time in the form of RFC 3339, in UTC; None for an unknown one."""

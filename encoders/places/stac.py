@@ -39,11 +39,13 @@ class Catalog:
         id: id of the collection.
         licence: licence of the codes, an SPDX identifier; "other": none that is named here.
         source: address of the source images, or of their collection; "" if not stated.
+        model_href: address of the model's own STAC item; "" without one.
     """
 
     id: str
     licence: str = "other"
     source: str = ""
+    model_href: str = ""
 
 
 def embedding_fields(description: CodeDescription) -> dict[str, Any]:
@@ -83,7 +85,9 @@ def collection_of(
         },
     )
     collection.clear_links()
-    collection.add_link(pystac.Link("emb:model", f"{_MODEL_URN}{description.model_id}", title=f"Model {model}"))
+    collection.add_link(
+        pystac.Link("emb:model", catalog.model_href or f"{_MODEL_URN}{description.model_id}", title=f"Model {model}")
+    )
     source = "Source images" if catalog.source else "Source images, not stated; the column uri has the address of each"
     collection.add_link(pystac.Link("emb:source-data", catalog.source or _SOURCE_URN, title=source))
     content: dict[str, Any] = collection.to_dict(include_self_link=False, transform_hrefs=False)
