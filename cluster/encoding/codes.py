@@ -89,7 +89,7 @@ def import_codes(
                 for written in _written(table, chunk, before, tally, accepted):
                     commits.add(written)
                     tally.add(written)
-                    advance_to(tally.num_read + tally.num_done_before)
+                    advance_to(tally.num_read + tally.num_done_before, "")
         target.unrefuse(accepted)
         tally.encode_s += time.time() - began
         target.optimize()

@@ -49,6 +49,9 @@ WRITE_CPUS = 0.25
 # Seconds to wait for the right to write: longer than a commit of a gateway, which takes turns with others.
 LOCK_S = 2.0
 
+# Catalogs whose numbers of items are printed.
+_MAX_GROUPS = 10
+
 # Version of an archive before the first commit.
 FIRST_VERSION = 1
 
@@ -148,9 +151,11 @@ def encode(
         InputError: a source, model or archive that does not fit, or a key that another image has.
     """
     job = Job.of(Source(source, tile_px, asset, prefix, captions), model, archive, workers or Workers(), retry_refused)
-    left_out: Counter[str] = Counter()
-    num_listed = job.source.count(left_out)
+    left_out, groups = Counter[str](), Counter[str]()
+    num_listed = job.source.count(left_out, groups)
     log_left_out(source, left_out)
+    if groups:
+        say(f"{source}: {_shown(groups)}")
     target = Archive.open_or_create(archive, job.bits, job.model_id, job.vector)
     tally, num_seen = Tally(left_out=left_out), 0
     with ExitStack() as stack:
@@ -167,6 +172,13 @@ def encode(
                 run_portion(job, portion, target, tally)
             target.unrefuse(sorted(portion.resolved))
         return tally.summary(num_listed, target.num_rows)
+
+
+def _shown(groups: Counter[str]) -> str:
+    """Return the numbers of STAC items by catalog, collection or file as a text."""
+    first = ", ".join(f"{number} in {name[:80]!r}" for name, number in groups.most_common(_MAX_GROUPS))
+    more = f", and others in {len(groups) - _MAX_GROUPS} more" if len(groups) > _MAX_GROUPS else ""
+    return f"{groups.total()} STAC items: {first}{more}"
 
 
 @contextmanager

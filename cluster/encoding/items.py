@@ -46,9 +46,9 @@ class Source:
         """Yield the items without cutting scenes into tiles."""
         return iter_source(self.location, left_out=Counter(), **self._options())
 
-    def count(self, left_out: Counter[str] | None = None) -> int:
-        """Return the number of items; raise the errors of the whole source."""
-        return count_source(self.location, self.tile_px, left_out=left_out, **self._options())
+    def count(self, left_out: Counter[str] | None = None, groups: Counter[str] | None = None) -> int:
+        """Return the number of items; raise the errors of the whole source. The counters are those of `iter_source`."""
+        return count_source(self.location, self.tile_px, left_out=left_out, groups=groups, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {"asset": self.asset, "prefix": self.prefix, "captions": self.captions, "find_items": find_items}

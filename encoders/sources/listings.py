@@ -17,6 +17,7 @@ from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.rasters import reads_jpeg_2000
 from orbithash.encoders.imagery.rendering import Window
 from orbithash.encoders.sources.remote import check_uri, is_remote
+from orbithash.encoders.sources.tiles import split_tile_key
 from orbithash.encoders.text_files import read_lines
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "file_key",
     "image_suffixes",
     "list_paths",
+    "listed_names",
     "local_path",
     "locate",
     "located",
@@ -93,23 +95,25 @@ def list_paths(path: Path) -> Iterator[Item]:
     Raises:
         InputError: not UTF-8 text, or no line that can be an image.
     """
+    return located(((name, Item(file_key(name), "")) for name in listed_names(path)), path)
 
-    def rows() -> Iterator[tuple[str, Item]]:
-        try:
-            for line in read_lines(path):
-                text = line.strip(" \t")
-                if not text.startswith("#"):
-                    yield text, Item(file_key(text), "")
-        except ValueError as error:
-            raise InputError(f"{path} {error}") from error
 
-    return located(rows(), path)
+def listed_names(path: Path) -> Iterator[str]:
+    """Yield the lines of a list without comments; `InputError` if it is not UTF-8 text."""
+    try:
+        for line in read_lines(path):
+            text = line.strip(" \t")
+            if not text.startswith("#"):
+                yield text
+    except ValueError as error:
+        raise InputError(f"{path} {error}") from error
 
 
 def located(rows: Iterable[tuple[str, Item]], source: Path) -> Iterator[Item]:
     """Yield the items with their paths filled in, from addresses relative to the folder of the list `source`.
 
-    An address that cannot be read gives its item a problem.
+    The address of a tile is that of its scene with `#col,row,width,height`. An address that cannot be read gives its
+    item a problem.
 
     Raises:
         InputError: at the end, if every item has a problem.
@@ -119,19 +123,27 @@ def located(rows: Iterable[tuple[str, Item]], source: Path) -> Iterator[Item]:
     for address, item in rows:
         if item.problem is None:
             try:
-                item = replace(item, path=locate(address, source.parent))
+                item = _placed(item, locate(address, source.parent))
             except InputError as error:
                 item = replace(item, problem=str(error))
         if item.problem is None:
             num_good += 1
         else:
-            item = replace(item, path=str(source.absolute()))
+            item = replace(item, path=item.path or str(source.absolute()))
             num_problems += 1
             if len(problems) <= _MAX_REPORTED:
                 problems.append(f"{item.key}: {item.problem}")
         yield item
     if num_problems and not num_good:
         raise report(problems, source, num_problems)
+
+
+def _placed(item: Item, path: str) -> Item:
+    """Return an item with its path, and with the window of its tile where the path is that of a tile."""
+    scene, window = split_tile_key(path)
+    if window is None or is_remote(path) or os.path.lexists(path):
+        return replace(item, path=path)
+    return replace(item, path=scene, window=window)
 
 
 def locate(address: str, folder: Path) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.keys import key_problem
+from orbithash.encoders.sources.embeddings.parquet import PARQUET_SUFFIXES
 from orbithash.encoders.sources.folders import (
     EmptySource,
     Folder,
@@ -27,13 +28,17 @@ from orbithash.encoders.sources.listings import (
     Item,
     image_suffixes,
     list_paths,
+    listed_names,
     local_path,
+    locate,
     read_json,
     report,
     scene_suffixes,
 )
 from orbithash.encoders.sources.remote import is_remote, walk_objects
-from orbithash.encoders.sources.stac.items import list_stac
+from orbithash.encoders.sources.stac.documents import STAC_SUFFIXES
+from orbithash.encoders.sources.stac.item_tables import is_item_table
+from orbithash.encoders.sources.stac.items import list_stac, list_stac_table
 from orbithash.encoders.sources.tables import list_table
 from orbithash.encoders.sources.tiles import check_tile, plan_tiles, tile_key
 
@@ -68,7 +73,7 @@ def count_source(source: str | Path, tile_px: int | None = None, asset: str | No
     values = np.sort(np.frombuffer(hashes, np.int64))
     if repeated := set(values[1:][values[1:] == values[:-1]].tolist()):
         # Usually keys that occur twice; rarely two keys with one hash.
-        again = iter_source(source, tile_px, asset, **{**options, "left_out": Counter()})
+        again = iter_source(source, tile_px, asset, **{**options, "left_out": Counter(), "groups": None})
         _check_unique((item.key for item in again if hash(item.key) in repeated), source)
     return len(hashes)
 
@@ -82,22 +87,25 @@ def iter_source(
     captions: Path | None = None,
     find_items: ItemFinder | None = None,
     left_out: Counter[str] | None = None,
+    groups: Counter[str] | None = None,
 ) -> Iterator[Item]:
-    """Yield the items of `source`. One folder of it is in memory at a time; a STAC collection is read as a whole.
+    """Yield the items of `source`. One folder of it is in memory at a time, or one JSON file of STAC.
 
     Files are chosen by their names and not opened: a damaged image is listed like any other and refused when it is
     read. So is, with `tile_px`, a scene that cannot be cut, and an item whose name cannot be a key.
 
     Args:
-        source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table, or a `.json`
-            STAC item collection; or a folder of an object store (`orbithash.encoders.sources.remote`).
+        source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table of images or
+            STAC items, a `.json` STAC item collection, item or static catalog, or a `.txt` list of such `.json` files;
+            or a folder of an object store (`orbithash.encoders.sources.remote`).
         tile_px: side of the tiles that scenes (GeoTIFF, JPEG 2000) are cut into; None for whole images. Images of other
             formats are then left out.
         asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac.items`).
         prefix: put before all keys, as PREFIX/KEY, so that sources with equal names fit into one archive.
         captions: Karpathy-style JSON file of sentences about the images of a folder. Default: its captions.json.
         find_items: finder of datasets whose labels are not the names of folders.
-        left_out: counts by kind what is in a folder and is not listed. Default: logged as warnings.
+        left_out: counts by kind what is in a folder or linked to and is not listed. Default: logged as warnings.
+        groups: counts the STAC items by the catalog, collection or file that they are in.
 
     Raises:
         InputError: no such source, of an unknown kind, remote, or without images (`EmptySource`); possibly at the end.
@@ -111,7 +119,7 @@ def iter_source(
         _check_has_assets(where, asset)
     else:
         where = str(local_path(str(source), Path.cwd()))
-        items = _iter_local(Path(where), asset, captions, find_items, counts)
+        items = _iter_local(Path(where), asset, captions, find_items, counts, groups)
     if tile_px is not None:
         items = cut_scenes(items, check_tile(tile_px), counts)
     start = f"{prefix.rstrip('/')}/" if prefix else ""
@@ -131,16 +139,25 @@ def iter_source(
 
 def _check_has_assets(where: str | Path, asset: str | None) -> None:
     if asset is not None:
-        raise InputError(f"--asset {asset} names an asset of STAC items, and {where} is not a STAC .json")
+        raise InputError(
+            f"--asset {asset} names an asset of STAC items, and {where} is not a STAC .json or Parquet file"
+        )
 
 
 def _iter_local(
-    path: Path, asset: str | None, captions: Path | None, find_items: ItemFinder | None, left_out: Counter[str]
+    path: Path,
+    asset: str | None,
+    captions: Path | None,
+    find_items: ItemFinder | None,
+    left_out: Counter[str],
+    groups: Counter[str] | None,
 ) -> Iterable[Item]:
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    is_stac = path.is_file() and path.suffix.lower() in (".json", ".geojson")
-    if not is_stac:
+    is_table = path.is_file() and path.suffix.lower() in PARQUET_SUFFIXES
+    is_item_rows = is_table and is_item_table(path)
+    documents = _stac_files(path)
+    if not (documents or is_item_rows):
         _check_has_assets(path, asset)
     if path.is_dir():
         root = path.resolve()
@@ -151,13 +168,30 @@ def _iter_local(
     suffix = path.suffix.lower()
     if suffix in image_suffixes():
         return [Item(path.name, str(path))]
+    if documents:
+        return list_stac(documents, asset, left_out, groups)
     if suffix == ".txt":
         return list_paths(path)
-    if suffix == ".parquet":
-        return list_table(path)
-    if is_stac:
-        return list_stac(path, asset)
+    if is_table:
+        return list_stac_table(path, asset) if is_item_rows else list_table(path)
     raise InputError(f"{path} is neither a folder nor an image, a .txt list, a .parquet table or a STAC .json")
+
+
+def _stac_files(path: Path) -> list[Path]:
+    """Return the JSON files of STAC that a source names: itself, or those in a list that begins with one; else none."""
+    if path.is_dir() or path.suffix.lower() not in (".txt", *STAC_SUFFIXES):
+        return []
+    if path.suffix.lower() != ".txt":
+        return [path]
+    names = listed_names(path)
+    if not next(names, "").lower().endswith(STAC_SUFFIXES):
+        return []
+    files = []
+    for name in listed_names(path):
+        if not name.lower().endswith(STAC_SUFFIXES):
+            raise InputError(f"{path}: {name} is not a STAC .json; a list holds either images or STAC files")
+        files.append(Path(locate(name, path.parent)))
+    return files
 
 
 def _iter_objects(uri: str, left_out: Counter[str]) -> Iterator[Item]:
@@ -233,7 +267,7 @@ def cut_scenes(items: Iterable[Item], tile_px: int, left_out: Counter[str] | Non
     """Yield the tiles of all scenes among the items; `left_out` counts the other items."""
     suffixes = scene_suffixes()
     for item in items:
-        if item.problem is not None:
+        if item.problem is not None or item.window is not None:
             yield item
             continue
         if not item.path.lower().endswith(suffixes):

@@ -11,7 +11,7 @@ from orbithash.encoders.sources.embeddings.layouts import has_vectors
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
 
-__all__ = ["list_table"]
+__all__ = ["column_values", "list_table", "unreadable"]
 
 _TEXTS = ("path", "uri", "key", "label", "caption")
 _NUMBERS = ("lon", "lat")
@@ -36,7 +36,7 @@ def list_table(path: Path) -> Iterator[Item]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     schema = file.schema_arrow
     present = [name for name in (*_TEXTS, "datetime", *_NUMBERS) if name in schema.names]
     place = next((name for name in ("path", "uri") if name in present), None)
@@ -55,12 +55,13 @@ def list_table(path: Path) -> Iterator[Item]:
                 yield from _rows(batch, place, geometry, first, path)
                 first += len(batch)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
     return located(rows(), path)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Return the error for a file that is not Parquet, or damaged."""
     return InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}")
 
 
@@ -102,7 +103,7 @@ def _rows(
         if geometry is not None and name == geometry.name:
             columns["place"] = geometry.places(batch[name])
         else:
-            columns[name] = _values(name, batch[name])
+            columns[name] = column_values(name, batch[name])
     for number, row in enumerate(zip(*columns.values(), strict=True), first):
         fields = dict(zip(columns, row, strict=True))
         where, key = fields[place], fields["key"] or (file_key(fields[place]) if fields[place] else f"row {number}")
@@ -137,8 +138,13 @@ def _item(key: str, fields: dict[str, Any]) -> Item:
     )
 
 
-def _values(name: str, column: Any) -> list[Any]:
-    """The values of a column as Python objects; a `ValueError` in place of one that is invalid."""
+def column_values(name: str, column: Any) -> list[Any]:
+    """Return the values of a column as Python objects, with a `ValueError` in place of one that is invalid.
+
+    Args:
+        name: `datetime`, `lon`, `lat` or the name of a column of texts.
+        column: an Arrow array.
+    """
     import pyarrow as pa
     import pyarrow.types as types
 

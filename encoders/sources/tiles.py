@@ -1,5 +1,6 @@
 """Tiles: squares that cover a whole scene (GeoTIFF or JPEG 2000), read by window."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from orbithash.encoders.imagery.rasters import check_blocks, check_numbers_size,
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
 from orbithash.encoders.ranges import is_integer
 
-__all__ = ["check_tile", "plan_tiles", "read_tile", "tile_key"]
+__all__ = ["check_tile", "plan_tiles", "read_tile", "split_tile_key", "tile_key"]
 
 _RENDERING = Rendering()
 _LIMITS = Limits()
 _MAX_TILES = 1_000_000
+# What follows the scene in the key or the URI of a tile: column, row, width and height in pixels.
+_WINDOW = re.compile(r"#(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})\Z")
 
 
 def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
@@ -88,6 +91,15 @@ def read_tile(
 def tile_key(scene_key: str, window: Sequence[int]) -> str:
     """Return the key of a tile: `scene.tif#col,row,width,height`."""
     return f"{scene_key}#{','.join(str(number) for number in window)}"
+
+
+def split_tile_key(text: str) -> tuple[str, Window | None]:
+    """Return the key, path or URI of a scene and the window of its tile; None for text that names no tile."""
+    match = _WINDOW.search(text)
+    if match is None:
+        return text, None
+    col, row, width, height = map(int, match.groups())
+    return text[: match.start()], (col, row, width, height)
 
 
 def _starts(length: int, tile_px: int) -> list[int]:

@@ -1,17 +1,14 @@
 """Where the images of rows may be read from again, after they were encoded."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.listings import Item
 from orbithash.encoders.sources.remote import check_uri, is_remote
+from orbithash.encoders.sources.tiles import split_tile_key
 
 __all__ = ["ImageRoots"]
-
-# What follows the path of a scene in the uri of a tile: column, row, width and height in pixels.
-_WINDOW = re.compile(r"#(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})\Z")
 
 
 class ImageRoots:
@@ -38,14 +35,8 @@ class ImageRoots:
 
     def find(self, uri: str) -> Item | None:
         """Return the image that `uri` names, which may be absent; None if it may not be read."""
-        match = _WINDOW.search(uri)
-        path, window = (uri, None) if match is None else (uri[: match.start()], match)
-        if not self._is_below(path):
-            return None
-        if window is None:
-            return Item(path, path)
-        col, row, width, height = map(int, window.groups())
-        return Item(path, path, window=(col, row, width, height))
+        path, window = split_tile_key(uri)
+        return Item(path, path, window=window) if self._is_below(path) else None
 
     def _is_below(self, path: str) -> bool:
         if "\0" in path:

@@ -81,7 +81,7 @@ class CodeTable(KeyedTable):
                 differ in columns or in the description of their codes.
         """
         root, options, asked = Path(source).absolute(), CodeOptions.parse(codes), TableOptions.parse(columns)
-        opened: cls | None = None
+        opened: CodeTable | None = None
         files = []
         for path in find_files(root):
             with open_parquet(path) as file:
@@ -125,8 +125,8 @@ class CodeTable(KeyedTable):
         is_exact = _HAS_FOOTPRINT in schema.names and types.is_boolean(schema.field(_HAS_FOOTPRINT).type)
         if is_exact and geometry is not None and (geometry.encoding, geometry.crs) == ("wkb", None):
             # The footprint is read as it is, and the place is that of the columns lon and lat.
-            geometry, footprints = None, geometry.name
-            further = (*further, _HAS_FOOTPRINT, footprints)
+            footprints = geometry.name
+            geometry, further = None, (*further, _HAS_FOOTPRINT, footprints)
         reader = RowReader(columns, 0, geometry, prefix)
         return cls(root, (), reader, description, options.column, footprints, further)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from orbithash.encoders.imagery.bands import BandInfo
 
-__all__ = ["stated_bands"]
+__all__ = ["OFFSET_APPLIED", "stated_bands"]
 
 # Of Earth Search: the offset was subtracted from the stored numbers, whatever `raster:bands` says.
-_OFFSET_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+OFFSET_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 
 def stated_bands(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> tuple[BandInfo, ...]:
@@ -25,7 +25,7 @@ def stated_bands(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> tup
     described = lists[:1] if lists[0] else [entries for entries in lists[1:] if entries]
     if len({len(entries) for entries in described}) != 1:
         return ()
-    is_applied = any(properties.get(name) is True for name in _OFFSET_APPLIED)
+    is_applied = any(properties.get(name) is True for name in OFFSET_APPLIED)
     return tuple(_info(entries, asset, is_applied) for entries in zip(*described, strict=True))
 
 

@@ -1,219 +1,144 @@
-"""STAC item collections: which asset of an item is its image, when and where it was taken."""
+"""Items of STAC, from JSON files and from stac-geoparquet: keys, images, places, times."""
 
-import re
+import datetime as dt
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from orbithash.encoders.errors import InputError
-from orbithash.encoders.imagery.outlines import Place, place_of
-from orbithash.encoders.imagery.rasters import image_formats, one_of, reads_jpeg_2000
-from orbithash.encoders.sources.listings import Item, image_suffixes, locate, located, parse_time, read_json
+from orbithash.encoders.imagery.outlines import Place
+from orbithash.encoders.sources.listings import Item, located, parse_time
+from orbithash.encoders.sources.stac.assets import choose_image
 from orbithash.encoders.sources.stac.bands import stated_bands
+from orbithash.encoders.sources.stac.documents import Documents, Feature, id_of, is_item
+from orbithash.encoders.sources.stac.item_tables import ItemTable, PlacedFeature
+from orbithash.encoders.sources.stac.places import place_of_item
 
-__all__ = ["list_stac"]
-
-# Media types without their parameters; the last two are of STAC before 1.0.
-_TIFF_TYPES = {"image/tiff", "image/tif", "image/x-tiff", "image/geotiff", "image/vnd.stac.geotiff", "image/x.geotiff"}
-_JPEG_2000_TYPES = {"image/jp2"}
-_OTHER_TYPES = {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/x-png"}
-# Types that say nothing, so that the ending of the file name decides.
-_UNSPECIFIC_TYPES = {"", "application/octet-stream", "binary/octet-stream"}
-
-# Keys of assets as catalogues use them; a resolution may follow, as in TCI_10m.
-_VISUAL = re.compile(r"(visual|true[-_]?colou?r|tci|rgb)([-_].*)?", re.IGNORECASE)
-_OVERVIEW = re.compile(r"(overview|rendered[-_]preview)([-_].*)?", re.IGNORECASE)
-_THUMBNAIL = re.compile(
-    r"(thumb(nail)?|preview|quick[-_]?look|browse|reduced_resolution_browse)([-_].*)?", re.IGNORECASE
-)
-_BAND = re.compile(
-    r"(b\d{1,2}a?|[hv]{2}|red|green|blue|nir|swir|coastal|rededge|cirrus|pan|lwir|tir)\d*([-_].*)?", re.IGNORECASE
-)
-_AUXILIARY = re.compile(r"(aot|wvp|scl|cld|snw|qa|udm\d?|cloud|snow|.*mask|.*angle)([-_].*)?", re.IGNORECASE)
-_AUXILIARY_ROLES = {
-    *("metadata", "cloud", "cloud-shadow", "shadow", "snow-ice", "water", "land-water", "water-mask", "data-mask"),
-    *("saturation", "incidence-angle", "azimuth", "sun-azimuth", "sun-elevation", "view-azimuth", "date", "mask"),
-}
-
-# From the best image of an item to the worst.
-_RANKS = ("visual", "rgb", "overview", "data", "other", "band", "auxiliary", "thumbnail")
+__all__ = ["list_stac", "list_stac_table"]
 
 
-def list_stac(path: Path, asset: str | None = None) -> Iterator[Item]:
-    """Yield the images of a STAC item collection, or of one item: one asset of each item.
+class _Features(Protocol):
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of all features; "" for one without an id."""
 
-    Without `asset` the image is the first in this order: an asset with role or key `visual` (or `rgb`, `tci`); one
-    whose bands (`bands` or `eo:bands`) hold red, green and blue; role `overview`; role `data`; other images; a single
-    band; auxiliary data (masks, aerosol); a thumbnail. Assets that cannot be read (other formats, http) are passed
-    over. An item with several single bands and nothing better has a problem, because any choice would be arbitrary.
+    def features(self) -> Iterator[Feature]:
+        """Yield all features, in the same order each time."""
 
-    The key is the item's id, or COLLECTION/ID for an id that occurs in several collections of the file. An item that
-    cannot be used has a problem, and the others are read.
+
+def list_stac(
+    paths: Sequence[Path],
+    asset: str | None = None,
+    left_out: Counter[str] | None = None,
+    groups: Counter[str] | None = None,
+) -> Iterator[Item]:
+    """Yield the images of STAC items in JSON files: one asset of each item (see `choose_image`).
+
+    The key is the item's id, or COLLECTION/ID for an id that occurs in several collections. An item that is there twice
+    is read once. An item that cannot be used has a problem, and the others are read. The files are read twice.
 
     Args:
-        path: the JSON file.
+        paths: item collections, items, and static catalogs or collections, whose links are followed.
         asset: the key of the asset to read in every item.
+        left_out: counts by kind the links that are not followed.
+        groups: counts the items by catalog or collection.
 
     Raises:
-        InputError: not a STAC item collection, or no item of it can be used.
+        InputError: a file that is not STAC, or no item can be used.
     """
-    data = read_json(path)
-    features = data.get("features") if isinstance(data, dict) and data.get("type") == "FeatureCollection" else [data]
-    if not isinstance(features, list) or (features and not any(map(_is_item, features))):
-        raise InputError(f"{path} is not a STAC item collection: a FeatureCollection with features of type Feature")
-    keys = _keys(features)
-    return located((_read(key, feature, asset, path.parent) for key, feature in keys), path)
+    documents = Documents(paths)
+    source = paths[0]
+    yield from located(_rows(documents, asset), source)
+    if left_out is not None:
+        left_out.update(documents.left_out)
+    if groups is not None:
+        groups.update(documents.groups)
 
 
-def _is_item(feature: Any) -> bool:
-    return isinstance(feature, dict) and feature.get("type") == "Feature"
+def list_stac_table(path: Path, asset: str | None = None) -> Iterator[Item]:
+    """Yield the images of a Parquet file in the layout of stac-geoparquet, as `list_stac` does; it is read twice."""
+    return located(_rows(ItemTable(path), asset), path)
 
 
-def _id(feature: Any) -> str:
-    """The id of an item, or "" without one."""
-    name = feature.get("id") if _is_item(feature) else None
-    return name if isinstance(name, str) else ""
+def _rows(source: _Features, asset: str | None) -> Iterator[tuple[str, Item]]:
+    for item, feature in _keyed(source):
+        yield _read(item, feature, asset)
 
 
-def _keys(features: list[Any]) -> list[tuple[Item, Any]]:
-    """Each distinct item with its key, and with a problem if it cannot have its own."""
-    counts = Counter(map(_id, features))
-    found: dict[str, Any] = {}
-    keyed = []
-    for number, feature in enumerate(features):
-        name = key = _id(feature)
-        if counts[name] > 1 and name and isinstance(collection := feature.get("collection"), str) and collection:
-            key = f"{collection}/{name}"
+def _keyed(source: _Features) -> Iterator[tuple[Item, Feature]]:
+    """Yield each distinct item with its key, and with a problem if it cannot have its own."""
+    # 8 bytes of each id and of each item's content.
+    counts = Counter(map(hash, source.ids()))
+    found: dict[int, bytes] = {}
+    for number, feature in enumerate(source.features()):
+        content = feature.content
+        name = key = id_of(content)
+        if counts[hash(name)] > 1 and name and isinstance(group := content.get("collection"), str) and group:
+            key = f"{group}/{name}"
+        digest = _digest(content) if counts[hash(name)] > 1 else b""
         problem = None
-        if not _is_item(feature):
+        if not is_item(content):
             problem = "it is not an object of type Feature"
         elif not name:
             problem = "it has no id"
-        elif key in found:
-            if found[key] == feature:
+        elif hash(key) in found:
+            if found[hash(key)] == digest:
                 continue
             problem = f"the id {name} occurs more than once; an id is unique in its collection"
         if problem:
             key = f"item {number}" + (f": {name}" if name else "")
-        found[key] = feature
-        keyed.append((Item(key, "", problem=problem), feature))
-    return keyed
+        found[hash(key)] = digest
+        yield Item(key, str(feature.file) if problem else "", problem=problem), feature
 
 
-def _read(item: Item, feature: Any, asset: str | None, folder: Path) -> tuple[str, Item]:
-    """The address of an item's image, and the item with its time and place, or with a problem."""
+def _digest(content: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=8).digest()
+
+
+def _read(item: Item, feature: Feature, asset: str | None) -> tuple[str, Item]:
+    """Return the path or URI of an item's image, and the item with its time and place, or with a problem."""
     if item.problem:
         return "", item
+    content, file = feature.content, feature.file
     try:
-        href, described = _image(feature.get("assets"), asset, folder)
-        properties = feature.get("properties")
+        path, described = choose_image(content.get("assets"), asset, file.parent)
+        properties = content.get("properties")
         properties = properties if isinstance(properties, dict) else {}
-        item = replace(item, bands=stated_bands(described, properties))
         text = properties.get("datetime") or properties.get("start_datetime")
-        taken = None if text is None else parse_time(text)
-        place = _place(feature.get("geometry"))
+        taken = _time(text)
+        place = _place(feature, described)
     except ValueError as error:
-        return "", replace(item, problem=str(error))
+        return "", replace(item, path=str(file), problem=str(error))
+    item = replace(
+        item,
+        datetime=taken,
+        bands=stated_bands(described, properties),
+        label=_text(properties.get("label")),
+        caption=_text(properties.get("caption")),
+    )
     if place is None:
-        return href, replace(item, datetime=taken)
-    return href, replace(item, datetime=taken, lon=place.lon, lat=place.lat, footprint=place.footprint)
+        return path, item
+    return path, replace(item, lon=place.lon, lat=place.lat, footprint=place.footprint)
 
 
-def _image(assets: Any, name: str | None, folder: Path) -> tuple[str, dict[str, Any]]:
-    """The address of the image of an item and its asset; `ValueError` without one."""
-    assets = assets if isinstance(assets, dict) else {}
-    there = ", ".join(assets) or "none"
-    if name is not None and name not in assets:
-        raise ValueError(f"it has no asset {name}; its assets are: {there}")
-    images: list[tuple[int, int, int, str, str]] = []
-    problems: list[str] = []
-    for key in assets if name is None else [name]:
-        asset = assets[key]
-        href = asset.get("href") if isinstance(asset, dict) else None
-        if not isinstance(href, str) or not _is_image(asset, href):
-            continue
-        try:
-            locate(href, folder)
-        except InputError as error:
-            problems.append(str(error))
-        else:
-            images.append((_RANKS.index(_rank(key, asset)), _preference(asset, href), len(images), key, href))
-    if not images:
-        raise ValueError(
-            problems[0] if problems else f"it has no {one_of(image_formats())} asset; its assets are: {there}"
-        )
-    best, *_, chosen, href = min(images)
-    bands = [key for rank, *_, key, _ in images if rank == best]
-    if name is None and _RANKS[best] == "band" and len(bands) > 1:
-        raise ValueError(f"its images are single bands ({', '.join(bands)}); choose one by its name (--asset)")
-    return href, assets[chosen]
+def _place(feature: Feature, asset: dict[str, Any]) -> Place | None:
+    """Return the place of an item; `ValueError` for an invalid one."""
+    if isinstance(feature, PlacedFeature) and feature.place is not None:
+        if isinstance(feature.place, ValueError):
+            raise feature.place
+        return feature.place
+    return place_of_item(feature.content, asset)
 
 
-def _is_image(asset: dict[str, Any], href: str) -> bool:
-    kind = _media_type(asset)
-    types = _TIFF_TYPES | _OTHER_TYPES | (_JPEG_2000_TYPES if reads_jpeg_2000() else set())
-    return kind in types or (kind in _UNSPECIFIC_TYPES and _path(href).endswith(image_suffixes()))
+def _time(value: Any) -> dt.datetime | None:
+    """Return a time of JSON, or one that a table has read; `ValueError` for an invalid one."""
+    if isinstance(value, ValueError):
+        raise value
+    return value if value is None or isinstance(value, dt.datetime) else parse_time(value)
 
 
-def _preference(asset: dict[str, Any], href: str) -> int:
-    """Return the place of an image's format among formats of one image: 0 for TIFF, 1 for JPEG 2000, 2 for others."""
-    kind, path = _media_type(asset), _path(href)
-    if kind in _TIFF_TYPES or path.endswith((".tif", ".tiff")):
-        return 0
-    return 1 if kind in _JPEG_2000_TYPES or path.endswith((".jp2", ".j2k")) else 2
-
-
-def _path(href: str) -> str:
-    """Return an address in lower case without its query."""
-    return href.partition("?")[0].lower()
-
-
-def _media_type(asset: dict[str, Any]) -> str:
-    kind = asset.get("type")
-    return kind.partition(";")[0].strip().lower() if isinstance(kind, str) else ""
-
-
-def _rank(key: str, asset: dict[str, Any]) -> str:
-    """What an image asset shows, one of `_RANKS`."""
-    roles = {role.lower() for role in _list(asset, "roles") if isinstance(role, str)}
-    bands = _list(asset, "bands") or _list(asset, "eo:bands")
-    colours = {
-        band.get(name) for band in bands if isinstance(band, dict) for name in ("common_name", "eo:common_name", "name")
-    }
-    if "thumbnail" in roles or (not roles and _THUMBNAIL.fullmatch(key)):
-        return "thumbnail"
-    if "visual" in roles or (_VISUAL.fullmatch(key) and not roles & _AUXILIARY_ROLES):
-        return "visual"
-    if {"red", "green", "blue"} <= colours:
-        return "rgb"
-    if "overview" in roles or _OVERVIEW.fullmatch(key):
-        return "overview"
-    if roles & _AUXILIARY_ROLES or _AUXILIARY.fullmatch(key):
-        return "auxiliary"
-    if len(bands) == 1 or (not bands and _BAND.fullmatch(key)):
-        return "band"
-    return "data" if "data" in roles else "other"
-
-
-def _list(asset: dict[str, Any], name: str) -> list[Any]:
-    value = asset.get(name)
-    return value if isinstance(value, list) else []
-
-
-def _place(geometry: Any) -> Place | None:
-    """Centre and outline of a GeoJSON geometry; `ValueError` if it is none."""
-    import shapely
-    from shapely.geometry import shape
-
-    if geometry is None:
-        return None
-    try:
-        outline = shape(geometry)
-    except (shapely.errors.ShapelyError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError("its geometry is not GeoJSON") from error
-    try:
-        return place_of(outline)
-    except ValueError as error:
-        raise ValueError(f"its geometry is not in degrees of WGS 84: {error}") from error
+def _text(value: Any) -> str | None:
+    """Return a text that is not empty; None for anything else."""
+    return value if isinstance(value, str) and value else None
