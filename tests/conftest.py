@@ -13,6 +13,7 @@ os.environ.update(
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,17 @@ def tiny_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
     from backbone_models import write_all
 
     return write_all(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in of the Hugging Face hub without models, an empty cache of downloads, and a token."""
+    from hub_server import Hub, redirect
+
+    server = Hub()
+    redirect(server, tmp_path, monkeypatch)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ EXTRAS = {
 
 # Extras for everything that a verb needs; of other verbs: `train`.
 _OF_VERB = {
-    **dict.fromkeys(("detect", "encode", "query", "refused", "upsert"), "encode"),
+    **dict.fromkeys(("detect", "encode", "pull", "push", "query", "refused", "upsert"), "encode"),
     **dict.fromkeys(("serve", "duplicates", "plan"), "serve,cpu"),
     **dict.fromkeys(("demo", "bench"), "all,cpu"),
     **dict.fromkeys(("detector", "web"), "web"),

@@ -7,8 +7,6 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from orbithash.encoders.errors import InputError
 
 __all__ = [
@@ -21,6 +19,7 @@ __all__ = [
     "one_line",
     "pretrained",
     "pretrained_tokenizer",
+    "quiet_hub",
     "quiet_transformers",
     "read_json",
 ]
@@ -45,7 +44,7 @@ def model_folder(source: str, what: str = "text model") -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        with _quiet_hub():
+        with quiet_hub():
             # The top folder only: subfolders hold the same model in other formats. The readme states the licence.
             return Path(
                 snapshot_download(
@@ -66,14 +65,14 @@ def hub_file(repository: str, file: str) -> Path:
 
     name, _, revision = repository.partition("@")
     try:
-        with _quiet_hub():
+        with quiet_hub():
             return Path(hf_hub_download(name, file, revision=revision or None))
     except (OSError, ValueError, RuntimeError) as err:
         raise _refusal(err, repository, "model", f"its file {file} could not be downloaded") from err
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Suppress the hub's lines about attempts; what fails is reported as one error."""
     from huggingface_hub.utils import logging
 
@@ -104,6 +103,7 @@ def pretrained(kind: Any, folder: Path, what: str = "text model", **arguments: A
     `InputError` if it cannot be read, needs code of its authors or has no safetensors weights. A model is returned with
     the names of the tensors that its file lacks: (model, missing).
     """
+    import torch
     from safetensors import SafetensorError
 
     arguments |= {"trust_remote_code": False, "local_files_only": True}

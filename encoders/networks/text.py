@@ -31,7 +31,7 @@ from orbithash.encoders.networks.hub import (
     pretrained_tokenizer,
 )
 
-__all__ = ["CARD", "POOLINGS", "TextEncoder", "file_hashes", "normalised", "read_encoder_card"]
+__all__ = ["CARD", "POOLINGS", "TextEncoder", "file_hashes", "files_sha256", "normalised", "read_encoder_card"]
 
 # "mean": the last layer, averaged over all tokens. "cls": the last layer at the first token. "last4": the sum of the
 # last four layers, averaged over all tokens. "last4-padded": as "last4", averaged over `max_tokens` positions: the
@@ -209,11 +209,9 @@ class TextEncoder:
         folder = Path(folder)
         recover_folder(folder)
         card = read_encoder_card(folder)
-        stated = card.pop("sha256", None)
-        settings = {key: value for key, value in card.items() if key != "format_version"}
-        if _content_hash(settings, file_hashes(folder)) != stated:
+        if files_sha256(folder, card) != card.get("sha256"):
             raise InputError(f"{folder}: a damaged text encoder (its files do not give the hash in {CARD})")
-        return cls(str(folder), device=device, **settings)
+        return cls(str(folder), device=device, **_settings_of(card))
 
     def _settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling, "max_tokens": self.max_tokens, "normalise": self.normalise}
@@ -247,6 +245,15 @@ def file_hashes(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def files_sha256(folder: Path, card: dict[str, Any]) -> str:
+    """Return the hash of the settings in `card`, the content of encoder.json, and of the files of a text encoder."""
+    return _content_hash(_settings_of(card), file_hashes(folder))
+
+
+def _settings_of(card: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in card.items() if key not in ("format_version", "sha256")}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -22,9 +22,9 @@ from orbithash.encoders.networks.backbones.build import rebuild_text_side, text_
 from orbithash.encoders.networks.backbones.names import split_name
 from orbithash.encoders.networks.devices import check_device
 from orbithash.encoders.networks.hub import PROBE
-from orbithash.encoders.networks.text import CARD, TextEncoder, read_encoder_card
+from orbithash.encoders.networks.text import CARD, TextEncoder, files_sha256, read_encoder_card
 
-__all__ = ["TextTower", "load_text_encoder", "text_tower"]
+__all__ = ["TextTower", "load_text_encoder", "stored_sha256", "text_tower"]
 
 # The value of `kind` in encoder.json.
 KIND = "text tower"
@@ -77,9 +77,7 @@ class TextTower(TextEncoder):
 
     def _content_hash(self) -> str:
         """Return the hash of weights, configuration and tokenizer."""
-        tokenizer = {name: hashlib.sha256(content).hexdigest() for name, content in self._tokenizer.items()}
-        content = {**self._fields(), "tokenizer": tokenizer, "weights": hashlib.sha256(self._weights()).hexdigest()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _tower_hash(self._fields(), self._tokenizer, self._weights())
 
     def _weights(self) -> bytes:
         """Return the content of the weight file."""
@@ -134,6 +132,25 @@ def load_text_encoder(folder: Path | str, device: str | torch.device = "cpu") ->
     if encoder.sha256 != card.get("sha256"):
         raise InputError(damaged)
     return encoder
+
+
+def stored_sha256(folder: Path) -> str:
+    """Return the hash of the files of a text encoder, without loading it; `InputError` if files are missing."""
+    card = read_encoder_card(folder)
+    if card.get("kind") != KIND:
+        return files_sha256(folder, card)
+    fields = {key: card.get(key) for key in ("kind", "source", "config")}
+    files = _files(folder)
+    if WEIGHTS not in files:
+        raise InputError(f"{folder}: an incomplete text encoder (it has no {WEIGHTS})")
+    tokenizer = {name: content for name, content in files.items() if name not in (CARD, WEIGHTS)}
+    return _tower_hash(fields, tokenizer, files[WEIGHTS])
+
+
+def _tower_hash(fields: dict[str, Any], tokenizer: dict[str, bytes], weights: bytes) -> str:
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.items()}
+    content = {**fields, "tokenizer": hashes, "weights": hashlib.sha256(weights).hexdigest()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _written_tokenizer(side: TextSide) -> dict[str, bytes]:

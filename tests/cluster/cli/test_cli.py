@@ -36,6 +36,12 @@ SURFACE = {
         *("--dataset", "--gpus-per-trial", "--grace", "--json", "--metric", "--out", "--protocol", "--search"),
         *("--seed", "--set", "--split-seed", "--table", "--trials", "--validation", "--weights"),
     ],
+    "card": [
+        *("RUN", "--bbox", "--bits", "--data-licence", "--dates", "--json", "--licence", "--name", "--no-examples"),
+        "--provider",
+    ],
+    "push": ["RUN", "ORG/NAME[@BRANCH]", "--json", "--public"],
+    "pull": ["ORG/NAME[@REVISION]", "DIR", "--json"],
     "submit": [
         *("[VERB]...", "--address", "--detach", "--env", "--id", "--json", "--python", "--stop", "--token-file"),
         "--wheel",
