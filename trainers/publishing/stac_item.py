@@ -58,6 +58,8 @@ def stac_item(model: TrainedModel, statements: Statements) -> dict[str, Any]:
 
 
 def _weights(model: TrainedModel) -> pystac.Asset:
+    # STAC 1.1 allows bands in the properties of an item only if an asset has some; MLM requires them in the properties.
+    bands = {} if model.is_of_embeddings else {"bands": _bands(model)}
     return pystac.Asset(
         "./model.safetensors",
         title="Weights",
@@ -67,6 +69,7 @@ def _weights(model: TrainedModel) -> pystac.Asset:
             "mlm:artifact_type": "safetensors",
             "file:size": model.weights_bytes,
             "file:checksum": f"{_MULTIHASH_SHA256}{model.weights_sha256}",
+            **bands,
         },
     )
 
@@ -98,8 +101,12 @@ def _properties(model: TrainedModel, statements: Statements) -> dict[str, Any]:
     if statements.provider:
         properties["providers"] = [{"name": statements.provider, "roles": ["producer"]}]
     if not model.is_of_embeddings:
-        properties["bands"] = [{"name": name} for name in band_names(card.preprocessing.rendering)]
+        properties["bands"] = _bands(model)
     return properties
+
+
+def _bands(model: TrainedModel) -> list[dict[str, Any]]:
+    return [{"name": name} for name in band_names(model.card.preprocessing.rendering)]
 
 
 def _inputs(model: TrainedModel) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,7 @@ def test_the_front_matter_is_read_by_the_hubs_library(run):
         "image-feature-extraction",
     )
     assert {"remote-sensing", "image-retrieval", "dhcl"} <= set(data["tags"])
-    assert data["model_name"] == "Beaches v1.0"
+    assert data["model-index"][0]["name"] == "Beaches v1.0"
     model_id = read_model_folder(run / "model")[1]
     assert data["orbithash"]["model_id"] == model_id
     assert data["orbithash"]["bits"] == 16
@@ -129,7 +129,7 @@ def test_the_card_says_what_the_publisher_stated_and_what_nobody_did(run):
     assert "Extent (west, south, east, north): 170, -10, -170, 10" in text
     card = card_of(run, Statements())
     assert card.data.license == "unknown"
-    assert card.data.to_dict()["model_name"] == "folder-dhcl-16"
+    assert card.data.to_dict()["model-index"][0]["name"] == "folder-dhcl-16"
     assert card.text.count("not stated") == 6
 
 
@@ -194,7 +194,7 @@ def test_a_card_is_the_same_each_time_and_changes_no_model(run):
 def test_no_folder_of_this_machine_is_published(run):
     path = run / "config.yaml"
     settings = yaml.safe_load(path.read_text())
-    settings["weights"] = str(run / "secret-folder" / "weights.safetensors")
+    settings |= {"weights": str(run / "secret-folder" / "weights.safetensors"), "norm": "frozen-batch"}
     path.write_text(yaml.safe_dump(settings))
     write_failures(run)
     write_card(run, STATED)
