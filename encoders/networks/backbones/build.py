@@ -17,10 +17,17 @@ from orbithash.encoders.networks.backbones.names import InputDefaults, split_nam
 from orbithash.encoders.networks.backbones.rgb import DEFAULT_RGB
 from orbithash.encoders.networks.card import BackboneSpec
 
-__all__ = ["build_backbone", "default_preprocessing", "rebuild_backbone", "rebuild_text_side", "text_side"]
+__all__ = [
+    "SOURCES",
+    "build_backbone",
+    "default_preprocessing",
+    "rebuild_backbone",
+    "rebuild_text_side",
+    "text_side",
+]
 
-# Each module imports its library only when it is used.
-_SOURCES: dict[str, Source] = {
+# The sources by name. Each module imports its library only when it is used.
+SOURCES: dict[str, Source] = {
     "torchvision": torchvision_models.SOURCE,
     "timm": timm_models.SOURCE,
     "hf": transformers_models.SOURCE,
@@ -62,20 +69,20 @@ def build_backbone(
             has trained ones.
     """
     source, own_name = split_name(name)
-    return _SOURCES[source].build(Request(own_name, weights, norm, pooling, channels, rgb, image_size, read_weights))
+    return SOURCES[source].build(Request(own_name, weights, norm, pooling, channels, rgb, image_size, read_weights))
 
 
 def rebuild_backbone(spec: BackboneSpec) -> Backbone:
     """Build the layers of a backbone from its description, with random weights and without a model hub."""
-    if spec.source not in _SOURCES:
-        raise InputError(f"the source of the backbone is {spec.source!r}; {', '.join(_SOURCES)} are allowed")
-    return _SOURCES[spec.source].rebuild(spec)
+    if spec.source not in SOURCES:
+        raise InputError(f"the source of the backbone is {spec.source!r}; {', '.join(SOURCES)} are allowed")
+    return SOURCES[spec.source].rebuild(spec)
 
 
 def text_side(name: str, weights: str | None = None) -> TextSide:
     """Return the text tower of a dual encoder; `InputError` if the backbone has none. The arguments are as above."""
     source, own_name = split_name(name)
-    text = _SOURCES[source].text
+    text = SOURCES[source].text
     if text is None:
         raise NoTextTower(
             f"backbone {name} has no text tower, so it cannot encode sentences; give a dual encoder, such as "
@@ -86,7 +93,7 @@ def text_side(name: str, weights: str | None = None) -> TextSide:
 
 def rebuild_text_side(source: str, config: dict[str, Any], folder: Path) -> TextSide:
     """Build a text tower from `TextSide.config`, with random weights and the tokenizer that is saved in a folder."""
-    rebuild = _SOURCES[source].rebuild_text if source in _SOURCES else None
+    rebuild = SOURCES[source].rebuild_text if source in SOURCES else None
     if rebuild is None:
         raise InputError(f"{folder}: {source!r} has no text towers")
     return rebuild(config, folder)
@@ -95,4 +102,4 @@ def rebuild_text_side(source: str, config: dict[str, Any], folder: Path) -> Text
 def default_preprocessing(name: str, weights: str | None = None) -> InputDefaults:
     """Return the images that a backbone was trained on, without reading its weights."""
     source, own_name = split_name(name)
-    return _SOURCES[source].defaults(own_name, weights)
+    return SOURCES[source].defaults(own_name, weights)

@@ -83,7 +83,10 @@ SOURCE = Source(_build, _rebuild, _defaults)
 
 
 def _published(name: str) -> Any:
-    """Return timm's description of published weights; `InputError` for an unknown network or tag."""
+    """Return timm's description of published weights; `InputError` for an unknown network or tag.
+
+    A network that another package has registered may have no description; then timm's defaults hold.
+    """
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -92,7 +95,7 @@ def _published(name: str) -> Any:
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
         raise InputError(f"timm has no network {architecture!r}; {hint}")
     try:
-        return timm.models.get_pretrained_cfg(name)
+        return timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as err:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         raise InputError(

@@ -274,3 +274,30 @@ def test_a_hub_that_denies_access_or_is_absent_is_one_line(monkeypatch, name, ki
     refused(name, message, "pretrained" if name.startswith("timm") else None)
     if kind == "gated":
         refused(name, "set HF_TOKEN", "pretrained" if name.startswith("timm") else None)
+
+
+def test_a_network_that_a_package_registers_with_timm_needs_no_description(monkeypatch):
+    import sys
+
+    from timm.models import _registry, register_model
+
+    class Means(torch.nn.Module):
+        """The mean of each band."""
+
+        head_hidden_size = 3
+
+        def forward(self, x):
+            return x.mean(dim=(2, 3))
+
+    def orbithash_test_means(pretrained=False, **kwargs):
+        return Means()
+
+    monkeypatch.setattr(sys.modules[__name__], "__all__", [], raising=False)
+    for name in ("_model_entrypoints", "_model_to_module"):
+        monkeypatch.setattr(_registry, name, dict(getattr(_registry, name)))
+    register_model(orbithash_test_means)
+    defaults = default_preprocessing("timm:orbithash_test_means")
+    assert (defaults.size, defaults.bands) == (224, None)
+    backbone = build_backbone("timm:orbithash_test_means")
+    assert torch.equal(features(backbone, images()), images().mean(dim=(2, 3)))
+    assert rebuild_backbone(through_json(backbone.spec)).num_features == 3
