@@ -7,7 +7,7 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: tools release demo test test-slow test-gpu check format proto vendor install
+.PHONY: tools release demo docs docs-links docs-test test test-slow test-gpu check format proto vendor install
 
 install: .venv/installed vendor
 
@@ -47,6 +47,11 @@ test-slow: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Runs the examples of the pages; PAGES=docs/start.md takes one page.
+PAGES ?= README.md docs
+docs-test: install
+	PYTHONPATH=.ci $(BIN)/python -m pytest -p examples --tb=short $(PAGES) $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
