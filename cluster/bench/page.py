@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orbithash.trainers.reports import plots
 from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Section, Table, write_report
 from orbithash.trainers.reports.provenance import Provenance
@@ -157,7 +159,7 @@ def _recall_curves(result: Result) -> Figure:
     cutoffs = [int(key) for key in next(iter(curves.values()))]
     plot = plots.cutoff_curve(
         cutoffs,
-        {name: list(recall.values()) for name, recall in curves.items()},
+        {name: np.array(list(recall.values())) for name, recall in curves.items()},
         xlabel="oversampling",
         ylabel="recall@10",
         chance=None,

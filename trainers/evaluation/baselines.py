@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import check_bits, hamming, pack
+from orbithash.encoders.codes import check_bits, hamming, num_bytes, pack
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.evaluation.comparison import HEADLINE, HEADLINE_K, BaselineResult
 from orbithash.trainers.methods.label_free.projections import (
     Matrix,
     Rows,
@@ -35,8 +36,9 @@ from orbithash.trainers.methods.label_free.projections import (
     unit,
 )
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision, hits_at
-from orbithash.trainers.metrics.metrics import DEFINITIONS
-from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, check_labels, labelled, shared_labels
+from orbithash.trainers.metrics.code_statistics import code_statistics
+from orbithash.trainers.metrics.metrics import DEFINITIONS, nearest_class_counts
+from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, check_labels, labelled, num_labels, shared_labels
 
 __all__ = ["BASELINES", "distance_histograms", "evaluate_baselines"]
 
@@ -62,10 +64,14 @@ class _Features:
 
 @dataclass(frozen=True)
 class _Ranker:
-    """A fitted baseline: bytes per item, and the function from queries float32 [q, D] to distances [q, N]."""
+    """A fitted baseline: bytes per item, and the function from queries float32 [q, D] to distances [q, N].
+
+    `codes` uint8 [N, bytes] are those of the database if its distances are Hamming distances.
+    """
 
     bytes: int
     distances: Callable[[Rows], npt.NDArray[Any]]
+    codes: npt.NDArray[np.uint8] | None = None
 
 
 def evaluate_baselines(
@@ -75,8 +81,8 @@ def evaluate_baselines(
     exclude: npt.NDArray[np.integer] | None = None,
     seed: int = 0,
     cutoffs: Sequence[int] = (20, 100),
-) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every baseline.
+) -> dict[str, BaselineResult | str]:
+    """Return the result of every baseline by name, or the reason why it is not possible.
 
     Args:
         features: float32 [N, D] of "train", "query" and "database", from one backbone.
@@ -86,24 +92,16 @@ def evaluate_baselines(
         seed: seed of the projections, the rotation and the centroids.
         cutoffs: the k of average precision.
 
-    Returns:
-        {name: {"bytes": bytes per item, "metrics": {"ap_min@20": mean over the queries, …}}}; for a baseline that is
-        not possible with these features or this length, {name: {"left_out": reason}}.
-
     Raises:
         InputError: features or labels are inconsistent.
     """
     check_bits(bits)
     _check(features, labels)
     parts = _Features(features["train"], features["query"], features["database"], seed)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, BaselineResult | str] = {}
     for name, fit in BASELINES.items():
         ranker = fit(parts, bits)
-        if isinstance(ranker, str):
-            results[name] = {"left_out": ranker}
-        else:
-            chunks = _histograms(ranker, parts, labels, exclude)
-            results[name] = {"bytes": ranker.bytes, "metrics": _means(chunks, cutoffs)}
+        results[name] = ranker if isinstance(ranker, str) else _result(ranker, parts, labels, bits, exclude, cutoffs)
     return results
 
 
@@ -140,9 +138,19 @@ def _compact(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_]) -> np
     return merged
 
 
-def _histograms(
-    ranker: _Ranker, parts: _Features, labels: Mapping[str, Labels], exclude: npt.NDArray[np.integer] | None
-) -> Iterator[Histograms]:
+def _result(
+    ranker: _Ranker,
+    parts: _Features,
+    labels: Mapping[str, Labels],
+    bits: int,
+    exclude: npt.NDArray[np.integer] | None,
+    cutoffs: Sequence[int],
+) -> BaselineResult:
+    """Return the result of one baseline, computed for chunks of queries."""
+    measures = [*((d, k) for k in dict.fromkeys((HEADLINE_K, *cutoffs)) for d in DEFINITIONS), ("ap_min", None)]
+    values: dict[str, list[npt.NDArray[np.float64]]] = {}
+    num_classes = max(map(num_labels, labels.values()))
+    nearest = np.zeros((num_classes, num_classes)) if labels["query"].ndim == 1 else None
     rows = max(1, CHUNK_PAIRS // len(parts.database))
     for start in range(0, len(parts.query), rows):
         queries = slice(start, start + rows)
@@ -151,18 +159,23 @@ def _histograms(
             positions = exclude[queries]
             rows_excluding = np.flatnonzero(positions >= 0)
             distances[rows_excluding, positions[rows_excluding]] = np.inf
-        yield distance_histograms(distances, shared_labels(labels["query"][queries], labels["database"]) > 0)
-
-
-def _means(histograms: Iterator[Histograms], cutoffs: Sequence[int]) -> dict[str, float]:
-    measures = [(d, k) for k in dict.fromkeys(cutoffs) for d in DEFINITIONS]
-    values: dict[str, list[npt.NDArray[np.float64]]] = {}
-    for chunk in histograms:
-        for definition, k in [*measures, ("ap_min", None)]:
+        chunk_labels = labels["query"][queries]
+        chunk = distance_histograms(distances, shared_labels(chunk_labels, labels["database"]) > 0)
+        for definition, k in measures:
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
-        for k in dict.fromkeys((1, *cutoffs)):
+        for k in dict.fromkeys((1, HEADLINE_K, *cutoffs)):
             values.setdefault(f"precision@{k}", []).append(hits_at(chunk, k) / k)
-    return {name: float(np.concatenate(chunk_values).mean()) for name, chunk_values in values.items()}
+        if nearest is not None:
+            is_ranked = np.isfinite(distances)
+            nearest += nearest_class_counts(distances, is_ranked, chunk_labels, labels["database"], num_classes)
+    by_query = {name: np.concatenate(chunk_values) for name, chunk_values in values.items()}
+    return BaselineResult(
+        bytes=ranker.bytes,
+        metrics={name: float(of_queries.mean()) for name, of_queries in by_query.items()},
+        scores=by_query[HEADLINE],
+        nearest=nearest,
+        codes=None if ranker.codes is None or ranker.bytes != num_bytes(bits) else code_statistics(ranker.codes, bits),
+    )
 
 
 def _cosine(parts: _Features, bits: int) -> _Ranker:
@@ -245,7 +258,9 @@ BASELINES: dict[str, Callable[[_Features, int], _Ranker | str]] = {
 def _binary(parts: _Features, project: Callable[[Rows], Rows]) -> _Ranker:
     """Return the ranker by Hamming distance between the signs of the projected rows."""
     database = np.concatenate([pack(project(rows) >= 0) for rows in _centred_chunks(parts)])
-    return _Ranker(database.shape[1], lambda query: hamming(pack(project(parts.centred(query)) >= 0), database))
+    return _Ranker(
+        database.shape[1], lambda query: hamming(pack(project(parts.centred(query)) >= 0), database), database
+    )
 
 
 def _principal_directions(parts: _Features, count: int) -> Matrix | str:

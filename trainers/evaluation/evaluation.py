@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.evaluation.comparison import HEADLINE, HEADLINE_K, BaselineResult, main_baseline
 from orbithash.trainers.evaluation.gallery import ConfusedPair, GalleryQuery, confused_pairs, make_gallery
 from orbithash.trainers.evaluation.parts import EncodedPart, own_positions, present_labels
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
-from orbithash.trainers.metrics.code_statistics import code_statistics
+from orbithash.trainers.metrics.code_statistics import CodeStatistics, code_statistics
 from orbithash.trainers.metrics.metrics import evaluate_codes, nearest_class_shares, pair_recall, rank_histograms
 from orbithash.trainers.metrics.rescored import OVERSAMPLING, Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import (
+    Labels,
     Retrieval,
     labelled,
     num_labels,
@@ -28,14 +30,12 @@ __all__ = [
     "HEADLINE",
     "CodeSample",
     "Evaluation",
+    "class_means",
     "evaluate",
     "metrics_of",
     "with_baselines",
     "without_baselines",
 ]
-
-HEADLINE_K = 20
-HEADLINE = f"ap_min@{HEADLINE_K}"
 
 # Entries of `metrics.json` that are the same for all directions of a model.
 SHARED = ("dataset", "protocol", "method", "model_id", "bits")
@@ -56,16 +56,26 @@ class CodeSample:
 class Evaluation:
     """Result of `evaluate`: `metrics` is the content of `metrics.json`, the rest is for plots and galleries.
 
-    `nearest_classes` and `sample` are None, and `confused` is empty, for multi-label items.
+    `scores` float64 [Q] is the expected `ap_min@20` of each labelled query. For multi-label items `nearest_classes` and
+    `sample` are None, `confused` is empty.
     """
 
     metrics: dict[str, Any]
     classes: tuple[str, ...]
     histograms: Histograms = field(repr=False)
+    scores: npt.NDArray[np.float64] = field(repr=False)
+    query_labels: Labels = field(repr=False)
+    codes: CodeStatistics = field(repr=False)
     nearest_classes: npt.NDArray[np.float64] | None = field(repr=False)
     sample: CodeSample | None = field(repr=False)
     confused: tuple[ConfusedPair, ...] = field(repr=False)
     gallery: tuple[GalleryQuery, ...] = field(repr=False)
+    baselines: Mapping[str, BaselineResult] = field(default_factory=dict, repr=False)
+
+    @property
+    def main_baseline(self) -> tuple[str, BaselineResult] | None:
+        """Name and result of the best baseline of at most the code's bytes per item, if there is one."""
+        return main_baseline(self.baselines, self.metrics["codes"]["bytes_per_code"])
 
     @property
     def headline(self) -> float:
@@ -119,6 +129,7 @@ def evaluate(
     histograms = rank_histograms(retrieval)
     values, chance = evaluate_codes(retrieval, histograms, (HEADLINE_K, *cutoffs))
     scores = average_precision(histograms, HEADLINE_K)
+    codes = code_statistics(database.codes, bits)
     metrics = {
         "dataset": dataset,
         "protocol": protocol,
@@ -133,11 +144,8 @@ def evaluate(
         "queries_without_relevant": int(np.count_nonzero(histograms.num_relevant == 0)),
         "metrics": values,
         "chance": chance,
-        "per_class": {
-            str(classes[label]): float(scores[with_label(query.labels, label)].mean())
-            for label in present_labels(query.labels)
-        },
-        "codes": asdict(code_statistics(database.codes, bits)),
+        "per_class": class_means(scores, query.labels, classes),
+        "codes": asdict(codes),
     }
     if rescored := _rescored(retrieval, query, database, cutoffs):
         metrics["rescored"] = rescored
@@ -149,11 +157,19 @@ def evaluate(
         metrics=metrics,
         classes=tuple(classes),
         histograms=histograms,
+        scores=scores,
+        query_labels=query.labels,
+        codes=codes,
         nearest_classes=nearest,
         sample=None if retrieval.multi_label else _sample(database),
         confused=confused,
         gallery=make_gallery(retrieval, query, database, scores, classes, confused),
     )
+
+
+def class_means(scores: npt.NDArray[np.float64], labels: Labels, classes: Sequence[str]) -> dict[str, float]:
+    """Return the mean score float64 [Q] of the queries of each class, by its name."""
+    return {str(classes[label]): float(scores[with_label(labels, label)].mean()) for label in present_labels(labels)}
 
 
 def _rescored(
@@ -169,23 +185,27 @@ def _rescored(
     return {"oversampling": OVERSAMPLING, **found} if found else {}
 
 
-def with_baselines(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, Any]]) -> Evaluation:
-    """Return the evaluation with the result of `evaluate_baselines` and the names of the better baselines.
+def with_baselines(evaluation: Evaluation, results: Mapping[str, BaselineResult | str]) -> Evaluation:
+    """Return the evaluation with the results of `evaluate_baselines` and the names of the better baselines.
 
     Better: with a higher headline. "beaten_by" names those of at most the code's bytes per item, "beaten_by_larger"
     those of more.
     """
     size = evaluation.metrics["codes"]["bytes_per_code"]
-    better = [
-        name for name, result in baselines.items() if result.get("metrics", {}).get(HEADLINE, -1) > evaluation.headline
-    ]
+    possible = {name: result for name, result in results.items() if not isinstance(result, str)}
+    better = [name for name, result in possible.items() if result.metrics[HEADLINE] > evaluation.headline]
     metrics = {
         **evaluation.metrics,
-        "baselines": dict(baselines),
-        "beaten_by": [name for name in better if baselines[name]["bytes"] <= size],
-        "beaten_by_larger": [name for name in better if baselines[name]["bytes"] > size],
+        "baselines": {
+            name: {"left_out": result}
+            if isinstance(result, str)
+            else {"bytes": result.bytes, "metrics": dict(result.metrics)}
+            for name, result in results.items()
+        },
+        "beaten_by": [name for name in better if possible[name].bytes <= size],
+        "beaten_by_larger": [name for name in better if possible[name].bytes > size],
     }
-    return replace(evaluation, metrics=metrics)
+    return replace(evaluation, metrics=metrics, baselines=possible)
 
 
 def without_baselines(evaluation: Evaluation, reason: str) -> Evaluation:

@@ -26,10 +26,11 @@ def failures_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
         evaluation:
 
         - "worst": the queries with the lowest "ap", lowest first: "key", "label", "sentence", "ap", and "hits", the
-          nearest items with "key", "label", "sentence", "distance" and "relevant";
+          nearest items with "key", "label", "sentence", "distance" and "relevant"; "baseline", the "name" of the best
+          baseline of at most as many bytes and its "ap" for this query, or null;
         - "confused": pairs of different classes, most frequent first: of "of" queries of class "label", "queries" have
-          a nearest item of class "nearest"; a query whose nearest items tie counts in parts. Empty for items with
-          several classes;
+          a nearest item of class "nearest"; a query whose nearest items tie counts in parts; "baseline", its "name" and
+          "queries", or null. Empty for items with several classes;
         - "bits": "count"; "dead", bits with the same value in all codes of the database; "unbalanced", other bits and
           their share of "ones"; "correlated", the pairs with an absolute "correlation" of at least "limit", strongest
           first; "num_correlated", the number of all such pairs. Bits are numbered from 0.
@@ -45,14 +46,25 @@ def failures_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
 
 def _failures(evaluation: Evaluation) -> dict[str, Any]:
     codes = evaluation.metrics["codes"]
+    name, baseline = evaluation.main_baseline or ("", None)
     return {
-        "worst": [_query(query) for query in evaluation.gallery if query.reason == "worst"],
+        "worst": [
+            {
+                **_query(query),
+                "baseline": None if baseline is None else {"name": name, "ap": float(baseline.scores[query.position])},
+            }
+            for query in evaluation.gallery
+            if query.reason == "worst"
+        ],
         "confused": [
             {
                 "label": evaluation.classes[pair.label],
                 "nearest": evaluation.classes[pair.nearest],
                 "queries": pair.queries,
                 "of": pair.of,
+                "baseline": None
+                if baseline is None or baseline.nearest is None
+                else {"name": name, "queries": float(baseline.nearest[pair.label, pair.nearest])},
             }
             for pair in evaluation.confused
         ],

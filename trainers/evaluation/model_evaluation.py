@@ -14,6 +14,7 @@ from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
+from orbithash.trainers.evaluation.comparison import BaselineResult
 from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate, with_baselines
 from orbithash.trainers.evaluation.parts import EncodedPart, own_positions
 from orbithash.trainers.features.features import FeatureExtractor
@@ -182,7 +183,7 @@ def _baselines(
     database: EncodedPart,
     evaluation: Evaluation,
     cutoffs: Sequence[int],
-) -> dict[str, dict[str, object]]:
+) -> dict[str, BaselineResult | str]:
     """Return the result of every baseline on the queries and database of `evaluation`, fitted on the training part."""
     query = query.select(np.flatnonzero(labelled(query.labels)))
     train = {image.id for image in manifest.part("train")}

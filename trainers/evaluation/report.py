@@ -11,10 +11,13 @@ import numpy.typing as npt
 from orbithash.encoders.codes import unpack
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
-from orbithash.trainers.evaluation.evaluation import HEADLINE, CodeSample, Evaluation, metrics_of
+from orbithash.trainers.evaluation.comparison import HEADLINE
+from orbithash.trainers.evaluation.evaluation import CodeSample, Evaluation, class_means, metrics_of
 from orbithash.trainers.evaluation.failures import failures_of
 from orbithash.trainers.evaluation.gallery import GalleryHit, GalleryQuery
+from orbithash.trainers.evaluation.report_failures import answers, failure_sections
 from orbithash.trainers.evaluation.report_text import (
+    BASELINE_NAMES,
     Evaluations,
     arrow,
     baseline_table,
@@ -24,7 +27,6 @@ from orbithash.trainers.evaluation.report_text import (
     report_provenance,
     report_title,
     rescored_table,
-    suffix,
 )
 from orbithash.trainers.metrics.average_precision import hits_at
 from orbithash.trainers.metrics.metrics import radius_curve
@@ -33,7 +35,7 @@ from orbithash.trainers.reports.page import (
     Figure,
     Figures,
     Gallery,
-    GalleryRow,
+    Part,
     Section,
     Text,
     Tile,
@@ -50,25 +52,13 @@ MIN_MAPPED, MIN_MAPPED_DISTINCT = 10, 3
 # Twice the width at which the page shows them, for high-resolution screens.
 QUERY_SIDE_PX, HIT_SIDE_PX = 272, 180
 
+_TYPICAL_CAPTION = (
+    "The query with the median average precision (AP) of some classes, from the easiest class to the hardest, and its "
+    "nearest items in order."
+)
+
 # Reads the image at a path as uint8 [H, W, 3].
 ReadImage = Callable[[str], npt.NDArray[np.uint8]]
-
-_GALLERIES = (
-    (
-        "typical",
-        "Typical answers",
-        "The query with the median average precision of some classes, from the easiest class to the hardest, and its "
-        "nearest items in order. A tick on a solid frame marks an item of the query's class, a cross on a dashed frame "
-        "any other item; d is the Hamming distance.",
-    ),
-    ("worst", "Worst answers", "The queries with the lowest average precision."),
-    (
-        "confused",
-        "Confused classes",
-        "For each of the most confused pairs of classes, one query of the first class whose nearest item is of the "
-        "second class: the one with the lowest average precision.",
-    ),
-)
 
 
 def write_evaluation(
@@ -135,46 +125,32 @@ def _sections(
     evaluations: Evaluations, figures: Mapping[str, Mapping[str, Figure]], read_image: ReadImage | None
 ) -> list[Section]:
     """Return the sections of the page; `figures` are those of `_draw`."""
+
+    def make_tile(item: GalleryQuery | GalleryHit, note: str, relevant: bool | None) -> Tile:
+        return _tile(item, read_image, note, relevant)
+
     sections: list[Section] = [headline_facts(evaluations), Figures("Plots", list(figures[""].values()))]
     for name, evaluation in evaluations.items():
         if name:
-            sections.append(Figures(f"Plots{suffix(name)}", list(figures[name].values())))
-        sections += [
-            _gallery_section(evaluation, read_image, reason, f"{title}{suffix(name)}", caption)
-            for reason, title, caption in _GALLERIES
-            if any(query.reason == reason for query in evaluation.gallery)
-        ]
-        sections.append(metrics_table(name, evaluation))
+            sections += [Part(arrow(name)), Figures("Plots", list(figures[name].values()))]
+        sections += failure_sections(evaluation, make_tile)
+        typical = answers(evaluation, "typical", make_tile)
+        sections += [Gallery("Typical answers", typical, _TYPICAL_CAPTION), metrics_table(evaluation)]
         if "rescored" in evaluation.metrics:
-            sections.append(rescored_table(name, evaluation))
+            sections.append(rescored_table(evaluation))
         if baselines := evaluation.metrics.get("baselines"):
-            sections.append(baseline_table(name, evaluation, baselines))
+            sections.append(baseline_table(evaluation, baselines))
+    if len(evaluations) > 1:
+        sections.append(Part("All directions"))
     sections.append(Text("How to read these metrics", explanations(evaluations)))
     return sections
 
 
-def _gallery_section(
-    evaluation: Evaluation, read_image: ReadImage | None, reason: str, title: str, caption: str
-) -> Gallery:
-    """Return the gallery's queries of one reason ("typical" or "worst") with their nearest items."""
-    rows = [
-        GalleryRow(
-            _tile(query, read_image, QUERY_SIDE_PX, f"AP {query.average_precision:.2f}", None),
-            [_tile(hit, read_image, HIT_SIDE_PX, f"d = {hit.distance}", hit.relevant) for hit in query.hits],
-        )
-        for query in evaluation.gallery
-        if query.reason == reason
-    ]
-    return Gallery(title, rows, caption)
-
-
-def _tile(
-    item: GalleryQuery | GalleryHit, read_image: ReadImage | None, side_px: int, note: str, relevant: bool | None
-) -> Tile:
+def _tile(item: GalleryQuery | GalleryHit, read_image: ReadImage | None, note: str, relevant: bool | None) -> Tile:
     image = None
     if item.sentence is None and read_image is not None:
         try:
-            image = thumbnail_data_uri(read_image(item.path), side_px)
+            image = thumbnail_data_uri(read_image(item.path), QUERY_SIDE_PX if relevant is None else HIT_SIDE_PX)
         except (InputError, OSError):
             note = f"{note}, cannot be read"
     return Tile(item.label, image, item.sentence, note, relevant)
@@ -207,11 +183,20 @@ def _precision_at_k(evaluations: Evaluations) -> Figure:
 def _direction_plots(name: str, evaluation: Evaluation) -> dict[str, Figure]:
     """Return the plots of one direction by file name."""
     histograms, metrics = evaluation.histograms, evaluation.metrics
+    caption = "Mean over the queries of each class, the hardest class at the bottom."
+    baseline = None
+    if evaluation.main_baseline is not None:
+        baseline_name, result = evaluation.main_baseline
+        by_class = class_means(result.scores, evaluation.query_labels, evaluation.classes)
+        baseline = BASELINE_NAMES[baseline_name], by_class
+        caption += " The marks are those of the best simple method of at most as many bytes."
     figures = {
         _file_name("per_class", name): Figure(
             "Average precision by class",
-            plots.bars(metrics["per_class"], f"expected {HEADLINE}", mean=evaluation.headline, limit=1),
-            "Mean over the queries of each class, the hardest class at the bottom.",
+            plots.bars(
+                metrics["per_class"], f"expected {HEADLINE}", mean=evaluation.headline, limit=1, baseline=baseline
+            ),
+            caption,
         ),
     }
     if (shares := evaluation.nearest_classes) is not None:

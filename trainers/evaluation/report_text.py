@@ -1,14 +1,17 @@
 """The report's words: title, headline numbers, tables and explanations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orbithash.trainers.evaluation.evaluation import HEADLINE, Evaluation
+from orbithash.trainers.evaluation.comparison import HEADLINE, main_baseline
+from orbithash.trainers.evaluation.evaluation import Evaluation
+from orbithash.trainers.metrics.code_statistics import CORRELATION_LIMIT
 from orbithash.trainers.metrics.metrics import LOOKUP_RADIUS, radius_curve
 from orbithash.trainers.reports.page import Fact, Facts, Table
 from orbithash.trainers.reports.provenance import Provenance
 
 __all__ = [
+    "BASELINE_NAMES",
     "Evaluations",
     "arrow",
     "baseline_table",
@@ -18,13 +21,12 @@ __all__ = [
     "report_provenance",
     "report_title",
     "rescored_table",
-    "suffix",
 ]
 
 # One evaluation per direction, or one named "".
 Evaluations = Mapping[str, Evaluation]
 
-_BASELINES = {
+BASELINE_NAMES = {
     "cosine": "float cosine",
     "sign": "signs of all features",
     "sign_truncated": "signs of the first features",
@@ -66,21 +68,16 @@ def arrow(name: str) -> str:
     return name.replace("->", " → ")
 
 
-def suffix(name: str) -> str:
-    """Return what a section's title says of its direction; empty for a single evaluation."""
-    return f", {arrow(name)}" if name else ""
-
-
 def headline_facts(evaluations: Evaluations) -> Facts:
-    """Return the page's headline numbers."""
+    """Return the page's headline numbers, each beside the best baseline of no more bytes, or beside chance."""
     if len(evaluations) > 1:
         facts = [_headline(f"mAP@20, {arrow(name)}", e) for name, e in evaluations.items()]
         facts += [_pair_fact(name, e) for name, e in evaluations.items() if "pair_recall" in e.metrics]
-        return Facts("Summary", [*facts, *(fact for e in evaluations.values() for fact in _baseline_facts(e))])
+        return Facts("Summary", facts)
     (evaluation,) = evaluations.values()
     metrics, chance, codes = (evaluation.metrics[key] for key in ("metrics", "chance", "codes"))
     empty = radius_curve(evaluation.histograms).empty[LOOKUP_RADIUS]
-    num_dead = len(codes["dead_bits"])
+    num_dead, num_correlated = len(codes["dead_bits"]), codes["num_correlated"]
     return Facts(
         "Summary",
         [
@@ -90,66 +87,81 @@ def headline_facts(evaluations: Evaluations) -> Facts:
                 _percent(metrics["precision@1"]["expected"]),
                 f"Queries whose nearest item is of their class; items at equal distance share the first rank. "
                 f"By chance: {_percent(chance['precision@1'])}.",
+                _baseline(evaluation, "precision@1", _percent),
             ),
             Fact(
                 "mAP@all",
                 f"{metrics['ap_min@all']['expected']:.3f}",
                 f"Average precision over the whole ranking. By chance: {chance['ap_min@all']:.3f}.",
+                _baseline(evaluation, "ap_min@all"),
             ),
             Fact(
                 f"Lookup within {LOOKUP_RADIUS} bits",
                 _percent(metrics[f"precision_radius@{LOOKUP_RADIUS}"]["expected"]),
                 f"Precision of all items within that distance; {_percent(empty)} of the queries find none there and "
                 "count as 0.",
+                f"chance: {_percent(chance[f'precision_radius@{LOOKUP_RADIUS}'])}",
             ),
             Fact(
                 "Distinct codes",
                 f"{codes['distinct']:,}",
-                f"Among {codes['count']:,} database items. {num_dead or 'No'} of {evaluation.metrics['bits']} bits "
-                f"{'is' if num_dead == 1 else 'are'} the same in all of them.",
+                f"Among {codes['count']:,} database items. Of {evaluation.metrics['bits']} bits, {num_dead or 'none'} "
+                f"{'is' if num_dead == 1 else 'are'} the same in all codes; {num_correlated:,} pairs are correlated by "
+                f"{CORRELATION_LIMIT:g} or more.",
+                _baseline_codes(evaluation),
             ),
-            *_baseline_facts(evaluation),
         ],
     )
 
 
 def _headline(label: str, evaluation: Evaluation) -> Fact:
     values, chance = evaluation.metrics["metrics"][HEADLINE], evaluation.metrics["chance"][HEADLINE]
+    main, verdict = evaluation.main_baseline, ""
+    if main is not None:
+        name, result = main
+        is_better = result.metrics[HEADLINE] > evaluation.headline
+        verdict = (
+            f" {BASELINE_NAMES[name]} on the pretrained features, {result.bytes} bytes an item, is the best simple "
+            f"method of at most as many bytes: {'better' if is_better else 'not better'} than this model."
+        )
     return Fact(
         label,
         f"{values['expected']:.3f}",
         f"Expectation over all orders of items at equal distance: the worst order gives {values['pessimistic']:.3f}, "
-        f"the best {values['optimistic']:.3f}. By chance: {chance:.3f}.",
+        f"the best {values['optimistic']:.3f}. By chance: {chance:.3f}." + verdict,
+        _baseline(evaluation, HEADLINE),
     )
+
+
+def _baseline(evaluation: Evaluation, metric: str, text_of: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Return the metric of the best baseline of no more bytes, or by chance if there is none."""
+    if evaluation.main_baseline is None:
+        return f"chance: {text_of(evaluation.metrics['chance'][metric])}"
+    name, result = evaluation.main_baseline
+    return f"{BASELINE_NAMES[name]}: {text_of(result.metrics[metric])}"
+
+
+def _baseline_codes(evaluation: Evaluation) -> str:
+    """Return the number of distinct codes of the best baseline with bits, "" if there is none."""
+    codes = {name: result for name, result in evaluation.baselines.items() if result.codes is not None}
+    if (main := main_baseline(codes, evaluation.codes.bytes_per_code)) is None or main[1].codes is None:
+        return ""
+    return f"{BASELINE_NAMES[main[0]]}: {main[1].codes.distinct:,}"
 
 
 def _pair_fact(name: str, evaluation: Evaluation) -> Fact:
     recall = evaluation.metrics["pair_recall"]
+    by_chance = min(1.0, 10 / evaluation.metrics["database"])
     return Fact(
         f"Own pair in the first 10, {arrow(name)}",
         _percent(recall["recall@10"]),
         f"Queries that find the other half of their own pair among the first 10 items; {_percent(recall['recall@5'])} "
         f"among the first 5, {_percent(recall['recall@1'])} at rank 1. Each image has one sentence.",
+        f"chance: {_percent(by_chance)}",
     )
 
 
-def _baseline_facts(evaluation: Evaluation) -> list[Fact]:
-    """Return the best baseline of at most the code's bytes, if there is one."""
-    size, headline = evaluation.metrics["codes"]["bytes_per_code"], evaluation.headline
-    no_larger = {
-        name: result["metrics"][HEADLINE]
-        for name, result in evaluation.metrics.get("baselines", {}).items()
-        if "metrics" in result and result["bytes"] <= size
-    }
-    if not no_larger:
-        return []
-    best = max(no_larger, key=lambda name: no_larger[name])
-    verdict = "better than this model" if no_larger[best] > headline else "not better than this model"
-    explanation = f"mAP@20 of {_BASELINES[best]} on the pretrained features in {size} bytes an item: {verdict}."
-    return [Fact("Best simple method", f"{no_larger[best]:.3f}", explanation)]
-
-
-def baseline_table(name: str, evaluation: Evaluation, baselines: Mapping[str, Mapping[str, Any]]) -> Table:
+def baseline_table(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return the table of the model and the baselines; its caption says which are better."""
     metrics = evaluation.metrics
     own = {
@@ -157,15 +169,17 @@ def baseline_table(name: str, evaluation: Evaluation, baselines: Mapping[str, Ma
     }
     results = {
         "this model": {"bytes": metrics["codes"]["bytes_per_code"], "metrics": own},
-        **{_BASELINES[key]: result for key, result in baselines.items() if "metrics" in result},
+        **{BASELINE_NAMES[key]: result for key, result in baselines.items() if "metrics" in result},
     }
     rows = [
         [label, f"{result['bytes']:,}", *(f"{result['metrics'][metric]:.4f}" for metric in own)]
         for label, result in results.items()
     ]
-    omitted = [f"{_BASELINES[key]} ({result['left_out']})" for key, result in baselines.items() if "left_out" in result]
+    omitted = [
+        f"{BASELINE_NAMES[key]} ({result['left_out']})" for key, result in baselines.items() if "left_out" in result
+    ]
     return Table(
-        f"Comparison with simple methods{suffix(name)}",
+        "Comparison with simple methods",
         ["method", "bytes an item", *own],
         rows,
         f"{_verdict(metrics)} All simple methods use the features of the backbone before this training, and were "
@@ -175,7 +189,7 @@ def baseline_table(name: str, evaluation: Evaluation, baselines: Mapping[str, Ma
 
 
 def _verdict(metrics: Mapping[str, Any]) -> str:
-    no_larger, larger = ([_BASELINES[key] for key in metrics[group]] for group in ("beaten_by", "beaten_by_larger"))
+    no_larger, larger = ([BASELINE_NAMES[key] for key in metrics[group]] for group in ("beaten_by", "beaten_by_larger"))
     if no_larger:
         verdict = f"By {HEADLINE} this model is worse than {_and(no_larger)}, with no more bytes an item."
     else:
@@ -191,12 +205,12 @@ def _is(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def metrics_table(name: str, evaluation: Evaluation) -> Table:
+def metrics_table(evaluation: Evaluation) -> Table:
     """Return the table of all metrics under each order of ties."""
     metrics, chance = evaluation.metrics["metrics"], evaluation.metrics["chance"]
     policies = ("expected", "index", "pessimistic", "optimistic")
     return Table(
-        f"All metrics{suffix(name)}",
+        "All metrics",
         ["metric", "expected", "database order", "relevant last", "relevant first", "by chance"],
         [
             [metric, *(f"{values[policy]:.4f}" for policy in policies), f"{chance[metric]:.4f}"]
@@ -206,14 +220,14 @@ def metrics_table(name: str, evaluation: Evaluation) -> Table:
     )
 
 
-def rescored_table(name: str, evaluation: Evaluation) -> Table:
+def rescored_table(evaluation: Evaluation) -> Table:
     """Return the table of the metrics with rescoring beside those without."""
     rescored = {key: value for key, value in evaluation.metrics["rescored"].items() if key != "oversampling"}
     plain = evaluation.metrics["metrics"]
     names = {"vector": "by stored vectors", "asymmetric": "by outputs"}
     factor = evaluation.metrics["rescored"]["oversampling"]
     return Table(
-        f"Rescored{suffix(name)}",
+        "Rescored",
         ["metric", "by distance", *(names[way] for way in rescored)],
         [
             [metric, *(f"{values[metric]['expected']:.4f}" for values in (plain, *rescored.values()))]

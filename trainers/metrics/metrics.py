@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ __all__ = [
     "Values",
     "evaluate_codes",
     "mean_average_precision",
+    "nearest_class_counts",
     "nearest_class_shares",
     "order_average_precision",
     "pair_recall",
@@ -123,16 +125,33 @@ def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs:
     if no query has the class. Labels must be single and below `num_classes`.
     """
     assert not retrieval.multi_label, "a multi-label item has no single column"
-    shares = np.zeros((num_classes, num_classes))
+    nearest = np.zeros((num_classes, num_classes))
     for start, distances, _ in chunks(retrieval, chunk_pairs):
-        nearest = distances.min(1, keepdims=True)
-        rows, columns = np.nonzero((distances == nearest) & (nearest <= retrieval.bits))
-        weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
-        known = retrieval.database_labels[columns] >= 0
-        pairs = (retrieval.query_labels[start + rows], retrieval.database_labels[columns])
-        np.add.at(shares, (pairs[0][known], pairs[1][known]), weights[known])
+        labels = retrieval.query_labels[start : start + len(distances)]
+        is_ranked = distances <= retrieval.bits
+        nearest += nearest_class_counts(distances, is_ranked, labels, retrieval.database_labels, num_classes)
     counts = np.bincount(retrieval.query_labels, minlength=num_classes)
-    return shares / np.maximum(counts, 1)[:, None]
+    return nearest / np.maximum(counts, 1)[:, None]
+
+
+def nearest_class_counts(
+    distances: npt.NDArray[Any],
+    is_ranked: npt.NDArray[np.bool_],
+    query_labels: Labels,
+    database_labels: Labels,
+    num_classes: int,
+) -> Floats:
+    """Return how many queries of each row's class have a nearest item of each column's class, float64 [C, C].
+
+    Distances and `is_ranked` are [q, N]; excluded items are not ranked. Items that tie share the rank of the nearest;
+    unlabelled ones (-1) are not counted.
+    """
+    counts = np.zeros((num_classes, num_classes))
+    rows, columns = np.nonzero((distances == distances.min(1, keepdims=True)) & is_ranked)
+    weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
+    known = database_labels[columns] >= 0
+    np.add.at(counts, (query_labels[rows][known], database_labels[columns][known]), weights[known])
+    return counts
 
 
 def pair_recall(

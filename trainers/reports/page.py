@@ -33,6 +33,7 @@ __all__ = [
     "Gallery",
     "GalleryRow",
     "Link",
+    "Part",
     "Section",
     "Table",
     "Text",
@@ -160,13 +161,21 @@ class Text:
     paragraphs: Sequence[str]
 
 
-Section = Facts | Figures | Table | Gallery | Text
+@dataclass(frozen=True)
+class Part:
+    """The heading of the sections that follow, up to the next part."""
+
+    title: str
+    lead: str = ""
+
+
+Section = Facts | Figures | Table | Gallery | Text | Part
 
 
 def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section], provenance: Provenance) -> None:
     """Write the page atomically: a reader of `path` finds the previous page or the new one, complete."""
     template = _environment().get_template("report.html.jinja")
-    kinds = {Facts: "facts", Figures: "figures", Table: "table", Gallery: "gallery", Text: "text"}
+    kinds = {Part: "part", Facts: "facts", Figures: "figures", Table: "table", Gallery: "gallery", Text: "text"}
     page = template.render(
         title=title,
         subtitle=subtitle,

@@ -29,6 +29,15 @@ def data(seed=0, width=WIDTH, sizes=SIZES):
     return features, {part: labels[part] for part in ("query", "database")}
 
 
+def evaluated(*args, **settings):
+    """Return bytes and metrics of each baseline, or the reason why it is not possible."""
+    results = evaluate_baselines(*args, **settings)
+    return {
+        name: {"left_out": result} if isinstance(result, str) else {"bytes": result.bytes, "metrics": result.metrics}
+        for name, result in results.items()
+    }
+
+
 def units(features):
     return {
         part: rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1)[:, None]
@@ -119,7 +128,7 @@ def test_cosine_baseline(exclude):
         rows = np.flatnonzero(own_rows >= 0)
         distances[rows, own_rows[rows]] = np.inf
         relevant[rows, own_rows[rows]] = False
-    found = evaluate_baselines(features, labels, BITS, own_rows, cutoffs=(5, 20))["cosine"]
+    found = evaluated(features, labels, BITS, own_rows, cutoffs=(5, 20))["cosine"]
     assert found["bytes"] == 4 * WIDTH
     for k in (5, 20):
         for definition in DEFINITIONS:
@@ -131,7 +140,7 @@ def test_cosine_baseline(exclude):
 
 def test_sign_baselines():
     features, labels = data()
-    found = evaluate_baselines(features, labels, BITS)
+    found = evaluated(features, labels, BITS)
     bits = {part: rows >= 0 for part, rows in centred(features).items()}
     assert (found["sign"]["bytes"], found["sign_truncated"]["bytes"]) == (3, 2)
     assert found["sign"]["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
@@ -145,7 +154,7 @@ def test_signs_of_more_features_than_the_longest_code_has_bits():
         [(row != (centred(features)["database"] >= 0)).sum(1) for row in centred(features)["query"] >= 0]
     )
     expected = average_precision(distance_histograms(distances, same(labels)), 20).mean()
-    found = evaluate_baselines(features, labels, BITS)["sign"]
+    found = evaluated(features, labels, BITS)["sign"]
     assert found["bytes"] == 75
     assert found["metrics"]["ap_min@20"] == pytest.approx(expected)
 
@@ -159,7 +168,7 @@ def components(features, count):
 def test_principal_components():
     features, labels = data()
     bits = {part: rows >= 0 for part, rows in components(features, BITS).items()}
-    found = evaluate_baselines(features, labels, BITS)["pca_sign"]
+    found = evaluated(features, labels, BITS)["pca_sign"]
     assert found["bytes"] == 2
     # The sign of a component is arbitrary: it flips the same bit of queries and database.
     assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels))
@@ -177,14 +186,14 @@ def test_itq():
     for _ in range(50):
         rotation, _ = orthogonal_procrustes(projected["train"], np.where(projected["train"] @ rotation >= 0, 1.0, -1.0))
     bits = {part: rows @ rotation >= 0 for part, rows in projected.items()}
-    found = evaluate_baselines(features, labels, BITS, seed=4)["itq"]
+    found = evaluated(features, labels, BITS, seed=4)["itq"]
     assert found["bytes"] == 2
     assert found["metrics"]["ap_min@20"] == pytest.approx(binary_scores(bits, labels), abs=0.02)
 
 
 def test_lsh_projects_without_offset_and_is_seeded():
     features, labels = data()
-    scores = [evaluate_baselines(features, labels, BITS, seed=s)["lsh"]["metrics"]["ap_min@20"] for s in (1, 1, 2)]
+    scores = [evaluated(features, labels, BITS, seed=s)["lsh"]["metrics"]["ap_min@20"] for s in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
     directions = np.random.default_rng(1).standard_normal((BITS, WIDTH))
     bits = {part: rows @ directions.T >= 0 for part, rows in centred(features).items()}
@@ -197,7 +206,7 @@ def test_product_quantisation_is_asymmetric(monkeypatch, width):
     made = []
     quantizer = faiss.ProductQuantizer
     monkeypatch.setattr(faiss, "ProductQuantizer", lambda *a: made.append(quantizer(*a)) or made[-1])
-    found = evaluate_baselines(features, labels, BITS)["pq"]
+    found = evaluated(features, labels, BITS)["pq"]
     assert found["bytes"] == 2
     (pq,) = made
     rows = centred(features)
@@ -214,17 +223,17 @@ def test_product_quantisation_is_asymmetric(monkeypatch, width):
 def test_equal_product_quantisation_codes_tie():
     features, labels = data()
     features["database"] = np.repeat(features["database"][:1], 60, axis=0)
-    found = evaluate_baselines(features, labels, BITS)["pq"]["metrics"]["ap_min@20"]
+    found = evaluated(features, labels, BITS)["pq"]["metrics"]["ap_min@20"]
     all_tied = average_precision(distance_histograms(np.zeros((12, 60)), same(labels)), 20).mean()
     assert found == pytest.approx(all_tied)
 
 
 def test_chunk_sizes_do_not_change_metrics(monkeypatch):
     features, labels = data()
-    whole = evaluate_baselines(features, labels, BITS)
+    whole = evaluated(features, labels, BITS)
     monkeypatch.setattr(baselines, "CHUNK_PAIRS", 100)
     monkeypatch.setattr(baselines, "_CHUNK_ROWS", 7)
-    parts = evaluate_baselines(features, labels, BITS)
+    parts = evaluated(features, labels, BITS)
     for name in BASELINES:
         assert parts[name]["metrics"] == pytest.approx(whole[name]["metrics"])
 
@@ -232,8 +241,8 @@ def test_chunk_sizes_do_not_change_metrics(monkeypatch):
 def test_baselines_are_fitted_on_the_training_part_only():
     features, labels = data()
     others = data(seed=5)[0]
-    one = evaluate_baselines(features, labels, BITS)
-    moved = evaluate_baselines({**features, "train": others["train"]}, labels, BITS)
+    one = evaluated(features, labels, BITS)
+    moved = evaluated({**features, "train": others["train"]}, labels, BITS)
     assert moved["cosine"] == one["cosine"]
     assert moved["itq"] != one["itq"]
 
@@ -241,7 +250,7 @@ def test_baselines_are_fitted_on_the_training_part_only():
 def test_items_of_several_classes():
     features, labels = data()
     hot = {part: np.eye(CLASSES, dtype=bool)[of_part] for part, of_part in labels.items()}
-    assert evaluate_baselines(features, hot, BITS) == evaluate_baselines(features, labels, BITS)
+    assert evaluated(features, hot, BITS) == evaluated(features, labels, BITS)
 
 
 # Skipped baselines and invalid inputs.
@@ -261,7 +270,7 @@ def test_items_of_several_classes():
 )
 def test_impossible_baselines_are_skipped_with_a_reason(bits, num_train, skipped):
     features, labels = data(sizes={**SIZES, "train": num_train})
-    found = evaluate_baselines(features, labels, bits)
+    found = evaluated(features, labels, bits)
     assert list(found) == list(BASELINES)
     assert {name for name, result in found.items() if result.keys() == {"left_out"}} == skipped
     assert all(result["bytes"] == -(-bits // 8) for name, result in found.items() if name in {"lsh", "itq"} - skipped)
@@ -270,7 +279,7 @@ def test_impossible_baselines_are_skipped_with_a_reason(bits, num_train, skipped
 def test_a_row_of_zeros_gives_no_nan():
     features, labels = data()
     features["query"][0], features["database"][0] = 0, 0
-    for result in evaluate_baselines(features, labels, BITS).values():
+    for result in evaluated(features, labels, BITS).values():
         assert all(0 <= value <= 1 for value in result["metrics"].values())
 
 
@@ -289,4 +298,25 @@ def test_invalid_features_and_labels_are_refused(change, message):
     features, labels = data()
     change(features, labels)
     with pytest.raises(InputError, match=message):
-        evaluate_baselines(features, labels, BITS)
+        evaluated(features, labels, BITS)
+
+
+def test_results_of_each_query():
+    """The scores average to the headline, and the nearest items are those of the ranking."""
+    features, labels = data()
+    labels["database"] = np.random.default_rng(5).permutation(labels["database"])
+    results = evaluate_baselines(features, labels, BITS)
+    cosine = results["cosine"]
+    assert cosine.scores.mean() == pytest.approx(cosine.metrics["ap_min@20"])
+    assert cosine.scores.shape == labels["query"].shape
+    rows = units(features)
+    similarities = rows["query"] @ rows["database"].T
+    expected = np.zeros_like(cosine.nearest)
+    for label, nearest in zip(labels["query"], labels["database"][similarities.argmax(1)], strict=True):
+        if nearest >= 0:
+            expected[label, nearest] += 1
+    assert cosine.nearest == pytest.approx(expected)
+    assert results["itq"].codes.count == len(features["database"])
+    assert cosine.codes is None
+    hot = {name: np.arange(max(map(max, labels.values())) + 1) == values[:, None] for name, values in labels.items()}
+    assert evaluate_baselines(features, hot, BITS)["cosine"].nearest is None

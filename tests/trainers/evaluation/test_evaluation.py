@@ -12,6 +12,7 @@ import pytest
 from orbithash.encoders.codes import hamming, pack
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.trainers.evaluation import report
+from orbithash.trainers.evaluation.comparison import BaselineResult
 from orbithash.trainers.evaluation.evaluation import (
     Evaluation,
     evaluate,
@@ -184,11 +185,19 @@ def test_integer_and_one_hot_labels_give_the_same_metrics():
 
 def baselines(**headlines):
     sizes = {"cosine": 400, "sign": 13, "itq": 3, "pq": 3}
-    found = {n: {"bytes": sizes[n], "metrics": {"ap_min@20": v, "precision@1": v}} for n, v in headlines.items()}
     names = ("ap_hits@20", "ap_first_k@20", "ap_min@100", "ap_min@all")
-    for result in found.values():
-        result["metrics"] |= dict.fromkeys(names, 0.5)
-    return {**found, "lsh": {"left_out": "of a reason"}}
+    return {
+        **{
+            name: BaselineResult(
+                sizes[name],
+                {"ap_min@20": headline, "precision@1": headline, **dict.fromkeys(names, 0.5)},
+                np.full(30, headline),
+                np.full((len(CLASSES), len(CLASSES)), 2.0),
+            )
+            for name, headline in headlines.items()
+        },
+        "lsh": "of a reason",
+    }
 
 
 @pytest.mark.parametrize(

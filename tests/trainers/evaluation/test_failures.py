@@ -9,7 +9,8 @@ import pytest
 
 from orbithash.encoders.codes import hamming, pack
 from orbithash.trainers.evaluation import report
-from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate
+from orbithash.trainers.evaluation.comparison import BaselineResult
+from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate, with_baselines
 from orbithash.trainers.evaluation.failures import failures_of
 from orbithash.trainers.evaluation.parts import EncodedPart
 from orbithash.trainers.evaluation.report import write_evaluation
@@ -84,6 +85,28 @@ def test_confused_pairs_count_the_nearest_items_of_other_classes():
     for query, (_, nearest) in zip(shown, pairs, strict=False):
         at_once = [hit.label for hit in query.hits if hit.distance == query.hits[0].distance]
         assert query.hits[0].label == nearest or nearest in at_once
+
+
+def test_failures_stand_beside_the_best_baseline_of_no_more_bytes():
+    rng = np.random.default_rng(0)
+    scores, nearest = rng.random(40), rng.random((4, 4))
+    metrics = {"ap_min@20": 0.5}
+    results = {
+        "cosine": BaselineResult(400, {"ap_min@20": 1.0}, np.ones(40), np.zeros((4, 4))),
+        "lsh": BaselineResult(2, {"ap_min@20": 0.4}, np.zeros(40), np.zeros((4, 4))),
+        "itq": BaselineResult(2, metrics, scores, nearest),
+        "pq": "of a reason",
+    }
+    query = part(40, 1, "q")
+    evaluation = with_baselines(run(query), results)
+    failures = failures_of({"": evaluation})["directions"][""]
+    for each in failures["worst"]:
+        assert each["baseline"] == {"name": "itq", "ap": scores[query.ids.index(each["key"])]}
+    for each in failures["confused"]:
+        expected = nearest[CLASSES.index(each["label"]), CLASSES.index(each["nearest"])]
+        assert each["baseline"] == {"name": "itq", "queries": expected}
+    larger = failures_of({"": with_baselines(run(), {"cosine": results["cosine"]})})["directions"][""]
+    assert {each["baseline"] for each in larger["worst"] + larger["confused"]} == {None}
 
 
 def test_an_example_of_a_confusion_that_only_ties_produce():

@@ -25,6 +25,7 @@ from orbithash.trainers.reports.page import (
     Gallery,
     GalleryRow,
     Link,
+    Part,
     Table,
     Text,
     Tile,
@@ -36,7 +37,7 @@ from orbithash.trainers.reports.provenance import Provenance
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac$\x00\x1b\u202e\udcff&amp;"
 WHEN = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
 ORIGIN = Provenance("Test", "data", {}, WHEN, "orbithash test", "orbithash 1", "2 cores")
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "hr"}
 
 
 class Page(HTMLParser):
@@ -78,6 +79,7 @@ def all_sections(text):
         Tile(text, note=text),
     ]
     return [
+        Part(text, text),
         Facts(text, [Fact(text, text, text, text)], lead=text),
         Figures(text, [Figure(text, plots.bars({text: 0.5}, "share"), text)], lead=text),
         Table(text, [text, "n", "page"], [[text, "3", Link(text, text)]], caption=text),
