@@ -37,8 +37,9 @@ def encode(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder, text list of paths, Parquet table, STAC items or catalog, GeoTIFF or JPEG 2000 scenes. For a "
-            "model of embeddings: a Parquet file of vectors, or a folder of them. Without a model: the same of codes.",
+            help="Folder, text list of paths, Parquet table, STAC items or catalog, GeoTIFF or JPEG 2000 scenes, "
+            "mosaic (.vrt, or .mosaic: a text list of GeoTIFFs). For a model of embeddings: a Parquet file of "
+            "vectors, or a folder of them. Without a model: the same of codes.",
         ),
     ],
     archive: Annotated[str, typer.Option("--archive", help="Archive to create or to extend: a folder or a URI.")],
@@ -62,7 +63,9 @@ def encode(
     ] = None,
     tile: Annotated[
         int | None,
-        typer.Option("--tile", help="Cut GeoTIFF or JPEG 2000 scenes into square tiles of this side, pixels."),
+        typer.Option(
+            "--tile", help="Cut GeoTIFF or JPEG 2000 scenes and mosaics into square tiles of this side, pixels."
+        ),
     ] = None,
     asset: AssetOption = None,
     gpus: Annotated[

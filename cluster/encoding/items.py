@@ -97,8 +97,10 @@ def new_items(items: Iterable[Item], target: Archive, retry_refused: bool = Fals
     items, portion = iter(items), Portion()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         while chunk := list(itertools.islice(items, LOOK_UP)):
-            versions = pool.map(lambda item: item.version or file_version(item.path), chunk)
-            chunk = [dataclasses.replace(item, version=version) for item, version in zip(chunk, versions, strict=True)]
+            # The tiles of a scene share its file.
+            paths = list(dict.fromkeys(item.path for item in chunk if item.version is None))
+            versions = dict(zip(paths, pool.map(file_version, paths), strict=True))
+            chunk = [dataclasses.replace(item, version=item.version or versions[item.path]) for item in chunk]
             keys = [item.key for item in chunk]
             origins, refused = target.origins(keys), target.refused_stamps(keys)
             for item in chunk:

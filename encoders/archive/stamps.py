@@ -10,13 +10,16 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from orbithash.encoders.imagery.mosaic_files import mosaic_files
+from orbithash.encoders.imagery.mosaics import is_mosaic
+from orbithash.encoders.imagery.rasters import open_raster
 from orbithash.encoders.sources.remote import is_remote
 
 __all__ = ["file_version", "make_stamp", "same_content"]
 
 
 def file_version(path: str) -> str | None:
-    """Return the version of a file, or of a folder with one file per band; None when it does not exist.
+    """Return the version of a file, a mosaic, or a folder with one file per band; None when it does not exist.
 
     The time of the last change of the inode (ctime) belongs to it: tools that keep the modification time of a file
     (`cp -p`, `rsync -t`, `touch -r`) cannot set it.
@@ -65,7 +68,9 @@ def _digest(path: str, version: str) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the file itself, or the files in a folder in the order of their names."""
+    """Return the file itself, the files in a folder in the order of their names, or a mosaic and the files it shows."""
+    if is_mosaic(path):
+        return mosaic_files(path, open_raster)
     if not path.is_dir():
         return [path]
     return sorted(inner for inner in path.iterdir() if inner.is_file() and not inner.name.startswith("."))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.imagery.mosaics import is_mosaic
 from orbithash.encoders.imagery.patches import band_files
 from orbithash.encoders.imagery.rasters import SCENE_FORMATS, gdal_errors, image_format, is_folder, open_raster
 from orbithash.encoders.imagery.rendering import Window
@@ -59,7 +60,7 @@ def check_projections() -> None:
 
 
 def read_georeference(source: bytes | Path, window: Window | None = None) -> Georeference:
-    """Return place and time of a TIFF or JPEG 2000 file, or of a window; for a JPEG or a PNG both are unknown.
+    """Return place and time of a TIFF or JPEG 2000 file, a mosaic, or a window; for a JPEG or a PNG both are unknown.
 
     All bands of a patch folder show the same place; the first one is read.
 
@@ -69,7 +70,8 @@ def read_georeference(source: bytes | Path, window: Window | None = None) -> Geo
     """
     if isinstance(source, Path) and is_folder(source):
         source = next(iter(band_files(source).values()))
-    if image_format(source) not in SCENE_FORMATS:
+    is_scene = isinstance(source, Path) and is_mosaic(source)
+    if not is_scene and image_format(source) not in SCENE_FORMATS:
         return Georeference()
     with open_raster(source) as dataset:
         taken = _parse_datetime(dataset.tags().get("TIFFTAG_DATETIME", ""))

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.bands import BandInfo, find_bands
+from orbithash.encoders.imagery.mosaic_files import mosaic_xml
+from orbithash.encoders.imagery.mosaics import is_mosaic
 from orbithash.encoders.imagery.numbers import check_numbers, to_numbers
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window, stretch_of, to_8_bit
 
@@ -50,7 +52,7 @@ _MAGIC = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
 }
-_DRIVERS = {"TIFF": "GTiff", "JPEG 2000": "JP2OpenJPEG", "PNG": "PNG"}
+_DRIVERS = {"TIFF": "GTiff", "JPEG 2000": "JP2OpenJPEG", "PNG": "PNG", "VRT": "VRT"}
 # Formats that can hold a georeference and are read by window.
 SCENE_FORMATS = ("TIFF", "JPEG 2000")
 # OpenJPEG decodes every value to 32 bits.
@@ -157,6 +159,8 @@ def as_image(pixels: Image) -> Image:
 def open_raster(source: bytes | Path) -> Iterator[Any]:
     """Open one TIFF or JPEG 2000 file (from bytes also a 16-bit PNG), without sidecar files, as a rasterio dataset.
 
+    The path may also be that of a mosaic of such files (`mosaics`).
+
     rasterio warns of files without georeference (`NotGeoreferencedWarning`); applications may hide that.
 
     Raises:
@@ -164,7 +168,10 @@ def open_raster(source: bytes | Path) -> Iterator[Any]:
     """
     import rasterio
 
-    kind = image_format(source)
+    if isinstance(source, Path) and is_mosaic(source):
+        kind, source = "VRT", mosaic_xml(source, open_raster)
+    else:
+        kind = image_format(source)
     if isinstance(source, Path) and kind not in SCENE_FORMATS:
         formats = one_of([name for name in image_formats() if name in SCENE_FORMATS])
         raise ImageError(f"not a {formats} but a {kind}, which is not read by window")

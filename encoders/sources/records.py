@@ -14,6 +14,7 @@ from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.images import Image, Limits, Rendering, Stretch, read_image, stretch_limits
+from orbithash.encoders.imagery.mosaics import is_mosaic
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.sources.listings import Item
@@ -75,6 +76,8 @@ def _source_of(item: Item) -> Path | bytes:
 
 
 def _read(item: Item, source: Path | bytes, rendering: Rendering) -> Image:
+    if item.window is None and isinstance(source, Path) and is_mosaic(source):
+        raise ImageError("a mosaic is read by tiles only: give --tile")
     if item.window is None:
         return read_image(source, rendering, stated=item.bands)
     if isinstance(source, bytes):

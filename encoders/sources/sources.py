@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.imagery.mosaics import MOSAIC_SUFFIXES
 from orbithash.encoders.keys import key_problem
 from orbithash.encoders.sources.embeddings.parquet import PARQUET_SUFFIXES
 from orbithash.encoders.sources.folders import (
@@ -95,9 +96,9 @@ def iter_source(
     read. So is, with `tile_px`, a scene that cannot be cut, and an item whose name cannot be a key.
 
     Args:
-        source: a folder (with all folders in it), one image, a `.txt` list of paths, a `.parquet` table of images or
-            STAC items, a `.json` STAC item collection, item or static catalog, or a `.txt` list of such `.json` files;
-            or a folder of an object store (`orbithash.encoders.sources.remote`).
+        source: a folder (with all folders in it), one image or mosaic, a `.txt` list of paths, a `.parquet` table of
+            images or STAC items, a `.json` STAC item collection, item or static catalog, or a `.txt` list of such
+            `.json` files; or a folder of an object store (`orbithash.encoders.sources.remote`).
         tile_px: side of the tiles that scenes (GeoTIFF, JPEG 2000) are cut into; None for whole images. Images of other
             formats are then left out.
         asset: key of the asset to read in each STAC item; None chooses one (`orbithash.encoders.sources.stac.items`).
@@ -166,7 +167,7 @@ def _iter_local(
     if captions is not None:
         raise InputError(f"{path} is not a folder; --captions belongs to a folder of images")
     suffix = path.suffix.lower()
-    if suffix in image_suffixes():
+    if suffix in (*image_suffixes(), *MOSAIC_SUFFIXES):
         return [Item(path.name, str(path))]
     if documents:
         return list_stac(documents, asset, left_out, groups)
@@ -265,7 +266,7 @@ def _first_sentences(path: Path) -> dict[str, str]:
 
 def cut_scenes(items: Iterable[Item], tile_px: int, left_out: Counter[str] | None = None) -> Iterator[Item]:
     """Yield the tiles of all scenes among the items; `left_out` counts the other items."""
-    suffixes = scene_suffixes()
+    suffixes = (*scene_suffixes(), *MOSAIC_SUFFIXES)
     for item in items:
         if item.problem is not None or item.window is not None:
             yield item

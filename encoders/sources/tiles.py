@@ -8,6 +8,8 @@ import numpy as np
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.bands import BandInfo
+from orbithash.encoders.imagery.mosaic_files import mosaic_of
+from orbithash.encoders.imagery.mosaics import is_mosaic
 from orbithash.encoders.imagery.rasters import check_blocks, check_numbers_size, open_raster, read_window
 from orbithash.encoders.imagery.rendering import Image, Limits, Rendering, Stretch, Window
 from orbithash.encoders.ranges import is_integer
@@ -35,10 +37,12 @@ def check_tile(tile_px: int, limits: Limits = _LIMITS) -> int:
 def plan_tiles(path: Path, tile_px: int) -> list[Window]:
     """Return the windows of `tile_px` x `tile_px` pixels that cover the whole scene, row by row.
 
-    The last window of each row and column is shifted inward to be of full size; it overlaps its neighbour.
+    The last window of each row and column is shifted inward to be of full size; it overlaps its neighbour. Windows of a
+    mosaic that show none of its files are left out.
 
     Raises:
-        ImageError: not a readable TIFF or JPEG 2000 file, smaller than one tile, or of more than a million tiles.
+        ImageError: not a readable TIFF or JPEG 2000 file or mosaic, smaller than one tile, or of more than a million
+            tiles.
     """
     check_tile(tile_px)
     with open_raster(path) as dataset:
@@ -51,7 +55,8 @@ def plan_tiles(path: Path, tile_px: int) -> list[Window]:
         raise ImageError(
             f"{width} x {height} pixels are {num_tiles:,} tiles; at most {_MAX_TILES:,} are allowed: use larger tiles"
         )
-    return [(col, row, tile_px, tile_px) for row in _starts(height, tile_px) for col in _starts(width, tile_px)]
+    windows = [(col, row, tile_px, tile_px) for row in _starts(height, tile_px) for col in _starts(width, tile_px)]
+    return mosaic_of(path, open_raster).showing(windows) if is_mosaic(path) else windows
 
 
 def read_tile(

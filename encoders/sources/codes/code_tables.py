@@ -82,7 +82,7 @@ class CodeTable(KeyedTable):
         """
         root, options, asked = Path(source).absolute(), CodeOptions.parse(codes), TableOptions.parse(columns)
         opened: CodeTable | None = None
-        files = []
+        files: list[tuple[Path, tuple[int, ...]]] = []
         for path in find_files(root):
             with open_parquet(path) as file:
                 counts = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
