@@ -8,6 +8,7 @@ Memory is that of one range; on Ray Data, of one range for each task.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class Export:
         if lacking:
             text += f"; {' and '.join(lacking)}"
         if contents.unusable_outlines:
-            text += f"; {contents.unusable_outlines:,} footprints are no valid outlines and became points"
+            text += f"; footprints that are not valid outlines became points: {contents.unusable_outlines:,}"
         if self.format_name != "csv" and self.format_name != "geojson":
             what = {"items": "each item is valid STAC"}.get(self.format_name, "it is valid stac-geoparquet")
             if contents.is_stac:
@@ -209,6 +210,12 @@ class _Job:
         from orbithash.cluster.exporting.on_ray import parts_on_ray
 
         ranges, count, row_bytes = self._divide()
+        if not count:
+            # Readers need a file with the columns.
+            content, contents = self.kind.write_bytes([])
+            (data / f"{part_name(0)}.parquet").write_bytes(content)
+            yield 0, contents
+            return
         portions = list(self.reader.portions(row_bytes))
         with track("exporting", count, "rows") as advance_to:
             done = 0
@@ -219,11 +226,6 @@ class _Job:
                 done += contents.rows
                 advance_to(done, "")
                 yield number, contents
-        if not done:
-            # Readers need a file with the columns.
-            content, contents = self.kind.write_bytes([])
-            (data / f"{part_name(0)}.parquet").write_bytes(content)
-            yield 0, contents
 
     def _write_stac(self, folder: Path, items: dict[str, Contents]) -> None:
         version_time = self.reader.version_time()
@@ -287,8 +289,9 @@ def _columns(chosen: Sequence[str] | None, format_name: str, description: CodeDe
 
 def _check_out(out: Path, archive: str, *, is_folder: bool) -> None:
     """Raise `InputError` for an output that would overwrite something else."""
-    if "://" in str(out):
-        raise InputError(f"{out} is not on this machine; export to a local file or folder, and copy it")
+    # A path has lost the second slash.
+    if re.match(r"[a-z][a-z0-9]+:/", str(out)):
+        raise InputError(f"{out} is in an object store; export to a local file or folder, and copy it there")
     if "://" not in archive and (out.resolve() == Path(archive) or Path(archive) in out.resolve().parents):
         raise InputError(f"{out} lies in the archive {archive}; choose another place")
     if is_folder and (out.is_file() or (out.is_dir() and any(out.iterdir()))):

@@ -25,7 +25,7 @@ _RANGE = "range"
 def parts_on_ray(
     reader: RowReader, portions: list[Portion], ranges: Ranges, kind: FileKind, workers: tuple[int, int | None]
 ) -> Iterator[tuple[int, bytes, Contents]]:
-    """Yield the number, the bytes and the contents of each part that has rows, in any order.
+    """Yield the number, the bytes and the contents of each part that has rows, in any order; at least one row passes.
 
     Args:
         reader: reads the rows.
@@ -69,7 +69,8 @@ def parts_on_ray(
         dataset = dataset.map_batches(
             read, batch_size=1, batch_format="pyarrow", num_cpus=1, compute=ray.data.TaskPoolStrategy(size=most)
         )
-        dataset = dataset.groupby(_RANGE).map_groups(
+        # A partition of the exchange has one range, or a few.
+        dataset = dataset.groupby(_RANGE, num_partitions=len(ranges)).map_groups(
             write, batch_format="pyarrow", num_cpus=1, compute=ray.data.TaskPoolStrategy(size=most)
         )
         try:

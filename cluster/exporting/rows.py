@@ -33,7 +33,7 @@ class Portion(NamedTuple):
 
     fragment: int
     offset: int
-    count: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class RowReader:
 
     def _table(self, portion: Portion, names: Sequence[str]) -> pa.Table:
         fragment = self._dataset().get_fragment(portion.fragment)
-        return fragment.to_table(columns=list(names), offset=portion.offset, limit=portion.count, with_row_id=True)
+        return fragment.to_table(columns=list(names), offset=portion.offset, limit=portion.rows, with_row_id=True)
 
     def _with_positions(self, table: pa.Table) -> pa.Table:
         ids = table["_rowid"]

@@ -67,7 +67,7 @@ class CodeDescription:
             raise InputError("the description of the codes needs both vector_dims and vector_scale, or neither")
         if self.vector_dims is not None:
             check_integer(self.vector_dims, "vector_dims of the codes", 1)
-            if not (_is_number(self.vector_scale) and self.vector_scale > 0):
+            if self.vector_scale is None or not (_is_number(self.vector_scale) and self.vector_scale > 0):
                 raise InputError(
                     f"the vector_scale of the codes is {self.vector_scale!r}; a number above 0 is required"
                 )

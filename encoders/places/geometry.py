@@ -73,7 +73,7 @@ def geometries_of(footprints: Sequence[bytes | None], lon: npt.NDArray[Any], lat
     is_point = ~is_outline & np.isfinite(lon) & np.isfinite(lat)
     shapes[is_point] = shapely.points(lon[is_point], lat[is_point])
     wkb = shapely.to_wkb(shapes).tolist()
-    for row in np.flatnonzero(keeps):
+    for row in np.flatnonzero(keeps).tolist():
         wkb[row] = footprints[row]
     return Geometries(shapes, wkb, keeps, num_unusable)
 
