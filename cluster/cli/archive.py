@@ -21,6 +21,7 @@ from orbithash.cluster.cli.options import (
     TableOption,
     TimeoutOption,
     TokenFileOption,
+    local_model,
 )
 from orbithash.cluster.output import print_json
 
@@ -45,7 +46,11 @@ def encode(
     archive: Annotated[str, typer.Option("--archive", help="Archive to create or to extend: a folder or a URI.")],
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Model folder; training writes it to RUN/model. Codes made elsewhere need none."),
+        typer.Option(
+            "--model",
+            callback=local_model,
+            help="Model folder, such as RUN/model, or hf:ORG/NAME of the hub. Codes made elsewhere need none.",
+        ),
     ] = None,
     codes: Annotated[
         list[str] | None,

@@ -35,7 +35,6 @@ __all__ = [
     "GpusPerWorkerOption",
     "JsonOption",
     "MethodArgument",
-    "ModelOption",
     "ProtocolOption",
     "ReportOption",
     "SetOption",
@@ -46,6 +45,7 @@ __all__ = [
     "ValidationOption",
     "WebHostOption",
     "WeightsOption",
+    "local_model",
 ]
 
 # Headings of the groups of verbs in `orbithash --help`.
@@ -137,7 +137,6 @@ ReportOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model folder; training writes it to RUN/model.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Maximum time to wait for the gateway, seconds.")]
 TableOption = Annotated[
     list[str] | None,
@@ -187,6 +186,15 @@ CaOption = Annotated[
 ]
 CertOption = Annotated[Path | None, typer.Option("--cert", help="The client's certificate, PEM, for mutual TLS.")]
 CertKeyOption = Annotated[Path | None, typer.Option("--cert-key", help="Key of the client's certificate, PEM.")]
+
+
+def local_model(model: Path | None) -> Path | None:
+    """Return the folder of --model; of a model of the hub, hf:ORG/NAME, the one in the local cache."""
+    if model is None or not str(model).startswith("hf:"):
+        return model
+    from orbithash.encoders.networks.exchange import cached_model
+
+    return cached_model(str(model))
 
 
 @dataclass(frozen=True)

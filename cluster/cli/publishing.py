@@ -79,7 +79,7 @@ def card(
     for reason in model.skipped:
         say(f"{reason}: left out")
     if not evaluations:
-        say(f"without results: run `orbithash evaluate {run}` and then this command again")
+        say(f"without results: run `orbithash evaluate {run} --data FOLDER`, and then this command again")
     if not licence:
         say("the licence of the model is not stated; --licence states it")
     say(f"wrote {model.folder / CARD} and {model.folder / STAC_ITEM}")

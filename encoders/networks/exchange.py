@@ -24,10 +24,7 @@ from orbithash.encoders.networks.hub import one_line, quiet_hub
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = ["PREFIX", "RemoteModel", "cached_model", "is_model_folder", "parse_hub_name", "pull_model", "push_model"]
-
-# Start of a model's name on the hub where a folder is possible, too.
-PREFIX = "hf:"
+__all__ = ["RemoteModel", "cached_model", "is_model_folder", "parse_hub_name", "pull_model", "push_model"]
 
 # The files of a model folder, in its root and in `text_encoder/`. None of their types can hold code. The name of a file
 # is a plain one, so that it cannot lead out of the folder.

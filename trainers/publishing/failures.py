@@ -38,7 +38,7 @@ def _confused(failures: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "Classes whose nearest item is most often of another class:"
     rows = [
-        [text(pair["label"]), text(pair["nearest"]), f"{pair['queries']:g} of {pair['of']:,}", _baseline_pair(pair)]
+        [text(pair["label"]), text(pair["nearest"]), f"{pair['queries']:.3g} of {pair['of']:,}", _baseline_pair(pair)]
         for pair in pairs[:NUM_CONFUSED]
     ]
     yield _without_empty(["class of the query", "class of the nearest", "queries", "with a simple method"], rows)
@@ -71,15 +71,16 @@ def _bits(failures: Mapping[str, Any]) -> Iterator[str]:
     if not bits:
         return
     dead, correlated = bits.get("dead", []), bits.get("correlated", [])
+    shown_dead = ", ".join(map(str, dead))
     sentences = [
-        f"{len(dead)} of {bits['count']} bits are the same in all codes of the database"
-        + (f": {', '.join(map(str, dead))}." if dead else ".")
+        f"{len(dead) or 'None'} of the {bits['count']} bits of the database's codes {'is' if len(dead) < 2 else 'are'} "
+        f"dead, the same in all codes{f': {shown_dead}' if dead else ''}."
     ]
     if "limit" in bits:
         number = bits.get("num_correlated", len(correlated))
         sentences.append(
-            f"{number} pairs of bits are correlated by at least {bits['limit']:g}"
-            + (f", the strongest: {_pairs(correlated)}." if correlated else ".")
+            f"{number or 'No'} pair{'' if number == 1 else 's'} of bits {'is' if number == 1 else 'are'} correlated by "
+            f"at least {bits['limit']:g}{f', the strongest: {_pairs(correlated)}' if correlated else ''}."
         )
     yield " ".join(sentences)
 
@@ -92,7 +93,7 @@ def _pairs(correlated: list[dict[str, Any]]) -> str:
 
 def _baseline_pair(pair: Mapping[str, Any]) -> str:
     baseline = pair.get("baseline")
-    return f"{baseline['queries']:g} ({text(baseline['name'])})" if baseline else ""
+    return f"{baseline['queries']:.3g} ({text(baseline['name'])})" if baseline else ""
 
 
 def _baseline_query(query: Mapping[str, Any]) -> str:

@@ -144,6 +144,8 @@ def _limits(model: TrainedModel) -> Iterator[str]:
         yield f"Evaluated on {datasets} only. Quality on other sensors, resolutions, regions and seasons is unknown."
     else:
         yield "Not evaluated: its quality is unknown."
+    if beaten := {name for one in model.evaluations for way in one.directions for name in _beaten_by(way)}:
+        yield f"Simple methods with no more bytes an item find more here: {', '.join(map(code, sorted(beaten)))}."
     if not card.classes:
         yield "Trained without labels: nearest means similar to the network, not of the same class."
     if not model.is_of_embeddings and card.preprocessing.rendering.is_picture:
@@ -162,19 +164,32 @@ def _result(evaluation: StoredEvaluation, direction: Direction) -> dict[str, Any
         for metric in CARD_METRICS
         if metric in metrics["metrics"]
     ]
-    own = (
-        "A query is not in its own answer."
-        if metrics["exclude_self"]
-        else f"{metrics['queries_in_database']:,} queries are also in the database."
-    )
+    notes = [
+        "A query is not in its own answer." if metrics["exclude_self"] else "",
+        f"{metrics['queries_in_database']:,} queries are also in the database."
+        if metrics["queries_in_database"] and not metrics["exclude_self"]
+        else "",
+        f"{metrics['queries_without_relevant']:,} queries have no relevant item and count as 0."
+        if metrics["queries_without_relevant"]
+        else "",
+    ]
     return {
         "title": f"{text(evaluation.dataset)}, protocol {text(evaluation.protocol)}" + (f", {name}" if name else ""),
-        "protocol": f"{metrics['queries']:,} queries of the test part in {metrics['database']:,} items: "
-        f"{evaluation.database}. {own} {metrics['queries_without_relevant']:,} queries have no relevant item and count "
-        "as 0.",
+        "protocol": " ".join(
+            [
+                f"{metrics['queries']:,} queries of the test part in {metrics['database']:,} items: "
+                f"{evaluation.database}.",
+                *filter(None, notes),
+            ]
+        ),
         "rows": rows,
         "paragraphs": list(_comparisons(metrics)),
     }
+
+
+def _beaten_by(direction: Direction) -> list[str]:
+    """Return the names of the simple methods of at most the code's bytes an item that are better."""
+    return direction.metrics.get("beaten_by") or []
 
 
 def _comparisons(metrics: Any) -> Iterator[str]:

@@ -169,7 +169,7 @@ def _read_evaluations(
             directions = tuple(_directions(metrics, failures.get("directions", {})))
             evaluation = StoredEvaluation(path.parent.name, metrics["protocol"], metrics["dataset"], directions)
         except (KeyError, TypeError, AttributeError) as err:
-            raise InputError(f"{path}: damaged ({err!r}); run `orbithash evaluate {run_folder}` again") from err
+            raise InputError(f"{path}: damaged ({err!r}); evaluate the run again") from err
         found.append(evaluation)
     found.sort(key=lambda evaluation: evaluation.protocol != run.manifest.protocol)
     return tuple(found), tuple(skipped)
@@ -196,9 +196,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     except OSError as err:
         raise InputError(f"{path}: cannot be read ({err.strerror})") from err
     except (ValueError, RecursionError) as err:
-        raise InputError(f"{path}: damaged (not JSON); run `orbithash evaluate` again") from err
+        raise InputError(f"{path}: damaged (not JSON); evaluate the run again") from err
     if not isinstance(content, dict):
-        raise InputError(f"{path}: damaged (not an object); run `orbithash evaluate` again")
+        raise InputError(f"{path}: damaged (not an object); evaluate the run again")
     return content
 
 

@@ -21,6 +21,7 @@ from orbithash.cluster.cli.options import (
     TimeoutOption,
     TokenFileOption,
     WebHostOption,
+    local_model,
 )
 from orbithash.cluster.output import print_json
 from orbithash.search.logs import Format
@@ -38,7 +39,11 @@ def serve(
     archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI.")],
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Model folder of the archive. Default with --join: that of the other gateway."),
+        typer.Option(
+            "--model",
+            callback=local_model,
+            help="Model folder of the archive, or hf:ORG/NAME of the hub. Default with --join: the other gateway's.",
+        ),
     ] = None,
     shards: Annotated[
         int | None,

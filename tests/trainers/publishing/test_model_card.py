@@ -146,7 +146,7 @@ def test_failures_are_shown_and_examples_can_be_left_out(run):
     text = card_of(run).text
     assert "| beach | river | 1.5 of 4 |" in text
     assert "| `beach/beach1\\|2.png` | beach | 0.125 | river (d = 3) | 0.500 (itq) |" in text
-    assert "1 of 16 bits are the same in all codes of the database: 3." in text
+    assert "1 of the 16 bits of the database's codes is dead, the same in all codes: 3." in text
     assert "7 pairs of bits are correlated by at least 0.9, the strongest: 4 and 9 (-0.97)." in text
     text = card_of(run, Statements(has_examples=False)).text
     assert "beach1" not in text
@@ -218,10 +218,10 @@ def test_a_run_that_is_not_complete_or_damaged_has_no_card(run):
     with pytest.raises(InputError, match="not a run folder"):
         read_trained_model(run / "model")
     (run / "evaluation" / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match=r"metrics.json: damaged .*orbithash evaluate"):
+    with pytest.raises(InputError, match=r"metrics.json: damaged .*evaluate the run again"):
         write_card(run, STATED)
     (run / "evaluation" / "metrics.json").write_text(json.dumps({"model_id": read_model_folder(run / "model")[1]}))
-    with pytest.raises(InputError, match=r"metrics.json: damaged .*orbithash evaluate"):
+    with pytest.raises(InputError, match=r"metrics.json: damaged .*evaluate the run again"):
         write_card(run, STATED)
     (run / "model").rename(run / "moved")
     with pytest.raises(InputError, match="not complete"):
