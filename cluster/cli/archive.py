@@ -18,6 +18,7 @@ from orbithash.cluster.cli.options import (
     FilterOption,
     GatewayOption,
     JsonOption,
+    ReportOption,
     TableOption,
     TimeoutOption,
     TokenFileOption,
@@ -97,6 +98,7 @@ def encode(
     retry_refused: Annotated[
         bool, typer.Option("--retry-refused", help="Read refused images again, also those that have not changed.")
     ] = False,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode images into an archive; running it again encodes only new and changed images.
@@ -151,6 +153,10 @@ def encode(
         print_json(summary.to_json())
     else:
         print(summary)
+    if report is not None:
+        from orbithash.cluster.encoding.page import write_encode_page
+
+        write_encode_page(report, source, summary, archive)
 
 
 @verbs.command(rich_help_panel=ARCHIVE, epilog="Example: orbithash export archive places.parquet")

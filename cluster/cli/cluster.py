@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from orbithash.cluster.cli.options import CLUSTER, JsonOption
+from orbithash.cluster.cli.options import CLUSTER, JsonOption, ReportOption
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -93,6 +93,7 @@ def plan(
         list[Path] | None,
         typer.Option("--bench", help="results.json of `bench search` to fit the cost model to; may be repeated."),
     ] = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate the nodes that serve an archive of this size, what limits them, and what would change the estimate."""
@@ -109,3 +110,7 @@ def plan(
         print_json(as_fields(made))
     else:
         as_table(made)
+    if report is not None:
+        from orbithash.cluster.planning.page import write_plan_page
+
+        write_plan_page(report, made)

@@ -1,5 +1,6 @@
 """Options that several verbs share, and the connection to a gateway that some of them describe."""
 
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,11 @@ GpusPerWorkerOption = Annotated[
 
 
 def _check_report(path: Path | None) -> Path | None:
-    """Return the path; `InputError` before any work if no page can be written there."""
+    """Return the path; raise an error before any work if no page can be written there."""
     if path is None:
         return None
+    for module in ("jinja2", "matplotlib"):
+        importlib.import_module(module)
     if path.suffix not in (".html", ".htm") or path.is_dir():
         raise InputError(f"--report is {path}; the path of an HTML file, such as report.html, is needed")
     folder = next(each for each in path.absolute().parents if each.exists())

@@ -76,8 +76,9 @@ def confused_pairs(nearest_classes: npt.NDArray[np.float64], query_labels: Label
     of_class = np.bincount(query_labels, minlength=len(nearest_classes))
     queries = nearest_classes * of_class[:, None]
     np.fill_diagonal(queries, 0)
-    # Rounding must not decide the order of equal numbers.
-    order = np.argsort(-queries.ravel().round(9), kind="stable")[:NUM_CONFUSED]
+    # Of equal numbers, the larger share of its class is first. Rounding must not decide.
+    keys = (-nearest_classes.ravel().round(9), -queries.ravel().round(9))
+    order = np.lexsort(keys)[:NUM_CONFUSED]
     pairs = (divmod(cell, len(queries)) for cell in order.tolist() if queries.flat[cell] > 0)
     return tuple(ConfusedPair(a, b, float(queries[a, b]), int(of_class[a])) for a, b in pairs)
 

@@ -121,8 +121,8 @@ def _headline(label: str, evaluation: Evaluation) -> Fact:
         name, result = main
         is_better = result.metrics[HEADLINE] > evaluation.headline
         verdict = (
-            f" {BASELINE_NAMES[name]} on the pretrained features, {result.bytes} bytes an item, is the best simple "
-            f"method of at most as many bytes: {'better' if is_better else 'not better'} than this model."
+            f" The best simple method of at most as many bytes, {BASELINE_NAMES[name]} of the pretrained features "
+            f"({result.bytes} bytes an item), is {'better' if is_better else 'not better'} than this model."
         )
     return Fact(
         label,

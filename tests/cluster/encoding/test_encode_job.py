@@ -55,9 +55,11 @@ def encoded_alone(model, folder, keys):
 def test_every_image_is_a_row_or_has_a_reason(encode, cli, bad_images, model, tmp_path):
     source, archive = tmp_path / "images", tmp_path / "archive"
     shutil.copytree(bad_images, source)
-    ended = cli("encode", source, "--model", model, "--archive", archive)
+    report = tmp_path / "report.html"
+    ended = cli("encode", source, "--model", model, "--archive", archive, "--report", report)
     assert ended.code == 0, ended.err
     assert re.match("encoded 2 of 8 images .*, refused 6 .*; the archive has 2 rows\n", ended.out)
+    assert all(key in report.read_text() for key in Archive.open(archive).refused())
     for name, words in REASONS.items():
         assert f"refused {name}: {words}" in ended.err
     good = {"good.jpg", "sixteen_bit.png"}

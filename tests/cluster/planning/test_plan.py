@@ -9,6 +9,7 @@ import pytest
 from orbithash.cluster.bench.inputs import write_archive
 from orbithash.cluster.planning.costs import MEASURED, Probe, fitted
 from orbithash.cluster.planning.latency import MAX_DIRECT, Fan, Latency, distinct_of_shard, latency
+from orbithash.cluster.planning.page import write_plan_page
 from orbithash.cluster.planning.plan import make_plan
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.planning.sizing import segment_bytes, size
@@ -329,3 +330,24 @@ def test_an_unsuitable_result(tmp_path, fields):
     given = {"rows": 1e6, "bits": 64, "p50_ms": 1.0} | fields
     with pytest.raises(InputError, match="without --radius"):
         fitted([result_of(path, **given)])
+
+
+def test_the_page_of_a_plan(cli, tmp_path):
+    path = tmp_path / "plan.html"
+    ended = cli("plan", "--rows", "1e9", "--qps", "500", "--report", path, "--json")
+    assert ended.code == 0
+    page = path.read_text()
+    assert all(each["text"] in page for each in json.loads(ended.out)["alternatives"])
+    assert "required: 100 ms" in page
+    assert "orbithash plan --rows 1e9 --qps 500" in page
+    assert "the packed codes alone: 8.0 GB" in page
+
+
+def test_the_page_of_a_plan_that_is_not_possible(tmp_path):
+    requirements = Requirements(1e6, p99_ms=1)
+    plan = make_plan(requirements)
+    assert plan.problem
+    write_plan_page(tmp_path / "plan.html", plan)
+    page = (tmp_path / "plan.html").read_text()
+    assert "No plan meets these requirements" in page
+    assert "not within 1 ms" in page
