@@ -93,7 +93,7 @@ def _read_vrt(path: Path, open_file: Opener) -> Mosaic:
     root = _parse(path)
     _check(root.tag == "VRTDataset", f"it is a {root.tag}, not a VRTDataset")
     _check_element(root, ("rasterXSize", "rasterYSize"))
-    size = tuple(_integer(root.get(name), name, _MAX_SIDE) for name in ("rasterXSize", "rasterYSize"))
+    width, height = (_integer(root.get(name), name, _MAX_SIDE) for name in ("rasterXSize", "rasterYSize"))
     elements = list(root)
     for element in elements:
         allowed = ("SRS", "GeoTransform", "VRTRasterBand", *_IGNORED)
@@ -111,7 +111,7 @@ def _read_vrt(path: Path, open_file: Opener) -> Mosaic:
     )
     text = (root.findtext("SRS") or "").strip()
     grid = root.findtext("GeoTransform")
-    return Mosaic(*size, _wkt(text), None if grid is None else _grid(grid), tuple(bands))
+    return Mosaic(width, height, _wkt(text), None if grid is None else _grid(grid), tuple(bands))
 
 
 def _read_list(path: Path, open_file: Opener) -> Mosaic:
