@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from orbithash.cluster.experiments.evaluate import evaluate_run
-from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_learned_baselines, write_table
+from orbithash.cluster.experiments.reproduction_page import write_table
+from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_learned_baselines
 from orbithash.cluster.output import say
 from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.errors import InputError, listed
@@ -116,7 +117,9 @@ def reproduce(
     for _, group in groupby(done, key=lambda pair: (pair[0].folder.parent, pair[0].run.config.bits)):
         seeds = list(group)
         first = seeds[0][0]
-        rows += rows_of(first.rule, first.run, [metrics for _, metrics in seeds])
+        runs = [str(plan.folder.relative_to(out)) for plan, _ in seeds]
+        found = rows_of(first.rule, first.run, [metrics for _, metrics in seeds])
+        rows += [dataclasses.replace(row, runs=runs) for row in found]
     rows = with_learned_baselines(rows)
     write_table(out, rows, data)
     return rows

@@ -1,21 +1,16 @@
 """The table of `orbithash reproduce`: results of orbithash, published results, baselines."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orbithash.encoders.files import write_file
 from orbithash.trainers.evaluation.evaluation import HEADLINE
-from orbithash.trainers.evaluation.published import LEARNED_BASELINES, PUBLISHED, REPRODUCTIONS, Reproduction
+from orbithash.trainers.evaluation.published import LEARNED_BASELINES, PUBLISHED, Reproduction
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.reports.page import Section, Table, Text, write_report
-from orbithash.trainers.reports.provenance import Provenance
 
-__all__ = ["COLUMNS", "Row", "cells_of", "rows_of", "show", "with_learned_baselines", "write_table"]
+__all__ = ["COLUMNS", "Row", "cells_of", "rows_of", "show", "spread", "with_learned_baselines"]
 
 COLUMNS = [
     "method",
@@ -49,6 +44,7 @@ class Row:
             training, and the learned baselines of the same split and length. Baselines search images by image, so a
             row with a direction has none.
         cosine: headline of these features in float32.
+        runs: run folder of each seed, relative to the folder of the table.
     """
 
     method: str
@@ -65,6 +61,7 @@ class Row:
     source: str
     baselines: dict[str, list[float]]
     cosine: list[float]
+    runs: list[str] = dataclasses.field(default_factory=list)
 
 
 def rows_of(rule: Reproduction, run: Run, evaluated: Sequence[dict[str, Any]]) -> Iterator[Row]:
@@ -140,32 +137,6 @@ def with_learned_baselines(rows: Sequence[Row]) -> list[Row]:
     return [dataclasses.replace(row, baselines=row.baselines | beside(row)) for row in rows]
 
 
-def write_table(out: Path, rows: Sequence[Row], data: Path) -> None:
-    """Write `reproduce.json`, `results.md` and `report.html` into the folder `out`; `data` is the folder of images."""
-    cells = [cells_of(row) for row in rows]
-    notes = [
-        f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
-    ]
-    write_file(out / "reproduce.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    write_file(out / "results.md", (table + "".join(f"\n{note}\n" for note in notes)))
-    explanation = [
-        "Ours: mean and standard deviation over the seeds, by the paper's own protocol, metric and order of ties. A "
-        "published value has its source: the paper, the authors in an issue or README, or a third party's table; it "
-        "was measured with the paper's network and imagery.",
-        f"{HEADLINE}, expected: the headline on the queries and the database of the split. Rows of the same split can "
-        "be compared by it, and so can the baselines of the row: simple methods on the backbone's features before "
-        "training, and the codes of the classifier, of CSQ and of the triplet network if they were trained. Float "
-        "cosine uses these features in float32, many times the bytes.",
-        *notes,
-    ]
-    sections: list[Section] = [Table("Results", COLUMNS, cells), Text("How to read the table", explanation)]
-    datasets = ", ".join(dict.fromkeys(row.dataset for row in rows))
-    provenance = Provenance("Reproduction", f"{datasets} in {data}")
-    write_report(out / "report.html", "Reproduction", "Each method by its paper's own protocol.", sections, provenance)
-
-
 def show(rows: Sequence[Row]) -> None:
     """Print the columns of the table that fit a terminal."""
     from rich.box import SIMPLE
@@ -189,7 +160,7 @@ def cells_of(row: Row) -> list[str]:
     best = max(row.baselines.items(), key=lambda item: float(np.mean(item[1])), default=None)
     baseline = "none"
     if best is not None:
-        baseline = f"{_spread(best[1])} ({best[0]})"
+        baseline = f"{spread(best[1])} ({best[0]})"
         if np.mean(best[1]) > np.mean(row.clean):
             baseline += ", better than the method"
     return [
@@ -198,15 +169,16 @@ def cells_of(row: Row) -> list[str]:
         row.protocol,
         str(row.bits),
         row.metric,
-        _spread(row.ours),
+        spread(row.ours),
         f"{row.published:.3f} ({row.source})" if row.published is not None else "not known",
-        _spread(row.clean),
+        spread(row.clean),
         baseline,
-        _spread(row.cosine) if row.cosine else "none",
+        spread(row.cosine) if row.cosine else "none",
         str(len(row.ours)),
     ]
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Return the mean of the values, and their standard deviation if there are several."""
     mean = f"{np.mean(values):.3f}"
     return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
