@@ -11,8 +11,8 @@ from orbithash.cluster.tuning.tune import Tuning, best_config
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Table, write_report
-from orbithash.trainers.reports.plots import Coordinate, parallel_coordinates
+from orbithash.trainers.reports.page import Fact, Facts, Figure, Figures, Section, Table, write_report
+from orbithash.trainers.reports.plots import MAX_BARS, Coordinate, bars, parallel_coordinates
 from orbithash.trainers.reports.provenance import Provenance
 from orbithash.trainers.search_space import Log
 
@@ -45,32 +45,84 @@ def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) ->
     """Write the page of the trials, which are sorted, the best first."""
     best, given = trials[0], next(trial for trial in trials if trial.number == 0)
     scored = [trial for trial in trials if trial.score is not None]
+    failed = [trial for trial in trials if trial.problem]
+    sections: list[Section] = [_facts(tuning, trials, best, given)]
+    if scored:
+        sections.append(_figures(tuning, scored, given))
+    rows = [[name, _value(given.settings.get(name)), _value(best.settings.get(name))] for name in tuning.space]
+    sections.append(Table("Best beside given settings", ["setting", "given", "best"], rows))
+    if failed:
+        problems = [[str(trial.number), _settings(tuning, trial), trial.problem] for trial in failed]
+        caption = "Trials that ended with an error; the search goes on without them."
+        sections.append(Table("Failed trials", ["trial", "settings", "problem"], problems, caption))
+    sections.append(Table("Trials", columns(tuning), [cells(tuning, trial) for trial in trials]))
+    subtitle = f"{run.method}, {run.config.bits} bits, on {run.manifest.dataset}"
+    provenance = Provenance(
+        "Tuning", f"{run.manifest.dataset} in {run.root}", {"Method": f"{run.method}, {run.config.bits} bits"}
+    )
+    write_report(path, f"Settings of {run.method}", subtitle, sections, provenance)
+
+
+def _facts(tuning: Tuning, trials: Sequence[Trial], best: Trial, given: Trial) -> Facts:
+    num_scored = sum(trial.score is not None for trial in trials)
+    num_failed = sum(bool(trial.problem) for trial in trials)
+    longest = max(trial.epochs for trial in trials)
+    return Facts(
+        "Result",
+        [
+            Fact(
+                tuning.metric,
+                _score(best),
+                f"Best trial, number {best.number}, in epoch {best.epoch}.",
+                f"settings as given: {_score(given)}",
+            ),
+            Fact(
+                "Trials",
+                str(num_scored),
+                f"Trials with a score. Ended with an error: {num_failed}.",
+                f"started: {len(trials)}",
+            ),
+            Fact(
+                "Epochs",
+                f"{sum(trial.epochs for trial in trials):,}",
+                "Of all trials together. Trials with poor scores are stopped early.",
+                f"without early stopping: {longest * len(trials):,}",
+            ),
+        ],
+        "All scores are measured on the validation part; the test part was not used. The best score of many trials is "
+        "biased upwards: train with best.yaml and evaluate the run.",
+    )
+
+
+def _figures(tuning: Tuning, scored: Sequence[Trial], given: Trial) -> Figures:
     coordinates = [
         Coordinate(name, [trial.settings[name] for trial in scored], isinstance(dimension, Log))
         for name, dimension in tuning.space.items()
     ]
     scores = [float(trial.score or 0) for trial in scored]
     marked = next((place for place, trial in enumerate(scored) if trial is given), None)
-    facts = Facts(
-        "Result",
+    name_of = {trial.number: f"trial {trial.number}" + (", as given" if trial is given else "") for trial in scored}
+    return Figures(
+        "Search",
         [
-            Fact(tuning.metric, _score(best), f"best trial, number {best.number}, in epoch {best.epoch}"),
-            Fact("settings as given", _score(given), "trial 0"),
-            Fact("trials", str(len(trials)), f"{len(scored)} of them have a score"),
+            Figure(
+                "Settings and score",
+                parallel_coordinates(coordinates, Coordinate(tuning.metric, scores, False), marked),
+                "Each line is a trial; a bluer line has a better score, the dashed line has the settings as given. "
+                "Trials that were stopped early are shown with the best score that they reached.",
+            ),
+            Figure(
+                "Scores",
+                bars(
+                    {name_of[trial.number]: score for trial, score in zip(scored[:MAX_BARS], scores, strict=False)},
+                    tuning.metric,
+                    limit=1 if max(scores) <= 1 else None,
+                    highlighted=name_of.get(given.number),
+                ),
+                "The best score of each trial; the blue bar has the settings as given.",
+            ),
         ],
-        "All scores are measured on the validation part; the test part was not used. The best score of many trials is "
-        "biased upwards: train with best.yaml and evaluate the run.",
     )
-    plot = Figure(
-        "Settings and score",
-        parallel_coordinates(coordinates, Coordinate(tuning.metric, scores, False), marked),
-        "Each line is a trial; a bluer line has a better score, the dashed line has the settings as given. Trials that "
-        "were stopped early are shown with the best score that they reached.",
-    )
-    subtitle = f"{run.method}, {run.config.bits} bits, on {run.manifest.dataset}"
-    table = Table("Trials", columns(tuning), [cells(tuning, trial) for trial in trials])
-    provenance = Provenance("Tuning", f"{run.manifest.dataset} in {run.root}", {"Method": subtitle})
-    write_report(path, "Tuning", subtitle, [facts, Figures("Search", [plot]), table], provenance)
 
 
 def show(tuning: Tuning, trials: Sequence[Trial]) -> None:
@@ -84,7 +136,7 @@ def show(tuning: Tuning, trials: Sequence[Trial]) -> None:
     for column in ("trial", tuning.metric, "epochs", "settings"):
         table.add_column(column, no_wrap=column != "settings")
     for trial in trials[:_MAX_SHOWN]:
-        settings = ", ".join(f"{name}={_value(trial.settings.get(name))}" for name in tuning.space)
+        settings = _settings(tuning, trial)
         text = f"{settings}: {trial.problem}" if trial.problem else settings
         table.add_row(str(trial.number), _score(trial), str(trial.epochs), text)
     Console().print(table)
@@ -101,6 +153,10 @@ def cells(tuning: Tuning, trial: Trial) -> list[str]:
     """Return the row of a trial."""
     settings = [_value(trial.settings.get(name)) for name in tuning.space]
     return [str(trial.number), _score(trial), str(trial.epochs), *settings, trial.problem]
+
+
+def _settings(tuning: Tuning, trial: Trial) -> str:
+    return ", ".join(f"{name}={_value(trial.settings.get(name))}" for name in tuning.space)
 
 
 def _score(trial: Trial) -> str:

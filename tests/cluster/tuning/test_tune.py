@@ -204,3 +204,8 @@ def test_the_page_and_the_best_settings(labelled, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "0.7500" in page
     assert "the loss is &lt;nan&gt;" in page
+    assert "settings as given: 0.5000" in page
+    assert "Failed trials" in page
+    assert "without early stopping: 9" in page
+    write_page(tmp_path / "report.html", run, tuning, trials[1:2])
+    assert "Failed trials" not in (tmp_path / "report.html").read_text()
