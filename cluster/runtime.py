@@ -326,7 +326,8 @@ def keeping_memory() -> dict[str, str]:
     """Return environment variables that make a training process on CPUs reuse the memory of each step for the next.
 
     The C library returns the memory of every large tensor to the system and requests it again, page by page, which
-    takes time (docs/results.md). The allocator that Ray ships can be configured not to. Empty if Ray ships none.
+    takes time (docs/results/encoding.md). The allocator that Ray ships can be configured not to do this. Empty if Ray
+    ships none.
     """
     import ray
 

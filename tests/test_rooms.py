@@ -57,7 +57,7 @@ def test_tests_mirror_the_rooms():
 def test_documents_name_files_that_exist():
     missing = [
         f"{page.name}: {name}"
-        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
         for name in re.findall(
             r"\b(?:tests|trainers|encoders|search|cluster|deploy)/[\w/-]+\.(?:py|yaml)\b", page.read_text()
         )

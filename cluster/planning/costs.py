@@ -1,6 +1,6 @@
 """The constants of the cost model.
 
-`MEASURED` are those of the machine of docs/results.md; `fitted` replaces those of searches by measurements of
+`MEASURED` are those of the machine of docs/results; `fitted` replaces those of searches by measurements of
 `orbithash bench search` on another machine.
 """
 
@@ -114,7 +114,7 @@ def _power_law(points: Sequence[tuple[float, float]], at: float) -> float:
     return math.exp((1 - share) * math.log(below[1]) + share * math.log(above[1]))
 
 
-# Measured on the machine of docs/results.md, 2 cores; docs/scaling.md has the commands and the results.
+# Measured on the machine of docs/results, 2 cores; docs/operate/scaling.md has the commands and the results.
 MEASURED = Costs(
     source="2 cores (AMD EPYC), 2026-11-28",
     # orbithash bench search --rows R --bits B --engine exact --engine faiss-flat: medians of a lone query over random
@@ -130,7 +130,7 @@ MEASURED = Costs(
     call_s=370e-6,
     shard_call_s=500e-6,
     hop_s=500e-6,
-    # orbithash bench serve --local (docs/results.md), minus the search.
+    # orbithash bench serve --local (docs/results), minus the search.
     query_s=300e-6,
     # merge_ms of orbithash bench fanout, for different numbers of shards and hits.
     merge_s=1.5e-6,

@@ -7,7 +7,7 @@ left out before the last fit, because they may be unmarked good ones.
 The cut-off lies between the mean scores of held-out bad and held-out good rows. Without bad rows, it maximises
 recall^2 / (fraction of rows found) over held-out good rows (Lee and Liu, ICML 2003), which orders cut-offs as the F1
 score does and does not need the number of good rows in the archive. Constants and cut-off were chosen on 19 classes of
-UC Merced, see docs/detectors.md.
+UC Merced, see docs/operate/detectors.md.
 """
 
 import math

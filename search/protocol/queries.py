@@ -249,7 +249,7 @@ class Query(Content):
         negatives: negative examples.
         k: maximum number of hits, 1 to `MAX_K`; at most `MAX_LARGE_ROWS` with thumbnails, footprints or vectors.
         radius: the largest distance of a hit in bits, inclusive; None: no limit.
-        filter: an expression in CQL2 text that rows have to pass (see docs/search.md); "": all rows.
+        filter: an expression in CQL2 text that rows have to pass (see docs/operate/search.md); "": all rows.
         after: return hits after this position, `Answer.next` of the page before; None: the first page.
         include: columns of `INCLUDABLE` that the hits hold.
         min_coverage: an answer that covers a smaller fraction of the archive is an error.

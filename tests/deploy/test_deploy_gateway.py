@@ -111,9 +111,9 @@ def test_probes_ask_the_health_service(serving):
     container = serving["gateway"].container("gateway")
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     ready, alive = (container[name]["exec"]["command"] for name in ("readinessProbe", "livenessProbe"))
-    # "localhost" is one of the certificate's names in docs/deploy.md; test_deploy_images.py runs the program.
+    # "localhost" is one of the certificate's names in docs/operate/deploy.md; test_deploy_images.py runs the program.
     assert ready == ["orbithash-healthy", f"localhost:{GATEWAY_PORT}", f"--ca={PurePosixPath(mounts['tls'], 'ca.crt')}"]
-    assert "DNS:localhost" in (ROOT / "docs" / "deploy.md").read_text()
+    assert "DNS:localhost" in (ROOT / "docs/operate/deploy.md").read_text()
     assert alive[: len(ready) + 1] == [*ready, "--alive"]
     assert "startupProbe" not in container, "the pod's Ray node would wait for it, and the gateway waits for the node"
 

@@ -2,7 +2,7 @@
 
 Not covered, because no package contains the schemas: the field names of RayCluster, RayJob, PodMonitor and
 PrometheusRule outside of what Ray's autoscaler reads, and everything that only a running cluster shows. The API server
-checks the names: `kubectl apply --dry-run=server`, as docs/deploy.md says.
+checks the names: `kubectl apply --dry-run=server`, as docs/operate/deploy.md says.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""One machine with Docker, machines with Ray's launcher, and the commands of docs/deploy.md.
+"""One machine with Docker, machines with Ray's launcher, and the commands of docs/operate/deploy.md.
 
 No package contains the schema of Compose: its field names are not checked here. `docker compose config` checks them.
 """
@@ -16,7 +16,7 @@ from deploy_manifests import DEPLOY, PROJECT, ROOT, VERSION, documents, parsed
 from orbithash.cluster.cli.options import TOKEN_VARIABLE
 from orbithash.search.protocol.address import is_loopback, parse_address
 
-GUIDE = (ROOT / "docs" / "deploy.md").read_text()
+GUIDE = (ROOT / "docs/operate/deploy.md").read_text()
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_launcher_commands_are_valid(launcher):
 
 def typed():
     """Yield the command lines of the guide's blocks, without those of a here document."""
-    for block in re.findall(r"```\n(.*?)```", GUIDE, re.DOTALL):
+    for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL):
         block = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block, flags=re.DOTALL).replace("\\\n", " ")
         for line in block.splitlines():
             for command in re.split(r" && | \| ", line.split("  #")[0]):

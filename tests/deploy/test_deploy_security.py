@@ -51,7 +51,7 @@ def test_the_autoscaler_fits_the_restricted_standard(name):
 
 def test_every_secret_and_claim_is_created():
     """The guide creates each secret with the keys that pods read; the base creates the claim."""
-    guide = (ROOT / "docs" / "deploy.md").read_text()
+    guide = (ROOT / "docs/operate/deploy.md").read_text()
     created = {
         name: set(re.findall(r"--from-(?:file|literal)=([\w.]+)", options))
         for name, options in re.findall(r"create secret generic (\S+)((?:[^\n]*\\\n)*[^\n]*)", guide)
@@ -157,7 +157,7 @@ def test_a_label_opens_the_way_to_object_stores_and_trackers(policies, name):
         labelled = pod._replace(labels={**pod.labels, "orbithash-egress": "true"})
         assert 443 in ports_anywhere(policies, labelled)
         assert ports_anywhere(policies, labelled) - ports_anywhere(policies, pod) <= {443}
-    assert "orbithash-egress" in (ROOT / "docs" / "deploy.md").read_text()
+    assert "orbithash-egress" in (ROOT / "docs/operate/deploy-design.md").read_text()
 
 
 def test_ports_agree(serving, policies):

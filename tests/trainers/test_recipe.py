@@ -1,4 +1,4 @@
-"""Shipped recipes: they load, go by name, and reproduce the rows of docs/results.md."""
+"""Shipped recipes: they load, go by name, and reproduce the rows of docs/results/methods.md."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from orbithash.trainers.loop.run import make_run
 from orbithash.trainers.methods import METHODS
 from orbithash.trainers.recipe import find_recipe, shipped_recipes
 
-DOCS = [Path(__file__).parents[2] / name for name in ("docs/results.md", "README.md")]
+DOCS = [Path(__file__).parents[2] / name for name in ("docs/results/methods.md", "README.md")]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The Python examples of docs/search.md run as they are printed."""
+"""The Python examples of docs/operate/client.md run as they are printed, and the limits in gateway.md are true."""
 
 import re
 import textwrap
@@ -16,7 +16,7 @@ from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.protocol import queries, rankings, rows
 from orbithash.search.protocol.forms import MAX_VECTOR_DIMS
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs/search.md").read_text()
+OPERATE = Path(__file__).resolve().parents[3] / "docs/operate"
 
 
 class Seeing(StubEncoder):
@@ -32,7 +32,7 @@ class Seeing(StubEncoder):
 def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tile.png").write_bytes(encoded(picture(), "PNG"))
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (OPERATE / "client.md").read_text(), re.DOTALL)
     assert len(blocks) == 5
     # Indented blocks continue the one before them.
     programs = []
@@ -61,7 +61,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
 
 
 def test_the_limits_are_those_of_the_code():
-    table = PAGE.partition("## Limits")[2]
+    table = (OPERATE / "gateway.md").read_text().partition("## Limits")[2]
     limits = GatewayLimits()
     mib = 2**20
     for words in (
