@@ -177,4 +177,4 @@ def _best(row: Row) -> tuple[str, float]:
 
 def _name(row: Row) -> str:
     variant = f" ({row.variant})" if row.variant else ""
-    return f"{row.method}{variant} {row.direction}".strip() + f", {row.protocol}, {row.bits} bits"
+    return f"{row.method}{variant} {row.direction.replace('->', ' → ')}".strip() + f", {row.protocol}, {row.bits} bits"

@@ -56,7 +56,7 @@ def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) ->
         caption = "Trials that ended with an error; the search goes on without them."
         sections.append(Table("Failed trials", ["trial", "settings", "problem"], problems, caption))
     sections.append(Table("Trials", columns(tuning), [cells(tuning, trial) for trial in trials]))
-    subtitle = f"{run.method}, {run.config.bits} bits, on {run.manifest.dataset}"
+    subtitle = f"A search over {', '.join(tuning.space)} by the validation metric {tuning.metric}."
     provenance = Provenance(
         "Tuning", f"{run.manifest.dataset} in {run.root}", {"Method": f"{run.method}, {run.config.bits} bits"}
     )

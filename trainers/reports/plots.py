@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 WIDTH_IN, HEIGHT_IN = 6.6, 4.1
 MAX_BARS = 40
 MAX_NAMED_CLASSES = 50
-MAX_NAME = 26
+MAX_NAME = 34
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 _STYLE: dict[Any, Any] = {

@@ -64,7 +64,7 @@ def test_every_benchmark_of_the_command_line_has_a_page():
 
 def test_a_measurement_is_compared_with_its_main_baseline():
     fact = Comparison("Encoding", "images/s", {"pipeline": 1234.5, "loop": 2469.0, "other": 1.0}).fact
-    assert (fact.value, fact.baseline) == ("1,234 images/s", "loop: 2,469 images/s (0.50 times that)")
+    assert (fact.value, fact.baseline) == ("1,234 images/s", "loop: 2,469 images/s (ratio 0.50)")
     assert Comparison("x", "s", {"ours": 1.0, "none": 0.0}).fact.baseline == "none: 0 s"
     (ranking,) = page._rank(SOME["rank"])
     assert list(ranking.values) == ["orbithash", "torch int8", "numpy int8", "read memory"]
@@ -85,6 +85,7 @@ def test_the_result_of_a_benchmark_has_a_page_beside_it(tmp_path):
     assert (tmp_path / "results.json").exists()
     assert "RaBitQ" in html
     assert "Recall by oversampling" in html
+    assert "recall 64" in html
 
 
 @pytest.mark.parametrize("name", ["report.txt", "report", "folder.html", "file/report.html"])
