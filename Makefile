@@ -48,6 +48,16 @@ test-slow: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+# Builds the pages into build/docs. A warning, such as a broken link from page to page, is an error.
+docs: install
+	@mkdir -p build
+	$(BIN)/python -m sphinx -M html docs build/docs --fail-on-warning --keep-going --quiet $(ARGS)
+	@echo 'open build/docs/html/index.html'
+
+# Checks the links to other sites; needs the network.
+docs-links: install
+	$(BIN)/python -m sphinx -b linkcheck docs build/docs-links --quiet $(ARGS)
+
 # Runs the examples of the pages; PAGES=docs/start.md takes one page.
 PAGES ?= README.md docs
 docs-test: install
