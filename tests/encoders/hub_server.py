@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import os
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -203,3 +205,12 @@ def redirect(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+if __name__ == "__main__":
+    # For the examples of the documents: writes its address into a file, and runs until it is ended.
+    hub = Hub()
+    with open(f"{sys.argv[1]}.part", "w") as file:  # noqa: PTH123
+        file.write(hub.url)
+    os.replace(f"{sys.argv[1]}.part", sys.argv[1])  # noqa: PTH105
+    threading.Event().wait()
