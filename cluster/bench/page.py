@@ -110,6 +110,15 @@ def _embeddings(result: Result) -> list[Comparison]:
     ]
 
 
+def _export(result: Result) -> list[Comparison]:
+    rates = {"export_rows_per_s": "orbithash export", "pyarrow_rows_per_s": "plain write of pyarrow"}
+    memory = {"export_peak_mib": "orbithash export", "pyarrow_peak_mib": "plain write of pyarrow"}
+    return [
+        Comparison("Export", "rows/s", _keys(result, rates), "The same table, in the same run."),
+        Comparison("Peak memory", "MiB", _keys(result, memory), "Resident memory above that at the start."),
+    ]
+
+
 def _train(result: Result) -> list[Comparison]:
     names = {
         "worker_images_per_s": "worker of Ray Train",
@@ -225,6 +234,7 @@ _PAGES = {
     "embeddings": _Page(
         "Encoding of vectors", "Rows per second of `orbithash encode` beside a plain loop.", _embeddings
     ),
+    "export": _Page("Export", "Rows per second of `orbithash export` beside a plain write of pyarrow.", _export),
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),
     "rank": _Page("Ranking", "Linear rankings of stored vectors beside bare products and reading of memory.", _rank),

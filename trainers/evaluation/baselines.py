@@ -37,7 +37,7 @@ from orbithash.trainers.methods.label_free.projections import (
 )
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision, hits_at
 from orbithash.trainers.metrics.code_statistics import code_statistics
-from orbithash.trainers.metrics.metrics import DEFINITIONS, nearest_class_counts
+from orbithash.trainers.metrics.metrics import DEFINITIONS, add_nearest
 from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, check_labels, labelled, num_labels, shared_labels
 
 __all__ = ["BASELINES", "distance_histograms", "evaluate_baselines"]
@@ -150,7 +150,7 @@ def _result(
     measures = [*((d, k) for k in dict.fromkeys((HEADLINE_K, *cutoffs)) for d in DEFINITIONS), ("ap_min", None)]
     values: dict[str, list[npt.NDArray[np.float64]]] = {}
     num_classes = max(map(num_labels, labels.values()))
-    nearest = np.zeros((num_classes, num_classes)) if labels["query"].ndim == 1 else None
+    nearest = np.zeros((num_classes, num_classes))
     rows = max(1, CHUNK_PAIRS // len(parts.database))
     for start in range(0, len(parts.query), rows):
         queries = slice(start, start + rows)
@@ -165,9 +165,7 @@ def _result(
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
         for k in dict.fromkeys((1, HEADLINE_K, *cutoffs)):
             values.setdefault(f"precision@{k}", []).append(hits_at(chunk, k) / k)
-        if nearest is not None:
-            is_ranked = np.isfinite(distances)
-            nearest += nearest_class_counts(distances, is_ranked, chunk_labels, labels["database"], num_classes)
+        add_nearest(nearest, distances, np.isfinite(distances), chunk_labels, labels["database"])
     by_query = {name: np.concatenate(chunk_values) for name, chunk_values in values.items()}
     return BaselineResult(
         bytes=ranker.bytes,

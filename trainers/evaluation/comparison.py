@@ -22,15 +22,15 @@ class BaselineResult:
         bytes: bytes per item.
         metrics: means over the queries by name of the metric.
         scores: float64 [Q], the expected `ap_min@20` of each query.
-        nearest: float64 [C, C], number of queries of each row's class whose nearest item is of each column's class;
-            None for items with several classes.
+        nearest: float64 [C, C], number of queries of each row's class whose nearest item is of each column's class, as
+            `metrics.add_nearest` counts them.
         codes: statistics of the database's codes; None if the baseline has no bits, or not as many as the model.
     """
 
     bytes: int
     metrics: Mapping[str, float]
     scores: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    nearest: npt.NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    nearest: npt.NDArray[np.float64] = field(repr=False, compare=False)
     codes: CodeStatistics | None = field(default=None, repr=False, compare=False)
 
 

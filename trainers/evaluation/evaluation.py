@@ -16,7 +16,13 @@ from orbithash.trainers.evaluation.gallery import ConfusedPair, GalleryQuery, co
 from orbithash.trainers.evaluation.parts import EncodedPart, own_positions, present_labels
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
 from orbithash.trainers.metrics.code_statistics import CodeStatistics, code_statistics
-from orbithash.trainers.metrics.metrics import evaluate_codes, nearest_class_shares, pair_recall, rank_histograms
+from orbithash.trainers.metrics.metrics import (
+    evaluate_codes,
+    nearest_class_counts,
+    nearest_class_shares,
+    pair_recall,
+    rank_histograms,
+)
 from orbithash.trainers.metrics.rescored import OVERSAMPLING, Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import (
     Labels,
@@ -56,8 +62,8 @@ class CodeSample:
 class Evaluation:
     """Result of `evaluate`: `metrics` is the content of `metrics.json`, the rest is for plots and galleries.
 
-    `scores` float64 [Q] is the expected `ap_min@20` of each labelled query. For multi-label items `nearest_classes` and
-    `sample` are None, `confused` is empty.
+    `scores` float64 [Q] is the expected `ap_min@20` of each labelled query. `nearest_classes` and `sample` are None for
+    multi-label items.
     """
 
     metrics: dict[str, Any]
@@ -151,8 +157,7 @@ def evaluate(
         metrics["rescored"] = rescored
     if pairs:
         metrics["pair_recall"] = pair_recall(retrieval, own)
-    nearest = None if retrieval.multi_label else nearest_class_shares(retrieval, len(classes))
-    confused = () if nearest is None else confused_pairs(nearest, query.labels)
+    confused = confused_pairs(nearest_class_counts(retrieval, len(classes)), query.labels)
     return Evaluation(
         metrics=metrics,
         classes=tuple(classes),
@@ -160,7 +165,7 @@ def evaluate(
         scores=scores,
         query_labels=query.labels,
         codes=codes,
-        nearest_classes=nearest,
+        nearest_classes=None if retrieval.multi_label else nearest_class_shares(retrieval, len(classes)),
         sample=None if retrieval.multi_label else _sample(database),
         confused=confused,
         gallery=make_gallery(retrieval, query, database, scores, classes, confused),

@@ -29,8 +29,8 @@ def failures_of(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
           nearest items with "key", "label", "sentence", "distance" and "relevant"; "baseline", the "name" of the best
           baseline of at most as many bytes and its "ap" for this query, or null;
         - "confused": pairs of different classes, most frequent first: of "of" queries of class "label", "queries" have
-          a nearest item of class "nearest"; a query whose nearest items tie counts in parts; "baseline", its "name" and
-          "queries", or null. Empty for items with several classes;
+          a nearest item of class "nearest" and no class of the query. Queries whose nearest items tie count in parts,
+          and so do those with several classes. "baseline": its "name" and "queries", or null;
         - "bits": "count"; "dead", bits with the same value in all codes of the database; "unbalanced", other bits and
           their share of "ones"; "correlated", the pairs with an absolute "correlation" of at least "limit", strongest
           first; "num_correlated", the number of all such pairs. Bits are numbered from 0.
@@ -63,7 +63,7 @@ def _failures(evaluation: Evaluation) -> dict[str, Any]:
                 "queries": pair.queries,
                 "of": pair.of,
                 "baseline": None
-                if baseline is None or baseline.nearest is None
+                if baseline is None
                 else {"name": name, "queries": float(baseline.nearest[pair.label, pair.nearest])},
             }
             for pair in evaluation.confused

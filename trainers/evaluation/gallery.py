@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import hamming
 from orbithash.trainers.evaluation.parts import EncodedPart, class_names, present_labels
-from orbithash.trainers.metrics.retrieval import Labels, Retrieval, shared_labels, with_label
+from orbithash.trainers.metrics.retrieval import Labels, Retrieval, num_labels, shared_labels, with_label
 
 __all__ = ["ConfusedPair", "GalleryHit", "GalleryQuery", "Reason", "confused_pairs", "make_gallery"]
 
@@ -60,7 +60,7 @@ class ConfusedPair:
     """Two different classes and how often the nearest item of a query of the first one is of the second one.
 
     Attributes:
-        label, nearest: class of the query, class of its nearest item; indices.
+        label, nearest: class of the query, class of its nearest item; indices. The item shares no class with the query.
         queries: number of these queries; a query whose nearest items tie counts in parts.
         of: number of all queries of the class.
     """
@@ -71,14 +71,17 @@ class ConfusedPair:
     of: int
 
 
-def confused_pairs(nearest_classes: npt.NDArray[np.float64], query_labels: Labels) -> tuple[ConfusedPair, ...]:
-    """Return the most frequent pairs, most frequent first, from the shares float64 [C, C] of `nearest_class_shares`."""
-    of_class = np.bincount(query_labels, minlength=len(nearest_classes))
-    queries = nearest_classes * of_class[:, None]
+def confused_pairs(nearest: npt.NDArray[np.float64], query_labels: Labels) -> tuple[ConfusedPair, ...]:
+    """Return the most frequent pairs, most frequent first, from the counts float64 [C, C] of `nearest_class_counts`."""
+    of_class = np.array(
+        [np.count_nonzero(with_label(query_labels, label)) for label in range(num_labels(query_labels))]
+    )
+    of_class = np.pad(of_class, (0, len(nearest) - len(of_class)))
+    queries = nearest.copy()
     np.fill_diagonal(queries, 0)
+    shares = queries / np.maximum(of_class, 1)[:, None]
     # Of equal numbers, the larger share of its class is first. Rounding must not decide.
-    keys = (-nearest_classes.ravel().round(9), -queries.ravel().round(9))
-    order = np.lexsort(keys)[:NUM_CONFUSED]
+    order = np.lexsort((-shares.ravel().round(9), -queries.ravel().round(9)))[:NUM_CONFUSED]
     pairs = (divmod(cell, len(queries)) for cell in order.tolist() if queries.flat[cell] > 0)
     return tuple(ConfusedPair(a, b, float(queries[a, b]), int(of_class[a])) for a, b in pairs)
 
@@ -150,13 +153,17 @@ def _example(retrieval: Retrieval, scores: npt.NDArray[np.float64], pair: Confus
     If there is none, the second class is only among the items that tie with the first one; then the query with the
     lowest score for which that is so.
     """
-    rows = np.flatnonzero(retrieval.query_labels == pair.label)
+    rows = np.flatnonzero(with_label(retrieval.query_labels, pair.label))
     tied = []
     for row in rows[np.argsort(scores[rows], kind="stable")].tolist():
         distances, order = _ranked(retrieval, row)
-        labels = retrieval.database_labels[order]
-        if len(order) and labels[0] == pair.nearest:
+        if not len(order):
+            continue
+        near = order[distances[order] == distances[order[0]]]
+        num_shared = shared_labels(retrieval.query_labels[row : row + 1], retrieval.database_labels[near])[0]
+        is_confused = with_label(retrieval.database_labels[near], pair.nearest) & (num_shared == 0)
+        if is_confused[0]:
             return int(row)
-        if (labels[distances[order] == distances[order[0]]] == pair.nearest).any():
+        if is_confused.any():
             tied.append(int(row))
     return tied[0]

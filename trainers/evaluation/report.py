@@ -219,7 +219,7 @@ def _direction_plots(name: str, evaluation: Evaluation) -> dict[str, Figure]:
         "Balance of the bits",
         plots.bit_balance(metrics["codes"]["bit_balance"]),
         "Share of database codes in which each bit is 1. A bit near one half carries the most information, a bit at 0 "
-        "or 1 none.",
+        "or 1 none. Orange bits are dead or have a rare value.",
     )
     is_cross_modal = "->" in name and len(set(name.split("->"))) > 1
     if (

@@ -77,27 +77,25 @@ def _pair_title(evaluation: Evaluation, pair: ConfusedPair) -> str:
 def _confused_table(evaluation: Evaluation) -> Table:
     name, baseline = evaluation.main_baseline or ("", None)
     columns = ["class of the query", "class of its nearest item", "queries", "of"]
-    has_baseline = baseline is not None and baseline.nearest is not None
-    if has_baseline:
+    caption = (
+        "The most frequent pairs of different classes: queries of the first class whose nearest item is of the second. "
+        "A query whose nearest items tie counts in parts."
+    )
+    if evaluation.query_labels.ndim == 2:
+        caption += (
+            " Only nearest items that share no class with the query count, in equal parts for all pairs of their "
+            "classes."
+        )
+    if baseline is not None:
         columns.append(f"queries, {BASELINE_NAMES[name]}")
+        caption += " The last column is the same pair with the best simple method of at most as many bytes."
     rows = []
     for pair in evaluation.confused:
         row = [evaluation.classes[pair.label], evaluation.classes[pair.nearest], _count(pair.queries), f"{pair.of:,}"]
-        if baseline is not None and baseline.nearest is not None:
+        if baseline is not None:
             row.append(_count(float(baseline.nearest[pair.label, pair.nearest])))
         rows.append(row)
-    return Table(
-        "Confused classes",
-        columns,
-        rows,
-        "The most frequent pairs of different classes: queries of the first class whose nearest item is of the second. "
-        "A query whose nearest items tie counts in parts."
-        + (
-            " The last column is the same pair with the best simple method of at most as many bytes."
-            if has_baseline
-            else ""
-        ),
-    )
+    return Table("Confused classes", columns, rows, caption)
 
 
 def _bit_sections(evaluation: Evaluation) -> list[Section]:

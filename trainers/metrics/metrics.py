@@ -29,6 +29,7 @@ __all__ = [
     "SUCCESS_K",
     "RadiusCurve",
     "Values",
+    "add_nearest",
     "evaluate_codes",
     "mean_average_precision",
     "nearest_class_counts",
@@ -47,6 +48,9 @@ LOOKUP_RADIUS = 2
 SUCCESS_K = 20
 
 POLICIES: tuple[Policy, ...] = ("expected", "optimistic", "pessimistic")
+
+# Number of pairs of a query and a nearest item whose classes are compared at once.
+_PAIRS_AT_ONCE = 2**16
 
 # {metric: {tie policy: mean over the queries}}
 Values = dict[str, dict[str, float]]
@@ -125,33 +129,51 @@ def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs:
     if no query has the class. Labels must be single and below `num_classes`.
     """
     assert not retrieval.multi_label, "a multi-label item has no single column"
-    nearest = np.zeros((num_classes, num_classes))
+    counts = np.bincount(retrieval.query_labels, minlength=num_classes)
+    return nearest_class_counts(retrieval, num_classes, chunk_pairs=chunk_pairs) / np.maximum(counts, 1)[:, None]
+
+
+def nearest_class_counts(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
+    """Return how many queries of each row's class have a nearest item of each column's class; see `add_nearest`."""
+    counts = np.zeros((num_classes, num_classes))
     for start, distances, _ in chunks(retrieval, chunk_pairs):
         labels = retrieval.query_labels[start : start + len(distances)]
-        is_ranked = distances <= retrieval.bits
-        nearest += nearest_class_counts(distances, is_ranked, labels, retrieval.database_labels, num_classes)
-    counts = np.bincount(retrieval.query_labels, minlength=num_classes)
-    return nearest / np.maximum(counts, 1)[:, None]
+        add_nearest(counts, distances, distances <= retrieval.bits, labels, retrieval.database_labels)
+    return counts
 
 
-def nearest_class_counts(
+def add_nearest(
+    counts: Floats,
     distances: npt.NDArray[Any],
     is_ranked: npt.NDArray[np.bool_],
     query_labels: Labels,
     database_labels: Labels,
-    num_classes: int,
-) -> Floats:
-    """Return how many queries of each row's class have a nearest item of each column's class, float64 [C, C].
+) -> None:
+    """Add to `counts` float64 [C, C] the queries of each row's class with a nearest item of each column's class.
 
-    Distances and `is_ranked` are [q, N]; excluded items are not ranked. Items that tie share the rank of the nearest;
-    unlabelled ones (-1) are not counted.
+    Items that tie share the rank of the nearest; unlabelled ones are not counted. With several classes per item, only
+    nearest items that share no class with the query are counted, in equal parts for all pairs of their classes.
+
+    Args:
+        counts: changed in place.
+        distances: [q, N].
+        is_ranked: bool [q, N]; excluded items are not ranked.
+        query_labels: of the q queries.
+        database_labels: of the N items.
     """
-    counts = np.zeros((num_classes, num_classes))
     rows, columns = np.nonzero((distances == distances.min(1, keepdims=True)) & is_ranked)
     weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
-    known = database_labels[columns] >= 0
-    np.add.at(counts, (query_labels[rows][known], database_labels[columns][known]), weights[known])
-    return counts
+    if query_labels.ndim == 1:
+        known = database_labels[columns] >= 0
+        np.add.at(counts, (query_labels[rows][known], database_labels[columns][known]), weights[known])
+        return
+    for start in range(0, len(rows), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        of_query, of_item = query_labels[rows[part]], database_labels[columns[part]]
+        is_wrong = ~(of_query & of_item).any(1) & of_item.any(1)
+        shares = [hot[is_wrong] / hot[is_wrong].sum(1, keepdims=True) for hot in (of_query, of_item)]
+        size = query_labels.shape[1]
+        counts[:size, :size] += (shares[0] * weights[part][is_wrong, None]).T @ shares[1]
 
 
 def pair_recall(

@@ -19,6 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from orbithash.trainers.metrics.code_statistics import RARE_SHARE
 from orbithash.trainers.metrics.metrics import RadiusCurve
 from orbithash.trainers.reports.look import BLUE, GRID, INK, MUTED, ORANGE, SERIES, printable
 
@@ -138,11 +139,12 @@ def cutoff_curve(
 
 
 def bit_balance(balance: Sequence[float]) -> str:
-    """Plot the share of ones of each bit."""
+    """Plot the share of ones of each bit; bits with a rare value are orange."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         values = np.asarray(balance)
-        axes.bar(np.arange(len(values)), values - 0.5, bottom=0.5, width=0.8, color=BLUE)
+        colours = [ORANGE if min(value, 1 - value) < RARE_SHARE else BLUE for value in values]
+        axes.bar(np.arange(len(values)), values - 0.5, bottom=0.5, width=0.8, color=colours)
         axes.axhline(0.5, color=INK, linewidth=1.2)
         axes.set(xlabel="bit", ylabel="share of ones", ylim=(0, 1), xlim=(-0.8, len(values) - 0.2))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -36,6 +36,7 @@ SOME = {
         "sort_alone_ms": 1.0,
         "scenarios": {"calm": SCENARIO, "slow": SCENARIO | {"p99_ms": 70}},
     },
+    "export": {"export_rows_per_s": 9.0, "pyarrow_rows_per_s": 12.0, "export_peak_mib": 90.0, "pyarrow_peak_mib": 99.0},
     "another": {"rows_per_s": 7.0},
 }
 
@@ -59,7 +60,7 @@ def test_every_benchmark_has_a_page(tmp_path, name):
 def test_every_benchmark_of_the_command_line_has_a_page():
     from orbithash.cluster.cli.bench import bench
 
-    assert {command.name for command in bench.registered_commands} - {"export"} == page._PAGES.keys()
+    assert {command.name for command in bench.registered_commands} <= page._PAGES.keys()
 
 
 def test_a_measurement_is_compared_with_its_main_baseline():

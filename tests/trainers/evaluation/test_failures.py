@@ -133,14 +133,33 @@ def test_a_perfect_model_confuses_nothing():
     assert failures_of({"": run(perfect, perfect)})["directions"][""]["confused"] == []
 
 
-def test_items_of_several_classes_have_no_confused_pairs():
-    query, database = (
-        dataclasses.replace(each, labels=np.eye(4, dtype=bool)[each.labels])
-        for each in (part(40, 1, "q"), part(80, 2, "d"))
+def test_one_class_as_one_of_several_gives_the_same_failures():
+    parts = part(40, 1, "q"), part(80, 2, "d")
+    one_hot = [dataclasses.replace(each, labels=np.eye(4, dtype=bool)[each.labels]) for each in parts]
+    assert failures_of({"": run(*one_hot)}) == failures_of({"": run(*parts)})
+
+
+def test_confused_pairs_of_items_of_several_classes():
+    """Nearest items that share a class are no confusion; others count in parts for all pairs of classes."""
+    codes = pack(np.eye(5, BITS, dtype=bool))
+    queries = EncodedPart(
+        ["a", "b", "c"],
+        codes[:3],
+        np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1]], bool),
+        ["a", "b", "c"],
     )
-    failures = failures_of({"": run(query, database)})["directions"][""]
-    assert failures["confused"] == []
-    assert len(failures["worst"]) == 8
+    database = EncodedPart(
+        ["x", "y", "z"],
+        codes[:3],
+        np.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool),
+        ["x", "y", "z"],
+    )
+    evaluation = run(queries, database)
+    found = {(pair.label, pair.nearest): (pair.queries, pair.of) for pair in evaluation.confused}
+    assert found == {(0, 2): (0.25, 3), (0, 3): (0.25, 3), (1, 2): (0.25, 1), (1, 3): (0.25, 1)}
+    assert {query.id for query in evaluation.gallery if query.reason == "confused"} == {"a"}
+    # The rarer class is first: a larger share of its queries.
+    assert [pair.label for pair in evaluation.confused] == [1, 1, 0, 0]
 
 
 def test_the_file_has_ids_and_no_paths(tmp_path: Path):
