@@ -179,6 +179,22 @@ def bench_rank(
     _write_page(report, result)
 
 
+@bench.command("export", epilog="Example: orbithash bench export --rows 1000000")
+def bench_export(
+    rows: Annotated[int, typer.Option("--rows", help="Number of random rows.")] = 1_000_000,
+    thumbnail: Annotated[int, typer.Option("--thumbnail", help="Size of the thumbnail of a row, bytes.")] = 500,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure rows per second and memory of `export` to GeoParquet next to a bare pyarrow write of the same table."""
+    from orbithash.cluster.bench.export import bench_export as run_bench
+    from orbithash.cluster.bench.report import show
+
+    result = run_bench(rows, thumbnail)
+    show(result, as_json)
+    _write_page(report, result)
+
+
 @bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
 def bench_rescore(
     rows: Annotated[int, typer.Option("--rows", help="Number of generated vectors.")] = 1_000_000,

@@ -73,7 +73,7 @@ def sorted_slices(tables: list[pa.Table]) -> Iterator[pa.Table]:
     """Yield rows in their order, in slices."""
     if not tables:
         return
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).combine_chunks()
     tables.clear()
     order = np.lexsort((table["id"].to_numpy(), table[POSITION].to_numpy()))
     step = max(1, int(_SLICE_BYTES * len(table) / max(1, table.nbytes)))
