@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from orbithash.encoders.places.geometry import is_nested_deeply
+
 __all__ = ["Place", "bounding_box", "normalize", "normalize_wkb", "place_of", "project", "wrap_longitude"]
 
 Points = npt.NDArray[np.float64]
@@ -78,13 +80,13 @@ def normalize_wkb(footprint: bytes) -> bytes:
     import shapely
 
     try:
+        # GEOS reads collections by recursion, and ends the process when its stack is full.
+        if is_nested_deeply(footprint):
+            raise ValueError("its collections are nested too deeply")
         geometry = shapely.from_wkb(footprint)
     except (shapely.errors.ShapelyError, TypeError) as error:
         raise ValueError("it is not WKB") from error
-    try:
-        normal = normalize(geometry)
-    except RecursionError as error:
-        raise ValueError("its collections are nested too deeply") from error
+    normal = normalize(geometry)
     return footprint if normal is geometry else bytes(normal.wkb)
 
 
