@@ -25,6 +25,7 @@ from orbithash.cluster.cli.options import (
     local_model,
 )
 from orbithash.cluster.output import print_json
+from orbithash.encoders.errors import InputError
 
 __all__ = ["verbs"]
 
@@ -161,15 +162,17 @@ def encode(
 
 @verbs.command(rich_help_panel=ARCHIVE, epilog="Example: orbithash export archive places.parquet")
 def export(
-    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI.")],
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="Archive of codes: a folder or a URI; with --address, omit it.")
+    ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="OUT",
             help="File to write, by its ending .parquet (GeoParquet), .geojson, .csv or .json (STAC items), replaced "
             "if it exists; or a new folder (STAC collection with GeoParquet files).",
         ),
-    ],
+    ] = None,
     format_: Annotated[
         str | None,
         typer.Option("--format", help="parquet, stac, items, geojson or csv. Default: by the ending of OUT."),
@@ -205,13 +208,42 @@ def export(
             "process.",
         ),
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Export the archive of the gateway at HOST:PORT, to GeoParquet, GeoJSON or CSV, ordered by row id.",
+        ),
+    ] = None,
+    timeout: TimeoutOption = 10.0,
+    token_file: TokenFileOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the rows of an archive to files that other programs read, in the order of a Hilbert curve.
 
     Codes are packed bytes; the footer of GeoParquet and the STAC collection describe their bits. Rows that wait for
-    their place in the order need free disk space beside OUT.
+    their place in the order need free disk space beside OUT. With --address, the only argument is OUT.
     """
+    if address is not None:
+        unusable = {"--format": format_, "--version": version, "--columns": columns, "--model": model}
+        unusable |= {"--source": source, "--workers": workers, "--licence": licence.replace("other", "")}
+        if out is not None or any(unusable.values()):
+            extra = f"ARCHIVE {archive}" if out is not None else next(name for name, value in unusable.items() if value)
+            raise InputError(
+                f"{extra} cannot be given with --address; give OUT, --filter and options of the connection"
+            )
+        with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
+            rows = client.export(archive, filter_)
+        if as_json:
+            print_json({"out": archive, "rows": rows})
+        else:
+            print(f"{archive}: wrote {rows:,} rows")
+        return
+    if out is None:
+        raise InputError("OUT is missing: give the archive and the file or folder to write, or --address and the file")
     from orbithash.cluster.exporting.export import ExportOptions
     from orbithash.cluster.exporting.export import export as run_export
     from orbithash.cluster.runtime import parse_workers

@@ -1,7 +1,9 @@
 """The asyncio client of a gateway."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +24,7 @@ from orbithash.search.client.arguments import (
 )
 from orbithash.search.client.connection import REFRESH_TIMEOUT_S, Connection, Tls
 from orbithash.search.client.exploring import AsyncExploring
+from orbithash.search.client.exporting import PAGE_ROWS, row_file
 from orbithash.search.client.streams import exchange_async
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
@@ -229,6 +232,19 @@ class AsyncClient(AsyncExploring):
             if not response.HasField("next"):
                 return
             request.after = response.next
+
+    async def export(self, out: str | Path, filter: str = "", *, timeout_s: float | None = None) -> int:
+        """See `Client.export`."""
+        with row_file(out, await self.describe(timeout_s=timeout_s)) as file:
+            page: list[Row] = []
+            async for row in self.scroll(filter, include=file.columns, page_size=PAGE_ROWS, timeout_s=timeout_s):
+                page.append(row)
+                if len(page) == PAGE_ROWS:
+                    await asyncio.to_thread(file.write, page)
+                    page = []
+            await asyncio.to_thread(file.write, page)
+            await asyncio.to_thread(file.close)
+        return file.num_rows
 
     async def describe(self, *, timeout_s: float | None = None) -> Description:
         """See `Client.describe`."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +24,7 @@ from orbithash.search.client.arguments import (
 )
 from orbithash.search.client.connection import REFRESH_TIMEOUT_S, Connection, Tls
 from orbithash.search.client.exploring import Exploring
+from orbithash.search.client.exporting import PAGE_ROWS, row_file
 from orbithash.search.client.streams import exchange
 from orbithash.search.protocol import convert
 from orbithash.search.protocol.description import Description
@@ -281,6 +284,27 @@ class Client(Exploring):
             if not response.HasField("next"):
                 return
             request.after = response.next
+
+    def export(self, out: str | Path, filter: str = "", *, timeout_s: float | None = None) -> int:
+        """Write the rows that pass a filter to a file, ordered by id; return their number.
+
+            client.export("harbors.parquet", "label = 'harbor'")
+
+        Needs the extra `web`. `orbithash export` reads an archive without a gateway, faster and in an order by place.
+
+        Args:
+            out: GeoParquet, GeoJSON or CSV by its ending; replaced if it exists. It appears whole or not at all.
+            filter: CQL2 text that rows have to pass; "": all rows.
+            timeout_s: time limit of each page of rows in seconds.
+
+        Raises:
+            InputError: another ending, or a file that cannot be written.
+        """
+        with row_file(out, self.describe(timeout_s=timeout_s)) as file:
+            rows = self.scroll(filter, include=file.columns, page_size=PAGE_ROWS, timeout_s=timeout_s)
+            while page := list(islice(rows, PAGE_ROWS)):
+                file.write(page)
+        return file.num_rows
 
     def describe(self, *, timeout_s: float | None = None) -> Description:
         """Return what the gateway serves."""

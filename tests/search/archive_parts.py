@@ -42,11 +42,11 @@ def serving_archive(folder, limits=None, encode=encode, encoder=None, vector=Non
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        service, gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+        service, gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(120)
         try:
             yield gateway.address, service, loop
         finally:
-            asyncio.run_coroutine_threadsafe(stop(service, gateway), loop).result(30)
+            asyncio.run_coroutine_threadsafe(stop(service, gateway), loop).result(120)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

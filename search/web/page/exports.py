@@ -11,8 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from orbithash.encoders.places.columns import FOUND_COLUMNS
 from orbithash.encoders.places.writers import MEDIA_TYPES, PlaceRow, PlacesWriter, open_writer
 from orbithash.search.client import Hit
+from orbithash.search.client.exporting import describe_codes
+from orbithash.search.protocol.description import Description
 from orbithash.search.protocol.queries import Column, Coverage
 from orbithash.search.web.errors import WebError
 from orbithash.search.web.page.answers import Answers, Order, Shown
@@ -25,7 +28,9 @@ __all__ = ["MAX_SHOWN", "routes"]
 MAX_SHOWN = 10_000
 # Bytes of a row group of GeoParquet, which the service keeps in memory for each file.
 _ROW_GROUP_BYTES = 8 * 2**20
-_COLUMNS: tuple[Column, ...] = ("uri", "caption", "footprint")
+_COLUMNS: tuple[Column, ...] = ("uri", "caption", "footprint", "code")
+# STAC items are JSON.
+_ENDINGS = {"items": "json"}
 
 
 class IncompleteExport(Exception):
@@ -47,26 +52,32 @@ async def export(request: Request) -> Response:
         raise WebError(400, " ".join(parsed.problems.values()))
     limit = _limit(request)
     allows_partial = request.query_params.get("partial") == "1"
-    answers = Answers(request.state.client, parsed.state, await describe(request))
+    description = await describe(request)
+    answers = Answers(request.state.client, parsed.state, description)
     parts = answers.pages(_COLUMNS, limit)
     first = await anext(parts)
     if limit is None and not allows_partial and (missing := _missing(first.coverage)):
         raise WebError(503, missing)
-    headers = {"Content-Disposition": f'attachment; filename="{_file_name(parsed.state)}.{name}"'}
+    headers = {"Content-Disposition": f'attachment; filename="{_file_name(parsed.state)}.{_ENDINGS.get(name, name)}"'}
     if request.method == "HEAD":
         return Response(media_type=MEDIA_TYPES[name], headers=headers)
     requires_all = limit is None and not allows_partial
     return StreamingResponse(
-        _file(name, first, parts, limit, requires_all), media_type=MEDIA_TYPES[name], headers=headers
+        _file(name, description, first, parts, limit, requires_all), media_type=MEDIA_TYPES[name], headers=headers
     )
 
 
 async def _file(
-    name: str, first: Shown, parts: AsyncIterator[Shown], limit: int | None, requires_all: bool
+    name: str,
+    description: Description,
+    first: Shown,
+    parts: AsyncIterator[Shown],
+    limit: int | None,
+    requires_all: bool,
 ) -> AsyncIterator[bytes]:
     """Yield the bytes of a file. One part of the answer is in memory at a time."""
     sink = _Sink()
-    writer = await asyncio.to_thread(open_writer, name, cast(BinaryIO, sink), row_group_bytes=_ROW_GROUP_BYTES)
+    writer = await asyncio.to_thread(_open, name, sink, description)
     shown: Shown | None = first
     num_rows = 0
     while shown is not None:
@@ -79,6 +90,16 @@ async def _file(
         shown = await anext(parts, None)
     await asyncio.to_thread(writer.close)
     yield sink.taken()
+
+
+def _open(name: str, sink: "_Sink", description: Description) -> PlacesWriter:
+    return open_writer(
+        name,
+        cast(BinaryIO, sink),
+        describe_codes(description),
+        columns=(*FOUND_COLUMNS, "code"),
+        row_group_bytes=_ROW_GROUP_BYTES,
+    )
 
 
 def _written(writer: PlacesWriter, sink: "_Sink", hits: Iterable[Hit], order: Order) -> bytes:
@@ -100,6 +121,7 @@ def _row(hit: Hit, order: Order) -> PlaceRow:
         "distance": hit.distance if order == "distance" else None,
         "score": hit.score if order == "score" else None,
         "footprint": hit.extra.get("footprint"),
+        "code": hit.extra.get("code"),
     }
 
 

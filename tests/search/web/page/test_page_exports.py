@@ -50,7 +50,7 @@ def keys_of(name, body):
     return list(table["id"]), table
 
 
-@pytest.mark.parametrize("name", ["geojson", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["geojson", "csv", "parquet", "items"])
 def test_a_file_of_the_whole_answer_has_every_row_once(service, rows, name, monkeypatch):
     # Three parts.
     monkeypatch.setattr(answers, "_EXPORT_ROWS", 100)
@@ -74,12 +74,12 @@ def shown_keys(service, query):
     return [html.unescape(key) for key in re.findall(r'<article class="tile"[^>]*? data-key="([^"]*)"', text)]
 
 
-@pytest.mark.parametrize("name", ["geojson", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["geojson", "csv", "parquet", "items"])
 def test_an_answer_without_rows_is_a_valid_file(service, name):
     reply = service.get(path(name, scope="all", **{"from": "2035-01-01"}))
     if name == "parquet":
         assert pq.read_table(io.BytesIO(reply.body)).num_rows == 0
-    elif name == "geojson":
+    elif name in ("geojson", "items"):
         assert json.loads(reply.body)["features"] == []
     else:
         assert len(reply.text.splitlines()) == 1
@@ -89,6 +89,21 @@ def test_what_is_shown_is_exported_in_its_order(service):
     query = {"q": "a river", "radius": 12}
     keys, _ = keys_of("csv", service.get(path("csv", **query, scope="shown", limit=7)).body)
     assert keys == shown_keys(service, urlencode(query))[:7]
+
+
+def test_files_have_the_codes_and_say_what_they_are(service, gateway):
+    query = {"q": "a river", "radius": 12, "scope": "all"}
+    table = pq.read_table(io.BytesIO(service.get(path("parquet", **query)).body))
+    items = json.loads(service.get(path("items", **query)).body)
+    with Client(gateway.address) as client:
+        described = client.describe()
+        codes = {key: row.code for key, row in client.get(table["id"].to_pylist(), include=["code"]).items()}
+    assert {
+        key: bytes(code) for key, code in zip(*table.select(["id", "code"]).to_pydict().values(), strict=True)
+    } == codes
+    assert {each["id"]: bytes.fromhex(each["properties"]["orbithash:code"]) for each in items["features"]} == codes
+    for stated in (json.loads(table.schema.metadata[b"orbithash"]), items["orbithash:codes"]):
+        assert (stated["bits"], stated["model_id"]) == (described.bits, described.model_id)
 
 
 def test_the_cut_off_limits_an_export(service, gateway):
@@ -175,7 +190,7 @@ def test_a_partial_answer_is_exported_only_on_request(service, parts):
 
 
 @pytest.mark.parametrize("failure", ["error", "partial"])
-@pytest.mark.parametrize("name", ["geojson", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["geojson", "csv", "parquet", "items"])
 def test_a_failure_in_the_middle_breaks_the_connection(service, parts, name, failure):
     async def fail(number, shown):
         if number == 1 and failure == "error":
