@@ -67,7 +67,7 @@ class _Page:
 def write_bench_page(path: Path, result: Result) -> None:
     """Write the page of a result, whose "bench" is the name of the benchmark."""
     page = _PAGES.get(result["bench"], _Page(f"Benchmark {result['bench']}", "", lambda _: []))
-    comparisons = page.comparisons(result)
+    comparisons = [comparison for comparison in page.comparisons(result) if comparison.values]
     sections: list[Section] = []
     facts = [comparison.fact for comparison in comparisons] + _targets(result)
     if facts:

@@ -31,7 +31,7 @@ _TARGET = 0.5
 
 _MAX_ROWS, _MAX_DIMS, _MAX_K = 10**9, 4096, 10_000
 
-# Bits of the codes, of which all rows have the same.
+# Bits of the codes; all rows have the same code.
 _BITS = 8
 
 _READING, _RANKING = "read memory", "orbithash"

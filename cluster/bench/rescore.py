@@ -137,7 +137,7 @@ class _Method:
 
     Attributes:
         make: rows float32 [N, D] to codes uint8 [N, B].
-        num_bytes: bytes of a code and of what rescoring reads beside it.
+        num_bytes: bytes of a row: its code and its stored vector.
         codes: of all rows.
     """
 

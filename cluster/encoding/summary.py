@@ -1,4 +1,4 @@
-"""What a run of `encode` has done: counted while it runs, summarised at its end."""
+"""Counts and times of a run of `encode`: collected while it runs, summarised at its end."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ from orbithash.cluster.output import say
 
 __all__ = ["EncodeSummary", "Tally"]
 
-# Refused items that are printed one by one.
+# Maximum number of refused items that are printed.
 MAX_PRINTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeSummary:
-    """What one run of `encode` did.
+    """Counts and times of one run of `encode`.
 
     Attributes:
         num_listed: items in the source.
-        num_done_before: of these, items that had a row of the same content.
-        num_refused_before: of these, items that had been refused and have not changed.
+        num_done_before: listed items that already had a row of the same content.
+        num_refused_before: listed items that were refused before and have not changed.
         num_encoded: items that became rows, new ones and replaced ones.
-        num_replaced: of these, items whose row had been made from other content.
-        num_refused: items that could not be read now.
-        left_out: what lay in the source and is not read, with its number.
+        num_replaced: encoded items that replaced a row of other content.
+        num_refused: items that could not be read in this run.
+        left_out: number of files of each kind in the source that are not read.
         start_s: seconds until the first batch reached a network.
-        encode_s: seconds from then to the last commit.
-        rows_per_s: items read in these seconds, encoded or refused, by the second.
-        worker_s: seconds that all workers together were busy in each stage.
-        worker_images_per_s: images by these seconds: the rate of one worker that is busy with this stage alone.
+        encode_s: seconds from the first batch to the last commit.
+        rows_per_s: items read per second of `encode_s`, encoded or refused.
+        worker_s: busy seconds of all workers together, by stage.
+        worker_images_per_s: images per busy second: the rate of one worker with this stage alone.
         rows_in_archive: rows of the archive at the end.
     """
 
@@ -59,7 +59,7 @@ class EncodeSummary:
         if self.num_replaced:
             parts.append(f"{self.num_replaced} of them replaced rows, because their files had changed")
         if self.num_done_before:
-            parts.append(f"{self.num_done_before} were done before")
+            parts.append(f"{self.num_done_before} were encoded before")
         if self.num_refused:
             parts.append(f"refused {self.num_refused}")
         if self.num_refused_before:

@@ -210,7 +210,7 @@ def _summary(
         raise InputError("the demo has no result: no epoch was completed or the test part has no image to query with")
     directions: dict[str, float] = {}
     if "image->image" in metrics["metrics"]:
-        # With a text side: the headline is image to image; the other directions are listed beside it.
+        # With a text side: the headline is image to image; the other directions are listed too.
         directions = {name: of_one[HEADLINE]["expected"] for name, of_one in metrics["metrics"].items()}
         metrics = {
             name: value["image->image"] if isinstance(value, dict) and "image->image" in value else value

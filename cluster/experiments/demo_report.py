@@ -22,6 +22,7 @@ from orbithash.trainers.reports.page import (
     Figures,
     Gallery,
     GalleryRow,
+    Link,
     Section,
     Table,
     Text,
@@ -83,6 +84,7 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], queried: lis
         _facts(summary),
         *_galleries(run, HashModel.load(out / "run" / "model"), queried),
         Figures("Training and evaluation", figures),
+        Table("Further pages", ["page"], [[Link("Report of the evaluation", "../run/evaluation/report.html")]]),
         _timings(summary),
         Text(
             "What the demo did",
@@ -94,7 +96,8 @@ def write_demo_report(out: Path, run: Run, summary: dict[str, Any], queried: lis
                 "codes were loaded into "
                 f"{summary['query']['shards']} FAISS shards in Ray actors, and a gRPC gateway answered queries by "
                 "images that were neither trained on nor in the archive.",
-                "The report of the evaluation, with all metrics and their definitions, is run/evaluation/report.html.",
+                "The report of the evaluation has all metrics with their definitions and the failures: the worst "
+                "queries, the most confused classes, wasted bits.",
             ],
         ),
     ]
@@ -128,8 +131,8 @@ def _facts(summary: dict[str, Any]) -> Facts:
             Fact(
                 HEADLINE,
                 f"{summary[HEADLINE]:.3f}",
-                f"Mean average precision within 20 hits, expected over ties. Chance level is {summary['chance']:.3f}, "
-                "perfect is 1.",
+                "Mean average precision within 20 hits, expected over ties; 1 is perfect.",
+                f"chance: {summary['chance']:.3f}",
             ),
             Fact(
                 "training",
@@ -140,6 +143,7 @@ def _facts(summary: dict[str, Any]) -> Facts:
                 "encoding",
                 f"{encode['rows_per_s']:.0f}/s",
                 f"Images per second from files to committed rows, {encode['num_encoded']:,} images in total.",
+                _slowest_stage(encode),
             ),
             Fact(
                 "a query by image",
@@ -149,6 +153,15 @@ def _facts(summary: dict[str, Any]) -> Facts:
             ),
         ],
     )
+
+
+def _slowest_stage(encode: dict[str, Any]) -> str:
+    """Return the stage of encoding that limits one worker, and its rate; "" if nothing was read."""
+    rates = encode["worker_images_per_s"]
+    if not rates:
+        return ""
+    stage = min(rates, key=rates.__getitem__)
+    return f"one worker, {stage} alone: {rates[stage]:.0f}/s"
 
 
 def _galleries(run: Run, model: HashModel, queried: list[Queried]) -> list[Gallery]:
@@ -190,7 +203,7 @@ def _gallery(run: Run, model: HashModel, queried: list[Queried], title: str, wha
     return Gallery(
         title,
         rows,
-        f"{what}; beside it, the hits of the gateway, nearest first. The queries are random, one for each class. A "
+        f"{what}; to its right, the hits of the gateway, nearest first. The queries are random, one for each class. A "
         "tick and a solid frame mark the query's class, a cross and a dashed frame another class; d is the Hamming "
         "distance.",
     )

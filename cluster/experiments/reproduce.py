@@ -180,7 +180,7 @@ def _prepare(
 
 
 def _ways(names: Sequence[str]) -> list[Way]:
-    """Return each method or recipe with its paper's evaluation, of which a recipe may change the split.
+    """Return each method or recipe with its paper's evaluation; a recipe may change the split.
 
     A recipe of a method without a paper's evaluation is evaluated by the headline. A learned baseline has those of all
     supervised methods given, or its own without one or as a recipe.

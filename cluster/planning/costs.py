@@ -38,7 +38,7 @@ class Costs:
         source: where the constants were measured.
         scan_s: fixed cost of one query in one shard.
         word_s: cost of comparing a query with one distinct code, per 64 bits of the code.
-        batch_share: share of that cost that each query of a batch of 64 has, because they share what is read.
+        batch_share: share of that cost for each query of a batch of 64, because its queries share the reads.
         probes: measured searches of learned codes by probing; other lengths and numbers are interpolated.
         scan_tail, probe_tail: ratio of the 99th percentile of a search to its median, by comparing all codes and by
             probing.

@@ -1,4 +1,4 @@
-"""The result of a search: a table of the trials, and a page with a plot in parallel coordinates."""
+"""The result of a search for settings: the table on the terminal, best.yaml, and the page."""
 
 import dataclasses
 from collections.abc import Sequence

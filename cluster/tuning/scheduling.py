@@ -75,7 +75,7 @@ class Listener(Callback):  # type: ignore[misc]
         self._show(self._num_ended, note)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Write the outcome of a trial that was stopped early, or ended by itself."""
+        """Write the outcome of a trial that was stopped early or is complete."""
         self._end(trial.config[NUMBER], "")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:

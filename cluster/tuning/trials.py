@@ -1,11 +1,11 @@
-"""The trials of a search, and what is stored of each, so that a search killed at any moment can be resumed.
+"""The trials of a search and their files, so that a search killed at any moment can be resumed.
 
 TUNE/trials/00001/       checkpoint of trial 1 after its last scored epoch, written by its process
 TUNE/trials/00001.json   its outcome, written by the search when it ends
 
-Each appears whole or not at all, and nothing else decides what is left to do. The state that Ray Tune stores cannot do
-this: it is several files, copied one after the other and at most every ten seconds, which contradict each other after a
-kill.
+Each file appears whole or not at all, and these files alone decide which trials remain. The state that Ray Tune stores
+is not used: it is several files, copied one after the other at most every ten seconds, which can contradict each other
+after a kill.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Trial:
         number: 0 for the trial with the settings as given, then counting up.
         settings: values of the settings of the space.
         score: best value of the metric; None if no epoch was scored.
-        epoch: in which that was.
-        epochs: how many it had before its end, or before it was stopped.
-        problem: what went wrong, or "".
+        epoch: epoch of the best value.
+        epochs: number of epochs before the trial ended or was stopped.
+        problem: the error that ended the trial, or "".
     """
 
     number: int
@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is stored of a trial that ended; `scores` has pairs of an epoch and its score, in the order of epochs."""
+    """Stored outcome of a trial that ended; `scores` are pairs of an epoch and its score, in the order of epochs."""
 
     number: int
     settings: dict[str, Any]

@@ -54,7 +54,7 @@ class ChangesBench:
         shards: number of shards of the gateway.
         local: all shards in the gateway's process instead of Ray actors.
         seconds: duration of the stream of queries before each disturbance.
-        parts: what is measured: "shard", "gateway".
+        parts: parts to measure: "shard", "gateway".
     """
 
     rows: int = 1_000_000
