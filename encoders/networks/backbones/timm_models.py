@@ -62,6 +62,7 @@ def _build(request: Request) -> ModelBackbone:
 
 
 def _rebuild(spec: BackboneSpec) -> ModelBackbone:
+    _published(spec.name)
     model = _create(spec.name, spec.config)
     _set_pooling(model, spec.pooling, spec.name)
     if spec.channels != 3:
@@ -92,8 +93,10 @@ def _published(name: str) -> Any:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
-        raise InputError(f"timm has no network {architecture!r}; {hint}")
+        hint = f"did you mean {' or '.join(near)}? " if near else "timm.list_models() lists all. "
+        raise InputError(
+            f"timm has no network {architecture!r}; {hint}If another package registers it, import that package first"
+        )
     try:
         return timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as err:

@@ -301,3 +301,6 @@ def test_a_network_that_a_package_registers_with_timm_needs_no_description(monke
     backbone = build_backbone("timm:orbithash_test_means")
     assert torch.equal(features(backbone, images()), images().mean(dim=(2, 3)))
     assert rebuild_backbone(through_json(backbone.spec)).num_features == 3
+    _registry._model_entrypoints.pop("orbithash_test_means")
+    with pytest.raises(InputError, match=r"timm has no network 'orbithash_test_means'; .* import that package first"):
+        rebuild_backbone(through_json(backbone.spec))
