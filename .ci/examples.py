@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ class Page:
         if self._folder is None:
             return
         if self._python is not None:
-            _end_group(self._python.pid)
+            # A child that has ended is alive to `tail --pid` until it is waited for.
+            with suppress(ProcessLookupError):
+                os.killpg(self._python.pid, signal.SIGKILL)
             self._python.wait()
         for file in (self._hidden / "servers").glob("*.pid"):
             _end_group(int(file.read_text()))
