@@ -37,7 +37,8 @@ __all__ = ["write_encode_page"]
 MAX_CODES, MAX_REFUSED, MAX_REASONS = 1_000_000, 50, 10
 # Number of repeated codes shown, rows shown of each, minimum number of rows of a repeated code.
 NUM_REPEATED, NUM_ROWS, MIN_REPEATS = 5, 8, 2
-_SIDE_PX = 180
+# Side of a thumbnail on the page; larger ones than this in the archive are not decoded.
+_SIDE_PX, _MAX_SIDE_PX = 180, 4096
 
 
 def write_encode_page(path: Path, source: str, summary: EncodeSummary, archive_path: str) -> None:
@@ -215,7 +216,13 @@ def _repeated(archive: Archive, ids: npt.NDArray[np.uint64], codes: Codes) -> li
 
 
 def _picture(thumbnail: bytes | None) -> str | None:
+    """Return a thumbnail as a data URI; None if there is none or it is no image, as clients may write anything."""
     if thumbnail is None:
         return None
-    with Image.open(io.BytesIO(thumbnail)) as image:
-        return thumbnail_data_uri(np.asarray(image.convert("RGB")), _SIDE_PX)
+    try:
+        with Image.open(io.BytesIO(thumbnail)) as image:
+            if max(image.size) > _MAX_SIDE_PX:
+                return None
+            return thumbnail_data_uri(np.asarray(image.convert("RGB")), _SIDE_PX)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

@@ -25,8 +25,10 @@ LIBRARIES = {
     "numpy": "numpy",
 }
 
-# User and password in an address, such as s3://KEY:SECRET@bucket, and the value of an option that names a secret.
+# User and password in an address, such as s3://KEY:SECRET@bucket; the query of an address, such as ?sig=SECRET; and an
+# option whose value is a secret.
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_QUERY = re.compile(r"(\w+://[^\s?#'\"]*)[?#][^\s'\"]+")
 _SECRET_OPTION = re.compile(r"(--?[\w-]*(?:token|secret|password|credential)[\w-]*)(?:=.*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -61,7 +63,12 @@ class Provenance:
             "Version": self.version,
             "Machine": self.machine,
         }
-        return [(name, value) for name, value in entries.items() if value]
+        return [(name, without_secrets(value)) for name, value in entries.items() if value]
+
+
+def without_secrets(text: str) -> str:
+    """Return the text with the users, passwords and queries of addresses replaced."""
+    return _QUERY.sub(r"\1?***", _CREDENTIALS.sub("***", text))
 
 
 def command_line(arguments: list[str]) -> str:
@@ -77,7 +84,7 @@ def command_line(arguments: list[str]) -> str:
         elif option and "=" in word:
             words.append(f"{option[1]}=***")
         else:
-            words.append(shlex.quote(_CREDENTIALS.sub("***", word)))
+            words.append(shlex.quote(without_secrets(word)))
         hides_next = option is not None and "=" not in word
     return " ".join([PROGRAM, *words])
 

@@ -1,6 +1,8 @@
 """The page of a run of `encode`: counts, refused items, wasted bits, repeated codes."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -71,6 +73,23 @@ def test_the_most_frequent_codes_are_shown_with_their_rows(archive, tmp_path):
     html = written(archive, tmp_path)
     assert "11 of 40 codes" in html
     assert html.count("data:image/jpeg") == page.NUM_ROWS
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a PNG file of one pixel whose header states another size."""
+    out = io.BytesIO()
+    Image.new("L", (1, 1)).save(out, "PNG")
+    head = b"IHDR" + struct.pack(">II", width, height) + out.getvalue()[24:29]
+    return out.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + out.getvalue()[33:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(40), png_of(5000, 5000), png_of(2**17, 2**17)],
+)
+def test_thumbnails_that_are_no_images_are_left_out(data):
+    assert page._picture(data) is None
 
 
 def test_a_large_archive_is_sampled(archive, tmp_path, monkeypatch):

@@ -14,6 +14,9 @@ from orbithash.trainers.reports.provenance import Provenance, command_line, mach
     [
         (["/x/bin/orbithash", "evaluate", "runs/a b", "--data", "tiles"], "orbithash evaluate 'runs/a b' --data tiles"),
         (["orbithash", "encode", "s3://KEY:SECRET@bucket/x"], "orbithash encode 's3://***@bucket/x'"),
+        (["orbithash", "encode", "https://h/a?sig=hush&x=1"], "orbithash encode 'https://h/a?***'"),
+        (["orbithash", "encode", "gs://b/a#hush"], "orbithash encode 'gs://b/a?***'"),
+        (["orbithash", "encode", "what?.tif"], "orbithash encode 'what?.tif'"),
         (["orbithash", "x", "--token", "hush", "-k", "3"], "orbithash x --token *** -k 3"),
         (["orbithash", "x", "--api-token=hush\nhush", "y"], "orbithash x --api-token=*** y"),
         (["orbithash", "x", "--password-file", "hush"], "orbithash x --password-file ***"),
@@ -51,3 +54,10 @@ def test_entries_of_the_head():
         "Machine": "2 cores",
     }
     assert Provenance("Plan", "").command == ""
+
+
+def test_no_entry_has_secrets():
+    addresses = ["s3://KEY:hush@bucket/x", "https://host/x?sig=hush"]
+    origin = Provenance("Encoding", addresses[0], {"Archive": addresses[1]})
+    assert dict(origin.entries)["Data"] == "s3://***@bucket/x"
+    assert dict(origin.entries)["Archive"] == "https://host/x?***"
