@@ -12,6 +12,7 @@ from orbithash.cluster.cli.options import (
     CaOption,
     CertKeyOption,
     CertOption,
+    CodesOption,
     Connection,
     FilterOption,
     JsonOption,
@@ -51,16 +52,7 @@ def encode(
             help="Model folder, such as RUN/model, or hf:ORG/NAME of the hub. Codes made elsewhere need none.",
         ),
     ] = None,
-    codes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--codes",
-            metavar="NAME=VALUE",
-            help="What the codes of a Parquet file are, where its footer does not say: bits, order (msb or lsb: the "
-            "first bit within a byte), model (id or name), scale of the stored vectors, column (default: code). May be "
-            "repeated, or given with commas: bits=64,order=msb,model=NAME.",
-        ),
-    ] = None,
+    codes: CodesOption = None,
     workers: Annotated[
         str | None,
         typer.Option("--workers", help="Number of encoding actors, or MIN:MAX. Default: limited by resources only."),

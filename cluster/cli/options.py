@@ -27,6 +27,7 @@ __all__ = [
     "CaptionsOption",
     "CertKeyOption",
     "CertOption",
+    "CodesOption",
     "ConfigOption",
     "Connection",
     "DataOption",
@@ -155,6 +156,16 @@ AssetOption = Annotated[
     typer.Option(
         "--asset",
         help="Key of the asset to read in each STAC item. Default: the visual image, else the best other one.",
+    ),
+]
+CodesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codes",
+        metavar="NAME=VALUE",
+        help="What the codes of a Parquet file are, where its footer does not say: bits, order (msb or lsb: the "
+        "first bit within a byte), model (id or name), scale of the stored vectors, column (default: code). May be "
+        "repeated, or given with commas: bits=64,order=msb,model=NAME.",
     ),
 ]
 FilterOption = Annotated[

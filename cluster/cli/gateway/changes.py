@@ -16,11 +16,15 @@ from orbithash.search.protocol.rows import Row
 
 if TYPE_CHECKING:
     from orbithash.encoders.sources.sources import Item
+    from orbithash.search.protocol.description import Description
 
 __all__ = ["Upserted", "delete_keys", "upsert_source"]
 
-# Images that are read before they are sent.
+# Images that are read before they are sent, or rows with thumbnails.
 _BATCH = 64
+
+# Columns of a table of codes that a row has.
+_OF_ROWS = ("uri", "label", "caption", "datetime", "lon", "lat", "footprint", "thumbnail")
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,23 @@ class Upserted:
     refused: dict[str, str]
 
 
-def upsert_source(client: Client, source: str, asset: str | None = None) -> Upserted:
+def upsert_source(client: Client, source: str, asset: str | None = None, codes: Sequence[str] = ()) -> Upserted:
     """Send the images of `source` (see `list_source`) to be encoded by the gateway; refused items are skipped.
 
-    A gateway whose model takes vectors gets those of a table of embeddings (see `EmbeddingTable`).
+    The rows of a table of codes (see `CodeTable`) are sent with their codes. A gateway whose model takes vectors gets
+    those of a table of embeddings (see `EmbeddingTable`).
     """
     # Imported here because `delete` needs no library for images, and before the gateway is asked, so that a missing
     # library is named first.
     from orbithash.encoders.imagery.georeference import check_projections
+    from orbithash.encoders.sources.codes.code_tables import describes_codes
     from orbithash.encoders.sources.listings import scene_suffixes
     from orbithash.encoders.sources.sources import list_source
     from orbithash.trainers.datasets import find_items
 
     served = client.describe()
+    if codes or describes_codes(Path(source)):
+        return _upsert_codes(client, source, codes, served)
     if served.embedding is not None:
         return _upsert_vectors(client, source, served.embedding, served.num_features)
     items = list_source(source, asset=asset, find_items=find_items)
@@ -91,6 +99,44 @@ def _upsert_vectors(client: Client, source: str, embedding: str, dims: int) -> U
     return Upserted(num_written, refused)
 
 
+def _upsert_codes(client: Client, source: str, options: Sequence[str], served: "Description") -> Upserted:
+    """Send the rows of a table of codes; their stored vectors and stamps cannot be sent."""
+    from orbithash.encoders.sources.codes.code_tables import CodeTable
+
+    table = CodeTable.open(source, options)
+    described = table.description
+    if (described.model_id, described.bits) != (served.model_id, served.bits):
+        raise InputError(
+            f"{table.root} has {described.bits}-bit codes of the model {described.model_id}; the gateway serves "
+            f"{served.bits}-bit codes of {served.model_id}: encode the images with its model"
+        )
+    num_rows = table.check()
+    refused: dict[str, str] = {}
+    num_written = num_read = 0
+    with track("writing", num_rows, "rows") as advance_to:
+        for chunk in table.chunks():
+            for batch in table.read(chunk):
+                keys = batch.keys.to_pylist()
+                refused |= {keys[row]: problem for row, problem in batch.problems.items()}
+                columns = {name: values.to_pylist() for name, values in batch.columns.items() if name in _OF_ROWS}
+                uris = columns.pop("uri", [None] * len(keys))
+                good = [row for row in range(len(keys)) if row not in batch.problems]
+                rows = [
+                    Row(
+                        key=keys[row],
+                        code=batch.codes[row].tobytes(),
+                        uri=uris[row] or chunk.path,
+                        **{name: values[row] for name, values in columns.items()},
+                    )
+                    for row in good
+                ]
+                for start in range(0, len(rows), _BATCH):
+                    num_written += _send(client, rows[start : start + _BATCH], refused)
+                num_read += len(keys)
+                advance_to(num_read, f"{len(refused)} refused" if refused else "")
+    return Upserted(num_written, refused)
+
+
 def delete_keys(client: Client, keys: Sequence[str], file: Path | None) -> int:
     """Remove rows by key and return their number; `file` has one key per line ("-" reads standard input)."""
     if not keys and file is None:
@@ -111,6 +157,8 @@ def _row(item: "Item") -> Row:
 
     if item.problem is not None:
         raise ImageError(item.problem)
+    if item.window is not None:
+        raise ImageError("it is a tile of a scene, which cannot be sent alone; `orbithash encode` reads it")
     try:
         image = read_object(item.path, Limits()) if is_remote(item.path) else Path(item.path).read_bytes()
     except OSError as err:

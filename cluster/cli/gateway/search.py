@@ -14,6 +14,7 @@ from orbithash.cluster.cli.options import (
     CaOption,
     CertKeyOption,
     CertOption,
+    CodesOption,
     Connection,
     FilterOption,
     GatewayOption,
@@ -256,9 +257,13 @@ def query(
 def upsert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Folder, image, text list of paths, Parquet table or STAC items."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, image, text list of paths, Parquet table of images or codes, or STAC items.",
+        ),
     ],
     asset: AssetOption = None,
+    codes: CodesOption = None,
     address: GatewayOption = DEFAULT_ADDRESS,
     timeout: TimeoutOption = 60.0,
     token_file: TokenFileOption = None,
@@ -267,11 +272,14 @@ def upsert(
     cert_key: CertKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send images to a gateway, which encodes them into its archive; searches find them at once."""
+    """Send images to a gateway, which encodes them into its archive; searches find them at once.
+
+    Codes of the gateway's model, such as those of `orbithash export`, are sent as they are.
+    """
     from orbithash.cluster.cli.gateway.changes import upsert_source
 
     with Connection(address, timeout, token_file, ca, cert, cert_key).client() as client:
-        done = upsert_source(client, source, asset)
+        done = upsert_source(client, source, asset, codes or ())
     if as_json:
         print_json({"written": done.num_written, "refused": done.refused})
         return

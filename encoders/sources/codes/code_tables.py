@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, check_codes
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.places.code_description import BIT_ORDERS, CodeDescription
+from orbithash.encoders.places.code_description import BIT_ORDERS, FOOTER_KEY, CodeDescription
 from orbithash.encoders.sources.codes.code_options import CodeOptions
 from orbithash.encoders.sources.embeddings.layouts import TableOptions, find_columns
-from orbithash.encoders.sources.embeddings.parquet import KeyedTable, find_files, open_parquet
+from orbithash.encoders.sources.embeddings.parquet import PARQUET_SUFFIXES, KeyedTable, find_files, open_parquet
 from orbithash.encoders.sources.embeddings.rows import Chunk, EmbeddingRows, RowReader
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.vectors import VectorSpec
 
-__all__ = ["CodeRows", "CodeTable"]
+__all__ = ["CodeRows", "CodeTable", "describes_codes"]
 
 # Further columns of an archive that a table may have, and their Arrow types.
 _FURTHER = ("vector", "thumbnail", "stamp", "footprint")
@@ -215,6 +215,18 @@ class CodeTable(KeyedTable):
             return column.cast(pa.list_(pa.int8(), dims))
         except pa.ArrowException as error:
             raise InputError(f"{self.root}: its column vector is not one of int8: {_line(error)}") from error
+
+
+def describes_codes(source: Path) -> bool:
+    """Return whether a Parquet file, or the first one of a folder, has a footer that describes its codes."""
+    try:
+        first = find_files(source)[0]
+        if not first.name.lower().endswith(PARQUET_SUFFIXES):
+            return False
+        with open_parquet(first) as file:
+            return FOOTER_KEY.encode() in (file.schema_arrow.metadata or {})
+    except InputError:
+        return False
 
 
 def _byte_rows(column: Any, size: int, chunk: Chunk, first: int) -> tuple[Codes, npt.NDArray[np.bool_]]:
