@@ -29,7 +29,7 @@ from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import LEARNED_BASELINES, REPRODUCTIONS, Reproduction
 from orbithash.trainers.loop.run import Run, make_run
 from orbithash.trainers.loop.run_folder import check_training
-from orbithash.trainers.methods import METHODS, get_method
+from orbithash.trainers.methods import METHODS, get_method, method_names
 from orbithash.trainers.recipe import Recipe, find_recipe, shipped_recipes
 
 __all__ = ["reproduce"]
@@ -186,9 +186,9 @@ def _ways(names: Sequence[str]) -> list[Way]:
     supervised methods given, or its own without one or as a recipe.
     """
     methods = [name for name in names if name not in shipped_recipes()]
-    if unknown := [name for name in methods if name not in METHODS]:
+    if unknown := [name for name in methods if name not in (known := method_names())]:
         raise InputError(
-            f"unknown method or recipe {unknown[0]!r}; there are {', '.join(METHODS)} and the recipes "
+            f"unknown method or recipe {unknown[0]!r}; there are {', '.join(known)} and the recipes "
             f"{', '.join(shipped_recipes())}"
         )
     if others := [name for name in methods if name not in REPRODUCTIONS]:

@@ -6,6 +6,7 @@ import pytest
 from method_parts import write_data
 
 from orbithash.cluster.cli.methods import describe
+from orbithash.cluster.experiments.reproduce import reproduce
 from orbithash.encoders.errors import InputError
 from orbithash.trainers import train
 from orbithash.trainers.methods import METHODS, get_method, method_names
@@ -96,3 +97,11 @@ def test_an_unknown_method_lists_those_of_other_packages(install):
     install("last-sign = added_methods:Last")
     with pytest.raises(InputError, match=r"unknown method 'lost'; there are mhcln, .*, last-sign"):
         get_method("lost")
+
+
+def test_a_method_without_a_published_evaluation_is_known_but_not_reproduced(install, tmp_path):
+    install("last-sign = added_methods:Last")
+    with pytest.raises(InputError, match="last-sign: no published evaluation to reproduce"):
+        reproduce(["last-sign"], tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match=r"unknown method or recipe 'lost'; there are .*, last-sign and the recipes"):
+        reproduce(["lost"], tmp_path, tmp_path / "out")
