@@ -251,10 +251,15 @@ def _targets(result: Result) -> list[Fact]:
     measurements = [each for each in result.get("measurements", ()) if each["target"] is not None]
     if not measurements:
         return []
-    # NaN is not met.
-    missed = [each["name"] for each in measurements if not each["value"] <= each["target"]]
+    missed = [each["name"] for each in measurements if _verdict(each) == "missed"]
     explanation = f"Missed: {', '.join(missed)}." if missed else "All measurements are at most their targets."
     return [Fact("Targets met", f"{len(measurements) - len(missed)} of {len(measurements)}", explanation)]
+
+
+def _verdict(measurement: Result) -> str:
+    """Return whether a measurement met its target, a maximum; "" without one. NaN does not meet it."""
+    target = measurement["target"]
+    return "" if target is None else "met" if measurement["value"] <= target else "missed"
 
 
 def _table(title: str, value: Any) -> Table | None:
@@ -265,7 +270,7 @@ def _table(title: str, value: Any) -> Table | None:
             value = {f"{name}, {key}": part for name, each in value.items() for key, part in each.items()}
         rows = [{"name": name, **each} for name, each in value.items()]
     elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
-        rows = value
+        rows = [each | {"result": _verdict(each)} if "target" in each else each for each in value]
     else:
         return None
     rows = [_flat(row) for row in rows]

@@ -77,6 +77,7 @@ def test_missed_targets_are_named(tmp_path):
     html = written(tmp_path, {**environment("changes", "numpy"), **SOME["changes"]})
     assert "1 of 2" in html
     assert "Missed: commit." in html
+    assert (html.count("<td>met</td>"), html.count("<td>missed</td>")) == (1, 1)
 
 
 def test_the_result_of_a_benchmark_has_a_page_beside_it(tmp_path):
