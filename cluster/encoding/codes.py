@@ -47,7 +47,7 @@ def import_codes(
     the table. The whole table is checked before the first row is written.
 
     Args:
-        source: a Parquet file, or a folder of them (see `CodeTable`).
+        source: a Parquet file, a folder of them, or a STAC collection of them (see `CodeTable`).
         archive: archive to create or to extend.
         codes: what the codes are, where the table does not say (see `CodeOptions`).
         columns: columns of the table by role (see `TableOptions`).

@@ -7,6 +7,7 @@ from typing import Any
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, wrap_longitude
+from orbithash.encoders.places.code_description import FOOTER_KEY
 from orbithash.encoders.sources.embeddings.layouts import has_vectors
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
@@ -22,7 +23,8 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 def list_table(path: Path) -> Iterator[Item]:
     """Yield the images of a Parquet file; some thousand rows are in memory at a time.
 
-    Column `path` (or `uri`) is relative to the file's folder. Optional: `key` (default: the path), `label`, `caption`,
+    Column `path` (or `uri`) is relative to the file's folder. Optional: `key` (default: the path; in files of
+    `orbithash export`, whose footer describes codes, the column `id`), `label`, `caption`,
     `datetime` (timestamps of any unit, dates, or ISO 8601 text; UTC without a zone), `lon` and `lat` (degrees), and the
     primary geometry column of GeoParquet, in its own coordinate reference system. `lon` and `lat` take precedence over
     the centre of the geometry. A row that cannot be used has a problem, and the others are read.
@@ -39,6 +41,9 @@ def list_table(path: Path) -> Iterator[Item]:
         raise unreadable(path, error) from error
     schema = file.schema_arrow
     present = [name for name in (*_TEXTS, "datetime", *_NUMBERS) if name in schema.names]
+    is_export = FOOTER_KEY.encode() in (schema.metadata or {})
+    if is_export and "key" not in present and "id" in schema.names:
+        present.append("id")
     place = next((name for name in ("path", "uri") if name in present), None)
     if place is None:
         hint = "; its vectors need a model that was trained on vectors" if has_vectors(schema) else ""
@@ -106,6 +111,7 @@ def _rows(
             columns[name] = column_values(name, batch[name])
     for number, row in enumerate(zip(*columns.values(), strict=True), first):
         fields = dict(zip(columns, row, strict=True))
+        fields["key"] = fields["key"] or fields.pop("id", None)
         where, key = fields[place], fields["key"] or (file_key(fields[place]) if fields[place] else f"row {number}")
         try:
             if not where:
@@ -152,7 +158,7 @@ def column_values(name: str, column: Any) -> list[Any]:
     column = column.cast(kind)
     if types.is_null(kind):
         return [None] * len(column)
-    if name in _TEXTS:
+    if name in (*_TEXTS, "id"):
         return list(column.cast(pa.string()).to_pylist())
     if name in _NUMBERS:
         convert: Callable[[Any], Any] = _number

@@ -19,6 +19,9 @@ from orbithash.encoders.sources.embeddings.layouts import TableOptions, find_col
 from orbithash.encoders.sources.embeddings.parquet import PARQUET_SUFFIXES, KeyedTable, find_files, open_parquet
 from orbithash.encoders.sources.embeddings.rows import Chunk, EmbeddingRows, RowReader
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
+from orbithash.encoders.sources.listings import locate
+from orbithash.encoders.sources.remote import is_remote
+from orbithash.encoders.sources.stac.documents import STAC_SUFFIXES, Documents, is_item
 from orbithash.encoders.vectors import VectorSpec
 
 __all__ = ["CodeRows", "CodeTable", "describes_codes"]
@@ -71,7 +74,7 @@ class CodeTable(KeyedTable):
         """Open a table; only the footers of its files are read.
 
         Args:
-            source: a Parquet file, or a folder of them.
+            source: a Parquet file, a folder of them, or a STAC collection or item whose assets are such files.
             codes: texts `NAME=VALUE` (see `CodeOptions`).
             columns: texts `ROLE=COLUMN` (see `TableOptions`).
             prefix: put before all keys, as PREFIX/KEY.
@@ -80,10 +83,11 @@ class CodeTable(KeyedTable):
             InputError: no such file, a damaged one, no column of codes, codes that are not described, or files that
                 differ in columns or in the description of their codes.
         """
-        root, options, asked = Path(source).absolute(), CodeOptions.parse(codes), TableOptions.parse(columns)
+        options, asked = CodeOptions.parse(codes), TableOptions.parse(columns)
+        root, paths = _files_of(Path(source).absolute())
         opened: CodeTable | None = None
         files: list[tuple[Path, tuple[int, ...]]] = []
-        for path in find_files(root):
+        for path in paths:
             with open_parquet(path) as file:
                 counts = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
                 try:
@@ -215,6 +219,24 @@ class CodeTable(KeyedTable):
             return column.cast(pa.list_(pa.int8(), dims))
         except pa.ArrowException as error:
             raise InputError(f"{self.root}: its column vector is not one of int8: {_line(error)}") from error
+
+
+def _files_of(source: Path) -> tuple[Path, list[Path]]:
+    """Return the root of a table and its Parquet files; `InputError` without any."""
+    if not source.name.lower().endswith(STAC_SUFFIXES) or source.is_dir():
+        return source, find_files(source)
+    found: dict[Path, None] = {}
+    for feature in Documents([source]).features():
+        assets = feature.content.get("assets") if is_item(feature.content) else None
+        for asset in assets.values() if isinstance(assets, dict) else ():
+            href = asset.get("href") if isinstance(asset, dict) else None
+            if isinstance(href, str) and href.partition("?")[0].lower().endswith(PARQUET_SUFFIXES):
+                if is_remote(href):
+                    raise InputError(f"{feature.file} names {href}, which is remote: copy it to this machine")
+                found[Path(locate(href, feature.file.parent))] = None
+    if not found:
+        raise InputError(f"{source} has no item with a Parquet file of codes ({', '.join(PARQUET_SUFFIXES)})")
+    return source.parent, list(found)
 
 
 def describes_codes(source: Path) -> bool:

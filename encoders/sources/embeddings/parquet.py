@@ -30,7 +30,7 @@ class KeyedTable:
     """A file or a folder of Parquet files whose rows have ids.
 
     Attributes:
-        root: the file or the folder, absolute.
+        root: the file or the folder, absolute; for files that STAC items name, the folder of their collection.
         files: the files with their row groups' numbers of rows, in natural order of their names.
         reader: reads rows.
     """
@@ -47,7 +47,7 @@ class KeyedTable:
     def chunks(self) -> Iterator[Chunk]:
         """Yield the chunks of all files; the same files always have the same chunks."""
         for path, counts in self.files:
-            name = path.name if path == self.root else path.relative_to(self.root).as_posix()
+            name = path.name if path == self.root else Path(os.path.relpath(path, self.root)).as_posix()
             starts = np.cumsum([0, *counts]).tolist()
             bounds = [0]
             for group in range(1, len(counts)):

@@ -127,5 +127,6 @@ def test_parts_are_one_archive_again(tmp_path):
     write_archive(tmp_path / "archive", 16, None, found, 3)
     options = ExportOptions(format_name="stac", part_bytes=200_000, row_group_bytes=50_000)
     assert export(str(tmp_path / "archive"), tmp_path / "out", options).files > 2
-    import_codes(tmp_path / "out", str(tmp_path / "again"))
-    assert content(tmp_path / "again") == content(tmp_path / "archive")
+    for number, source in enumerate(("out", "out/collection.json")):
+        import_codes(tmp_path / source, str(tmp_path / f"again{number}"))
+        assert content(tmp_path / f"again{number}") == content(tmp_path / "archive")

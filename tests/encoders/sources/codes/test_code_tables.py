@@ -10,8 +10,10 @@ import shapely
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.places.code_description import FOOTER_KEY, CodeDescription
 from orbithash.encoders.sources.codes.code_tables import CodeTable
+from orbithash.encoders.sources.sources import list_source
 from orbithash.encoders.vectors import VectorSpec
 from tests.encoders.sources.codes.code_files import BITS, MODEL, code_column, codes_of, write_codes
+from tests.encoders.sources.stac.stac_files import catalog, feature, write
 
 
 def only(table):
@@ -164,3 +166,26 @@ def test_a_damaged_description_is_named_with_its_file(tmp_path):
     path = write_codes(tmp_path / "a.parquet", description=False, metadata={FOOTER_KEY: "{"})
     with pytest.raises(InputError, match=rf"{path}: the description of the codes is not JSON"):
         CodeTable.open(path)
+
+
+def test_images_of_exported_rows_are_listed_by_their_ids(tmp_path):
+    """For another model, which encodes the images again."""
+    path = write_codes(tmp_path / "a.parquet", 2, uri=["x.tif#0,0,64,64", "y.tif"], label=["a", None])
+    first, second = list_source(path)
+    assert (first.key, first.path, first.window, first.label) == ("row0", str(tmp_path / "x.tif"), (0, 0, 64, 64), "a")
+    assert (second.key, second.path, second.window) == ("row1", str(tmp_path / "y.tif"), None)
+
+
+def test_files_that_a_stac_collection_names_are_one_table(tmp_path):
+    for number in range(2):
+        write_codes(tmp_path / f"data/{number}.parquet", id=[f"{number}-{row}" for row in range(5)])
+        assets = {"embeddings": {"href": f"../data/{number}.parquet"}, "preview": {"href": "a.png"}}
+        write(tmp_path / f"items/{number}.json", feature(str(number), assets))
+    root = write(tmp_path / "collection.json", catalog("c", ("item", "items/0.json"), ("item", "items/1.json")))
+    assert CodeTable.open(root).check() == 10
+    assert CodeTable.open(tmp_path / "items/1.json").check() == 5
+    write(tmp_path / "items/1.json", feature("1", {"embeddings": {"href": "https://example.org/a.parquet"}}))
+    with pytest.raises(InputError, match=r"1.json names https://example.org/a.parquet, which is remote: copy it"):
+        CodeTable.open(root)
+    with pytest.raises(InputError, match="has no item with a Parquet file of codes"):
+        CodeTable.open(write(tmp_path / "x.json", feature("x")))
