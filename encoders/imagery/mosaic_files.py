@@ -228,14 +228,14 @@ class _Opened:
         shown = ascii(name[:200])
         try:
             path = (self._folder / name).resolve()
-            is_below = path.is_relative_to(self._folder)
+            is_below, is_file = path.is_relative_to(self._folder), path.is_file()
         except (OSError, ValueError, RuntimeError) as error:
             raise ImageError(f"the mosaic names {shown}, which is not a path") from error
         _check(
             is_below,
             f"the mosaic names {shown}; files in the folder of the mosaic or below it are allowed",
         )
-        _check(path.is_file(), f"the mosaic names {shown}, which is not a file in its folder")
+        _check(is_file, f"the mosaic names {shown}, which is not a file in its folder")
         _check(not is_mosaic(path), f"the mosaic names {shown}, another mosaic; GeoTIFFs are allowed")
         try:
             with self._open_file(path) as dataset:

@@ -14,8 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-
-from orbithash.encoders.imagery.rendering import Window
+import numpy.typing as npt
 
 __all__ = [
     "MOSAIC_SUFFIXES",
@@ -92,15 +91,27 @@ class Mosaic:
         """Return the files, each once."""
         return list(dict.fromkeys(source.path for band in self.bands for source in band.sources))
 
-    def showing(self, windows: Sequence[Window]) -> list[Window]:
-        """Return the windows in which a file is shown."""
+    def showing(self, columns: Sequence[int], rows: Sequence[int], side: int) -> npt.NDArray[np.bool_]:
+        """Return in which windows a file is shown, bool [R, C].
+
+        Args:
+            columns: first columns of the windows, ascending [C].
+            rows: first rows, ascending [R].
+            side: columns and rows of each window.
+        """
         placed = np.array(sorted({source.placed for source in self.bands[0].sources}))
-        starts, stops = placed[:, :2], placed[:, :2] + placed[:, 2:]
-        return [
-            (col, row, width, height)
-            for col, row, width, height in windows
-            if ((starts < (col + width, row + height)) & (stops > (col, row))).all(axis=1).any()
-        ]
+        # Each file begins at one corner of a range of windows and ends at the other.
+        changes = np.zeros((len(rows) + 1, len(columns) + 1), np.int64)
+        left, top = (np.searchsorted(starts, placed[:, i] - side, "right") for i, starts in ((0, columns), (1, rows)))
+        right, bottom = (
+            np.searchsorted(starts, placed[:, i] + placed[:, i + 2], "left") for i, starts in ((0, columns), (1, rows))
+        )
+        # A file outside of the mosaic ends before it begins.
+        right, bottom = np.maximum(left, right), np.maximum(top, bottom)
+        for row, col, step in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
+            np.add.at(changes, (row, col), step)
+        shown: npt.NDArray[np.bool_] = changes.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+        return shown
 
     def to_xml(self) -> bytes:
         """Return the mosaic as a VRT with absolute paths, in which pixels without a file are masked."""

@@ -129,13 +129,26 @@ def iter_source(
         empty = False
         key = start + item.key
         # A job notes the problem and goes on.
-        yield replace(item, key=key, problem=item.problem or key_problem(key))
+        yield _in_utf8(replace(item, key=key, problem=item.problem or key_problem(key)))
     if empty:
         raise EmptySource(f"{where} lists no image ({', '.join(image_suffixes())})")
     if left_out is None:
         log_left_out(where, counts)
     else:
         left_out += counts
+
+
+def _in_utf8(item: Item) -> Item:
+    """Return an item whose texts an archive can hold. JSON can hold halves of surrogate pairs, which UTF-8 cannot."""
+    texts = {"key": item.key, "path": item.path, "label": item.label, "caption": item.caption, "problem": item.problem}
+    try:
+        "".join(text for text in texts.values() if text).encode()
+    except UnicodeEncodeError:
+        problem = "its address, label or caption has half of a surrogate pair, which is not text"
+        texts["problem"] = item.problem or problem
+        escaped = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
+        return replace(item, **escaped)
+    return item
 
 
 def _check_has_assets(where: str | Path, asset: str | None) -> None:

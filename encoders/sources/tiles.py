@@ -55,8 +55,12 @@ def plan_tiles(path: Path, tile_px: int) -> list[Window]:
         raise ImageError(
             f"{width} x {height} pixels are {num_tiles:,} tiles; at most {_MAX_TILES:,} are allowed: use larger tiles"
         )
-    windows = [(col, row, tile_px, tile_px) for row in _starts(height, tile_px) for col in _starts(width, tile_px)]
-    return mosaic_of(path, open_raster).showing(windows) if is_mosaic(path) else windows
+    rows, columns = _starts(height, tile_px), _starts(width, tile_px)
+    windows = [(col, row, tile_px, tile_px) for row in rows for col in columns]
+    if not is_mosaic(path):
+        return windows
+    shown = mosaic_of(path, open_raster).showing(columns, rows, tile_px)
+    return [window for window, is_shown in zip(windows, shown.ravel().tolist(), strict=True) if is_shown]
 
 
 def read_tile(

@@ -90,9 +90,6 @@ class Documents:
 
     def _read(self, path: Path, is_root: bool) -> Any:
         """Return the content of a JSON file; None, and a note, for a linked file that cannot be read."""
-        if not is_root and not path.is_file():
-            self._leave_out("links of catalogs to files that do not exist", str(path))
-            return None
         try:
             return read_json(path)
         except InputError:
@@ -112,8 +109,16 @@ class Documents:
                 if link.get("rel") == "items" and isinstance(href, str):
                     self._leave_out("links of catalogs to the items of an API (save its pages as files)", href)
                 continue
-            if (path := _local_copy(href, own, file)) is not None:
+            try:
+                path = _local_copy(href, own, file)
+                is_there = path is not None and Path(path).is_file()
+            # A name that no file system allows.
+            except (OSError, ValueError):
+                path, is_there = href, False
+            if path is not None and is_there:
                 yield path
+            elif path is not None:
+                self._leave_out("links of catalogs to files that do not exist", path)
             else:
                 self._leave_out("links of catalogs to other machines (copy the files here)", href)
 

@@ -151,6 +151,7 @@ def test_files_of_different_bands_are_not_one_scene(tmp_path):
         ("http://127.0.0.1:9/a.tif", "which is not a file in its folder"),
         ("GTIFF_DIR:1:a.tif", "which is not a file in its folder"),
         ("absent.tif", "which is not a file in its folder"),
+        ("x" * 5000, "which is not a path"),
         ("other.vrt", "another mosaic; GeoTIFFs are allowed"),
         ("text.tif", "not a JPEG"),
         ("photo.jpg", "not a TIFF"),
@@ -269,3 +270,20 @@ def test_bytes_are_never_read_as_a_mosaic(tmp_path):
     data = write_vrt(tmp_path / "m.vrt", source("a.tif")).read_bytes()
     with pytest.raises(ImageError, match="not a JPEG"), open_raster(data):
         pass
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_that_show_a_file_are_those_that_overlap_it(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    write_tif(tmp_path / "a.tif", numbers(8, 8))
+    places = [(int(col), int(row)) for col, row in random.integers(-20, 120, (6, 2))]
+    sources = [source("a.tif", col=col, row=row, width=8, height=8) for col, row in places]
+    path = write_vrt(tmp_path / "m.vrt", *sources, width=100, height=90)
+    shown = {
+        (x, y, 16, 16)
+        for x in (*range(0, 96, 16), 84)
+        for y in (*range(0, 80, 16), 74)
+        for col, row in places
+        if x - 8 < col < x + 16 and y - 8 < row < y + 16
+    }
+    assert set(plan_tiles(path, 16)) == shown

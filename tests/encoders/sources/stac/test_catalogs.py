@@ -5,7 +5,11 @@ from collections import Counter
 import pystac
 import pytest
 
-from orbithash.encoders.errors import InputError
+from orbithash.cluster.encoding.stages import item_table
+from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.imagery.preprocessing import Preprocessing
+from orbithash.encoders.imagery.rendering import Rendering
+from orbithash.encoders.sources.records import read_record
 from orbithash.encoders.sources.sources import count_source, iter_source, list_source
 from tests.encoders.sources.stac.stac_files import catalog, feature, write
 
@@ -188,3 +192,39 @@ def test_a_tile_of_a_scene_is_an_asset(tmp_path):
     )
     assert (file.path, file.window, file.label) == (str(tmp_path / "b.tif#0,0,64,64"), None, None)
     assert read(tmp_path / "items.json", tile_px=64)[0]["tile"].window == (64, 0, 32, 16)
+
+
+BAD_NAMES = ["a\0.json", "x" * 5000 + ".json", "\ud800.json", "a" * 300 + "/b.json", "file://\0", "%00.json"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_no_file_system_allows(tmp_path, name):
+    root = write(tmp_path / "catalog.json", catalog("root", ("item", name), ("child", name), ("item", "good.json")))
+    good = feature("good", {"image": {"href": "a.tif"}})
+    bad = {"image": {"href": name.replace("json", "tif"), "type": "image/tiff", "alternate": {"x": {"href": "\0.tif"}}}}
+    write(tmp_path / "good.json", {"type": "FeatureCollection", "features": [good, feature("bad", bad)]})
+    items, left_out, _ = read(root)
+    assert left_out.total() == 2
+    assert items["good"].problem is None
+    item = items["bad"]
+    if item.problem is None:
+        with pytest.raises(ImageError):
+            read_record(item, Preprocessing(Rendering(), 32, 32))
+
+
+def test_texts_that_utf_8_cannot_hold_refuse_their_item_alone(tmp_path):
+    half = "\ud800"
+    features = [
+        feature("good"),
+        feature(half),
+        feature("label", label=half),
+        feature("caption", caption=half),
+        feature("object", {"image": {"href": f"s3://bucket/{half}.tif"}}),
+        feature("web", {"image": {"href": f"https://example.org/{half}.tif"}}),
+        feature("time", datetime=half),
+    ]
+    path = write(tmp_path / "items.json", {"type": "FeatureCollection", "features": features})
+    items = list(iter_source(path))
+    assert [item.key for item in items if item.problem is None] == ["good"]
+    # As the driver sends them to its workers.
+    assert item_table(items)["key"].to_pylist()[1] == "\\ud800"
