@@ -83,8 +83,8 @@ def write_random_archive(path: Path, rows: int, thumbnail_bytes: int) -> float:
             vector=rng.integers(-127, 128, (count, _DIMS), np.int8),
             label=[f"class {number % 20}" for number in numbers],
             datetime=[begin + timedelta(seconds=number) for number in numbers],
-            lon=lon,
-            lat=lat,
+            lon=lon.tolist(),
+            lat=lat.tolist(),
             footprint=shapely.to_wkb(shapely.box(lon, lat, lon + 0.05, lat + 0.05)),
             thumbnail=[rng.bytes(thumbnail_bytes) for _ in numbers],
         )

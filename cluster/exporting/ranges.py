@@ -1,7 +1,7 @@
 """Ranges of the Hilbert curve with about equal numbers of rows; free of Ray.
 
 The order of rows is that of their positions along the curve, and of their ids among equal positions. The bounds of the
-ranges come from a sample of the rows, which their ids decide: they depend on the rows only, not on who reads them.
+ranges come from a sample of the rows, which their ids decide: they depend on the rows only, not on the process that reads them.
 """
 
 import math
@@ -15,7 +15,7 @@ __all__ = ["Ranges", "divide"]
 
 Integers = npt.NDArray[np.uint64]
 
-# Rows of the sample, and at least so many for each range.
+# Minimum number of rows of the sample, in all and for each range.
 _SAMPLE, _SAMPLE_PER_RANGE = 65_536, 64
 # Multiplication by this odd number permutes 64-bit integers (Fibonacci hashing).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -22,7 +22,7 @@ POSITION = "position"
 
 # Bytes of the columns of a portion, and the largest number of its rows.
 _PORTION_BYTES, _PORTION_ROWS = 16 * 2**20, 65_536
-# Rows whose mean size is that of all rows: of a number of fragments, so many of each.
+# Number of fragments, and of rows of each, that the mean size of a row is estimated from.
 _SAMPLED_FRAGMENTS, _SAMPLED_ROWS = 8, 64
 # With fewer rows of a portion that pass, they are read one by one.
 _SPARSE = 1 / 8
