@@ -1,7 +1,8 @@
 """Ranges of the Hilbert curve with about equal numbers of rows; free of Ray.
 
 The order of rows is that of their positions along the curve, and of their ids among equal positions. The bounds of the
-ranges come from a sample of the rows, which their ids decide: they depend on the rows only, not on the process that reads them.
+ranges come from a sample of the rows, which their ids decide: they depend on the rows only, not on the process that
+reads them.
 """
 
 import math

@@ -27,13 +27,14 @@ def test_invalid_settings_of_bench_export():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
-    peaks = []
-    for rows in (200_000, 1_000_000):
+    peaks, sizes = [], []
+    for rows in (500_000, 1_000_000):
         _alone(write_random_archive, tmp_path / str(rows), rows, 500)
         out = tmp_path / f"{rows}.parquet"
         _, peak = _alone(_export, tmp_path / str(rows), out)
         peaks.append(peak)
         assert pq.read_metadata(out).num_rows == rows
-        size = out.stat().st_size / 2**20
-    assert peaks[1] < peaks[0] + 256, "the fifth of the rows takes almost as much"
-    assert size > 500
+        sizes.append(out.stat().st_size / 2**20)
+    # Both archives are larger than a part.
+    assert sizes[1] - sizes[0] > 300
+    assert peaks[1] - peaks[0] < 150, peaks
