@@ -140,15 +140,19 @@ def iter_source(
 
 def _in_utf8(item: Item) -> Item:
     """Return an item whose texts an archive can hold. JSON can hold halves of surrogate pairs, which UTF-8 cannot."""
-    texts = {"key": item.key, "path": item.path, "label": item.label, "caption": item.caption, "problem": item.problem}
+    texts = (item.key, item.path, item.label, item.caption, item.problem)
     try:
-        "".join(text for text in texts.values() if text).encode()
+        "".join(text for text in texts if text).encode()
     except UnicodeEncodeError:
-        problem = "its address, label or caption has half of a surrogate pair, which is not text"
-        texts["problem"] = item.problem or problem
-        escaped = {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
-        return replace(item, **escaped)
+        problem = item.problem or "its address, label or caption has half of a surrogate pair, which is not text"
+        return replace(
+            item, key=_escaped(item.key), path=_escaped(item.path), label=None, caption=None, problem=_escaped(problem)
+        )
     return item
+
+
+def _escaped(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _check_has_assets(where: str | Path, asset: str | None) -> None:
