@@ -17,7 +17,7 @@ ROOMS = sorted(
 
 
 def test_the_picture_of_the_rooms_is_that_of_the_folders():
-    (picture,) = re.findall(r"## Rooms\n.*?```\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+    (picture,) = re.findall(r"## Rooms\n.*?```text\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
     drawn, floor = [], ""
     for line in picture.splitlines():
         name = re.match(r"(  )?([\w/]+)/ ", line)

@@ -204,8 +204,7 @@ def _condition(node: Any, used: dict[str, None]) -> Condition:
     if name in _TEMPORAL and len(args) == 2:
         return _temporal(name, args, used)
     raise _invalid(
-        f"{name.upper()} with {len(args)} arguments is not supported; "
-        "docs/operate/search.md lists the supported operators"
+        f"{name.upper()} with {len(args)} arguments is not supported; docs/operate/search.md lists what is supported"
     )
 
 
