@@ -44,7 +44,7 @@ html_copy_source = False
 html_theme_options = {
     "logo": {"text": "orbithash"},
     "navbar_align": "left",
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 7,
     "show_prev_next": True,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],

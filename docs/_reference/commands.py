@@ -44,7 +44,7 @@ def _page(words: tuple[str, ...], command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
     usage = " ".join(["orbithash", *words, *(_metavar(each) for each in arguments), "[OPTIONS]"])
-    parts = [f"# `{name}`", *(escaped(part) for part in (command.help or "").split("\n\n")), f"```text\n{usage}\n```"]
+    parts = [f"# {name}", *(escaped(part) for part in (command.help or "").split("\n\n")), f"```text\n{usage}\n```"]
     example = (command.epilog or "").removeprefix("Example:").strip()
     if example:
         parts += ["Example:", f"```text\n{example}\n```"]

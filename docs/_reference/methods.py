@@ -23,7 +23,7 @@ def pages() -> dict[str, str]:
 
 
 def _page(method: Any) -> str:
-    parts = [f"# `{method.name}`", f"Learns from {escaped(method.learns_from)}.", escaped(method.paper)]
+    parts = [f"# {method.name}", f"Learns from {escaped(method.learns_from)}.", escaped(method.paper)]
     if method.recipes:
         rows = [
             (

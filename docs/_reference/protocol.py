@@ -121,4 +121,16 @@ def _paragraphs(comment: str) -> str:
     """Return a comment as Markdown: its paragraphs, and its tables as they are."""
     lines = [line.removeprefix(" ").rstrip() for line in comment.split("\n")]
     parts = "\n".join(lines).strip().split("\n\n")
-    return "\n\n".join(part if part.startswith("|") else escaped(part) for part in parts)
+    return "\n\n".join(_joined(part) if part.startswith("|") else escaped(part) for part in parts)
+
+
+def _joined(rows: str) -> str:
+    """Return a table whose rows that begin with two empty cells have been joined to the row before them."""
+    joined: list[list[str]] = []
+    for row in rows.split("\n"):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if joined and not any(cells[:2]):
+            joined[-1] = [" ".join(filter(None, pair)) for pair in zip(joined[-1], cells, strict=True)]
+        else:
+            joined.append(cells)
+    return table(joined[0], joined[2:])
