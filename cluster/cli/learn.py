@@ -25,6 +25,7 @@ from orbithash.cluster.cli.options import (
     WeightsOption,
 )
 from orbithash.cluster.output import print_json
+from orbithash.encoders.errors import InputError
 
 __all__ = ["verbs"]
 
@@ -36,22 +37,37 @@ verbs = typer.Typer()
     epilog="Example: orbithash demo --data UCMerced_LandUse --weights IMAGENET1K_V2 --out runs/ucmd",
 )
 def demo(
-    data: Annotated[Path | None, typer.Option("--data", help="Labelled images. Default: generated scenes.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for all files of the demo.")] = Path("runs/demo"),
     captions: Annotated[
         Path | None,
         typer.Option("--captions", help="JSON file of captions of --data: trains DUCH in place of DHCL."),
     ] = None,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled",
+            help="--data has no labels, subfolders are not classes: fit ITQ codes in seconds, encode, show the page. "
+            "Default of --weights: IMAGENET1K_V2.",
+        ),
+    ] = False,
     settings: SetOption = None,
     no_web: Annotated[
         bool, typer.Option("--no-web", help="End after the report, without a page in the browser.")
     ] = False,
 ) -> None:
     """Run every step on this machine: train, evaluate, encode, serve, query; write a report, and show the page."""
+    if unlabelled:
+        from orbithash.cluster.experiments.unlabelled import run_unlabelled
+
+        if data is None or captions is not None:
+            raise InputError("--unlabelled needs a folder of images as --data, and no --captions")
+        return run_unlabelled(out, data, weights, settings or [], with_page=not no_web)
     from orbithash.cluster.experiments.demo import run_demo
 
     run_demo(out, data, weights, settings or [], captions, with_page=not no_web)
+    return None
 
 
 @verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash scenes data/scenes --count 600")

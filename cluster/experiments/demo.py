@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orbithash.cluster.encoding.encode import encode
+from orbithash.cluster.experiments.demo_page import show_page
 from orbithash.cluster.experiments.demo_report import Queried, write_demo_report
 from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
-from orbithash.cluster.serving.serve import serve, serving
+from orbithash.cluster.serving.serve import serving
 from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.archive.archive import Archive
@@ -36,9 +37,6 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.queries import Query
-from orbithash.search.web.assets import Assets
-from orbithash.search.web.server import is_free
-from orbithash.search.web.settings import DEFAULT_LISTEN
 from orbithash.trainers.datasets import PROTOCOLS
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.model_evaluation import draw_caption
@@ -116,26 +114,8 @@ def run_demo(
         f"ms; open {out / 'report' / 'index.html'}"
     )
     if with_page:
-        _show_page(run, out)
+        show_page(out / "archive", out / "run" / "model", run.root)
     return summary
-
-
-def _show_page(run: Run, out: Path) -> None:
-    """Serve the archive and its page on this machine until Ctrl-C."""
-    if problem := Assets().problem:
-        say(problem)
-        return
-    serve(
-        ServeSettings(
-            str(out / "archive"),
-            out / "run" / "model",
-            "127.0.0.1:0",
-            num_shards=1,
-            is_local=True,
-            images=(str(run.root.absolute()),),
-            web_address=DEFAULT_LISTEN if is_free(DEFAULT_LISTEN) else "127.0.0.1:0",
-        )
-    )
 
 
 def _draw(directory: Path) -> None:
