@@ -1,11 +1,15 @@
 """Codes made elsewhere become rows of an archive: new, repeated, changed and refused rows; no model is needed."""
 
+import json
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from orbithash.cluster.encoding.codes import import_codes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.card import read_model_folder
 from orbithash.encoders.places.code_description import CodeDescription
 from tests.encoders.sources.codes.code_files import BITS, MODEL, code_column, codes_of, write_codes
 
@@ -87,3 +91,37 @@ def test_a_source_that_needs_a_model_says_so(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match=r"has no Parquet file .*; only a table of codes is imported without a model"):
         import_codes(tmp_path / "images", str(tmp_path / "archive"))
+
+
+def test_encode_without_a_model_imports_codes(cli, tmp_path):
+    path = write_codes(tmp_path / "a.parquet", description=False)
+    options = ("--codes", "bits=12", "--codes", "order=msb,model=theirs")
+    done = json.loads(cli("encode", path, "--archive", tmp_path / "archive", *options, "--json").out)
+    assert (done["num_encoded"], done["rows_in_archive"]) == (5, 5)
+    assert Archive.open(tmp_path / "archive").model_id == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ["its footer does not describe its codes", "give --codes bits=64"]),
+        (("--tile", "64"), ["--tile is for what a model encodes, and no --model is given"]),
+        (("--watch",), ["--watch is for what a model encodes"]),
+        (("--codes", "bits=12,order=msb,model=m", "--asset", "x"), ["--asset is for what a model encodes"]),
+        (("--codes", "bits=12,order=msb,model=m", "--model", "absent"), ["absent", "not a model folder"]),
+    ],
+)
+def test_options_that_do_not_belong_to_codes(refused, tmp_path, options, words):
+    path = write_codes(tmp_path / "a.parquet", description=False)
+    refused("encode", path, "--archive", tmp_path / "archive", *options, words=words)
+
+
+def test_codes_of_a_model_folder_are_those_of_that_model(cli, refused, tmp_path, model):
+    card, model_id, _ = read_model_folder(model)
+    bits = card.bits
+    codes = np.zeros((5, -(-bits // 8)), np.uint8)
+    path = write_codes(tmp_path / "a.parquet", description=CodeDescription(bits, model_id), code=code_column(codes))
+    options = ("--model", model, "--codes", f"bits={bits}")
+    assert cli("encode", path, "--archive", tmp_path / "archive", *options).code == 0
+    path = write_codes(tmp_path / "b.parquet", description=CodeDescription(bits, "other"), code=code_column(codes))
+    refused("encode", path, "--archive", tmp_path / "new", *options, words=["codes of the model other", model_id])
