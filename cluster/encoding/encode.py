@@ -157,7 +157,7 @@ def encode(
     if groups:
         say(f"{source}: {_shown(groups)}")
     target = Archive.open_or_create(archive, job.bits, job.model_id, job.vector)
-    tally, num_seen = Tally(left_out=left_out), 0
+    tally, num_seen = Tally(left_out=left_out, groups=groups), 0
     with ExitStack() as stack:
         stack.enter_context(writing(target))
         target.update_index()

@@ -35,6 +35,8 @@ __all__ = ["write_encode_page"]
 
 # Maximum number of codes that are examined, of refused items and of reasons listed.
 MAX_CODES, MAX_REFUSED, MAX_REASONS = 1_000_000, 50, 10
+# Maximum number of catalogs listed.
+MAX_GROUPS = 20
 # Number of repeated codes shown, rows shown of each, minimum number of rows of a repeated code.
 NUM_REPEATED, NUM_ROWS, MIN_REPEATS = 5, 8, 2
 # Side of a thumbnail on the page; larger ones than this in the archive are not decoded.
@@ -55,9 +57,21 @@ def write_encode_page(path: Path, source: str, summary: EncodeSummary, archive_p
     ids, codes = _sample(archive)
     sections: list[Section] = [_facts(summary, archive, codes), *_stages(summary)]
     sections += _refused(refused)
+    if summary.groups:
+        largest = sorted(summary.groups.items(), key=lambda group: -group[1])[:MAX_GROUPS]
+        rows = [[name, f"{count:,}"] for name, count in largest]
+        note = f"{len(summary.groups):,} catalogs, collections or files of STAC; the largest ones."
+        sections.append(Table("Catalogs", ["catalog", "items"], rows, note))
     if summary.left_out:
         rows = [[kind, f"{count:,}"] for kind, count in summary.left_out.items()]
-        sections.append(Table("Not read", ["what", "number"], rows, "Files of the source that are not images."))
+        sections.append(
+            Table(
+                "Not read",
+                ["what", "number"],
+                rows,
+                "Files of the source that are not images, and links of catalogs that are not followed.",
+            )
+        )
     if len(codes):
         sections += _codes(archive, ids, codes)
     write_report(

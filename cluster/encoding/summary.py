@@ -32,6 +32,7 @@ class EncodeSummary:
         worker_s: busy seconds of all workers together, by stage.
         worker_images_per_s: images per busy second: the rate of one worker with this stage alone.
         rows_in_archive: rows of the archive at the end.
+        groups: number of STAC items by the catalog, collection or file that they are in.
     """
 
     num_listed: int
@@ -47,6 +48,7 @@ class EncodeSummary:
     worker_s: dict[str, float]
     worker_images_per_s: dict[str, float]
     rows_in_archive: int
+    groups: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -84,6 +86,7 @@ class Tally:
     num_replaced: int = 0
     num_refused: int = 0
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, int] = dataclasses.field(default_factory=dict)
     start_s: float = 0.0
     encode_s: float = 0.0
     worker_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -126,4 +129,5 @@ class Tally:
             worker_s=self.worker_s,
             worker_images_per_s={name: self.num_read / seconds for name, seconds in self.worker_s.items() if seconds},
             rows_in_archive=rows_in_archive,
+            groups=dict(self.groups),
         )

@@ -1,5 +1,6 @@
 """The page of a run of `encode`: counts, refused items, wasted bits, repeated codes."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -108,3 +109,12 @@ def test_a_run_that_did_nothing(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert "0 of 0 items encoded" in html
     assert "Stages" not in html
+
+
+def test_catalogs_that_the_items_are_from(tmp_path):
+    empty = Archive.create(tmp_path / "archive", BITS, "abc")
+    summary = dataclasses.replace(NOTHING, groups={"small": 1, "<b>large</b>": 1000})
+    write_encode_page(tmp_path / "report.html", "catalog.json", summary, empty.path)
+    html = (tmp_path / "report.html").read_text()
+    assert html.index("&lt;b&gt;large&lt;/b&gt;") < html.index("small")
+    assert "2 catalogs, collections or files of STAC" in html
