@@ -78,13 +78,8 @@ def _geo_embedding_fields(model: TrainedModel, statements: Statements) -> dict[s
     """Return the fields of the model card of geoembeddings.org that the hub does not define."""
     card, config = model.card, model.run.config
     vector = f"; int8 vector of {card.vector.dims} dimensions" if card.vector is not None else ""
-    inputs: dict[str, Any] = {"data_types": data_types(model)}
-    if not model.is_of_embeddings:
-        inputs["patch_size"] = card.preprocessing.crop
-    inputs["temporal_context"] = "single-date"
     training = {
-        **inputs,
-        "data_types": data_types(model),
+        **_inputs(model),
         "training_strategy": training_strategy(model),
         "batch_size": config.batch_size,
     }
@@ -94,7 +89,8 @@ def _geo_embedding_fields(model: TrainedModel, statements: Statements) -> dict[s
         training["temporal_extent"] = statements.dates
     return {
         "provider": statements.provider or NOT_STATED,
-        "embedding_spatial_types": ["scene"],
+        # Embeddings are of pixels, patches or scenes; a table does not say.
+        "embedding_spatial_types": [NOT_STATED if model.is_of_embeddings else "scene"],
         "embedding_temporal_type": ["single-date"],
         "embedding_spatial_context": _CONTEXT,
         "embedding_temporal_context": _TEMPORAL_CONTEXT,
@@ -106,8 +102,20 @@ def _geo_embedding_fields(model: TrainedModel, statements: Statements) -> dict[s
         "precomputed_embeddings": "no",
         "model_architecture": f"{card.network.backbone.source} {card.network.backbone.name}, hash head".strip(),
         "pretraining": training,
-        "inference": inputs,
+        "inference": _inputs(model),
         "orbithash": {**model.codes.to_json(), "weights_sha256": model.weights_sha256},
+    }
+
+
+def _inputs(model: TrainedModel) -> dict[str, Any]:
+    """Return what goes into the model, in the words of geoembeddings.org."""
+    if model.is_of_embeddings:
+        backbone = model.card.network.backbone
+        return {"product_names": [backbone.name or f"embedding of {backbone.num_features} dimensions"]}
+    return {
+        "data_types": data_types(model),
+        "patch_size": model.card.preprocessing.crop,
+        "temporal_context": "single-date",
     }
 
 

@@ -15,11 +15,13 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """Return a value as a code span, which is valid in a cell of a table too."""
+    """Return a value as a code span; as plain text if it has a pipe, which no code span can hold in a table."""
     line = " ".join(str(value).split()) or " "
+    if "|" in line:
+        return text(line)
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
     pad = " " if "`" in line else ""
-    return f"{fence}{pad}{line}{pad}{fence}".replace("|", r"\|")
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,6 +4,7 @@ https://github.com/stac-extensions/mlm. pystac writes the item; the fields of th
 pystac 1.15 knows neither a list of scalings, one for each band, nor the extension's names of interpolations.
 """
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -85,7 +86,7 @@ def _properties(model: TrainedModel, statements: Statements) -> dict[str, Any]:
         "mlm:architecture": backbone.name or "embedding",
         "mlm:tasks": [TASK],
         "mlm:framework": "PyTorch",
-        "mlm:framework_version": card.versions["torch"],
+        **_framework_version(card.versions.get("torch", "")),
         "mlm:memory_size": model.weights_bytes,
         "mlm:total_parameters": model.num_parameters,
         "mlm:pretrained": not backbone.has_random_weights,
@@ -103,6 +104,12 @@ def _properties(model: TrainedModel, statements: Statements) -> dict[str, Any]:
     if not model.is_of_embeddings:
         properties["bands"] = _bands(model)
     return properties
+
+
+def _framework_version(version: str) -> dict[str, str]:
+    """Return the field of the version in the form that the extension allows, without the letters of a nightly build."""
+    found = re.match(r"\d+\.\d+\.\d+", version)
+    return {"mlm:framework_version": found[0]} if found else {}
 
 
 def _bands(model: TrainedModel) -> list[dict[str, Any]]:

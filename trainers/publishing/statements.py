@@ -40,7 +40,7 @@ LICENCES = {
 
 MAX_CHARACTERS = 1000
 # The pattern of `mlm:name`.
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\- ]*[a-zA-Z0-9]")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\- ]+[a-zA-Z0-9]")
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Statements:
         problems = []
         if self.name and not _NAME.fullmatch(self.name):
             problems.append(
-                f"the name is {self.name!r}; letters, digits, spaces, '.', '_' and '-' are allowed, a letter first and "
-                "a letter or digit last"
+                f"the name is {self.name!r}; letters, digits, spaces, '.', '_' and '-' are allowed, 3 or more, "
+                "a letter first and a letter or digit last"
             )
         texts = {
             "licence": self.licence.text,

@@ -157,9 +157,9 @@ def _read_evaluations(
     found, skipped = [], []
     for path in sorted(run_folder.glob("evaluation*/metrics.json")):
         metrics = _read_object(path)
-        if metrics.get("model_id") != model_id:
+        if (stated := metrics.get("model_id")) != model_id:
             # Of another length, or of an earlier training into the same folder.
-            skipped.append(f"{path.parent.name} is of another model")
+            skipped.append(f"{path.parent.name} {'is of another model' if stated else 'does not state its model'}")
             continue
         failures_path = path.with_name("failures.json")
         failures = _read_object(failures_path) if failures_path.is_file() else {}

@@ -72,10 +72,8 @@ def band_names(rendering: Rendering) -> list[str]:
 
 
 def data_types(model: TrainedModel) -> list[str]:
-    """Return the types of data that the model takes, in the words of the geo-embeddings model card."""
+    """Return the types of the images that the model takes, and text, in the words of geoembeddings.org."""
     card = model.card
-    if model.is_of_embeddings:
-        return ["embeddings"]
     rendering = card.preprocessing.rendering
     if rendering.values in ("decibel", "power") or {"VV", "VH"} & set(band_names(rendering)):
         types = ["SAR"]

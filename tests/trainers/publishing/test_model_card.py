@@ -145,7 +145,7 @@ def test_failures_are_shown_and_examples_can_be_left_out(run):
     write_failures(run)
     text = card_of(run).text
     assert "| beach | river | 1.5 of 4 |" in text
-    assert "| `beach/beach1\\|2.png` | beach | 0.125 | river (d = 3) | 0.500 (itq) |" in text
+    assert "| beach/beach1\\|2.png | beach | 0.125 | river (d = 3) | 0.500 (itq) |" in text
     assert "1 of the 16 bits of the database's codes is dead, the same in all codes: 3." in text
     assert "7 pairs of bits are correlated by at least 0.9, the strongest: 4 and 9 (-0.97)." in text
     text = card_of(run, Statements(has_examples=False)).text
