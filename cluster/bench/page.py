@@ -152,7 +152,7 @@ def _rank(result: Result) -> list[Comparison]:
         others = sorted((name for name in rates if name not in (_RANKING, _READING)), key=rates.__getitem__)
         values = {name: rates[name] for name in (_RANKING, *reversed(others), _READING)}
         caption = "Bytes of vectors per second: a ranking, bare products of the same vectors, and reading of memory."
-        comparisons.append(Comparison(f"Ranking with {threads} threads", "GB/s", values, caption))
+        comparisons.append(Comparison(f"Ranking, threads: {threads}", "GB/s", values, caption))
     return comparisons
 
 
@@ -300,6 +300,8 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return _number(value)
+    if isinstance(value, Mapping | list | tuple) and not value:
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_text(each)}" for name, each in value.items())
     if isinstance(value, list | tuple):

@@ -196,6 +196,7 @@ def bars(
         if limit == 1:
             axes.set_xticks(np.linspace(0, 1, 6))
         elif any(value > 0 for _, value in shown):
+            axes.xaxis.set_major_locator(MaxNLocator(6))
             # Room for the numbers beside the bars.
             axes.margins(x=0.12)
             axes.set_xlim(left=0)
