@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place, place_of, project
+from orbithash.encoders.places.geometry import is_nested_deeply
 
 __all__ = ["GeometryColumn", "Places"]
 
@@ -113,13 +114,15 @@ class GeometryColumn:
         places = Places(np.full(num, np.nan), np.full(num, np.nan), np.full(num, None), {})
         remaining = np.flatnonzero(storage.is_valid().to_numpy(zero_copy_only=False))
         if self.encoding == "wkb" and self.crs is None:
-            geometries = shapely.from_wkb(storage.to_numpy(zero_copy_only=False), on_invalid="ignore")
+            # GEOS ends the process at a nesting of some thousand collections; those rows are refused below.
+            outlines = [None if one is None or is_nested_deeply(one) else one for one in storage.to_pylist()]
+            geometries = shapely.from_wkb(np.array(outlines, object), on_invalid="ignore")
             simple = _are_simple(geometries)
-            outlines = shapely.orient_polygons(shapely.force_2d(geometries[simple]))
-            centres = shapely.centroid(outlines)
+            areas = shapely.orient_polygons(shapely.force_2d(geometries[simple]))
+            centres = shapely.centroid(areas)
             # Adding zero turns -0.0 into 0.0.
             places.lon[simple], places.lat[simple] = shapely.get_x(centres) + 0.0, shapely.get_y(centres) + 0.0
-            places.footprint[simple] = shapely.to_wkb(outlines)
+            places.footprint[simple] = shapely.to_wkb(areas)
             remaining = remaining[~simple[remaining]]
         for row, place in zip(remaining.tolist(), self.places(storage.take(remaining)), strict=True):
             if isinstance(place, Place):
@@ -134,6 +137,8 @@ class GeometryColumn:
 
         if value is None:
             return None
+        if self.encoding == "wkb" and is_nested_deeply(value):
+            return ValueError("its geometry has collections that are nested too deeply")
         try:
             if self.encoding == "wkb":
                 geometry = shapely.from_wkb(value)

@@ -12,7 +12,7 @@ from orbithash.encoders.sources.embeddings.layouts import has_vectors
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.listings import Item, file_key, located, parse_time, report
 
-__all__ = ["column_values", "list_table", "unreadable"]
+__all__ = ["column_values", "list_table", "type_problem", "unreadable"]
 
 _TEXTS = ("path", "uri", "key", "label", "caption")
 _NUMBERS = ("lon", "lat")
@@ -50,7 +50,7 @@ def list_table(path: Path) -> Iterator[Item]:
         raise InputError(f"{path} has no column path or uri; it has {', '.join(schema.names)}{hint}")
     geometry = GeometryColumn.find(file, path, has_place=set(_NUMBERS) <= set(present))
     columns = [*present, *([geometry.name] if geometry else [])]
-    if problems := [problem for name in present if (problem := _type_problem(name, schema.field(name).type))]:
+    if problems := [problem for name in present if (problem := type_problem(name, schema.field(name).type))]:
         raise report(problems, path)
 
     def rows() -> Iterator[tuple[str, Item]]:
@@ -70,8 +70,8 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}")
 
 
-def _type_problem(name: str, kind: Any) -> str:
-    """Why values of the Arrow type `kind` cannot be those of column `name`; "" if they can."""
+def type_problem(name: str, kind: Any) -> str:
+    """Return why values of the Arrow type `kind` cannot be those of column `name`; "" if they can."""
     import pyarrow.types as types
 
     kind = _value_type(kind)

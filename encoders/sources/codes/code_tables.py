@@ -14,6 +14,7 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Codes, check_codes
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.places.code_description import BIT_ORDERS, FOOTER_KEY, CodeDescription
+from orbithash.encoders.places.geometry import is_nested_deeply
 from orbithash.encoders.sources.codes.code_options import CodeOptions
 from orbithash.encoders.sources.embeddings.layouts import TableOptions, find_columns
 from orbithash.encoders.sources.embeddings.parquet import PARQUET_SUFFIXES, KeyedTable, find_files, open_parquet
@@ -198,6 +199,9 @@ class CodeTable(KeyedTable):
             has_footprint = rows.others[_HAS_FOOTPRINT].fill_null(False)
             exact = pc.if_else(has_footprint, outlines, pa.scalar(None, pa.binary()))
             columns["footprint"] = pc.coalesce(columns["footprint"], exact) if "footprint" in columns else exact
+        for row, outline in enumerate(columns["footprint"].to_pylist() if "footprint" in columns else ()):
+            if outline is not None and is_nested_deeply(outline):
+                problems.setdefault(row, "its footprint has collections that are nested too deeply")
         if "vector" in self.further:
             columns["vector"] = self._vectors(rows.others["vector"], problems)
         return columns

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.outlines import Place
+from orbithash.encoders.places.geometry import is_nested_deeply
 from orbithash.encoders.sources.geometry_columns import GeometryColumn
 from orbithash.encoders.sources.stac.bands import OFFSET_APPLIED
 from orbithash.encoders.sources.stac.documents import Feature
-from orbithash.encoders.sources.tables import column_values, unreadable
+from orbithash.encoders.sources.tables import column_values, type_problem, unreadable
 
 __all__ = ["ItemTable", "PlacedFeature", "is_item_table"]
 
@@ -57,7 +59,7 @@ class ItemTable:
     """A Parquet file whose rows are items."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file. Raises `InputError` if it is not Parquet, or for a geometry column that cannot be read."""
+        """Open the file. Raises `InputError` if it is not Parquet, or for columns of times or places of other types."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -66,12 +68,16 @@ class ItemTable:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(path, error) from error
+        schema = self._file.schema_arrow
+        for name in (name for name in _TIMES if name in schema.names):
+            if problem := type_problem("datetime", schema.field(name).type):
+                raise InputError(f"{path}: {problem.replace('datetime', name, 1)}")
         self._geometry = GeometryColumn.find(self._file, path, has_place=False)
 
     def ids(self) -> Iterator[str]:
         """Yield the ids of all rows; "" for null."""
         for batch in self._batches(["id"]):
-            yield from (str(name or "") for name in batch["id"].to_pylist())
+            yield from ("" if name is None else str(name) for name in batch["id"].to_pylist())
 
     def features(self) -> Iterator[PlacedFeature]:
         """Yield all rows as items; some thousand are in memory at a time."""
@@ -106,7 +112,7 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
         bbox = list(bbox.values()) if None not in bbox.values() else None
     return {
         "type": "Feature",
-        "id": row["id"],
+        "id": None if row["id"] is None else str(row["id"]),
         "collection": row.get("collection"),
         "bbox": bbox,
         "properties": properties,
@@ -137,5 +143,5 @@ def _geometry_json(wkb: bytes) -> Any:
     """Return a geometry as GeoJSON; an empty object, which is not a geometry, for bytes that are not WKB."""
     import shapely
 
-    geometry = shapely.from_wkb(wkb, on_invalid="ignore")
+    geometry = None if is_nested_deeply(wkb) else shapely.from_wkb(wkb, on_invalid="ignore")
     return {} if geometry is None else json.loads(shapely.to_geojson(geometry))

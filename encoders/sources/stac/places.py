@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orbithash.encoders.imagery.outlines import Place, bounding_box, place_of, project
+from orbithash.encoders.places.geometry import MAX_COLLECTIONS
 
 __all__ = ["place_of_item"]
 
@@ -30,8 +31,6 @@ def place_of_item(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Place | 
         outline = _shape(geometry, "its geometry is not GeoJSON")
         try:
             return place_of(outline)
-        except RecursionError as error:
-            raise ValueError("its geometry has collections that are nested too deeply") from error
         except ValueError as error:
             raise ValueError(f"its geometry is not in degrees of WGS 84: {error}") from error
     properties = item.get("properties")
@@ -74,22 +73,33 @@ def _projected(asset: Mapping[str, Any], properties: Mapping[str, Any]) -> Place
     west, south, east, north = outline.bounds
     try:
         return place_of(project(outline, str(crs), _TOLERANCE * max(east - west, north - south)))
-    except RecursionError as error:
-        raise ValueError("its proj:geometry has collections that are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"its place in {str(crs)[:80]} (proj: fields) is not one on the Earth: {error}") from error
 
 
 def _shape(geometry: Any, message: str) -> Any:
+    """Return GeoJSON as a shapely geometry; `ValueError` with the message for anything else."""
     import shapely
     from shapely.geometry import shape
 
+    if _depth(geometry) > MAX_COLLECTIONS:
+        raise ValueError(f"{message}: its collections are nested too deeply")
     try:
         return shape(geometry)
-    except RecursionError as error:
-        raise ValueError(f"{message}: its collections are nested too deeply") from error
     except (shapely.errors.ShapelyError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(message) from error
+
+
+def _depth(geometry: Any) -> int:
+    """Return how many collections are nested in GeoJSON."""
+    depth, level = 0, [geometry]
+    while level := [part for one in level if isinstance(one, dict) for part in _list(one.get("geometries"))]:
+        depth += 1
+    return depth
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _ring(values: Sequence[float]) -> Any:

@@ -28,9 +28,13 @@ GEOMETRIES = [
 ]
 
 
+# Collections in collections; GEOS ends the process that reads them.
+NESTED = b"\x01\x07\x00\x00\x00\x01\x00\x00\x00" * 100_000 + shapely.Point(1, 2).wkb
+
+
 @pytest.mark.parametrize("crs", [None, "EPSG:3857"])
 def test_arrays_equal_single_places(crs):
-    values = [None if geometry is None else geometry.wkb for geometry in GEOMETRIES] + [b"not WKB"]
+    values = [None if geometry is None else geometry.wkb for geometry in GEOMETRIES] + [b"not WKB", NESTED]
     column = pa.array(values, pa.binary())
     read = GeometryColumn("geometry", "wkb", crs)
     arrays = read.place_arrays(column)

@@ -122,6 +122,12 @@ def test_options_that_do_not_describe_the_codes(tmp_path, options, message):
         CodeTable.open(write_codes(tmp_path / "a.parquet", description=False), options)
 
 
+def test_footprints_that_no_program_can_read_refuse_their_row(tmp_path):
+    nested = b"\x01\x07\x00\x00\x00\x01\x00\x00\x00" * 1000 + shapely.Point(1, 2).wkb
+    path = write_codes(tmp_path / "a.parquet", footprint=pa.array([nested, None, b"", None, None], pa.binary()))
+    assert only(CodeTable.open(path)).problems == {0: "its footprint has collections that are nested too deeply"}
+
+
 def test_options_that_contradict_the_footer(tmp_path):
     path = write_codes(tmp_path / "a.parquet")
     assert CodeTable.open(path, ["bits=12,order=msb"]).num_rows == 5

@@ -12,6 +12,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.sources import Item, list_source
 from tests.encoders.sources.embedding_tables import geo_metadata
 
+# GEOS ends the process that reads it.
+NESTED = b"\x01\x07\x00\x00\x00\x01\x00\x00\x00" * 100_000 + shapely.Point(1, 2).wkb
 TIF = "image/tiff; application=geotiff"
 
 
@@ -137,3 +139,18 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"a.parquet is not a readable Parquet file"):
         list_source(tmp_path / "a.parquet")
+
+
+def test_deeply_nested_collections_refuse_their_row_alone(tmp_path):
+    outlines = pa.array([NESTED, shapely.box(0, 0, 1, 1).wkb], pa.binary())
+    bad, good = list_source(write_items(tmp_path / "a.parquet", geometry=outlines))
+    assert (bad.problem, good.problem) == ("its geometry has collections that are nested too deeply", None)
+    columns = {"geometry": pa.nulls(2, pa.binary()), "proj:code": ["EPSG:32601"] * 2, "proj:geometry": outlines}
+    bad, _ = list_source(write_items(tmp_path / "a.parquet", **columns))
+    assert bad.problem == "its proj:geometry is not GeoJSON"
+
+
+def test_ids_and_times_of_other_types(tmp_path):
+    assert [item.key for item in list_source(write_items(tmp_path / "a.parquet", id=[0, 1]))] == ["0", "1"]
+    with pytest.raises(InputError, match=r"column start_datetime of type int64: a number has no unit"):
+        list_source(write_items(tmp_path / "a.parquet", start_datetime=[0, 1]))

@@ -116,13 +116,17 @@ def test_an_invalid_projection_refuses_its_item_alone(tmp_path, fields, message)
         raise ValueError(items["bad"].problem)
 
 
-def test_deeply_nested_collections_refuse_their_item_alone(tmp_path):
+@pytest.mark.parametrize("depth", [100, 300])
+def test_deeply_nested_collections_refuse_their_item_alone(tmp_path, depth):
     nested = {"type": "Point", "coordinates": [1, 2]}
-    for _ in range(400):
+    for _ in range(depth):
         nested = {"type": "GeometryCollection", "geometries": [nested]}
     for fields in ({"geometry": nested}, {"geometry": None, **CODE, "proj:geometry": nested}):
-        (item,) = list_source(write(tmp_path / "item.json", feature("a", **fields)))
-        assert item.problem is None or "nested too deeply" in item.problem
+        bad, good = feature("bad", **fields), feature("good")
+        path = write(tmp_path / "items.json", {"type": "FeatureCollection", "features": [bad, good]})
+        items = {item.key: item.problem for item in list_source(path)}
+        assert items["good"] is None
+        assert "nested too deeply" in items["bad"]
 
 
 def test_an_item_of_pystac_with_its_projection_extension(tmp_path):
