@@ -244,7 +244,7 @@ def test_class_names_are_drawn_verbatim_and_shortened():
     svg = plots.bars({"$x$ <b>": 0.5, "x" * 80: 0.2}, "AP")
     texts = [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert "$x$ <b>" in texts
-    assert "x" * 25 + "…" in texts
+    assert "x" * (plots.MAX_NAME - 1) + "…" in texts
 
 
 def test_plots_do_not_change_matplotlib_settings():
