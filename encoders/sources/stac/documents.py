@@ -70,8 +70,7 @@ class Documents:
                 content = self._read(Path(name), is_root=not parent)
                 kind = _kind(content)
                 if kind == "catalog":
-                    title = content.get("id")
-                    group = title if isinstance(title, str) and title else Path(name).name
+                    group = _shown(content["id"]) if _is_text(content.get("id")) else Path(name).name
                     waiting += reversed([(link, group) for link in self._links(content, Path(name))])
                 elif kind == "features":
                     self._note_pages(content)
@@ -100,6 +99,11 @@ class Documents:
 
     def _links(self, content: dict[str, Any], file: Path) -> Iterator[str]:
         """Yield the paths of the files that a catalog links to as its children and items."""
+        assets = content.get("assets")
+        for asset in assets.values() if isinstance(assets, dict) else ():
+            roles = asset.get("roles") if isinstance(asset, dict) else None
+            if isinstance(roles, list) and {"collection-mirror", "stac-items"} & {str(role) for role in roles}:
+                self._leave_out("copies of all items in one file (encode that file instead)", str(asset.get("href")))
         links = content.get("links")
         links = [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
         own = next((link.get("href") for link in links if link.get("rel") == "self"), None)
@@ -133,8 +137,16 @@ class Documents:
                 )
 
     def _leave_out(self, kind: str, example: str) -> None:
-        shown = example if example.isprintable() else ascii(example)
-        self.left_out[self._kinds.setdefault(kind, f"{kind}, such as {shown[:200]}")] += 1
+        self.left_out[self._kinds.setdefault(kind, f"{kind}, such as {_shown(example)}")] += 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _shown(text: str) -> str:
+    """Return a text as it is shown: in one line of characters that can be printed."""
+    return (text if text.isprintable() else ascii(text))[:200]
 
 
 def is_item(content: Any) -> bool:

@@ -76,13 +76,15 @@ def test_what_cannot_be_followed_is_counted_with_an_example(tmp_path):
         ("license", "https://example.org/licence"),
         ("item", None),
     ]
-    root = write(tmp_path / "catalog.json", catalog("root", *links))
+    mirror = {"mirror": {"href": "items.parquet", "roles": ["collection-mirror"]}, "x": 1, "y": {"roles": 1}}
+    root = write(tmp_path / "catalog.json", catalog("root", *links, assets=mirror))
     write(tmp_path / "good.json", feature("good"))
     (tmp_path / "broken.json").write_text("{")
     write(tmp_path / "list.json", [1])
     items, left_out, _ = read(root)
     assert list(items) == ["good"]
     assert left_out == {
+        "copies of all items in one file (encode that file instead), such as items.parquet": 1,
         f"links of catalogs to files that do not exist, such as {tmp_path}/absent/catalog.json": 2,
         "links of catalogs to other machines (copy the files here), such as https://example.org/item.json": 2,
         f"files that catalogs link to and that are not readable as JSON, such as {tmp_path}/broken.json": 1,
@@ -158,6 +160,13 @@ def test_a_catalog_without_items_is_an_empty_source(tmp_path):
     root = write(tmp_path / "catalog.json", catalog("root", ("child", "absent.json")))
     with pytest.raises(InputError, match="lists no image"):
         list_source(root)
+
+
+def test_names_of_catalogs_can_be_shown(tmp_path):
+    for name, shown in (("a\n\x1b[1m", r"'a\n\x1b[1m'"), ("\ud800", r"'\ud800'"), ("", "c.json"), (3, "c.json")):
+        root = write(tmp_path / "c.json", catalog(name, ("item", "i.json")))
+        write(tmp_path / "i.json", feature("i"))
+        assert read(root)[2] == {shown: 1}
 
 
 def test_an_asset_can_be_chosen_in_a_catalog(tmp_path):
