@@ -73,7 +73,7 @@ def import_codes(
             )
     num_listed = table.check()
     target = Archive.open_or_create(archive, described.bits, described.model_id, table.vector)
-    tally = Tally()
+    tally = Tally(unit="codes")
     with ExitStack() as stack:
         stack.enter_context(writing(target))
         target.update_index()

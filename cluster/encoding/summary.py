@@ -33,6 +33,7 @@ class EncodeSummary:
         worker_images_per_s: images per busy second: the rate of one worker with this stage alone.
         rows_in_archive: rows of the archive at the end.
         groups: number of STAC items by the catalog, collection or file that they are in.
+        unit: what the items are: images, vectors or codes.
     """
 
     num_listed: int
@@ -49,6 +50,7 @@ class EncodeSummary:
     worker_images_per_s: dict[str, float]
     rows_in_archive: int
     groups: dict[str, int] = dataclasses.field(default_factory=dict)
+    unit: str = "images"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -57,11 +59,12 @@ class EncodeSummary:
     def __str__(self) -> str:
         """Return the text for a terminal."""
         rate = f" at {self.rows_per_s:.0f}/s after {self.start_s:.1f} s of start-up" if self.num_encoded else ""
-        parts = [f"encoded {self.num_encoded} of {self.num_listed} images{rate}"]
+        verb = "imported" if self.unit == "codes" else "encoded"
+        parts = [f"{verb} {self.num_encoded} of {self.num_listed} {self.unit}{rate}"]
         if self.num_replaced:
             parts.append(f"{self.num_replaced} of them replaced rows, because their files had changed")
         if self.num_done_before:
-            parts.append(f"{self.num_done_before} were encoded before")
+            parts.append(f"{self.num_done_before} were {verb} before")
         if self.num_refused:
             parts.append(f"refused {self.num_refused}")
         if self.num_refused_before:
@@ -87,6 +90,7 @@ class Tally:
     num_refused: int = 0
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unit: str = "images"
     start_s: float = 0.0
     encode_s: float = 0.0
     worker_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -130,4 +134,5 @@ class Tally:
             worker_images_per_s={name: self.num_read / seconds for name, seconds in self.worker_s.items() if seconds},
             rows_in_archive=rows_in_archive,
             groups=dict(self.groups),
+            unit=self.unit,
         )

@@ -82,7 +82,7 @@ def encode_vectors(
     table.check_embedding(backbone.name, backbone.num_features, backbone.origin)
     num_listed = table.check_keys()
     target = Archive.open_or_create(archive, card.bits, model_id, card.vector)
-    tally = Tally()
+    tally = Tally(unit="vectors")
     with ExitStack() as stack:
         stack.enter_context(writing(target))
         target.update_index()

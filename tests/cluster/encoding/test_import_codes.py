@@ -25,6 +25,7 @@ def test_codes_become_rows_of_a_new_archive(tmp_path):
     archive = Archive.open(tmp_path / "archive")
     assert (archive.bits, archive.model_id, archive.vector, archive.num_rows) == (BITS, MODEL, None, 30)
     assert (summary.num_listed, summary.num_encoded, summary.num_refused) == (30, 30, 0)
+    assert str(summary).startswith("imported 30 of 30 codes at ")
     rows = {row["key"]: row for row in rows_of(tmp_path / "archive")}
     assert rows["row7"]["code"] == codes_of(30)[7].tolist()
     assert (rows["row7"]["uri"], rows["row29"]["uri"]) == ("u", str(path))
