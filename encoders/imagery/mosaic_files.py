@@ -104,8 +104,12 @@ def _read_vrt(path: Path, open_file: Opener) -> Mosaic:
         if element.tag == "VRTRasterBand":
             number += 1
             _check(element.get("band", str(number)) == str(number), "its bands are not in order")
-            bands.append(_band(element, opened))
+            # Of gdalbuildvrt -addalpha. Pixels without a file are masked anyway.
+            if (element.findtext("ColorInterp") or "").strip() != "Alpha":
+                bands.append(_band(element, opened))
     _check(bool(bands) and all(band.sources for band in bands), "a band of it shows no file")
+    places = [sorted(source.placed for source in band.sources) for band in bands]
+    _check(all(one == places[0] for one in places), "its bands show files in different places")
     _check(
         sum(len(band.sources) for band in bands) <= _MAX_SOURCES, f"it shows more than {_MAX_SOURCES:,} bands of files"
     )

@@ -1,5 +1,8 @@
 """Mosaics: tiles across the borders of files, gaps, and hostile VRTs."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import rasterio
@@ -70,6 +73,30 @@ def test_a_vrt_of_gdal_is_read(tmp_path, two):
         tmp_path / "a.vrt", *sources, inner=stated, more='<OverviewList resampling="nearest">2</OverviewList>'
     )
     assert (pixels(path, (0, 0, 128, 64)) == two).all()
+
+
+@pytest.mark.skipif(shutil.which("gdalbuildvrt") is None, reason="gdalbuildvrt is not installed")
+@pytest.mark.parametrize("options", [[], ["-addalpha"], ["-r", "bilinear"], ["-srcnodata", "0", "-vrtnodata", "0"]])
+def test_files_of_gdalbuildvrt(tmp_path, two, options):
+    write = ["gdalbuildvrt", "-q", *options, "m.vrt", "a.tif", "sub/b.tif"]
+    subprocess.run(write, cwd=tmp_path, check=True, capture_output=True)
+    assert (pixels(tmp_path / "m.vrt", (0, 0, 128, 64)) == two).all()
+
+
+@pytest.mark.skipif(shutil.which("gdalbuildvrt") is None, reason="gdalbuildvrt is not installed")
+def test_files_of_gdalbuildvrt_with_one_file_for_each_band(tmp_path):
+    bands = numbers(64, 64, count=3)
+    for number, band in enumerate(bands):
+        write_tif(tmp_path / f"{number}.tif", band[None])
+    names = [f"{number}.tif" for number in range(3)]
+    subprocess.run(["gdalbuildvrt", "-q", "-separate", "m.vrt", *names], cwd=tmp_path, check=True)
+    with open_raster(tmp_path / "m.vrt") as dataset:
+        assert (dataset.read() == bands).all()
+        assert (dataset.read_masks() == 255).all()
+    write_tif(tmp_path / "2.tif", bands[2:], col=32)
+    subprocess.run(["gdalbuildvrt", "-q", "-overwrite", "-separate", "m.vrt", *names], cwd=tmp_path, check=True)
+    with pytest.raises(ImageError, match="its bands show files in different places"):
+        plan_tiles(tmp_path / "m.vrt", 32)
 
 
 def test_gaps_have_no_data_and_empty_windows_are_left_out(tmp_path):
