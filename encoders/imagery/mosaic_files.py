@@ -185,6 +185,7 @@ class _File:
             tuple(
                 (name, str(value))
                 for name, value in (
+                    ("NoDataValue", self.nodata),
                     ("Description", description),
                     ("UnitType", unit),
                     ("Offset", offset or None),
@@ -202,6 +203,8 @@ class _File:
             return "their coordinate reference systems differ"
         if (self.dtype, len(self.stated)) != (other.dtype, len(other.stated)):
             return f"{len(self.stated)} bands of {self.dtype}, and {len(other.stated)} of {other.dtype}"
+        if self.nodata != other.nodata:
+            return f"their values of no data are {self.nodata} and {other.nodata}"
         sizes, others = self.grid[1:3] + self.grid[4:], other.grid[1:3] + other.grid[4:]
         if any(
             abs(one - two) * max(self.size) > _TOLERANCE * other.grid[1] for one, two in zip(sizes, others, strict=True)

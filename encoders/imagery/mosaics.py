@@ -126,6 +126,9 @@ class Mosaic:
                 ElementTree.SubElement(element, name).text = text
             for source in band.sources:
                 _add_source(element, source, str(source.band), source.nodata)
+        if all("NoDataValue" in dict(band.stated) for band in self.bands):
+            # Each band masks its own pixels, also those without a file.
+            return bytes(ElementTree.tostring(root, encoding="utf-8"))
         mask = ElementTree.SubElement(ElementTree.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
         for source in self.bands[0].sources:
             # The mask of a file counts its own value of no data; where it masks a pixel, files below are seen.

@@ -120,6 +120,31 @@ def test_the_later_file_is_on_top_where_it_has_data(tmp_path):
     assert (pixels(path, (0, 0, 64, 64)) == np.where(above[0] > 0, above[0], below[0])).all()
 
 
+@pytest.mark.parametrize("form", ["list", "vrt"])
+def test_each_band_has_its_own_pixels_without_data(tmp_path, form):
+    values = numbers(64, 64, dtype="float32", count=2)
+    values[1, :10] = -9999
+    write_tif(tmp_path / "a.tif", values, nodata=-9999)
+    write_tif(tmp_path / "b.tif", values, col=128, nodata=-9999)
+    path = write_list(tmp_path / "m.mosaic", "a.tif", "b.tif")
+    if form == "vrt":
+        if shutil.which("gdalbuildvrt") is None:
+            pytest.skip("gdalbuildvrt is not installed")
+        path = tmp_path / "m.vrt"
+        subprocess.run(["gdalbuildvrt", "-q", path, "a.tif", "b.tif"], cwd=tmp_path, check=True)
+    image = read_tile(path, (32, 0, 64, 64), Rendering((1, 2), values="raw"))
+    expected = np.full((64, 64, 2), np.nan, np.float32)
+    expected[:, :32] = np.moveaxis(np.where(values == -9999, np.nan, values), 0, -1)[:, 32:]
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_files_with_other_values_of_no_data_are_not_one_scene(tmp_path):
+    write_tif(tmp_path / "a.tif", numbers(64, 64), nodata=0)
+    write_tif(tmp_path / "b.tif", numbers(64, 64), col=64)
+    with pytest.raises(ImageError, match=r"their values of no data are None and 0.0"):
+        plan_tiles(write_list(tmp_path / "m.mosaic", "a.tif", "b.tif"), 32)
+
+
 def test_tiles_of_a_mosaic_become_records(tmp_path, two):
     write_list(tmp_path / "scene.mosaic", "a.tif", "sub/b.tif")
     items = list_source(tmp_path / "scene.mosaic", 64)
