@@ -3,6 +3,7 @@
     {"images": [{"filename": ..., "imgid": 0, "sentids": [0, 1, 2, 3, 4],
                  "sentences": [{"raw": ..., "sentid": 0, "imgid": 0}, ...]}, ...]}
 
+The numbers `imgid`, `sentids` and `sentid` are checked where the file has any of them; a file without any is allowed.
 Tokens and the split of the file are not read: the text encoder has its own vocabulary, and the protocol draws the
 split.
 """
@@ -211,6 +212,7 @@ def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | N
     if not images:
         raise ValueError(f"{path.name} has no captions")
     texts: Captions = {}
+    has_ids = _has_ids(images)
     wrong, names, image_ids, sentence_ids = [], [], [], []
     for number, image in enumerate(images):
         name = image.get("filename") if isinstance(image, dict) else None
@@ -223,7 +225,8 @@ def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | N
             sentences = []
         elif not sentences:
             wrong.append(f"{name}: has no sentence")
-        wrong += [f"{name}: {problem}" for problem in _problems_of_ids(image, sentences)]
+        if has_ids:
+            wrong += [f"{name}: {problem}" for problem in _problems_of_ids(image, sentences)]
         raws = [sentence.get("raw") for sentence in sentences]
         if sentences and num_sentences not in (None, len(raws)):
             wrong.append(f"{name}: has {len(raws)} sentence{'s' * (len(raws) != 1)}, not {num_sentences}")
@@ -239,6 +242,14 @@ def _read_captions(path: Path, key: Callable[[str], str], num_sentences: int | N
         for one, count in _repeated(ids)
     ]
     return texts, [*first_problems(wrong), *first_problems(twice)]
+
+
+def _has_ids(images: list[Any]) -> bool:
+    """Return whether any image or sentence of a file has a number."""
+    given = [image for image in images if isinstance(image, dict)]
+    sentences = [one for image in given if isinstance(image.get("sentences"), list) for one in image["sentences"]]
+    given += [one for one in sentences if isinstance(one, dict)]
+    return any(one.keys() & {"imgid", "sentids", "sentid"} for one in given)
 
 
 def _problems_of_ids(image: dict[str, Any], sentences: list[dict[str, Any]]) -> list[str]:

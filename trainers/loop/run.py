@@ -206,18 +206,20 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
     batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
     micro_batches, group_size = run.config.accumulate, get_method(run.method).group_size
 
+    def divisor_of(least: int, most: int) -> int:
+        return math.lcm(*range(least, most + 1)) * group_size * micro_batches
+
     def smallest(least: int, most: int) -> int:
         """Return the smallest batch that every number of workers in the range shares equally, 2 images or more each."""
-        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
+        divisor = divisor_of(least, most)
         return divisor * -(-2 * most * micro_batches // divisor)
 
     def fits(least: int, most: int) -> bool:
-        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
-        return batch_size % divisor == 0 and batch_size >= smallest(least, most)
+        return batch_size % divisor_of(least, most) == 0 and batch_size >= smallest(least, most)
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    divisor = divisor_of(least, most)
     if not fits(least, most):
-        divisor = math.lcm(*range(least, most + 1)) * group_size * micro_batches
         given = f"{most} workers" if least == most else f"{least} to {most} workers"
         if micro_batches > 1:
             given += f" in {micro_batches} micro-batches"
@@ -233,7 +235,9 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         remedy = f"; with batch_size {batch_size}, {_some(allowed)} workers are possible" if allowed else ""
         raise InputError(f"batch_size {batch_size} over {given}: it must be {rule}{remedy}")
     if num_images < batch_size:
-        raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; make it smaller")
+        largest = num_images // divisor * divisor
+        remedy = f"give --set batch_size={largest} or less" if largest >= smallest(least, most) else "add images"
+        raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; {remedy}")
 
 
 def _some(names: list[str], conjunction: str = "or") -> str:

@@ -250,6 +250,16 @@ def test_names_without_a_folder_where_they_are_unique(folder, tmp_path):
     assert all(len(image.captions) == 5 for image in make_manifest(folder, captions=file).images)
 
 
+def test_numbers_of_captions_are_all_there_or_none(folder, tmp_path):
+    images = [{"filename": one["filename"], "sentences": [{"raw": "a sea ."}]} for one in good(folder)]
+    manifest = make_manifest(folder, captions=write(tmp_path / "c.json", images))
+    assert all(image.captions == ("a sea .",) for image in manifest.images)
+    images[3]["sentences"][0]["sentid"] = 7
+    message = problems_of(folder, captions=write(tmp_path / "c.json", images))
+    assert "beach/0.png: its imgid is None, not a number" in message
+    assert "beach/0.png: has a sentence whose sentid is not a number" in message
+
+
 def test_all_problems_of_captions_at_once(folder, tmp_path):
     images = good(folder)
     (folder / "river" / "9.png").write_text("new")

@@ -332,8 +332,16 @@ def test_a_loss_that_is_no_number_is_reported(data):
 
 
 def test_a_batch_larger_than_the_training_part_is_refused(data):
-    with pytest.raises(InputError, match="batch_size 15 is more than the 14 training images"):
+    with pytest.raises(
+        InputError, match="batch_size 15 is more than the 14 training images; give --set batch_size=14 or"
+    ):
         trained(make_run(data, batch_size=15))
+    with pytest.raises(
+        InputError, match="batch_size 18 is more than the 14 training images; give --set batch_size=12 or"
+    ):
+        check_batch(make_run(data, batch_size=18), 3)
+    with pytest.raises(InputError, match="batch_size 20 is more than the 14 training images; add images"):
+        check_batch(make_run(data, batch_size=20), 10)
     assert trained(make_run(data, batch_size=14, epochs=1)).steps == [(1, 1, 1)]
 
 
