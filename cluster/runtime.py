@@ -123,6 +123,14 @@ def _start(min_cpus: int, options: dict[str, Any]) -> None:
             f"the folder for temporary files is {folder!r}: its path is too long for Ray's sockets, whose paths have "
             "at most 107 bytes; set RAY_TMPDIR to a shorter one, such as /tmp"
         ) from err
+    except Exception as err:
+        # Ray raises no narrower type; its limit of 30 s is fixed.
+        if "timed out during startup" not in str(err):
+            raise
+        raise InputError(
+            "Ray did not start within 30 s: this machine is busy or short of memory; run the command again later, or "
+            "set RAY_ADDRESS to a running cluster"
+        ) from err
 
 
 def _processes_of(session: str | None) -> list[Any]:

@@ -10,6 +10,7 @@ import pytest
 from cluster_parts import family, kill, user_environment, wait_for
 
 from orbithash.cluster import runtime
+from orbithash.encoders.errors import InputError
 
 # A task writes to stdout and stderr; the process stays connected until a file appears.
 TALKING = """
@@ -48,6 +49,7 @@ STUBBORN = (
     """
 import json, os, subprocess, sys
 from orbithash.cluster import runtime
+from orbithash.encoders.errors import InputError
 
 runtime.EXIT_TIMEOUT_S = 1.0
 
@@ -154,3 +156,15 @@ def test_a_long_folder_for_temporary_files(tmp_path):
     )
     assert "InputError: the folder for temporary files is" in done.stderr
     assert "set RAY_TMPDIR to a shorter one" in done.stderr
+
+
+def test_a_machine_on_which_ray_does_not_start_in_time(monkeypatch):
+    import ray
+
+    def init(*args, **options):
+        # As ray._private.node does.
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match="Ray did not start within 30 s: this machine is busy"):
+        runtime._start(1, {})
