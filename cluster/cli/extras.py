@@ -24,6 +24,7 @@ EXTRAS = {
     "PIL": ("train", "serve"),
     "prometheus_client": ("serve",),
     "pyarrow": ("train", "serve", "web"),
+    "pystac": ("train", "serve"),
     "rasterio": ("train", "serve"),
     "ray": ("train", "serve"),
     "sacremoses": ("translate",),
@@ -47,7 +48,7 @@ EXTRAS = {
 
 # Extras for everything that a verb needs; of other verbs: `train`.
 _OF_VERB = {
-    **dict.fromkeys(("detect", "encode", "pull", "push", "query", "refused", "upsert"), "encode"),
+    **dict.fromkeys(("detect", "encode", "export", "pull", "push", "query", "refused", "upsert"), "encode"),
     **dict.fromkeys(("serve", "duplicates", "plan"), "serve,cpu"),
     **dict.fromkeys(("demo", "bench"), "all,cpu"),
     **dict.fromkeys(("detector", "web"), "web"),

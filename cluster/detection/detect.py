@@ -111,18 +111,19 @@ def _found_here(scorer: FragmentScorer) -> Iterator[tuple[Counts, pa.Table]]:
 
 def _found_on_ray(scorer: FragmentScorer, stack: ExitStack) -> Iterator[tuple[Counts, pa.Table]]:
     """Yield the results of tasks of Ray Data, one for each fragment, in the order of the archive."""
-    import ray.data
-    from ray.exceptions import RayError
-
     from orbithash.cluster.encoding.encode import quiet_data
     from orbithash.cluster.runtime import connected, worker_error
+
+    # Ray is imported within: it reads the authentication that `connected` sets up.
+    stack.enter_context(connected())
+    import ray.data
+    from ray.exceptions import RayError
 
     def find(block: pa.Table) -> Iterator[pa.Table]:
         for fragment in block["fragment"].to_pylist():
             for counts, found in scorer.find(fragment):
                 yield _packed(counts, found)
 
-    stack.enter_context(connected())
     stack.enter_context(quiet_data())
     fragments = pa.table({"fragment": scorer.fragments()})
     blocks = [fragments.slice(number, 1) for number in range(len(fragments))]

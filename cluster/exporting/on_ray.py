@@ -11,10 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from orbithash.cluster.encoding.encode import quiet_data
 from orbithash.cluster.exporting.parts import FileKind
 from orbithash.cluster.exporting.ranges import Ranges
 from orbithash.cluster.exporting.rows import POSITION, Portion, RowReader
 from orbithash.cluster.exporting.sorting import sorted_slices
+from orbithash.cluster.runtime import check_resources, connected, worker_error
 from orbithash.encoders.places.contents import Contents
 
 __all__ = ["parts_on_ray"]
@@ -34,12 +36,17 @@ def parts_on_ray(
         kind: what a file is.
         workers: minimum and maximum number of tasks at the same time; of reading and of writing.
     """
+    # Ray is imported within: it reads the authentication that `connected` sets up.
+    with connected():
+        yield from _parts(reader, portions, ranges, kind, workers)
+
+
+def _parts(
+    reader: RowReader, portions: list[Portion], ranges: Ranges, kind: FileKind, workers: tuple[int, int]
+) -> Iterator[tuple[int, bytes, Contents]]:
     import ray
     import ray.data
     from ray.exceptions import RayError
-
-    from orbithash.cluster.encoding.encode import quiet_data
-    from orbithash.cluster.runtime import check_resources, connected, worker_error
 
     def read(block: pa.Table) -> Iterator[pa.Table]:
         for row in block.to_pylist():
@@ -59,19 +66,25 @@ def parts_on_ray(
             }
         )
 
-    low, high = workers
-    with connected(), quiet_data():
-        check_resources(f"exporting with {low} workers", [{"CPU": 1}] * low)
-        most = max(low, high or int(ray.cluster_resources().get("CPU", 1)))
+    with quiet_data():
+        check_resources(f"exporting with {workers[0]} workers", [{"CPU": 1}] * workers[0])
+        most = workers[1]
         listed = pa.table({name: [getattr(each, name) for each in portions] for name in Portion._fields})
         blocks = [listed.slice(number, 1) for number in range(len(listed))]
-        dataset: Any = ray.data.from_arrow(blocks or [listed])
+        dataset: Any = ray.data.from_arrow(blocks)
         dataset = dataset.map_batches(
-            read, batch_size=1, batch_format="pyarrow", num_cpus=1, compute=ray.data.TaskPoolStrategy(size=most)
+            read,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=min(most, len(blocks))),
         )
         # A partition of the exchange has one range, or a few.
         dataset = dataset.groupby(_RANGE, num_partitions=len(ranges)).map_groups(
-            write, batch_format="pyarrow", num_cpus=1, compute=ray.data.TaskPoolStrategy(size=most)
+            write,
+            batch_format="pyarrow",
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=min(most, len(ranges))),
         )
         try:
             for row in dataset.iter_rows():

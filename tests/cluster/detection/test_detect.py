@@ -1,6 +1,8 @@
 """Detectors on the command line: fitted through a gateway, run over an archive without one."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from archive_parts import serving_archive
+from cluster_parts import user_environment
 
 from orbithash.cluster.detection import detect as detection
 from orbithash.encoders.archive.archive import Archive
@@ -134,6 +137,23 @@ def test_ray_data_finds_the_same_rows_in_the_same_order(archive, detector, tmp_p
     there = detection.detect(archive.path, detector, tmp_path / "there.parquet", max_rows_here=0)
     assert there.counts == here.counts
     assert pq.read_table(tmp_path / "there.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
+
+
+@pytest.mark.slow
+def test_a_cluster_is_started_for_a_large_archive(archive, file, tmp_path):
+    # Ray reads how its processes identify themselves when it is imported, so not before that is set up.
+    code = f"""
+import sys
+from pathlib import Path
+from orbithash.cluster.detection.detect import detect
+from orbithash.cluster.detection.fit import read_detector
+print(detect({archive.path!r}, read_detector(Path({str(file)!r})), Path("places.csv"), max_rows_here=0))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=user_environment(), cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "of 300 rows" in ended.stdout
 
 
 def test_a_failure_leaves_the_older_file(archive, detector, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """An export on Ray Data writes the files that one process writes."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
+from cluster_parts import user_environment
 from export_archives import make_archive
 
 from orbithash.cluster.exporting.export import ExportOptions, export
@@ -41,3 +44,21 @@ def test_a_folder_of_geoparquet_with_a_filter_or_without_rows(archive, tmp_path)
             "data/part-00000.parquet",
             "items/part-00000.json",
         }
+
+
+@pytest.mark.slow
+def test_a_cluster_is_started_for_the_command(archive, tmp_path):
+    # Ray reads how its processes identify themselves when it is imported, so not before that is set up.
+    command = "from orbithash.cluster.cli.main import main; main()"
+    out = tmp_path / "out"
+    ended = subprocess.run(
+        [sys.executable, "-c", command, "export", archive.path, str(out), "--workers", "1:2"],
+        capture_output=True,
+        text=True,
+        env=user_environment(),
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "wrote 300 rows" in ended.stdout
+    assert "Warning" not in ended.stderr
+    assert (out / "data" / "part-00000.parquet").is_file()
