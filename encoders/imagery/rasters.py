@@ -82,8 +82,31 @@ def stretch_limits(
             return None
         step = max(1.0, math.sqrt(dataset.width * dataset.height / _STRETCH_PIXELS))
         shape = (len(bands), math.ceil(dataset.height / step), math.ceil(dataset.width / step))
+        if is_mosaic(path):
+            return stretch_of(*_sampled(dataset, bands, *shape[1:]), rendering)
         values = dataset.read(bands, out_shape=shape)
         return stretch_of(values, _valid(dataset, bands, values, out_shape=shape), rendering)
+
+
+def _sampled(dataset: Any, bands: list[int], height: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return the values [B, height, width] of a mosaic at a regular grid of pixels, and which are data.
+
+    The pixels are those that GDAL takes of a single file. Of a VRT it takes others near the borders of its files, and
+    not always the same ones.
+    """
+    from rasterio.windows import Window as RasterWindow
+
+    rows, columns = (
+        ((np.arange(number) + 0.5) * (size / number) + 1e-10).astype(np.int64)
+        for number, size in ((height, dataset.height), (width, dataset.width))
+    )
+    values = np.empty((len(bands), height, width), dataset.dtypes[0])
+    valid = np.empty(values.shape, np.bool_)
+    for i, row in enumerate(rows.tolist()):
+        part = {"window": RasterWindow(0, row, dataset.width, 1)}
+        line = dataset.read(bands, **part)
+        values[:, i], valid[:, i] = line[:, 0, columns], _valid(dataset, bands, line, **part)[:, 0, columns]
+    return values, valid
 
 
 def read_window(

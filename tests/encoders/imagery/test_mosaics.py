@@ -11,7 +11,7 @@ from orbithash.encoders.archive.stamps import file_version, make_stamp, same_con
 from orbithash.encoders.errors import ImageError
 from orbithash.encoders.imagery.georeference import read_georeference
 from orbithash.encoders.imagery.preprocessing import Preprocessing
-from orbithash.encoders.imagery.rasters import open_raster
+from orbithash.encoders.imagery.rasters import open_raster, stretch_limits
 from orbithash.encoders.imagery.rendering import Rendering
 from orbithash.encoders.sources.records import read_record
 from orbithash.encoders.sources.sources import list_source
@@ -143,6 +143,21 @@ def test_files_with_other_values_of_no_data_are_not_one_scene(tmp_path):
     write_tif(tmp_path / "b.tif", numbers(64, 64), col=64)
     with pytest.raises(ImageError, match=r"their values of no data are None and 0.0"):
         plan_tiles(write_list(tmp_path / "m.mosaic", "a.tif", "b.tif"), 32)
+
+
+@pytest.mark.parametrize(("width", "border"), [(1100, 301), (1537, 700)])
+def test_a_mosaic_is_stretched_as_one_file_of_its_pixels(tmp_path, width, border):
+    values = np.random.default_rng(0).integers(1, 60_000, (3, 1200, width)).astype(np.uint16)
+    write_tif(tmp_path / "whole.tif", values)
+    write_tif(tmp_path / "a.tif", values[:, :, :border])
+    write_tif(tmp_path / "b.tif", values[:, :, border:], col=border)
+    path = write_list(tmp_path / "scene.mosaic", "a.tif", "b.tif")
+    rendering = Rendering((1, 2, 3))
+    assert stretch_limits(path, rendering) == stretch_limits(tmp_path / "whole.tif", rendering)
+    window = (border - 20, 500, 64, 64)
+    stretch = stretch_limits(path, rendering)
+    whole = read_tile(tmp_path / "whole.tif", window, rendering, stretch=stretch)
+    assert (read_tile(path, window, rendering, stretch=stretch) == whole).all()
 
 
 def test_tiles_of_a_mosaic_become_records(tmp_path, two):
