@@ -25,7 +25,6 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from sybil.region import Lexeme
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 TIMEOUT_S = 280
 
 # Addresses in the pages. Free ports replace them, so that other servers of this machine do not matter.
@@ -255,7 +254,7 @@ def _teardown(namespace: dict[str, Any]) -> None:
         page.close()
 
 
-_PAGES = Sybil([parse], patterns=["*.md"], path=str(ROOT), fixtures=["session"], teardown=_teardown)
+_PAGES = Sybil([parse], patterns=["*.md"], path="/", fixtures=["session"], teardown=_teardown)
 pytest_collect_file = _PAGES.pytest()
 
 
