@@ -25,7 +25,7 @@ _RANGE = "range"
 
 
 def parts_on_ray(
-    reader: RowReader, portions: list[Portion], ranges: Ranges, kind: FileKind, workers: tuple[int, int | None]
+    reader: RowReader, portions: list[Portion], ranges: Ranges, kind: FileKind, workers: tuple[int, int]
 ) -> Iterator[tuple[int, bytes, Contents]]:
     """Yield the number, the bytes and the contents of each part that has rows, in any order; at least one row passes.
 
