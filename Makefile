@@ -7,7 +7,7 @@ comma := ,
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: tools release demo docs docs-links docs-test test test-slow test-gpu check format proto vendor install
+.PHONY: tools release demo docs docs-links docs-screenshots docs-test test test-slow test-gpu check format proto vendor install
 
 install: .venv/installed vendor
 
@@ -53,6 +53,11 @@ docs: install
 	@mkdir -p build
 	$(BIN)/python -m sphinx -M html docs build/docs --fail-on-warning --keep-going --quiet $(ARGS)
 	@echo 'open build/docs/html/index.html'
+
+# Takes the pictures of the pages by the tests of the page in the browser, which need Chromium.
+docs-screenshots: install
+	@mkdir -p docs/_static/screens
+	ORBITHASH_SCREENSHOTS=$(CURDIR)/docs/_static/screens $(BIN)/python -m pytest -m slow tests/search/web/test_page_pictures.py $(ARGS)
 
 # Checks the links to other sites; needs the network.
 docs-links: install

@@ -19,6 +19,7 @@ extensions = [
     "sphinx_design",
     # Pages made from the code; in docs/_reference.
     "reference",
+    "screenshots",
 ]
 exclude_patterns = ["_reference", "_static"]
 
