@@ -25,7 +25,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from sybil.region import Lexeme
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT_S = 280
+# Only against examples that hang: a busy machine takes long.
+TIMEOUT_S = 1200
 
 # Addresses in the pages. Free ports replace them, so that other servers of this machine do not matter.
 ADDRESSES = ("127.0.0.1:50051", "127.0.0.1:8080")
@@ -241,6 +242,13 @@ def _compare(page: Page, example: Example) -> str | None:
     if re.fullmatch(re.escape(expected).replace(r"\.\.\.", ".*?"), got, re.DOTALL):
         return None
     return f"the page shows this output:\n{expected}\n\nbut the example printed:\n{got}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let an example end by its own limit, before that of a test."""
+    if config.option.timeout is None:
+        config.option.timeout = TIMEOUT_S + 60
 
 
 @pytest.fixture(scope="session")
