@@ -45,7 +45,8 @@ def _confused(failures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _worst(failures: Mapping[str, Any]) -> Iterator[str]:
-    queries = failures.get("worst") or []
+    # The list holds the worst queries also where all of them are perfect.
+    queries = [query for query in failures.get("worst") or [] if query["ap"] < 1]
     if not queries:
         return
     yield "Queries with the lowest average precision, and their nearest items:"

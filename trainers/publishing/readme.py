@@ -140,8 +140,8 @@ def _intended_use(model: TrainedModel) -> Iterator[str]:
 def _limits(model: TrainedModel) -> Iterator[str]:
     card = model.card
     if model.evaluations:
-        datasets = ", ".join(dict.fromkeys(text(evaluation.dataset) for evaluation in model.evaluations))
-        yield f"Evaluated on {datasets} only. Quality on other sensors, resolutions, regions and seasons is unknown."
+        data = text(known_dataset(model) or "the publisher's own data")
+        yield f"Evaluated on {data} only. Quality on other sensors, resolutions, regions and seasons is unknown."
     else:
         yield "Not evaluated: its quality is unknown."
     if beaten := {name for one in model.evaluations for way in one.directions for name in _beaten_by(way)}:
