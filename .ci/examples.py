@@ -4,6 +4,7 @@ Each fenced block with the language bash or python is a test. The blocks of a pa
 of the page. docs/extend/documents.md describes the comments that control them.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -156,13 +158,17 @@ def _free_port() -> int:
 def _end_group(pid: int) -> None:
     """End a process and its children."""
     for number, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(pid, number)
-        except ProcessLookupError:
-            return
-        subprocess.run(
-            ["timeout", str(patience_s), "tail", "--pid", str(pid), "-s", "0.1", "-f", "/dev/null"], check=False
-        )
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            # A child of this process stays in its group until somebody waits for it.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                return
+            number = 0
+            time.sleep(0.05)
 
 
 def parse(document: Document) -> Iterator[Region]:

@@ -39,12 +39,11 @@ def _page(method: Any) -> str:
             code(setting.name),
             escaped(setting.description),
             code(_text(setting.default)),
-            escaped(setting.allowed),
-            escaped(setting.searched),
+            escaped(setting.allowed) + (f"; `tune` searches {escaped(setting.searched)}" if setting.searched else ""),
         )
         for setting in method.settings
     ]
-    parts += ["## Settings", table(("setting", "meaning", "default", "allowed", "`tune` searches"), rows)]
+    parts += ["## Settings", table(("setting", "meaning", "default", "allowed"), rows)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
