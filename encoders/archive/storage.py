@@ -105,7 +105,12 @@ def normalise_location(path: str | Path) -> str:
     """Return an absolute path, or a URI as it is; `InputError` for an invalid path."""
     text = str(path).removeprefix("file://")
     try:
-        return text.rstrip("/") if _is_uri(text) else str(Path(text).resolve())
+        if _is_uri(text):
+            return text.rstrip("/")
+        path = Path(text).resolve()
+        # Raises for a name that is too long, which `resolve` accepts since Python 3.13.
+        path.exists()
+        return str(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{text[:80]!r} is not a valid path ({error})") from error
 

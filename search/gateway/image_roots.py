@@ -43,9 +43,14 @@ class ImageRoots:
             return False
         if is_remote(path):
             return path.startswith(self._prefixes) and ".." not in path.split("/")
+        if not Path(path).is_absolute():
+            return False
         try:
             # Follows links, so that none leads out of the folder.
-            found = Path(path).resolve() if Path(path).is_absolute() else None
+            found = Path(path).resolve()
+            # Python 3.13 resolves only a part of links that lead to each other.
+            if found.is_symlink():
+                return False
         except (OSError, RuntimeError):
             return False
-        return found is not None and any(found.is_relative_to(folder) for folder in self._folders)
+        return any(found.is_relative_to(folder) for folder in self._folders)

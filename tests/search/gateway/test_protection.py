@@ -356,12 +356,15 @@ async def counting_proxy(address):
     sizes, tasks = [], set()
 
     async def copy(reader, writer, sizes):
-        with suppress(ConnectionError):
-            while data := await reader.read(2**16):
-                sizes.append(len(data))
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            with suppress(ConnectionError):
+                while data := await reader.read(2**16):
+                    sizes.append(len(data))
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            # Also when it is cancelled: since Python 3.12 a server waits for its connections.
+            writer.close()
 
     async def connected(reader, writer):
         there, back = await asyncio.open_connection(host, int(port))
