@@ -257,10 +257,33 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.timeout = TIMEOUT_S + 60
 
 
+# A Ray cluster as each command would start it by itself, which takes seconds each time. Servers keep some of its CPUs.
+_CLUSTER = """
+import os, sys
+from orbithash.cluster.runtime import connected
+with connected(min_cpus=8):
+    import ray
+    print("cluster", ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="session")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the folders of all pages."""
-    return tmp_path_factory.mktemp("pages")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of the folders of all pages; all commands join one Ray cluster."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None, "a pipe"
+        # Ray may print lines of its own.
+        answer = next((line for line in process.stdout if line.startswith("cluster ")), "")
+        assert answer, "Ray did not start"
+        _, address, token = answer.split()
+        os.environ |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        # 0, despite its name: the cluster listens on the loopback interface, and Ray looks for it there.
+        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LOG_TO_DRIVER": "0"}
+        yield tmp_path_factory.mktemp("pages")
+        process.communicate()
 
 
 def _teardown(namespace: dict[str, Any]) -> None:

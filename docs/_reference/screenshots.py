@@ -1,4 +1,4 @@
-"""Sphinx extension: the directive `screenshot`, a picture of the page from the tests, or a line where there is none.
+"""Sphinx extension: the directive `screenshot`, a picture of the page from the tests, or a line without one.
 
 `make docs-screenshots` takes the pictures. They are not in the repository.
 """
