@@ -5,6 +5,7 @@ scenes and random weights have the same names, and the commands run the same way
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -151,15 +152,16 @@ DATA: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 }
 
 
-def lay_out(names: list[str], folder: Path, kept: Path) -> dict[str, str]:
-    """Put data into the folder of a page and return environment variables; `kept` holds what is made once."""
+def lay_out(names: list[str], folder: Path, kept: Path) -> None:
+    """Put data into the folder of a page, and weights that torchvision would download into TORCH_HOME.
+
+    `kept` holds what is made once.
+    """
     for name in names:
         shutil.copytree(_made(name, kept), folder, symlinks=True, dirs_exist_ok=True)
-    torch_home = folder / "torch"
-    if not torch_home.is_dir():
-        return {}
-    moved = torch_home.rename(folder.parent / "torch")
-    return {"TORCH_HOME": str(moved)}
+    if (cache_folder := folder / "torch").is_dir():
+        shutil.copytree(cache_folder, os.environ["TORCH_HOME"], symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(cache_folder)
 
 
 @cache

@@ -74,7 +74,7 @@ class Page:
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "120",
         }
-        self._env |= lay_out(self.data, self._folder, session.parent)
+        lay_out(self.data, self._folder, session.parent)
         self._state = self._hidden / "state.sh"
         self._state.touch()
 
@@ -271,6 +271,8 @@ with connected(min_cpus=8):
 @pytest.fixture(scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder of the folders of all pages; all commands join one Ray cluster."""
+    # Workers of the cluster have the environment that it was started with.
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))
     with subprocess.Popen(
         [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
