@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,10 +176,19 @@ class RayBackend:
             tuple(f"{service}-shard-{number}-{replica}" for replica in range(num_replicas))
             for number in range(num_shards)
         )
-        # SPREAD places consecutive bundles on different nodes; the replicas of a shard are consecutive.
-        group = placement_group(bundles, strategy="SPREAD")
-        if not await asyncio.to_thread(group.wait, START_TIMEOUT_S):
-            remove_placement_group(group)
+        # SPREAD places the bundles of a group on different nodes while there are unused ones. In one group for all
+        # shards, the replicas of a shard could meet on a node when each node has some bundle.
+        groups = [placement_group(bundles[:num_replicas], strategy="SPREAD") for _ in range(num_shards)]
+
+        def remove_groups() -> None:
+            for group in groups:
+                remove_placement_group(group)
+
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        for group in groups:
+            if await asyncio.to_thread(group.wait, max(0.0, give_up_at - time.monotonic())):
+                continue
+            remove_groups()
             raise InputError(
                 f"the cluster had no room for {num_actors} shards within {START_TIMEOUT_S:.0f} s; add nodes or reduce "
                 "--shards or --replicas"
@@ -186,7 +196,7 @@ class RayBackend:
         actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS)(_ShardActor)
 
         def start_actor(number: int, replica: int) -> Any:
-            bundle = PlacementGroupSchedulingStrategy(group, number * num_replicas + replica)
+            bundle = PlacementGroupSchedulingStrategy(groups[number], replica)
             options = {"name": names[number][replica], "namespace": NAMESPACE, "scheduling_strategy": bundle}
             return actor_class.options(**options).remote(archive.path, archive.bits, deal, number, index, folder, token)
 
@@ -198,7 +208,7 @@ class RayBackend:
             await asyncio.wait([_task(actor.close.remote()) for actor in every], timeout=CLOSE_TIMEOUT_S)
             for actor in every:
                 ray.kill(actor)
-            remove_placement_group(group)
+            remove_groups()
 
         joinable = Joinable(names, deal, index, token)
         try:

@@ -1,5 +1,10 @@
 """A cluster of three nodes on this machine, one of which dies."""
 
+import json
+import subprocess
+import sys
+from collections import defaultdict
+
 import pytest
 from cluster_parts import joining, kill_a_node, wait_for
 from serving_parts import queries_in_background, ready_at
@@ -35,3 +40,27 @@ def test_no_query_fails_when_a_node_dies(start, nodes, archive, model):
         before = queries.num_answers
         wait_for(lambda: queries.num_answers > before + 50, process)
     assert queries.failures == []
+
+
+# Prints the node of each living actor with a name.
+NODES = """
+import json, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+from ray._private.state import actors
+print(json.dumps({each["Name"]: each["Address"]["NodeID"] for each in actors().values() if each["State"] == "ALIVE"}))
+"""
+
+
+def test_replicas_of_a_shard_are_on_different_nodes(start, nodes, archive, model):
+    options = ("--shards", "4", "--replicas", "2", "--address", "127.0.0.1:0")
+    process = start("serve", archive, "--model", model, *options, before=joining(nodes))
+    ready_at(process)
+    program = f"{joining(nodes)}\n{NODES}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    where = defaultdict(list)
+    for name, node in json.loads(done.stdout.splitlines()[-1]).items():
+        _, is_shard, replica = name.partition("-shard-")
+        if is_shard:
+            where[replica.partition("-")[0]].append(node)
+    assert sorted(where) == ["0", "1", "2", "3"]
+    assert all(len(set(of_shard)) == len(of_shard) == 2 for of_shard in where.values()), dict(where)
