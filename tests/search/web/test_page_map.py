@@ -319,7 +319,7 @@ def test_exports_from_the_menu(visit, web):
     screen.page.locator("#export-menu > summary").press("Enter")
     expect(screen.page.locator("#export-menu")).to_contain_text("All tiles of this answer: 50")
     features, lines = (downloaded(screen, scope, name) for scope, name in (("shown", "GeoJSON"), ("all", "CSV")))
-    assert [feature["properties"]["key"] for feature in json.loads(features)["features"]] == screen.keys()
+    assert [feature["id"] for feature in json.loads(features)["features"]] == screen.keys()
     assert len(list(csv.DictReader(io.StringIO(lines)))) == 50
 
 
