@@ -149,8 +149,6 @@ DATA: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "captions": (_captions, ("tiles",)),
     "embeddings": (_embeddings, ()),
     "archive": (_archive, ("tiles", "weights")),
-    # No data: the page starts a Ray cluster instead of joining that of the examples.
-    "own-cluster": (lambda folder: None, ()),
 }
 
 

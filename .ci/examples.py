@@ -65,9 +65,8 @@ class Page:
         self._folder.mkdir(parents=True)
         (self._hidden / "servers").mkdir()
         self._ports = {address: f"127.0.0.1:{_free_port()}" for address in ADDRESSES}
-        joins = "own-cluster" not in self.data
         self._env = {
-            **{name: value for name, value in os.environ.items() if joins or not name.startswith("RAY_")},
+            **os.environ,
             "PATH": os.pathsep.join([str(HERE / "example_bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "ORBITHASH_ADDRESS": self._ports[ADDRESSES[0]],
             "EXAMPLES_ORBITHASH": str(Path(sys.executable).with_name("orbithash")),
