@@ -217,8 +217,8 @@ def export(
     their place in the order need free disk space beside OUT. With --address, the only argument is OUT.
     """
     if address is not None:
-        unusable = {"--format": format_, "--version": version, "--columns": columns, "--model": model}
-        unusable |= {"--source": source, "--workers": workers, "--licence": licence.replace("other", "")}
+        unusable: dict[str, object] = {"--format": format_, "--version": version, "--columns": columns}
+        unusable |= {"--model": model, "--source": source, "--workers": workers, "--licence": licence != "other"}
         if out is not None or any(unusable.values()):
             extra = f"ARCHIVE {archive}" if out is not None else next(name for name, value in unusable.items() if value)
             raise InputError(
