@@ -5,7 +5,6 @@ file that orbithash wrote, with the same columns, compression and row groups; th
 """
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from orbithash.cluster.output import say
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.vectors import VectorSpec
+from orbithash.trainers.data.memory_use import peak_memory_of_process_mb
 
 __all__ = ["bench_export", "write_random_archive"]
 
@@ -100,7 +100,7 @@ def _alone(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
 
 def _measured(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
     seconds = work(*arguments)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return seconds, peak_memory_of_process_mb()
 
 
 def _export(archive: Path, out: Path) -> float:

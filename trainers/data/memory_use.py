@@ -10,32 +10,48 @@ import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["available_memory_mb", "memory_mb", "peak_memory_mb", "reset_peak_memory"]
+__all__ = ["available_memory_mb", "memory_mb", "peak_memory_mb", "peak_memory_of_process_mb", "reset_peak_memory"]
 
 
-def reset_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: "torch.device") -> None:
     """Start a new measurement of `peak_memory_mb`."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def memory_mb(device: torch.device) -> float:
+def memory_mb(device: "torch.device") -> float:
     """Return the memory in use, or the peak on systems that do not report it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.memory_allocated(device) / 2**20
     return _of_process("VmRSS")
 
 
-def peak_memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: "torch.device") -> float:
     """Return the peak of the memory in use since `reset_peak_memory`."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_memory_of_process_mb()
+
+
+def peak_memory_of_process_mb() -> float:
+    """Return the peak of this process's resident memory since it started its program, or since the last reset.
+
+    `getrusage` begins with the peak of the process that started this one.
+    """
     return _of_process("VmHWM")
 
 
