@@ -142,6 +142,18 @@ def _archive(folder: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _plugins(folder: Path) -> None:
+    """plugins/, a folder whose packages the workers of the examples' Ray cluster can import."""
+    packages = plugins(folder.parents[1])
+    packages.mkdir()
+    (folder / "plugins").symlink_to(packages)
+
+
+def plugins(kept: Path) -> Path:
+    """Return the folder of packages that examples install; `kept` as in `lay_out`."""
+    return kept / "plugins"
+
+
 # Each with the data that it is made of.
 DATA: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "tiles": (_tiles, ()),
@@ -149,6 +161,7 @@ DATA: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "captions": (_captions, ("tiles",)),
     "embeddings": (_embeddings, ()),
     "archive": (_archive, ("tiles", "weights")),
+    "plugins": (_plugins, ()),
 }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_data import DATA, lay_out
+from example_data import DATA, lay_out, plugins
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from sybil.region import Lexeme
@@ -273,8 +273,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder of the folders of all pages; all commands join one Ray cluster."""
     # Workers of the cluster have the environment that it was started with.
     os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))
+    pages = tmp_path_factory.mktemp("pages")
+    packages = os.pathsep.join([str(plugins(pages.parent)), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _CLUSTER],
+        env={**os.environ, "PYTHONPATH": packages},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None, "a pipe"
         # Ray may print lines of its own.
@@ -284,7 +290,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         # 0, despite its name: the cluster listens on the loopback interface, and Ray looks for it there.
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LOG_TO_DRIVER": "0"}
-        yield tmp_path_factory.mktemp("pages")
+        yield pages
         process.communicate()
 
 
