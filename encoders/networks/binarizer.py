@@ -85,11 +85,13 @@ class Binarizer:
         *,
         parts: Parts,
         of_text: bool = False,
+        are_features_fixed: bool = False,
     ) -> Encoded:
         """Return the codes, and on request other parts, of rows 0 to num_rows - 1.
 
         `features_of` returns the features float [N, D] of some rows. It is called with `size` rows at a time, and again
-        with each row alone that rounding could change.
+        with each row alone that rounding could change. With `are_features_fixed`, features of a row do not depend on
+        the rows beside it, and only the heads are computed again.
         """
         codes = np.empty((num_rows, num_bytes(self._bits)), np.uint8)
         outputs = np.empty((num_rows, self._bits), np.int8) if parts.outputs else None
@@ -106,8 +108,14 @@ class Binarizer:
                     _replace(decided, unsure, self._in_float64(features[unsure], of_text, parts))
                     unsure = unsure[:0]
                 for row in unsure.tolist():
-                    alone = self._decide(features_of(slice(start + row, start + row + 1)), of_text, parts)
-                    _replace(decided, slice(row, row + 1), alone)
+                    alone = slice(row, row + 1)
+                    # Copied: kernels are also chosen by the alignment of their inputs.
+                    again = (
+                        features[alone].clone()
+                        if are_features_fixed
+                        else features_of(slice(start + row, start + row + 1))
+                    )
+                    _replace(decided, alone, self._decide(again, of_text, parts))
                 codes[rows] = self._pack(decided)
                 if outputs is not None and decided.outputs is not None:
                     outputs[rows] = outputs_of(codes[rows], self._bits)

@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from orbithash.encoders.codes import Encoded, Kind, num_bytes
 from orbithash.encoders.errors import InputError
@@ -28,8 +27,9 @@ from orbithash.encoders.networks.binarizer import Binarizer, Parts
 from orbithash.encoders.networks.card import HeadSpec, ModelCard, read_model_folder, write_card
 from orbithash.encoders.networks.devices import check_device, exact_float32
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
+from orbithash.encoders.networks.image_features import ImageFeatures
 from orbithash.encoders.networks.projection import Projection
-from orbithash.encoders.networks.reading import READ_BATCH_SIZE, Normaliser, read_batches
+from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.encoders.networks.text_towers import load_text_encoder
 
@@ -53,7 +53,8 @@ class HashModel:
     """Trained networks that encode images, and sentences if the model has a text side, as packed binary codes.
 
     Results do not depend on the batch size or on the other items of the call. `batch_size` of the methods below is the
-    number of items per pass of the network; it decides speed and memory only. None: 8 images on a CPU, 64 on a GPU.
+    number of items that are computed together; it decides speed and memory only. None: 8 images on a CPU, 64 on a GPU.
+    On a GPU it is rounded up to whole passes of the network, see `ImageFeatures`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class HashModel:
             self.text_head = self.text_head.to(device).eval()
         if self.projection is not None:
             self.projection = self.projection.to(device)
-        self._normaliser = Normaliser(self.card.preprocessing, device)
+        self._image_features = ImageFeatures(self.network, self.card.preprocessing, self.card.precision, device)
         self._binarizer = Binarizer(self.card, self.network, self.text_head, self.projection, device)
 
     def to(self, device: str | torch.device) -> Self:
@@ -206,7 +207,7 @@ class HashModel:
         features = np.empty((len(images), self.network.head.num_features), np.float32)
         with torch.inference_mode(), exact_float32(self.device):
             for start in range(0, len(images), size):
-                features[start : start + size] = self._pool(images[start : start + size]).cpu().numpy()
+                features[start : start + size] = self._image_features(images[start : start + size]).cpu().numpy()
         return features
 
     def encode_features(self, features: Features, *, batch_size: int | None = None) -> Codes:
@@ -233,8 +234,8 @@ class HashModel:
         return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts(), of_text=True).codes
 
     def normalise(self, images: Pixels) -> Tensor:
-        """Return prepared images as the network's input, see `Normaliser`."""
-        return self._normaliser(images)
+        """Return prepared images as the network's input, see `reading.Normaliser`."""
+        return self._image_features.normalise(images)
 
     def _batch_size(self, given: int | None, default: int | None = None) -> int:
         if given is None:
@@ -244,33 +245,9 @@ class HashModel:
         return given
 
     def _image_batch_size(self, given: int | None) -> int:
-        """Return the number of images per pass of the backbone; 1 in bfloat16.
-
-        Where kernels sum in another order, outputs of a linear head on ViT-S differ by 3e-7 of their scale in float32
-        and by 1.9e-3 in bfloat16, and of 64 outputs the nearest is usually within 3e-3 of its threshold: nearly every
-        image would be computed again, alone.
-        """
-        size = self._batch_size(given)
-        return 1 if self.card.precision == "bfloat16" else size
-
-    def _features_of(self, images: Tensor) -> Tensor:
-        """Return the backbone's features float32 [N, D] of normalised images, at the precision of the card."""
-        # `exact_float32` switches autocast off.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.card.precision == "bfloat16"):
-            features = self.network.features(images)
-        return features.float() if features.dtype == torch.bfloat16 else features
-
-    def _pool(self, images: Pixels) -> Tensor:
-        """Return features [N, D] of prepared images, the mean over their orientations and sizes."""
-        features = []
-        for orientation in range(self.preprocessing.orientations):
-            turned = np.rot90(images, orientation % 4, axes=(1, 2))
-            view = self.normalise(turned if orientation < 4 else turned[:, :, ::-1])
-            features.append(self._features_of(view))
-            for side in self.preprocessing.smaller:
-                resampled = F.interpolate(view, (side, side), mode="bilinear", antialias=True)
-                features.append(self._features_of(resampled))
-        return torch.stack(features).mean(dim=0)
+        """Return the number of images that are computed together: whole passes, if passes have a fixed size."""
+        size, fixed = self._batch_size(given), self._image_features.pass_size or 1
+        return -(-size // fixed) * fixed
 
     def _check_prepared(self, images: Pixels) -> None:
         side, channels, dtype = self.preprocessing.crop, self.preprocessing.channels, self.preprocessing.dtype
@@ -295,7 +272,10 @@ class HashModel:
     def _encode_images(self, images: Pixels, batch_size: int | None, parts: Parts) -> Encoded:
         self._check_prepared(images)
         size = self._image_batch_size(batch_size)
-        return self._binarizer.encode(len(images), size, lambda rows: self._pool(images[rows]), parts=parts)
+        is_fixed = self._image_features.pass_size is not None
+        return self._binarizer.encode(
+            len(images), size, lambda rows: self._image_features(images[rows]), parts=parts, are_features_fixed=is_fixed
+        )
 
     def _encode_texts(self, sentences: Sequence[str], batch_size: int | None, parts: Parts) -> Encoded:
         encoder = self._text_encoder

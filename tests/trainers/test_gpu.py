@@ -16,6 +16,7 @@ from orbithash.encoders.imagery.rendering import Rendering
 from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec, ModelCard
 from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.networks.image_features import gpu_pass
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.text import TextEncoder
@@ -32,13 +33,14 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data") / "first")
 
 
-def make_model(activation, scale=1.0):
-    """A model with a ResNet of random weights and a head whose outputs are `scale` times the usual ones."""
+def make_model(activation, scale=1.0, backbone="resnet18", precision="float32"):
+    """A model with random weights and a head whose outputs are `scale` times the usual ones."""
     torch.manual_seed(0)
-    network = HashNetwork(build_backbone("resnet18"), HeadSpec(BITS, activation=activation))
+    network = HashNetwork(build_backbone(backbone), HeadSpec(BITS, activation=activation))
     with torch.no_grad():
         network.head.output.weight *= scale
-    card = ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, Preprocessing(Rendering(), SIDE, SIDE), (), {}, {})
+    preprocessing = Preprocessing(Rendering(), SIDE, SIDE)
+    card = ModelCard("dhcl", network.spec, (0.0,) * BITS, "none", 1, preprocessing, (), {}, {}, precision=precision)
     return HashModel(card, network)
 
 
@@ -65,12 +67,24 @@ def reduced_precision():
 @pytest.mark.parametrize(("activation", "scale"), [("tanh", 1.0), ("none", 1.0), ("none", 1000.0)])
 def test_codes_on_a_gpu_do_not_depend_on_the_batch_size(reduced_precision, activation, scale):
     model, images = make_model(activation, scale).to("cuda"), make_images(200)
-    alone = model.encode_prepared(images, batch_size=1)
+    alone = np.concatenate([model.encode_prepared(image[None]) for image in images])
     assert len({code.tobytes() for code in alone}) > 150
     for batch_size in (3, 17, 64, 200):
         np.testing.assert_array_equal(model.encode_prepared(images, batch_size=batch_size), alone)
     features = model.features(images)
     np.testing.assert_array_equal(model.encode_features(features), model.encode_features(features, batch_size=1))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+def test_features_on_a_gpu_do_not_depend_on_place_and_batch(reduced_precision, backbone, precision):
+    model, images = make_model("none", backbone=backbone, precision=precision).to("cuda"), make_images(70)
+    assert model._image_features.pass_size == gpu_pass(SIDE)
+    alone = np.concatenate([model.features(image[None]) for image in images])
+    np.testing.assert_array_equal(model.features(images), alone)
+    np.testing.assert_array_equal(model.features(images[::-1])[::-1], alone)
 
 
 @needs_gpu
