@@ -1,7 +1,7 @@
 """Fixtures of the manifests."""
 
 import pytest
-from deploy_manifests import FOLDERS, KUBERNETES, SERVING, build, by_group
+from deploy_manifests import FOLDERS, KUBERNETES, SERVING, build, by_group, policies_of
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -18,6 +18,5 @@ def serving(request):
 
 @pytest.fixture
 def policies():
-    """The specs of the network policies by name."""
-    objects = build(KUBERNETES / "base")
-    return {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
+    """The specs of the network policies of the base by name."""
+    return policies_of(build(KUBERNETES / "base"))

@@ -21,8 +21,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 FOLDERS = sorted(str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml"))
-SERVING = ("base", "overlays/small", "overlays/large")
-JOBS = ("jobs/train", "jobs/encode", "overlays/gpu/train", "overlays/gpu/encode")
+SERVING = ("base", "overlays/small", "overlays/large", "overlays/head-fault-tolerance")
+JOBS = ("jobs/train", "jobs/encode", "overlays/gpu/train", "overlays/gpu/encode", "overlays/cache/train")
+# Policies that are applied beside a cluster, each of which opens one way out.
+WAYS_OUT = ("overlays/object-store/https", "overlays/object-store/in-cluster", "overlays/tracker")
 
 GATEWAY_PORT = parse_address(DEFAULT_ADDRESS)[1]
 
@@ -67,6 +69,10 @@ def _apply(target, op, path, value):
     *parents, last = (part.replace("~1", "/") for part in path.split("/")[1:])
     for part in parents:
         target = target[int(part) if isinstance(target, list) else part]
+    if last == "-":
+        assert op == "add", path
+        target.append(copy.deepcopy(value))
+        return
     last = int(last) if isinstance(target, list) else last
     if op == "test":
         assert target[last] == value, path
@@ -170,6 +176,11 @@ def cluster_spec(objects):
     """Return the spec of the Ray cluster, that of a job included."""
     spec = next(each["spec"] for each in objects if each["kind"] in ("RayCluster", "RayJob"))
     return spec.get("rayClusterSpec", spec)
+
+
+def policies_of(objects):
+    """Return the specs of the network policies by name."""
+    return {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
 
 
 def parsed(words):

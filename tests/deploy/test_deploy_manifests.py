@@ -1,8 +1,8 @@
 """The manifests against real readers: Kubernetes' schemas, Ray's autoscaler and the command line.
 
-Not covered, because no package contains the schemas: the field names of RayCluster, RayJob, PodMonitor and
-PrometheusRule outside of what Ray's autoscaler reads, and everything that only a running cluster shows. The API server
-checks the names: `kubectl apply --dry-run=server`, as docs/operate/deploy.md says.
+Not covered, because no package contains the schemas: the fields of PodMonitor and PrometheusRule; those of RayCluster
+and RayJob are compared with a list of our own (`kuberay_fields`). Nor is anything that only a running cluster shows.
+The API server checks the names: `kubectl apply --dry-run=server`, as docs/operate/deploy.md says.
 """
 
 import copy
@@ -37,14 +37,17 @@ from deploy_manifests import (
     serve_options,
     spec_of,
 )
+from kuberay_fields import KINDS, KUBERAY_VERSION, check_fields, kubernetes_parts
 
 from orbithash.cluster import runtime
 from orbithash.cluster.encoding import encode
 
 # The first version with sidecars, which restart whatever the pod's restartPolicy is, and the newest known one.
 KUBERNETES_VERSIONS = ("1.29", kubernetes_validate.latest_version())
-# Kinds of other projects, whose schemas no package contains.
-UNKNOWN_KINDS = {"RayCluster", "RayJob", "PodMonitor", "PrometheusRule"}
+# Kinds of the Prometheus operator, whose schemas no package contains.
+UNKNOWN_KINDS = {"PodMonitor", "PrometheusRule"}
+# Bytes of a Ray pod's limit that Ray does not give out, besides shared memory: its own processes.
+RESERVED = 2**29
 
 SITE_PACKAGES = "/opt/orbithash/lib/python3.11/site-packages/"
 
@@ -54,7 +57,10 @@ SITE_PACKAGES = "/opt/orbithash/lib/python3.11/site-packages/"
 
 def check_object(each):
     """Check one object and its pods against Kubernetes' schemas and the API server's rules that no schema holds."""
-    if each["kind"] not in UNKNOWN_KINDS:
+    if each["kind"] in KINDS:
+        check_fields(each)
+        check_kubernetes(kubernetes_parts(cluster_spec([each])))
+    elif each["kind"] not in UNKNOWN_KINDS:
         check_kubernetes(each)
     for pod in pods_of([each]):
         if each["kind"] != "Pod":
@@ -91,7 +97,7 @@ def node_types(objects):
     return _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
 
 
-@pytest.mark.parametrize("name", [*SERVING, *JOBS])
+@pytest.mark.parametrize("name", [*SERVING, *JOBS, "jobs/cluster"])
 def test_rays_autoscaler_reads_the_cluster(name):
     objects = build(KUBERNETES / name)
     pods = by_group(objects)
@@ -100,7 +106,7 @@ def test_rays_autoscaler_reads_the_cluster(name):
     for group, node_type in found.items():
         pod, resources_ = pods[group], node_type["resources"]
         limits = pod.spec["containers"][0]["resources"]["limits"]
-        assert resources_["memory"] == quantity(limits["memory"])
+        assert resources_["memory"] == int(pod.ray["rayStartParams"]["memory"])
         assert resources_.get("GPU", 0) == int(limits.get("nvidia.com/gpu", 0))
         assert resources_["CPU"] == int(pod.ray["rayStartParams"]["num-cpus"])
         if group != "headgroup":
@@ -138,6 +144,10 @@ def test_kustomize_agrees(folder):
         ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(minReplicas=9)),
         ("RayCluster", lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"].update(container=[])),
         ("RayCluster", lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"]["volumes"].pop()),
+        ("RayCluster", lambda spec: spec["workerGroupSpecs"][0]["rayStartParams"].update(memory=2**30)),
+        ("RayCluster", lambda spec: spec["workerGroupSpecs"][0].update(replica=2)),
+        ("RayCluster", lambda spec: spec.update(upgradeStrategy="Recreate")),
+        ("RayCluster", lambda spec: spec["autoscalerOptions"]["resources"].update(limit={})),
         ("NetworkPolicy", lambda spec: spec.update(policyType=["Ingress"])),
         ("Service", lambda spec: spec["ports"][0].update(port="50051")),
         ("PersistentVolumeClaim", lambda spec: spec.update(accessModes="ReadWriteMany")),
@@ -164,7 +174,7 @@ def test_versions_of_ray_agree():
     assert constraints["ray"] == metadata.version("ray")
     found = re.findall(r"rayVersion: (\S+)", "".join(path.read_text() for path in KUBERNETES.rglob("*.yaml")))
     assert set(found) == {constraints["ray"]}
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 def test_every_image_is_of_this_version(folder):
@@ -214,6 +224,11 @@ def test_command_lines_are_valid_and_their_paths_are_mounted(name):
                 assert any(path.startswith(mount) for mount in mounts), path
 
 
+def test_the_guide_names_the_version_whose_fields_are_used():
+    guide = (ROOT / "docs/operate/deploy.md").read_text()
+    assert re.search(r"manifests were written\s+for (\d+\.\d+)", guide)[1] == KUBERAY_VERSION
+
+
 def test_an_unknown_option_is_found():
     (words, _), *_ = commands("base")
     parsed(words)
@@ -247,19 +262,20 @@ def test_ray_counts_what_kubernetes_gives(pod):
 
     known = {name for option in ray.scripts.scripts.start.params for name in option.opts}
     assert {f"--{name}" for name in pod.ray["rayStartParams"]} <= known
-    num_cpus = float(pod.ray["rayStartParams"]["num-cpus"])
-    if num_cpus:
-        assert num_cpus == quantity(pod.spec["containers"][0]["resources"]["requests"]["cpu"])
-    object_store = pod.ray["rayStartParams"].get("object-store-memory")
-    (shm,) = [volume for volume in pod.spec.get("volumes", ()) if volume["name"] == "shm"] or [None]
-    assert (object_store is None) == (shm is None)
-    if shm is not None:
-        assert int(object_store) <= quantity(shm["emptyDir"]["sizeLimit"])
+    options, given = pod.ray["rayStartParams"], pod.spec["containers"][0]["resources"]
+    assert float(options["num-cpus"]) <= quantity(given["requests"]["cpu"])
+    assert options.get("num-gpus", "0") == str(given["limits"].get("nvidia.com/gpu", 0))
+    (shm,) = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm"]
+    assert {"name": "shm", "mountPath": "/dev/shm"} in pod.spec["containers"][0]["volumeMounts"]
+    shared = quantity(shm["sizeLimit"])
+    assert int(options["object-store-memory"]) <= shared
+    # Shared memory counts against the limit. By default Ray would give out all of the limit.
+    assert int(options["memory"]) + shared + RESERVED <= quantity(given["limits"]["memory"])
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_jobs_find_room(name):
-    (job,) = build(KUBERNETES / name)
+    (job,) = [each for each in build(KUBERNETES / name) if each["kind"] == "RayJob"]
     pods = by_group([job])
     group, container = pods["workers"].ray, pods["workers"].spec["containers"][0]
     assert pods["headgroup"].ray["rayStartParams"]["num-cpus"] == "0"
@@ -294,6 +310,49 @@ def test_a_job_that_fails_builds_no_second_cluster(name):
     assert job["backoffLimit"] == 0
     assert job["shutdownAfterJobFinishes"] is True
     assert job["ttlSecondsAfterFinished"] <= 600, "the nodes of a finished job cost money"
+
+
+def test_the_cluster_for_submit_grows_for_jobs_and_has_what_they_need(monkeypatch):
+    """Its pods are like those of the jobs with clusters of their own, but there are none until a job waits for them."""
+    objects = build(KUBERNETES / "jobs/cluster")
+    pods, of_job = by_group(objects), by_group(build(KUBERNETES / "jobs/encode"))
+    for name, pod in pods.items():
+        (container,), (like,) = pod.spec["containers"], of_job[name].spec["containers"]
+        assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
+        assert container["resources"] == like["resources"]
+        assert pod.ray["rayStartParams"] == of_job[name].ray["rayStartParams"]
+    assert cluster_spec(objects)["enableInTreeAutoscaling"] is True
+    assert pods["workers"].ray["minReplicas"] == 0 < pods["workers"].ray["maxReplicas"]
+    (variable,) = pods["headgroup"].spec["containers"][0]["env"]
+    monkeypatch.setenv(variable["name"], variable["value"])
+    assert runtime._patience_s() >= 600, "a new node with a new image takes minutes"
+
+
+def test_the_cache_is_shared_by_all_pods_of_a_training():
+    objects = build(KUBERNETES / "overlays/cache/train")
+    (claim,) = [each for each in objects if each["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for pod in by_group(objects).values():
+        container = pod.spec["containers"][0]
+        env = {each["name"]: each["value"] for each in container["env"]}
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "cache"]
+        (volume,) = [volume for volume in pod.spec["volumes"] if volume["name"] == "cache"]
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert env["ORBITHASH_CACHE"] == mount["mountPath"]
+        assert PurePosixPath(env["ORBITHASH_FEATURES"]).is_relative_to(mount["mountPath"])
+
+
+def test_a_lost_head_is_replaced_alone():
+    objects = build(KUBERNETES / "overlays/head-fault-tolerance")
+    spec = cluster_spec(objects)
+    password = spec["gcsFaultToleranceOptions"]["redisPassword"]
+    assert password.keys() == {"valueFrom"}, "no password in a manifest"
+    assert password["valueFrom"].keys() == {"secretKeyRef"}
+    pods = by_group(objects)
+    for name in ("gateway", "gateways"):
+        env = {each["name"]: each.get("value") for each in pods[name].container("gateway")["env"]}
+        # A driver ends by itself when it has not reached the head for this long; a pod takes minutes to start.
+        assert int(env["RAY_gcs_rpc_server_reconnect_timeout_s"]) >= 300
 
 
 @pytest.mark.parametrize("name", SERVING)

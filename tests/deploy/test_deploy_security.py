@@ -12,12 +12,15 @@ from deploy_manifests import (
     JOBS,
     KUBERNETES,
     ROOT,
+    WAYS_OUT,
+    Pod,
     all_pods,
     build,
     by_group,
     cluster_spec,
     documents,
     pods_of,
+    policies_of,
     serve_options,
     spec_of,
 )
@@ -50,16 +53,22 @@ def test_the_autoscaler_fits_the_restricted_standard(name):
 
 
 def test_every_secret_and_claim_is_created():
-    """The guide creates each secret with the keys that pods read; the base creates the claim."""
+    """The guide creates each secret with the keys that pods read; the folders create the claims."""
     guide = (ROOT / "docs/operate/deploy.md").read_text()
     created = {
         name: set(re.findall(r"--from-(?:file|literal)=([\w.]+)", options))
         for name, options in re.findall(r"create secret generic (\S+)((?:[^\n]*\\\n)*[^\n]*)", guide)
     }
     read = {}
-    claims = set()
+    claims, created_claims = set(), set()
     for name in FOLDERS:
-        for pod in pods_of(build(KUBERNETES / name)):
+        objects = build(KUBERNETES / name)
+        created_claims |= {each["metadata"]["name"] for each in objects if each["kind"] == "PersistentVolumeClaim"}
+        for each in objects:
+            if "gcsFaultToleranceOptions" in each.get("spec", {}):
+                reference = each["spec"]["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+                read[reference["name"]] = {reference["key"]}
+        for pod in pods_of(objects):
             for volume in pod.spec.get("volumes", ()):
                 claims |= {value["claimName"] for key, value in volume.items() if key == "persistentVolumeClaim"}
                 if "secret" in volume:
@@ -75,8 +84,7 @@ def test_every_secret_and_claim_is_created():
     read["orbithash-tls"] |= {options["tls_cert"].name, options["tls_key"].name, "ca.crt"}
     read["orbithash-tokens"].add(Path(gateway.container("tokens")["command"][-2]).name)
     assert read == created
-    claim = next(each for each in build(KUBERNETES / "base") if each["kind"] == "PersistentVolumeClaim")
-    assert claims == {claim["metadata"]["name"]}
+    assert claims == created_claims
 
 
 def test_no_file_contains_a_secret():
@@ -150,14 +158,53 @@ def test_who_reaches_whom(policies):
     assert ports_anywhere(policies, head) == {443, 6443}, "its autoscaler calls the Kubernetes API"
 
 
-@pytest.mark.parametrize("name", ["base", *JOBS])
-def test_a_label_opens_the_way_to_object_stores_and_trackers(policies, name):
-    for pod in by_group(build(KUBERNETES / name)).values():
-        assert "orbithash-egress" not in pod.labels
-        labelled = pod._replace(labels={**pod.labels, "orbithash-egress": "true"})
-        assert 443 in ports_anywhere(policies, labelled)
-        assert ports_anywhere(policies, labelled) - ports_anywhere(policies, pod) <= {443}
-    assert "orbithash-egress" in (ROOT / "docs/operate/deploy-design.md").read_text()
+def opened(policies, pod, target, port):
+    """Return whether the policies let a pod open a connection to a port of `target`, a pod of another program."""
+    return any(
+        (ports is None or port in ports) and any(target.is_selected(peer["podSelector"]) for peer in peers or ())
+        for peers, ports in allowed(policies, pod, "egress")
+    )
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_each_way_out_is_closed_until_its_overlay_is_applied(policies, way):
+    own = build(KUBERNETES / way)
+    assert {each["kind"] for each in own} == {"NetworkPolicy"}, "it can be applied beside every cluster and job"
+    more = {**policies, **policies_of(own)}
+    minio, mlflow = (Pod(name, {"app": name}, {}, None) for name in ("minio", "mlflow"))
+
+    def ways(policies, pod):
+        return {
+            "overlays/object-store/https": 443 in ports_anywhere(policies, pod),
+            "overlays/object-store/in-cluster": opened(policies, pod, minio, 9000),
+            "overlays/tracker": opened(policies, pod, mlflow, 5000),
+        }
+
+    for name in FOLDERS:
+        for pod in pods_of(build(KUBERNETES / name)):
+            before, after = ways(policies, pod), ways(more, pod)
+            component = pod.labels["app.kubernetes.io/component"]
+            # The autoscaler of a head calls the Kubernetes API by HTTPS.
+            is_head = pod.labels.get("ray.io/node-type") == "head"
+            assert before == {**dict.fromkeys(before, False), WAYS_OUT[0]: is_head}
+            trains = component in ("head", "job")
+            reads = trains or component in ("gateway", "shards", "tools")
+            assert after == {**before, way: before[way] or (trains if way == "overlays/tracker" else reads)}
+            assert ports_anywhere(more, pod) <= ports_anywhere(policies, pod) | {443}
+
+
+def test_only_the_head_reaches_redis(policies):
+    objects = build(KUBERNETES / "overlays/head-fault-tolerance")
+    more = policies_of(objects)
+    host, port = cluster_spec(objects)["gcsFaultToleranceOptions"]["redisAddress"].split(":")
+    redis = Pod(host, {"app": host}, {}, None)
+    for pod in by_group(objects).values():
+        assert not opened(policies, pod, redis, int(port))
+        assert opened(more, pod, redis, int(port)) == (pod.ray["groupName"] == "headgroup")
+    # KubeRay makes the pod that removes the state of a deleted cluster of the head's template, with another node type.
+    head = by_group(objects)["headgroup"]
+    cleaning = head._replace(labels={**head.labels, "ray.io/node-type": "redis-cleanup"})
+    assert opened(more, cleaning, redis, int(port))
 
 
 def test_ports_agree(serving, policies):
