@@ -177,7 +177,7 @@ class TrainConfig(BaseModel):
     encoding_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="precision of the backbone in features, validation, encoding and serving; the head stays float32; "
-        "in bfloat16 each image is computed alone, so that its code does not depend on the batch",
+        "in bfloat16 on a CPU each image is computed alone, so that its code does not depend on the batch",
     )
     clip_value: float | None = Field(
         10.0, gt=0, description="clip each gradient element to this absolute value; null: no clipping"

@@ -184,7 +184,10 @@ def sum_with_gradient(values: Tensor) -> Tensor:
 
 
 class _SynchronisedBatchNorm(nn.Module):
-    """Batch norm over the rows of all ranks, with the state of the layer it replaces. torch's own needs a GPU."""
+    """Batch norm over the rows of all ranks on CPUs, with the state of the layer it replaces.
+
+    torch's own needs a GPU. Statistics of bfloat16 are float32.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -197,16 +200,23 @@ class _SynchronisedBatchNorm(nn.Module):
         self.weight, self.bias = like.weight, like.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(like, name))
+        # timm's norms have them.
+        self.drop, self.act = getattr(like, "drop", nn.Identity()), getattr(like, "act", nn.Identity())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return normalised inputs float [N, C, ...]."""
+        """Return normalised inputs float [N, C, ...], in timm's norms after their activation."""
+        activated: Tensor = self.act(self.drop(self._normalise(inputs)))
+        return activated
+
+    def _normalise(self, inputs: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         shape = [1, -1] + [1] * (inputs.dim() - 2)
         others = [dim for dim in range(inputs.dim()) if dim != 1]
         count = inputs.numel() // inputs.shape[1] * world_size()
-        mean = sum_with_gradient(inputs.sum(others)) / count
-        centred = inputs - mean.view(shape)
+        wide = inputs.float() if inputs.dtype == torch.bfloat16 else inputs
+        mean = sum_with_gradient(wide.sum(others)) / count
+        centred = wide - mean.view(shape)
         variance = sum_with_gradient(centred.square().sum(others)) / count
         with torch.no_grad():
             momentum = self.momentum
@@ -214,15 +224,28 @@ class _SynchronisedBatchNorm(nn.Module):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / max(1, count - 1), momentum)
         scale = (self.weight * torch.rsqrt(variance + self.eps)).view(shape)
-        return centred * scale + self.bias.view(shape)
+        return (centred * scale + self.bias.view(shape)).to(inputs.dtype)
 
 
-def synchronise_batch_norm(module: nn.Module) -> None:
-    """Replace every batch norm in `module` by one that uses the statistics of all ranks' rows."""
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Replace every batch norm in `module` by one that uses the statistics of all ranks' rows, for `device`."""
     if world_size() == 1:
         return
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, _SynchronisedBatchNorm(child))
+        if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            synchronise_batch_norm(child, device)
+        elif device.type == "cuda":
+            setattr(module, name, _torch_synchronised(child))
         else:
-            synchronise_batch_norm(child)
+            setattr(module, name, _SynchronisedBatchNorm(child))
+
+
+def _torch_synchronised(norm: nn.Module) -> nn.Module:
+    if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        plain: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+        return plain
+    # timm's, which contains an activation, too.
+    from timm.layers import convert_sync_batchnorm
+
+    also_activates: nn.Module = convert_sync_batchnorm(norm)
+    return also_activates

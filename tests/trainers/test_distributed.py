@@ -1,5 +1,6 @@
 """Communication between ranks, in two real processes and in one."""
 
+import copy
 import time
 from datetime import timedelta
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import multiprocessing
 
 from orbithash.encoders.errors import InputError
+from orbithash.trainers import distributed
 from orbithash.trainers.distributed import (
     broadcast_state,
     from_first_rank,
@@ -86,14 +89,22 @@ def work(number, folder):
     layers = norms()
     broadcast_state(layers)
     found["broadcast"] = {name: value.clone() for name, value in layers.state_dict().items()}
-    synchronise_batch_norm(layers)
+    synchronise_batch_norm(layers, torch.device("cpu"))
     rows = maps().chunk(WORLD_SIZE)[number].clone().requires_grad_()
     layers(rows).square().mean().backward()
     found["norm gradient"] = rows.grad / WORLD_SIZE
     found["norm weights"] = [sum_over_ranks(p.grad) / WORLD_SIZE for p in layers.parameters()]
-    found["norm state"] = layers.state_dict()
+    found["norm state"] = copy.deepcopy(layers.state_dict())
     layers.eval()
     found["norm evaluated"] = layers(maps()).detach()
+    layers.train()
+    wide, narrow = (layers[0](maps().chunk(WORLD_SIZE)[number].to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+    found["norm in bfloat16"] = narrow.dtype == torch.bfloat16 and torch.allclose(wide, narrow.float(), atol=0.05)
+    with_activation = torch.nn.Sequential(BatchNormAct2d(4))
+    expected = with_activation(maps())
+    synchronise_batch_norm(with_activation, torch.device("cpu"))
+    part = with_activation(maps().chunk(WORLD_SIZE)[number])
+    found["norm with activation"] = torch.allclose(part, expected.chunk(WORLD_SIZE)[number], atol=1e-5)
     found["objects"] = gather_objects({"rank": number})
     found["made"] = from_first_rank(lambda: f"by {number}")
     with pytest.raises(InputError) as caught:
@@ -194,6 +205,26 @@ def test_synchronised_batch_norm_is_torchs_over_the_whole_batch(ranks):
         for name, value in layers.state_dict().items():
             assert torch.allclose(value, found["norm state"][name], atol=1e-6), name
         assert torch.allclose(layers.eval()(maps()), found["norm evaluated"], atol=1e-5)
+
+
+def test_synchronised_batch_norm_keeps_bfloat16_and_activations(ranks):
+    for found in ranks:
+        assert found["norm in bfloat16"]
+        assert found["norm with activation"]
+
+
+def test_on_a_gpu_batch_norm_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    layers = torch.nn.Sequential(norms(), BatchNormAct2d(4))
+    # Statistics unlike those of new layers.
+    layers[0](maps())
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    synchronise_batch_norm(layers, torch.device("cuda"))
+    kinds = [type(module).__name__ for module in layers.modules() if "Norm" in type(module).__name__]
+    assert kinds == ["SyncBatchNorm", "SyncBatchNorm", "SyncBatchNormAct"]
+    assert layers.state_dict().keys() == before.keys()
+    for name, value in layers.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_objects_come_in_rank_order(ranks):

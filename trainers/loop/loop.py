@@ -73,7 +73,7 @@ def train(
     check_batch(run, world_size())
     check_labels(run)
     method = run.build()
-    synchronise_batch_norm(method)
+    synchronise_batch_norm(method, device)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.precision == "bfloat16":
         train_in_bfloat16(method)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.rendering import Pixels
+from orbithash.encoders.networks.backbones.layers import keep_bfloat16_in_training
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
@@ -191,6 +192,7 @@ def train_in_bfloat16(method: Method) -> None:
 
         # Replaced on the object: a wrapping module would change the names of the weights.
         backbone.forward = cast
+        keep_bfloat16_in_training(backbone)
 
     for module in method.modules():
         if isinstance(module, HashNetwork):

@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["adapt_first_convolution", "drop_nothing", "freeze_batch_norm", "group_norm", "set_norm"]
+__all__ = [
+    "adapt_first_convolution",
+    "drop_nothing",
+    "freeze_batch_norm",
+    "group_norm",
+    "keep_bfloat16_in_training",
+    "set_norm",
+]
 
 
 def _replace_batch_norm(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
@@ -35,6 +45,31 @@ def freeze_batch_norm(module: nn.Module) -> None:
         return norm
 
     _replace_batch_norm(module, frozen)
+
+
+def keep_bfloat16_in_training(module: nn.Module) -> None:
+    """Let frozen batch norms return bfloat16 for bfloat16 in training mode.
+
+    Those of torchvision and timm multiply by float32, so that every activation after them takes twice the memory and
+    is cast again by the next convolution. In evaluation mode nothing changes: codes stay what they are.
+    """
+    for child in module.modules():
+        # timm's contains dropout and an activation, too.
+        if isinstance(child, FrozenBatchNorm2d) or type(child).__name__ == "FrozenBatchNormAct2d":
+            # On the object: a wrapping module would change the names of the weights.
+            child.forward = partial(_frozen_batch_norm, child)
+
+
+def _frozen_batch_norm(norm: Any, inputs: Tensor) -> Tensor:
+    if not (norm.training and inputs.dtype == torch.bfloat16):
+        unchanged: Tensor = type(norm).forward(norm, inputs)
+        return unchanged
+    # One kernel, which computes in float32.
+    outputs = F.batch_norm(inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    for name in ("drop", "act"):
+        if hasattr(norm, name):
+            outputs = getattr(norm, name)(outputs)
+    return outputs
 
 
 def group_norm(module: nn.Module, max_groups: int) -> None:
