@@ -133,8 +133,8 @@ def _encode(run: Run, out: Path) -> dict[str, Any]:
     images = run.manifest.part(*PROTOCOLS[run.manifest.protocol].database)
     table = pa.table(
         {
-            "key": [image.id for image in images],
-            "path": [str(run.root / image.path) for image in images],
+            "key": images.ids,
+            "path": [str(run.root / path) for path in images.paths],
             "label": [run.manifest.classes[image.label] for image in images],
         }
     )

@@ -160,7 +160,7 @@ def _prepare(
                     seed=seed,
                     weights=weights,
                 )
-                if not any(image.labels for image in run.manifest.part("test")):
+                if not run.manifest.part("test").is_labelled.any():
                     raise InputError(f"no image of the test part of {data} has a class, which all metrics need")
                 folder = out / rule.protocol / way.name / f"{run.config.bits}-{seed}"
                 check_training(run, folder, workers)
@@ -282,5 +282,5 @@ def _evaluate(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
 def smallest_class(manifest: Manifest) -> int:
     """Return the number of images of the smallest class in the database."""
     database = manifest.part(*PROTOCOLS[manifest.protocol].database)
-    labels = [label for image in database for label in image.labels]
-    return int(np.bincount(labels)[np.unique(labels)].min())
+    _, numbers = np.unique(database.labels.values, return_counts=True)
+    return int(numbers.min())

@@ -39,7 +39,7 @@ def test_a_run_is_complete_and_belongs_to_the_command_line_too(data, tmp_path):
     records = []
     model = train("dhcl", data, tmp_path / "run", on_epoch=records.append, label_code="gray", **SETTINGS)
     out = tmp_path / "run"
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "manifest.jsonl", "metrics.jsonl", "model"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "manifest.parquet", "metrics.jsonl", "model"]
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert read_history(out) == json.loads(json.dumps(records))
     best = max(records, key=lambda record: (record["score"], record["epoch"]))

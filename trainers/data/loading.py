@@ -10,7 +10,7 @@ uninterrupted one, and two ranks see those of one process.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +25,13 @@ from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.imagery.resampling import resample
 from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
 from orbithash.trainers.data.memory_use import available_memory_mb
-from orbithash.trainers.datasets import Image as ManifestImage
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.metrics.retrieval import Labels
 
 __all__ = [
     "LOADINGS",
     "Augmentation",
-    "Images",
+    "LoadedImages",
     "Part",
     "StreamedImages",
     "augment",
@@ -55,7 +55,7 @@ class StreamedImages:
     `InputError` if an image is refused.
     """
 
-    def __init__(self, root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> None:
+    def __init__(self, root: Path, images: Images, preprocessing: Preprocessing) -> None:
         self._root, self._images, self._preprocessing = root, images, preprocessing
 
     @property
@@ -82,7 +82,7 @@ class StreamedImages:
             raise InputError(f"{self._root}: images that cannot be read: {path}: {err}") from err
 
 
-Images = Pixels | StreamedImages
+LoadedImages = Pixels | StreamedImages
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Part:
         drawn_captions: int64 [N], the index of the caption that stands for each image in validation, as in evaluation.
     """
 
-    images: Images | None
+    images: LoadedImages | None
     labels: Labels
     ids: list[str]
     features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -122,11 +122,11 @@ class Augmentation:
     interpolation: str = "bilinear"
 
 
-def load_images(root: Path, images: Sequence[ManifestImage], preprocessing: Preprocessing) -> Pixels:
+def load_images(root: Path, images: Images, preprocessing: Preprocessing) -> Pixels:
     """Return prepared images [N, crop, crop, C]; `InputError` names all images that are refused."""
     side = preprocessing.crop
     pixels, start = np.empty((len(images), side, side, preprocessing.channels), preprocessing.dtype), 0
-    for batch in read_batches([root / image.path for image in images], preprocessing, root=root):
+    for batch in read_batches([root / path for path in images.paths], preprocessing, root=root):
         pixels[start : start + len(batch)] = batch
         start += len(batch)
     return pixels
@@ -176,7 +176,7 @@ def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmen
 
 
 def views_of_steps(
-    images: Images, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
+    images: LoadedImages, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
 ) -> Iterator[Pixels]:
     """Yield views [b, side, side, C] of the rows of each step; `steps` int64 [steps, b] is this rank's share.
 

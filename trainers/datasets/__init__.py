@@ -11,22 +11,26 @@ computed in two places.
     bigearthnet.py  BigEarthNet version 1: patch folders with their labels
     bigearthnet_v2.py  version 2: patch folders and a table of labels
     protocols.py    how images are assigned to parts
+    images.py       the images of a manifest, as columns
     manifest.py     the manifest itself
     hashes.py       hashes of files, remembered between commands
     make.py         from a folder to a manifest
     wald.py         two sources made of RGB images
 """
 
+from orbithash.trainers.datasets.images import Image, Images
 from orbithash.trainers.datasets.make import make_manifest, resplit
-from orbithash.trainers.datasets.manifest import Image, Manifest
+from orbithash.trainers.datasets.manifest import MANIFEST, Manifest
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol
 from orbithash.trainers.datasets.registry import DATASETS, Dataset, find_items
 
 __all__ = [
     "DATASETS",
+    "MANIFEST",
     "PROTOCOLS",
     "Dataset",
     "Image",
+    "Images",
     "Manifest",
     "Protocol",
     "find_items",

@@ -18,8 +18,8 @@ from orbithash.encoders.errors import listed
 from orbithash.encoders.sources.embeddings.rows import EmbeddingRows
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 from orbithash.encoders.sources.folders import natural
+from orbithash.trainers.datasets.images import Image, Images
 from orbithash.trainers.datasets.layouts import first_problems
-from orbithash.trainers.datasets.manifest import Image
 
 __all__ = ["EMBEDDINGS", "find_vectors", "read_vectors"]
 
@@ -33,7 +33,7 @@ Vectors = npt.NDArray[np.float32]
 
 def find_vectors(
     root: Path, options: Sequence[str], max_rows: int | None, seed: int, min_rows: int
-) -> tuple[list[Image], tuple[str, ...]]:
+) -> tuple[Images, tuple[str, ...]]:
     """Return a random sample of a table's rows as images without a part, in the order of the table, and the classes.
 
     Rows that cannot be used are left out and counted in a warning, as are those of classes that are too small.
@@ -73,7 +73,8 @@ def find_vectors(
         _log.warning("%s: left out %d rows that cannot be used (first: %s)", root, len(faults), faults[0])
     if not found:
         raise listed(first_problems(faults), f"{root}: no row can be used")
-    return _labelled(found, root, min_rows)
+    images, classes = _labelled(found, root, min_rows)
+    return Images.of(images), classes
 
 
 def read_vectors(root: Path, options: Sequence[str], images: Sequence[Image]) -> Vectors:

@@ -1,18 +1,20 @@
 """Make a manifest from a folder of images."""
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.sources.embeddings.tables import is_embedding_table
 from orbithash.trainers.datasets.captions import find_captioned_folder
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
 from orbithash.trainers.datasets.hashes import FileHashes
-from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, first_problems
-from orbithash.trainers.datasets.manifest import Image, Manifest
+from orbithash.trainers.datasets.images import Images
+from orbithash.trainers.datasets.layouts import FoundImages, first_problems
+from orbithash.trainers.datasets.manifest import Manifest
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_images
 from orbithash.trainers.datasets.registry import DATASETS, recognise
 
@@ -99,8 +101,7 @@ def _embedding_manifest(
 ) -> Manifest:
     rule = PROTOCOLS[protocol]
     images, classes = find_vectors(root, table, max_rows, seed, rule.min_images)
-    names = [tuple(classes[label] for label in image.labels) for image in images]
-    if problems := _too_few(names, rule):
+    if problems := _too_few(_class_names(images, classes), rule):
         raise listed(problems, str(root))
     return _split(EMBEDDINGS, rule, seed, validation, classes, images, where=str(root))
 
@@ -116,8 +117,7 @@ def resplit(manifest: Manifest, protocol: str, seed: int | None = None, validati
             f"protocol {protocol} is the split that a dataset states, and these images were split by "
             f"{manifest.protocol}; train a run with --protocol {protocol}"
         )
-    names = [tuple(manifest.classes[label] for label in image.labels) for image in manifest.images]
-    if problems := _too_few(names, rule):
+    if problems := _too_few(_class_names(manifest.images, manifest.classes), rule):
         raise listed(problems, where)
     return _split(manifest.dataset, rule, seed, validation, manifest.classes, manifest.images, where)
 
@@ -143,6 +143,14 @@ def _problems(found: FoundImages, rule: Protocol) -> list[str]:
     return problems + [f"classes that differ only in case: {name!r}" for name, count in names.items() if count > 1]
 
 
+def _class_names(images: Images, classes: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the names of the classes of each image."""
+    counts, values = images.labels
+    names = [classes[label] for label in values.tolist()]
+    ends = zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)
+    return [tuple(names[end - count : end]) for count, end in ends]
+
+
 def _groups(names: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the group of each image, which is split as a whole: its class; "" for all if an image has several."""
     several = any(len(one) > 1 for one in names)
@@ -165,7 +173,7 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
     )
 
 
-def _images(found: FoundImages, root: Path) -> list[Image]:
+def _images(found: FoundImages, root: Path) -> Images:
     """Return the images of a manifest, not assigned to parts yet."""
     labels = {name: label for label, name in enumerate(found.classes)}
     problems, hashes = [], FileHashes(root)
@@ -174,30 +182,29 @@ def _images(found: FoundImages, root: Path) -> list[Image]:
         """Return the path below the root and the hash; note a problem."""
         name = path.relative_to(root).as_posix()
         try:
+            name.encode()
             return name, hashes.sha256(name)
         except OSError as err:
             problems.append(f"{name} cannot be read ({err.strerror})")
-            return name, ""
+        except UnicodeEncodeError:
+            problems.append(f"{name!a}: the name is not UTF-8; rename the file")
+        return name, ""
 
-    def image(row: LabelledImage) -> Image:
-        path, sha256 = hashed(row.path)
-        second, second_sha256 = (None, None) if row.second is None else hashed(row.second)
-        return Image(
-            id=path,
-            path=path,
-            labels=tuple(sorted(labels[name] for name in row.classes)),
-            split=row.split,
-            sha256=sha256,
-            captions=row.captions,
-            second=second,
-            second_sha256=second_sha256,
-        )
-
-    images = [image(row) for row in found.rows]
+    firsts = [hashed(row.path) for row in found.rows]
+    pairs = [(None, None) if row.second is None else hashed(row.second) for row in found.rows]
     hashes.save()
     if problems:
         raise listed(first_problems(problems), str(root))
-    return images
+    return Images.of_columns(
+        id=[path for path, _ in firsts],
+        path=[path for path, _ in firsts],
+        labels=[sorted(labels[name] for name in row.classes) for row in found.rows],
+        split=[row.split for row in found.rows],
+        sha256=[sha256 for _, sha256 in firsts],
+        captions=[row.captions for row in found.rows],
+        second=[second for second, _ in pairs],
+        second_sha256=[sha256 for _, sha256 in pairs],
+    )
 
 
 def _split(
@@ -206,18 +213,17 @@ def _split(
     seed: int,
     validation: float,
     classes: tuple[str, ...],
-    images: Sequence[Image],
+    images: Images,
     where: str,
 ) -> Manifest:
-    groups = _groups([tuple(classes[label] for label in image.labels) for image in images])
-    stated = [image.split for image in images]
+    groups, stated = _groups(_class_names(images, classes)), images.splits
     if rule.split is None and (absent := {"train", "test"} - set(stated)):
         others = ", ".join(name for name, other in PROTOCOLS.items() if other.split is not None)
         raise InputError(
             f"{where}: the dataset {dataset} states no images for {' and '.join(sorted(absent))}, which protocol "
             f"{rule.name} needs; give another --protocol: {others}"
         )
-    parts = split_images(rule, dataset, groups, [image.sha256 for image in images], seed, validation, stated)
+    parts = split_images(rule, dataset, groups, images.sha256s.tolist(), seed, validation, stated)
     members: dict[str, set[str]] = {}
     for group, part in zip(groups if rule.by_class else [""] * len(parts), parts, strict=True):
         members.setdefault(group, set()).add("train" if part == "validation" else part)
@@ -231,6 +237,5 @@ def _split(
     ]
     if problems:
         raise listed(first_problems(problems), where)
-    split = tuple(dataclasses.replace(image, split=part) for image, part in zip(images, parts, strict=True))
     # 0 and 0.0 are the same share, and must be the same text in the manifest.
-    return Manifest(dataset, rule.name, seed, float(validation), classes, split)
+    return Manifest(dataset, rule.name, seed, float(validation), classes, images.with_splits(parts))

@@ -7,62 +7,63 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.files import write_file
+from orbithash.encoders.files import new_file
 from orbithash.trainers.datasets.hashes import FileHashes
+from orbithash.trainers.datasets.images import OPTIONAL, SCHEMA, Images
 from orbithash.trainers.datasets.layouts import first_problems
 
-__all__ = ["FORMAT_VERSION", "Image", "Manifest"]
+__all__ = ["FORMAT_VERSION", "MANIFEST", "Manifest"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+MANIFEST = "manifest.parquet"
+"""Name of the file in the folder of a run."""
 
+# Formats up to 3.
+_EARLIER = "manifest.jsonl"
 
-@dataclasses.dataclass(frozen=True)
-class Image:
-    """An image of a manifest. Paths are relative to the data folder.
+# Rows that are read at once.
+_BATCH = 2**16
 
-    `path` is a file, or a folder with one file per band. `labels` are the indices of the image's classes, empty if they
-    are unknown. `split` is train, validation, test or database. `captions` are sentences about the image; `second` is
-    the image of a second source of the same place, `second_sha256` its hash.
-    """
-
-    id: str
-    path: str
-    labels: tuple[int, ...]
-    split: str
-    sha256: str
-    captions: tuple[str, ...] = ()
-    second: str | None = None
-    second_sha256: str | None = None
-
-    @property
-    def label(self) -> int:
-        """Index of its first class; -1 if it is unknown."""
-        return self.labels[0] if self.labels else -1
+# Key of the head in the footer of the file.
+_KEY = b"orbithash.manifest"
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The images of a dataset, each in one part, and the settings of the split."""
+    """The images of a dataset, each in one part, and the settings of the split.
+
+    `images` may be given as any sequence of `Image`.
+    """
 
     dataset: str
     protocol: str
     seed: int
     validation: float
     classes: tuple[str, ...]
-    images: tuple[Image, ...]
+    images: Images
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Images):
+            object.__setattr__(self, "images", Images.of(self.images))
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the manifest's text, in hexadecimal: equal hashes mean equal splits of equal files."""
-        return hashlib.sha256(self._text().encode()).hexdigest()
+        """Hash of the head and of `Images.digest`, in hexadecimal: equal hashes mean equal splits of equal files.
 
-    def part(self, *splits: str) -> list[Image]:
+        It is the SHA-256 of the head as one line of JSON and of the digest.
+        """
+        return hashlib.sha256(json.dumps(self._head()).encode() + b"\n" + self.images.digest()).hexdigest()
+
+    def part(self, *splits: str) -> Images:
         """Return the images of these parts, in the order of the manifest."""
-        return [image for image in self.images if image.split in splits]
+        return self.images.part(*splits)
 
-    def _text(self) -> str:
-        head: dict[str, Any] = {
+    def _head(self) -> dict[str, Any]:
+        return {
             "format_version": FORMAT_VERSION,
             "dataset": self.dataset,
             "protocol": self.protocol,
@@ -70,39 +71,63 @@ class Manifest:
             "validation": self.validation,
             "classes": self.classes,
         }
-        return "".join(json.dumps(row) + "\n" for row in [head, *(dataclasses.asdict(i) for i in self.images)])
 
     def write(self, path: Path) -> None:
-        """Write the manifest as JSON lines: a head, one line per image, and the hash of these lines."""
-        text = self._text()
-        write_file(path, text + json.dumps({"sha256": self._remember_hash(text.encode())}) + "\n")
+        """Write the manifest as Parquet: a row for each image, and the head with `sha256` in the footer."""
+        head = json.dumps({**self._head(), "sha256": self.sha256})
+        with new_file(path) as part:
+            pq.write_table(
+                self.images.table().replace_schema_metadata({_KEY: head.encode()}),
+                part,
+                compression="zstd",
+                # Paths and hashes differ in every row.
+                use_dictionary=["labels.list.element", "split"],
+                write_statistics=False,
+                row_group_size=2 * _BATCH,
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Read what `write` wrote; `InputError` when it is missing or damaged."""
         try:
-            content = path.read_bytes()
-            head, *rows, tail = (json.loads(line) for line in content.decode().splitlines())
-            if head.pop("format_version") != FORMAT_VERSION:
-                raise ValueError(f"not of format version {FORMAT_VERSION}; it is of another version of orbithash")
-            classes = tuple(head.pop("classes"))
-            manifest = cls(**head, classes=classes, images=tuple(_image(row) for row in rows))
-            if manifest._remember_hash(content[: content.rstrip(b"\n").rfind(b"\n") + 1]) != tail["sha256"]:
-                raise ValueError("its content does not match the hash in its last line")
+            path.open("rb").close()
+            with pq.ParquetFile(path, memory_map=True) as file:
+                manifest, sha256 = cls._of(file)
+            if manifest.sha256 != sha256:
+                raise ValueError("its content does not match the hash in its footer")
         except OSError as err:
+            if err.errno is None:
+                # Arrow's word for bytes that are not Parquet.
+                raise InputError(f"{path}: the manifest is damaged ({_first_line(err)})") from err
+            if path.with_name(_EARLIER).exists():
+                raise InputError(
+                    f"{path}: absent; {_EARLIER} beside it is of an earlier version of orbithash, which this one does "
+                    "not read: train the run again, or use the version that wrote it"
+                ) from err
             raise InputError(
                 f"{path}: the manifest cannot be read ({err.strerror}); is this the folder of a run?"
             ) from err
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise InputError(f"{path}: the manifest is damaged ({err})") from err
+        except (AttributeError, KeyError, TypeError, ValueError, pa.ArrowException) as err:
+            raise InputError(f"{path}: the manifest is damaged ({_first_line(err)})") from err
         return manifest
 
-    def _remember_hash(self, text: bytes) -> str:
-        """Return `sha256`, given the text that it is the hash of."""
-        sha256 = hashlib.sha256(text).hexdigest()
-        # Where `cached_property` looks for it. The dataclass is frozen.
-        self.__dict__["sha256"] = sha256
-        return sha256
+    @classmethod
+    def _of(cls, file: pq.ParquetFile) -> tuple["Manifest", str]:
+        """Return the manifest in a file, and the hash in its footer."""
+        text = (file.schema_arrow.metadata or {}).get(_KEY)
+        if text is None:
+            raise ValueError("a Parquet file that orbithash did not write as a manifest")
+        head = json.loads(text)
+        if (version := head.pop("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"of format version {version}, not {FORMAT_VERSION}: of another version of orbithash")
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ValueError("its columns are not those of a manifest")
+        # In pieces, whose memory need not grow, and in one thread: other ranks read at the same time.
+        table = pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
+        if lacking := [name for name in SCHEMA.names if name not in OPTIONAL and table[name].null_count]:
+            raise ValueError(f"its column {lacking[0]} has rows without a value")
+        sha256, classes = head.pop("sha256"), tuple(head.pop("classes"))
+        return cls(**head, classes=classes, images=Images(table.replace_schema_metadata(None))), sha256
 
     def check_files(self, root: Path) -> None:
         """Compare all images with the manifest, those of the second source too.
@@ -114,21 +139,23 @@ class Manifest:
         """
         problems, hashes = [], FileHashes(root)
 
-        def check(path: str, sha256: str | None, what: str = "") -> None:
+        def check(path: str, sha256: bytes, what: str = "") -> None:
             if not (root / path).exists():
                 problems.append(f"{path}: absent{what}")
-            elif hashes.sha256(path) != sha256:
+            elif hashes.sha256(path) != sha256.hex():
                 problems.append(f"{path}: another file than at the time of the split{what}")
 
-        for image in self.images:
-            check(image.path, image.sha256)
-            if image.second is not None:
-                check(image.second, image.second_sha256, f", the second source of {image.path}")
+        images = self.images
+        for path, sha256, second, second_sha256 in zip(
+            images.paths, images.sha256s.tolist(), images.seconds, images.second_sha256s.tolist(), strict=True
+        ):
+            check(path, sha256)
+            if second is not None:
+                check(second, second_sha256, f", the second source of {path}")
         hashes.save()
         if problems:
             raise listed(first_problems(problems), f"{root} is not the data of this run's manifest")
 
 
-def _image(row: dict[str, Any]) -> Image:
-    # JSON knows no tuples.
-    return Image(**{**row, "labels": tuple(row["labels"]), "captions": tuple(row["captions"])})
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

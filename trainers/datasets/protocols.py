@@ -122,7 +122,7 @@ def split_images(
     protocol: Protocol,
     dataset: str,
     groups: Sequence[str],
-    hashes: Sequence[str],
+    hashes: Sequence[bytes],
     seed: int,
     validation: float,
     stated: Sequence[str] = (),
@@ -140,7 +140,7 @@ def split_images(
     """
     if protocol.split is None:
         # Duplicates follow the first of them; no other image changes its part.
-        first: dict[str, str] = {}
+        first: dict[bytes, str] = {}
         return [first.setdefault(name, part) for name, part in zip(hashes, stated, strict=True)]
     parts = [""] * len(groups)
     if not protocol.by_class:
@@ -160,7 +160,7 @@ def split_images(
     return parts
 
 
-def _join_duplicates(parts: list[str], groups: Sequence[str], hashes: Sequence[str]) -> None:
+def _join_duplicates(parts: list[str], groups: Sequence[str], hashes: Sequence[bytes]) -> None:
     """Move each duplicate into the part of the first image of its content."""
     counts = Counter(hashes)
     # Images that may change places with a duplicate, by group and side.
@@ -168,7 +168,7 @@ def _join_duplicates(parts: list[str], groups: Sequence[str], hashes: Sequence[s
     for i, (group, part) in enumerate(zip(groups, parts, strict=True)):
         if counts[hashes[i]] == 1:
             free[group, _side(part)].append(i)
-    first: dict[str, int] = {}
+    first: dict[bytes, int] = {}
     for i, name in enumerate(hashes):
         to = parts[first.setdefault(name, i)]
         if _side(to) != _side(parts[i]) and (others := free[groups[i], _side(to)]):

@@ -12,18 +12,19 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.trainers.captions.choice import drawn_caption
-from orbithash.trainers.datasets import PROTOCOLS, Image, Manifest
+from orbithash.trainers.data.labels import label_arrays
+from orbithash.trainers.datasets import PROTOCOLS, Image, Images, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.comparison import BaselineResult
 from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate, with_baselines
 from orbithash.trainers.evaluation.parts import EncodedPart, own_positions
 from orbithash.trainers.features.features import FeatureExtractor
-from orbithash.trainers.metrics.retrieval import Labels, label_arrays, labelled
+from orbithash.trainers.metrics.retrieval import Labels, labelled
 
 __all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
 
 # Returns features float32 [N, D] of a manifest's images, from the backbone with its weights before training.
-FeaturesOf = Callable[[Sequence[Image]], npt.NDArray[np.float32]]
+FeaturesOf = Callable[[Images], npt.NDArray[np.float32]]
 
 
 def evaluate_model(
@@ -59,40 +60,40 @@ def evaluate_model(
     queries, database = manifest.part("test"), manifest.part(*rule.database)
     if not queries:
         raise InputError("the manifest has no test part, so there are no queries to evaluate")
-    if not any(image.labels for image in queries):
+    if not queries.is_labelled.any():
         raise InputError(
             f"none of the {len(queries)} test images has a class, so no image is relevant to them; evaluation needs "
             "labels, such as one folder for each class"
         )
     # Each image once, even if it is both query and database item.
     images = manifest.part("test", *rule.database)
-    query_labels, database_labels = label_arrays(
-        len(manifest.classes), [image.labels for image in queries], [image.labels for image in database]
-    )
+    query_labels, database_labels = label_arrays(len(manifest.classes), queries, database)
     if vectors_of is None:
-        query_ids = {image.id for image in queries}
+        query_ids = set(queries.ids)
         encoded = {"image": _encode_images(model, images, query_ids, root, on_progress)}
     else:
         items = model.encode_items("vector", vectors_of(images), with_outputs=True).split()
-        encoded = {"image": {image.id: item for image, item in zip(images, items, strict=True)}}
-    if model.has_text and all(any(image.captions for image in part) for part in (queries, database)):
-        captions = {image.id: draw_caption(image, manifest.seed) for image in images if image.captions}
+        encoded = {"image": dict(zip(images.ids, items, strict=True))}
+    if model.has_text and all(part.has_captions.any() for part in (queries, database)):
+        captions = {image.id: draw_caption(image, manifest.seed) for image in images[images.has_captions]}
         items = model.encode_items("text", list(captions.values()), with_outputs=True).split()
         encoded["text"] = dict(zip(captions, items, strict=True))
     else:
         captions = {}
 
-    def part(kind: str, members: Sequence[Image], labels: Labels) -> EncodedPart:
-        rows = [row for row, image in enumerate(members) if image.id in encoded[kind]]
-        joined = Encoded.joined([encoded[kind][members[row].id] for row in rows])
+    def part(kind: str, members: Images, labels: Labels) -> EncodedPart:
+        is_encoded = np.array([id in encoded[kind] for id in members.ids])
+        members, labels = members[is_encoded], labels[is_encoded]
+        ids = members.ids
+        joined = Encoded.joined([encoded[kind][id] for id in ids])
         return EncodedPart(
-            ids=[members[row].id for row in rows],
+            ids=ids,
             codes=joined.codes,
             outputs=joined.outputs,
             vectors=joined.vectors,
-            labels=labels[rows],
-            paths=[str(root / members[row].path) for row in rows],
-            sentences=[captions[members[row].id] for row in rows] if kind == "text" else None,
+            labels=labels,
+            paths=[str(root / path) for path in members.paths],
+            sentences=[captions[id] for id in ids] if kind == "text" else None,
         )
 
     def evaluate_direction(query_kind: str, database_kind: str) -> Evaluation:
@@ -129,18 +130,18 @@ def draw_caption(image: Image, seed: int) -> str:
 
 def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
     """Raise `InputError` if test images of `evaluated` are training or validation images of `trained`, by content."""
-    seen = {image.sha256 for image in trained.part("train", "validation")}
-    leaked = [image.path for image in evaluated.part("test") if image.sha256 in seen]
+    queries, seen = evaluated.part("test"), trained.part("train", "validation")
+    leaked = queries[np.isin(queries.sha256s, seen.sha256s)]
     if leaked:
         raise InputError(
-            f"{len(leaked)} of the {len(evaluated.part('test'))} queries of protocol {evaluated.protocol} were "
-            f"training or validation images of this run (first: {leaked[0]}); train a run by that protocol instead"
+            f"{len(leaked)} of the {len(queries)} queries of protocol {evaluated.protocol} were "
+            f"training or validation images of this run (first: {leaked[0].path}); train a run by that protocol instead"
         )
 
 
 def _encode_images(
     model: HashModel,
-    images: Sequence[Image],
+    images: Images,
     query_ids: Collection[str],
     root: Path,
     on_progress: Callable[[int], None] | None,
@@ -152,24 +153,24 @@ def _encode_images(
     """
     encoded: dict[str, Encoded] = {}
     extractor = FeatureExtractor(model.network, model.preprocessing, model.device, model.card.precision)
-    searched = [image for image in images if image.id not in query_ids]
+    ids = images.ids
+    searched = images[np.array([id not in query_ids for id in ids])]
     cached, features = extractor.cached(searched)
     if cached:
         is_certain = model.is_certain(features)
-        certain = [searched[row].id for row in np.array(cached)[is_certain]]
+        certain = searched[np.array(cached)[is_certain]].ids
         encoded.update(zip(certain, model.encode_items("vector", features[is_certain]).split(), strict=True))
     if encoded and on_progress is not None:
         on_progress(len(encoded))
     # Queries first, so that few batches have both.
-    remaining = sorted(
-        (image for image in images if image.id not in encoded), key=lambda image: image.id not in query_ids
-    )
-    paths = [root / image.path for image in remaining]
+    rows = [row for row, id in enumerate(ids) if id not in encoded]
+    remaining = images[np.array(sorted(rows, key=lambda row: ids[row] not in query_ids), np.int64)]
+    paths = [root / path for path in remaining.paths]
     done = 0
     for batch in read_batches(paths, model.preprocessing, root=root, batch_size=READ_BATCH_SIZE):
-        members = remaining[done : done + len(batch)]
-        items = model.encode_items("image", batch, with_outputs=members[0].id in query_ids)
-        encoded.update(zip((image.id for image in members), items.split(), strict=True))
+        members = remaining[done : done + len(batch)].ids
+        items = model.encode_items("image", batch, with_outputs=members[0] in query_ids)
+        encoded.update(zip(members, items.split(), strict=True))
         done += len(batch)
         if on_progress is not None:
             on_progress(len(encoded))
@@ -186,12 +187,12 @@ def _baselines(
 ) -> dict[str, BaselineResult | str]:
     """Return the result of every baseline on the queries and database of `evaluation`, fitted on the training part."""
     query = query.select(np.flatnonzero(labelled(query.labels)))
-    train = {image.id for image in manifest.part("train")}
+    train = set(manifest.part("train").ids)
     needed = train.union(query.ids, database.ids)
-    images = [image for image in manifest.images if image.id in needed]
+    images = manifest.images[np.array([id in needed for id in manifest.images.ids])]
     features = features_of(images)
-    row_of = {image.id: row for row, image in enumerate(images)}
-    rows = {"train": [row_of[image.id] for image in images if image.id in train]}
+    row_of = {id: row for row, id in enumerate(images.ids)}
+    rows = {"train": [row for id, row in row_of.items() if id in train]}
     rows |= {name: [row_of[id] for id in part.ids] for name, part in (("query", query), ("database", database))}
     return evaluate_baselines(
         {name: features[part_rows] for name, part_rows in rows.items()},

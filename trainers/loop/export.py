@@ -58,10 +58,10 @@ def _projection(run: Run, method: Method, card: ModelCard, device: str | torch.d
     """Return the projection of stored vectors, fitted to the inputs of the head for evenly spaced training images."""
     images = run.images("train")
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FITTED)).round().astype(int)
-    images = [images[i] for i in chosen.tolist()]
+    images = images[chosen]
     if method.trains_on_images:
         model = HashModel(card, method.network, device=device, text_head=method.text_head)
-        batches = read_batches([run.root / image.path for image in images], model.preprocessing, root=run.root)
+        batches = read_batches([run.root / path for path in images.paths], model.preprocessing, root=run.root)
         features = np.concatenate([model.features(batch) for batch in batches])
     else:
         features = load_tables(run.root, images, method, run.preprocessing(), device, names=["image"])["image"]

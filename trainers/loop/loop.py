@@ -127,7 +127,7 @@ def is_validated(run: Run, epoch: int) -> bool:
     due = epoch % run.config.validate_every == 0 or epoch == run.config.epochs
     images = run.manifest.part("validation")
     if get_method(run.method).validates_by_labels:
-        return due and any(image.labels for image in images)
+        return due and bool(images.is_labelled.any())
     return due and bool(images)
 
 

@@ -8,8 +8,8 @@ import torch
 
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.trainers.captions.choice import drawn_caption
-from orbithash.trainers.data.loading import Images, Part, StreamedImages, fits_in_memory, load_images
-from orbithash.trainers.datasets import Image
+from orbithash.trainers.data.loading import LoadedImages, Part, StreamedImages, fits_in_memory, load_images
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.distributed import on_every_rank, rank, world_size
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.tables import load_tables
@@ -30,16 +30,28 @@ def load_training_part(run: Run, method: Method, device: str | torch.device = "c
     return Part(
         images=_images(run, images, larger, loading, method),
         labels=labels,
-        ids=[image.id for image in images],
+        ids=images.ids,
         features=load_tables(run.root, images, method, preprocessing, device),
     )
 
 
-def _images(run: Run, images: list[Image], preprocessing: Preprocessing, loading: str, method: Method) -> Images | None:
+def _images(
+    run: Run, images: Images, preprocessing: Preprocessing, loading: str, method: Method
+) -> LoadedImages | None:
     if not method.trains_on_images:
         return None
     fits = loading == "memory" or (loading == "auto" and fits_in_memory(len(images), preprocessing))
     return on_every_rank(lambda: (load_images if fits else StreamedImages)(run.root, images, preprocessing))
+
+
+def _drawn_captions(images: Images, seed: int) -> npt.NDArray[np.int64]:
+    """Return the index of the caption that stands for each image, 0 for one without captions."""
+    drawn = np.zeros(len(images), np.int64)
+    rows = np.flatnonzero(images.has_captions)
+    captioned = images[rows]
+    pairs = zip(captioned.ids, captioned.captions, strict=True)
+    drawn[rows] = [drawn_caption(id, len(captions), seed) for id, captions in pairs]
+    return drawn
 
 
 def load_validation_parts(
@@ -58,11 +70,9 @@ def load_validation_parts(
         return Part(
             images=_images(run, images, preprocessing, loading, method),
             labels=labels[split][mine],
-            ids=[image.id for image in images],
+            ids=images.ids,
             features={name: table[mine] for name, table in features.items()},
-            drawn_captions=np.array(
-                [drawn_caption(i.id, len(i.captions), run.manifest.seed) for i in images], np.int64
-            ),
+            drawn_captions=_drawn_captions(images, run.manifest.seed),
         )
 
     validation = run.manifest.part("validation")

@@ -14,14 +14,15 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.embedding import embedding_backbone
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
 from orbithash.trainers.config import TrainConfig, load_config
+from orbithash.trainers.data.labels import label_arrays
 from orbithash.trainers.data.statistics import band_statistics
-from orbithash.trainers.datasets import Image, Manifest, make_manifest
+from orbithash.trainers.datasets import Images, Manifest, make_manifest
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS
 from orbithash.trainers.loop.tables import check_sources
 from orbithash.trainers.methods import METHODS, Fitted, Method, get_method
 from orbithash.trainers.methods.base import Supervision
 from orbithash.trainers.methods.fine_tuning import FineTuningConfig
-from orbithash.trainers.metrics.retrieval import Labels, label_arrays
+from orbithash.trainers.metrics.retrieval import Labels
 from orbithash.trainers.recipe import find_recipe
 
 __all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run", "with_statistics"]
@@ -43,13 +44,13 @@ class Run:
         """Return how an image becomes the network's input, in validation and in the model."""
         return self.config.preprocessing()
 
-    def images(self, split: str) -> list[Image]:
+    def images(self, split: str) -> Images:
         """Return the images of a part; of the training part a sample, if the method takes at most `max_rows`."""
         images = self.manifest.part(split)
         if split != "train" or not self.config.samples_images or len(images) <= self.config.max_rows:
             return images
         chosen = np.random.default_rng(self.config.seed).choice(len(images), self.config.max_rows, replace=False)
-        return [images[row] for row in np.sort(chosen).tolist()]
+        return images[np.sort(chosen)]
 
     def build(self) -> Method:
         """Return the method with its initial weights, the same on every rank."""
@@ -59,8 +60,8 @@ class Run:
     def labels(self) -> dict[str, Labels]:
         """Return the labels of the training and the validation part, both of one kind; see `label_arrays`."""
         splits = ("train", "validation")
-        of_images = ([image.labels for image in self.images(split)] for split in splits)
-        return dict(zip(splits, label_arrays(len(self.manifest.classes), *of_images), strict=True))
+        parts = (self.images(split) for split in splits)
+        return dict(zip(splits, label_arrays(len(self.manifest.classes), *parts), strict=True))
 
 
 def make_run(
@@ -128,16 +129,16 @@ def with_statistics(run: Run) -> Run:
     Raises:
         InputError: images of the sample are refused.
     """
-    images = run.manifest.part("train")
+    train = run.manifest.part("train")
     update: dict[str, tuple[float, ...]] = {}
     for (source, prefix), preprocessing in run.config.preprocessings().items():
         if preprocessing.mean:
             continue
-        pairs = [(image.path, image.sha256) for image in images]
-        if source == "second":
-            pairs = [(image.second, image.second_sha256 or "") for image in images if image.second is not None]
-        paths, hashes = [run.root / path for path, _ in pairs], [sha256 for _, sha256 in pairs]
-        moments = band_statistics(paths, hashes, preprocessing, run.root)
+        images = train if source == "image" else train[train.has_second]
+        names = images.paths if source == "image" else [name for name in images.seconds if name is not None]
+        hashes = images.sha256s if source == "image" else images.second_sha256s
+        paths = [run.root / name for name in names]
+        moments = band_statistics(paths, [sha256.hex() for sha256 in hashes.tolist()], preprocessing, run.root)
         update |= {f"{prefix}band_mean": moments.mean, f"{prefix}band_std": moments.std}
     return replace(run, config=run.config.model_copy(update=update)) if update else run
 
@@ -147,7 +148,7 @@ def check_run(run: Run, num_workers: int | tuple[int, int]) -> None:
 
     `num_workers` is a number, or the minimum and maximum of a number that changes during the run.
     """
-    images = [*run.images("train"), *run.images("validation")]
+    images = run.images("train") + run.images("validation")
     problems: list[str] = []
 
     def check_order() -> None:
@@ -253,13 +254,14 @@ def check_labels(run: Run) -> None:
     if supervision == "none":
         return
     images = run.manifest.part("train", "validation")
-    faults = {"no class": [image.path for image in images if not image.labels]}
+    counts = images.labels.counts
+    faults = {"no class": images[counts == 0]}
     if supervision == "one class":
-        faults["several classes"] = [image.path for image in images if len(image.labels) > 1]
+        faults["several classes"] = images[counts > 1]
     problems = [
-        f"{len(paths)} of {len(images)} training images have {fault} (first: {paths[0]})"
-        for fault, paths in faults.items()
-        if paths
+        f"{len(faulty)} of {len(images)} training images have {fault} (first: {faulty[0].path})"
+        for fault, faulty in faults.items()
+        if faulty
     ]
     if problems:
         needs = {"one class": "exactly one class", "classes": "one or more classes"}[supervision]

@@ -1,7 +1,7 @@
 """The folder of a run: settings, manifest, history and models.
 
 RUN/config.yaml      method and all settings
-RUN/manifest.jsonl   the part of each image
+RUN/manifest.parquet the part of each image
 RUN/metrics.jsonl    one line per epoch
 RUN/validation.jsonl metrics of validation that runs beside training, until the run is complete
 RUN/model/           the model of the best validation epoch; it exists if and only if the run is complete
@@ -24,7 +24,7 @@ import yaml
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.trainers.config import load_config
-from orbithash.trainers.datasets import Manifest
+from orbithash.trainers.datasets import MANIFEST, Manifest
 from orbithash.trainers.loop.loop import is_validated
 from orbithash.trainers.loop.run import Run, check_run
 from orbithash.trainers.methods import get_method
@@ -51,7 +51,7 @@ def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{folder}: no folder can be created there ({err.strerror}); give another --out") from err
-    run.manifest.write(folder / "manifest.jsonl")
+    run.manifest.write(folder / MANIFEST)
     fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
     if storage is not None:
         fields["storage"] = storage
@@ -90,7 +90,7 @@ def open_run(folder: Path) -> Run:
     except (yaml.YAMLError, KeyError, AttributeError) as err:
         raise InputError(f"{folder}/config.yaml: damaged ({' '.join(str(err).split())})") from err
     config = load_config(get_method(method).Config, **fields)
-    return Run(method, config, Manifest.read(folder / "manifest.jsonl"), root)
+    return Run(method, config, Manifest.read(folder / MANIFEST), root)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.datasets import Image
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.datasets.embeddings import read_vectors
 from orbithash.trainers.features.features import FeatureExtractor, Table, caption_features
 from orbithash.trainers.methods import Method
@@ -24,7 +24,7 @@ __all__ = ["check_sources", "load_tables"]
 
 def load_tables(
     root: Path,
-    images: list[Image],
+    images: Images,
     method: Method,
     preprocessing: Preprocessing,
     device: str | torch.device = "cpu",
@@ -44,7 +44,7 @@ def load_tables(
         for name, table in method.tables.items()
         if (training or not table.training_only) and (names is None or name in names)
         # Captions that are not needed.
-        if not table.optional or all(image.captions for image in images)
+        if not table.optional or images.has_captions.all()
     }
     for table in chosen.values():
         _check(images, table)
@@ -91,10 +91,10 @@ def _seed(table: Table, config: TrainConfig) -> int:
     return config.seed + table.draw * 2**31
 
 
-def _captions(images: list[Image], table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
+def _captions(images: Images, table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
     encoder = method.text_encoder(str(device))
     assert encoder is not None, "a method with a table of captions has a text encoder"
-    captions = [list(image.captions) for image in images]
+    captions = images.captions
     if table.augmentation is not None:
         from orbithash.trainers.captions import augment_captions
 
@@ -112,7 +112,7 @@ def _captions(images: list[Image], table: Table, method: Method, device: str | t
     return caption_features(encoder, captions)
 
 
-def check_sources(images: list[Image], kind: type[Method], config: TrainConfig) -> None:
+def check_sources(images: Images, kind: type[Method], config: TrainConfig) -> None:
     """Raise `InputError` if images lack what the method trains on, or if weights of its tables cannot be read."""
     for table in kind.tables_of(config).values():
         _check(images, table)
@@ -122,14 +122,14 @@ def check_sources(images: list[Image], kind: type[Method], config: TrainConfig) 
             build_backbone(table.backbone, table.weights)
 
 
-def _check(images: list[Image], table: Table) -> None:
+def _check(images: Images, table: Table) -> None:
     if table.source == "caption":
-        lacking = [image.path for image in images if not image.captions]
+        lacking = images[~images.has_captions]
         what, remedy = "captions", "give --captions FILE, or a data set that has them"
     elif table.source == "second":
-        lacking = [image.path for image in images if image.second is None]
+        lacking = images[~images.has_second]
         what, remedy = "second source", "use a data set of pairs; `orbithash wald` makes one from RGB images"
     else:
         return
     if lacking:
-        raise InputError(f"{len(lacking)} of {len(images)} images have no {what} (first: {lacking[0]}); {remedy}")
+        raise InputError(f"{len(lacking)} of {len(images)} images have no {what} (first: {lacking[0].path}); {remedy}")

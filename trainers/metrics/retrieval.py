@@ -5,7 +5,7 @@ false if unknown. A database item is relevant to a query if they share at least 
 relevant to no query and stay in the ranking as distractors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,6 @@ __all__ = [
     "Retrieval",
     "check_labels",
     "chunks",
-    "label_arrays",
     "labelled",
     "num_labels",
     "shared_labels",
@@ -31,22 +30,6 @@ Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
 # Maximum number of pairs of query and database item in memory at once: about 60 MiB with distances and order.
 CHUNK_PAIRS = 4_000_000
-
-
-def label_arrays(num_classes: int, *parts: Sequence[tuple[int, ...]]) -> list[Labels]:
-    """Return the labels of each part, all in the same form: integers [N] if no item has two classes, else bool [N, C].
-
-    A part is a sequence of tuples, the classes of each item; () if unknown.
-    """
-    if all(len(labels) <= 1 for part in parts for labels in part):
-        return [np.array([labels[0] if labels else -1 for labels in part], np.int64) for part in parts]
-    arrays: list[Labels] = []
-    for part in parts:
-        rows = np.zeros((len(part), num_classes), np.bool_)
-        for row, labels in zip(rows, part, strict=True):
-            row[list(labels)] = True
-        arrays.append(rows)
-    return arrays
 
 
 def check_labels(labels: Labels, count: int, what: str) -> None:

@@ -231,7 +231,7 @@ def _training_data(model: TrainedModel, statements: Statements) -> Iterator[str]
     counts = ", ".join(f"{part} {count:,}" for part, count in parts if count)
     yield f"Split: protocol {code(manifest.protocol)}, seed {manifest.seed}; {kinds}: {counts}"
     yield f"Classes: {', '.join(map(text, manifest.classes)) or 'none'}"
-    if captioned := sum(1 for image in manifest.images if image.captions):
+    if captioned := int(manifest.images.has_captions.sum()):
         yield f"Captions: {captioned:,} images have some"
     yield f"Licence of the data, as the publisher states it: {text(statements.data_licence.shown)}"
     west_to_north = ", ".join(f"{number:g}" for number in statements.bbox or ())

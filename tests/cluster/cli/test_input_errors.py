@@ -184,8 +184,8 @@ def test_evaluation_of_a_shorter_length_that_was_not_trained(refused, run_folder
 
 
 def test_evaluation_of_a_damaged_run(refused, run_folder, labelled):
-    manifest = run_folder / "manifest.jsonl"
-    manifest.write_text(manifest.read_text().replace('"test"', '"train"', 1))
+    manifest = run_folder / "manifest.parquet"
+    manifest.write_bytes(manifest.read_bytes()[:-100])
     refused("evaluate", run_folder, "--data", labelled, words=[manifest, "the manifest is damaged"])
     (run_folder / "config.yaml").write_text("method: [")
     refused("evaluate", run_folder, "--data", labelled, words=["config.yaml: damaged"])

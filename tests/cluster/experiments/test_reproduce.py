@@ -238,7 +238,7 @@ def test_the_cutoff_smallest_is_the_smallest_class_of_each_database():
 
 def test_the_smallest_class_is_counted_in_the_database_alone():
     splits = [((0,), "train")] * 5 + [((1,), "validation")] * 3 + [((1,), "test")] * 9 + [((0, 3), "train")] * 4
-    images = tuple(Image(str(i), str(i), labels, split, str(i)) for i, (labels, split) in enumerate(splits))
+    images = tuple(Image(str(i), str(i), labels, split, f"{i:064}") for i, (labels, split) in enumerate(splits))
     manifest = Manifest("folder", "mrhash", 0, 0.1, ("a", "b", "absent", "d"), images)
     assert smallest_class(manifest) == 3
 

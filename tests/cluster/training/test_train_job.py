@@ -42,7 +42,7 @@ def test_two_workers_write_a_complete_run_folder(ray_cluster, cli, labelled, tmp
     assert "Traceback" not in ended.err
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["method"], config["data"], config["bits"], config["epochs"]) == ("dhcl", str(labelled), 16, 2)
-    manifest = Manifest.read(run / "manifest.jsonl")
+    manifest = Manifest.read(run / "manifest.parquet")
     history = history_of(run)
     assert [record["epoch"] for record in history] == [1, 2]
     best = best_epoch(history)
@@ -52,7 +52,7 @@ def test_two_workers_write_a_complete_run_folder(ray_cluster, cli, labelled, tmp
     assert f"epoch {best['epoch']} of 2 is the best" in ended.err
     files = {
         "config.yaml",
-        "manifest.jsonl",
+        "manifest.parquet",
         "metrics.jsonl",
         "model",
         "model-8",

@@ -27,6 +27,7 @@ from playwright.sync_api import sync_playwright
 
 from orbithash.encoders.archive.archive import Archive
 from orbithash.search.client import Client
+from orbithash.trainers.datasets import MANIFEST, Manifest
 
 NUM_SENTENCES, NUM_TIMES, NUM_TILES, NUM_ROWS = 20, 30, 2000, 1_000_000
 # Time of the first row, and between rows, microseconds.
@@ -98,7 +99,8 @@ def write_archive(given) -> None:
     rows, source = lance.dataset(given.url).to_table(), Archive.open(given.url)
     archive = Archive.create(given.out, source.bits, source.model_id, source.vector)
     if given.what == "unseen":
-        splits = {image["id"]: image["split"] for image in images_of(given.run)}
+        images = Manifest.read(given.run / MANIFEST).images
+        splits = dict(zip(images.ids, images.splits, strict=True))
         chosen = rows.filter(pa.array([splits[key] != "train" for key in rows["key"].to_pylist()]))
         archive.commit(Archive.write_fragments(given.out, chosen.replace_schema_metadata(None)))
         return
@@ -135,20 +137,12 @@ def fixed_lists(values, dtype) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(dtype).reshape(-1)), values.shape[1])
 
 
-def images_of(run: Path) -> list[dict]:
-    """Return the images of a run's manifest; the first line describes the data set."""
-    with (run / "manifest.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if '"id"' in line]
-
-
 def sentences_of(run: Path) -> dict[str, list[str]]:
     """Return the captions of the images of the test part by class."""
-    with (run / "manifest.jsonl").open(encoding="utf-8") as lines:
-        classes = json.loads(next(lines))["classes"]
+    manifest = Manifest.read(run / MANIFEST)
     sentences: dict[str, list[str]] = {}
-    for image in images_of(run):
-        if image["split"] == "test":
-            sentences.setdefault(classes[image["labels"][0]], []).extend(image["captions"])
+    for image in manifest.part("test"):
+        sentences.setdefault(manifest.classes[image.label], []).extend(image.captions)
     return sentences
 
 

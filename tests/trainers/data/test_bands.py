@@ -22,7 +22,7 @@ from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.loading import augment, load_images
-from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.datasets import Images, make_manifest
 from orbithash.trainers.datasets.hashes import hash_file
 from orbithash.trainers.loop.export import export_models
 from orbithash.trainers.loop.run import Run
@@ -206,7 +206,7 @@ def test_real_patches_of_two_sources(shared, tmp_path):
         epochs=1,
     )
     run = Run("mrhash", config, manifest, root)
-    images = list(manifest.images)
+    images = manifest.images
     method = run.build()
     tables = load_tables(root, images, method, run.preprocessing())
     spec = method.network.spec
@@ -242,7 +242,7 @@ def test_thirteen_bands_and_a_companion_of_three(data, tmp_path):
     save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)
     config = make_run(data, "mrhash", num_clusters=2, weights=str(weights)).config
     method = get_method("mrhash")(config, 2, len(images))
-    tables = load_tables(data, images, method, config.preprocessing())
+    tables = load_tables(data, Images.of(images), method, config.preprocessing())
     assert method.network.spec.channels == 13
     expected = features_of(
         data, [image.second for image in images], method.network.spec, Rendering(), str(weights), side=32

@@ -22,6 +22,7 @@ from orbithash.trainers.data.loading import (
     views_of_steps,
 )
 from orbithash.trainers.datasets import Image as ManifestImage
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.methods.base import shuffled
 
 SIDE = 24
@@ -191,7 +192,7 @@ def write_images(root, names):
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 36), (i * 20, 100, 200)).save(root / name)
-    return [ManifestImage(name, name, (i % 2,), "train", "") for i, name in enumerate(names)]
+    return Images.of(ManifestImage(name, name, (i % 2,), "train", "0" * 64) for i, name in enumerate(names))
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -205,7 +206,7 @@ def test_images_are_decoded_in_the_manifests_order(tmp_path, num_threads, torch_
 
 
 def test_no_images_are_an_empty_array(tmp_path):
-    assert load_images(tmp_path, [], Preprocessing(Rendering(), 32, 32)).shape == (0, 32, 32, 3)
+    assert load_images(tmp_path, Images.of([]), Preprocessing(Rendering(), 32, 32)).shape == (0, 32, 32, 3)
 
 
 def test_all_refused_images_are_listed(tmp_path):

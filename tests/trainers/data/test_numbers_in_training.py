@@ -28,7 +28,7 @@ from orbithash.trainers.data.loading import (
     load_images,
     views_of_steps,
 )
-from orbithash.trainers.datasets import Image
+from orbithash.trainers.datasets import Image, Images
 from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.loop.run import make_run
 
@@ -60,7 +60,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(data):
     paths = [str(path.relative_to(data)) for path in sorted(data.glob("*/*.tif"))]
-    return [Image(path, path, (), "train", hashlib.sha256(path.encode()).hexdigest()) for path in paths]
+    hashes = [hashlib.sha256(path.encode()).hexdigest() for path in paths]
+    return Images.of(Image(path, path, (), "train", sha256) for path, sha256 in zip(paths, hashes, strict=True))
 
 
 def model_of(preprocessing):

@@ -16,6 +16,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.features import features as module
 from orbithash.trainers.features.features import FeatureExtractor, caption_features
 
@@ -197,12 +198,12 @@ def test_ranks_share_the_work_and_each_cache_has_every_row(cache, data, images, 
 def fail(rank, root, folder):
     """Two ranks, of which one finds an image that it cannot read."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    images = make_run(root, "dhcl").manifest.part("train")
+    images = [*make_run(root, "dhcl").manifest.part("train")]
     images[1] = dataclasses.replace(images[1], path="absent.png", sha256="1" * 64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORBITHASH_CACHE", str(folder / "cache"))
         with pytest.raises(InputError, match=r"absent\.png"):
-            FeatureExtractor(make_network(), PREPROCESSING)(root, images)
+            FeatureExtractor(make_network(), PREPROCESSING)(root, Images.of(images))
     dist.destroy_process_group()
 
 

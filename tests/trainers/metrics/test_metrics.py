@@ -1,7 +1,7 @@
 """Retrieval metrics and code statistics against plain loops over sorted lists."""
 
 import dataclasses
-from itertools import combinations, permutations
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ import pytest
 from orbithash.encoders.codes import pack
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.metrics.average_precision import average_precision
-from orbithash.trainers.metrics.code_statistics import code_statistics
 from orbithash.trainers.metrics.gains import normalised_gains
 from orbithash.trainers.metrics.metrics import (
     DEFINITIONS,
@@ -19,7 +18,7 @@ from orbithash.trainers.metrics.metrics import (
     radius_curve,
     rank_histograms,
 )
-from orbithash.trainers.metrics.retrieval import Retrieval, label_arrays
+from orbithash.trainers.metrics.retrieval import Retrieval
 
 KEYS = ("expected", "index", "optimistic", "pessimistic")
 
@@ -311,86 +310,3 @@ def test_queries_without_a_shared_class_score_zero():
     r = multi_label()
     without_classes = dataclasses.replace(r, database_labels=np.zeros_like(r.database_labels))
     assert {float(v) for values in normalised_gains(without_classes, [5])["ndcg@5"].values() for v in values} == {0.0}
-
-
-def test_labels_are_indices_or_a_matrix_if_any_item_has_several():
-    one, other = label_arrays(4, [(0,), (), (3,)], [(1,)])
-    assert (one.tolist(), other.tolist()) == ([0, -1, 3], [1])
-    one, other = label_arrays(4, [(0,), (), (3,)], [(1, 2)])
-    assert (one.astype(int).tolist(), other.astype(int).tolist()) == (
-        [[1, 0, 0, 0], [0] * 4, [0, 0, 0, 1]],
-        [[0, 1, 1, 0]],
-    )
-
-
-def naive_mean_abs_correlation(bits: np.ndarray) -> float | None:
-    columns = [c for c in bits.T.astype(float) if c.std() > 0]
-    values = [abs(np.corrcoef(a, b)[0, 1]) for a, b in combinations(columns, 2)]
-    return float(np.mean(values)) if values else None
-
-
-@pytest.mark.parametrize("bits", [8, 13, 64])
-@pytest.mark.parametrize("count", [1, 2, 50])
-def test_code_statistics(bits, count):
-    rng = np.random.default_rng(bits + count)
-    values = rng.random((count, bits)) < rng.random(bits)
-    values[:, 3] = True
-    values[:, 5] = values[:, 0]
-    values[0] = values[-1]
-    statistics = code_statistics(pack(values), bits)
-    assert statistics.count == count
-    assert statistics.distinct == len({tuple(row) for row in values.tolist()})
-    assert statistics.bit_balance == pytest.approx(values.mean(0).tolist())
-    assert statistics.dead_bits == [bit for bit, column in enumerate(values.T.tolist()) if len(set(column)) == 1]
-    entropies = [-sum(p * np.log2(p) for p in (q, 1 - q) if p > 0) for q in values.mean(0)]
-    assert statistics.bit_entropy == pytest.approx(np.mean(entropies))
-    expected = naive_mean_abs_correlation(values)
-    assert statistics.mean_abs_correlation == (expected if expected is None else pytest.approx(expected))
-
-
-def test_code_statistics_over_several_chunks():
-    values = np.random.default_rng(0).random((70_000, 8)) < 0.3
-    statistics = code_statistics(pack(values), 8)
-    assert statistics.bit_balance == pytest.approx(values.mean(0).tolist())
-    assert statistics.mean_abs_correlation == pytest.approx(naive_mean_abs_correlation(values), rel=1e-6)
-    assert statistics.distinct <= 256
-
-
-def test_no_correlation_with_a_single_varying_bit():
-    values = np.zeros((4, 8), bool)
-    values[:2, 1] = True
-    statistics = code_statistics(pack(values), 8)
-    assert statistics.mean_abs_correlation is None
-    assert (statistics.distinct, statistics.dead_bits) == (2, [0, 2, 3, 4, 5, 6, 7])
-    assert (statistics.correlated_bits, statistics.num_correlated) == ([], 0)
-    assert statistics.bit_entropy == 1 / 8
-
-
-def test_wasted_bits_are_listed():
-    rng = np.random.default_rng(0)
-    values = rng.random((1000, 12)) < 0.5
-    values[:, 2] = False
-    values[:, 9] = ~values[:, 4]
-    values[:, 7] = values[:, 1] ^ (rng.random(1000) < 0.02)
-    values[:, 5] = np.arange(1000) < 30
-    values[:, 11] = np.arange(1000) >= 10
-    statistics = code_statistics(pack(values), 12)
-    assert statistics.dead_bits == [2]
-    assert [(each.bit, each.ones) for each in statistics.unbalanced_bits] == [(11, 0.99), (5, 0.03)]
-    expected = np.corrcoef(values[:, 1], values[:, 7])[0, 1]
-    assert [each.bits for each in statistics.correlated_bits] == [[4, 9], [1, 7]]
-    assert [each.correlation for each in statistics.correlated_bits] == pytest.approx([-1, expected])
-    assert statistics.num_correlated == 2
-
-
-def test_of_many_correlated_pairs_the_strongest_are_listed():
-    values = np.repeat(np.random.default_rng(0).random((100, 1)) < 0.5, 16, axis=1)
-    statistics = code_statistics(pack(values), 16)
-    assert (len(statistics.correlated_bits), statistics.num_correlated) == (20, 120)
-    assert statistics.correlated_bits[0].bits == [0, 1]
-    assert statistics.mean_abs_correlation == pytest.approx(1)
-
-
-def test_code_statistics_of_no_codes_are_refused():
-    with pytest.raises(InputError, match="at least one code"):
-        code_statistics(np.zeros((0, 2), np.uint8), 16)
