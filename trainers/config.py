@@ -171,8 +171,10 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         1, ge=1, le=1024, description="micro-batches per batch; losses are computed for each micro-batch"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the backbone in training; weights, hashes, losses and codes stay float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="precision of training: bfloat16 in the backbone; tf32: TensorFloat-32 in all products on a GPU; "
+        "weights and losses stay float32, and so do codes",
     )
     encoding_precision: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -37,7 +37,7 @@ from orbithash.trainers.loop.run_folder import (
 )
 from orbithash.trainers.methods import Fitted, get_method
 
-__all__ = ["train_on_ray"]
+__all__ = ["shares_of_batch", "train_on_ray"]
 
 # Number of times that all workers are restarted from the last checkpoint after one of them died. A rank never waits for
 # a dead peer: Ray Train ends the whole group as soon as one of its actors is dead.
@@ -219,7 +219,7 @@ def _fit(
         ),
     )
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, run, folder, tracking, done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, run, folder, workers, tracking, done), daemon=True)
     watcher.start()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -252,12 +252,31 @@ def _fit(
     return checkpoint, best["epoch"]
 
 
-def _watch(board: Any, run: Run, folder: Path, tracking: Tracking, done: threading.Event) -> None:
+def shares_of_batch(run: Run, workers: tuple[int, int]) -> str | None:
+    """Return how many images of a batch each worker has, and the rule for the learning rate; None without steps."""
+    if issubclass(get_method(run.method), Fitted):
+        return None
+    shares = [run.config.batch_size // number for number in workers]
+    of_each = f"{workers[0]} x {shares[0]}"
+    if workers[0] != workers[1]:
+        of_each += f" to {workers[1]} x {shares[1]}"
+    steps = f", in {run.config.accumulate} micro-batches" if run.config.accumulate > 1 else ""
+    return (
+        f"a batch has {run.config.batch_size} images, workers x images: {of_each}{steps}; learning rates are those of "
+        "the whole batch for any number of workers"
+    )
+
+
+def _watch(
+    board: Any, run: Run, folder: Path, workers: tuple[int, int], tracking: Tracking, done: threading.Event
+) -> None:
     """Show the progress on the board, and log each epoch at the trackers, until `done`."""
     import ray
 
     num_images = len(run.manifest.part("train"))
     say(f"training {run.method}, {run.config.bits} bits, on {num_images} images; the workers are starting")
+    if shares := shares_of_batch(run, workers):
+        say(shares)
     state = None
     while state is None and not done.wait(PROGRESS_INTERVAL_S):
         state = ray.get(board.state.remote())

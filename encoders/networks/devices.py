@@ -9,7 +9,7 @@ import torch
 
 from orbithash.encoders.errors import InputError
 
-__all__ = ["check_device", "exact_float32"]
+__all__ = ["check_device", "exact_float32", "tensor_float32"]
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -76,3 +76,15 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         _EXACT_FLOAT32.exit()
+
+
+@contextmanager
+def tensor_float32(is_allowed: bool) -> Iterator[None]:
+    """Compute float32 products and convolutions on a GPU in TensorFloat-32, or not; `exact_float32` overrides it."""
+    # Any: torch has types for some of these modules only.
+    backends: Any = torch.backends
+    with ExitStack() as settings:
+        for operation in (backends.cuda.matmul, backends.cudnn.conv):
+            settings.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+            operation.fp32_precision = "tf32" if is_allowed else "ieee"
+        yield

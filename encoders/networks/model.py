@@ -233,7 +233,7 @@ class HashModel:
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
         return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts(), of_text=True).codes
 
-    def normalise(self, images: Pixels) -> Tensor:
+    def normalise(self, images: Pixels | Tensor) -> Tensor:
         """Return prepared images as the network's input, see `reading.Normaliser`."""
         return self._image_features.normalise(images)
 

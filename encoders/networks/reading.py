@@ -40,12 +40,13 @@ class Normaliser:
         self._mean, self._std = (unit * torch.tensor(m, device=device).view(1, -1, 1, 1) for m in moments)
         self._may_lack_pixels = not preprocessing.rendering.is_picture
 
-    def __call__(self, images: Pixels) -> Tensor:
+    def __call__(self, images: Pixels | Tensor) -> Tensor:
         """Return prepared images [N, S, S, C] as float32 [N, C, S, S] in channels_last memory format.
 
-        Missing pixels of numbers become 0, the mean of their band.
+        A tensor must be contiguous. Missing pixels of numbers become 0, the mean of their band.
         """
-        pixels = torch.from_numpy(np.array(images, order="C")).to(self._mean.device).permute(0, 3, 1, 2)
+        given = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
+        pixels = given.to(self._mean.device).permute(0, 3, 1, 2)
         normalised = (pixels.float() - self._mean) / self._std
         return torch.where(normalised.isfinite(), normalised, 0.0) if self._may_lack_pixels else normalised
 

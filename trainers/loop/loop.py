@@ -6,7 +6,8 @@ images compares those of a micro-batch, and batch norm uses the statistics of a 
 step (a second player, a memory, a momentum encoder) is done once, with the whole batch.
 
 With `precision=bfloat16`, backbones train in bfloat16 where torch's autocast supports it. Weights, optimizer, hashes,
-losses and all codes stay float32. It was measured on CPUs only.
+losses and all codes stay float32. With `precision=tf32`, a GPU multiplies in TensorFloat-32 in the steps of training
+only; a CPU computes as in float32. Both were run on CPUs only.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from orbithash.encoders.networks.devices import check_device
+from orbithash.encoders.networks.devices import check_device, tensor_float32
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import (
@@ -116,7 +117,8 @@ def train(
         rates = [rate * factor for rate in base_rates]
         parallel = wrap(method)
         method.train()
-        record = train_epoch(run, method, parallel, optimizer, rates, encoder, training, epoch, observer.on_step)
+        with tensor_float32(config.precision == "tf32"):
+            record = train_epoch(run, method, parallel, optimizer, rates, encoder, training, epoch, observer.on_step)
         method.end_epoch()
         method.eval()
         complete(record, write_checkpoint)

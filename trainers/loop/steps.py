@@ -1,6 +1,5 @@
 """The steps of an epoch: batches, losses, gradients, and their measurements."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.backbones.layers import keep_bfloat16_in_training
 from orbithash.encoders.networks.hash_network import HashNetwork
@@ -21,7 +19,9 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
 from orbithash.trainers.data.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
 from orbithash.trainers.distributed import broadcast_state, from_first_rank, rank, sum_over_ranks, world_size
+from orbithash.trainers.loop.losses import LossSums
 from orbithash.trainers.loop.run import Run
+from orbithash.trainers.loop.uploads import uploaded
 from orbithash.trainers.methods import Batch, Fitted, Method
 
 __all__ = ["fit", "mixed_seed", "train_epoch", "train_in_bfloat16", "wrap"]
@@ -65,7 +65,7 @@ def train_epoch(
     """
     steps = method.order(training.labels, epoch)
     num_steps, batch_size = steps.shape
-    sums: dict[str, float] = {}
+    sums = LossSums(epoch + 1, encoder.device)
     reset_peak_memory(encoder.device)
     memory = memory_mb(encoder.device)
     start = time.perf_counter()
@@ -78,22 +78,16 @@ def train_epoch(
         factor = method.step_factor(epoch * num_steps + step - 1, run.config.epochs * num_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        losses = _step(run.config, method, parallel, optimizer, batch)
-        if not math.isfinite(losses["loss"]):
-            raise InputError(
-                f"the loss is {losses['loss']} in epoch {epoch + 1}, step {step}; try a smaller lr or scale"
-            )
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value
+        sums.add(step, _step(run.config, method, parallel, optimizer, batch))
         on_step(epoch + 1, step, num_steps, step * batch_size / (time.perf_counter() - start))
+    # Waits for the last step on a GPU. The totals stay there, because NCCL does not support tensors on the CPU.
+    totals = sums.totals()
     seconds = time.perf_counter() - start
-    # On the device of the network, because NCCL does not support tensors on the CPU.
-    totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=encoder.device)
-    means = sum_over_ranks(totals) / num_steps / world_size()
+    means = (sum_over_ranks(totals) / num_steps / world_size()).tolist()
     return {
         "epoch": epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],
-        **{f"train/{name}": float(mean) for name, mean in zip(sums, means, strict=True)},
+        **{f"train/{name}": mean for name, mean in zip(sums.names, means, strict=True)},
         "images_per_s": num_steps * batch_size / seconds,
         "step_s": seconds / num_steps,
         "seconds": seconds,
@@ -122,7 +116,13 @@ def fit(method: Fitted, training: Part, device: torch.device) -> dict[str, Any]:
 def _batches(
     config: TrainConfig, steps: npt.NDArray[np.int64], encoder: HashModel, training: Part, epoch: int
 ) -> Iterator[Batch]:
-    """Yield the share of rank r of each step: the r-th part of each of its micro-batches."""
+    """Yield the share of rank r of each step on the device of `encoder`: the r-th part of each of its micro-batches."""
+    for batch in uploaded(_batches_on_cpu(config, steps, training, epoch), encoder.device):
+        yield batch if batch.images is None else batch._replace(images=encoder.normalise(batch.images))
+
+
+def _batches_on_cpu(config: TrainConfig, steps: npt.NDArray[np.int64], training: Part, epoch: int) -> Iterator[Batch]:
+    """Yield the batches of `_batches`, with prepared images [B, S, S, C] as they were decoded."""
     shares = steps.reshape(len(steps), config.accumulate, world_size(), -1)
     mine = shares[:, :, rank()].reshape(len(steps), -1)
     views: Iterator[Pixels | None] = iter([None] * len(mine))
@@ -130,15 +130,11 @@ def _batches(
         augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
         views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
     for step, (rows, images) in enumerate(zip(mine, views, strict=True)):
-
-        def on_device(values: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(encoder.device)
-
         yield Batch(
-            rows=on_device(rows),
-            labels=on_device(training.labels[rows]),
-            images=None if images is None else encoder.normalise(images),
-            features={name: on_device(table[rows]) for name, table in training.features.items()},
+            rows=torch.from_numpy(rows),
+            labels=torch.from_numpy(training.labels[rows]),
+            images=None if images is None else torch.from_numpy(images),
+            features={name: torch.from_numpy(table[rows]) for name, table in training.features.items()},
             seed=mixed_seed(config.seed, epoch, step, 1),
         )
 
@@ -159,7 +155,8 @@ def _micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
 
 def _step(
     config: TrainConfig, method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
+    """Return the losses of a step."""
     losses = method.before_step(batch, optimizer)
     optimizer.zero_grad(set_to_none=True)
     for number, micro_batch in enumerate(_micro_batches(batch, config.accumulate), start=1):
@@ -176,7 +173,7 @@ def _step(
         torch.nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_norm)
     optimizer.step()
     method.after_step(batch)
-    return {name: float(value.detach()) for name, value in losses.items()}
+    return losses
 
 
 def train_in_bfloat16(method: Method) -> None:
