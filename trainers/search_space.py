@@ -15,7 +15,11 @@ __all__ = [
     "Linear",
     "Log",
     "Space",
+    "When",
+    "conditions",
     "declared_space",
+    "is_active",
+    "is_whole",
     "parse_space",
     "plain_space",
 ]
@@ -44,6 +48,14 @@ class Choice:
     values: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class When:
+    """A setting has an effect only if the setting `name` has one of `values`."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
 Dimension = Linear | Log | Choice
 
 # Dimensions by the name of the setting.
@@ -58,6 +70,22 @@ def declared_space(config: type[Any]) -> dict[str, Dimension]:
             if isinstance(mark, Linear | Log | Choice):
                 found[name] = mark
     return found
+
+
+def is_active(config: Any, name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a setting has an effect, as in `rank: Annotated[int, Choice((4, 8)), When("tune", ("lora",))]`.
+
+    Args:
+        config: the given settings.
+        name: the setting.
+        settings: values in place of those of `config`.
+    """
+    return all(settings.get(when.name, getattr(config, when.name)) in when.values for when in conditions(config, name))
+
+
+def conditions(config: Any, name: str) -> list[When]:
+    """Return the conditions under which a setting of `config` has an effect."""
+    return [mark for mark in type(config).model_fields[name].metadata if isinstance(mark, When)]
 
 
 def is_whole(config: type[Any], name: str) -> bool:

@@ -18,6 +18,7 @@ EXTRAS = {
     "mlflow": ("mlflow",),
     "numpy": ("train", "serve", "web"),
     "open_clip": ("open-clip",),
+    "optuna": ("train",),
     "pandas": ("train", "serve"),
     "pebble": ("serve",),
     "peft": ("train",),

@@ -284,6 +284,17 @@ def tune(
         typer.Option("--grace", help="Epochs before a trial may be stopped early. Default: a quarter of the epochs."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampled settings.")] = 0,
+    finalists: Annotated[
+        int | None,
+        typer.Option(
+            "--finalists",
+            help="Number of best settings that are trained again beside the given ones, with --seeds seeds each; "
+            "0: none. Default: 3, at most all.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Number of seeds of each finalist; they are the same for all.")
+    ] = 3,
     best: Annotated[
         Path | None, typer.Option("--best", help="Additional file for the best settings, beside OUT/best.yaml.")
     ] = None,
@@ -301,10 +312,13 @@ def tune(
 ) -> None:
     """Search for better settings of a method by their validation score; given settings are kept.
 
+    The best settings and the given ones are then trained with several seeds, and the difference is compared with the
+    noise.
+
     `orbithash tune METHOD --help` also shows the settings of the method.
     """
+    from orbithash.cluster.tuning.options import Tuning, asked_space
     from orbithash.cluster.tuning.report import finish
-    from orbithash.cluster.tuning.tune import Tuning, asked_space
     from orbithash.cluster.tuning.tune import tune as run_tune
     from orbithash.trainers.loop.run import make_run
 
@@ -323,6 +337,7 @@ def tune(
         weights=weights,
     )
     space = asked_space(run.config, search)
-    tuning = Tuning.of(run, space, trials, metric, grace, cpus=cpus, gpus=gpus, max_concurrent=concurrent, seed=seed)
+    options = {"cpus": cpus, "gpus": gpus, "max_concurrent": concurrent, "seed": seed, "num_seeds": seeds}
+    tuning = Tuning.of(run, space, trials, metric, grace, finalists, **options)
     found = run_tune(run, tuning, out)
     finish(run, tuning, found, out, best, as_json)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.cluster.output import print_json
+from orbithash.cluster.tuning.finals import CONFIDENCE, Candidate, Finals
+from orbithash.cluster.tuning.options import Tuning
 from orbithash.cluster.tuning.trials import Trial
-from orbithash.cluster.tuning.tune import Tuning, best_config
+from orbithash.cluster.tuning.tune import Result, best_config
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
 from orbithash.trainers.loop.run import Run
@@ -22,35 +24,41 @@ __all__ = ["finish"]
 _MAX_SHOWN = 20
 
 
-def finish(run: Run, tuning: Tuning, trials: Sequence[Trial], folder: Path, best: Path | None, as_json: bool) -> None:
-    """Write best.yaml, also to `best`, and report.html; print the trials, which are sorted, the best first."""
-    settings = best_config(run, trials)
+def finish(run: Run, tuning: Tuning, result: Result, folder: Path, best: Path | None, as_json: bool) -> None:
+    """Write best.yaml, also to `best`, and report.html; print the trials and the finals."""
+    settings = best_config(run, result.chosen)
     for path in filter(None, (folder / "best.yaml", best)):
         try:
             write_file(path, settings)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); give --best another file") from error
-    write_page(folder / "report.html", run, tuning, trials)
+    write_page(folder / "report.html", run, tuning, result)
     if as_json:
-        print_json({"metric": tuning.metric, "trials": [dataclasses.asdict(trial) for trial in trials]})
+        print_json({**result.to_plain(), "trials": [dataclasses.asdict(trial) for trial in result.trials]})
         return
-    show(tuning, trials)
-    given = next(trial for trial in trials if trial.number == 0)
-    print(f"best: trial {trials[0].number}, {tuning.metric} {_score(trials[0])}; settings as given: {_score(given)}")
+    show(tuning, result.trials)
+    best_trial, given = result.trials[0], result.given
+    print(f"best: trial {best_trial.number}, {tuning.metric} {_score(best_trial)}; settings as given: {_score(given)}")
+    if result.finals is not None:
+        for each in result.finals.candidates:
+            print(f"finals: {_title(each.number)}, {tuning.metric} {_mean(each)}")
+        print(f"finals: {result.finals.verdict}; chosen: {_title(result.finals.chosen)}")
     print(f"report: {folder / 'report.html'}")
     print(f"next: orbithash train {run.method} --config {best or folder / 'best.yaml'} --data {run.root} --out RUN")
 
 
-def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) -> None:
-    """Write the page of the trials, which are sorted, the best first."""
-    best, given = trials[0], next(trial for trial in trials if trial.number == 0)
+def write_page(path: Path, run: Run, tuning: Tuning, result: Result) -> None:
+    """Write the page of a search."""
+    trials, chosen, given = result.trials, result.chosen, result.given
     scored = [trial for trial in trials if trial.score is not None]
     failed = [trial for trial in trials if trial.problem]
-    sections: list[Section] = [_facts(tuning, trials, best, given)]
+    sections: list[Section] = [_facts(tuning, result)]
+    if result.finals is not None:
+        sections.append(_finals(tuning, result.finals))
     if scored:
         sections.append(_figures(tuning, scored, given))
-    rows = [[name, _value(given.settings.get(name)), _value(best.settings.get(name))] for name in tuning.space]
-    sections.append(Table("Best beside given settings", ["setting", "given", "best"], rows))
+    rows = [[name, _value(given.settings.get(name)), _value(chosen.settings.get(name))] for name in tuning.space]
+    sections.append(Table("Chosen beside given settings", ["setting", "given", "chosen"], rows))
     if failed:
         problems = [[str(trial.number), _settings(tuning, trial), trial.problem] for trial in failed]
         caption = "Trials that ended with an error; the search goes on without them."
@@ -63,10 +71,16 @@ def write_page(path: Path, run: Run, tuning: Tuning, trials: Sequence[Trial]) ->
     write_report(path, f"Settings of {run.method}", subtitle, sections, provenance)
 
 
-def _facts(tuning: Tuning, trials: Sequence[Trial], best: Trial, given: Trial) -> Facts:
+def _facts(tuning: Tuning, result: Result) -> Facts:
+    trials, best, given = result.trials, result.trials[0], result.given
     num_scored = sum(trial.score is not None for trial in trials)
     num_failed = sum(bool(trial.problem) for trial in trials)
     longest = max(trial.epochs for trial in trials)
+    bias = "The best score of many trials is biased upwards"
+    if result.finals is None:
+        bias += ": train with best.yaml and evaluate the run."
+    else:
+        bias += "; the finals have seeds of their own."
     return Facts(
         "Result",
         [
@@ -89,9 +103,19 @@ def _facts(tuning: Tuning, trials: Sequence[Trial], best: Trial, given: Trial) -
                 f"without early stopping: {longest * len(trials):,}",
             ),
         ],
-        "All scores are measured on the validation part; the test part was not used. The best score of many trials is "
-        "biased upwards: train with best.yaml and evaluate the run.",
+        f"All scores are measured on the validation part; the test part was not used. {bias}",
     )
+
+
+def _finals(tuning: Tuning, finals: Finals) -> Table:
+    rows = [[_title(each.number), _mean(each), *map(_text, each.scores), each.problem] for each in finals.candidates]
+    verdict = f"{finals.verdict[0].upper()}{finals.verdict[1:]}."
+    caption = (
+        f"{verdict} Each was trained to the end with each seed. Mean ± standard deviation of {tuning.metric}; "
+        f"differences are paired by seed, their interval is that of Student's t distribution at {CONFIDENCE:.0%} and "
+        "does not account for the choice of the best finalist."
+    )
+    return Table("Finals", ["settings", "mean", *(f"seed {seed}" for seed in finals.seeds), ""], rows, caption)
 
 
 def _figures(tuning: Tuning, scored: Sequence[Trial], given: Trial) -> Figures:
@@ -159,8 +183,22 @@ def _settings(tuning: Tuning, trial: Trial) -> str:
     return ", ".join(f"{name}={_value(trial.settings.get(name))}" for name in tuning.space)
 
 
+def _title(number: int) -> str:
+    return "settings as given" if number == 0 else f"trial {number}"
+
+
+def _mean(candidate: Candidate) -> str:
+    if candidate.mean is None:
+        return "-"
+    return f"{candidate.mean:.4f}" + ("" if candidate.deviation is None else f" ± {candidate.deviation:.4f}")
+
+
 def _score(trial: Trial) -> str:
-    return "-" if trial.score is None else f"{trial.score:.4f}"
+    return _text(trial.score)
+
+
+def _text(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
 
 
 def _value(value: Any) -> str:

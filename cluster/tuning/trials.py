@@ -1,22 +1,23 @@
 """The trials of a search and their files, so that a search killed at any moment can be resumed.
 
+TUNE/trials/00001.json   settings of trial 1, written when it starts; written again with its scores when it ends
 TUNE/trials/00001/       checkpoint of trial 1 after its last scored epoch, written by its process
-TUNE/trials/00001.json   its outcome, written by the search when it ends
 
-Each file appears whole or not at all, and these files alone decide which trials remain. The state that Ray Tune stores
-is not used: it is several files, copied one after the other at most every ten seconds, which can contradict each other
-after a kill.
+Each file appears whole or not at all, and these files alone decide which trials remain and which settings are sampled
+next. The state that Ray Tune stores is not used: it is several files, copied one after the other at most every ten
+seconds, which can contradict each other after a kill.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orbithash.encoders.files import write_file
 
-__all__ = ["Outcome", "Trial", "checkpoint_of", "name_of", "read_outcomes", "write_outcome"]
+__all__ = ["Record", "Trial", "checkpoint_of", "name_of", "read_record", "read_records", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,22 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Stored outcome of a trial that ended; `scores` are pairs of an epoch and its score, in the order of epochs."""
+class Record:
+    """What is stored of a trial.
+
+    Attributes:
+        number: number of the trial.
+        settings: values of the settings of the space.
+        scores: pairs of an epoch and its score, in the order of epochs; none before the trial has ended.
+        problem: the error that ended the trial, or "".
+        is_ended: whether the trial has ended; otherwise it is resumed with the same settings.
+    """
 
     number: int
     settings: dict[str, Any]
-    scores: list[tuple[int, float]]
-    problem: str
+    scores: Sequence[tuple[int, float]] = ()
+    problem: str = ""
+    is_ended: bool = False
 
     def trial(self) -> Trial:
         """Return the trial with its best result."""
@@ -67,12 +77,24 @@ def checkpoint_of(folder: Path, number: int) -> Path:
     return folder / "trials" / name_of(number)
 
 
-def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write the outcome of a trial: from now on, it counts as ended."""
-    write_file(folder / "trials" / f"{name_of(outcome.number)}.json", json.dumps(dataclasses.asdict(outcome)))
+def write_record(folder: Path, record: Record) -> None:
+    """Write the record of a trial."""
+    write_file(_path(folder, record.number), json.dumps(dataclasses.asdict(record)))
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """Return the outcomes of the trials that ended, by number."""
-    paths = sorted((folder / "trials").glob("*.json"), key=lambda path: int(path.stem))
-    return [Outcome(**json.loads(path.read_text())) for path in paths]
+def read_record(folder: Path, number: int) -> Record:
+    """Return the record of a trial that was started."""
+    return _read(_path(folder, number))
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the records of the trials that were started, by number."""
+    return [_read(path) for path in sorted((folder / "trials").glob("*.json"), key=lambda path: int(path.stem))]
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / "trials" / f"{name_of(number)}.json"
+
+
+def _read(path: Path) -> Record:
+    return Record(**json.loads(path.read_text()))

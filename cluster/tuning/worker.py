@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orbithash.cluster.runtime import device_for
-from orbithash.cluster.tuning.trials import checkpoint_of
+from orbithash.cluster.tuning.trials import checkpoint_of, read_record
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.trainers.config import load_config
@@ -29,8 +29,16 @@ def configured(run: Run, settings: dict[str, Any]) -> Run:
     return dataclasses.replace(run, config=config)
 
 
-def work(trial: dict[str, int], folder: str, points: Sequence[dict[str, Any]], metric: str, num_gpus: float) -> None:
-    """Run one trial of the search in `folder`, from its checkpoint if there is one; its process has `num_gpus` GPUs."""
+def work(trial: dict[str, int], folder: str, base: str, metric: str, num_gpus: float) -> None:
+    """Run one trial, from its checkpoint if there is one.
+
+    Args:
+        trial: the number of the trial, under `NUMBER`.
+        folder: folder of the files of the trials.
+        base: run folder with the settings and the split that all trials share.
+        metric: metric on the validation part.
+        num_gpus: number of GPUs of this process.
+    """
     device = device_for(num_gpus)
     from ray import tune as ray_tune
 
@@ -41,7 +49,7 @@ def work(trial: dict[str, int], folder: str, points: Sequence[dict[str, Any]], m
     checkpoint = checkpoint_of(Path(folder), number)
     reporter = _Reporter(metric, checkpoint)
     try:
-        run = configured(open_run(Path(folder, "base")), points[number])
+        run = configured(open_run(Path(base)), read_record(Path(folder), number).settings)
         recover_folder(checkpoint)
         is_resumed = checkpoint.is_dir()
         if is_resumed:

@@ -20,7 +20,7 @@ from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method, balanced
 from orbithash.trainers.methods.tuning import add_adapters, check_blocks, freeze, merge_adapters, rates
 from orbithash.trainers.metrics.retrieval import Labels
-from orbithash.trainers.search_space import Choice, Linear, Log
+from orbithash.trainers.search_space import Choice, Linear, Log, When
 
 __all__ = ["FineTuned", "FineTuningConfig"]
 
@@ -33,16 +33,16 @@ class FineTuningConfig(TrainConfig):
         description="what trains besides the head: all of the backbone, its last blocks, low-rank adapters of its "
         "attention, or none of it, on cached features without augmentation",
     )
-    tune_blocks: Annotated[int, Choice((1, 2, 4))] = Field(
+    tune_blocks: Annotated[int, Choice((1, 2, 4)), When("tune", ("last",))] = Field(
         2, ge=1, le=1000, description="number of last blocks that train with tune=last"
     )
-    lora_rank: Annotated[int, Choice((4, 8, 16, 32))] = Field(
+    lora_rank: Annotated[int, Choice((4, 8, 16, 32)), When("tune", ("lora",))] = Field(
         8, ge=1, le=1024, description="rank of the adapters of tune=lora"
     )
-    lora_alpha: Annotated[float, Log(4, 64)] = Field(
+    lora_alpha: Annotated[float, Log(4, 64), When("tune", ("lora",))] = Field(
         16.0, gt=0, le=4096, description="scale of the adapters of tune=lora, which are multiplied by lora_alpha / rank"
     )
-    layer_decay: Annotated[float, Linear(0.6, 1)] = Field(
+    layer_decay: Annotated[float, Linear(0.6, 1), When("tune", ("all", "last", "lora"))] = Field(
         1.0, gt=0, le=1, description="factor on the learning rate from each block of the backbone to the one before it"
     )
     checkpoint_gradients: bool = Field(
