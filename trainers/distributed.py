@@ -22,11 +22,13 @@ from orbithash.encoders.errors import InputError
 __all__ = [
     "broadcast_state",
     "from_first_rank",
+    "gather_flags",
     "gather_objects",
     "gather_rows",
     "gather_with_gradient",
     "on_every_rank",
     "rank",
+    "send_rows",
     "sum_over_ranks",
     "sum_with_gradient",
     "synchronise_batch_norm",
@@ -93,6 +95,30 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def _device() -> torch.device:
+    """Return a device whose tensors the collectives of the process group take."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def gather_flags(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the flags bool [N] of all W ranks, bool [W, N]; every rank must have the same number of flags."""
+    if world_size() == 1:
+        return flags[None]
+    mine = torch.from_numpy(flags.astype(np.uint8)).to(_device())
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts).cpu().numpy().astype(np.bool_)
+
+
+def send_rows(rows: npt.NDArray[np.float32], source: int) -> npt.NDArray[np.float32]:
+    """Return the rows float32 [N, D] of the rank `source`; the other ranks give any rows of this shape."""
+    if world_size() == 1:
+        return rows
+    sent = torch.from_numpy(rows).to(_device())
+    dist.broadcast(sent, src=source)
+    return sent.cpu().numpy()
 
 
 Made = TypeVar("Made")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from orbithash.encoders.errors import InputError
@@ -12,7 +14,7 @@ from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
-from orbithash.trainers.datasets import PROTOCOLS, resplit
+from orbithash.trainers.datasets import PROTOCOLS, Images, resplit
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, read_vectors
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
 from orbithash.trainers.evaluation.model_evaluation import FeaturesOf, check_untrained, evaluate_model
@@ -251,7 +253,7 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     return lambda images: extractor(data, images)
 
 
-def _vectors(run: Run, model: HashModel, data: Path) -> FeaturesOf:
+def _vectors(run: Run, model: HashModel, data: Path) -> Callable[[Images], npt.NDArray[np.float32]]:
     """Return a function that reads the vectors of a manifest's items; `InputError` for those of another embedding."""
     backbone = model.card.network.backbone
     EmbeddingTable.open(data, run.config.table).check_embedding(backbone.name, backbone.num_features, backbone.origin)

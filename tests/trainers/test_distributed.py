@@ -16,11 +16,13 @@ from orbithash.trainers import distributed
 from orbithash.trainers.distributed import (
     broadcast_state,
     from_first_rank,
+    gather_flags,
     gather_objects,
     gather_rows,
     gather_with_gradient,
     on_every_rank,
     rank,
+    send_rows,
     sum_over_ranks,
     sum_with_gradient,
     synchronise_batch_norm,
@@ -105,6 +107,8 @@ def work(number, folder):
     synchronise_batch_norm(with_activation, torch.device("cpu"))
     part = with_activation(maps().chunk(WORLD_SIZE)[number])
     found["norm with activation"] = torch.allclose(part, expected.chunk(WORLD_SIZE)[number], atol=1e-5)
+    found["flags"] = gather_flags(np.array([number == 0, True, False]))
+    found["sent"] = [send_rows(dealt(3).astype(np.float32) + number, source) for source in range(WORLD_SIZE)]
     found["objects"] = gather_objects({"rank": number})
     found["made"] = from_first_rank(lambda: f"by {number}")
     with pytest.raises(InputError) as caught:
@@ -173,6 +177,8 @@ def test_one_process_is_one_rank():
     assert gather_rows(dealt(4)).tolist() == dealt(4).tolist()
     assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert gather_objects(3) == [3]
+    assert gather_flags(np.array([True, False])).tolist() == [[True, False]]
+    assert send_rows(np.ones((1, 2), np.float32), 0).tolist() == [[1, 1]]
     assert from_first_rank(lambda: 3) == 3
     assert sum_with_gradient(torch.ones(2)).tolist() == [1, 1]
 
@@ -229,6 +235,12 @@ def test_on_a_gpu_batch_norm_is_torchs_own(monkeypatch):
 
 def test_objects_come_in_rank_order(ranks):
     assert all(found["objects"] == [{"rank": 0}, {"rank": 1}] for found in ranks)
+
+
+def test_flags_and_sent_rows_are_those_of_each_rank(ranks):
+    for found in ranks:
+        assert found["flags"].tolist() == [[True, True, False], [False, True, False]]
+        assert [rows.tolist() for rows in found["sent"]] == [(dealt(3) + source).tolist() for source in range(2)]
 
 
 GROUP_TIMEOUT_S = 4

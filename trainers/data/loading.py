@@ -24,6 +24,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.imagery.resampling import resample
 from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
+from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.memory_use import available_memory_mb
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.metrics.retrieval import Labels
@@ -100,7 +101,7 @@ class Part:
     images: LoadedImages | None
     labels: Labels
     ids: list[str]
-    features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    features: dict[str, FeatureRows] = field(default_factory=dict)
     drawn_captions: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
-from orbithash.encoders.networks.reading import READ_BATCH_SIZE, read_batches
 from orbithash.trainers.captions.choice import drawn_caption
+from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.labels import label_arrays
 from orbithash.trainers.datasets import PROTOCOLS, Image, Images, Manifest
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
@@ -23,8 +23,11 @@ from orbithash.trainers.metrics.retrieval import Labels, labelled
 
 __all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
 
+# Rows of features that are encoded at a time.
+BLOCK_SIZE = 4096
+
 # Returns features float32 [N, D] of a manifest's images, from the backbone with its weights before training.
-FeaturesOf = Callable[[Images], npt.NDArray[np.float32]]
+FeaturesOf = Callable[[Images], FeatureRows]
 
 
 def evaluate_model(
@@ -34,7 +37,7 @@ def evaluate_model(
     on_progress: Callable[[int], None] | None = None,
     baseline_model: FeaturesOf | None = None,
     cutoffs: Sequence[int] = (20, 100),
-    vectors_of: FeaturesOf | None = None,
+    vectors_of: Callable[[Images], npt.NDArray[np.float32]] | None = None,
 ) -> Evaluation | dict[str, Evaluation]:
     """Encode the queries and the database of the manifest's protocol and evaluate the answers.
 
@@ -148,32 +151,32 @@ def _encode_images(
 ) -> dict[str, Encoded]:
     """Return the code, the stored vector and, for queries, the outputs of each image by its id, one row each.
 
-    Database images whose features training left in the cache are not read, unless rounding could change a bit or a
-    component. Queries are always read: rounding could change one of the outputs of most of them.
+    Only images whose features are not kept are read; their features are kept for the next evaluation. Rounding could
+    change one of the outputs of most queries, so they are computed alone, as are other images of which it could change
+    a bit or a component: all results are those of `encode_items`.
     """
-    encoded: dict[str, Encoded] = {}
     extractor = FeatureExtractor(model.network, model.preprocessing, model.device, model.card.precision)
-    ids = images.ids
-    searched = images[np.array([id not in query_ids for id in ids])]
-    cached, features = extractor.cached(searched)
-    if cached:
-        is_certain = model.is_certain(features)
-        certain = searched[np.array(cached)[is_certain]].ids
-        encoded.update(zip(certain, model.encode_items("vector", features[is_certain]).split(), strict=True))
-    if encoded and on_progress is not None:
-        on_progress(len(encoded))
-    # Queries first, so that few batches have both.
-    rows = [row for row, id in enumerate(ids) if id not in encoded]
-    remaining = images[np.array(sorted(rows, key=lambda row: ids[row] not in query_ids), np.int64)]
-    paths = [root / path for path in remaining.paths]
-    done = 0
-    for batch in read_batches(paths, model.preprocessing, root=root, batch_size=READ_BATCH_SIZE):
-        members = remaining[done : done + len(batch)].ids
-        items = model.encode_items("image", batch, with_outputs=members[0] in query_ids)
-        encoded.update(zip(members, items.split(), strict=True))
-        done += len(batch)
-        if on_progress is not None:
-            on_progress(len(encoded))
+    is_query = np.array([id in query_ids for id in images.ids])
+    queries, others = images[is_query], images[~is_query]
+
+    def progress(before: int) -> Callable[[int], None] | None:
+        return None if on_progress is None else lambda done: on_progress(before + done)
+
+    encoded: dict[str, Encoded] = {}
+
+    def encode(members: Images, features: FeatureRows, with_outputs: bool) -> None:
+        ids = members.ids
+        for start in range(0, len(ids), BLOCK_SIZE):
+            rows = slice(start, start + BLOCK_SIZE)
+            items = model.encode_items("vector", features[rows], with_outputs=with_outputs)
+            encoded.update(zip(ids[rows], items.split(), strict=True))
+
+    encode(queries, extractor(root, queries, alone=True, on_progress=progress(0)), True)
+    if others:
+        features = extractor(root, others, on_progress=progress(len(queries)))
+        encode(others, features, False)
+        unsure = others[~model.is_certain(features)]
+        encode(unsure, extractor(root, unsure, alone=True), False)
     return encoded
 
 

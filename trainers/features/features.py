@@ -1,12 +1,11 @@
-"""Features of images by a frozen backbone and of sentences by a frozen text encoder, computed once and cached.
+"""Features of images by a frozen backbone and of sentences by a frozen text encoder, computed once and kept.
 
-A cache file holds the rows of one kind (network and its weights, preprocessing, augmentation) by the hash of the image
-or sentence. All splits of the same files share it, and a changed file is another row.
+A store holds the rows of one kind (network and its weights, preprocessing, augmentation) by the hash of the image or
+sentence. All splits of the same files share it, and a changed file is another row.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
 
 from orbithash.encoders.errors import InputError, listed
-from orbithash.encoders.files import cache_folder, write_file
 from orbithash.encoders.imagery.images import Image as RenderedImage
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.card import ModelCard
@@ -27,13 +23,16 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.captions import TRANSLATORS
-from orbithash.trainers.datasets import Image
+from orbithash.trainers.data.feature_table import FeatureTable
+from orbithash.trainers.datasets import Images
 from orbithash.trainers.datasets.layouts import first_problems
-from orbithash.trainers.distributed import from_first_rank, gather_objects, gather_rows, on_every_rank, rank, world_size
+from orbithash.trainers.distributed import gather_flags, gather_objects, on_every_rank, rank, send_rows, world_size
+from orbithash.trainers.features.store import HASH, PART_ROWS, FeatureStore, Hashes
 
 __all__ = ["FeatureExtractor", "Table", "caption_features"]
 
 Features = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,25 @@ class FeatureExtractor:
     def __call__(
         self,
         root: Path,
-        images: Sequence[Image],
+        images: Images,
         source: Literal["image", "second"] = "image",
         augmentation: str | None = None,
         seed: int = 0,
-    ) -> Features:
+        *,
+        alone: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> FeatureTable:
         """Return features float32 [N, D] of N images; `InputError` names all images that are refused.
 
-        With an augmentation, the features are of one view per image; `seed` and the hash of the image draw it.
+        Args:
+            root: folder of the images.
+            images: any images; equal ones have one row.
+            source: which file of an image.
+            augmentation: the features are of one view per image; `seed` and the hash of the image draw it.
+            seed: see `augmentation`.
+            alone: compute each image in a pass of its own, as encoders do with an image near a threshold. A code that
+                follows from such a row, alone, is that of the image, bit for bit.
+            on_progress: called with the number of images that this rank need not compute, or has computed.
         """
         from orbithash.trainers.data.views import view
 
@@ -123,125 +133,136 @@ class FeatureExtractor:
                 f"the view {augmentation!r} needs images of three bands, and bands has "
                 f"{self._preprocessing.channels}; choose three bands or another view"
             )
-        kind = {**self._kind, "view": None if augmentation is None else [augmentation, seed]}
+        kind: dict[str, Any] = {**self._kind, "view": None if augmentation is None else [augmentation, seed]}
         if source == "image":
-            paths, hashes = [root / image.path for image in images], [image.sha256 for image in images]
+            hashes = images.sha256s.view(HASH)
         else:
-            paths = [root / (image.second or "") for image in images]
-            if absent := [f"{path.relative_to(root)}: no such file" for path in paths if not path.exists()]:
+            hashes = images.second_sha256s.view(HASH)
+            names = [name or "" for name in images.seconds]
+            if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
                 raise listed(first_problems(absent), f"{root}: images that cannot be read")
-            hashes = [image.second_sha256 or "" for image in images]
+        if alone:
+            # Devices differ by rounding, which others than these features are checked for.
+            kind["alone"] = self._model.device.type
 
-        def compute(missing: list[int]) -> Features:
+        def compute(missing: Positions) -> Iterator[Features]:
             def change(row: int, image: RenderedImage) -> RenderedImage:
                 assert augmentation is not None, "used only with an augmentation"
-                return view(augmentation, image, np.random.default_rng([seed, *bytes.fromhex(hashes[missing[row]])]))
+                own = hashes[missing[row : row + 1]].tobytes()
+                return view(augmentation, image, np.random.default_rng([seed, *own]))
 
+            read = images[missing]
             batches = read_batches(
-                [paths[i] for i in missing],
+                [root / (name or "") for name in (read.paths if source == "image" else read.seconds)],
                 self._preprocessing,
                 root=root,
                 change=None if augmentation is None else change,
             )
-            rows = [self._model.features(batch) for batch in batches]
-            return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+            for batch in batches:
+                yield self._model.features(batch, batch_size=1 if alone else None)
 
-        return _cached(kind, hashes, compute)
-
-    def cached(self, images: Sequence[Image]) -> tuple[list[int], Features]:
-        """Return the positions of the images whose features are cached, and these features float32 [M, D]."""
-        known, rows = _read(_cache_file({**self._kind, "view": None}))
-        positions = [position for position, image in enumerate(images) if image.sha256 in known]
-        return positions, rows[[known[images[position].sha256] for position in positions]]
+        return _kept(kind, hashes, compute, on_progress)
 
 
-def _cache_file(kind: dict[str, Any]) -> Path:
-    return cache_folder() / "features" / f"{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]}.safetensors"
-
-
-def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) -> Features:
+def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) -> FeatureTable:
     """Return features float32 [N, C, D] of the captions of N images, each of which has at least one.
 
     C is the maximum number of captions of an image; the captions of an image with fewer are repeated.
     """
     num_captions = max((len(of_image) for of_image in captions), default=1)
     sentences = [of_image[i % len(of_image)] for of_image in captions for i in range(num_captions)]
-    hashes = [hashlib.sha256(sentence.encode()).hexdigest() for sentence in sentences]
-    features = _cached(
-        {"text_encoder": encoder.sha256}, hashes, lambda missing: encoder.encode([sentences[i] for i in missing])
+    hashes = np.array([hashlib.sha256(sentence.encode()).digest() for sentence in sentences], HASH)
+    features = _kept(
+        {"text_encoder": encoder.sha256},
+        hashes,
+        lambda missing: iter([encoder.encode([sentences[i] for i in missing])] if len(missing) else []),
     )
-    return features.reshape(len(captions), num_captions, -1)
+    return features.reshape(len(captions), num_captions)
 
 
-def _cached(kind: dict[str, Any], hashes: list[str], compute: Callable[[list[int]], Features]) -> Features:
-    """Return one row per hash: cached rows, and missing rows, which the ranks compute together and add to the cache.
+def _kept(
+    kind: dict[str, Any],
+    hashes: Hashes,
+    compute: Callable[[Positions], Iterator[Features]],
+    on_progress: Callable[[int], None] | None = None,
+) -> FeatureTable:
+    """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
 
-    `compute` returns the rows of the given positions in `hashes`. Ranks on different machines may have different
-    caches: what one of them lacks is computed, and each cache that lacks rows is completed.
+    `compute` yields the rows of the given positions in `hashes`, in their order. Each rank writes what it computes.
+    Ranks whose stores are other folders, on other machines, then exchange the rows that a store lacks.
     """
-    path = _cache_file(kind)
-    known, rows = _read(path)
-    first = {hash: position for position, hash in reversed(list(enumerate(hashes)))}
-    lacking = set().union(*gather_objects(set(first) - known.keys()))
-    if lacking:
-        missing = sorted(first[hash] for hash in lacking)
-        computed = _gather_floats(on_every_rank(lambda: compute(missing[rank() :: world_size()])))
-        rows = np.concatenate([rows, computed]) if len(rows) else computed
-        # A row that only another rank lacked is in `rows` twice: use the later one, the same on every rank.
-        known |= {hashes[position]: len(rows) - len(missing) + i for i, position in enumerate(missing)}
+    store = FeatureStore(kind)
+    positions = np.sort(np.unique(hashes, return_index=True)[1])
+    needed = hashes[positions]
+    missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
+    mine = missing[rank() :: world_size()]
+    known = len(hashes) - len(mine)
+    if on_progress is not None and known:
+        on_progress(known)
+    if len(missing):
 
-        def complete() -> None:
-            if not known.keys() <= _read_hashes(path):
-                _write(path, known, rows)
+        def keep_mine() -> None:
+            _keep(store, hashes[mine], compute(mine), known, on_progress)
 
-        # The first rank writes first: in a cache that ranks share, the others find its rows.
-        from_first_rank(complete)
-        on_every_rank(complete)
-    return rows[[known[hash] for hash in hashes]] if hashes else np.empty((0, 0), np.float32)
-
-
-def _gather_floats(rows: Features) -> Features:
-    """Merge rows that were dealt to the ranks round robin."""
-    if world_size() == 1:
-        return rows
-    # A rank without rows does not know their width.
-    width = max(gather_objects(rows.shape[1]))
-    return gather_rows(rows if len(rows) else np.empty((0, width), np.float32))
-
-
-def _read(path: Path) -> tuple[dict[str, int], Features]:
-    """Return the row number of each hash, and the rows; nothing for a cache that is missing or damaged."""
-    try:
-        tensors = load_file(path)
-        hashes, rows = tensors["hashes"], tensors["features"]
-        if len(hashes) != len(rows):
-            raise ValueError("not one hash per row")
-    except (OSError, SafetensorError, KeyError, ValueError):
-        # The rows are computed again.
-        return {}, np.empty((0, 0), np.float32)
-    return {bytes(hash).hex(): row for row, hash in enumerate(hashes)}, rows
-
-
-def _read_hashes(path: Path) -> set[str]:
-    """Return the hashes of a cache, none for a cache that is missing or damaged."""
-    try:
-        with safe_open(path, "np") as tensors:
-            hashes = tensors.get_tensor("hashes")
-            if len(hashes) != tensors.get_slice("features").get_shape()[0]:
-                return set()
-            return {bytes(hash).hex() for hash in hashes}
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return set()
-
-
-def _write(path: Path, known: dict[str, int], rows: Features) -> None:
-    """Replace the cache file. If two runs write it at once, the later one wins and lost rows are computed again."""
-    hashes = np.array([list(bytes.fromhex(hash)) for hash in known], np.uint8)
-    content = save({"hashes": hashes, "features": np.ascontiguousarray(rows[list(known.values())])})
-    try:
-        write_file(path, content)
-    except OSError as err:
+        on_every_rank(keep_mine)
+        store.refresh()
+    _exchange(store, needed)
+    rows = store.find(hashes)
+    if (rows < 0).any():
         raise InputError(
-            f"{path.parent}: features cannot be written there ({err.strerror}); set ORBITHASH_CACHE to a folder on a "
-            "disk with free space"
-        ) from err
+            f"{store.folder}: rows that were written are not there; is something else changing the folder?"
+        )
+    return store.table(rows)
+
+
+def _keep(
+    store: FeatureStore,
+    hashes: Hashes,
+    blocks: Iterator[Features],
+    known: int,
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    """Write the rows of the blocks, a part at a time, so that little is lost if the process ends."""
+    waiting: list[Features] = []
+    start = done = 0
+    for block in blocks:
+        waiting.append(block)
+        done += len(block)
+        if done - start >= PART_ROWS:
+            store.add(hashes[start:done], np.concatenate(waiting))
+            waiting, start = [], done
+        if on_progress is not None:
+            on_progress(known + done)
+    if waiting:
+        store.add(hashes[start:done], np.concatenate(waiting))
+
+
+def _exchange(store: FeatureStore, needed: Hashes) -> None:
+    """Give every rank the rows that its store lacks and that of another rank has."""
+    has = gather_flags(store.find(needed) >= 0)
+    if has.all():
+        return
+    widths = gather_objects(store.num_features)
+    problem: InputError | None = None
+    # The first rank that has a row sends it, a part at a time.
+    owners = np.where(has.all(axis=0), -1, has.argmax(axis=0))
+    for source in range(world_size()):
+        sent = np.flatnonzero((owners == source) & has[source])
+        for start in range(0, len(sent), PART_ROWS):
+            some = sent[start : start + PART_ROWS]
+            own = store.find(needed[some])
+            rows = store.table(own)[:] if rank() == source else np.empty((len(some), widths[source]), np.float32)
+            rows = send_rows(rows, source)
+            if problem is None and (lacks := own < 0).any():
+                try:
+                    store.add(needed[some][lacks], rows[lacks])
+                except InputError as err:
+                    # All ranks must take part until the last row.
+                    problem = err
+
+    def check() -> None:
+        if problem is not None:
+            raise problem
+
+    on_every_rank(check)
+    store.refresh()

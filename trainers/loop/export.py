@@ -64,7 +64,8 @@ def _projection(run: Run, method: Method, card: ModelCard, device: str | torch.d
         batches = read_batches([run.root / path for path in images.paths], model.preprocessing, root=run.root)
         features = np.concatenate([model.features(batch) for batch in batches])
     else:
-        features = load_tables(run.root, images, method, run.preprocessing(), device, names=["image"])["image"]
+        tables = load_tables(run.root, images, method, run.preprocessing(), device, names=["image"])
+        features = np.asarray(tables["image"])
     return Projection.fit(torch.from_numpy(features), run.config.vector_dims)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.trainers.captions.choice import drawn_caption
+from orbithash.trainers.data.feature_table import FeatureRows, selected
 from orbithash.trainers.data.loading import LoadedImages, Part, StreamedImages, fits_in_memory, load_images
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.distributed import on_every_rank, rank, world_size
@@ -55,7 +56,7 @@ def _drawn_captions(images: Images, seed: int) -> npt.NDArray[np.int64]:
 
 
 def load_validation_parts(
-    run: Run, method: Method, features: dict[str, npt.NDArray[np.float32]], device: str | torch.device, loading: str
+    run: Run, method: Method, features: dict[str, FeatureRows], device: str | torch.device, loading: str
 ) -> tuple[Part, Part]:
     """Return this rank's shares of the training part and of the validation part, as they are encoded.
 
@@ -64,14 +65,14 @@ def load_validation_parts(
     preprocessing = run.preprocessing()
     labels = run.labels()
 
-    def share(split: str, features: dict[str, npt.NDArray[np.float32]]) -> Part:
+    def share(split: str, features: dict[str, FeatureRows]) -> Part:
         mine = slice(rank(), None, world_size())
         images = run.images(split)[mine]
         return Part(
             images=_images(run, images, preprocessing, loading, method),
             labels=labels[split][mine],
             ids=images.ids,
-            features={name: table[mine] for name, table in features.items()},
+            features={name: selected(table, mine) for name, table in features.items()},
             drawn_captions=_drawn_captions(images, run.manifest.seed),
         )
 

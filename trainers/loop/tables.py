@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from orbithash.encoders.errors import InputError
@@ -14,6 +12,7 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.datasets.embeddings import read_vectors
 from orbithash.trainers.features.features import FeatureExtractor, Table, caption_features
@@ -30,7 +29,7 @@ def load_tables(
     device: str | torch.device = "cpu",
     training: bool = True,
     names: Collection[str] | None = None,
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, FeatureRows]:
     """Return the method's feature tables for these images, float32 [N, ...] by name.
 
     Tables with `training_only` are left out unless `training`. `names`: only these tables; None: all. `InputError` if
@@ -38,7 +37,7 @@ def load_tables(
     """
     config: TrainConfig = method.config  # type: ignore[assignment]
     extractors: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
-    tables = {}
+    tables: dict[str, FeatureRows] = {}
     chosen = {
         name: table
         for name, table in method.tables.items()
@@ -91,7 +90,7 @@ def _seed(table: Table, config: TrainConfig) -> int:
     return config.seed + table.draw * 2**31
 
 
-def _captions(images: Images, table: Table, method: Method, device: str | torch.device) -> npt.NDArray[np.float32]:
+def _captions(images: Images, table: Table, method: Method, device: str | torch.device) -> FeatureRows:
     encoder = method.text_encoder(str(device))
     assert encoder is not None, "a method with a table of captions has a text encoder"
     captions = images.captions

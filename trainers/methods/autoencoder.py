@@ -4,6 +4,7 @@ The soft clusters and the sharpened target distribution are those of DEC (Xie, G
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from orbithash.encoders.networks.hash_network import Standardise
+from orbithash.trainers.data.feature_table import FeatureRows
 
 __all__ = ["Autoencoder", "PreTraining", "cluster_centres", "pre_train", "soft_assignment", "target_distribution"]
 
@@ -22,8 +24,6 @@ WIDTHS = (512, 512, 256, 256)
 
 # Number of rows at a time in inference.
 CHUNK_ROWS = 4096
-
-Features = npt.NDArray[np.float32]
 
 
 class Autoencoder(nn.Module):
@@ -49,7 +49,7 @@ class Autoencoder(nn.Module):
         return [F.mse_loss(decoder(latents), source) for decoder, source in zip(self.decoders, sources, strict=True)]
 
     @torch.no_grad()
-    def latents(self, features: Features) -> Tensor:
+    def latents(self, features: FeatureRows) -> Tensor:
         """Return the latents [N, L] of features of the first source, without standardisation."""
         like = next(self.parameters())
         return torch.cat(
@@ -84,7 +84,7 @@ class PreTraining:
     seed: int
 
 
-def pre_train(autoencoder: Autoencoder, sources: list[Features], settings: PreTraining) -> list[float]:
+def pre_train(autoencoder: Autoencoder, sources: Sequence[FeatureRows], settings: PreTraining) -> list[float]:
     """Train on the sources float32 [N, D] of the training part; return each epoch's error on the held-out rows.
 
     The autoencoder keeps the weights of the epoch with the lowest error. Labels are not used.

@@ -161,7 +161,7 @@ class Mhcln(Method):
     def begin(self, training: Part) -> None:
         """Fit the standardisation, see `Method`."""
         if isinstance(self.network.head.norm, Standardise):
-            self.network.head.norm.fit(torch.from_numpy(training.features["image"]))
+            self.network.head.norm.fit(torch.from_numpy(np.asarray(training.features["image"])))
 
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
         """Return the epoch's triplets, see `Method`."""

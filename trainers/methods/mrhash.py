@@ -19,7 +19,6 @@ import math
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import BandNumbers, PathOrName, TrainConfig
+from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
@@ -56,7 +56,7 @@ __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
 
 
 # A feature table of a part, or the rows of a batch.
-Rows = TypeVar("Rows", npt.NDArray[np.float32], Tensor)
+Rows = TypeVar("Rows", FeatureRows, Tensor)
 
 
 class MrHashConfig(TrainConfig):
@@ -274,11 +274,11 @@ class MrHash(Method):
         config, autoencoder = self.config, self.autoencoder
         sources = self._sources(training.features)
         assert isinstance(self.network.head.norm, Standardise)
-        self.network.head.norm.fit(torch.from_numpy(training.features["image"]))
+        self.network.head.norm.fit(torch.from_numpy(np.asarray(training.features["image"])))
         if config.standardise:
             for norm, source in zip(autoencoder.norms, sources, strict=True):
                 assert isinstance(norm, Standardise)
-                norm.fit(torch.from_numpy(source))
+                norm.fit(torch.from_numpy(np.asarray(source)))
         settings = PreTraining(
             epochs=config.autoencoder_epochs,
             batch_size=config.autoencoder_batch_size,
@@ -386,7 +386,7 @@ class MrHash(Method):
     @torch.no_grad()
     def _explained_variance(self, latents: Tensor, part: Part) -> float:
         """Return the fraction of the variance of a part's sources, over all ranks, that these latents explain."""
-        sources = [torch.from_numpy(source).to(latents) for source in self._sources(part.features)]
+        sources = [torch.from_numpy(np.asarray(source)).to(latents) for source in self._sources(part.features)]
         unexplained, total = 0.0, 0.0
         for source, decoder in zip(self.autoencoder.standardise(sources), self.autoencoder.decoders, strict=True):
             source = source.double()

@@ -218,7 +218,7 @@ def test_real_patches_of_two_sources(shared, tmp_path):
         expected = features_of(root, paths, spec, rendering)
         np.testing.assert_allclose(tables[name], expected, rtol=1e-3, atol=1e-3)
         # No image is black: images of one source differ.
-        assert (tables[name].std(axis=0) > 0).mean() > 0.5
+        assert (np.asarray(tables[name]).std(axis=0) > 0).mean() > 0.5
     trained(run, tmp_path)
     model, _ = export_models(run, tmp_path / "epoch1")
     # The second source is no longer needed.

@@ -1,6 +1,7 @@
 """Evaluation of a model: the images used as queries and database, cached features, and refused inputs."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -19,9 +20,11 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.projection import Projection
 from orbithash.encoders.networks.reading import read_batches
 from orbithash.trainers.datasets import Manifest, make_manifest
+from orbithash.trainers.evaluation import model_evaluation as module
 from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.evaluation import metrics_of
 from orbithash.trainers.evaluation.model_evaluation import check_untrained, draw_caption, evaluate_model
+from orbithash.trainers.features import features
 from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.metrics.metrics import mean_average_precision
 from orbithash.trainers.metrics.rescored import Scores, rescored_metrics
@@ -75,8 +78,9 @@ def test_queries_are_the_test_part_and_the_database_is_the_rest(root, model):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_progress_counts_every_image_once(root, model, monkeypatch, chunk):
-    monkeypatch.setattr("orbithash.trainers.evaluation.model_evaluation.READ_BATCH_SIZE", chunk)
+def test_progress_counts_every_image_once(root, model, monkeypatch, chunk, tmp_path):
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "read_batches", functools.partial(read_batches, batch_size=chunk))
     counts = []
     evaluation = evaluate_model(model, make_manifest(root), root, on_progress=counts.append)
     steps = [b - a for a, b in zip([0, *counts], counts, strict=False)]
@@ -342,30 +346,52 @@ def files_read(monkeypatch, model, manifest, root):
         names.extend(path.name for path in paths)
         return read_batches(paths, *arguments, **options)
 
-    monkeypatch.setattr("orbithash.trainers.evaluation.model_evaluation.read_batches", recorded)
+    monkeypatch.setattr(features, "read_batches", recorded)
     progress = []
     evaluation = evaluate_model(model, manifest, root, on_progress=progress.append)
     assert progress[-1] == len(manifest.images)
     return evaluation, sorted(names)
 
 
-def test_images_with_cached_features_are_not_encoded_again(root, model, cached, monkeypatch, tmp_path):
+# Database images of which rounding could change a component are read a second time, alone.
+FEW = 5
+
+
+def test_only_images_without_kept_features_are_encoded(root, model, cached, monkeypatch, tmp_path):
     evaluation, names = files_read(monkeypatch, model, cached, root)
     assert {(root / image.path).name for image in cached.part("test")} <= set(names)
-    # A few more, of which rounding could change a component of the vector.
-    assert len(names) < len(cached.part("test")) + 5
+    assert len(names) < len(cached.part("test")) + FEW
+    again, names = files_read(monkeypatch, model, cached, root)
+    assert not names
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "empty"))
     expected, names = files_read(monkeypatch, model, cached, root)
-    assert len(names) == len(cached.images)
-    assert evaluation.metrics == expected.metrics
-    assert [query.hits for query in evaluation.gallery] == [query.hits for query in expected.gallery]
+    assert len(cached.images) <= len(names) < len(cached.images) + FEW
+    for other in (evaluation, again):
+        assert other.metrics == expected.metrics
+        assert [query.hits for query in other.gallery] == [query.hits for query in expected.gallery]
 
 
-def test_cached_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
+@pytest.mark.parametrize("margin", [2e-6, 1e9])
+def test_codes_outputs_and_vectors_are_those_of_encoding(root, model, cached, monkeypatch, margin):
+    """Kept features, new ones and those computed alone, for any number of images near a threshold."""
+    monkeypatch.setattr("orbithash.encoders.networks.binarizer.MARGIN", margin)
+    queries = {image.id for image in cached.part("test")}
+    found = module._encode_images(model, cached.images, queries, root, None)
+    for image in cached.images:
+        # Alone, which is what images near a threshold are computed as.
+        pixels = model.prepare([read_image(root / image.path)])
+        alone = model.encode_items("image", pixels, with_outputs=image.id in queries)
+        assert (found[image.id].codes == alone.codes).all()
+        assert (found[image.id].vectors == alone.vectors).all()
+        if image.id in queries:
+            assert (found[image.id].outputs == alone.outputs).all()
+
+
+def test_kept_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
     torch.manual_seed(2)
     other = HashModel(model.card, HashNetwork.from_spec(model.card.network), projection=model.projection)
     _, names = files_read(monkeypatch, other, cached, root)
-    assert len(names) == len(cached.images)
+    assert len(names) >= len(cached.images)
 
 
 def test_images_near_a_threshold_are_encoded_from_their_pixels(root, model, cached, monkeypatch):

@@ -1,6 +1,7 @@
-"""Cached features: what is computed, what is cached, and damaged or incomplete caches."""
+"""Kept features: what is computed, what is kept, and how ranks share the work."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_the_second_source_has_features_of_its_own(cache, data, images):
 
 def test_what_is_cached_is_not_computed_again(cache, data, images, monkeypatch):
     computed = count_computed(monkeypatch)
-    first = FeatureExtractor(make_network(), PREPROCESSING)(data, images[:5])
-    again = FeatureExtractor(make_network(), PREPROCESSING)(data, images[::-1])
+    first = FeatureExtractor(make_network(), PREPROCESSING)(data, images[:5])[:]
+    again = FeatureExtractor(make_network(), PREPROCESSING)(data, images[::-1])[:]
     assert sum(computed) == len(images)
     assert (again[::-1][:5] == first).all()
     FeatureExtractor(make_network(), PREPROCESSING)(data, images)
@@ -92,40 +93,25 @@ def test_what_is_cached_is_not_computed_again(cache, data, images, monkeypatch):
 def test_other_weights_sizes_views_and_seeds_are_other_features(cache, data, images, monkeypatch):
     computed = count_computed(monkeypatch)
     larger = dataclasses.replace(PREPROCESSING, resize=40, crop=40)
-    tables = [
+    found = [
         FeatureExtractor(make_network(), PREPROCESSING)(data, images),
         FeatureExtractor(make_network(seed=1), PREPROCESSING)(data, images),
         FeatureExtractor(make_network(), larger)(data, images),
         FeatureExtractor(make_network(), PREPROCESSING)(data, images, augmentation="blur"),
         FeatureExtractor(make_network(), PREPROCESSING)(data, images, augmentation="blur", seed=1),
     ]
+    tables = [np.asarray(table) for table in found]
     assert sum(computed) == len(tables) * len(images)
     assert len({table.tobytes() for table in tables}) == len(tables)
 
 
 def test_a_changed_file_is_another_row(cache, data, images, tmp_path):
     extractor = FeatureExtractor(make_network(), PREPROCESSING)
-    before = extractor(data, images[:1])
+    before = extractor(data, images[:1])[:]
     changed = dataclasses.replace(images[0], sha256="0" * 64)
     Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "other.png")
-    after = extractor(tmp_path, [dataclasses.replace(changed, path="other.png")])
-    assert (before != after).any()
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
-def test_a_damaged_cache_is_only_lost_time(cache, data, images, damage):
-    found = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
-    (file,) = (cache_folder() / "features").iterdir()
-    content = file.read_bytes()
-    file.write_bytes({"empty": b"", "truncated": content[:-7], "garbage": b"x" * len(content)}[damage])
-    assert (FeatureExtractor(make_network(), PREPROCESSING)(data, images) == found).all()
-
-
-def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, data, images, monkeypatch):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="set ORBITHASH_CACHE to a folder on a disk with free space"):
-        FeatureExtractor(make_network(), PREPROCESSING)(data, images[:2])
+    after = extractor(tmp_path, Images.of([dataclasses.replace(changed, path="other.png")]))
+    assert (before != after[:]).any()
 
 
 def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, tmp_path):
@@ -133,7 +119,7 @@ def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, 
     bad = [dataclasses.replace(images[0], path=name, sha256=sha) for name, sha in (("one.png", "1"), ("two.png", "2"))]
     bad = [dataclasses.replace(image, sha256=image.sha256 * 64) for image in bad]
     with pytest.raises(InputError, match=r"(?s)one\.png.*two\.png"):
-        FeatureExtractor(make_network(), PREPROCESSING)(tmp_path, bad)
+        FeatureExtractor(make_network(), PREPROCESSING)(tmp_path, Images.of(bad))
     assert not (cache_folder() / "features").exists()
 
 
@@ -152,47 +138,46 @@ class Letters:
 
 def test_captions_have_a_row_each_and_few_are_repeated(cache):
     encoder = Letters()
-    found = caption_features(encoder, [["a", "bb"], ["cc"], ["a", "abc"]])
+    found = caption_features(encoder, [["a", "bb"], ["cc"], ["a", "abc"]])[:]
     assert found.tolist() == [[[1, 0, 0], [0, 2, 0]], [[0, 0, 2], [0, 0, 2]], [[1, 0, 0], [1, 1, 1]]]
     assert sorted(encoder.seen) == ["a", "abc", "bb", "cc"]
     caption_features(encoder, [["abc"]])
     assert len(encoder.seen) == 4
 
 
-def work(rank, root, folder, num_caches):
-    """Two ranks with one cache each, or one for both; the cache of the second rank has some rows."""
+def work(rank, root, folder, num_stores):
+    """Two ranks with one store each, or one for both, and caches of their own; the second rank's store has rows."""
     torch.set_num_threads(1)
     images = make_run(root, "dhcl").manifest.part("train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank % num_caches}"))
+        patch.setenv("ORBITHASH_CACHE", str(folder / f"cache{rank}"))
+        patch.setenv("ORBITHASH_FEATURES", str(folder / f"store{rank % num_stores}"))
         extractor = FeatureExtractor(make_network(), PREPROCESSING)
         if rank == 1:
             extractor(root, images[:3])
         dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
         dist.barrier()
-        found = {"computed": count_computed(patch), "written": []}
-        write = module.write_file
-        patch.setattr(module, "write_file", lambda *arguments: found["written"].append(1) or write(*arguments))
+        found = {"computed": count_computed(patch)}
         for _ in range(3):
-            found["rows"] = extractor(root, images)
+            found["rows"] = extractor(root, images)[:]
         dist.destroy_process_group()
-        found["in cache"] = extractor(root, images)
+        found["in store"] = extractor(root, images)[:]
         torch.save(found, folder / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("num_caches", [1, 2])
-def test_ranks_share_the_work_and_each_cache_has_every_row(cache, data, images, tmp_path, num_caches):
-    torch.multiprocessing.spawn(work, (data, tmp_path, num_caches), nprocs=2)
-    alone = FeatureExtractor(make_network(), PREPROCESSING)(data, images)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-    for found in ranks:
+@pytest.mark.parametrize("num_stores", [1, 2])
+def test_ranks_share_the_work_and_each_store_has_every_row(cache, data, images, tmp_path, num_stores):
+    torch.multiprocessing.spawn(work, (data, tmp_path, num_stores), nprocs=2)
+    alone = FeatureExtractor(make_network(), PREPROCESSING)(data, images)[:]
+    by_one, by_other = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert (by_one["rows"] == by_other["rows"]).all()
+    for found in (by_one, by_other):
         assert np.allclose(found["rows"], alone, atol=1e-4)
-        assert (found["in cache"] == found["rows"]).all()
-    # Computed in the first of three calls, half by each rank.
-    by_one, by_other = (sum(found["computed"]) for found in ranks)
-    assert by_one + by_other == (len(images) if num_caches == 2 else len(images) - 3)
-    assert by_one - by_other in (0, 1)
-    assert [len(found["written"]) for found in ranks] == ([1, 1] if num_caches == 2 else [1, 0])
+        assert (found["in store"] == found["rows"]).all()
+    # Computed in the first of three calls, half by each rank; what one of them had is computed by neither.
+    counts = sum(by_one["computed"]), sum(by_other["computed"])
+    assert sum(counts) == len(images) - 3
+    assert counts[0] - counts[1] in (0, 1)
 
 
 def fail(rank, root, folder):
@@ -209,3 +194,43 @@ def fail(rank, root, folder):
 
 def test_an_image_that_one_rank_refuses_is_an_error_on_all(data, tmp_path):
     torch.multiprocessing.spawn(fail, (data, tmp_path), nprocs=2)
+
+
+def stop_after(monkeypatch, num_batches):
+    """Let the network fail after some batches of one image, as a killed process would."""
+    done = []
+    features = module.HashModel.features
+
+    def few(self, images, **options):
+        if len(done) == num_batches:
+            raise KeyboardInterrupt
+        done.append(len(images))
+        return features(self, images, **options)
+
+    monkeypatch.setattr(module.HashModel, "features", few)
+
+
+def test_work_goes_on_where_it_stopped(cache, data, images, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 2)
+    monkeypatch.setattr(module, "read_batches", functools.partial(module.read_batches, batch_size=1))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            FeatureExtractor(make_network(), PREPROCESSING)(data, images)
+    progress = []
+    computed = count_computed(monkeypatch)
+    found = FeatureExtractor(make_network(), PREPROCESSING)(data, images, on_progress=progress.append)
+    # Two parts of two rows were whole.
+    assert computed == [1] * (len(images) - 4)
+    assert progress == list(range(4, len(images) + 1))
+    assert np.allclose(found, expected(make_network(), data, [image.path for image in images]), atol=1e-3)
+
+
+def test_features_alone_are_those_of_a_pass_of_one_image(cache, data, images):
+    network = make_network()
+    extractor = FeatureExtractor(network, PREPROCESSING)
+    together, alone = extractor(data, images)[:], extractor(data, images, alone=True)[:]
+    for row, image in enumerate(images):
+        prepared = PREPROCESSING.prepare(read_image(data / image.path))[None]
+        assert (extractor._model.features(prepared)[0] == alone[row]).all()
+    assert np.allclose(together, alone, atol=1e-4)

@@ -372,9 +372,11 @@ def test_the_autoencoder_can_reconstruct_features_of_another_network(data, tmp_p
     assert method.network.head.norm.mean.shape == (576,)
     assert [norm.mean.shape for norm in method.autoencoder.norms] == [(512,), (512,)]
     method.begin(training)
-    np.testing.assert_allclose(method.network.head.norm.mean, training.features["image"].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        method.network.head.norm.mean, np.asarray(training.features["image"]).mean(0), rtol=1e-4, atol=1e-5
+    )
     for norm, name in zip(method.autoencoder.norms, ("first", "second"), strict=True):
-        np.testing.assert_allclose(norm.mean, training.features[name].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(norm.mean, np.asarray(training.features[name]).mean(0), rtol=1e-4, atol=1e-5)
     trained(run, tmp_path)
     for path in (own, other):
         Path(path).unlink()

@@ -193,7 +193,7 @@ class Duch(Method):
     def begin(self, training: Part) -> None:
         """Fit the standardisation of features, see `Method`."""
         for head, name in ((self.network.head, "image"), (self.text_head, "text")):
-            features = torch.from_numpy(training.features[name]).flatten(0, -2)
+            features = torch.from_numpy(np.asarray(training.features[name])).flatten(0, -2)
             assert isinstance(head.norm, Standardise)
             head.norm.fit(features, per_dimension=self.config.standardisation == "per-dimension")
 

@@ -122,7 +122,7 @@ class Contrastive(Method):
     def begin(self, training: Part) -> None:
         """Set the head to its start, with outputs of variance 1, see `Method`."""
         config = self.config
-        views = [unit(table) for table in training.features.values()]
+        views = [unit(np.asarray(table)) for table in training.features.values()]
         mean = np.mean([mean_row(view) for view in views], axis=0)
         whitener = whitening(views, config.shrinkage) if config.start == "whitened" else np.eye(len(mean))
         rows = ((sum(views) / len(views) - mean) @ whitener).astype(np.float32)

@@ -174,7 +174,7 @@ class Fitted(Method):
         Called on the first rank only; the other ranks receive the resulting state. `sign_cosine` is the mean cosine of
         an item's outputs and their signs; 1: nothing is lost by taking signs.
         """
-        rows = unit(training.features["image"])
+        rows = unit(np.asarray(training.features["image"]))
         mean = mean_row(rows)
         rows -= mean.astype(np.float32)
         directions = self.directions(rows)
@@ -188,8 +188,8 @@ class Fitted(Method):
 
     def _sentences(self, training: Part) -> Rows:
         """Return features of sentences [N, D]: of the captions of the training part, else of neutral sentences."""
-        captions = training.features.get("text")
-        if captions is not None:
+        if "text" in training.features:
+            captions = np.asarray(training.features["text"])
             return captions.reshape(-1, captions.shape[-1])
         tower = self.text_encoder()
         assert tower is not None, "a text head has a tower"

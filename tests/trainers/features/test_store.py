@@ -1,0 +1,146 @@
+"""The store of features: parts on the disk, and what becomes of damage, full disks and several writers."""
+
+import hashlib
+import multiprocessing
+import os
+import resource
+
+import numpy as np
+import pytest
+
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.features import store as module
+from orbithash.trainers.features.store import HASH, FeatureStore
+
+KIND = {"network": "a"}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORBITHASH_FEATURES", str(tmp_path / "features"))
+    monkeypatch.setattr(module, "PART_ROWS", 4)
+
+
+def hashes_of(hexadecimal):
+    return np.array([bytes.fromhex(digits) for digits in hexadecimal], HASH)
+
+
+def rows_of(numbers, dims=3):
+    """Return hashes and features that follow from numbers."""
+    hexadecimal = [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers]
+    return hashes_of(hexadecimal), np.array([[number + d / 8 for d in range(dims)] for number in numbers], np.float32)
+
+
+def kept(numbers):
+    """Return a dict from each number to its row in a newly opened store, for those that are kept."""
+    store = FeatureStore(KIND)
+    found = store.find(rows_of(numbers)[0])
+    known = [number for number, row in zip(numbers, found, strict=True) if row >= 0]
+    return dict(zip(known, store.table(found[found >= 0])[:].tolist(), strict=True))
+
+
+def oracle(numbers):
+    return dict(zip(numbers, rows_of(numbers)[1].tolist(), strict=True))
+
+
+def test_rows_are_found_by_hash_in_any_order_over_many_parts():
+    store = FeatureStore(KIND)
+    assert store.num_features == 0
+    assert (store.find(rows_of([1, 2])[0]) == -1).all()
+    for numbers in (range(10), [20], range(30, 35)):
+        store.add(*rows_of(numbers))
+    asked = [34, 5, 99, 20, 0, 5]
+    assert (store.find(rows_of(asked)[0]) == -1).all()
+    store.refresh()
+    assert store.num_features == 3
+    rows = store.find(rows_of(asked)[0])
+    assert rows[2] == -1
+    there = [number for number in asked if number != 99]
+    assert store.table(rows[rows >= 0])[:].tolist() == rows_of(there)[1].tolist()
+    assert kept([*range(10), 20, 99]) == oracle([*range(10), 20])
+
+
+def test_a_hash_that_ends_in_zeros_is_found():
+    hashes = hashes_of(["ab" + "00" * 31, "00" * 32])
+    store = FeatureStore(KIND)
+    store.add(hashes, np.eye(2, dtype=np.float32))
+    store.refresh()
+    assert store.table(store.find(hashes))[:].tolist() == [[1, 0], [0, 1]]
+    assert store.find(hashes_of(["ab" + "00" * 30 + "01"])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "one byte"])
+def test_a_damaged_part_is_ignored_and_can_be_written_again(damage):
+    FeatureStore(KIND).add(*rows_of(range(10)))
+    file = next(path for path in FeatureStore(KIND).folder.iterdir() if path.stat().st_size > 300)
+    content = file.read_bytes()
+    changed = content[:-1] + bytes([content[-1] ^ 1])
+    file.write_bytes({"empty": b"", "truncated": content[:-7], "garbage": b"x" * len(content)}.get(damage, changed))
+    assert len(kept(range(10))) == 6
+    FeatureStore(KIND).add(*rows_of(range(10)))
+    assert kept(range(10)) == oracle(range(10))
+
+
+def test_of_rows_that_are_there_twice_the_older_counts():
+    store = FeatureStore(KIND)
+    hashes, features = rows_of(range(3))
+    for number in range(3):
+        before = set(store.folder.glob("*.npy"))
+        store.add(hashes, features + number)
+        (new,) = set(store.folder.glob("*.npy")) - before
+        # The digests, in whose order a folder may be listed, say nothing about age.
+        os.utime(new, ns=(10**18 - number, 10**18 - number))
+    store.refresh()
+    assert (store.table(store.find(hashes))[:] == features + 2).all()
+
+
+def test_kinds_have_folders_of_their_own():
+    FeatureStore(KIND).add(*rows_of([1]))
+    assert FeatureStore({"network": "b"}).find(rows_of([1])[0]).tolist() == [-1]
+
+
+def test_a_part_of_another_width_is_ignored():
+    store = FeatureStore(KIND)
+    store.add(*rows_of([1, 2]))
+    store.refresh()
+    store.add(*rows_of([3], dims=5))
+    store.refresh()
+    assert store.find(rows_of([1, 2, 3])[0]).tolist() == [0, 1, -1]
+
+
+def test_a_full_disk_names_the_variable_and_leaves_nothing_half_written(monkeypatch):
+    store = FeatureStore(KIND)
+    store.add(*rows_of(range(4)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Writing beyond this size fails, after part of the content was written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InputError, match="set ORBITHASH_FEATURES to a folder on a disk with free space") as caught:
+            store.add(*rows_of(range(4, 8)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert len(list(store.folder.iterdir())) == 1
+    assert kept(range(8)) == oracle(range(4))
+
+
+def write_some(first, barrier):
+    """Add rows one part at a time while another process does the same; half of the rows are those of the other."""
+    store = FeatureStore(KIND)
+    barrier.wait()
+    for number in range(first, first + 20):
+        store.add(*rows_of([number]))
+        store.refresh()
+
+
+def test_two_writers_at_once_lose_no_row():
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    writers = [context.Process(target=write_some, args=(first, barrier)) for first in (0, 10)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert kept(range(40)) == oracle(range(30))
+    assert len(list(FeatureStore(KIND).folder.iterdir())) == 30
