@@ -42,8 +42,8 @@ class Inputs(NamedTuple):
 class Network:
     """The network of a model, for prepared images, sentences and vectors."""
 
-    def __init__(self, model: Path, num_networks: int | None = None) -> None:
-        """Load a model.
+    def __init__(self, model: Path, num_networks: int | None = None, device: str = "cpu") -> None:
+        """Load a model on the torch device `device`.
 
         `num_networks`: number of networks that share the cores of this machine; None: PyTorch's own number of threads,
         which is one in a Ray actor with a part of a CPU.
@@ -54,7 +54,7 @@ class Network:
 
         if num_networks is not None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_networks))
-        self._model = HashModel.load(model)
+        self._model = HashModel.load(model, device)
         # The first pass of a network is slow, so run it before the first query.
         if self.inputs().embedding is not None:
             self._model.encode_items("vector", np.zeros((1, self._model.num_features), np.float32))
@@ -90,11 +90,11 @@ class EncoderPool:
     actor that is idle for a minute ends.
     """
 
-    def __init__(self, model: Path, low: int, high: int) -> None:
-        """Create a pool without actors."""
+    def __init__(self, model: Path, low: int, high: int, gpus: float = 0) -> None:
+        """Create a pool without actors, which will have `gpus` GPUs each, also a fraction of one."""
         self.inputs = Inputs(has_text=False, num_features=0, embedding=None)
         self._model = model
-        self._low, self._high = low, high
+        self._low, self._high, self._gpus = low, high, gpus
         self._members: list[_Member] = []
         self._growing: asyncio.Task[None] | None = None
         self._full_until = 0.0
@@ -114,11 +114,11 @@ class EncoderPool:
         return pool
 
     @classmethod
-    async def start(cls, model: Path, low: int, high: int) -> "EncoderPool":
+    async def start(cls, model: Path, low: int, high: int, gpus: float = 0) -> "EncoderPool":
         """Start `low` actors and wait until they are ready; raise `InputError` if the cluster has no room for them."""
         what = f"encoding queries with {low} networks"
-        await asyncio.to_thread(check_resources, what, [{"CPU": ENCODER_CPUS}] * low)
-        pool = cls(model, low, high)
+        await asyncio.to_thread(check_resources, what, [{"CPU": ENCODER_CPUS, "GPU": gpus}] * low)
+        pool = cls(model, low, high, gpus)
         try:
             await asyncio.gather(*(pool._add() for _ in range(low)))
         except BaseException:
@@ -206,7 +206,9 @@ class EncoderPool:
         import ray
         from ray.exceptions import RayTaskError
 
-        actor = ray.remote(num_cpus=ENCODER_CPUS, max_restarts=-1)(Network).remote(self._model, self._high)
+        options = {"num_cpus": ENCODER_CPUS, "num_gpus": self._gpus, "max_restarts": -1}
+        # Ray shows an actor its own GPUs only.
+        actor = ray.remote(**options)(Network).remote(self._model, self._high, "cuda" if self._gpus else "cpu")
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 self.inputs = await actor.inputs.remote()
@@ -249,7 +251,7 @@ class EncoderPools:
     def __init__(self) -> None:
         self._pools: dict[str, EncoderPool] = {}
 
-    async def open(self, model_id: str, model: Path, low: int, high: int) -> EncoderPool:
+    async def open(self, model_id: str, model: Path, low: int, high: int, gpus: float = 0) -> EncoderPool:
         """Return the pool of a model for one more user, who must close it.
 
         Pools are identified by `model_id`, because the folder `model` can contain another model later.
@@ -257,5 +259,5 @@ class EncoderPools:
         pool = self._pools.get(model_id)
         if pool is not None and pool.is_open:
             return pool.share()
-        self._pools[model_id] = await EncoderPool.start(model, low, high)
+        self._pools[model_id] = await EncoderPool.start(model, low, high, gpus)
         return self._pools[model_id]

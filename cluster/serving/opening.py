@@ -51,7 +51,9 @@ class Opening:
             network = await asyncio.to_thread(Network, model)
             local_encoder = LocalEncoder(self._decoder, card.preprocessing, network, self._observer, self._roots)
             return LocalBackend(archive, local_encoder, target.num_shards, settings.index, segments)
-        pool = self._pool = await self._pools.open(archive.model_id, model.absolute(), *settings.num_encoders)
+        pool = self._pool = await self._pools.open(
+            archive.model_id, model.absolute(), *settings.num_encoders, settings.gpus_per_encoder
+        )
         encoder = PooledEncoder(self._decoder, card.preprocessing, pool, self._observer, self._roots)
         try:
             return await RayBackend.start(

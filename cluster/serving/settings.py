@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orbithash.cluster.runtime import check_gpu_share
 from orbithash.encoders.errors import InputError
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.index.row_index import is_exact_index
@@ -33,6 +34,7 @@ class ServeSettings:
         num_shards: parts of the archive.
         num_replicas: replicas of each shard.
         num_encoders: minimum and maximum number of actors that encode queries.
+        gpus_per_encoder: GPUs of each of them, also a fraction of one; 0: they encode on CPUs.
         index: name of the index.
         images: folders and URIs below which images of rows may be read, for larger pictures and heat maps.
         segments: folder of the shards' files on each node; None: in the cache folder.
@@ -54,6 +56,7 @@ class ServeSettings:
     num_shards: int = 2
     num_replicas: int = 1
     num_encoders: tuple[int, int] = (1, 1)
+    gpus_per_encoder: float = 0
     index: str = "exact"
     images: tuple[str, ...] = ()
     segments: Path | None = None
@@ -77,6 +80,7 @@ class ServeSettings:
         ):
             if not 1 <= number <= maximum:
                 raise InputError(f"{number} {name}; from 1 to {maximum:,} are allowed")
+        check_gpu_share("--gpus-per-encoder", self.gpus_per_encoder, is_whole=False)
         # Raises an error for an unknown name.
         is_exact_index(self.index)
         if self.model is None and not self.joins:
@@ -85,6 +89,7 @@ class ServeSettings:
             option
             for option, is_given in (
                 ("--encoders", self.num_encoders != (1, 1)),
+                ("--gpus-per-encoder", self.gpus_per_encoder > 0),
                 ("--replicas", self.num_replicas > 1),
                 ("--gateways", self.num_gateways > 1),
                 ("--join", self.joins),

@@ -56,6 +56,12 @@ def serve(
     encoders: Annotated[
         str, typer.Option("--encoders", help="Number of actors that encode queries, or MIN:MAX.")
     ] = "1",
+    gpus_per_encoder: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-encoder", help="GPUs of each encoder; a fraction such as 0.25 shares one; 0: CPUs only."
+        ),
+    ] = 0,
     index: Annotated[
         str,
         typer.Option(
@@ -140,6 +146,7 @@ def serve(
         num_shards=default_shards(local) if shards is None else shards,
         num_replicas=replicas,
         num_encoders=parse_workers(encoders, "--encoders"),
+        gpus_per_encoder=gpus_per_encoder,
         index=index,
         images=tuple(images or ()),
         segments=segments,

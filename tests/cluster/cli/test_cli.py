@@ -134,6 +134,7 @@ SURFACE = {
         "--client-ca",
         "--encoders",
         "--gateways",
+        "--gpus-per-encoder",
         "--images",
         "--index",
         "--insecure-listen",

@@ -12,6 +12,7 @@ from cluster_parts import BITS, family
 
 from orbithash.cluster.serving import encoder_pool
 from orbithash.cluster.serving.encoder_pool import EncoderPool, EncoderPools
+from orbithash.cluster.serving.settings import ServeSettings
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
 
@@ -144,3 +145,60 @@ def test_errors_of_the_network_reach_the_caller_and_it_uses_all_cores(ray_cluste
             await pool.encode("text", ["boats"])
 
     run(scenario, model, 1, 1)
+
+
+def test_encoders_have_the_gpus_that_were_asked_for(monkeypatch):
+    """What Ray is asked for; the network itself needs a GPU."""
+    import ray
+
+    asked, checked = [], []
+
+    class Method:
+        async def remote(self):
+            return encoder_pool.Inputs(has_text=False, num_features=4, embedding=None)
+
+    class Actor:
+        inputs = Method()
+
+    def remote(**options):
+        class Remote:
+            @staticmethod
+            def remote(*arguments):
+                asked.append((options, arguments))
+                return Actor()
+
+        return lambda kind: Remote
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(encoder_pool, "check_resources", lambda what, bundles: checked.append(bundles))
+
+    async def started(gpus):
+        pool = await EncoderPools().open("id", Path("model"), 2, 3, gpus)
+        pool.close()
+
+    for gpus, device in ((0, "cpu"), (0.25, "cuda"), (1, "cuda")):
+        asked.clear()
+        checked.clear()
+        asyncio.run(started(gpus))
+        assert checked == [[{"CPU": encoder_pool.ENCODER_CPUS, "GPU": gpus}] * 2]
+        assert [options["num_gpus"] for options, _ in asked] == [gpus] * 2
+        assert [arguments for _, arguments in asked] == [(Path("model"), 3, device)] * 2
+
+
+def test_a_pool_that_the_cluster_has_no_gpus_for(ray_cluster, model):
+    with pytest.raises(InputError, match=r"encoding queries with 1 networks needs 1 GPUs, the cluster has 0"):
+        asyncio.run(EncoderPool.start(model, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus_per_encoder": 1.5}, "--gpus-per-encoder is 1.5; a whole number, or a part of one GPU such as 0.25"),
+        ({"gpus_per_encoder": -1}, "--gpus-per-encoder is -1; a number of GPUs, 0 or more"),
+        ({"gpus_per_encoder": 1, "is_local": True}, "got --local and --gpus-per-encoder"),
+    ],
+)
+def test_gpus_that_no_encoder_can_have(settings, message):
+    with pytest.raises(InputError, match=message):
+        ServeSettings("archive", Path("model"), "127.0.0.1:0", **settings).check()
