@@ -13,7 +13,7 @@ computed in two places.
     protocols.py    how images are assigned to parts
     images.py       the images of a manifest, as columns
     manifest.py     the manifest itself
-    hashes.py       hashes of files, remembered between commands
+    hashes.py       hashes of files, read by several threads and remembered between commands
     make.py         from a folder to a manifest
     wald.py         two sources made of RGB images
 """

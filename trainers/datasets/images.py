@@ -80,8 +80,16 @@ class Images(Sequence[Image]):
     def of(cls, images: Iterable[Image]) -> Self:
         """Return the columns of images."""
         rows = list(images)
-        names = [field.name for field in dataclasses.fields(Image)]
-        return cls.of_columns(**{name: [getattr(image, name) for image in rows] for name in names})
+        columns = {
+            field.name: [getattr(image, field.name) for image in rows]
+            for field in dataclasses.fields(Image)
+            if not field.name.endswith("sha256")
+        }
+        return cls.of_columns(
+            **columns,
+            sha256=[bytes.fromhex(image.sha256) for image in rows],
+            second_sha256=[None if (sha256 := i.second_sha256) is None else bytes.fromhex(sha256) for i in rows],
+        )
 
     @classmethod
     def of_columns(
@@ -91,21 +99,21 @@ class Images(Sequence[Image]):
         path: Sequence[str],
         labels: Sequence[Sequence[int]],
         split: Sequence[str],
-        sha256: Sequence[str],
+        sha256: Sequence[bytes],
         captions: Sequence[Sequence[str]],
         second: Sequence[str | None],
-        second_sha256: Sequence[str | None],
+        second_sha256: Sequence[bytes | None],
     ) -> Self:
-        """Return images, given the fields of `Image` for each of them."""
+        """Return images, given the fields of `Image` for each of them; hashes as 32 bytes."""
         columns = {
             "id": [None if own == name else own for own, name in zip(id, path, strict=True)],
             "path": path,
             "labels": labels,
             "split": split,
-            "sha256": [bytes.fromhex(hash) for hash in sha256],
+            "sha256": sha256,
             "captions": captions,
             "second": second,
-            "second_sha256": [None if hash is None else bytes.fromhex(hash) for hash in second_sha256],
+            "second_sha256": second_sha256,
         }
         return cls(pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA))
 

@@ -11,7 +11,7 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.sources.embeddings.tables import is_embedding_table
 from orbithash.trainers.datasets.captions import find_captioned_folder
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
-from orbithash.trainers.datasets.hashes import FileHashes
+from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.datasets.images import Images
 from orbithash.trainers.datasets.layouts import FoundImages, first_problems
 from orbithash.trainers.datasets.manifest import Manifest
@@ -176,34 +176,28 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
 def _images(found: FoundImages, root: Path) -> Images:
     """Return the images of a manifest, not assigned to parts yet."""
     labels = {name: label for label, name in enumerate(found.classes)}
-    problems, hashes = [], FileHashes(root)
-
-    def hashed(path: Path) -> tuple[str, str]:
-        """Return the path below the root and the hash; note a problem."""
-        name = path.relative_to(root).as_posix()
-        try:
-            name.encode()
-            return name, hashes.sha256(name)
-        except OSError as err:
-            problems.append(f"{name} cannot be read ({err.strerror})")
-        except UnicodeEncodeError:
-            problems.append(f"{name!a}: the name is not UTF-8; rename the file")
-        return name, ""
-
-    firsts = [hashed(row.path) for row in found.rows]
-    pairs = [(None, None) if row.second is None else hashed(row.second) for row in found.rows]
-    hashes.save()
+    paths = [row.path.relative_to(root).as_posix() for row in found.rows]
+    seconds = [None if row.second is None else row.second.relative_to(root).as_posix() for row in found.rows]
+    names = [*paths, *(second for second in seconds if second is not None)]
+    hashes = hash_files(root, names)
+    problems = [
+        f"{name} cannot be read ({sha256.strerror})"
+        for name, sha256 in zip(names, hashes, strict=True)
+        if isinstance(sha256, OSError)
+    ]
     if problems:
         raise listed(first_problems(problems), str(root))
+    known = [sha256 for sha256 in hashes if isinstance(sha256, bytes)]
+    of_seconds = iter(known[len(paths) :])
     return Images.of_columns(
-        id=[path for path, _ in firsts],
-        path=[path for path, _ in firsts],
+        id=paths,
+        path=paths,
         labels=[sorted(labels[name] for name in row.classes) for row in found.rows],
         split=[row.split for row in found.rows],
-        sha256=[sha256 for _, sha256 in firsts],
+        sha256=known[: len(paths)],
         captions=[row.captions for row in found.rows],
-        second=[second for second, _ in pairs],
-        second_sha256=[sha256 for _, sha256 in pairs],
+        second=seconds,
+        second_sha256=[None if second is None else next(of_seconds) for second in seconds],
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import new_file
-from orbithash.trainers.datasets.hashes import FileHashes
+from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.datasets.images import OPTIONAL, SCHEMA, Images
 from orbithash.trainers.datasets.layouts import first_problems
 
@@ -137,22 +137,18 @@ class Manifest:
         Raises:
             InputError: lists the images that are missing or have other content now.
         """
-        problems, hashes = [], FileHashes(root)
-
-        def check(path: str, sha256: bytes, what: str = "") -> None:
-            if not (root / path).exists():
-                problems.append(f"{path}: absent{what}")
-            elif hashes.sha256(path) != sha256.hex():
-                problems.append(f"{path}: another file than at the time of the split{what}")
-
-        images = self.images
-        for path, sha256, second, second_sha256 in zip(
-            images.paths, images.sha256s.tolist(), images.seconds, images.second_sha256s.tolist(), strict=True
-        ):
-            check(path, sha256)
-            if second is not None:
-                check(second, second_sha256, f", the second source of {path}")
-        hashes.save()
+        first, second = self.images, self.images[self.images.has_second]
+        paths = [*first.paths, *(path for path in second.seconds if path is not None)]
+        expected = [*first.sha256s.tolist(), *second.second_sha256s.tolist()]
+        notes = [*[""] * len(first), *(f", the second source of {path}" for path in second.paths)]
+        problems = []
+        for path, found, sha256, note in zip(paths, hash_files(root, paths), expected, notes, strict=True):
+            if isinstance(found, FileNotFoundError | NotADirectoryError):
+                problems.append(f"{path}: absent{note}")
+            elif isinstance(found, OSError):
+                problems.append(f"{path}: it cannot be read ({found.strerror}){note}")
+            elif found != sha256:
+                problems.append(f"{path}: another file than at the time of the split{note}")
         if problems:
             raise listed(first_problems(problems), f"{root} is not the data of this run's manifest")
 

@@ -1,6 +1,5 @@
 """Manifests: the same split every time, each image in one part, and all problems of a folder in one error."""
 
-import os
 import shutil
 from collections import Counter
 
@@ -120,64 +119,6 @@ def test_the_hash_is_of_contents_names_and_split(root):
     (root / "beach" / "beach3.png").write_text("beach 3")
     assert make_manifest(root).sha256 == before.sha256
     assert make_manifest(root, protocol="dhcl").sha256 != before.sha256
-
-
-@pytest.fixture
-def hashed(monkeypatch, tmp_path):
-    """Yield the names of the files that were read to hash them."""
-    from orbithash.trainers.datasets import hashes
-
-    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "_SETTLED_S", -1.0)
-    names, hash_file = [], hashes.hash_file
-    monkeypatch.setattr(hashes, "hash_file", lambda path: names.append(path.name) or hash_file(path))
-    return names
-
-
-def test_unchanged_files_are_hashed_once(root, hashed, tmp_path):
-    manifest = make_manifest(root)
-    assert len(hashed) == 40
-    hashed.clear()
-    assert make_manifest(root, protocol="dhcl").images[0].sha256 == manifest.images[0].sha256
-    manifest.check_files(root)
-    (tmp_path / "link").symlink_to(root)
-    manifest.check_files(tmp_path / "link")
-    assert hashed == []
-
-
-def test_changed_files_are_hashed_again(root, hashed):
-    manifest = make_manifest(root)
-    hashed.clear()
-    path = root / "beach" / "beach3.png"
-    before = path.stat()
-    # Of the same length and modification time.
-    path.write_text("BEACH 3")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(InputError, match=r"beach/beach3.png: another file than at the time of the split"):
-        manifest.check_files(root)
-    assert hashed == ["beach3.png"]
-
-
-def test_hashes_of_files_that_have_just_changed_are_not_remembered(root, hashed, monkeypatch):
-    from orbithash.trainers.datasets import hashes
-
-    monkeypatch.setattr(hashes, "_SETTLED_S", 1e6)
-    manifest = make_manifest(root)
-    hashed.clear()
-    manifest.check_files(root)
-    assert len(hashed) == 40
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"beach/beach1.png": 5}', '{"beach/beach1.png": ["1"]}'])
-def test_a_damaged_or_unwritable_cache_is_ignored(root, hashed, tmp_path, content):
-    manifest = make_manifest(root)
-    (file,) = (tmp_path / "cache" / "hashes").iterdir()
-    file.write_text(content)
-    assert make_manifest(root) == manifest
-    file.unlink()
-    file.parent.rmdir()
-    file.parent.write_text("a file in the place of the folder")
-    assert make_manifest(root) == manifest
 
 
 def test_the_label_is_the_first_or_none():
