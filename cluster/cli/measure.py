@@ -92,6 +92,12 @@ def reproduce(
     captions: Annotated[Path | None, typer.Option("--captions", help="JSON file of captions, needed by duch.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers of each run.")] = 1,
     gpus_per_worker: GpusPerWorkerOption = 0,
+    concurrent: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrent", help="Number of runs at a time. Default: as many as the CPUs and GPUs have room for."
+        ),
+    ] = None,
     weights: WeightsOption = None,
     settings: Annotated[
         list[str] | None,
@@ -118,6 +124,7 @@ def reproduce(
         settings=settings or [],
         workers=workers,
         gpus_per_worker=gpus_per_worker,
+        concurrent=concurrent,
     )
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import numpy as np
 from orbithash.cluster.experiments.evaluate import evaluate_run
 from orbithash.cluster.experiments.reproduction_page import write_table
 from orbithash.cluster.experiments.reproduction_table import Row, rows_of, with_learned_baselines
+from orbithash.cluster.experiments.side_by_side import Outcome, attempt, num_that_fit, run_side_by_side
 from orbithash.cluster.output import say
+from orbithash.cluster.runtime import connected
 from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import write_file
@@ -36,6 +40,10 @@ __all__ = ["reproduce"]
 
 # Settings that have an option of their own, which would override them.
 OPTIONS = {"bits": "--bits", "seed": "--seeds"}
+
+
+# Metrics of a run that is trained and evaluated, in its folder.
+MEASURED = "reproduction.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +90,7 @@ def reproduce(
     settings: Sequence[str] = (),
     workers: int = 1,
     gpus_per_worker: float = 0,
+    concurrent: int | None = None,
 ) -> list[Row]:
     """Train and evaluate each method for each length and seed; finished runs are not repeated. Return the table's rows.
 
@@ -99,19 +108,19 @@ def reproduce(
         settings: `key=value`, or `method.key=value` for one method.
         workers: number of training workers.
         gpus_per_worker: GPUs of each worker.
+        concurrent: number of runs at a time; None: as many as the cluster has room for. The runs and the table are the
+            same, but for the rounding of other numbers of threads.
 
     Raises:
-        InputError: all problems of methods, recipes, settings and data, before any training.
+        InputError: all problems of methods, recipes, settings and data, before any training; or the runs that failed,
+            after the others.
     """
     if num_seeds is not None and num_seeds < 1:
         raise InputError(f"seeds is {num_seeds}; at least 1 is needed")
+    if concurrent is not None and concurrent < 1:
+        raise InputError(f"--concurrent is {concurrent}; at least 1 is needed")
     planned = _prepare(names, data, out, bits, num_seeds, weights, captions, settings, workers)
-    done = []
-    for number, plan in enumerate(planned, 1):
-        config = plan.run.config
-        say(f"run {number} of {len(planned)}: {plan.run.method}, {config.bits} bits, seed {config.seed}")
-        train_on_ray(plan.run, plan.folder, workers, gpus_per_worker)
-        done.append((plan, _evaluate(plan.folder, plan.run, plan.rule)))
+    done = _measured(planned, workers, gpus_per_worker, concurrent)
     rows: list[Row] = []
     # The seeds of a method and length are consecutive.
     for _, group in groupby(done, key=lambda pair: (pair[0].folder.parent, pair[0].run.config.bits)):
@@ -123,6 +132,48 @@ def reproduce(
     rows = with_learned_baselines(rows)
     write_table(out, rows, data)
     return rows
+
+
+def _measured(
+    planned: Sequence[Planned], workers: int, gpus_per_worker: float, concurrent: int | None
+) -> list[tuple[Planned, dict[str, Any]]]:
+    """Train and evaluate all runs; return each with its metrics, in the order given."""
+    configs = [plan.run.config for plan in planned]
+    names = [
+        f"run {number} of {len(planned)}: {plan.run.method}, {config.bits} bits, seed {config.seed}"
+        for number, (plan, config) in enumerate(zip(planned, configs, strict=True), 1)
+    ]
+    outcomes: dict[int, Outcome] = {}
+    remaining = []
+    for number, plan in enumerate(planned):
+        if (plan.folder / MEASURED).exists():
+            say(names[number])
+            outcomes[number] = Outcome(_measure(plan, workers, gpus_per_worker))
+        else:
+            remaining.append(number)
+    with connected() if remaining else nullcontext():
+        concurrent = min(len(remaining), concurrent or (num_that_fit(workers, gpus_per_worker) if remaining else 1))
+        runs = [partial(_measure, planned[number], workers, gpus_per_worker, concurrent) for number in remaining]
+        if concurrent > 1:
+            found = run_side_by_side(
+                runs, [names[number] for number in remaining], concurrent, workers, gpus_per_worker
+            )
+            outcomes |= zip(remaining, found, strict=True)
+        else:
+            for number, run in zip(remaining, runs, strict=True):
+                say(names[number])
+                outcomes[number] = attempt(run)
+    problems = [f"{names[number]}: {outcome.problem}" for number, outcome in outcomes.items() if outcome.problem]
+    if problems:
+        num_others = len(planned) - len(problems)
+        raise listed(problems, f"{num_others} of {len(planned)} runs are complete; the same command repeats the others")
+    return [(plan, outcomes[number].result) for number, plan in enumerate(planned)]
+
+
+def _measure(plan: Planned, workers: int, gpus_per_worker: float, side_by_side: int = 1) -> dict[str, Any]:
+    """Train and evaluate one run; return its metrics."""
+    train_on_ray(plan.run, plan.folder, workers, gpus_per_worker, side_by_side=side_by_side)
+    return _evaluate(plan.folder, plan.run, plan.rule)
 
 
 def _prepare(
@@ -265,7 +316,7 @@ def _evaluate(folder: Path, run: Run, rule: Reproduction) -> dict[str, Any]:
 
     The metrics are computed once and kept in the run folder.
     """
-    path = folder / "reproduction.json"
+    path = folder / MEASURED
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
         return stored

@@ -60,6 +60,7 @@ def train_on_ray(
     keep: int = 1,
     loading: str = "auto",
     validate_beside: bool = False,
+    side_by_side: int = 1,
 ) -> list[dict[str, Any]]:
     """Train `run` on Ray Train workers and write its run folder (see `run_folder`); return one record per epoch.
 
@@ -77,6 +78,7 @@ def train_on_ray(
         keep: number of best checkpoints to keep, in addition to the last one.
         loading: see `trainers.loop.train`.
         validate_beside: validate in a task with the resources of one more worker while the next epochs train.
+        side_by_side: number of such runs that share the CPUs of the cluster.
 
     Raises:
         InputError: wrong options, data or settings; too few resources; images that cannot be read.
@@ -108,7 +110,7 @@ def train_on_ray(
         with connected():
             what = f"training with {least} workers" + (" and validation beside it" if validate_beside else "")
             check_resources(what, [{"CPU": 1, "GPU": gpus_per_worker}] * (least + validate_beside))
-            num_cpus = cpus_per_worker(most + validate_beside, gpus_per_worker)
+            num_cpus = cpus_per_worker((most + validate_beside) * side_by_side, gpus_per_worker)
             resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
             settings = {"folder": str(folder), "loading": loading, "validates": not validate_beside}
             checkpoint, epoch = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)

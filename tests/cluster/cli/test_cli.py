@@ -48,6 +48,7 @@ SURFACE = {
         "[NAME]...",
         "--bits",
         "--captions",
+        "--concurrent",
         "--data",
         "--gpus-per-worker",
         "--json",

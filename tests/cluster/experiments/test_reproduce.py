@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from safetensors.torch import save_file
 from orbithash.cluster.experiments import reproduce as module
 from orbithash.cluster.experiments.reproduce import smallest_class
 from orbithash.cluster.experiments.reproduction_table import COLUMNS, cells_of, rows_of, with_learned_baselines
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import PUBLISHED, REPRODUCTIONS
+from orbithash.trainers.library import train
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import open_run
 from orbithash.trainers.methods import METHODS, get_method
@@ -47,7 +51,8 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     ended = cli(*command, *settings(*TINY, "hidden=[8]"), "--json")
     assert ended.code == 0, ended.err
     assert "run 2 of 2: mhcln, 16 bits, seed 1" in ended.err
-    (row,) = json.loads(ended.out)
+    # Before it, Ray may print how many processes it has started.
+    (row,) = json.loads(ended.out.splitlines()[-1])
     assert [row] == json.loads((out / "reproduce.json").read_text())
     assert (row["method"], row["dataset"], row["bits"], row["metric"]) == ("mhcln", "folder", 16, "ap_hits@20")
     assert (row["published"], row["source"]) == (None, "")
@@ -69,6 +74,11 @@ def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     page = (out / "report.html").read_text()
     for text in ((out / "results.md").read_text(), page):
         assert all(cell in text for cell in ("mhcln on folder", "ap_hits@20", ours, "not known", f"({name})"))
+
+    # The two runs were side by side; alone and without Ray, the second one gives the same model.
+    own = dict(pair.split("=") for pair in TINY) | {"hidden": [8], "bits": 16, "weights": str(weights), "seed": 1}
+    model = train("mhcln", labelled, tmp_path / "alone", protocol="mhcln", split_seed=1, validation=0, **own)
+    assert HashModel.load(runs[1] / "model").model_id == model.model_id
 
     # A second call trains and evaluates nothing, and prints the same rows, now as a table.
     before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
@@ -345,15 +355,43 @@ def trained(monkeypatch):
     """Return the list of runs that would be trained and evaluated, each as (protocol, method, bits, seed)."""
     runs = []
 
-    def note(run, folder, workers, gpus_per_worker):
+    def note(run, folder, workers, gpus_per_worker, *, side_by_side):
+        assert side_by_side == 1
         runs.append((run.manifest.protocol, run.method, run.config.bits, run.config.seed))
         assert folder.parts[-3] == run.manifest.protocol
         assert run.method in folder.parts[-2]
         assert folder.parts[-1] == f"{run.config.bits}-{run.config.seed}"
 
+    monkeypatch.setattr(module, "connected", nullcontext)
+    monkeypatch.setattr(module, "num_that_fit", lambda workers, gpus_per_worker: 1)
     monkeypatch.setattr(module, "train_on_ray", note)
     monkeypatch.setattr(module, "_evaluate", lambda folder, run, rule: metrics_of(dataset=run.manifest.dataset))
     return runs
+
+
+def test_runs_that_fail_are_named_and_the_others_are_measured(cli, trained, labelled, tmp_path, monkeypatch):
+    train = module.train_on_ray
+
+    def fail(run, *arguments, **options):
+        if run.config.seed == 1:
+            raise InputError("the loss is nan")
+        train(run, *arguments, **options)
+
+    monkeypatch.setattr(module, "train_on_ray", fail)
+    command = ("reproduce", "mhcln", "--data", labelled, "--out", tmp_path, "--bits", 16, "--seeds", 3)
+    ended = cli(*command, *settings(*TINY[:4]))
+    assert ended.code == 2
+    assert (
+        "2 of 3 runs are complete; the same command repeats the others: run 2 of 3: mhcln, 16 bits, seed 1: the loss"
+        in (ended.err)
+    )
+    assert [seed for _, _, _, seed in trained] == [0, 2]
+    assert not (tmp_path / "results.md").exists()
+
+
+@pytest.mark.parametrize("number", [0, -2])
+def test_too_few_runs_at_a_time_are_refused(untrained, labelled, number):
+    untrained("mhcln", "--data", labelled, "--concurrent", number, words=[f"--concurrent is {number}; at least 1"])
 
 
 def test_methods_that_the_data_do_not_allow_are_skipped_and_reported(cli, trained, labelled, tmp_path):
