@@ -207,7 +207,7 @@ def check_resources(what: str, bundles: Sequence[Mapping[str, float]]) -> None:
 
     Args:
         what: what needs the resources, the subject of the error message.
-        bundles: resources by name, such as {"CPU": 1, "GPU": 0.5}; each bundle must fit on one node.
+        bundles: resources by name, such as {"CPU": 1, "GPU": 0.5}, memory in bytes; each bundle must fit on one node.
     """
     import ray
 
@@ -226,10 +226,14 @@ def check_resources(what: str, bundles: Sequence[Mapping[str, float]]) -> None:
         _wait_for_resources(bundles, patience_s)
     if shortage := first_shortage():
         name, amount = shortage
+        is_memory = name == "memory"
+        asked = f"{needed[name] / 1e9:,.2f} GB of memory" if is_memory else f"{needed[name]:g} {name}s"
+        present = f"{amount / 1e9:,.2f} GB" if is_memory else f"{amount:g}"
+        advice = "use more or larger nodes" if is_memory else "ask for fewer"
         raise InputError(
-            f"{what} needs {needed[name]:g} {name}s, the cluster has {amount:g}"
+            f"{what} needs {asked}, the cluster has {present}"
             + (f" after {patience_s:g} s" if patience_s else "")
-            + f"; ask for fewer, or set {PATIENCE_VARIABLE} if the cluster adds nodes by itself"
+            + f"; {advice}, or set {PATIENCE_VARIABLE} if the cluster adds nodes by itself"
         )
 
 

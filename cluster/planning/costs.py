@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orbithash.cluster.planning.requirements import CodeKind
+from orbithash.cluster.serving.memory import CACHED_BYTES, PROCESS_BYTES
 from orbithash.encoders.errors import InputError
 
 __all__ = ["MEASURED", "Costs", "Probe", "fitted"]
@@ -140,7 +141,7 @@ MEASURED = Costs(
     map_s=0.015e-6,
     filter_s=45e-9,
     # Resident memory of actors and gateway under orbithash bench soak, without rows.
-    replica_bytes=340e6,
+    replica_bytes=PROCESS_BYTES,
     gateway_bytes=450e6,
     # The archives of orbithash bench serve, and thumbnails of UC Merced.
     column_bytes=47,
@@ -148,7 +149,7 @@ MEASURED = Costs(
     thumbnail_bytes=4700,
     # Segment files of those archives; without the URI and columns that are unknown for all rows.
     mapped_bytes=121,
-    cached_bytes=62,
+    cached_bytes=CACHED_BYTES,
 )
 
 

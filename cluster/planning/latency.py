@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from orbithash.cluster.planning.costs import Costs
 from orbithash.cluster.planning.requirements import Requirements
+from orbithash.cluster.serving.memory import num_segments
 from orbithash.cluster.serving.shards import SHARD_THREADS
 from orbithash.search.engine.batching import MAX_BATCH
-from orbithash.search.segments.versions.merging import MAX_ROWS
 
 __all__ = [
     "MAX_DIRECT",
@@ -21,7 +21,6 @@ __all__ = [
     "distinct_of_shard",
     "latency",
     "num_distinct",
-    "num_segments",
     "search_seconds",
 ]
 
@@ -106,11 +105,6 @@ def search_seconds(requirements: Requirements, costs: Costs, shards: int, batch:
     segments = num_segments(requirements.rows / shards)
     codes = num_distinct(requirements, costs, shards) / segments
     return segments * costs.search_s(requirements.codes, codes, requirements.bits, batch)
-
-
-def num_segments(rows: float) -> int:
-    """Return the number of large segments of a shard; the small ones of recent changes are not counted."""
-    return math.ceil(rows / MAX_ROWS)
 
 
 def num_distinct(requirements: Requirements, costs: Costs, shards: int) -> float:

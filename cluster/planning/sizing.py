@@ -4,18 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from orbithash.cluster.planning.costs import Costs
-from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, num_segments, search_seconds
+from orbithash.cluster.planning.latency import Fan, Latency, num_distinct, search_seconds
 from orbithash.cluster.planning.requirements import Requirements
+from orbithash.cluster.serving.memory import num_segments, replica_parts, segment_parts
 from orbithash.cluster.serving.shards import SHARD_CPUS, START_TIMEOUT_S
 from orbithash.encoders.codes import num_bytes
-from orbithash.search.index.exact import MIN_WORDS, code_parts
-from orbithash.search.segments.host import MAX_VERSIONS
-from orbithash.search.segments.selections import MAX_KEPT_BYTES
 
-__all__ = ["Alternative", "Plan", "nodes_for_memory", "segment_bytes", "size", "version_bytes"]
+__all__ = ["Alternative", "Plan", "nodes_for_memory", "size"]
 
 _GB, _MS = 1e9, 1e-3
 # Above this memory bandwidth of a node, GB per second, the plan warns: about what two cores can read.
@@ -82,33 +78,6 @@ class Plan:
     start_s: dict[str, float]
     limits: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()
-
-
-def segment_bytes(rows: float, distinct: float, bits: int, is_part: bool) -> dict[str, float]:
-    """Return the memory of a segment (`search.segments.segment.Segment`) with the index exact, by part.
-
-    `is_part`: the archive has other shards, so that the ids of this one have gaps and are stored.
-    """
-    return {
-        "codes": distinct * 8 * math.ceil(bits / 64),
-        "rows of codes": 4 * rows + (4 * (distinct + 1) if distinct < rows else 0),
-        "tables": _table_bytes(distinct, bits),
-        "ids": 4 * rows if is_part else 0.0,
-    }
-
-
-def _table_bytes(distinct: float, bits: int) -> float:
-    """Return the memory of the tables of `search.index.exact`: offsets for each value of a part, and code numbers."""
-    if distinct * math.ceil(bits / 64) < MIN_WORDS:
-        return 0.0
-    widths = np.diff(code_parts(int(distinct), bits))
-    # The codes are in the order of the first part, which needs no numbers.
-    return float(4 * ((1 << widths) + 1).sum() + 4 * (len(widths) - 1) * distinct)
-
-
-def version_bytes(rows: float) -> float:
-    """Return the memory of one more version: the set of rows that are left, if the version removes any."""
-    return rows / 8
 
 
 def nodes_for_memory(requirements: Requirements, costs: Costs, shards: int) -> int:
@@ -197,28 +166,21 @@ def _node_bytes(requirements: Requirements) -> float:
 
 
 def _segment(requirements: Requirements, costs: Costs, shards: int) -> float:
-    return sum(_segment_parts(requirements, costs, shards).values())
-
-
-def _segment_parts(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
-    rows, distinct = requirements.rows / shards, num_distinct(requirements, costs, shards)
-    segments = num_segments(rows)
-    of_segment = segment_bytes(rows / segments, distinct / segments, requirements.bits, shards > 1)
-    return {name: segments * value for name, value in of_segment.items()}
+    distinct = num_distinct(requirements, costs, shards)
+    return sum(segment_parts(requirements.rows / shards, distinct, requirements.bits, shards > 1).values())
 
 
 def _replica_bytes(requirements: Requirements, costs: Costs, shards: int) -> dict[str, float]:
     """Return the memory of one replica of a shard by content."""
-    rows = requirements.rows / shards
-    # Half of the kept filters may belong to segments that were merged since.
-    filters = min(MAX_KEPT_BYTES, 64 * rows / 8)
-    return {
-        **_segment_parts(requirements, costs, shards),
-        "versions": MAX_VERSIONS * version_bytes(rows) if requirements.has_changes else 0.0,
-        "filters": filters,
-        "columns in the page cache": rows * costs.cached_bytes,
-        "processes of shards": costs.replica_bytes,
-    }
+    return replica_parts(
+        requirements.rows / shards,
+        num_distinct(requirements, costs, shards),
+        requirements.bits,
+        shards > 1,
+        has_changes=requirements.has_changes,
+        cached_bytes=costs.cached_bytes,
+        process_bytes=costs.replica_bytes,
+    )
 
 
 def _limits(

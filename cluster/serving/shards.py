@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.cluster.runtime import check_resources
+from orbithash.cluster.serving.memory import asked_bytes, check_nodes
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.changes import num_ids
 from orbithash.encoders.errors import InputError
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 # Ray's namespace of the actors.
 NAMESPACE = "orbithash"
 
-# CPUs of one replica. A search is short; the scarce resource of a shard is memory.
+# CPUs of one replica. A search is short; the scarce resource of a shard is memory (`memory.asked_bytes`).
 SHARD_CPUS = 0.1
 
 # Threads of one replica that search and read, and threads of Arrow that read the archive.
@@ -168,8 +169,10 @@ class RayBackend:
         # Raises for an unknown name.
         is_exact_index(index)
         num_actors = num_shards * num_replicas
-        bundles = [{"CPU": SHARD_CPUS}] * num_actors
+        memory = asked_bytes(archive.num_rows, archive.bits, num_shards)
+        bundles = [{"CPU": SHARD_CPUS, "memory": memory}] * num_actors
         await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
+        await asyncio.to_thread(check_nodes, num_actors, memory)
         deal = Deal.of(await asyncio.to_thread(num_ids, archive), num_shards)
         service, token = secrets.token_hex(8), secrets.token_hex(32)
         names = tuple(
@@ -193,7 +196,7 @@ class RayBackend:
                 f"the cluster had no room for {num_actors} shards within {START_TIMEOUT_S:.0f} s; add nodes or reduce "
                 "--shards or --replicas"
             )
-        actor_class = ray.remote(num_cpus=SHARD_CPUS, max_restarts=MAX_RESTARTS)(_ShardActor)
+        actor_class = ray.remote(num_cpus=SHARD_CPUS, memory=memory, max_restarts=MAX_RESTARTS)(_ShardActor)
 
         def start_actor(number: int, replica: int) -> Any:
             bundle = PlacementGroupSchedulingStrategy(groups[number], replica)

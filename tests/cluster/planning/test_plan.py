@@ -12,7 +12,8 @@ from orbithash.cluster.planning.latency import MAX_DIRECT, Fan, Latency, distinc
 from orbithash.cluster.planning.page import write_plan_page
 from orbithash.cluster.planning.plan import make_plan
 from orbithash.cluster.planning.requirements import Requirements
-from orbithash.cluster.planning.sizing import segment_bytes, size
+from orbithash.cluster.planning.sizing import size
+from orbithash.cluster.serving.memory import segment_bytes
 from orbithash.cluster.serving.shards import SHARD_THREADS
 from orbithash.encoders.errors import InputError
 from orbithash.search.segments.dealing import Deal

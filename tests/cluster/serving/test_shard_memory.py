@@ -1,0 +1,93 @@
+"""The memory that shards ask Ray for: the plan's, on a real cluster, and refused where no node has it."""
+
+import asyncio
+import types
+
+import numpy as np
+import pytest
+
+from orbithash.cluster.planning.costs import MEASURED
+from orbithash.cluster.planning.latency import Fan, Latency
+from orbithash.cluster.planning.requirements import Requirements
+from orbithash.cluster.planning.sizing import size
+from orbithash.cluster.serving.memory import asked_bytes, check_nodes
+from orbithash.cluster.serving.shards import RayBackend
+from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import InputError
+from orbithash.search.observer import Observer
+
+BITS = 16
+
+
+@pytest.mark.parametrize(("rows", "bits", "shards"), [(10**9, 64, 16), (5 * 10**7, 128, 1), (10**6, 16, 4)])
+def test_a_shard_asks_for_what_a_plan_counts(rows, bits, shards):
+    plan = size(Requirements(rows, bits), MEASURED, shards, 1, Fan(shards, 0), Latency(1.0, {"all": 0.001}))
+    asked = asked_bytes(rows, bits, shards)
+    # A plan for random rows expects a few codes of a short length to be missing in a shard.
+    assert asked == pytest.approx(1e9 * plan.replica_gb, rel=1e-3)
+    assert asked_bytes(0, bits, shards) == pytest.approx(MEASURED.replica_bytes, rel=1e-6)
+
+
+@pytest.mark.ray
+def test_actors_reserve_their_memory_on_the_cluster(ray_cluster, tmp_path):
+    import ray
+    from ray.util import placement_group_table
+
+    codes = np.zeros((1000, BITS // 8), np.uint8)
+    keys = [f"row {number}" for number in range(len(codes))]
+    archive = Archive.create(tmp_path / "rows", BITS, "model")
+    archive.commit(Archive.write_fragments(archive.path, Archive.table(codes, BITS, key=keys, uri=keys)))
+    archive.refresh()
+    expected = asked_bytes(1000, BITS, 2)
+
+    def reserved():
+        groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        return [bundle["memory"] for group in groups for bundle in group["bundles"].values() if "memory" in bundle]
+
+    async def scenario():
+        backend = await RayBackend.start(archive, None, lambda: None, 2, 1, "exact", Observer())
+        try:
+            assert reserved() == [expected, expected]
+            # The actors use what their bundles have reserved: nothing is left of it.
+            left = [amount for name, amount in ray.available_resources().items() if name.startswith("memory_group_0_")]
+            assert left == []
+        finally:
+            await backend.close()
+
+    asyncio.run(scenario())
+    assert reserved() == []
+
+
+@pytest.mark.ray
+def test_shards_that_no_node_can_hold_are_refused(ray_cluster):
+    huge = types.SimpleNamespace(path="none", bits=64, num_rows=10**12)
+    with pytest.raises(
+        InputError, match=r"^serving 2 shards needs [\d,.]+ GB of memory, the cluster has [\d.]+ GB; use"
+    ):
+        asyncio.run(RayBackend.start(huge, None, lambda: None, 2, 1, "exact", Observer()))
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "each_gb", "words"),
+    [
+        (1, 5, r"^a shard needs 5\.00 GB of memory, the largest node of the cluster has 4\.00 GB for it; give more"),
+        (4, 3, r"^4 replicas of shards need 3\.00 GB of memory each, the nodes of the cluster have room for 2; add"),
+        (3, 2.5, r"have room for 2;"),
+        (2, 3, None),
+        (5, 2, r"room for 4;"),
+    ],
+)
+def test_memory_is_counted_by_node(monkeypatch, num_replicas, each_gb, words):
+    """Two nodes of 4 GB, beside that of a gateway and a dead one; three shards of 2.5 GB would fit into 8 GB."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
+        {"Alive": True, "Resources": {"memory": 64e9}},
+        {"Alive": False, "Resources": {"CPU": 2.0, "memory": 64e9}},
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    if words is None:
+        check_nodes(num_replicas, int(each_gb * 1e9))
+        return
+    with pytest.raises(InputError, match=words):
+        check_nodes(num_replicas, int(each_gb * 1e9))
