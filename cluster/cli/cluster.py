@@ -8,7 +8,8 @@ from typing import Annotated, cast
 import typer
 
 from orbithash.cluster.cli.options import CLUSTER, JsonOption, ReportOption
-from orbithash.cluster.output import print_json
+from orbithash.cluster.output import print_json, say
+from orbithash.encoders.errors import InputError
 
 __all__ = ["verbs"]
 
@@ -47,6 +48,9 @@ def submit(
             "of the cluster can read it.",
         ),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the verb and its options; ask no cluster and start no job.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return after sending; do not follow the output.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", metavar="ID", help="Stop the job of this name.")] = None,
     as_json: JsonOption = False,
@@ -54,9 +58,14 @@ def submit(
     """Run a verb as a job on a Ray cluster and print its output; Ctrl-C leaves the job running."""
     from orbithash.cluster.submit import Cluster, Runtime, check_words, run_job, stop_job
 
+    if check and stop is not None:
+        raise InputError(f"got --check and --stop {stop}; give one of them")
     cluster = Cluster(address, token_file)
     if stop is None:
         check_words(context.find_root().command, words or [])
+        if check:
+            say("the command line is valid")
+            return
         # With --json, stdout carries the JSON alone.
         output = sys.stderr if as_json else sys.stdout
         runtime = Runtime.of(python, wheel, variables or [])

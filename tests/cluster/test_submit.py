@@ -250,6 +250,17 @@ def test_arguments_that_are_valid_on_another_machine(tmp_path, monkeypatch):
         check_words(typer.main.get_command(app), ["bench", "serve", "--rowz", "3"])
 
 
+def test_a_command_line_is_checked_without_a_cluster(cli, refused):
+    """No cluster listens at the address, so an answer means that none was asked."""
+    nowhere = ("submit", "--address", "http://127.0.0.1:1", "--check")
+    ended = cli(*nowhere, "--", "train", "dhcl", "--data", "/data", "--out", "/run")
+    assert (ended.code, ended.out) == (0, "")
+    assert "the command line is valid" in ended.err
+    refused(*nowhere, "--", "train", "dhcl", "--data", "data", "--out", "/run", words=["data", "absolute path"])
+    assert cli(*nowhere, "--", "train", "dhcl", "--dat", "/data", "--out", "/run").code == 2
+    refused(*nowhere, "--stop", "first", words=["got --check and --stop first; give one of them"])
+
+
 def test_an_address_without_a_cluster(refused):
     refused(
         *("submit", "--address", f"http://127.0.0.1:{free_port()}", "--", "scenes", "/here"),
