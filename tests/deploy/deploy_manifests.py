@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 FOLDERS = sorted(str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml"))
-SERVING = ("base", "overlays/small", "overlays/large", "overlays/head-fault-tolerance")
+SERVING = ("base", "overlays/small", "overlays/large", "overlays/gpu/serve", "overlays/head-fault-tolerance")
 JOBS = ("jobs/train", "jobs/encode", "overlays/gpu/train", "overlays/gpu/encode", "overlays/cache/train")
 # Policies that are applied beside a cluster, each of which opens one way out.
 WAYS_OUT = ("overlays/object-store/https", "overlays/object-store/in-cluster", "overlays/tracker")

@@ -2,13 +2,14 @@
 
 import copy
 import inspect
+import math
 from pathlib import PurePosixPath
 
 import pytest
 from deploy_manifests import GATEWAY_PORT, KUBERNETES, ROOT, build, by_group, quantity, serve_options, spec_of
 
 from orbithash.cluster import runtime
-from orbithash.cluster.serving import encoder_pool, serve, shards
+from orbithash.cluster.serving import encoder_pool, memory, serve, shards
 from orbithash.search.protocol.address import is_loopback, parse_address
 
 # Seconds that Ray gives a driver to find the node in its pod.
@@ -72,7 +73,7 @@ def test_further_gateways_join_the_first_and_are_pods_like_it(serving):
     first, further = copy.deepcopy(serving["gateway"]), copy.deepcopy(serving["gateways"])
     for pod in (first, further):
         options = serve_options(pod)
-        own = ("join", "model", "shards", "replicas", "segments")
+        own = ("join", "model", "shards", "replicas", "segments", "gpus_per_encoder")
         assert options["join"] == (pod is further)
         assert (options["model"] is None) == (pod is further), "a gateway that joins takes the model of the first"
         pod.container("gateway")["command"] = {name: value for name, value in options.items() if name not in own}
@@ -147,11 +148,33 @@ def test_shards_find_room(serving):
     assert needed <= cpus * group["minReplicas"]
     assert 2 * needed <= cpus * group["maxReplicas"], "while the gateway moves, both archives have shards"
     assert options["replicas"] <= group["minReplicas"], "replicas of a shard on one pod fail together"
+    # Ray places no shard elsewhere: the other pods have no CPUs for it, or not the memory that it asks for.
+    smallest = memory.asked_bytes(0, 64, options["shards"])
     for pod in serving.values():
         if pod.ray["groupName"] != "shards":
-            assert pod.ray["rayStartParams"]["num-cpus"] == "0"
+            params = pod.ray["rayStartParams"]
+            assert params["num-cpus"] == "0" or int(params["memory"]) < smallest
     # The autoscaler must not remove the gateway's pod.
     assert serving["gateway"].ray["minReplicas"] == serving["gateway"].ray["maxReplicas"] == 1
+
+
+def test_a_pod_of_shards_holds_its_share_of_small_ones(serving):
+    """Ray counts the memory of each replica; those of a large archive need larger pods, and `serve` says so."""
+    options, group = serve_options(serving["gateway"]), serving["shards"].ray
+    each = memory.asked_bytes(10**7, 64, options["shards"])
+    of_pod = math.ceil(options["shards"] * options["replicas"] / group["minReplicas"])
+    assert of_pod * each <= int(group["rayStartParams"]["memory"])
+
+
+def test_the_network_of_queries_is_on_a_gpu():
+    pods = by_group(build(KUBERNETES / "overlays/gpu/serve"))
+    options, group = serve_options(pods["gateway"]), pods["encoders"].ray
+    low, _ = runtime.parse_workers(options["encoders"])
+    gpus, cpus = (int(group["rayStartParams"][name]) for name in ("num-gpus", "num-cpus"))
+    assert options["gpus_per_encoder"] * low <= gpus * group["minReplicas"]
+    assert 2 * options["gpus_per_encoder"] * low <= gpus * group["maxReplicas"], "while the gateway moves"
+    assert cpus >= encoder_pool.ENCODER_CPUS
+    assert all("num-gpus" not in pod.ray["rayStartParams"] for name, pod in pods.items() if name != "encoders")
 
 
 def test_sizes_differ():
@@ -159,8 +182,8 @@ def test_sizes_differ():
 
     def size(pods):
         group = pods["shards"].ray
-        memory = quantity(pods["shards"].spec["containers"][0]["resources"]["limits"]["memory"])
-        return memory * group["minReplicas"], serve_options(pods["gateway"])["shards"]
+        of_pod = quantity(pods["shards"].spec["containers"][0]["resources"]["limits"]["memory"])
+        return of_pod * group["minReplicas"], serve_options(pods["gateway"])["shards"]
 
     assert size(small)[0] < size(base)[0] < size(large)[0]
     assert size(small)[1] < size(base)[1] < size(large)[1]

@@ -188,7 +188,7 @@ def test_each_way_out_is_closed_until_its_overlay_is_applied(policies, way):
             is_head = pod.labels.get("ray.io/node-type") == "head"
             assert before == {**dict.fromkeys(before, False), WAYS_OUT[0]: is_head}
             trains = component in ("head", "job")
-            reads = trains or component in ("gateway", "shards", "tools")
+            reads = trains or component in ("gateway", "shards", "encoders", "tools")
             assert after == {**before, way: before[way] or (trains if way == "overlays/tracker" else reads)}
             assert ports_anywhere(more, pod) <= ports_anywhere(policies, pod) | {443}
 

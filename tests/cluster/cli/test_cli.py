@@ -102,6 +102,7 @@ SURFACE = {
     "submit": [
         "[VERB]...",
         "--address",
+        "--check",
         "--detach",
         "--env",
         "--id",
