@@ -26,6 +26,7 @@ __all__ = [
     "outputs_of",
     "pack",
     "unpack",
+    "words_of",
 ]
 
 MIN_BITS = 8
@@ -128,3 +129,13 @@ def hamming(queries: Codes, database: Codes) -> npt.NDArray[np.int32]:
     for column in range(queries.shape[1]):
         distances += np.bitwise_count(queries[:, column, None] ^ database[None, :, column])
     return distances
+
+
+def words_of(codes: Codes) -> npt.NDArray[np.uint64]:
+    """Return codes uint8 [N, B] as words uint64 [N, ceil(B/8)], which sort as the bytes do."""
+    count, width = codes.shape
+    if width % 8:
+        padded = np.zeros((count, width + -width % 8), np.uint8)
+        padded[:, :width] = codes
+        codes = padded
+    return np.ascontiguousarray(codes).view(">u8").astype(np.uint64)

@@ -9,10 +9,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import Codes, check_bits, check_codes
-from orbithash.search.index.compiled import Kernel, read_only
+from orbithash.encoders.codes import Codes, check_bits, check_codes, words_of
+from orbithash.encoders.compiled import Kernel, read_only
 
-__all__ = ["Bits", "CodeRows", "FewRows", "RowNumbers", "Words", "few_rows", "words_of"]
+__all__ = ["Bits", "CodeRows", "FewRows", "RowNumbers", "Words", "few_rows"]
 
 Words = npt.NDArray[np.uint64]
 RowNumbers = npt.NDArray[np.uint32]
@@ -65,16 +65,6 @@ def few_rows(rows: CodeRows, passing: Bits) -> FewRows:
     starts = _NO_STARTS if rows.starts is None else read_only(rows.starts)
     selected, words = _select_rows(read_only(rows.words), starts, read_only(rows.rows), read_only(passing))
     return FewRows(read_only(selected), read_only(words))
-
-
-def words_of(codes: Codes) -> Words:
-    """Return codes uint8 [N, B] as words uint64 [N, ceil(B/8)], which sort as the bytes do."""
-    count, width = codes.shape
-    if width % 8:
-        padded = np.zeros((count, width + -width % 8), np.uint8)
-        padded[:, :width] = codes
-        codes = padded
-    return np.ascontiguousarray(codes).view(">u8").astype(np.uint64)
 
 
 @numba.njit(nogil=True)

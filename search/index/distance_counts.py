@@ -5,8 +5,7 @@
 # ruff: noqa: ANN001, D417
 import numpy as np
 
-from orbithash.search.index.compiled import Kernel
-from orbithash.search.index.nearest import count_ones
+from orbithash.encoders.compiled import Kernel, count_ones
 
 __all__ = ["add_distances"]
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import Codes, check_codes
+from orbithash.encoders.codes import Codes, check_codes, words_of
+from orbithash.encoders.compiled import flat, kernel_folder, read_only
 from orbithash.encoders.errors import InputError
-from orbithash.search.index.code_rows import Bits, CodeRows, FewRows, RowNumbers, Words, few_rows, words_of
-from orbithash.search.index.compiled import flat, kernel_folder, read_only
+from orbithash.search.index.code_rows import Bits, CodeRows, FewRows, RowNumbers, Words, few_rows
 from orbithash.search.index.kernels import AUTO, fill_table, search_codes
 from orbithash.search.index.row_types import ALL_ROWS, RowAnswer, RowMask
 
@@ -136,7 +136,7 @@ def warm_up(bits: int) -> float:
     few = few_rows(rows, np.array([1, 0], np.uint8))
     index.search(codes[:1], 1, mask=RowMask(few=few))
     seconds = time.perf_counter() - begun
-    _LOG.info("kernels ready in %.1f s (cache: %s)", seconds, kernel_folder())
+    _LOG.info("kernels ready in %.1f s (cache: %s)", seconds, kernel_folder(__file__))
     return seconds
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.codes import Codes, num_bytes
+from orbithash.encoders.compiled import read_only
 from orbithash.search.index.answers import NO_HIT
 from orbithash.search.index.code_rows import CodeRows
-from orbithash.search.index.compiled import read_only
 from orbithash.search.index.exact import Scope, scan_few
 from orbithash.search.index.indexes import build_index
 from orbithash.search.index.nearest import first_rows

@@ -17,8 +17,8 @@ The scan passes a block of codes, which stays in the first-level cache, by all q
 import numba
 import numpy as np
 
-from orbithash.search.index.compiled import Kernel
-from orbithash.search.index.nearest import count_ones, offer, unload
+from orbithash.encoders.compiled import Kernel, count_ones
+from orbithash.search.index.nearest import offer, unload
 
 __all__ = ["AUTO", "PROBE", "SCAN", "fill_table", "search_codes"]
 

@@ -3,28 +3,14 @@
 # numba reads the types from the arguments.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 # ruff: noqa: ANN001, ANN201, ANN202
-from typing import Any
-
 import numba
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
-from orbithash.search.index.compiled import Kernel
+from orbithash.encoders.compiled import Kernel
 
-__all__ = ["count_ones", "first_rows", "offer", "unload"]
+__all__ = ["first_rows", "offer", "unload"]
 
 _LOWEST_32 = np.uint64(0xFFFFFFFF)
-
-
-@intrinsic
-def count_ones(typing_context: Any, word: Any) -> Any:
-    """Return the number of ones of a word uint64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
 
 
 @numba.njit(nogil=True)

@@ -16,7 +16,7 @@ import math
 import numba
 import numpy as np
 
-from orbithash.search.index.compiled import Kernel
+from orbithash.encoders.compiled import Kernel
 
 __all__ = ["NUM_RANKED", "NUM_WITHIN", "SIZE", "offer_hashes", "offer_numbers", "offer_places", "offer_products"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orbithash.search.index.compiled import Kernel, read_only
+from orbithash.encoders.compiled import Kernel, read_only
 
 __all__ = ["Boxes", "boxes_of", "points_of", "read_outlines"]
 

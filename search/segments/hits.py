@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from orbithash.encoders.compiled import Kernel, read_only
 from orbithash.search.index.answers import Ids
-from orbithash.search.index.compiled import Kernel, read_only
 from orbithash.search.segments.chunks import ROWS_PER_CHUNK, Labels
 from orbithash.v1 import search_pb2
 

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orbithash.encoders.codes import Codes, check_codes
+from orbithash.encoders.codes import Codes, check_codes, words_of
+from orbithash.encoders.compiled import flat, read_only
 from orbithash.search.index.answers import Counts
-from orbithash.search.index.code_rows import words_of
-from orbithash.search.index.compiled import flat, read_only
 from orbithash.search.index.distance_counts import add_distances
 from orbithash.search.index.rankings import GroupName
 from orbithash.search.segments import bits

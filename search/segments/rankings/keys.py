@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orbithash.search.index.compiled import Kernel, read_only
+from orbithash.encoders.compiled import Kernel, read_only
 from orbithash.search.index.ranking_kernels import offer_hashes, offer_numbers, offer_places, offer_products
 from orbithash.search.index.rankings import ByTime, LinearOrder, Order, PlaceOrder, RandomOrder
 from orbithash.search.protocol.errors import InvalidQuery

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orbithash.search.index.compiled import read_only
+from orbithash.encoders.compiled import read_only
 from orbithash.search.index.ranking_kernels import NUM_RANKED, NUM_WITHIN, SIZE
 from orbithash.search.index.rankings import Order, Ranked, merge_ranked
 from orbithash.search.segments import bits

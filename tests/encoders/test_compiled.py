@@ -5,10 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from orbithash.search.index import code_rows, kernels
-from orbithash.search.index.compiled import Kernel, kernel_folder, read_only
-from orbithash.search.index.exact import warm_up
-from orbithash.search.index.row_index import CodeRows, RowMask, build_row_index
+from orbithash.encoders.compiled import Kernel, kernel_folder, read_only
 
 
 def add(array, number):
@@ -19,8 +16,8 @@ def add(array, number):
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path))
-    assert kernel_folder().parent == tmp_path / "numba"
-    return kernel_folder()
+    assert kernel_folder(__file__).parent == tmp_path / "numba"
+    return kernel_folder(__file__)
 
 
 def test_compiled_code_is_kept_and_a_damaged_file_is_replaced(folder, caplog):
@@ -39,15 +36,3 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, caplog):
     assert Kernel(add)(read_only(np.arange(3)), 4) == 4
     assert "add is compiled anew: " in caplog.text
     assert "cannot be written" in caplog.text
-
-
-@pytest.mark.parametrize("bits", [8, 128])
-def test_searches_compile_nothing_after_warm_up(bits):
-    kept = [kernels.search_codes, kernels.fill_table, code_rows._sort_codes, code_rows._select_rows]
-    warm_up(64)
-    before = [kernel._compiled.signatures for kernel in kept]
-    codes = np.random.default_rng(0).integers(0, 256, (300, bits // 8), np.uint8)
-    index = build_row_index("exact", CodeRows.build(codes, bits), bits)
-    passing = np.packbits(np.arange(300) % 2 == 0, bitorder="little")
-    index.search(codes[:2], np.int64(3), np.int32(5), (np.int32(1), np.uint64(2)), RowMask(passing, read_only(passing)))
-    assert [kernel._compiled.signatures for kernel in kept] == before

@@ -17,24 +17,35 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import types
+from numba.extending import intrinsic
 
 from orbithash.encoders.files import cache_folder
 
-__all__ = ["Kernel", "flat", "kernel_folder", "read_only"]
+__all__ = ["Kernel", "count_ones", "flat", "kernel_folder", "read_only"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK = threading.Lock()
 
+# The folder of the top-level packages.
+_FLOORS = Path(__file__).parents[1]
 
-def kernel_folder() -> Path:
-    """Return the folder of compiled code, below `NUMBA_CACHE_DIR` or the folder `numba` of `cache_folder()`."""
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder() / "numba") / _source_digest()
+
+def kernel_folder(source: str) -> Path:
+    """Return the folder of the compiled code of the kernels in a source file.
+
+    It is below `NUMBA_CACHE_DIR` or the folder `numba` of `cache_folder()`.
+    """
+    path, folder = Path(source), Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder() / "numba")
+    # Kernels call kernels of other rooms of their floor.
+    floor = _FLOORS / path.relative_to(_FLOORS).parts[0] if path.is_relative_to(_FLOORS) else path.parent
+    return folder / _source_digest(floor)
 
 
 @functools.cache
-def _source_digest() -> str:
-    """Return a digest of the source of all kernels. numba notices only changes of the file of the outermost one."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+def _source_digest(floor: Path) -> str:
+    """Return a digest of the source of a floor. numba notices only changes of the file of the outermost function."""
+    sources = [Path(__file__), *sorted(floor.rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
@@ -75,7 +86,7 @@ class Kernel:
 
 
 def _numba_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    folder, is_kept = kernel_folder(), True
+    folder, is_kept = kernel_folder(function.__code__.co_filename), True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -95,3 +106,13 @@ def _numba_function(function: Callable[..., Any]) -> Callable[..., Any]:
 def flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return a read-only view [size] of a contiguous array."""
     return read_only(np.ascontiguousarray(array).reshape(-1))
+
+
+@intrinsic  # type: ignore[untyped-decorator] # of numba
+def count_ones(typing_context: Any, word: Any) -> Any:
+    """Return the number of ones of a word uint64; for kernels."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
