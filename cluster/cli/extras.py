@@ -16,6 +16,7 @@ EXTRAS = {
     "lance": ("serve", "train"),
     "matplotlib": ("train",),
     "mlflow": ("mlflow",),
+    "numba": ("train", "serve"),
     "numpy": ("train", "serve", "web"),
     "open_clip": ("open-clip",),
     "optuna": ("train",),

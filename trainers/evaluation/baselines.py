@@ -165,7 +165,9 @@ def _result(
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
         for k in dict.fromkeys((1, HEADLINE_K, *cutoffs)):
             values.setdefault(f"precision@{k}", []).append(hits_at(chunk, k) / k)
-        add_nearest(nearest, distances, np.isfinite(distances), chunk_labels, labels["database"])
+        is_nearest = (distances == distances.min(1, keepdims=True)) & np.isfinite(distances)
+        nearest_rows, nearest_items = np.nonzero(is_nearest)
+        add_nearest(nearest, nearest_rows, nearest_items, chunk_labels, labels["database"])
     by_query = {name: np.concatenate(chunk_values) for name, chunk_values in values.items()}
     return BaselineResult(
         bytes=ranker.bytes,

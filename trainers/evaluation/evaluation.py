@@ -21,8 +21,8 @@ from orbithash.trainers.metrics.metrics import (
     nearest_class_counts,
     nearest_class_shares,
     pair_recall,
-    rank_histograms,
 )
+from orbithash.trainers.metrics.rankings import rank_histograms
 from orbithash.trainers.metrics.rescored import OVERSAMPLING, Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import (
     Labels,
@@ -157,8 +157,9 @@ def evaluate(
     if rescored := _rescored(retrieval, query, database, cutoffs):
         metrics["rescored"] = rescored
     if pairs:
-        metrics["pair_recall"] = pair_recall(retrieval, own)
-    confused = confused_pairs(nearest_class_counts(retrieval, len(classes)), query.labels)
+        metrics["pair_recall"] = pair_recall(retrieval, histograms, own)
+    nearest = nearest_class_counts(retrieval, len(classes))
+    confused = confused_pairs(nearest, query.labels)
     return Evaluation(
         metrics=metrics,
         classes=tuple(classes),
@@ -166,7 +167,7 @@ def evaluate(
         scores=scores,
         query_labels=query.labels,
         codes=codes,
-        nearest_classes=None if retrieval.multi_label else nearest_class_shares(retrieval, len(classes)),
+        nearest_classes=None if retrieval.multi_label else nearest_class_shares(nearest, query.labels),
         sample=None if retrieval.multi_label else _sample(database),
         confused=confused,
         gallery=make_gallery(retrieval, query, database, scores, classes, confused),

@@ -9,12 +9,13 @@ A query that shares no class with any item counts as 0. The tie policies are tho
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
-from orbithash.trainers.metrics.average_precision import Floats, check_cutoff
-from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Retrieval, chunks
+from orbithash.trainers.metrics.average_precision import Counts, Floats, check_cutoff
+from orbithash.trainers.metrics.rankings import count_gains, rankings
+from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Retrieval, query_chunks
 
 __all__ = ["normalised_gains"]
 
@@ -29,13 +30,17 @@ def normalised_gains(
     results: dict[str, dict[str, list[Floats]]] = {}
     # The number of cells (query, distance, gain) of a chunk is limited like the number of pairs.
     cells_of_query = columns * (retrieval.query_labels[0].size + 1)
-    for _, distances, shared in chunks(retrieval, chunk_pairs * num_items // max(num_items, cells_of_query)):
-        counts = _joint_counts(distances, shared.astype(np.int64), columns)
-        for k in map(check_cutoff, dict.fromkeys(cutoffs)):
+    ks = [check_cutoff(k) for k in dict.fromkeys(cutoffs)]
+    ranked = rankings(retrieval, max(ks))
+    for queries in query_chunks(retrieval, chunk_pairs * num_items // max(num_items, cells_of_query)):
+        counts = _joint_counts(retrieval, queries)
+        listed = np.zeros((len(counts), min(max(ks), num_items)))
+        for row, ranking in zip(listed, islice(ranked, len(counts)), strict=True):
+            row[: len(ranking.gains)] = ranking.gains
+        for k in ks:
             values = _chunk_dcg(counts, discounts, k)
-            nearest = np.argsort(distances, axis=1, kind="stable")[:, :k]
-            listed = np.take_along_axis(shared, nearest, 1)
-            values["index"] = (listed * np.diff(discounts)[: listed.shape[1]]).sum(1)
+            first = listed[:, :k]
+            values["index"] = (first * np.diff(discounts)[: first.shape[1]]).sum(1)
             best = values.pop("best")
             by_policy = results.setdefault(f"ndcg@{k}", {})
             for policy, gains in values.items():
@@ -44,20 +49,15 @@ def normalised_gains(
     return {name: {policy: np.concatenate(v) for policy, v in results[name].items()} for name in results}
 
 
-def _joint_counts(
-    distances: npt.NDArray[np.uint16], gains: npt.NDArray[np.int64], columns: int
-) -> npt.NDArray[np.int64]:
-    """Return the number of items of each query at each distance with each gain, int64 [q, K+1, G].
-
-    Excluded items, at distance K + 1, are not counted.
-    """
-    rows, levels = len(distances), int(gains.max()) + 1
-    cells = (np.arange(rows)[:, None] * columns + distances) * levels + gains
-    counts: npt.NDArray[np.int64] = np.bincount(cells.ravel(), minlength=rows * columns * levels)
-    return counts.reshape(rows, columns, levels)[:, :-1]
+def _joint_counts(retrieval: Retrieval, queries: slice) -> Counts:
+    """Return the number of items of each query at each distance with each gain, int64 [q, K+1, G]."""
+    labels = retrieval.query_labels[queries]
+    counts = count_gains(retrieval, queries, int(labels.sum(1).max()) + 1 if labels.ndim == 2 else 2)
+    num_levels = int(np.flatnonzero(counts.any((0, 1))).max(initial=0)) + 1
+    return np.ascontiguousarray(counts[:, :, :num_levels])
 
 
-def _chunk_dcg(counts: npt.NDArray[np.int64], discounts: Floats, k: int) -> dict[str, Floats]:
+def _chunk_dcg(counts: Counts, discounts: Floats, k: int) -> dict[str, Floats]:
     """Return the DCG@k of each query by policy, and of the best ranking, from counts int64 [q, K+1, G]."""
     rows, num_distances, num_levels = counts.shape
     levels = np.arange(num_levels, dtype=np.float64)
@@ -73,7 +73,7 @@ def _chunk_dcg(counts: npt.NDArray[np.int64], discounts: Floats, k: int) -> dict
     }
 
 
-def _dcg(counts: npt.NDArray[np.int64], gains: Floats, discounts: Floats, k: int) -> Floats:
+def _dcg(counts: Counts, gains: Floats, discounts: Floats, k: int) -> Floats:
     """Return the DCG@k float64 [q] of a ranking in R runs of items with equal gain.
 
     `counts` int64 [q, R] are the numbers of items of each run, `gains` the gain of each of its items.

@@ -1,8 +1,8 @@
 """Retrieval metrics of packed codes: all metrics of `metrics.json`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from orbithash.trainers.metrics.average_precision import (
     success_at,
 )
 from orbithash.trainers.metrics.gains import normalised_gains
-from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, Retrieval, chunks
+from orbithash.trainers.metrics.rankings import rank_histograms, rankings
+from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, Retrieval, query_chunks
 
 __all__ = [
     "DEFINITIONS",
@@ -34,10 +35,8 @@ __all__ = [
     "mean_average_precision",
     "nearest_class_counts",
     "nearest_class_shares",
-    "order_average_precision",
     "pair_recall",
     "radius_curve",
-    "rank_histograms",
 ]
 
 DEFINITIONS: tuple[Definition, ...] = ("ap_min", "ap_hits", "ap_k", "ap_first_k")
@@ -56,21 +55,6 @@ _PAIRS_AT_ONCE = 2**16
 Values = dict[str, dict[str, float]]
 
 
-def rank_histograms(retrieval: Retrieval, *, chunk_pairs: int = CHUNK_PAIRS) -> Histograms:
-    """Return the numbers of items and relevant items at each distance 0..K from each query."""
-    # One more column for excluded items.
-    columns = retrieval.bits + 2
-    items = np.zeros((len(retrieval.query_codes), columns), np.int64)
-    relevant = np.zeros_like(items)
-    for start, distances, shared in chunks(retrieval, chunk_pairs):
-        rows = len(distances)
-        cells = distances + np.arange(rows)[:, None] * columns
-        shape, size = (rows, columns), rows * columns
-        items[start : start + rows] = np.bincount(cells.ravel(), minlength=size).reshape(shape)
-        relevant[start : start + rows] = np.bincount(cells[shared > 0], minlength=size).reshape(shape)
-    return Histograms(items[:, :-1], relevant[:, :-1])
-
-
 def mean_average_precision(
     query_codes: npt.NDArray[np.uint8],
     database_codes: npt.NDArray[np.uint8],
@@ -82,21 +66,6 @@ def mean_average_precision(
     """Return the mean over the queries of the expected `ap_min` within rank k; None: over the whole ranking."""
     retrieval = Retrieval(query_codes, database_codes, query_labels, database_labels, bits)
     return float(average_precision(rank_histograms(retrieval), k).mean())
-
-
-def order_average_precision(
-    retrieval: Retrieval,
-    k: int | None,
-    definition: Definition = "ap_min",
-    *,
-    seed: int | None = None,
-    chunk_pairs: int = CHUNK_PAIRS,
-) -> Floats:
-    """Average precision with ties in one order, float64 [Q]: the database's, or a random one drawn from `seed`."""
-    order = None if seed is None else np.random.default_rng(seed).permutation(len(retrieval.database_codes))
-    num_items = retrieval.num_items.tolist()
-    ranks = _relevant_ranks(retrieval, order, chunk_pairs)
-    return np.array([ranked_average_precision(r, k, definition, n) for r, n in zip(ranks, num_items, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -122,33 +91,34 @@ def radius_curve(histograms: Histograms) -> RadiusCurve:
     )
 
 
-def nearest_class_shares(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
-    """Return the classes of the nearest items, float64 [num_classes, num_classes]; a row for the queries of each class.
+def nearest_class_shares(counts: Floats, query_labels: Labels) -> Floats:
+    """Return the classes of the nearest items, float64 [C, C]; a row for the queries of each class.
 
-    Items that tie at the smallest distance share the rank. A row sums to 1 minus the share of unlabelled items; it is 0
-    if no query has the class. Labels must be single and below `num_classes`.
+    A row sums to 1 minus the share of unlabelled items; it is 0 if no query has the class.
+
+    Args:
+        counts: float64 [C, C] of `nearest_class_counts`.
+        query_labels: labels of the queries, one class each.
     """
-    assert not retrieval.multi_label, "a multi-label item has no single column"
-    counts = np.bincount(retrieval.query_labels, minlength=num_classes)
-    return nearest_class_counts(retrieval, num_classes, chunk_pairs=chunk_pairs) / np.maximum(counts, 1)[:, None]
+    assert query_labels.ndim == 1, "a multi-label item has no single column"
+    return counts / np.maximum(np.bincount(query_labels, minlength=len(counts)), 1)[:, None]
 
 
 def nearest_class_counts(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
     """Return how many queries of each row's class have a nearest item of each column's class; see `add_nearest`."""
     counts = np.zeros((num_classes, num_classes))
-    for start, distances, _ in chunks(retrieval, chunk_pairs):
-        labels = retrieval.query_labels[start : start + len(distances)]
-        add_nearest(counts, distances, distances <= retrieval.bits, labels, retrieval.database_labels)
+    ranked = rankings(retrieval)
+    for queries in query_chunks(retrieval, chunk_pairs):
+        nearest = []
+        for ranking in islice(ranked, queries.stop - queries.start):
+            num_tied = ranking.counts[np.flatnonzero(ranking.counts)[:1]].sum()
+            nearest.append(ranking.items[:num_tied].copy())
+        rows = np.repeat(np.arange(len(nearest)), [len(items) for items in nearest])
+        add_nearest(counts, rows, np.concatenate(nearest), retrieval.query_labels[queries], retrieval.database_labels)
     return counts
 
 
-def add_nearest(
-    counts: Floats,
-    distances: npt.NDArray[Any],
-    is_ranked: npt.NDArray[np.bool_],
-    query_labels: Labels,
-    database_labels: Labels,
-) -> None:
+def add_nearest(counts: Floats, rows: Counts, columns: Counts, query_labels: Labels, database_labels: Labels) -> None:
     """Add to `counts` float64 [C, C] the queries of each row's class with a nearest item of each column's class.
 
     Items that tie share the rank of the nearest; unlabelled ones are not counted. With several classes per item, only
@@ -156,13 +126,12 @@ def add_nearest(
 
     Args:
         counts: changed in place.
-        distances: [q, N].
-        is_ranked: bool [q, N]; excluded items are not ranked.
-        query_labels: of the q queries.
-        database_labels: of the N items.
+        rows: int64 [P], the query of each pair of a query and one of its nearest items, ascending.
+        columns: int64 [P], the item of each pair.
+        query_labels: of the queries.
+        database_labels: of the items.
     """
-    rows, columns = np.nonzero((distances == distances.min(1, keepdims=True)) & is_ranked)
-    weights = 1 / np.bincount(rows, minlength=len(distances))[rows]
+    weights = 1 / np.bincount(rows, minlength=len(query_labels))[rows]
     if query_labels.ndim == 1:
         known = database_labels[columns] >= 0
         np.add.at(counts, (query_labels[rows][known], database_labels[columns][known]), weights[known])
@@ -176,21 +145,24 @@ def add_nearest(
         counts[:size, :size] += (shares[0] * weights[part][is_wrong, None]).T @ shares[1]
 
 
-def pair_recall(
-    retrieval: Retrieval, own: npt.NDArray[np.integer], *, chunk_pairs: int = CHUNK_PAIRS
-) -> dict[str, float]:
+def pair_recall(retrieval: Retrieval, histograms: Histograms, own: npt.NDArray[np.integer]) -> dict[str, float]:
     """Return the share of queries that find their own pair within rank k, expected over ties: {"recall@1": …, …}.
 
-    `own` integers [Q] is the position of the pair in the database; -1 (absent) counts as not found.
+    Args:
+        retrieval: queries and database.
+        histograms: its `rank_histograms`.
+        own: integers [Q], the position of the pair in the database; -1 (absent) counts as not found.
     """
+    assert retrieval.exclude is None, "a pair is to be found"
     sums = dict.fromkeys((f"recall@{k}" for k in PAIR_CUTOFFS), 0.0)
-    for start, distances, _ in chunks(retrieval, chunk_pairs):
-        positions = own[start : start + len(distances)]
-        rows = np.flatnonzero(positions >= 0)
-        pair = distances[rows, positions[rows], None]
-        before, tied = (distances[rows] < pair).sum(1), (distances[rows] == pair).sum(1)
+    before = np.cumsum(histograms.items, 1) - histograms.items
+    for queries in query_chunks(retrieval):
+        rows = queries.start + np.flatnonzero(own[queries] >= 0)
+        differing = retrieval.query_codes[rows] ^ retrieval.database_codes[own[rows]]
+        distances = np.bitwise_count(differing).sum(1, dtype=np.int64)
+        num_before, tied = before[rows, distances], histograms.items[rows, distances]
         for k in PAIR_CUTOFFS:
-            sums[f"recall@{k}"] += float((np.clip(k - before, 0, tied) / tied).sum())
+            sums[f"recall@{k}"] += float((np.clip(k - num_before, 0, tied) / tied).sum())
     return {name: total / len(own) for name, total in sums.items()}
 
 
@@ -249,7 +221,8 @@ def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]
     totals[f"success@{SUCCESS_K}"] = 0.0
     totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
     num_items = retrieval.num_items.tolist()
-    for ranks, items in zip(_relevant_ranks(retrieval, None, CHUNK_PAIRS), num_items, strict=True):
+    for ranking, items in zip(rankings(retrieval), num_items, strict=True):
+        ranks = np.flatnonzero(ranking.gains) + 1
         for definition, k in all_measures:
             totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)
         for k in PRECISION_CUTOFFS:
@@ -258,14 +231,3 @@ def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]
             totals[f"recall@{k}"] += hits / max(len(ranks), 1)
         totals[f"success@{SUCCESS_K}"] += bool(np.searchsorted(ranks, SUCCESS_K, side="right"))
     return {name: total / len(num_items) for name, total in totals.items()}
-
-
-def _relevant_ranks(retrieval: Retrieval, order: Counts | None, chunk_pairs: int) -> Iterator[Counts]:
-    """Yield the 1-based ranks of the relevant items of each query; ties are in the order of the database or `order`."""
-    for _, distances, shared in chunks(retrieval, chunk_pairs):
-        same = shared > 0
-        if order is not None:
-            distances, same = distances[:, order], same[:, order]
-        ranking = np.argsort(distances, axis=1, kind="stable")
-        for row in np.take_along_axis(same, ranking, 1):
-            yield np.flatnonzero(row) + 1

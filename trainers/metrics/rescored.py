@@ -6,7 +6,8 @@ distance. Each cut-off has its own shortlist. Items of equal score tie, as do ot
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from orbithash.encoders.vectors import asymmetric_distances, cosine_scores
 from orbithash.trainers.metrics.average_precision import (
     Counts,
+    Definition,
     Floats,
     Histograms,
     average_precision,
@@ -24,7 +26,8 @@ from orbithash.trainers.metrics.average_precision import (
     success_at,
 )
 from orbithash.trainers.metrics.metrics import DEFINITIONS, POLICIES, PRECISION_CUTOFFS, SUCCESS_K, Values
-from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Retrieval, chunks
+from orbithash.trainers.metrics.rankings import Ranking, rankings
+from orbithash.trainers.metrics.retrieval import Retrieval
 
 __all__ = ["OVERSAMPLING", "Scores", "rescored_metrics"]
 
@@ -49,48 +52,55 @@ class Scores(NamedTuple):
         return asymmetric_distances(self.queries[query], rows.astype(np.uint8)).astype(np.float64)
 
 
-class _Ranking(NamedTuple):
-    """One query's ranking.
+@dataclass
+class _Rescored:
+    """The rankings of all queries at one cut-off, with what is kept of each.
 
     Attributes:
-        items: number of items of each tie group, in order, int64 [G].
-        relevant: number of relevant items of each tie group.
-        ranks: 1-based ranks of the relevant items if ties are in the order of the database.
+        k: the cut-off.
+        definitions: definitions of average precision that are computed.
+        items: number of items of each tie group of each query, in order, int64 [G] each.
+        relevant: number of relevant items of each tie group, int64 [G] each.
+        precision: average precision of each query by each definition, with ties in the order of the database.
+        hits: number of relevant items within the cut-off of each query, with ties in the order of the database.
     """
 
-    items: Counts
-    relevant: Counts
-    ranks: Counts
+    k: int
+    definitions: Sequence[Definition]
+    items: list[Counts] = field(default_factory=list)
+    relevant: list[Counts] = field(default_factory=list)
+    precision: list[list[float]] = field(default_factory=list)
+    hits: list[int] = field(default_factory=list)
+
+    def add(self, starts: Counts, relevant: npt.NDArray[np.bool_]) -> None:
+        """Add the ranking of a query: where its tie groups start, and the relevance of its items bool [N]."""
+        self.items.append(np.diff(starts, append=len(relevant)))
+        self.relevant.append(np.add.reduceat(relevant, starts, dtype=np.int64) if len(relevant) else starts)
+        ranks = np.flatnonzero(relevant) + 1
+        self.precision.append([ranked_average_precision(ranks, self.k, d, len(relevant)) for d in self.definitions])
+        self.hits.append(int(np.searchsorted(ranks, self.k, side="right")))
 
 
 def rescored_metrics(
-    retrieval: Retrieval,
-    scores: Scores,
-    cutoffs: Sequence[int] = (20, 100),
-    oversampling: float = OVERSAMPLING,
-    *,
-    chunk_pairs: int = CHUNK_PAIRS,
+    retrieval: Retrieval, scores: Scores, cutoffs: Sequence[int] = (20, 100), oversampling: float = OVERSAMPLING
 ) -> Values:
     """Return the metrics of `evaluate_codes` that have a cut-off, for rescored rankings; gains are left out.
 
     The policies are those of the ties that are left after rescoring; `index`: ties in the order of the database.
     """
+    ks = sorted({*map(check_cutoff, cutoffs), *PRECISION_CUTOFFS, SUCCESS_K})
+    by_k = [_Rescored(k, DEFINITIONS if k in cutoffs else ()) for k in ks]
+    for query, ranking in enumerate(rankings(retrieval)):
+        for rescored in by_k:
+            rescored.add(*_rescore(ranking, scores, query, math.ceil(round(rescored.k * oversampling, 6))))
     values: Values = {}
-    num_items = retrieval.num_items.tolist()
-    for k in sorted({*cutoffs, *PRECISION_CUTOFFS, SUCCESS_K}):
-        size = math.ceil(round(check_cutoff(k) * oversampling, 6))
-        rankings = list(_rankings(retrieval, scores, size, chunk_pairs))
-        groups = Histograms(_padded([r.items for r in rankings]), _padded([r.relevant for r in rankings]))
-        if k in cutoffs:
-            for definition in DEFINITIONS:
-                by_policy = {str(p): float(average_precision(groups, k, definition, p).mean()) for p in POLICIES}
-                by_order = [
-                    ranked_average_precision(r.ranks, k, definition, n)
-                    for r, n in zip(rankings, num_items, strict=True)
-                ]
-                values[f"{definition}@{k}"] = {**by_policy, "index": float(np.mean(by_order))}
-        num_hits = np.array([np.searchsorted(r.ranks, k, side="right") for r in rankings])
-        divisors = {"precision": np.full(len(rankings), k), "recall": np.maximum(groups.num_relevant, 1)}
+    for k, rescored in zip(ks, by_k, strict=True):
+        groups = Histograms(_padded(rescored.items), _padded(rescored.relevant))
+        for definition, by_order in zip(rescored.definitions, zip(*rescored.precision, strict=True), strict=True):
+            by_policy = {str(p): float(average_precision(groups, k, definition, p).mean()) for p in POLICIES}
+            values[f"{definition}@{k}"] = {**by_policy, "index": float(np.mean(by_order))}
+        num_hits = np.array(rescored.hits)
+        divisors = {"precision": np.full(len(num_hits), k), "recall": np.maximum(groups.num_relevant, 1)}
         for name, divisor in divisors.items() if k in PRECISION_CUTOFFS else ():
             by_policy = {str(p): float((hits_at(groups, k, p) / divisor).mean()) for p in POLICIES}
             values[f"{name}@{k}"] = {**by_policy, "index": float((num_hits / divisor).mean())}
@@ -101,28 +111,19 @@ def rescored_metrics(
     return {name: {policy: by_policy[policy] for policy in order} for name, by_policy in values.items()}
 
 
-def _rankings(retrieval: Retrieval, scores: Scores, size: int, chunk_pairs: int) -> Iterator[_Ranking]:
-    """Yield the ranking of each query with a shortlist of `size` items and those that tie with the last."""
-    query = 0
-    for _, all_distances, shared in chunks(retrieval, chunk_pairs):
-        for distances, is_relevant in zip(all_distances, shared > 0, strict=True):
-            order = np.argsort(distances, kind="stable")[: np.count_nonzero(distances <= retrieval.bits)]
-            ordered = distances[order]
-            stop = int(ordered.searchsorted(ordered[min(size, len(order)) - 1], side="right")) if len(order) else 0
-            costs = scores.costs(query, order[:stop])
-            best = np.lexsort((order[:stop], costs))
-            order[:stop], costs = order[:stop][best], costs[best]
-            # A group begins where the score changes and, after the shortlist, where the distance changes.
-            begins = np.ones(len(order), np.bool_)
-            begins[1:stop] = costs[1:] != costs[:-1]
-            begins[stop + 1 :] = ordered[stop + 1 :] != ordered[stop:-1]
-            starts, relevant = np.flatnonzero(begins), is_relevant[order]
-            yield _Ranking(
-                np.diff(starts, append=len(order)),
-                np.add.reduceat(relevant, starts, dtype=np.int64) if len(order) else starts,
-                np.flatnonzero(relevant) + 1,
-            )
-            query += 1
+def _rescore(ranking: Ranking, scores: Scores, query: int, size: int) -> tuple[Counts, npt.NDArray[np.bool_]]:
+    """Return where the tie groups start and the relevance bool [N], after rescoring `size` items and their ties."""
+    num_items, relevant = len(ranking.items), ranking.gains > 0
+    if not num_items:
+        return np.empty(0, np.int64), relevant
+    ends = np.cumsum(ranking.counts)
+    stop = int(ends[ends.searchsorted(min(size, num_items))])
+    costs = scores.costs(query, ranking.items[:stop])
+    best = np.lexsort((ranking.items[:stop], costs))
+    costs, relevant[:stop] = costs[best], relevant[:stop][best]
+    # A group begins where the score changes and, after the shortlist, where the distance changes.
+    starts = np.flatnonzero(np.concatenate([[True], costs[1:] != costs[:-1]]))
+    return np.concatenate([starts, np.unique(ends[(ends >= stop) & (ends < num_items)])]), relevant
 
 
 def _padded(rows: Sequence[Counts]) -> Counts:

@@ -7,28 +7,33 @@ relevant to no query and stay in the ranking as distractors.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import check_bits, check_codes, hamming
+from orbithash.encoders.codes import check_bits, check_codes, words_of
 from orbithash.encoders.errors import InputError
 
 __all__ = [
     "CHUNK_PAIRS",
     "Labels",
+    "Packed",
     "Retrieval",
     "check_labels",
-    "chunks",
     "labelled",
     "num_labels",
+    "query_chunks",
     "shared_labels",
     "with_label",
 ]
 
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
-# Maximum number of pairs of query and database item in memory at once: about 60 MiB with distances and order.
+Words = npt.NDArray[np.uint64]
+
+# Number of pairs of query and database item whose results are summed together.
 CHUNK_PAIRS = 4_000_000
 
 
@@ -66,6 +71,24 @@ def shared_labels(query: Labels, database: Labels) -> npt.NDArray[np.bool_] | np
         return same
     # Float products use BLAS; numbers of classes are exact in float32.
     return (query.astype(np.float32) @ database.astype(np.float32).T).astype(np.int16)
+
+
+class Packed(NamedTuple):
+    """Codes and labels as the kernels read them; see `kernels`.
+
+    Attributes:
+        queries, words: codes of the queries uint64 [Q, W], and of the database uint64 [W, N].
+        query_labels, labels: labels of the queries uint64 [Q, L], and of the database uint64 [L, N].
+        is_single: whether a label is the number of a class, and not a bit for each class.
+        excluded: int64 [Q], the item that a query does not rank; -1: none.
+    """
+
+    queries: Words
+    words: Words
+    query_labels: Words
+    labels: Words
+    is_single: bool
+    excluded: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -132,6 +155,19 @@ class Retrieval:
         """Whether an item may have several classes."""
         return self.query_labels.ndim == 2
 
+    @cached_property
+    def packed(self) -> Packed:
+        """The codes and labels as the kernels read them."""
+        excluded = np.full(len(self.query_codes), -1) if self.exclude is None else self.exclude
+        return Packed(
+            words_of(self.query_codes),
+            np.ascontiguousarray(words_of(self.database_codes).T),
+            _label_words(self.query_labels),
+            np.ascontiguousarray(_label_words(self.database_labels).T),
+            not self.multi_label,
+            excluded.astype(np.int64),
+        )
+
     @property
     def num_items(self) -> npt.NDArray[np.int64]:
         """Length of each query's ranking, int64 [Q]."""
@@ -139,22 +175,15 @@ class Retrieval:
         return np.asarray(np.full(len(self.query_codes), len(self.database_codes)) - num_excluded, np.int64)
 
 
-def chunks(
-    retrieval: Retrieval, chunk_pairs: int = CHUNK_PAIRS
-) -> Iterator[tuple[int, npt.NDArray[np.uint16], npt.NDArray[np.bool_] | npt.NDArray[np.int16]]]:
-    """Yield chunks of queries: position of the first query, distances uint16 [q, N] and `shared_labels` [q, N].
+def _label_words(labels: Labels) -> Words:
+    """Return labels as uint64 [N, L]: a bit for each class, or the number of the class."""
+    if labels.ndim == 2:
+        return words_of(np.packbits(labels, axis=1))
+    return labels.astype(np.int64).view(np.uint64)[:, None]
 
-    Excluded items have distance K + 1 and share no label.
-    """
+
+def query_chunks(retrieval: Retrieval, chunk_pairs: int = CHUNK_PAIRS) -> Iterator[slice]:
+    """Yield the queries in chunks of at most `chunk_pairs` pairs with the database, at least one query each."""
     rows = max(1, chunk_pairs // len(retrieval.database_codes))
     for start in range(0, len(retrieval.query_codes), rows):
-        queries = slice(start, start + rows)
-        # numpy sorts 16-bit integers by radix sort.
-        distances = hamming(retrieval.query_codes[queries], retrieval.database_codes).astype(np.uint16)
-        shared = shared_labels(retrieval.query_labels[queries], retrieval.database_labels)
-        if retrieval.exclude is not None:
-            positions = retrieval.exclude[queries]
-            rows_excluding = np.flatnonzero(positions >= 0)
-            distances[rows_excluding, positions[rows_excluding]] = retrieval.bits + 1
-            shared[rows_excluding, positions[rows_excluding]] = 0
-        yield start, distances, shared
+        yield slice(start, min(start + rows, len(retrieval.query_codes)))

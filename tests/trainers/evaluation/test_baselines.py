@@ -10,7 +10,8 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.evaluation import baselines
 from orbithash.trainers.evaluation.baselines import BASELINES, distance_histograms, evaluate_baselines
 from orbithash.trainers.metrics.average_precision import average_precision, hits_at, ranked_average_precision
-from orbithash.trainers.metrics.metrics import DEFINITIONS, rank_histograms
+from orbithash.trainers.metrics.metrics import DEFINITIONS
+from orbithash.trainers.metrics.rankings import rank_histograms
 from orbithash.trainers.metrics.retrieval import Retrieval
 
 CLASSES, WIDTH, BITS = 5, 24, 16

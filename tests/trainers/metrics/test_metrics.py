@@ -5,19 +5,20 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
-from orbithash.encoders.codes import pack
+from orbithash.encoders.codes import hamming, pack
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.metrics.average_precision import average_precision
+from orbithash.trainers.metrics.average_precision import average_precision, ranked_average_precision
 from orbithash.trainers.metrics.gains import normalised_gains
 from orbithash.trainers.metrics.metrics import (
     DEFINITIONS,
     evaluate_codes,
+    nearest_class_counts,
     nearest_class_shares,
-    order_average_precision,
     radius_curve,
-    rank_histograms,
 )
+from orbithash.trainers.metrics.rankings import count_gains, rank_histograms, rankings
 from orbithash.trainers.metrics.retrieval import Retrieval
 
 KEYS = ("expected", "index", "optimistic", "pessimistic")
@@ -46,6 +47,33 @@ def pairs(r: Retrieval, query: int) -> list[tuple[int, int, bool]]:
         distance = sum((int(a) ^ int(b)).bit_count() for a, b in zip(r.query_codes[query], code, strict=True))
         out.append((distance, position, bool(r.query_labels[query] == r.database_labels[position])))
     return out
+
+
+def all_pairs(r: Retrieval) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances [Q, N], K + 1 for excluded items, and the number of shared classes [Q, N], all at once."""
+    distances = hamming(r.query_codes, r.database_codes)
+    if r.multi_label:
+        shared = r.query_labels.astype(int) @ r.database_labels.T.astype(int)
+    else:
+        shared = (r.query_labels[:, None] == r.database_labels).astype(int)
+    if r.exclude is not None:
+        rows = np.flatnonzero(r.exclude >= 0)
+        distances[rows, r.exclude[rows]] = r.bits + 1
+    return distances, shared
+
+
+def shares_of_nearest(r: Retrieval, num_classes: int) -> np.ndarray:
+    return nearest_class_shares(nearest_class_counts(r, num_classes), r.query_labels)
+
+
+def by_order(r: Retrieval, k: int | None, definition="ap_min", seed=None) -> np.ndarray:
+    """Return the average precision of each query with ties in the database's order, or in a random one."""
+    if seed is not None:
+        assert r.exclude is None
+        order = np.random.default_rng(seed).permutation(len(r.database_codes))
+        r = dataclasses.replace(r, database_codes=r.database_codes[order], database_labels=r.database_labels[order])
+    ranks = [np.flatnonzero(ranking.gains) + 1 for ranking in rankings(r)]
+    return np.array([ranked_average_precision(a, k, definition, n) for a, n in zip(ranks, r.num_items, strict=True)])
 
 
 def naive(relevance: list[bool], k: int, definition: str) -> float:
@@ -84,14 +112,51 @@ def test_histograms_count_pairs(variant):
         assert [histograms.items[query].tolist(), histograms.relevant[query].tolist()] == expected.tolist()
 
 
-@pytest.mark.parametrize("chunk_pairs", [1, 40, 97, 10**6])
-def test_results_do_not_depend_on_the_chunk_size(chunk_pairs):
-    r = retrieval(exclude=True, unknown=5)
-    whole, parts = rank_histograms(r), rank_histograms(r, chunk_pairs=chunk_pairs)
-    assert (whole.items == parts.items).all()
-    assert (whole.relevant == parts.relevant).all()
-    assert (order_average_precision(r, 5) == order_average_precision(r, 5, chunk_pairs=chunk_pairs)).all()
-    assert (nearest_class_shares(r, 4) == nearest_class_shares(r, 4, chunk_pairs=chunk_pairs)).all()
+# One item, several blocks of items, and several groups of queries.
+SIZES = [(1, 1), (3, 1023), (17, 1024), (40, 2500)]
+
+
+@pytest.mark.parametrize(("num_queries", "num_items"), SIZES)
+@pytest.mark.parametrize("bits", [8, 64, 100, 512])
+@pytest.mark.parametrize("multi", [False, True])
+def test_counts_and_rankings_are_those_of_all_pairs(num_queries, num_items, bits, multi):
+    make = multi_label if multi else retrieval
+    r = make(num_queries, num_items, bits, classes=70 if multi else 4, seed=bits)
+    exclude = np.random.default_rng(bits).integers(-1, num_items, num_queries)
+    r = dataclasses.replace(r, exclude=exclude)
+    distances, shared = all_pairs(r)
+    cells = np.where(distances > bits, -1, distances * 3 + np.minimum(shared, 2))
+    expected = [np.bincount(row[row >= 0], minlength=(bits + 1) * 3).reshape(-1, 3) for row in cells]
+    assert (count_gains(r, slice(None), 3) == expected).all()
+    order = np.argsort(distances, axis=1, kind="stable")
+    for limit in (None, 1, 20):
+        for query, ranking in enumerate(rankings(r, limit)):
+            row = order[query, : r.num_items[query]][:limit]
+            assert ranking.items.tolist() == row.tolist()
+            assert ranking.gains.tolist() == shared[query, row].tolist()
+            assert (ranking.counts == expected[query].sum(1)).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_counts_do_not_depend_on_the_number_of_threads(num_threads):
+    r = retrieval(num_queries=100, num_items=1500, exclude=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        found = rank_histograms(r)
+    finally:
+        torch.set_num_threads(before)
+    distances, shared = all_pairs(r)
+    assert found.items.tolist() == [np.bincount(row, minlength=r.bits + 2)[:-1].tolist() for row in distances]
+    assert (found.num_relevant == ((shared > 0) & (distances <= r.bits)).sum(1)).all()
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("chunk_pairs", [1, 90, 10**6])
+def test_counts_of_nearest_classes_of_chunks_of_queries(multi, chunk_pairs):
+    r = (multi_label if multi else retrieval)(exclude=True)
+    whole = nearest_class_counts(r, 5)
+    assert nearest_class_counts(r, 5, chunk_pairs=chunk_pairs) == pytest.approx(whole, abs=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -100,13 +165,13 @@ def test_index_order_is_a_stable_sort(variant, definition):
     r = retrieval(**variant)
     for k in (1, 7, 100):
         expected = [naive([rel for _, _, rel in sorted(pairs(r, q))], k, definition) for q in range(len(r.query_codes))]
-        assert order_average_precision(r, k, definition) == pytest.approx(expected, abs=1e-12)
+        assert by_order(r, k, definition) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_random_orders_average_to_the_expectation(definition):
     r = retrieval(num_queries=40, num_items=60, bits=8)
-    means = [order_average_precision(r, 10, definition, seed=seed).mean() for seed in range(200)]
+    means = [by_order(r, 10, definition, seed=seed).mean() for seed in range(200)]
     assert len(set(means)) > 100
     expected = average_precision(rank_histograms(r), 10, definition).mean()
     assert np.mean(means) == pytest.approx(expected, abs=5 * np.std(means) / np.sqrt(200))
@@ -114,7 +179,7 @@ def test_random_orders_average_to_the_expectation(definition):
 
 def test_a_seed_gives_the_same_order():
     r = retrieval()
-    assert (order_average_precision(r, 10, seed=3) == order_average_precision(r, 10, seed=3)).all()
+    assert (by_order(r, 10, seed=3) == by_order(r, 10, seed=3)).all()
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -134,8 +199,8 @@ def test_evaluate_codes(exclude):
         assert metrics[f"precision@{k}"]["index"] == pytest.approx(np.mean(hits) / k)
         assert metrics[f"recall@{k}"]["index"] == pytest.approx(np.mean(np.divide(hits, totals)))
     assert metrics["success@20"]["index"] == np.mean([any(rel for *_, rel in ranking[:20]) for ranking in rankings])
-    assert metrics["ap_hits@5"]["index"] == pytest.approx(order_average_precision(r, 5, "ap_hits").mean())
-    assert metrics["ap_min@all"]["index"] == pytest.approx(order_average_precision(r, None).mean())
+    assert metrics["ap_hits@5"]["index"] == pytest.approx(by_order(r, 5, "ap_hits").mean())
+    assert metrics["ap_min@all"]["index"] == pytest.approx(by_order(r, None).mean())
     assert metrics["ap_min@20"]["expected"] == average_precision(histograms, 20).mean()
     for name, values in metrics.items():
         if not name.startswith("ap_hits"):
@@ -169,7 +234,7 @@ def test_perfect_codes_score_one():
 def test_excluding_the_query_itself_lowers_the_score():
     r = retrieval(exclude=True, bits=64)
     with_itself = dataclasses.replace(r, exclude=None)
-    assert order_average_precision(r, 1).mean() < order_average_precision(with_itself, 1).mean() == 1.0
+    assert by_order(r, 1).mean() < by_order(with_itself, 1).mean() == 1.0
 
 
 @pytest.mark.parametrize("exclude", [False, True])
@@ -195,7 +260,7 @@ def test_tied_nearest_items_share_rank_one(variant):
         for other in tied:
             if other >= 0:
                 expected[label, other] += 1 / len(tied) / np.count_nonzero(r.query_labels == label)
-    assert nearest_class_shares(r, 5) == pytest.approx(expected)
+    assert shares_of_nearest(r, 5) == pytest.approx(expected)
 
 
 def test_a_database_of_only_the_query_itself():
@@ -205,7 +270,7 @@ def test_a_database_of_only_the_query_itself():
     metrics, chance = evaluate_codes(alone, histograms)
     assert {v for values in metrics.values() for v in values.values()} == {0.0}
     assert set(chance.values()) == {0.0}
-    assert nearest_class_shares(alone, 1).tolist() == [[0.0]]
+    assert shares_of_nearest(alone, 1).tolist() == [[0.0]]
 
 
 @pytest.mark.parametrize(

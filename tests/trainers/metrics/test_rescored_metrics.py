@@ -8,7 +8,8 @@ import pytest
 
 from orbithash.encoders.codes import hamming, outputs_of, pack
 from orbithash.trainers.metrics.average_precision import ranked_average_precision
-from orbithash.trainers.metrics.metrics import DEFINITIONS, evaluate_codes, rank_histograms
+from orbithash.trainers.metrics.metrics import DEFINITIONS, evaluate_codes
+from orbithash.trainers.metrics.rankings import rank_histograms
 from orbithash.trainers.metrics.rescored import Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import Retrieval
 

@@ -66,7 +66,7 @@ from orbithash.trainers.methods.duch.losses import (
 )
 from orbithash.trainers.methods.losses import at_least_float32, nt_xent
 from orbithash.trainers.metrics.average_precision import average_precision
-from orbithash.trainers.metrics.metrics import rank_histograms
+from orbithash.trainers.metrics.rankings import rank_histograms
 from orbithash.trainers.metrics.retrieval import Retrieval, labelled
 
 __all__ = ["Duch"]
