@@ -196,6 +196,17 @@ class TrainConfig(BaseModel):
         0, ge=0, lt=2**31, description="seed of the order of images, the augmentation and the initial weights"
     )
     validate_every: int = Field(1, ge=1, description="epochs between two validations")
+    validation_queries: int = Field(
+        2000,
+        ge=1,
+        description="maximum number of validation images that are queries, a sample drawn with the split's seed, the "
+        "same in all epochs",
+    )
+    validation_database: int | None = Field(
+        100_000,
+        ge=1,
+        description="maximum number of training images that validation searches, a sample likewise; null: all",
+    )
     checkpoint_every: int = Field(
         1, ge=1, description="epochs between two checkpoints; the last and every validated epoch is always saved"
     )

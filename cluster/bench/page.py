@@ -130,6 +130,12 @@ def _train(result: Result) -> list[Comparison]:
     return [Comparison("Training", "images/s", _keys(result, names), caption)]
 
 
+def _validation(result: Result) -> list[Comparison]:
+    names = {"compiled_s": "compiled passes", "numpy_s": "plain NumPy", "compiled_one_thread_s": "one thread"}
+    caption = "The same metric to the last digit; NumPy uses one thread."
+    return [Comparison("Metric of a validation", "s", _keys(result, names), caption)]
+
+
 def _search(result: Result) -> list[Comparison]:
     engines = dict(sorted(result["engines"].items(), key=lambda item: item[0] != "exact"))
 
@@ -236,6 +242,7 @@ _PAGES = {
     ),
     "export": _Page("Export", "Rows per second of `orbithash export` beside a plain write of pyarrow.", _export),
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
+    "validation": _Page("Validation", "The metric of validation beside plain NumPy.", _validation),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),
     "rank": _Page("Ranking", "Linear rankings of stored vectors beside bare products and reading of memory.", _rank),
     "rescore": _Page("Rescoring", "Recall of rescored shortlists beside RaBitQ of FAISS.", _rescore),

@@ -195,6 +195,26 @@ def bench_export(
     _write_page(report, result)
 
 
+@bench.command("validation", epilog="Example: orbithash bench validation --queries 200")
+def bench_validation(
+    queries: Annotated[int, typer.Option("--queries", help="Number of codes that search.")] = 2000,
+    database: Annotated[int, typer.Option("--database", help="Number of codes that are searched.")] = 100_000,
+    bits: BitsOption = 64,
+    rounds: Annotated[int, typer.Option("--rounds", help="Number of times that each contestant computes it.")] = 5,
+    out: OutOption = None,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure seconds of the metric of validation next to plain NumPy, which gives the same digits."""
+    from orbithash.cluster.bench.report import show
+    from orbithash.cluster.bench.training.validation import ValidationBench
+    from orbithash.cluster.bench.training.validation import bench_validation as run_bench
+
+    result = run_bench(ValidationBench(queries, database, bits, rounds), out)
+    show(result, as_json)
+    _write_page(report, result)
+
+
 @bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
 def bench_rescore(
     rows: Annotated[int, typer.Option("--rows", help="Number of generated vectors.")] = 1_000_000,

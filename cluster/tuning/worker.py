@@ -12,6 +12,7 @@ from orbithash.encoders.files import new_folder, recover_folder
 from orbithash.trainers.config import load_config
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import open_run
+from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES
 
 __all__ = ["EPOCH", "NUMBER", "OBJECTIVE", "PROBLEM", "SCORES", "WORST", "configured", "work"]
 
@@ -74,8 +75,9 @@ class _Reporter:
     def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
         record = history[-1]
         if self._name not in record:
-            if any(name.startswith("validation/") for name in record):
-                known = ", ".join(name.partition("/")[2] for name in record if name.startswith("validation/"))
+            metrics = [name for name in record if name.startswith("validation/") and name not in VALIDATION_SIZES]
+            if metrics:
+                known = ", ".join(name.partition("/")[2] for name in metrics)
                 raise InputError(f"--metric is {self._name.partition('/')[2]!r}; the validation metrics are {known}")
             return
         with new_folder(self._checkpoint) as part:

@@ -68,6 +68,6 @@ class FeatureTable:
 FeatureRows = Features | FeatureTable
 
 
-def selected(table: FeatureRows, index: slice) -> FeatureRows:
-    """Return some rows of a table without reading or copying them."""
+def selected(table: FeatureRows, index: slice | npt.NDArray[np.int64]) -> FeatureRows:
+    """Return some rows of a table, none of which is read; row numbers copy rows of an array, a slice does not."""
     return table.select(index) if isinstance(table, FeatureTable) else table[index]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from orbithash.encoders.networks.devices import check_device, tensor_float32
@@ -22,6 +23,7 @@ from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import (
     broadcast_state,
     from_first_rank,
+    gather_objects,
     rank,
     synchronise_batch_norm,
     world_size,
@@ -31,8 +33,8 @@ from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.run import Run, check_batch, check_labels
 from orbithash.trainers.loop.steps import fit, mixed_seed, train_epoch, train_in_bfloat16, wrap
-from orbithash.trainers.loop.tables import load_tables
 from orbithash.trainers.methods import Fitted, Method, get_method
+from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES, labelled
 
 __all__ = ["Observer", "is_checkpointed", "is_validated", "train", "validate"]
 
@@ -143,8 +145,7 @@ def validate(run: Run, checkpoint: Path, device: str | torch.device = "cpu", loa
     device = check_device(device)
     method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Before the checkpoint is loaded: features are those of the networks with their initial weights.
-    features = load_tables(run.root, run.images("train"), method, run.preprocessing(), device)
-    parts = load_validation_parts(run, method, features, device, loading)
+    parts = load_validation_parts(run, method, None, device, loading)
     state = load_checkpoint(checkpoint)
     method.load_state_dict(state["method"])
     method.eval()
@@ -159,8 +160,14 @@ def _encoder(run: Run, method: Method, device: torch.device) -> HashModel:
 
 
 def _validated(method: Method, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
+    """Return the metrics of an epoch, and the numbers of queries and of searched images; empty without metrics."""
     metrics = method.validate(encoder, reference, validation)
-    return {f"validation/{name}": value for name, value in metrics.items()}
+    if not metrics:
+        return {}
+    is_query = labelled(validation.labels) if method.validates_by_labels else np.ones(len(validation.ids), np.bool_)
+    shares = gather_objects((int(np.count_nonzero(is_query)), len(reference.ids)))
+    sizes = dict(zip(VALIDATION_SIZES, map(sum, zip(*shares, strict=True)), strict=True))
+    return {f"validation/{name}": value for name, value in metrics.items()} | sizes
 
 
 def _score(run: Run, method: Method, record: dict[str, Any]) -> float:

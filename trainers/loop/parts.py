@@ -14,9 +14,9 @@ from orbithash.trainers.datasets import Images
 from orbithash.trainers.distributed import on_every_rank, rank, world_size
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.tables import load_tables
-from orbithash.trainers.methods import Method
+from orbithash.trainers.methods import Method, get_method
 
-__all__ = ["load_training_part", "load_validation_parts"]
+__all__ = ["load_training_part", "load_validation_parts", "validation_rows"]
 
 # Training images are stored this much larger than the network's input, so that random crops need little upsampling.
 STORED_MARGIN = 1.2
@@ -55,30 +55,66 @@ def _drawn_captions(images: Images, seed: int) -> npt.NDArray[np.int64]:
     return drawn
 
 
-def load_validation_parts(
-    run: Run, method: Method, features: dict[str, FeatureRows], device: str | torch.device, loading: str
-) -> tuple[Part, Part]:
-    """Return this rank's shares of the training part and of the validation part, as they are encoded.
+def validation_rows(run: Run) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the rows of the training and of the validation part that validation uses, ascending.
 
-    `features` are the feature tables of the training part; `loading` as in `train`.
+    A part larger than its limit is sampled with the seed of the split; of the validation part only images with labels
+    are drawn if the method validates by labels.
     """
-    preprocessing = run.preprocessing()
-    labels = run.labels()
+    limits = {"train": run.config.validation_database, "validation": run.config.validation_queries}
+    rows = {}
+    for number, (split, limit) in enumerate(limits.items()):
+        images = run.images(split)
+        rows[split] = np.arange(len(images))
+        if limit is None or len(images) <= limit:
+            continue
+        if split == "validation" and get_method(run.method).validates_by_labels:
+            rows[split] = np.flatnonzero(images.is_labelled)
+        rng = np.random.default_rng([run.manifest.seed, number])
+        rows[split] = np.sort(rng.choice(rows[split], min(limit, len(rows[split])), replace=False))
+    return rows
+
+
+def load_validation_parts(
+    run: Run,
+    method: Method,
+    features: dict[str, FeatureRows] | None,
+    device: str | torch.device,
+    loading: str,
+) -> tuple[Part, Part]:
+    """Return this rank's shares of the images of the training and of the validation part that validation uses.
+
+    Args:
+        run: method, settings and data.
+        method: the method in training.
+        features: feature tables of the training part; None: they are loaded, for the images that validation uses.
+        device: `cpu`, `cuda` or `cuda:N`.
+        loading: as in `train`.
+    """
+    preprocessing, labels = run.preprocessing(), run.labels()
+    rows = validation_rows(run)
+    used = {split: run.images(split)[rows[split]] for split in rows}
+
+    def tables(split: str) -> dict[str, FeatureRows]:
+        return load_tables(run.root, used[split], method, preprocessing, device, training=False)
 
     def share(split: str, features: dict[str, FeatureRows]) -> Part:
         mine = slice(rank(), None, world_size())
-        images = run.images(split)[mine]
+        images = used[split][mine]
         return Part(
             images=_images(run, images, preprocessing, loading, method),
-            labels=labels[split][mine],
+            labels=labels[split][rows[split]][mine],
             ids=images.ids,
             features={name: selected(table, mine) for name, table in features.items()},
             drawn_captions=_drawn_captions(images, run.manifest.seed),
         )
 
-    validation = run.manifest.part("validation")
-    if not validation:
+    if not used["validation"]:
         nothing = Part(None, np.empty(0, np.int64), [])
         return nothing, nothing
-    tables = load_tables(run.root, validation, method, preprocessing, device, training=False)
-    return share("train", features), share("validation", tables)
+    if features is None:
+        features = tables("train")
+    elif len(used["train"]) < len(labels["train"]):
+        # Of the whole part, arrays are not copied.
+        features = {name: selected(table, rows["train"]) for name, table in features.items()}
+    return share("train", features), share("validation", tables("validation"))

@@ -1,6 +1,7 @@
 """The interface between a method and the training loop, and the orders of training images that methods share."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from orbithash.encoders.codes import Codes
 from orbithash.encoders.networks.hash_network import HashHead, HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
@@ -15,10 +17,11 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
 from orbithash.trainers.distributed import gather_rows
 from orbithash.trainers.features.features import Table
-from orbithash.trainers.metrics.metrics import mean_average_precision
-from orbithash.trainers.metrics.retrieval import Labels, labelled, num_labels, with_label
+from orbithash.trainers.metrics.average_precision import Definition, average_precision
+from orbithash.trainers.metrics.rankings import rank_histograms
+from orbithash.trainers.metrics.retrieval import Labels, Retrieval, labelled, num_labels, with_label
 
-__all__ = ["Batch", "Method", "Supervision", "balanced", "encode_part", "shuffled"]
+__all__ = ["Batch", "Method", "Supervision", "balanced", "encode_part", "mean_scores", "shuffled"]
 
 # The labels that training needs: none, exactly one class per image, or one or more classes per image.
 Supervision = Literal["none", "one class", "classes"]
@@ -174,17 +177,44 @@ class Method(nn.Module):
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:
         """Return metrics of the validation part; higher is better.
 
-        `reference` is the training part, without augmentation. Each rank has its share of both parts, dealt round
-        robin. By default: the expected `ap_min@20` of validation queries in the training part; nothing if no query has
-        a label.
+        `reference` is the training part, without augmentation; of large parts both are samples. Each rank has its share
+        of both, dealt round robin. By default: the expected `ap_min@20` of validation queries in the training part;
+        nothing if no query has a label.
         """
-        codes = [gather_rows(encode_part(encoder, part)) for part in (validation, reference)]
-        labels = [gather_rows(part.labels) for part in (validation, reference)]
-        known = labelled(labels[0])
-        if not known.any():
-            return {}
-        score = mean_average_precision(codes[0][known], codes[1], labels[0][known], labels[1], encoder.bits, k=20)
-        return {"ap_min@20": score}
+        queries, database = encode_part(encoder, validation), encode_part(encoder, reference)
+        found = mean_scores(queries, database, validation.labels, reference.labels, encoder.bits)
+        return {} if found is None else {"ap_min@20": found[0]}
+
+
+def mean_scores(
+    queries: Codes,
+    database: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    bits: int,
+    definitions: Sequence[Definition] = ("ap_min",),
+) -> list[float] | None:
+    """Return the mean of the expected average precision within rank 20 by each definition; None without a label.
+
+    Each rank has its share of the queries and of the database, dealt round robin, and scores its queries. The mean is
+    that of one process.
+
+    Args:
+        queries: codes uint8 [Q, B].
+        database: codes uint8 [N, B].
+        query_labels: labels of the queries; queries without a label do not count.
+        database_labels: labels of the database.
+        bits: length of a code.
+        definitions: definitions of average precision.
+    """
+    database, database_labels = gather_rows(database), gather_rows(database_labels)
+    known = labelled(query_labels)
+    scores = np.zeros((len(queries), len(definitions)))
+    if known.any():
+        histograms = rank_histograms(Retrieval(queries[known], database, query_labels[known], database_labels, bits))
+        scores[known] = np.stack([average_precision(histograms, 20, name) for name in definitions], axis=1)
+    known, scores = gather_rows(known), gather_rows(scores)
+    return [float(scores[known, column].mean()) for column in range(len(definitions))] if known.any() else None
 
 
 def encode_part(encoder: HashModel, part: Part) -> npt.NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from orbithash.trainers.metrics.average_precision import (
     success_at,
 )
 from orbithash.trainers.metrics.gains import normalised_gains
-from orbithash.trainers.metrics.rankings import rank_histograms, rankings
+from orbithash.trainers.metrics.rankings import rankings
 from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, Retrieval, query_chunks
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "Values",
     "add_nearest",
     "evaluate_codes",
-    "mean_average_precision",
     "nearest_class_counts",
     "nearest_class_shares",
     "pair_recall",
@@ -53,19 +52,6 @@ _PAIRS_AT_ONCE = 2**16
 
 # {metric: {tie policy: mean over the queries}}
 Values = dict[str, dict[str, float]]
-
-
-def mean_average_precision(
-    query_codes: npt.NDArray[np.uint8],
-    database_codes: npt.NDArray[np.uint8],
-    query_labels: Labels,
-    database_labels: Labels,
-    bits: int,
-    k: int | None = 20,
-) -> float:
-    """Return the mean over the queries of the expected `ap_min` within rank k; None: over the whole ranking."""
-    retrieval = Retrieval(query_codes, database_codes, query_labels, database_labels, bits)
-    return float(average_precision(rank_histograms(retrieval), k).mean())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from orbithash.encoders.errors import InputError
 
 __all__ = [
     "CHUNK_PAIRS",
+    "VALIDATION_SIZES",
     "Labels",
     "Packed",
     "Retrieval",
@@ -32,6 +33,9 @@ __all__ = [
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 
 Words = npt.NDArray[np.uint64]
+
+# Entries of an epoch's record that state the size of validation; its other entries `validation/…` are metrics.
+VALIDATION_SIZES = ("validation/queries", "validation/database")
 
 # Number of pairs of query and database item whose results are summed together.
 CHUNK_PAIRS = 4_000_000

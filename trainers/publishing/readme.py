@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES
 from orbithash.trainers.publishing.failures import failure_blocks
 from orbithash.trainers.publishing.front_matter import CARD_METRICS, base_model, front_matter
 from orbithash.trainers.publishing.markdown import code, table, text
@@ -255,7 +256,10 @@ def _training(model: TrainedModel) -> Iterator[str]:
     yield f"{selected}, batches of {config.batch_size}, seed {config.seed}"
     validation = {name: value for name, value in card.metrics.items() if name.startswith("validation/")}
     if validation:
-        values = ", ".join(f"{text(name.partition('/')[2])} {value:.4f}" for name, value in validation.items())
+        values = ", ".join(
+            f"{text(name.partition('/')[2])} {f'{value:,}' if name in VALIDATION_SIZES else f'{value:.4f}'}"
+            for name, value in validation.items()
+        )
         yield f"On the validation part, which chose the epoch: {values}"
     else:
         yield "No validation part chose the epoch"

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from orbithash.trainers.metrics.code_statistics import RARE_SHARE
 from orbithash.trainers.metrics.metrics import RadiusCurve
+from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES
 from orbithash.trainers.reports.look import BLUE, GRID, INK, MUTED, ORANGE, SERIES, printable
 
 __all__ = [
@@ -88,7 +89,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], part: Literal["train",
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
-        names = list(dict.fromkeys(key for record in history for key in record if key.startswith(f"{part}/")))
+        keys = dict.fromkeys(key for record in history for key in record if key.startswith(f"{part}/"))
+        names = [key for key in keys if key not in VALIDATION_SIZES]
         for i, name in enumerate(names):
             points = [(float(record["epoch"]), float(record[name])) for record in history if name in record]
             _line(axes, [x for x, _ in points], [y for _, y in points], name.removeprefix(f"{part}/"), i)

@@ -36,6 +36,7 @@ SOME = {
         "sort_alone_ms": 1.0,
         "scenarios": {"calm": SCENARIO, "slow": SCENARIO | {"p99_ms": 70}},
     },
+    "validation": {"compiled_s": 0.2, "numpy_s": 3.0, "compiled_one_thread_s": 0.3},
     "export": {"export_rows_per_s": 9.0, "pyarrow_rows_per_s": 12.0, "export_peak_mib": 90.0, "pyarrow_peak_mib": 99.0},
     "another": {"rows_per_s": 7.0},
 }

@@ -354,6 +354,7 @@ SURFACE = {
         "--timeout-ms",
         "-k",
     ],
+    "bench validation": ["--bits", "--database", "--json", "--out", "--queries", "--report", "--rounds"],
     "bench rescore": [
         "--bits",
         "--dims",

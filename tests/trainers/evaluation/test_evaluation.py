@@ -22,8 +22,8 @@ from orbithash.trainers.evaluation.evaluation import (
 )
 from orbithash.trainers.evaluation.parts import EncodedPart
 from orbithash.trainers.evaluation.report import write_evaluation
+from orbithash.trainers.methods.base import mean_scores
 from orbithash.trainers.metrics.average_precision import average_precision
-from orbithash.trainers.metrics.metrics import mean_average_precision
 
 CLASSES = ("beach", "forest", "harbor", "river")
 BITS = 24
@@ -67,7 +67,7 @@ def test_content_of_metrics_json():
     assert metrics["codes"]["distinct"] == len(np.unique(database.codes, axis=0))
     assert len(metrics["codes"]["bit_balance"]) == BITS
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
-    headline = mean_average_precision(query.codes, database.codes, query.labels, database.labels, BITS)
+    (headline,) = mean_scores(query.codes, database.codes, query.labels, database.labels, BITS)
     assert evaluation.headline == metrics["metrics"]["ap_min@20"]["expected"] == headline
     scores = average_precision(evaluation.histograms, 20)
     for label, name in enumerate(CLASSES):

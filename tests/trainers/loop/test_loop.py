@@ -29,8 +29,8 @@ from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.loop import is_checkpointed, is_validated, train
 from orbithash.trainers.loop.run import Run, check_batch, check_run
 from orbithash.trainers.methods import METHODS, Method, get_method
+from orbithash.trainers.methods.base import mean_scores
 from orbithash.trainers.methods.dhcl import DhclConfig
-from orbithash.trainers.metrics.metrics import mean_average_precision
 
 WORLD_SIZE = 2
 METRIC = "validation/ap_min@20"
@@ -238,9 +238,7 @@ def test_the_model_of_a_checkpoint_is_the_one_that_was_validated(data, whole, tm
         images = run.manifest.part(split)
         codes[split] = loaded.encode([read_image(data / image.path) for image in images])
         labels[split] = np.array([image.label for image in images])
-    found = mean_average_precision(
-        codes["validation"], codes["train"], labels["validation"], labels["train"], loaded.bits, k=20
-    )
+    (found,) = mean_scores(codes["validation"], codes["train"], labels["validation"], labels["train"], loaded.bits)
     assert found == pytest.approx(history[-1][METRIC], abs=1e-12)
 
 

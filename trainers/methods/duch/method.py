@@ -52,9 +52,9 @@ from orbithash.encoders.networks.text import TextEncoder
 from orbithash.encoders.networks.text_towers import text_tower
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_rows, gather_with_gradient, sum_over_ranks, world_size
+from orbithash.trainers.distributed import gather_with_gradient, sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
-from orbithash.trainers.methods.base import Batch, Method
+from orbithash.trainers.methods.base import Batch, Method, mean_scores
 from orbithash.trainers.methods.duch.config import MAX_TEMPERATURE, MIN_TEMPERATURE, DuchConfig, is_dual_encoder
 from orbithash.trainers.methods.duch.losses import (
     Discriminator,
@@ -65,9 +65,7 @@ from orbithash.trainers.methods.duch.losses import (
     fooling_loss,
 )
 from orbithash.trainers.methods.losses import at_least_float32, nt_xent
-from orbithash.trainers.metrics.average_precision import average_precision
-from orbithash.trainers.metrics.rankings import rank_histograms
-from orbithash.trainers.metrics.retrieval import Retrieval, labelled
+from orbithash.trainers.metrics.average_precision import Definition
 
 __all__ = ["Duch"]
 
@@ -313,23 +311,21 @@ class Duch(Method):
 
         From images to captions (i2t) and back (t2i), with one caption an image; nothing where no query has a label.
         """
-        codes, labels = [], []
+        codes = []
         for part in (validation, reference):
             captions = part.features["text"]
             of_images = encoder.encode_features(part.features["image"])
             of_texts = encoder.encode_text_features(captions[np.arange(len(captions)), part.drawn_captions])
-            codes.append((gather_rows(of_images), gather_rows(of_texts)))
-            labels.append(gather_rows(part.labels))
-        known = labelled(labels[0])
-        if not known.any():
-            return {}
-        metrics = {}
+            codes.append((of_images, of_texts))
+        definitions: tuple[Definition, ...] = ("ap_first_k", "ap_min")
+        metrics: dict[str, float] = {}
         for name, query, database in (("i2t", 0, 1), ("t2i", 1, 0)):
-            histograms = rank_histograms(
-                Retrieval(codes[0][query][known], codes[1][database], labels[0][known], labels[1], encoder.bits)
+            found = mean_scores(
+                codes[0][query], codes[1][database], validation.labels, reference.labels, encoder.bits, definitions
             )
-            for definition in ("ap_first_k", "ap_min"):
-                metrics[f"{name}_{definition}@20"] = float(average_precision(histograms, 20, definition).mean())
+            if found is None:
+                return {}
+            metrics |= {f"{name}_{definition}@20": mean for definition, mean in zip(definitions, found, strict=True)}
         return metrics
 
 

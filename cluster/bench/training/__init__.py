@@ -1,0 +1,1 @@
+"""Benchmarks of parts of training: the metrics of validation."""
