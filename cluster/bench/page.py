@@ -233,6 +233,24 @@ def _fanout(result: Result) -> list[Comparison]:
     ]
 
 
+def _gpu(result: Result) -> list[Comparison]:
+    comparisons = []
+    for name, rates in result["networks"].items():
+        for title, key in (
+            (f"Training, {result['training_precision']}", "training"),
+            *((f"Encoding, {precision}", f"encoding_{precision}") for precision in ("float32", "bfloat16")),
+        ):
+            names = {
+                f"{key}_images_per_s": "orbithash",
+                f"torch_{key}_images_per_s": "loop of torch",
+                "decoding_images_per_s": "decoding",
+            }
+            comparisons.append(
+                Comparison(f"{title}: {name}", "images/s", _keys(rates, names), f"On {result['device']}.")
+            )
+    return comparisons
+
+
 _PAGES = {
     "encode": _Page(
         "Encoding", "Images per second of `orbithash encode` beside plain loops on the same machine.", _encode
@@ -241,6 +259,7 @@ _PAGES = {
         "Encoding of vectors", "Rows per second of `orbithash encode` beside a plain loop.", _embeddings
     ),
     "export": _Page("Export", "Rows per second of `orbithash export` beside a plain write of pyarrow.", _export),
+    "gpu": _Page("One device", "Training and encoding beside loops of torch alone and decoding.", _gpu),
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
     "validation": _Page("Validation", "The metric of validation beside plain NumPy.", _validation),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),

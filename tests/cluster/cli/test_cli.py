@@ -319,6 +319,16 @@ SURFACE = {
         "--rows",
         "--shards",
     ],
+    "bench gpu": [
+        "--batch-size",
+        "--compared",
+        "--count",
+        "--device",
+        "--json",
+        "--network",
+        "--precision",
+        "--report",
+    ],
     "bench train": ["--data", "--epochs", "--json", "--report", "--weights", "--workers"],
     "bench search": [
         "--archive",

@@ -1,0 +1,1 @@
+"""Measurements of networks alone, on a GPU or a CPU, without Ray."""
