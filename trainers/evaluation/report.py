@@ -244,5 +244,8 @@ def _map(sample: CodeSample, bits: int) -> np.ndarray | None:
     from sklearn.manifold import TSNE
 
     values = np.where(unpack(sample.codes, bits), 1.0, -1.0).astype(np.float32)
-    positions: np.ndarray = TSNE(perplexity=min(30.0, (len(values) - 1) / 3), random_state=0).fit_transform(values)
+    # From principal components, equal codes would start at one point: the approximate gradient then throws some of
+    # them far away.
+    tsne = TSNE(perplexity=min(30.0, (len(values) - 1) / 3), init="random", random_state=0)
+    positions: np.ndarray = tsne.fit_transform(values)
     return positions
