@@ -136,6 +136,21 @@ def _validation(result: Result) -> list[Comparison]:
     return [Comparison("Metric of a validation", "s", _keys(result, names), caption)]
 
 
+def _manifest(result: Result) -> list[Comparison]:
+    seconds = {"rank_start_s": "start of a rank", "bare_read_s": "bare read of pyarrow"}
+    memory = {"rank_start_mib": "start of a rank", "bare_read_mib": "bare read of pyarrow"}
+    rates = {
+        "all_threads_files_per_s": "all threads",
+        "one_thread_files_per_s": "one thread",
+        "remembered_files_per_s": "remembered",
+    }
+    return [
+        Comparison("Manifest", "s", _keys(result, seconds), "Each in a process of its own."),
+        Comparison("Memory of the manifest", "MiB", _keys(result, memory), "Growth of the peak of the process."),
+        Comparison("Hashing", "files/s", _keys(result, rates), "The same files, in turns."),
+    ]
+
+
 def _search(result: Result) -> list[Comparison]:
     engines = dict(sorted(result["engines"].items(), key=lambda item: item[0] != "exact"))
 
@@ -262,6 +277,7 @@ _PAGES = {
     "gpu": _Page("One device", "Training and encoding beside loops of torch alone and decoding.", _gpu),
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
     "validation": _Page("Validation", "The metric of validation beside plain NumPy.", _validation),
+    "manifest": _Page("Manifest", "The start of a rank with a large manifest, and hashes of files.", _manifest),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),
     "rank": _Page("Ranking", "Linear rankings of stored vectors beside bare products and reading of memory.", _rank),
     "rescore": _Page("Rescoring", "Recall of rescored shortlists beside RaBitQ of FAISS.", _rescore),

@@ -11,7 +11,7 @@ from orbithash.cluster.cli.options import JsonOption, ReportOption, WeightsOptio
 if TYPE_CHECKING:
     from orbithash.cluster.bench.codes import CodeSource
 
-__all__ = ["bench"]
+__all__ = ["bench", "write_page"]
 
 RowsOption = Annotated[int, typer.Option("--rows", help="Number of generated codes.")]
 BitsOption = Annotated[int, typer.Option("--bits", help="Length of a generated code in bits.")]
@@ -42,7 +42,7 @@ bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no
 bench.command("gpu", epilog=GPU_EXAMPLE)(bench_gpu)
 
 
-def _write_page(path: Path | None, result: dict[str, Any]) -> None:
+def write_page(path: Path | None, result: dict[str, Any]) -> None:
     """Write the page of a result, if a path is given."""
     if path is not None:
         from orbithash.cluster.bench.page import write_bench_page
@@ -78,7 +78,7 @@ def bench_encode(
 
     result = run_bench(model, data, count)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("embeddings", epilog="Example: orbithash bench embeddings --rows 1000000")
@@ -94,7 +94,7 @@ def bench_embeddings(
 
     result = run_bench(rows, dims)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("train", epilog="Example: orbithash bench train --epochs 3")
@@ -112,7 +112,7 @@ def bench_train(
 
     result = run_bench(data, weights, epochs, workers)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("search", epilog="Example: orbithash bench search --rows 1000000 --bits 64 --out runs/bench")
@@ -159,7 +159,7 @@ def bench_search(
     asked = SearchBench(rows, bits, source, k, queries, radius, tuple(engine or ()))
     result = run_bench(asked, out)
     show_search(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("rank", epilog="Example: orbithash bench rank --rows 1000000 --dims 64")
@@ -178,7 +178,7 @@ def bench_rank(
 
     result = run_bench(RankBench(rows, dims, k, rounds), out)
     show_rank(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("export", epilog="Example: orbithash bench export --rows 1000000")
@@ -194,7 +194,7 @@ def bench_export(
 
     result = run_bench(rows, thumbnail)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("validation", epilog="Example: orbithash bench validation --queries 200")
@@ -214,7 +214,7 @@ def bench_validation(
 
     result = run_bench(ValidationBench(queries, database, bits, rounds), out)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("rescore", epilog="Example: orbithash bench rescore --rows 100000 --out runs/rescore")
@@ -242,7 +242,7 @@ def bench_rescore(
     asked = RescoreBench(rows, dims, intrinsic, bits, vector_dims, queries, embeddings)
     result = run_bench(asked, out)
     show_rescore(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("serve", epilog="Example: orbithash bench serve --rows 100000 --local")
@@ -281,7 +281,7 @@ def bench_serve(
     )
     result = run_bench(asked)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("soak", epilog="Example: orbithash bench soak --minutes 15")
@@ -312,7 +312,7 @@ def bench_soak(
     asked = SoakBench(rows, bits, source, _num_shards(shards, local), replicas, in_flight, minutes, local, kill_every)
     result = run_bench(asked)
     show(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("changes", epilog="Example: orbithash bench changes --rows 1000000")
@@ -351,7 +351,7 @@ def bench_changes(
     asked = ChangesBench(rows, bits, source, outlines, _num_shards(shards, local), local, seconds, parts)
     result = run_bench(asked)
     show_changes(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)
 
 
 @bench.command("fanout", epilog="Example: orbithash bench fanout --shards 1000 --out runs/fanout")
@@ -390,4 +390,4 @@ def bench_fanout(
     asked = FanoutBench(shards, bits, k, queries, delay_ms, stragglers, slow, down, timeout_ms, seed, actors)
     result = run_bench(asked, out)
     show_fanout(result, as_json)
-    _write_page(report, result)
+    write_page(report, result)

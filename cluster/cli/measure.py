@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orbithash.cluster.cli.bench import bench
+from orbithash.cluster.cli.bench_training import bench
 from orbithash.cluster.cli.options import MEASURE, DataOption, GpusPerWorkerOption, JsonOption, WeightsOption
 from orbithash.cluster.output import print_json
 

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from orbithash.encoders.files import cache_folder, new_file
 
-__all__ = ["hash_file", "hash_files"]
+__all__ = ["SETTLED_S", "hash_file", "hash_files"]
 
 # A file may change again within one step of its file system's clock, without a new time. Hashes of files that are
 # younger than this are not remembered.
-_SETTLED_S = 2.0
+SETTLED_S = 2.0
 
 _STATUS = ("size", "mtime_ns", "ctime_ns", "inode")
 _SCHEMA = pa.schema([("path", pa.large_binary()), *((name, pa.int64()) for name in _STATUS), ("sha256", pa.binary(32))])
@@ -43,16 +43,29 @@ def hash_files(root: Path, paths: Sequence[str]) -> list[bytes | OSError]:
     Files are read in one thread for each CPU of the process. A cache that cannot be read or written costs time only.
     """
     root = root.resolve()
+    try:
+        # Paths below an open folder are found in half the time of whole paths.
+        above = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as err:
+        return [err] * len(paths)
+    try:
+        return _hash_files(root, above, paths)
+    finally:
+        os.close(above)
+
+
+def _hash_files(root: Path, above: int, paths: Sequence[str]) -> list[bytes | OSError]:
+    """Do what `hash_files` does; `above` is the descriptor of the root."""
     began = time.time()
-    files, statuses, folders, failed = _scan(str(root), paths)
+    files, statuses, folders, failed = _scan(root, above, paths)
     cache = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
     remembered = _read(cache)
     names = pa.array([os.fsencode(name) for name in files], pa.large_binary())
     hashes = _known(remembered, names, statuses)
     unknown = [row for row, sha256 in enumerate(hashes) if sha256 is None]
-    for row, sha256 in zip(unknown, _read_and_hash([f"{root}/{files[row]}" for row in unknown]), strict=True):
+    for row, sha256 in zip(unknown, _read_and_hash([files[row] for row in unknown], above), strict=True):
         hashes[row] = sha256
-    is_settled = began - statuses[:, _STATUS.index("ctime_ns")] / 1e9 > _SETTLED_S
+    is_settled = began - statuses[:, _STATUS.index("ctime_ns")] / 1e9 > SETTLED_S
     kept = [row for row, sha256 in enumerate(hashes) if is_settled[row] and isinstance(sha256, bytes)]
     if not set(kept).isdisjoint(unknown):
         with suppress(OSError):
@@ -64,7 +77,7 @@ def hash_files(root: Path, paths: Sequence[str]) -> list[bytes | OSError]:
 def hash_file(path: Path) -> str:
     """Return the hash that `hash_files` gives of one path, in hexadecimal; nothing is remembered."""
     if path.is_dir():
-        inner = [(name, hash_file(path / name)) for name in _inner(str(path))]
+        inner = [(name, hash_file(path / name)) for name in _inner(path)]
         return hashlib.sha256(b"".join(_line(name, sha256) for name, sha256 in inner)).hexdigest()
     (sha256,) = _hash_block([str(path)])
     if isinstance(sha256, OSError):
@@ -75,7 +88,9 @@ def hash_file(path: Path) -> str:
 Statuses = npt.NDArray[np.int64]
 
 
-def _scan(root: str, paths: Sequence[str]) -> tuple[list[str], Statuses, dict[str, list[str]], dict[str, OSError]]:
+def _scan(
+    root: Path, above: int, paths: Sequence[str]
+) -> tuple[list[str], Statuses, dict[str, list[str]], dict[str, OSError]]:
     """Look at each path once.
 
     Returns:
@@ -94,19 +109,19 @@ def _scan(root: str, paths: Sequence[str]) -> tuple[list[str], Statuses, dict[st
 
     for path in paths:
         try:
-            status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a `Path` takes three times as long)
+            status = os.stat(path, dir_fd=above)
             if not stat.S_ISDIR(status.st_mode):
                 add(path, status)
                 continue
-            folders[path] = [f"{path}/{name}" for name in _inner(f"{root}/{path}")]
+            folders[path] = [f"{path}/{name}" for name in _inner(root / path)]
             for inner in folders[path]:
-                add(inner, os.stat(f"{root}/{inner}"))  # noqa: PTH116
+                add(inner, os.stat(inner, dir_fd=above))
         except OSError as err:
             failed[path] = err
     return [*files], np.frombuffer(statuses, np.int64).reshape(-1, len(_STATUS)), folders, failed
 
 
-def _inner(folder: str) -> list[str]:
+def _inner(folder: Path) -> list[str]:
     """Return the names of the files in a folder that are not hidden, in order."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
@@ -126,21 +141,21 @@ def _known(remembered: pa.Table, names: pa.Array, statuses: Statuses) -> list[by
     return known
 
 
-def _read_and_hash(paths: Sequence[str]) -> list[bytes | OSError]:
+def _read_and_hash(paths: Sequence[str], above: int) -> list[bytes | OSError]:
     """Return the hash of each file, or its error. `hashlib` and reads release Python's lock."""
     blocks = [paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [sha256 for block in pool.map(_hash_block, blocks) for sha256 in block]
+        return [sha256 for block in pool.map(lambda block: _hash_block(block, above), blocks) for sha256 in block]
 
 
-def _hash_block(paths: Sequence[str]) -> list[bytes | OSError]:
+def _hash_block(paths: Sequence[str], above: int | None = None) -> list[bytes | OSError]:
     """Hash files one after another into one buffer; a new one for each takes longer than the hash of a small file."""
     buffer = bytearray(_BUFFER_BYTES)
     view = memoryview(buffer)
     hashes: list[bytes | OSError] = []
     for path in paths:
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(path, os.O_RDONLY, dir_fd=above)
             try:
                 digest = hashlib.sha256()
                 while count := os.readv(file, [buffer]):

@@ -38,6 +38,10 @@ SOME = {
     },
     "validation": {"compiled_s": 0.2, "numpy_s": 3.0, "compiled_one_thread_s": 0.3},
     "export": {"export_rows_per_s": 9.0, "pyarrow_rows_per_s": 12.0, "export_peak_mib": 90.0, "pyarrow_peak_mib": 99.0},
+    "manifest": {
+        **{f"{name}_{unit}": 2.0 for name in ("rank_start", "bare_read") for unit in ("s", "mib")},
+        **{f"{name}_files_per_s": 9.0 for name in ("one_thread", "all_threads", "remembered")},
+    },
     "another": {"rows_per_s": 7.0},
 }
 

@@ -412,6 +412,7 @@ SURFACE = {
         "--version",
         "--workers",
     ],
+    "bench manifest": ["--count", "--file-bytes", "--files", "--json", "--report"],
     "bench export": ["--json", "--report", "--rows", "--thumbnail"],
 }
 

@@ -27,12 +27,12 @@ def root(tmp_path):
 def hashed(monkeypatch, tmp_path):
     """Return the names of the files that were read to hash them."""
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(hashes, "SETTLED_S", -1.0)
     names, hash_block = [], hashes._hash_block
 
-    def noted(paths):
+    def noted(paths, above=None):
         names.extend(path.rpartition("/")[2] for path in paths)
-        return hash_block(paths)
+        return hash_block(paths, above)
 
     monkeypatch.setattr(hashes, "_hash_block", noted)
     return names
@@ -86,13 +86,14 @@ def test_paths_that_cannot_be_read_are_errors_of_their_own(root, hashed):
     assert [type(one) for one in found] == [FileNotFoundError, bytes, NotADirectoryError, FileNotFoundError]
     assert found[1] == expected
     assert hash_files(root, []) == []
+    assert [type(one) for one in hash_files(root / "absent", ["a", "b"])] == [FileNotFoundError] * 2
     with pytest.raises(FileNotFoundError):
         hash_file(root / "absent")
 
 
 def test_a_file_that_goes_between_two_looks_is_an_error_and_is_not_remembered(root, hashed, monkeypatch):
     noted = hashes._hash_block
-    monkeypatch.setattr(hashes, "_hash_block", lambda paths: (root / "patch" / "B01.tif").unlink() or noted(paths))
+    monkeypatch.setattr(hashes, "_hash_block", lambda *given: (root / "patch" / "B01.tif").unlink() or noted(*given))
     write_patch(root)
     found = hash_files(root, ["patch", "beach/beach1.png"])
     assert isinstance(found[0], FileNotFoundError)
@@ -152,7 +153,7 @@ def columns(table, name):
 
 
 def test_hashes_of_files_that_have_just_changed_are_not_remembered(root, hashed, monkeypatch):
-    monkeypatch.setattr(hashes, "_SETTLED_S", 1e6)
+    monkeypatch.setattr(hashes, "SETTLED_S", 1e6)
     manifest = make_manifest(root)
     hashed.clear()
     manifest.check_files(root)

@@ -1,0 +1,27 @@
+"""Verbs of the group bench about training."""
+
+from typing import Annotated
+
+import typer
+
+from orbithash.cluster.cli.bench import bench, write_page
+from orbithash.cluster.cli.options import JsonOption, ReportOption
+
+__all__ = ["bench"]
+
+
+@bench.command("manifest", epilog="Example: orbithash bench manifest --count 1000000 --files 20000")
+def bench_manifest(
+    count: Annotated[int, typer.Option("--count", help="Number of images of the generated manifest.")] = 1_000_000,
+    files: Annotated[int, typer.Option("--files", help="Number of files to hash.")] = 20_000,
+    file_bytes: Annotated[int, typer.Option("--file-bytes", help="Size of a file to hash, bytes.")] = 65_536,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the start of a rank next to a bare read of its manifest, and hashing next to one thread."""
+    from orbithash.cluster.bench.report import show
+    from orbithash.cluster.bench.training.manifest import bench_manifest as run_bench
+
+    result = run_bench(count, files, file_bytes)
+    show(result, as_json)
+    write_page(report, result)
