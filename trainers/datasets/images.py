@@ -1,6 +1,6 @@
 """The images of a manifest as columns of Arrow: a row becomes an object only where one asks for it.
 
-A million images take about 130 MB as columns and ten times as much as objects.
+A million images with paths of 30 characters take 102 MB as columns, and 445 MB as objects.
 """
 
 import dataclasses
