@@ -387,6 +387,21 @@ def test_codes_outputs_and_vectors_are_those_of_encoding(root, model, cached, mo
             assert (found[image.id].outputs == alone.outputs).all()
 
 
+def test_queries_are_computed_alone(root, model, cached, monkeypatch):
+    compute = HashModel.features
+
+    def otherwise_together(self, images, *, batch_size=None):
+        return np.roll(compute(self, images, batch_size=batch_size), 0 if batch_size == 1 else 1, axis=1)
+
+    monkeypatch.setattr(HashModel, "features", otherwise_together)
+    images = cached.images
+    found = module._encode_images(model, images, set(images.ids), root, None)
+    pixels = [model.prepare([read_image(root / path)]) for path in images.paths]
+    alone = [model.encode_items("image", each, with_outputs=True) for each in pixels]
+    assert all((found[id].vectors == of.vectors).all() for id, of in zip(images.ids, alone, strict=True))
+    assert all((found[id].outputs == of.outputs).all() for id, of in zip(images.ids, alone, strict=True))
+
+
 def test_kept_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
     torch.manual_seed(2)
     other = HashModel(model.card, HashNetwork.from_spec(model.card.network), projection=model.projection)
