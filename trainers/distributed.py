@@ -1,11 +1,12 @@
 """Communication between the ranks of a distributed training. Without a process group, there is one rank, 0.
 
-Collectives of torch fail when a rank is missing for the group's time-out (30 minutes with Ray Train). Work of unequal
-length therefore goes through `from_first_rank` or `on_every_rank`, whose ranks wait for each other for up to
-`MAX_WORK` first. If a rank ends in the meantime, Ray Train or torchrun ends the others.
+Collectives of torch fail when a rank is missing for the group's time-out (30 minutes with Ray Train). After work of
+unequal length, ranks therefore wait for each other in `meet`, for up to `MAX_WORK`, before the next collective.
+`from_first_rank`, `on_every_rank`, `gather_rows` and `gather_objects` do so themselves. If a rank ends in the meantime,
+Ray Train or torchrun ends the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ __all__ = [
     "gather_objects",
     "gather_rows",
     "gather_with_gradient",
+    "meet",
     "on_every_rank",
     "rank",
     "send_rows",
@@ -50,27 +52,31 @@ class _Gather(torch.autograd.Function):
     """Concatenate the rows of all ranks in rank order; backward sums the gradients of all ranks for these rows."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts
+        # A collective needs tensors of one shape.
+        missing = max(counts) - len(rows)
+        padded = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows.contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[rank()]
+        return torch.split_with_sizes(gradient, ctx.counts)[rank()], None
 
 
-def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Concatenate rows [B, ...] of W ranks to [W * B, ...]; every rank must have the same number of rows.
+def gather_with_gradient(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Concatenate rows [B, ...] of all ranks, which have `counts` rows, by default all as many as this rank.
 
     Every rank computes the same loss from the result, and DDP averages the gradients. The average equals the gradient
-    in one process: the rows of a rank receive W equal gradients, and averaging divides by W.
+    in one process: the rows of a rank receive W equal gradients on W ranks, and averaging divides by W.
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows, counts or [len(rows)] * world_size())  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -89,9 +95,10 @@ def gather_rows(rows: Rows) -> Rows:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the values of all ranks in rank order."""
+    """Return the values of all ranks in rank order, once all are there."""
     if world_size() == 1:
         return [value]
+    meet()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -136,7 +143,7 @@ def from_first_rank(make: Callable[[], Made]) -> Made:
     outcome: tuple[Any, str | None] = (None, None)
     if rank() == 0:
         outcome = _attempt(make)
-    _meet()
+    meet()
     outcomes = [outcome]
     dist.broadcast_object_list(outcomes, src=0)
     made, problem = outcomes[0]
@@ -150,7 +157,6 @@ def on_every_rank(make: Callable[[], Made]) -> Made:
     if world_size() == 1:
         return make()
     made, problem = _attempt(make)
-    _meet()
     for of_rank in gather_objects(problem):
         if of_rank is not None:
             raise InputError(of_rank)
@@ -165,13 +171,18 @@ def _attempt(make: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, str(err)
 
 
-def _meet() -> None:
-    """Wait until all ranks are here, for up to `MAX_WORK`."""
+def meet() -> None:
+    """Wait until all ranks are here, for up to `MAX_WORK`. Called before a collective after work of unequal length."""
+    if world_size() == 1:
+        return
     # The store of the process group: a collective would fail after the time-out of the group.
     store = dist.distributed_c10d._get_default_store()
-    keys = [f"orbithash/{number}/{each}" for number in [next(_meetings)] for each in range(world_size())]
+    number = next(_meetings)
+    keys = [f"orbithash/{number}/{each}" for each in range(world_size())]
     store.set(keys[rank()], "here")
     store.wait(keys, MAX_WORK)
+    # All ranks have come from the meeting before.
+    store.delete_key(f"orbithash/{number - 1}/{rank()}")
 
 
 def broadcast_state(module: nn.Module) -> None:
@@ -239,7 +250,8 @@ class _SynchronisedBatchNorm(nn.Module):
             return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         shape = [1, -1] + [1] * (inputs.dim() - 2)
         others = [dim for dim in range(inputs.dim()) if dim != 1]
-        count = inputs.numel() // inputs.shape[1] * world_size()
+        # Ranks may have different numbers of rows.
+        count = sum_over_ranks(torch.tensor(inputs.numel() // inputs.shape[1], device=inputs.device))
         wide = inputs.float() if inputs.dtype == torch.bfloat16 else inputs
         mean = sum_with_gradient(wide.sum(others)) / count
         centred = wide - mean.view(shape)
@@ -248,7 +260,7 @@ class _SynchronisedBatchNorm(nn.Module):
             momentum = self.momentum
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / max(1, count - 1), momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
         scale = (self.weight * torch.rsqrt(variance + self.eps)).view(shape)
         return (centred * scale + self.bias.view(shape)).to(inputs.dtype)
 

@@ -166,8 +166,8 @@ def train(
         str,
         typer.Option(
             "--workers",
-            help="Number of Ray Train workers, or MIN:MAX for as many as the cluster has resources for. batch_size "
-            "must be a multiple of every number in the range: 1:4 needs a multiple of 12.",
+            help="Number of Ray Train workers, or MIN:MAX for as many as the cluster has resources for. They share "
+            "each batch.",
         ),
     ] = "1",
     gpus_per_worker: GpusPerWorkerOption = 0,

@@ -26,6 +26,7 @@ from orbithash.cluster.training.worker import PROGRESS_INTERVAL_S, Board, valida
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import BackboneSpec
 from orbithash.trainers.data.loading import LOADINGS
+from orbithash.trainers.dealing import deal
 from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import (
@@ -256,12 +257,15 @@ def _fit(
 
 def shares_of_batch(run: Run, workers: tuple[int, int]) -> str | None:
     """Return how many images of a batch each worker has, and the rule for the learning rate; None without steps."""
-    if issubclass(get_method(run.method), Fitted):
+    kind, config = get_method(run.method), run.config
+    if issubclass(kind, Fitted):
         return None
-    shares = [run.config.batch_size // number for number in workers]
-    of_each = f"{workers[0]} x {shares[0]}"
-    if workers[0] != workers[1]:
-        of_each += f" to {workers[1]} x {shares[1]}"
+
+    def share(number: int) -> str:
+        counts = deal(config.batch_size, kind.group_size, config.accumulate, number).of_ranks
+        return f"{number} x {min(counts)}" + (f"-{max(counts)}" if min(counts) < max(counts) else "")
+
+    of_each = " to ".join(share(number) for number in sorted(set(workers)))
     steps = f", in {run.config.accumulate} micro-batches" if run.config.accumulate > 1 else ""
     return (
         f"a batch has {run.config.batch_size} images, workers x images: {of_each}{steps}; learning rates are those of "

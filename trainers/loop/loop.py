@@ -24,6 +24,7 @@ from orbithash.trainers.distributed import (
     broadcast_state,
     from_first_rank,
     gather_objects,
+    meet,
     rank,
     synchronise_batch_norm,
     world_size,
@@ -113,6 +114,8 @@ def train(
         save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
 
     for epoch in range(len(history), config.epochs):
+        # One rank may have written a checkpoint.
+        meet()
         # Numbers drawn from torch's generator are then the same in a resumed run.
         torch.manual_seed(mixed_seed(config.seed, epoch, rank()))
         factor = method.start_epoch(epoch, training)

@@ -1,6 +1,5 @@
 """A run (method, settings, data), and the checks before it starts."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,43 +200,27 @@ def check_embeddings(run: Run) -> None:
 
 
 def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
-    """Raise `InputError` if workers cannot share the batch equally, or if it exceeds the images; see `check_run`."""
+    """Raise `InputError` if the batch is too small for the workers, or exceeds the images; see `check_run`."""
     if issubclass(get_method(run.method), Fitted):
         return
     batch_size, num_images = run.config.batch_size, len(run.manifest.part("train"))
     micro_batches, group_size = run.config.accumulate, get_method(run.method).group_size
-
-    def divisor_of(least: int, most: int) -> int:
-        return math.lcm(*range(least, most + 1)) * group_size * micro_batches
-
-    def smallest(least: int, most: int) -> int:
-        """Return the smallest batch that every number of workers in the range shares equally, 2 images or more each."""
-        divisor = divisor_of(least, most)
-        return divisor * -(-2 * most * micro_batches // divisor)
-
-    def fits(least: int, most: int) -> bool:
-        return batch_size % divisor_of(least, most) == 0 and batch_size >= smallest(least, most)
-
-    least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-    divisor = divisor_of(least, most)
-    if not fits(least, most):
-        given = f"{most} workers" if least == most else f"{least} to {most} workers"
-        if micro_batches > 1:
-            given += f" in {micro_batches} micro-batches"
-        rule = f"a multiple of {divisor}" + (
-            "" if least == most else ", because every number of workers must divide it"
+    most = num_workers if isinstance(num_workers, int) else num_workers[1]
+    if batch_size % group_size:
+        raise InputError(f"batch_size is {batch_size}: {run.method} needs a multiple of {group_size}")
+    # Batch norm needs two images; a worker without images would have no gradients.
+    least = micro_batches * max(group_size * most, 2)
+    if batch_size < least:
+        pieces = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
+        possible = batch_size // (group_size * micro_batches)
+        remedy = f", or at most {possible} workers" if possible and possible < most else ""
+        raise InputError(
+            f"batch_size {batch_size} over {most} workers{pieces}: each worker needs images of each batch; give --set "
+            f"batch_size={least} or more{remedy}"
         )
-        if batch_size < smallest(least, most) > divisor:
-            rule += f", and at least {smallest(least, most)}, so that each worker has 2 images"
-        allowed = [str(number) for number in range(1, batch_size // 2 + 1) if fits(number, number)]
-        upper = max((number for number in range(least, most) if fits(least, number)), default=least)
-        if upper > least:
-            allowed.append(f"{least}:{upper}")
-        remedy = f"; with batch_size {batch_size}, {_some(allowed)} workers are possible" if allowed else ""
-        raise InputError(f"batch_size {batch_size} over {given}: it must be {rule}{remedy}")
     if num_images < batch_size:
-        largest = num_images // divisor * divisor
-        remedy = f"give --set batch_size={largest} or less" if largest >= smallest(least, most) else "add images"
+        largest = num_images // group_size * group_size
+        remedy = f"give --set batch_size={largest} or less" if largest >= least else "add images"
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; {remedy}")
 
 

@@ -18,6 +18,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
 from orbithash.trainers.data.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
+from orbithash.trainers.dealing import deal
 from orbithash.trainers.distributed import broadcast_state, from_first_rank, rank, sum_over_ranks, world_size
 from orbithash.trainers.loop.losses import LossSums
 from orbithash.trainers.loop.run import Run
@@ -70,7 +71,7 @@ def train_epoch(
     memory = memory_mb(encoder.device)
     start = time.perf_counter()
     waited = 0.0
-    stream = _batches(run.config, steps, encoder, training, epoch)
+    stream = _batches(run.config, method, steps, encoder, training, epoch)
     for step in range(1, num_steps + 1):
         requested = time.perf_counter()
         batch = next(stream)
@@ -114,17 +115,24 @@ def fit(method: Fitted, training: Part, device: torch.device) -> dict[str, Any]:
 
 
 def _batches(
-    config: TrainConfig, steps: npt.NDArray[np.int64], encoder: HashModel, training: Part, epoch: int
+    config: TrainConfig,
+    method: Method,
+    steps: npt.NDArray[np.int64],
+    encoder: HashModel,
+    training: Part,
+    epoch: int,
 ) -> Iterator[Batch]:
-    """Yield the share of rank r of each step on the device of `encoder`: the r-th part of each of its micro-batches."""
-    for batch in uploaded(_batches_on_cpu(config, steps, training, epoch), encoder.device):
+    """Yield this rank's share of each step on the device of `encoder`."""
+    for batch in uploaded(_batches_on_cpu(config, method, steps, training, epoch), encoder.device):
         yield batch if batch.images is None else batch._replace(images=encoder.normalise(batch.images))
 
 
-def _batches_on_cpu(config: TrainConfig, steps: npt.NDArray[np.int64], training: Part, epoch: int) -> Iterator[Batch]:
+def _batches_on_cpu(
+    config: TrainConfig, method: Method, steps: npt.NDArray[np.int64], training: Part, epoch: int
+) -> Iterator[Batch]:
     """Yield the batches of `_batches`, with prepared images [B, S, S, C] as they were decoded."""
-    shares = steps.reshape(len(steps), config.accumulate, world_size(), -1)
-    mine = shares[:, :, rank()].reshape(len(steps), -1)
+    dealing = deal(steps.shape[1], method.group_size, config.accumulate, world_size())
+    mine = steps[:, dealing.positions(rank())]
     views: Iterator[Pixels | None] = iter([None] * len(mine))
     if training.images is not None:
         augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
@@ -136,20 +144,24 @@ def _batches_on_cpu(config: TrainConfig, steps: npt.NDArray[np.int64], training:
             images=None if images is None else torch.from_numpy(images),
             features={name: torch.from_numpy(table[rows]) for name, table in training.features.items()},
             seed=mixed_seed(config.seed, epoch, step, 1),
+            dealing=dealing,
         )
 
 
-def _micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
-    """Split a batch into consecutive micro-batches of equal size; all but the first get a new seed."""
-    size = len(batch.rows) // count
-    for number in range(count):
-        mine = slice(number * size, (number + 1) * size)
+def _micro_batches(batch: Batch) -> Iterator[Batch]:
+    """Split a batch into its micro-batches; all but the first get a new seed."""
+    assert batch.dealing is not None
+    end = 0
+    for number, dealing in enumerate(batch.dealing.micro_batches()):
+        start, end = end, end + dealing.of_ranks[rank()]
+        mine = slice(start, end)
         yield Batch(
             rows=batch.rows[mine],
             labels=batch.labels[mine],
             images=None if batch.images is None else batch.images[mine],
             features={name: table[mine] for name, table in batch.features.items()},
             seed=mixed_seed(batch.seed, number) if number else batch.seed,
+            dealing=dealing,
         )
 
 
@@ -159,11 +171,13 @@ def _step(
     """Return the losses of a step."""
     losses = method.before_step(batch, optimizer)
     optimizer.zero_grad(set_to_none=True)
-    for number, micro_batch in enumerate(_micro_batches(batch, config.accumulate), start=1):
+    for number, micro_batch in enumerate(_micro_batches(batch), start=1):
         is_last = number == config.accumulate
         # Ranks exchange gradients once, after the last micro-batch.
         with nullcontext() if is_last or parallel is method else parallel.no_sync():  # type: ignore[operator]
-            of_micro_batch = {name: value / config.accumulate for name, value in parallel(micro_batch).items()}
+            # A quotient, which is exactly the number of micro-batches if they are equally large.
+            divisor = batch.num_rows / micro_batch.num_rows
+            of_micro_batch = {name: value / divisor for name, value in parallel(micro_batch).items()}
             of_micro_batch["loss"].backward()
         for name, value in of_micro_batch.items():
             losses[name] = losses[name] + value.detach() if name in losses else value.detach()

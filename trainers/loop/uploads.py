@@ -56,10 +56,9 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """Return a batch with `change` applied to each of its tensors."""
-    return Batch(
+    return batch._replace(
         rows=change(batch.rows),
         labels=change(batch.labels),
         images=None if batch.images is None else change(batch.images),
         features={name: change(table) for name, table in batch.features.items()},
-        seed=batch.seed,
     )

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,7 +16,8 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.text import TextEncoder
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_rows
+from orbithash.trainers.dealing import Dealing
+from orbithash.trainers.distributed import gather_rows, gather_with_gradient, rank
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.metrics.average_precision import Definition, average_precision
 from orbithash.trainers.metrics.rankings import rank_histograms
@@ -31,7 +33,7 @@ BLOCK_SIZE = 256
 
 
 class Batch(NamedTuple):
-    """This rank's share of a batch, or of a micro-batch.
+    """This rank's share of a batch, or of a micro-batch. Shares may differ by one group of rows.
 
     Attributes:
         rows: int64 [B], positions in the training part.
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
         images: float32 [B, C, S, S], augmented and normalised; None for a method that trains on features.
         features: the rows of each of the method's tables, float32 [B, ...].
         seed: the seed of the step, the same on all ranks.
+        dealing: the shares of all ranks; None: this rank has all of the batch.
     """
 
     rows: Tensor
@@ -46,6 +49,47 @@ class Batch(NamedTuple):
     images: Tensor | None
     features: dict[str, Tensor]
     seed: int
+    dealing: Dealing | None = None
+
+    @property
+    def weight(self) -> float:
+        """The factor with which the mean over ranks of means over their rows is the mean over all rows.
+
+        1 if all ranks have as many rows.
+        """
+        if self.dealing is None:
+            return 1.0
+        return len(self.dealing.of_ranks) * len(self.rows) / self.dealing.num_rows
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values [N, ...] of all ranks' rows, with gradient, from those of this rank's rows [B, ...].
+
+        The order is that of the ranks, see `gathered_positions`.
+        """
+        return values if self.dealing is None else gather_with_gradient(values, self.dealing.of_ranks)
+
+    @property
+    def num_rows(self) -> int:
+        """The number N of rows of all ranks."""
+        return len(self.rows) if self.dealing is None else self.dealing.num_rows
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions in the batch of this rank's rows, int64 [B] on the CPU.
+
+        What is drawn for the N rows of the batch and taken by position does not depend on the number of ranks.
+        """
+        if self.dealing is None:
+            return torch.arange(len(self.rows))
+        return torch.from_numpy(self.dealing.positions(rank()))
+
+    @property
+    def gathered_positions(self) -> Tensor:
+        """The positions in the batch of the rows that `gather` returns, int64 [N] on the CPU."""
+        if self.dealing is None:
+            return self.positions
+        ranks = range(len(self.dealing.of_ranks))
+        return torch.from_numpy(np.concatenate([self.dealing.positions(number) for number in ranks]))
 
 
 class Method(nn.Module):
@@ -74,7 +118,7 @@ class Method(nn.Module):
     # The labels that training needs.
     supervision: ClassVar[Supervision] = "one class"
 
-    # Number of consecutive rows of a step that belong together. Each rank's share is a multiple of it.
+    # Number of consecutive rows of a step that belong together. It divides the batch, and a rank has whole groups.
     group_size: ClassVar[int] = 1
 
     network: HashNetwork
@@ -146,7 +190,7 @@ class Method(nn.Module):
         return 1.0
 
     def order(self, labels: Labels, epoch: int) -> npt.NDArray[np.int64]:
-        """Return the epoch's batches over all ranks, rows int64 [steps, batch]. Rank r takes the r-th part of each.
+        """Return the epoch's batches over all ranks, rows int64 [steps, batch]; see `Dealing` for the ranks' shares.
 
         Raises:
             InputError: no batch can be drawn from these labels.
@@ -162,7 +206,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return scalar losses by name for this rank's share; `loss` is minimised.
 
-        The mean over ranks of the gradient of `loss` equals the gradient of one process with the whole batch.
+        The mean over ranks of the gradient of `loss` equals the gradient of one process with the whole batch: a mean
+        over this rank's rows is multiplied by `batch.weight`; a loss on the rows of all ranks is not.
         """
 
     def after_step(self, batch: Batch) -> None:

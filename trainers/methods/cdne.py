@@ -127,9 +127,9 @@ class Embedded(NamedTuple):
     labels: Tensor
     rows: Tensor
 
-    def gather(self) -> "Embedded":
-        """Return the images of all ranks."""
-        return Embedded(*(gather_with_gradient(values) for values in self))
+    def gather(self, batch: Batch) -> "Embedded":
+        """Return the images of all ranks; these are the batch's."""
+        return Embedded(*(batch.gather(values) for values in self))
 
 
 def _agreement(labels: Tensor, other_labels: Tensor) -> Tensor:
@@ -237,9 +237,9 @@ class Cdne(FineTuned):
         embeddings = _embed(hashes)
         # One tensor per micro-batch; the memory bank is written with them after the step.
         self._embeddings.append(embeddings.detach())
-        snca = snca_loss(self._log_sums(embeddings, batch))
-        classification = classification_loss(logits, batch.labels)
-        quantisation = quantisation_loss(hashes)
+        snca = self._snca(embeddings, batch)
+        classification = batch.weight * classification_loss(logits, batch.labels)
+        quantisation = batch.weight * quantisation_loss(hashes)
         return {
             "loss": config.snca_weight * snca
             + config.classification_weight * classification
@@ -249,18 +249,19 @@ class Cdne(FineTuned):
             "quantisation": quantisation,
         }
 
-    def _log_sums(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        """Return `neighbour_log_sums` of this rank's anchors over the whole memory, or over all ranks' images."""
+    def _snca(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Return the SNCA loss of this rank's anchors over the whole memory, or over all ranks' images."""
         config, memory = self.config, self.memory
         anchors = Embedded(embeddings, batch.labels, batch.rows)
         if memory is None:
-            return neighbour_log_sums(anchors, anchors.gather(), config.temperature, config.margin)
-        keys = Embedded(memory.share, self._labels[memory.numbers], memory.numbers)
-        if not memory.sharded:
-            return neighbour_log_sums(anchors, keys, config.temperature, config.margin)
+            keys = anchors.gather(batch)
+        else:
+            keys = Embedded(memory.share, self._labels[memory.numbers], memory.numbers)
+        if memory is None or not memory.sharded:
+            return batch.weight * snca_loss(neighbour_log_sums(anchors, keys, config.temperature, config.margin))
         # Every rank sums over its share for the anchors of all ranks; the mean over ranks' losses is unchanged.
-        partial = neighbour_log_sums(anchors.gather(), keys, config.temperature, config.margin)
-        return torch.logsumexp(gather_with_gradient(partial[None]), dim=0)
+        partial = neighbour_log_sums(anchors.gather(batch), keys, config.temperature, config.margin)
+        return snca_loss(torch.logsumexp(gather_with_gradient(partial[None]), dim=0))
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
@@ -271,10 +272,11 @@ class Cdne(FineTuned):
         if self.average is None:
             assert self._mu is not None
             # Only the last rows are of this step: `forward` may have been called before it.
-            self.memory.write(batch.rows, torch.cat(embeddings_of_step)[-len(batch.rows) :], keep=self._mu)
+            embeddings = torch.cat(embeddings_of_step)[-len(batch.rows) :]
+            self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), keep=self._mu)
             return
         embeddings = _embed(self.outputs(batch, self.average).hashes)
-        self.memory.write(batch.rows, embeddings, keep=0.0)
+        self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), keep=0.0)
         current = dict(self.network.named_parameters())
         for name, parameter in self.average.named_parameters():
             parameter.lerp_(current[name], 1 - self.encoder_momentum)

@@ -44,8 +44,8 @@ class Classifier(FineTuned):
         """Return the losses, see `Method`. Both are means over this rank's images."""
         hashes, logits = self.outputs(batch)
         assert logits is not None
-        classification = classification_loss(logits, batch.labels)
-        quantisation = quantisation_loss(hashes)
+        classification = batch.weight * classification_loss(logits, batch.labels)
+        quantisation = batch.weight * quantisation_loss(hashes)
         return {
             "loss": classification + self.config.quantisation_weight * quantisation,
             "classification": classification,

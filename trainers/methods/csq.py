@@ -131,7 +131,8 @@ class Csq(FineTuned):
         """Return the losses, see `Method`. Both are means over this rank's images."""
         outputs = self.outputs(batch).hashes
         centres = voted_centres(class_matrix(batch.labels, len(self.centres)), self.centres, self.tie_code)
-        central, quantisation = central_similarity_loss(outputs, centres), log_cosh_loss(outputs)
+        central = batch.weight * central_similarity_loss(outputs, centres)
+        quantisation = batch.weight * log_cosh_loss(outputs)
         return {
             "loss": central + self.config.quantisation_weight * quantisation,
             "central_similarity": central,

@@ -41,7 +41,6 @@ from orbithash.encoders.codes import MAX_BITS, MIN_BITS
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.label_codes import label_table
-from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 from orbithash.trainers.methods.losses import class_matrix, classification_loss, quantisation_loss
@@ -201,12 +200,13 @@ class Dhcl(FineTuned):
         """
         config = self.config
         hashes, _ = self.outputs(batch)
-        labels = gather_with_gradient(batch.labels)
-        gathered = gather_with_gradient(hashes)
+        labels = batch.gather(batch.labels)
+        gathered = batch.gather(hashes)
         lengths = (*config.nested_bits, self.network.spec.bits)
         proxy = torch.stack([self._proxy_loss(gathered[:, :k], labels, self.proxies[:, :k]) for k in lengths]).mean()
-        classification = torch.stack([self._classification(hashes[:, :k], batch.labels) for k in lengths]).mean()
-        quantisation = quantisation_loss(hashes)
+        classifications = torch.stack([self._classification(hashes[:, :k], batch.labels) for k in lengths])
+        classification = batch.weight * classifications.mean()
+        quantisation = batch.weight * quantisation_loss(hashes)
         return {
             "loss": proxy + config.classification_weight * classification + config.quantisation_weight * quantisation,
             "proxy": proxy,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import gather_objects, rank, sum_over_ranks, world_size
 
 __all__ = ["NORM_FLOOR", "Memory"]
 
@@ -58,11 +58,10 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def write(self, rows: Tensor, embeddings: Tensor, keep: float) -> None:
-        """Replace each row m of all ranks' `rows` int64 [B] by keep * m + (1 - keep) * e, scaled to unit length.
+        """Replace each row m of `rows` int64 [N] by keep * m + (1 - keep) * e, scaled to unit length.
 
-        e are the embeddings [B, K] of these rows. Each rank passes its own rows.
+        e are the embeddings [N, K] of these rows. Every rank passes the rows of all ranks.
         """
-        rows, embeddings = gather_with_gradient(rows), gather_with_gradient(embeddings)
         is_here = rows % self._stride == self._first
         positions = rows[is_here] // self._stride
         mixed = keep * self.share[positions] + (1 - keep) * embeddings[is_here].to(self.share.dtype)

@@ -29,7 +29,6 @@ from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.losses import bit_balance_loss
@@ -182,12 +181,12 @@ class Mhcln(Method):
         """Return the losses, see `Method`. All but the bit balance are means over this rank's triplets or rows."""
         config = self.config
         outputs = self.network.head(batch.features["image"])
-        triplet = normalised_triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
-        push, balance = push_loss(outputs), code_balance_loss(outputs)
+        triplet = batch.weight * normalised_triplet_loss(outputs[0::3], outputs[1::3], outputs[2::3], config.margin)
+        push, balance = batch.weight * push_loss(outputs), batch.weight * code_balance_loss(outputs)
         losses = {"triplet": triplet, "push": push, "balance": balance}
         loss = triplet + config.push_weight * push + config.balance_weight * balance
         if config.bit_balance_weight:
-            losses["bit_balance"] = bit_balance_loss(gather_with_gradient(outputs), centre=0.5)
+            losses["bit_balance"] = bit_balance_loss(batch.gather(outputs), centre=0.5)
             loss = loss + config.bit_balance_weight * losses["bit_balance"]
         return {"loss": loss, **losses}
 

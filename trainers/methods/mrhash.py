@@ -36,7 +36,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import BandNumbers, PathOrName, TrainConfig
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_objects, gather_with_gradient, rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import gather_objects, meet, rank, sum_over_ranks
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.autoencoder import (
     CHUNK_ROWS,
@@ -308,6 +308,7 @@ class MrHash(Method):
             )
             target.copy_(target_distribution(shares, config.hard_targets))
             entropy.copy_(cluster_entropy(shares))
+        meet()
         if epoch == 0 or (config.target_epochs and epoch % config.target_epochs == 0):
             self.target.copy_(sum_over_ranks(target))
         self.entropy.copy_(sum_over_ranks(entropy))
@@ -317,13 +318,16 @@ class MrHash(Method):
         """Return the losses, see `Method`. All but the bit balance are means over this rank's rows."""
         config, autoencoder = self.config, self.autoencoder
         features = batch.features["image"] if batch.images is None else self.network.features(batch.images)
-        hashes = self.network.head(self._dropped(features, batch.seed) if self.training else features)
+        hashes = self.network.head(self._dropped(features, batch) if self.training else features)
         sources = autoencoder.standardise(self._sources(batch.features))
         target, bridged = self.target[batch.rows], self.bridge(hashes)
 
         def divergence(latents: Tensor) -> Tensor:
             shares = soft_assignment(latents, self.centres, config.alpha)
-            return kl_divergence(target, shares, config.kl_reduction)
+            return batch.weight * kl_divergence(target, shares, config.kl_reduction)
+
+        def errors(latents: Tensor) -> Tensor:
+            return batch.weight * torch.stack(autoencoder.errors(latents, sources)).sum()
 
         losses = {"divergence": divergence(bridged)}
         loss = losses["divergence"]
@@ -333,28 +337,26 @@ class MrHash(Method):
             losses["latent_divergence"] = divergence(latents)
             loss = loss + losses["latent_divergence"]
         if config.reconstruction_weight:
-            losses["reconstruction"] = torch.stack(autoencoder.errors(latents, sources)).sum()
+            losses["reconstruction"] = errors(latents)
             loss = loss + config.reconstruction_weight * losses["reconstruction"]
         if config.code_reconstruction_weight:
-            losses["code_reconstruction"] = torch.stack(autoencoder.errors(bridged, sources)).sum()
+            losses["code_reconstruction"] = errors(bridged)
             loss = loss + config.code_reconstruction_weight * losses["code_reconstruction"]
         if config.quantisation_weight:
-            losses["quantisation"] = quantisation_loss(hashes)
+            losses["quantisation"] = batch.weight * quantisation_loss(hashes)
             loss = loss + config.quantisation_weight * losses["quantisation"]
         if config.bit_balance_weight:
-            losses["bit_balance"] = bit_balance_loss(gather_with_gradient(hashes), centre=0.0)
+            losses["bit_balance"] = bit_balance_loss(batch.gather(hashes), centre=0.0)
             loss = loss + config.bit_balance_weight * losses["bit_balance"]
         return {"loss": loss, **losses, "cluster_entropy": self.entropy}
 
-    def _dropped(self, features: Tensor, seed: int) -> Tensor:
+    def _dropped(self, features: Tensor, batch: Batch) -> Tensor:
         """Return features [B, D] after dropout: dropped features are set to their training mean, others scaled up."""
         norm = self.network.head.norm
         assert isinstance(norm, Standardise)
         rate, mean = self.config.dropout, norm.mean
-        rows = len(features)
-        # Drawn for the rows of all ranks, so that the result does not depend on the number of ranks.
-        drawn = torch.rand(world_size() * rows, features.shape[1], generator=torch.Generator().manual_seed(seed))
-        kept = drawn[rank() * rows : (rank() + 1) * rows] >= rate
+        draw = torch.Generator().manual_seed(batch.seed)
+        kept = torch.rand(batch.num_rows, features.shape[1], generator=draw)[batch.positions] >= rate
         return mean + (features - mean) * kept.to(features) / (1 - rate)
 
     def build_optimizer(self) -> Adam:
@@ -387,6 +389,7 @@ class MrHash(Method):
     def _explained_variance(self, latents: Tensor, part: Part) -> float:
         """Return the fraction of the variance of a part's sources, over all ranks, that these latents explain."""
         sources = [torch.from_numpy(np.asarray(source)).to(latents) for source in self._sources(part.features)]
+        meet()
         unexplained, total = 0.0, 0.0
         for source, decoder in zip(self.autoencoder.standardise(sources), self.autoencoder.decoders, strict=True):
             source = source.double()

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from orbithash.encoders.networks.card import HeadSpec
-from orbithash.trainers.distributed import gather_with_gradient
 from orbithash.trainers.methods.base import Batch
 from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 from orbithash.trainers.methods.losses import quantisation_loss
@@ -93,11 +92,11 @@ class Triplet(FineTuned):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""
         hashes, _ = self.outputs(batch)
-        distances = _distances(gather_with_gradient(hashes))
-        labels, rows = gather_with_gradient(batch.labels), gather_with_gradient(batch.rows)
+        distances = _distances(batch.gather(hashes))
+        labels, rows = batch.gather(batch.labels), batch.gather(batch.rows)
         triplets = draw_triplets(labels, rows, self._scores(distances.detach(), batch.seed))
         triplet = triplet_loss(distances, triplets, self.config.margin)
-        quantisation = quantisation_loss(hashes)
+        quantisation = batch.weight * quantisation_loss(hashes)
         return {
             "loss": triplet + self.config.quantisation_weight * quantisation,
             "triplet": triplet,

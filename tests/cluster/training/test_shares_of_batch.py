@@ -17,6 +17,7 @@ def run(method="dhcl", **settings):
         ((1, 1), {}, "1 x 48"),
         ((4, 4), {"accumulate": 3}, "4 x 12, in 3 micro-batches"),
         ((1, 4), {}, "1 x 48 to 4 x 12"),
+        ((5, 7), {}, "5 x 9-10 to 7 x 6-7"),
     ],
 )
 def test_shares_of_each_worker(workers, settings, shares):

@@ -1,4 +1,4 @@
-"""Requirements on every method: two ranks train like one process, and a killed run resumes to the same result."""
+"""Requirements on every method: ranks train like one process, and a killed run resumes to the same result."""
 
 import functools
 import multiprocessing
@@ -16,30 +16,37 @@ from orbithash.trainers.loop.loop import train, validate
 from orbithash.trainers.methods import METHODS, Fitted, get_method
 from orbithash.trainers.methods.memory import Memory
 
-WORLD_SIZE = 2
 # Relative to the largest gradient: ranks sum losses in another order, and compute features in other batches.
 TOLERANCE = 3e-6
 
-# Name of the case -> method and settings. Every method with training steps has at least one case.
+# Name of the case -> method and settings. Every method with training steps has at least one case. Most batches are odd,
+# so that ranks have different numbers of rows.
 CASES = {
-    "mhcln": ("mhcln", {"batch_size": 12, "steps_per_epoch": 3, "hidden": (20, 10), "lr": 0.01}),
+    "mhcln": ("mhcln", {"batch_size": 9, "steps_per_epoch": 3, "hidden": (20, 10), "lr": 0.01}),
     "mhcln, bit balance, two pairs": (
         "mhcln",
         {"batch_size": 12, "class_pairs": 2, "steps_per_epoch": 2, "bit_balance_weight": 1.0, "standardise": False},
     ),
-    "dhcl": ("dhcl", {"warm_up_epochs": 1}),
+    "dhcl": ("dhcl", {"warm_up_epochs": 1, "batch_size": 5}),
     "dhcl, resnet18": ("dhcl", {"backbone": "resnet18", "epochs": 1, "warm_up_epochs": 0}),
     "dhcl, anchor, nested": (
         "dhcl",
-        {"warm_up_epochs": 0, "proxy_loss": "proxy-anchor", "nested_bits": (8, 12), "images_per_class": 2},
+        {
+            "warm_up_epochs": 0,
+            "proxy_loss": "proxy-anchor",
+            "nested_bits": (8, 12),
+            "images_per_class": 2,
+            "batch_size": 5,
+        },
     ),
-    "duch": ("duch", {"hidden": 12}),
+    "duch": ("duch", {"hidden": 12, "batch_size": 5}),
     "duch, extended": (
         "duch",
         {
             "hidden": 12,
             "captions": "all",
             "contrast": "cross-only",
+            "batch_size": 5,
             "learn_temperature": True,
             "temperature": 0.3,
             "near_as": "positives",
@@ -57,11 +64,27 @@ CASES = {
             "compat_adv_text_only": True,
         },
     ),
-    "duch, reworded": ("duch", {"hidden": 12, "text_augmentation": "rule", "original_view": "center-crop"}),
-    "cdne, memory bank": ("cdne", {"warm_up_epochs": 1, "memory_momentum": 0.7}),
+    "duch, reworded": (
+        "duch",
+        {
+            "hidden": 12,
+            "text_augmentation": "rule",
+            "original_view": "center-crop",
+            "batch_size": 7,
+            "accumulate": 2,
+        },
+    ),
+    "cdne, memory bank": ("cdne", {"warm_up_epochs": 1, "memory_momentum": 0.7, "batch_size": 5}),
     "cdne, sharded": (
         "cdne",
-        {"sharded_memory": True, "memory_start": "random", "margin": 0.1, "head_norm": "none", "warm_up_epochs": 0},
+        {
+            "sharded_memory": True,
+            "memory_start": "random",
+            "margin": 0.1,
+            "head_norm": "none",
+            "warm_up_epochs": 0,
+            "batch_size": 5,
+        },
     ),
     # Larger images and batches than the other cases: batch norm over 4 single pixels amplifies rounding errors.
     "cdne, momentum, batch norm": (
@@ -73,14 +96,20 @@ CASES = {
             "quantisation_weight": 0,
             "warm_up_epochs": 0,
             "image_size": 64,
-            "batch_size": 8,
+            "batch_size": 7,
         },
     ),
     "cdne, momentum, sharded": ("cdne", {"variant": "momentum", "sharded_memory": True, "warm_up_epochs": 0}),
-    "cdne, in-batch": ("cdne", {"variant": "in-batch", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
-    "triplet": ("triplet", {"images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
-    "triplet, random": ("triplet", {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0}),
-    "classifier": ("classifier", {"schedule": "step", "lr_decay_epochs": 1, "warm_up_epochs": 0}),
+    "cdne, in-batch": (
+        "cdne",
+        {"variant": "in-batch", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0, "batch_size": 5},
+    ),
+    "triplet": ("triplet", {"images_per_class": 2, "epochs": 1, "warm_up_epochs": 0, "batch_size": 5}),
+    "triplet, random": (
+        "triplet",
+        {"mining": "random", "images_per_class": 2, "epochs": 1, "warm_up_epochs": 0, "batch_size": 7, "accumulate": 2},
+    ),
+    "classifier": ("classifier", {"schedule": "step", "lr_decay_epochs": 1, "warm_up_epochs": 0, "batch_size": 7}),
     "classifier, last blocks, by step": (
         "classifier",
         {
@@ -102,7 +131,7 @@ CASES = {
             "lora_rank": 2,
             "layer_decay": 0.8,
             "warm_up_epochs": 0,
-            "batch_size": 8,
+            "batch_size": 7,
             "accumulate": 2,
         },
     ),
@@ -112,7 +141,7 @@ CASES = {
     ),
     "classifier, frozen, several classes": ("classifier", {"tune": "none", "several_classes": True}),
     "dhcl, frozen, several classes": ("dhcl", {"tune": "none", "several_classes": True, "nested_bits": (8,)}),
-    "cdne, frozen, memory bank": ("cdne", {"tune": "none"}),
+    "cdne, frozen, memory bank": ("cdne", {"tune": "none", "batch_size": 7, "accumulate": 2}),
     "cdne, frozen, momentum, sharded, several classes": (
         "cdne",
         {"tune": "none", "several_classes": True, "variant": "momentum", "sharded_memory": True, "margin": 0.1},
@@ -121,17 +150,27 @@ CASES = {
         "cdne",
         {"tune": "none", "several_classes": True, "variant": "in-batch", "images_per_class": 2},
     ),
-    "csq": ("csq", {"backbone": "resnet8", "warm_up_epochs": 0, "bits": 12}),
-    "csq, frozen, several classes": ("csq", {"tune": "none", "several_classes": True}),
+    "csq": ("csq", {"backbone": "resnet8", "warm_up_epochs": 0, "bits": 12, "batch_size": 5}),
+    "csq, frozen, several classes": (
+        "csq",
+        {"tune": "none", "several_classes": True, "batch_size": 7, "accumulate": 2},
+    ),
     "triplet, frozen, several classes": (
         "triplet",
         {"tune": "none", "several_classes": True, "images_per_class": 2},
     ),
-    "contrastive": ("contrastive", {"num_views": 2}),
+    "contrastive": ("contrastive", {"num_views": 2, "batch_size": 5}),
     "contrastive, from itq": ("contrastive", {"num_views": 1, "start": "itq", "epochs": 1}),
     "mrhash": (
         "mrhash",
-        {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,), "bit_balance_weight": 1.0},
+        {
+            "num_clusters": 4,
+            "num_latents": 5,
+            "autoencoder_epochs": 2,
+            "hidden": (12,),
+            "bit_balance_weight": 1.0,
+            "batch_size": 5,
+        },
     ),
     "mrhash, like the released code": (
         "mrhash",
@@ -153,6 +192,8 @@ CASES = {
             "autoencoder_epochs": 2,
             "hidden": (12,),
             "feature_backbone": "resnet18",
+            "batch_size": 7,
+            "accumulate": 2,
             "second_bands": (1, 1),
         },
     ),
@@ -172,8 +213,23 @@ CASES = {
     ),
 }
 
+# Every method trains on features in one of these. The batches of most are not divided by the number of ranks.
+CASES_OF_THREE_RANKS = [
+    "mhcln, bit balance, two pairs",
+    "duch",
+    "duch, reworded",
+    "classifier, frozen, several classes",
+    "dhcl, frozen, several classes",
+    "cdne, frozen, memory bank",
+    "cdne, frozen, momentum, sharded, several classes",
+    "cdne, frozen, in-batch, several classes",
+    "csq, frozen, several classes",
+    "triplet, frozen, several classes",
+    "contrastive",
+    "mrhash",
+]
 
-# The first test that uses `ranks` waits until both ranks have trained every case.
+# The first test that uses `ranks` waits until all ranks have trained every case.
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
 
 
@@ -262,13 +318,16 @@ def watch(run):
     return {"gradients": watcher.gradients, "state": watcher.state, "history": watcher.history}
 
 
-def work(rank, root, folder):
-    """Train every case in one of the two processes and save the results."""
+def work(rank, root, folder, world_size):
+    """Train the cases in one of the processes and save the results."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD_SIZE)
-    for case, (method, settings) in CASES.items():
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
+    for case in CASES if world_size == 2 else CASES_OF_THREE_RANKS:
+        method, settings = CASES[case]
         torch.save(watch(make_run(root, method, **settings)), folder / f"{case} {rank}.pt")
-    torch.save([close_memories(*rows) for rows in (((0, 1), (0, 1)), ((0, 1), (1, 0)))], folder / f"memories {rank}.pt")
+    if world_size == 2:
+        closed = [close_memories(*rows) for rows in (((0, 1), (0, 1)), ((0, 1), (1, 0)))]
+        torch.save(closed, folder / f"memories {rank}.pt")
     dist.destroy_process_group()
 
 
@@ -284,21 +343,54 @@ def close_memories(*rows_of_ranks):
     return ""
 
 
-@pytest.fixture(scope="module")
-def ranks(data, tmp_path_factory):
-    """Return the folder with the results of the two processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (data, folder), nprocs=WORLD_SIZE)
+def train_ranks(data, folder, world_size):
+    torch.multiprocessing.spawn(work, (data, folder, world_size), nprocs=world_size)
     return folder
 
 
+@pytest.fixture(scope="module")
+def ranks(data, tmp_path_factory):
+    """Return the folder with the results of two processes."""
+    return train_ranks(data, tmp_path_factory.mktemp("ranks"), 2)
+
+
+@pytest.fixture(scope="module")
+def three_ranks(data, tmp_path_factory):
+    """Return the folder with the results of three processes."""
+    return train_ranks(data, tmp_path_factory.mktemp("ranks"), 3)
+
+
+@pytest.fixture(scope="module")
+def alone(data):
+    """Return a function: case -> result of one process. Each case trains once."""
+
+    @functools.cache
+    def watched(case):
+        method, settings = CASES[case]
+        return watch(make_run(data, method, **settings))
+
+    return watched
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_like_one_process(data, ranks, case):
-    method, settings = CASES[case]
-    expected = watch(make_run(data, method, **settings))
+def test_two_ranks_train_like_one_process(alone, ranks, case):
+    check_ranks(alone(case), ranks, case, 2)
+
+
+def test_every_method_has_a_case_of_three_ranks():
+    assert {CASES[case][0] for case in CASES_OF_THREE_RANKS} == {method for method, _ in CASES.values()}
+
+
+@pytest.mark.parametrize("case", CASES_OF_THREE_RANKS)
+def test_three_ranks_train_like_one_process(alone, three_ranks, case):
+    check_ranks(alone(case), three_ranks, case, 3)
+
+
+def check_ranks(expected, folder, case, world_size):
+    """Compare the results of ranks in `folder` with those of one process."""
     assert expected["gradients"]
-    for rank in range(WORLD_SIZE):
-        found = torch.load(ranks / f"{case} {rank}.pt", weights_only=True)
+    for rank in range(world_size):
+        found = torch.load(folder / f"{case} {rank}.pt", weights_only=True)
         for one, other in zip(expected["gradients"], found["gradients"], strict=True):
             assert one.keys() == other.keys()
             for name, gradient in one.items():
@@ -313,7 +405,7 @@ def test_two_ranks_train_like_one_process(data, ranks, case):
 
 
 def test_diverged_memories_are_reported(ranks):
-    for rank in range(WORLD_SIZE):
+    for rank in range(2):
         same, swapped = torch.load(ranks / f"memories {rank}.pt")
         assert same == ""
         assert "the ranks' memories have diverged" in swapped

@@ -52,7 +52,7 @@ from orbithash.encoders.networks.text import TextEncoder
 from orbithash.encoders.networks.text_towers import text_tower
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_with_gradient, sum_over_ranks, world_size
+from orbithash.trainers.distributed import sum_over_ranks, world_size
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method, mean_scores
 from orbithash.trainers.methods.duch.config import MAX_TEMPERATURE, MIN_TEMPERATURE, DuchConfig, is_dual_encoder
@@ -221,7 +221,9 @@ class Duch(Method):
         for view, text in enumerate(texts):
             text = text.flatten(0, 1)
             image = images[:, view].repeat_interleave(len(text) // max(1, len(images)), dim=0)
-            shares = torch.rand(text.shape, generator=draw, dtype=torch.float64).to(at_least_float32(text))
+            # Drawn for each pair in the order of the batch, whatever the order of the ranks.
+            drawn = torch.rand(texts[view].shape, generator=draw, dtype=torch.float64)[batch.gathered_positions]
+            shares = drawn.flatten(0, 1).to(at_least_float32(text))
             loss = loss + discriminator_loss(discriminator, text, image, shares, config.gradient_penalty)
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = sum_over_ranks(gradient) / world_size()
@@ -236,7 +238,7 @@ class Duch(Method):
         """
         config = self.config
         images, texts, others = self._hashes(batch)
-        rows = gather_with_gradient(batch.rows)
+        rows = batch.gather(batch.rows)
         contrastive = self._contrastive(images, texts, others, self._near(batch))
         # Each caption once: with captions=all, the second views are the first ones in another order.
         second = others if config.captions != "all" or config.text_augmentation != "none" else others[:, :0]
@@ -272,13 +274,13 @@ class Duch(Method):
             chosen = self._chosen.to(first.device)[batch.rows]
             first, second = first[pairs, chosen[:, 0]][:, None], second[pairs, chosen[:, 1]][:, None]
         elif config.text_augmentation == "none":
-            hashes = gather_with_gradient(_hash_views(self.text_head, first))
-            return gather_with_gradient(images), hashes, hashes if config.compat_txt_view else hashes.roll(-1, 1)
+            hashes = batch.gather(_hash_views(self.text_head, first))
+            return batch.gather(images), hashes, hashes if config.compat_txt_view else hashes.roll(-1, 1)
         if config.compat_txt_view:
             second = first
         texts = _hash_views(self.text_head, torch.cat([first, second], dim=1))
-        one, other = gather_with_gradient(texts).chunk(2, dim=1)
-        return gather_with_gradient(images), one, other
+        one, other = batch.gather(texts).chunk(2, dim=1)
+        return batch.gather(images), one, other
 
     def _contrastive(self, images: Tensor, texts: Tensor, others: Tensor, near: Tensor | None) -> Tensor:
         """Return the weighted sum of the contrastive losses, means over the text views."""
@@ -303,7 +305,7 @@ class Duch(Method):
         if self.config.near_as == "negatives":
             return None
         captions = F.normalize(self.text_head.norm(batch.features["text"]), dim=2).mean(dim=1)
-        captions = gather_with_gradient(F.normalize(captions, dim=1))
+        captions = batch.gather(F.normalize(captions, dim=1))
         return captions @ captions.T >= self.config.near_cosine
 
     def validate(self, encoder: HashModel, reference: Part, validation: Part) -> dict[str, float]:

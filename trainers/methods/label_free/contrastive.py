@@ -26,7 +26,6 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
-from orbithash.trainers.distributed import gather_with_gradient, rank, world_size
 from orbithash.trainers.features.features import Table
 from orbithash.trainers.methods.base import Batch, Method
 from orbithash.trainers.methods.label_free.projections import (
@@ -154,13 +153,12 @@ class Contrastive(Method):
         config = self.config
         views = torch.stack(list(batch.features.values()), dim=1)
         num_rows, num_views = views.shape[:2]
-        # Drawn for the rows of all ranks, so that the result does not depend on the number of ranks.
         draw = torch.Generator().manual_seed(batch.seed)
-        order = torch.rand(world_size() * num_rows, num_views, generator=draw).argsort(dim=1)
-        chosen = order[rank() * num_rows : (rank() + 1) * num_rows, :2].to(views.device)
+        order = torch.rand(batch.num_rows, num_views, generator=draw).argsort(dim=1)
+        chosen = order[batch.positions, :2].to(views.device)
         rows = torch.arange(num_rows, device=views.device)
         hashes = self.network.head(torch.cat([views[rows, chosen[:, 0]], views[rows, chosen[:, 1]]]))
-        first, second = (gather_with_gradient(half) for half in hashes.chunk(2))
+        first, second = (batch.gather(half) for half in hashes.chunk(2))
         both = torch.cat([first, second])
         losses = {
             "contrastive": nt_xent(first, second, config.temperature),
