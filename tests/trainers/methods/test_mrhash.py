@@ -244,12 +244,13 @@ def test_dropout_sets_features_to_their_mean():
     method, training = make_method(dropout=0.25), part(2000, 576)
     method.network.head.norm.fit(features := torch.from_numpy(training.features["image"]))
     mean = method.network.head.norm.mean
-    some = method._dropped(features, 7)
+    batches = [Batch(torch.arange(2000), torch.zeros(2000), None, {}, seed) for seed in (7, 7, 8)]
+    some, same, other = (method._dropped(features, batch) for batch in batches)
     dropped = torch.isclose(some, mean.expand_as(some), atol=1e-6)
     assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.005)
     torch.testing.assert_close(some[~dropped], (mean + (features - mean) / 0.75)[~dropped], rtol=1e-4, atol=1e-5)
-    assert torch.equal(some, method._dropped(features, 7))
-    assert not torch.equal(some, method._dropped(features, 8))
+    assert torch.equal(some, same)
+    assert not torch.equal(some, other)
 
 
 def test_the_target_is_updated_every_target_epochs():
