@@ -54,7 +54,6 @@ from orbithash.trainers.search_space import Choice, Linear, Log
 
 __all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
 
-
 # A feature table of a part, or the rows of a batch.
 Rows = TypeVar("Rows", FeatureRows, Tensor)
 
