@@ -2,8 +2,8 @@
 
 Collectives of torch fail when a rank is missing for the group's time-out (30 minutes with Ray Train). After work of
 unequal length, ranks therefore wait for each other in `meet`, for up to `MAX_WORK`, before the next collective.
-`from_first_rank`, `on_every_rank`, `gather_rows` and `gather_objects` do so themselves. If a rank ends in the meantime,
-Ray Train or torchrun ends the others.
+`from_first_rank`, `on_every_rank`, `gather_rows`, `gather_objects` and `gather_flags` do so themselves. If a rank ends
+in the meantime, Ray Train or torchrun ends the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,6 +113,7 @@ def gather_flags(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return the flags bool [N] of all W ranks, bool [W, N]; every rank must have the same number of flags."""
     if world_size() == 1:
         return flags[None]
+    meet()
     mine = torch.from_numpy(flags.astype(np.uint8)).to(_device())
     parts = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(parts, mine)

@@ -1,5 +1,6 @@
 """The search space of tuning: ranges declared by the fields of a method's config, and ranges given by the user."""
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ def conditions(config: Any, name: str) -> list[When]:
 
 def is_whole(config: type[Any], name: str) -> bool:
     """Return whether a setting is an integer."""
-    return config.model_fields[name].annotation is int
+    annotation = config.model_fields[name].annotation
+    kinds = get_args(annotation) or (annotation,)
+    return int in kinds and float not in kinds
 
 
 def parse_space(config: type[Any], texts: Sequence[str]) -> dict[str, Dimension]:
@@ -127,7 +130,7 @@ def _dimension(text: str, is_number: bool) -> Dimension:
             low, high = float(bounds[0]), float(bounds[1])
         except ValueError:
             raise ValueError("not a range of numbers") from None
-        if not low < high or (len(bounds) == 3 and (bounds[2] != "log" or low <= 0)):
+        if not -math.inf < low < high < math.inf or (len(bounds) == 3 and (bounds[2] != "log" or low <= 0)):
             raise ValueError("not a range (LOW must be less than HIGH, and above 0 for a logarithmic range)")
         return Log(low, high) if len(bounds) == 3 else Linear(low, high)
     try:

@@ -95,7 +95,8 @@ def reproduce(
     concurrent: Annotated[
         int | None,
         typer.Option(
-            "--concurrent", help="Number of runs at a time. Default: as many as the CPUs and GPUs have room for."
+            "--concurrent",
+            help="Number of runs at a time. Default: as many as the CPUs and GPUs have room for, at most 4.",
         ),
     ] = None,
     weights: WeightsOption = None,

@@ -108,8 +108,8 @@ def reproduce(
         settings: `key=value`, or `method.key=value` for one method.
         workers: number of training workers.
         gpus_per_worker: GPUs of each worker.
-        concurrent: number of runs at a time; None: as many as the cluster has room for. The runs and the table are the
-            same, but for the rounding of other numbers of threads.
+        concurrent: number of runs at a time; None: as many as the cluster has room for, at most 4. The runs and the
+            table are the same, but for the rounding of other numbers of threads.
 
     Raises:
         InputError: all problems of methods, recipes, settings and data, before any training; or the runs that failed,

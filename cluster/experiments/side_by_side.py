@@ -4,10 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from orbithash.cluster.output import say, track
-from orbithash.cluster.runtime import check_resources, cpus_per_worker, worker_error
+from orbithash.cluster.runtime import check_resources, cpus_per_worker, device_for, worker_error
 from orbithash.encoders.errors import InputError
 
 __all__ = ["Outcome", "attempt", "num_that_fit", "run_side_by_side"]
+
+
+# Runs at a time if no number is given: each may hold its images in memory, and evaluates on the driver's node.
+MAX_BY_DEFAULT = 4
 
 
 class Outcome(NamedTuple):
@@ -18,7 +22,7 @@ class Outcome(NamedTuple):
 
 
 def num_that_fit(num_workers: int, gpus_per_worker: float) -> int:
-    """Return how many runs of `num_workers` workers, one CPU each, the cluster has room for; at least 1.
+    """Return how many runs of `num_workers` workers, one CPU each, the cluster has room for; 1 to `MAX_BY_DEFAULT`.
 
     Call it while connected to Ray.
     """
@@ -28,7 +32,7 @@ def num_that_fit(num_workers: int, gpus_per_worker: float) -> int:
     fitting = [present.get("CPU", 0) // num_workers]
     if gpus_per_worker:
         fitting.append(present.get("GPU", 0) // (num_workers * gpus_per_worker))
-    return max(1, int(min(fitting)))
+    return max(1, min(MAX_BY_DEFAULT, int(min(fitting))))
 
 
 def attempt(run: Callable[[], Any]) -> Outcome:
@@ -97,6 +101,8 @@ def run_side_by_side(
 def _work(run: Callable[[], Any], num_threads: int) -> Outcome:
     import torch
 
+    # Its workers have the GPUs, and Ray does not hide them from a task that reserves none.
+    device_for(0)
     # Ray gives a task without CPUs one thread.
     torch.set_num_threads(num_threads)
     return attempt(run)

@@ -1,7 +1,7 @@
 """The finals of a search: the best settings and the given ones, each trained with several seeds, and compared.
 
 The search compares single runs, of which the best is better than its settings deserve. The seeds of the finals are not
-the seed of the search, and they are the same for all settings, so that differences are paired.
+the seed of its trials, and they are the same for all settings, so that differences are paired.
 """
 
 import json
@@ -64,21 +64,22 @@ class Finals:
 
 
 def final_seeds(seed: int, num_seeds: int) -> list[int]:
-    """Return the seeds of the finals, which follow the seed of the search."""
+    """Return the seeds of the finals, which follow the seed of the trials."""
     return [(seed + 1 + place) % 2**31 for place in range(num_seeds)]
 
 
 def finalists(trials: Sequence[Trial], num_finalists: int) -> list[Trial]:
     """Return the trial with the given settings, then the best others with other settings; `trials` has the best first.
 
-    There are fewer than `num_finalists` others if fewer have a score.
+    There are fewer than `num_finalists` others if fewer have a score and ended without an error.
     """
     chosen = [trial for trial in trials if trial.number == 0]
     for trial in trials:
         if len(chosen) > num_finalists:
             break
         # Only some settings may have been searched, and of these only choices: trials can have the same settings.
-        if trial.score is not None and json.dumps(trial.settings) not in [json.dumps(each.settings) for each in chosen]:
+        is_whole = trial.score is not None and not trial.problem
+        if is_whole and json.dumps(trial.settings) not in [json.dumps(each.settings) for each in chosen]:
             chosen.append(trial)
     return chosen
 

@@ -126,11 +126,16 @@ def _search(run: Run, tuning: Tuning, folder: Path) -> list[Trial]:
         return sample_settings(run.config, tuning.space, number, tuning.seed, records)
 
     trials = run_trials("trials", folder / "base", folder, tuning, tuning.num_trials, propose, run.config.epochs)
-    trials.sort(key=lambda trial: WORST if trial.score is None else trial.score, reverse=True)
-    if trials[0].score is None:
+    trials.sort(key=_rank, reverse=True)
+    if _rank(trials[0]) == WORST:
         raise InputError(f"no trial has a {tuning.metric}: {trials[0].problem or f'see the logs in {folder}/ray'}")
     write_file(folder / "trials.json", json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1))
     return trials
+
+
+def _rank(trial: Trial) -> float:
+    """Return the score of a trial; the worst one if it ended with an error, as training with its settings would."""
+    return WORST if trial.score is None or trial.problem else trial.score
 
 
 def _finals(run: Run, tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Finals:

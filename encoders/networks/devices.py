@@ -83,7 +83,18 @@ def tensor_float32(is_allowed: bool) -> Iterator[None]:
     """Compute float32 products and convolutions on a GPU in TensorFloat-32, or not; `exact_float32` overrides it."""
     # Any: torch has types for some of these modules only.
     backends: Any = torch.backends
+    cudnn = backends.cudnn
     with ExitStack() as settings:
+        # The older setting, too: where the two differ, torch refuses to read them, as `exact_float32` does.
+        settings.enter_context(
+            cudnn.flags(
+                enabled=cudnn.enabled,
+                benchmark=cudnn.benchmark,
+                benchmark_limit=cudnn.benchmark_limit,
+                deterministic=cudnn.deterministic,
+                allow_tf32=is_allowed,
+            )
+        )
         for operation in (backends.cuda.matmul, backends.cudnn.conv):
             settings.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
             operation.fp32_precision = "tf32" if is_allowed else "ieee"

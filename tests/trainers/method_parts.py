@@ -9,7 +9,7 @@ from PIL import Image
 
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
-from orbithash.trainers.datasets.hashes import hash_file
+from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.loop.loop import train
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
@@ -140,7 +140,7 @@ def make_run(root, method, protocol="random", several_classes=False, **settings)
             labels=tuple(range(image.label, min(3, image.label + 1 + number % 3))) if several_classes else image.labels,
             captions=tuple(f"{word} {manifest.classes[image.label]}" for word in ("a", "the", "one", "some", "this")),
             second=f"../second/{image.path}",
-            second_sha256=hash_file(root / "../second" / image.path),
+            second_sha256=hash_files(root, [f"../second/{image.path}"])[0].hex(),
         )
         for number, image in enumerate(manifest.images)
     )

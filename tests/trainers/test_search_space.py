@@ -44,7 +44,9 @@ def test_what_users_say():
         "standardise": Choice((True, False)),
     }
     assert is_whole(MhclnConfig, "epochs")
+    assert is_whole(MhclnConfig, "validation_database"), "a whole number, or null"
     assert not is_whole(MhclnConfig, "margin")
+    assert not is_whole(MhclnConfig, "clip_norm")
     assert plain_space(space)["hidden"] == {"choice": [[8, 4], [16]]}
     assert plain_space(space)["lr"] == {"log": [1e-5, 1e-3]}
 
@@ -57,6 +59,9 @@ def test_what_users_say():
         ("lr=2:1", "not a range"),
         ("lr=0:1:log", "above 0 for a logarithmic range"),
         ("lr=1:2:lag", "not a range"),
+        ("lr=0:inf", "not a range"),
+        ("lr=1e-5:inf:log", "not a range"),
+        ("lr=nan:1", "not a range"),
         ("lr=a:b", "not a range of numbers"),
         ("lr=0.1", "a single value"),
         ("hidden=[1", "not a list of values"),

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from orbithash.encoders.files import cache_folder, new_file
 
-__all__ = ["SETTLED_S", "hash_file", "hash_files"]
+__all__ = ["SETTLED_S", "hash_files"]
 
 # A file may change again within one step of its file system's clock, without a new time. Hashes of files that are
 # younger than this are not remembered.
@@ -72,17 +72,6 @@ def _hash_files(root: Path, above: int, paths: Sequence[str]) -> list[bytes | OS
             _write(cache, remembered, names, statuses, hashes, kept)
     of_file = dict(zip(files, hashes, strict=True))
     return [failed.get(path) or _joined(path, folders, of_file) for path in paths]
-
-
-def hash_file(path: Path) -> str:
-    """Return the hash that `hash_files` gives of one path, in hexadecimal; nothing is remembered."""
-    if path.is_dir():
-        inner = [(name, hash_file(path / name)) for name in _inner(path)]
-        return hashlib.sha256(b"".join(_line(name, sha256) for name, sha256 in inner)).hexdigest()
-    (sha256,) = _hash_block([str(path)])
-    if isinstance(sha256, OSError):
-        raise sha256
-    return sha256.hex()
 
 
 Statuses = npt.NDArray[np.int64]
@@ -148,7 +137,7 @@ def _read_and_hash(paths: Sequence[str], above: int) -> list[bytes | OSError]:
         return [sha256 for block in pool.map(lambda block: _hash_block(block, above), blocks) for sha256 in block]
 
 
-def _hash_block(paths: Sequence[str], above: int | None = None) -> list[bytes | OSError]:
+def _hash_block(paths: Sequence[str], above: int) -> list[bytes | OSError]:
     """Hash files one after another into one buffer; a new one for each takes longer than the hash of a small file."""
     buffer = bytearray(_BUFFER_BYTES)
     view = memoryview(buffer)

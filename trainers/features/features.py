@@ -139,11 +139,18 @@ class FeatureExtractor:
         else:
             hashes = images.second_sha256s.view(HASH)
             names = [name or "" for name in images.seconds]
-            if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
-                raise listed(first_problems(absent), f"{root}: images that cannot be read")
+
+            def check() -> None:
+                if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
+                    raise listed(first_problems(absent), f"{root}: images that cannot be read")
+
+            on_every_rank(check)
         if alone:
-            # Devices differ by rounding, which others than these features are checked for.
-            kind["alone"] = self._model.device.type
+            # Kernels of other devices, processors and versions round differently.
+            kind["alone"] = _kernels(self._model.device)
+        elif self._model.card.precision == "bfloat16":
+            # Devices differ by more than encoding is checked for.
+            kind["device"] = self._model.device.type
 
         def compute(missing: Positions) -> Iterator[Features]:
             def change(row: int, image: RenderedImage) -> RenderedImage:
@@ -162,6 +169,12 @@ class FeatureExtractor:
                 yield self._model.features(batch, batch_size=1 if alone else None)
 
         return _kept(kind, hashes, compute, on_progress)
+
+
+def _kernels(device: torch.device) -> list[str]:
+    """Return what decides how a pass of one image is rounded."""
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return [device.type, processor, torch.__version__]
 
 
 def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) -> FeatureTable:

@@ -8,6 +8,7 @@ its rows are computed again, and processes that keep the same part write the sam
 computed at the same time are there twice, and the older one counts.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
@@ -26,6 +28,9 @@ __all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes"]
 
 # Rows of a part. At 2048 dimensions 8 MiB.
 PART_ROWS = 1024
+
+# The head of a part, which names its two columns, is shorter.
+_HEAD_BYTES = 4096
 
 Features = npt.NDArray[np.float32]
 
@@ -113,8 +118,18 @@ def _mapped(path: Path) -> npt.NDArray[Any] | None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest() != path.stem:
                 return None
-        part: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        # Mapped by Arrow: NumPy's map would keep a descriptor of each part, of which a process has some 1,000.
+        with pa.memory_map(str(path)) as source:
+            content = source.read_buffer()
+        head = io.BytesIO(memoryview(content)[:_HEAD_BYTES])
+        np.lib.format.read_magic(head)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+        part: npt.NDArray[Any] = np.frombuffer(content, dtype, offset=head.tell()).reshape(shape)
+    except OSError as err:
+        if err.errno in (errno.EMFILE, errno.ENFILE):
+            raise InputError(f"{path}: {err.strerror}; raise the limit of open files (ulimit -n)") from err
+        return None
+    except ValueError:
         return None
     is_part = part.dtype.names == ("hash", "features") and part.dtype["hash"] == HASH and part.ndim == 1
     return part if is_part else None

@@ -73,6 +73,9 @@ def train(
         InputError: the run cannot be trained; `check_run` finds most reasons before a start.
     """
     device = check_device(device)
+    if device.type == "cuda" and device.index is not None:
+        # Collectives use the current device.
+        torch.cuda.set_device(device)
     config = run.config
     check_batch(run, world_size())
     check_labels(run)

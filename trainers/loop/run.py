@@ -26,7 +26,7 @@ from orbithash.trainers.recipe import find_recipe
 
 __all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run", "with_statistics"]
 
-# Numbers of workers that an error message names.
+# Names of methods that an error message lists.
 MAX_NAMES = 10
 
 
@@ -224,11 +224,11 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; {remedy}")
 
 
-def _some(names: list[str], conjunction: str = "or") -> str:
+def _some(names: list[str]) -> str:
     """Return names as a list in words, the middle of a long one left out."""
     if len(names) > MAX_NAMES:
         names = [*names[: MAX_NAMES - 2], "…", *names[-2:]]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def check_labels(run: Run) -> None:
@@ -256,4 +256,4 @@ def check_labels(run: Run) -> None:
 
 def _methods(supervision: Supervision) -> str:
     """Return the names of the methods with this supervision, as a list in words."""
-    return _some([name for name, kind in METHODS.items() if kind.supervision == supervision], "and")
+    return _some([name for name, kind in METHODS.items() if kind.supervision == supervision])

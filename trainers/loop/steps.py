@@ -191,13 +191,17 @@ def _step(
 
 
 def train_in_bfloat16(method: Method) -> None:
-    """Make every backbone compute in bfloat16 in training mode; it still returns float32."""
+    """Make every backbone compute in bfloat16 in training mode, and still return float32; evaluation is unchanged."""
 
     def wrap(backbone: nn.Module) -> None:
         forward = backbone.forward
 
         def cast(images: Tensor) -> Tensor:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=backbone.training):
+            if not backbone.training:
+                # At the precision of the caller, see `ImageFeatures`.
+                unchanged: Tensor = forward(images)
+                return unchanged
+            with torch.autocast(images.device.type, torch.bfloat16):
                 maps: Tensor = forward(images)
             return maps.float()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from orbithash.cluster.bench.report import environment, write_results
 from orbithash.cluster.output import say
-from orbithash.encoders.codes import hamming, num_bytes
+from orbithash.encoders.codes import check_bits, hamming, num_bytes
 from orbithash.encoders.ranges import check_integer
 from orbithash.trainers.metrics.average_precision import Histograms, average_precision
 from orbithash.trainers.metrics.rankings import rank_histograms
@@ -49,6 +49,7 @@ class ValidationBench:
 
     def check(self) -> None:
         """Raise `InputError` for an invalid setting."""
+        check_bits(self.bits)
         for name, value, maximum in (
             ("--queries", self.queries, _MAX_ITEMS),
             ("--database", self.database, _MAX_ITEMS),

@@ -87,7 +87,9 @@ def test_too_few_vectors_to_measure():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_bench_train(ray_cluster, shared):
+def test_bench_train(ray_cluster, shared, monkeypatch):
+    # A few batches of 32 for each of the seven trainings.
+    monkeypatch.setattr("orbithash.cluster.bench.train._NUM_SCENES", 168)
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
     workers = min(2, os.cpu_count())
     result = bench_train(None, str(weights), 2, workers)

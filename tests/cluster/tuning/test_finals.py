@@ -26,11 +26,12 @@ def test_the_finalists():
         trial(1, 0.6),
         trial(3, 0.5),
         trial(5, None),
+        trial(6, 0.95, problem="the loss is nan"),
     ]
     assert [each.number for each in finalists(trials, 2)] == [0, 4, 1], "the same settings take part once"
     assert [each.number for each in finalists(trials, 5)] == [0, 4, 1, 3]
     assert [each.number for each in finalists(trials, 1)] == [0, 4]
-    assert final_seeds(7, 3) == [8, 9, 10], "not the seed of the search"
+    assert final_seeds(7, 3) == [8, 9, 10], "not the seed of the trials"
     assert final_seeds(2**31 - 2, 2) == [2**31 - 1, 0]
 
 

@@ -23,7 +23,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.loading import augment, load_images
 from orbithash.trainers.datasets import Images, make_manifest
-from orbithash.trainers.datasets.hashes import hash_file
+from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.loop.export import export_models
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.tables import load_tables
@@ -236,7 +236,8 @@ def test_thirteen_bands_and_a_companion_of_three(data, tmp_path):
     for image in run.manifest.images:
         second = (tmp_path / "second" / image.path).with_suffix(".png")
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(second)
-        images.append(dataclasses.replace(image, second=str(second), second_sha256=hash_file(second)))
+        (sha256,) = hash_files(second.parent, [second.name])
+        images.append(dataclasses.replace(image, second=str(second), second_sha256=sha256.hex()))
     torch.manual_seed(5)
     weights = tmp_path / "w.safetensors"
     save_file(torchvision.models.get_model("mobilenet_v3_small").state_dict(), weights)

@@ -9,7 +9,7 @@ import pytest
 
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.datasets import hashes, make_manifest
-from orbithash.trainers.datasets.hashes import hash_file, hash_files
+from orbithash.trainers.datasets.hashes import hash_files
 
 
 @pytest.fixture
@@ -62,13 +62,11 @@ def test_hashes_are_those_of_hashlib(root, hashed):
         assert hash_files(root, paths) == expected
     assert sorted(hashed) == sorted(paths), "read once"
     assert hash_files(root, paths[::-2]) == expected[::-2]
-    assert [hash_file(root / path) for path in paths[:4]] == [one.hex() for one in expected[:4]]
 
 
 def test_a_folder_is_its_files_by_name(root, hashed):
     expected = write_patch(root)
     assert hash_files(root, ["patch", "beach/beach1.png", "patch"])[::2] == [expected, expected]
-    assert hash_file(root / "patch") == expected.hex()
     hashed.clear()
     assert hash_files(root, ["patch"]) == [expected]
     assert hashed == []
@@ -87,8 +85,6 @@ def test_paths_that_cannot_be_read_are_errors_of_their_own(root, hashed):
     assert found[1] == expected
     assert hash_files(root, []) == []
     assert [type(one) for one in hash_files(root / "absent", ["a", "b"])] == [FileNotFoundError] * 2
-    with pytest.raises(FileNotFoundError):
-        hash_file(root / "absent")
 
 
 def test_a_file_that_goes_between_two_looks_is_an_error_and_is_not_remembered(root, hashed, monkeypatch):

@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import resource
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +94,37 @@ def test_of_rows_that_are_there_twice_the_older_counts():
         os.utime(new, ns=(10**18 - number, 10**18 - number))
     store.refresh()
     assert (store.table(store.find(hashes))[:] == features + 2).all()
+
+
+def num_open():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_parts_hold_no_files_open():
+    FeatureStore(KIND).add(*rows_of(range(100)))
+    before = num_open()
+    store = FeatureStore(KIND)
+    assert num_open() == before
+    assert (store.find(rows_of(range(100))[0]) >= 0).all()
+
+
+def test_too_many_open_files_are_not_damage():
+    store = FeatureStore(KIND)
+    store.add(*rows_of(range(4)))
+    (part,) = store.folder.glob("*.npy")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_open() + 20, limits[1]))
+        with suppress(OSError):
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(InputError, match="ulimit -n"):
+            module._mapped(part)
+    finally:
+        for file in opened:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_kinds_have_folders_of_their_own():

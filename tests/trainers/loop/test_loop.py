@@ -23,6 +23,7 @@ from orbithash.encoders.networks.projection import Projection
 from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import StreamedImages
 from orbithash.trainers.datasets import make_manifest
+from orbithash.trainers.features.features import FeatureExtractor
 from orbithash.trainers.loop import parts, steps
 from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.export import best_epoch, export_models
@@ -586,6 +587,22 @@ def test_bfloat16_reaches_the_convolutions_and_no_loss(data, monkeypatch):
         True: {torch.bfloat16},
         False: {torch.float32},
     }
+
+
+def test_encoding_has_its_own_precision_whatever_training_has(data):
+    run = additive(data)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    found = []
+    for trains_in_bfloat16 in (False, True):
+        method = run.build()
+        if trains_in_bfloat16:
+            steps.train_in_bfloat16(method)
+        method.eval()
+        extractor = FeatureExtractor(method.network, run.preprocessing(), precision="bfloat16")
+        found.append(extractor._model.features(images))
+    assert np.array_equal(*found)
+    exact = FeatureExtractor(run.build().eval().network, run.preprocessing())._model.features(images)
+    assert not np.array_equal(found[0], exact)
 
 
 # Loading.

@@ -60,6 +60,7 @@ def test_tensor_float32_is_allowed_in_steps_only(tmp_path, backends):
     assert histories[0] == histories[1]
 
 
-def test_exact_float32_overrides_tensor_float32():
-    with tensor_float32(True), exact_float32(torch.device("cpu")):
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_exact_float32_overrides_tensor_float32(is_allowed):
+    with tensor_float32(is_allowed), exact_float32(torch.device("cpu")):
         assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
