@@ -5,6 +5,7 @@ torch. They have no access to the archive, and to no secrets except those that t
 """
 
 import asyncio
+import importlib
 import logging
 import multiprocessing
 import os
@@ -38,6 +39,9 @@ _FORMATS = ("JPEG", "PNG", "TIFF")
 
 # Of the JPEG of a picture that people look at in full size.
 _QUALITY = 90
+
+# What decoding imports.
+_READERS = ("orbithash.encoders.imagery.images", "orbithash.encoders.sources.records", "rasterio")
 
 # Exit code of a process that reached its memory limit.
 _OUT_OF_MEMORY = 77
@@ -198,7 +202,7 @@ class Decoder:
     def _new_pool(self) -> pebble.ProcessPool:
         # This process has threads and must not be forked. The fork server imports the modules once for all processes.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__, "orbithash.encoders.sources.records", "rasterio"])
+        context.set_forkserver_preload(["__main__", __name__, *_READERS])
         return pebble.ProcessPool(
             self.num_workers, _MAX_TASKS, initializer=_limit, initargs=[self.max_memory_bytes], context=context
         )
@@ -222,6 +226,9 @@ def _limit(max_memory_bytes: int) -> None:
     """Set the limits of a decoding process, at its start."""
     # pebble's own handler needs the interpreter, which native decoding code holds.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Before the limit counts. A fork server that something else has started did not import them.
+    for name in _READERS:
+        importlib.import_module(name)
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = num_pages * resource.getpagesize() + max_memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import multiprocessing.forkserver
 import os
 import re
 import signal
@@ -151,6 +152,14 @@ def test_memory_has_a_limit():
             await is_well(decoder)
 
     run(scenario, max_memory_bytes=32 * 2**20)
+
+
+def test_the_limit_does_not_count_the_modules_that_a_fork_server_of_others_lacks():
+    multiprocessing.forkserver._forkserver._stop()
+    other = multiprocessing.get_context("forkserver").Process(target=print)
+    other.start()
+    other.join()
+    test_memory_has_a_limit()
 
 
 def test_the_limit_is_added_to_the_memory_of_a_new_process():
