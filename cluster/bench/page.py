@@ -130,6 +130,12 @@ def _train(result: Result) -> list[Comparison]:
     return [Comparison("Training", "images/s", _keys(result, names), caption)]
 
 
+def _features(result: Result) -> list[Comparison]:
+    names = {"workers_images_per_s": "workers of Ray Data", "bare_loops_images_per_s": "bare loops, as many at once"}
+    caption = "Images per second of all together; only the workers keep their features."
+    return [Comparison("Features", "images/s", _keys(result, names), caption)]
+
+
 def _validation(result: Result) -> list[Comparison]:
     names = {"compiled_s": "compiled passes", "numpy_s": "plain NumPy", "compiled_one_thread_s": "one thread"}
     caption = "The same metric to the last digit; NumPy uses one thread."
@@ -276,6 +282,7 @@ _PAGES = {
     "export": _Page("Export", "Rows per second of `orbithash export` beside a plain write of pyarrow.", _export),
     "gpu": _Page("One device", "Training and encoding beside loops of torch alone and decoding.", _gpu),
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
+    "features": _Page("Features", "Images per second of workers that keep features beside bare loops.", _features),
     "validation": _Page("Validation", "The metric of validation beside plain NumPy.", _validation),
     "manifest": _Page("Manifest", "The start of a rank with a large manifest, and hashes of files.", _manifest),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),

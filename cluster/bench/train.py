@@ -27,7 +27,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.trainers.loop.loop import train
 from orbithash.trainers.loop.run import Run, make_run
 
-__all__ = ["bench_train"]
+__all__ = ["bench_train", "environment_variables"]
 
 _NUM_SCENES = 540
 
@@ -54,7 +54,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
 
         def plain_loops(count: int, variables: dict[str, str] | None = None) -> float:
             with (
-                _environment_variables(variables or {}),
+                environment_variables(variables or {}),
                 ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool,
             ):
                 return float(np.mean(list(pool.map(_train_plainly, [plain_run] * count, [num_threads] * count))))
@@ -93,7 +93,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
 
 
 @contextmanager
-def _environment_variables(variables: dict[str, str]) -> Iterator[None]:
+def environment_variables(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables, which processes started in the block inherit."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -25,3 +25,19 @@ def bench_manifest(
     result = run_bench(count, files, file_bytes)
     show(result, as_json)
     write_page(report, result)
+
+
+@bench.command("features", epilog="Example: orbithash bench features --count 8000 --workers 2")
+def bench_features(
+    count: Annotated[int, typer.Option("--count", help="Number of generated scenes.")] = 8000,
+    workers: Annotated[int, typer.Option("--workers", help="Number of workers, which share the cores.")] = 2,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure images per second of the workers of `features` next to as many bare loops that keep nothing."""
+    from orbithash.cluster.bench.report import show
+    from orbithash.cluster.bench.training.features import bench_features as run_bench
+
+    result = run_bench(count, workers)
+    show(result, as_json)
+    write_page(report, result)

@@ -29,7 +29,7 @@ from orbithash.trainers.datasets.layouts import first_problems
 from orbithash.trainers.distributed import gather_flags, gather_objects, on_every_rank, rank, send_rows, world_size
 from orbithash.trainers.features.store import HASH, PART_ROWS, FeatureStore, Hashes
 
-__all__ = ["FeatureExtractor", "Table", "caption_features"]
+__all__ = ["FeatureExtractor", "Table", "Wanted", "caption_features"]
 
 Features = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
@@ -111,6 +111,23 @@ class FeatureExtractor:
     ) -> FeatureTable:
         """Return features float32 [N, D] of N images; `InputError` names all images that are refused.
 
+        The arguments are those of `wanted`. `on_progress` is called with the number of images that this rank need not
+        compute, or has computed.
+        """
+        return self.wanted(root, images, source, augmentation, seed, alone=alone).table(on_progress)
+
+    def wanted(
+        self,
+        root: Path,
+        images: Images,
+        source: Literal["image", "second"] = "image",
+        augmentation: str | None = None,
+        seed: int = 0,
+        *,
+        alone: bool = False,
+    ) -> "Wanted":
+        """Return the features of images as something to look up, to compute or to load; nothing is computed yet.
+
         Args:
             root: folder of the images.
             images: any images; equal ones have one row.
@@ -119,7 +136,9 @@ class FeatureExtractor:
             seed: see `augmentation`.
             alone: compute each image in a pass of its own, as encoders do with an image near a threshold. A code that
                 follows from such a row, alone, is that of the image, bit for bit.
-            on_progress: called with the number of images that this rank need not compute, or has computed.
+
+        Raises:
+            InputError: images of the second source are missing, or the view does not fit them.
         """
         from orbithash.trainers.data.views import view
 
@@ -168,7 +187,7 @@ class FeatureExtractor:
             for batch in batches:
                 yield self._model.features(batch, batch_size=1 if alone else None)
 
-        return _kept(kind, hashes, compute, on_progress)
+        return Wanted(kind, hashes, compute)
 
 
 def _kernels(device: torch.device) -> list[str]:
@@ -185,47 +204,71 @@ def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) ->
     num_captions = max((len(of_image) for of_image in captions), default=1)
     sentences = [of_image[i % len(of_image)] for of_image in captions for i in range(num_captions)]
     hashes = np.array([hashlib.sha256(sentence.encode()).digest() for sentence in sentences], HASH)
-    features = _kept(
+    wanted = Wanted(
         {"text_encoder": encoder.sha256},
         hashes,
         lambda missing: iter([encoder.encode([sentences[i] for i in missing])] if len(missing) else []),
     )
-    return features.reshape(len(captions), num_captions)
+    return wanted.table().reshape(len(captions), num_captions)
 
 
-def _kept(
-    kind: dict[str, Any],
-    hashes: Hashes,
-    compute: Callable[[Positions], Iterator[Features]],
-    on_progress: Callable[[int], None] | None = None,
-) -> FeatureTable:
-    """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
+class Wanted:
+    """Rows of one kind that something needs, one for each distinct hash, and how those that are not kept are computed.
 
-    `compute` yields the rows of the given positions in `hashes`, in their order. Each rank writes what it computes.
-    Ranks whose stores are other folders, on other machines, then exchange the rows that a store lacks.
+    `compute` yields the rows of the given positions in `hashes`, in their order.
     """
-    store = FeatureStore(kind)
-    positions = np.sort(np.unique(hashes, return_index=True)[1])
-    needed = hashes[positions]
-    missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
-    mine = missing[rank() :: world_size()]
-    known = len(hashes) - len(mine)
-    if on_progress is not None and known:
-        on_progress(known)
-    if len(missing):
 
-        def keep_mine() -> None:
-            _keep(store, hashes[mine], compute(mine), known, on_progress)
+    def __init__(
+        self, kind: dict[str, Any], hashes: Hashes, compute: Callable[[Positions], Iterator[Features]]
+    ) -> None:
+        self._hashes, self._compute = hashes, compute
+        self._positions = np.sort(np.unique(hashes, return_index=True)[1])
+        self._store = FeatureStore(kind)
 
-        on_every_rank(keep_mine)
-        store.refresh()
-    _exchange(store, needed)
-    rows = store.find(hashes)
-    if (rows < 0).any():
-        raise InputError(
-            f"{store.folder}: rows that were written are not there; is something else changing the folder?"
-        )
-    return store.table(rows)
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that keeps the rows."""
+        return self._store.folder
+
+    def missing(self) -> Positions:
+        """Return the positions, int64 ascending, of the rows that are not kept now; one for each hash."""
+        self._store.refresh()
+        return self._positions[self._store.find(self._hashes[self._positions]) < 0]
+
+    def keep(self, positions: Positions) -> None:
+        """Compute the rows of these positions and keep them, a part at a time; `InputError` as for `table`."""
+        _keep(self._store, self._hashes[positions], self._compute(positions), 0, None)
+
+    def table(self, on_progress: Callable[[int], None] | None = None) -> FeatureTable:
+        """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
+
+        Each rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
+        rows that a store lacks. `InputError` names all images that are refused.
+        """
+        store, hashes, positions = self._store, self._hashes, self._positions
+        needed = hashes[positions]
+        missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
+        mine = missing[rank() :: world_size()]
+        known = len(hashes) - len(mine)
+        if on_progress is not None and known:
+            on_progress(known)
+        if len(missing):
+
+            def keep_mine() -> None:
+                _keep(store, hashes[mine], self._compute(mine), known, on_progress)
+
+            on_every_rank(keep_mine)
+            store.refresh()
+        _exchange(store, needed)
+        rows = store.find(hashes)
+        if (rows < 0).any():
+            raise InputError(
+                f"{store.folder}: rows that were written are not there; is something else changing the folder?"
+            )
+        return store.table(rows)
 
 
 def _keep(

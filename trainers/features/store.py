@@ -24,7 +24,7 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
 from orbithash.trainers.data.feature_table import FeatureTable
 
-__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes"]
+__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder"]
 
 # Rows of a part. At 2048 dimensions 8 MiB.
 PART_ROWS = 1024
@@ -39,14 +39,18 @@ Hashes = npt.NDArray[np.bytes_]
 HASH = np.dtype("S32")
 
 
+def store_folder() -> Path:
+    """Return the folder of all kinds: `ORBITHASH_FEATURES`, or one in the cache folder."""
+    given = os.environ.get("ORBITHASH_FEATURES")
+    return Path(given) if given else cache_folder() / "features"
+
+
 class FeatureStore:
     """The kept rows of one kind, by hash: those that were there at the last `refresh`."""
 
     def __init__(self, kind: dict[str, Any]) -> None:
         """`kind` says what the features are of: the network and its weights, the preprocessing, the view."""
-        given = os.environ.get("ORBITHASH_FEATURES")
-        folder = Path(given) if given else cache_folder() / "features"
-        self.folder = folder / hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]
+        self.folder = store_folder() / hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]
         self._parts: dict[Path, npt.NDArray[Any]] = {}
         self.refresh()
 

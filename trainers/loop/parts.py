@@ -12,11 +12,12 @@ from orbithash.trainers.data.feature_table import FeatureRows, selected
 from orbithash.trainers.data.loading import LoadedImages, Part, StreamedImages, fits_in_memory, load_images
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.distributed import on_every_rank, rank, world_size
+from orbithash.trainers.features.features import Wanted
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.loop.tables import load_tables
+from orbithash.trainers.loop.tables import load_tables, wanted_tables
 from orbithash.trainers.methods import Method, get_method
 
-__all__ = ["load_training_part", "load_validation_parts", "validation_rows"]
+__all__ = ["load_training_part", "load_validation_parts", "validation_rows", "wanted_features"]
 
 # Training images are stored this much larger than the network's input, so that random crops need little upsampling.
 STORED_MARGIN = 1.2
@@ -118,3 +119,19 @@ def load_validation_parts(
         # Of the whole part, arrays are not copied.
         features = {name: selected(table, rows["train"]) for name, table in features.items()}
     return share("train", features), share("validation", tables("validation"))
+
+
+def wanted_features(run: Run, device: str | torch.device = "cpu") -> dict[str, Wanted]:
+    """Return the features of images that training of the run asks for, by part and table, such as "train/image".
+
+    Raises:
+        InputError: images lack the captions or the second source that the method needs, or weights cannot be read.
+    """
+    method = run.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train, validation = run.images("train"), run.images("validation")[validation_rows(run)["validation"]]
+    wanted: dict[str, Wanted] = {}
+    # Validation searches training images, whose features the training part has.
+    for split, images in (("train", train), ("validation", validation)):
+        tables = wanted_tables(run.root, images, method, run.preprocessing(), device, training=split == "train")
+        wanted |= {f"{split}/{name}": rows for name, rows in tables.items()}
+    return wanted

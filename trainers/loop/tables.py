@@ -15,10 +15,10 @@ from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.datasets.embeddings import read_vectors
-from orbithash.trainers.features.features import FeatureExtractor, Table, caption_features
+from orbithash.trainers.features.features import FeatureExtractor, Table, Wanted, caption_features
 from orbithash.trainers.methods import Method
 
-__all__ = ["check_sources", "load_tables"]
+__all__ = ["check_sources", "load_tables", "wanted_tables"]
 
 
 def load_tables(
@@ -36,8 +36,37 @@ def load_tables(
     images lack the captions or the second source that the method needs.
     """
     config: TrainConfig = method.config  # type: ignore[assignment]
-    extractors: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
+    extractors = _Extractors(method, preprocessing, device)
     tables: dict[str, FeatureRows] = {}
+    for name, table in _chosen(images, method, training, names).items():
+        if table.source == "caption":
+            tables[name] = _captions(images, table, method, device)
+        elif config.is_of_embeddings:
+            tables[name] = read_vectors(root, config.table, images)
+        else:
+            tables[name] = extractors.wanted(root, images, table).table()
+    return tables
+
+
+def wanted_tables(
+    root: Path,
+    images: Images,
+    method: Method,
+    preprocessing: Preprocessing,
+    device: str | torch.device = "cpu",
+    training: bool = True,
+) -> dict[str, Wanted]:
+    """Return, by table, what `load_tables` computes of images or reads from the store; the errors are the same."""
+    extractors = _Extractors(method, preprocessing, device)
+    return {
+        name: extractors.wanted(root, images, table)
+        for name, table in _chosen(images, method, training, None).items()
+        if table.source != "caption"
+    }
+
+
+def _chosen(images: Images, method: Method, training: bool, names: Collection[str] | None) -> dict[str, Table]:
+    """Return the tables that `load_tables` loads; `InputError` if images lack what they need."""
     chosen = {
         name: table
         for name, table in method.tables.items()
@@ -47,19 +76,25 @@ def load_tables(
     }
     for table in chosen.values():
         _check(images, table)
-    for name, table in chosen.items():
-        if table.source == "caption":
-            tables[name] = _captions(images, table, method, device)
-            continue
-        if config.is_of_embeddings:
-            tables[name] = read_vectors(root, config.table, images)
-            continue
-        own = table.preprocessing or preprocessing
+    return chosen
+
+
+class _Extractors:
+    """The extractors of a method's tables, each made once."""
+
+    def __init__(self, method: Method, preprocessing: Preprocessing, device: str | torch.device) -> None:
+        self._method, self._preprocessing, self._device = method, preprocessing, device
+        self._made: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
+
+    def wanted(self, root: Path, images: Images, table: Table) -> Wanted:
+        """Return the features of images for a table."""
+        config: TrainConfig = self._method.config  # type: ignore[assignment]
+        own = table.preprocessing or self._preprocessing
         which = (table.backbone, table.weights, own)
-        if which not in extractors:
-            extractors[which] = FeatureExtractor(_network(table, method, own), own, device, config.encoding_precision)
-        tables[name] = extractors[which](root, images, table.source, table.augmentation, _seed(table, config))
-    return tables
+        if which not in self._made:
+            network = _network(table, self._method, own)
+            self._made[which] = FeatureExtractor(network, own, self._device, config.encoding_precision)
+        return self._made[which].wanted(root, images, table.source, table.augmentation, _seed(table, config))
 
 
 def _network(table: Table, method: Method, preprocessing: Preprocessing) -> HashNetwork:

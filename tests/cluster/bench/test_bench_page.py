@@ -15,6 +15,7 @@ SOME = {
     "encode": {"pipeline_images_per_s": 90.0, "whole_loop_images_per_s": 100.0, "encode_loop_images_per_s": 200.0},
     "embeddings": {"pipeline_rows_per_s": 9.0, "loop_rows_per_s": 10.0, "driver_mib_max": 9, "driver_mib_begin": 5.5},
     "train": {"worker_images_per_s": 9.0, "bare_loop_images_per_s": 10.0, "bare_loops_images_per_s": 9.5},
+    "features": {"workers_images_per_s": 95.0, "bare_loops_images_per_s": 100.0},
     "search": {"engines": {"faiss-flat": ENGINE, "exact": ENGINE | {"p50_ms": 0.1}}, "absent": {"usearch": "absent"}},
     "rank": {
         "threads": {

@@ -1,0 +1,1 @@
+"""Features of a data set: workers on Ray Data compute what the store of features lacks, and keep it."""

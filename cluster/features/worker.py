@@ -1,0 +1,61 @@
+"""The worker that computes features and keeps them; a share of its work is a few positions of one table."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from orbithash.cluster.runtime import device_for
+from orbithash.encoders.errors import InputError
+from orbithash.trainers.features.features import Wanted
+
+__all__ = ["SHARE", "FeatureWorker", "Plan"]
+
+# Returns the wanted features by name, given the device, `cpu` or `cuda`. It is sent to the workers.
+Plan = Callable[[str], dict[str, Wanted]]
+
+SHARE = pa.schema([("table", pa.string()), ("positions", pa.list_(pa.int64()))])
+
+_DONE = pa.schema(
+    [
+        ("table", pa.string()),
+        ("first", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("node", pa.string()),
+        ("began", pa.float64()),
+        ("problem", pa.string()),
+    ]
+)
+
+
+class FeatureWorker:
+    """The networks of a plan, built once, which compute shares and write them into the store. No rows leave it."""
+
+    def __init__(self, plan: Plan, folder: Path, num_gpus: float) -> None:
+        """`folder` is that of the store; `num_gpus` are those of this worker."""
+        import ray
+
+        os.environ["ORBITHASH_FEATURES"] = str(folder)
+        self._wanted = plan(device_for(num_gpus))
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, shares: pa.Table) -> pa.Table:
+        """Compute and keep the shares; return what was done, one row each.
+
+        A refused image is a problem of its share, so that all are found. An error of writing ends the job.
+        """
+        rows = []
+        for share in shares.to_pylist():
+            positions, began, problem = share["positions"], time.time(), None
+            try:
+                self._wanted[share["table"]].keep(np.array(positions, np.int64))
+            except InputError as err:
+                if isinstance(err.__cause__, OSError):
+                    raise
+                problem = str(err)
+            done = {"first": positions[0], "num_rows": len(positions), "node": self._node, "began": began}
+            rows.append({"table": share["table"], "problem": problem, **done})
+        return pa.Table.from_pylist(rows, schema=_DONE)

@@ -1,0 +1,51 @@
+"""`bench features`: what it compares and refuses, and that it runs. Speed is never asserted."""
+
+import json
+import types
+from contextlib import nullcontext
+
+import pytest
+
+from orbithash.cluster.bench.training import features as bench
+from orbithash.cluster.bench.training.features import bench_features
+from orbithash.encoders.errors import InputError
+
+
+@pytest.fixture
+def few_scenes(scenes, monkeypatch):
+    """40 scenes in place of the generated ones, and no minimum."""
+    monkeypatch.setattr(bench, "write_bench_scenes", lambda folder, count: scenes)
+    monkeypatch.setattr(bench, "_MIN_BATCHES", 0)
+
+
+def test_the_workers_are_compared_with_the_mean_of_loops_before_and_after(few_scenes, monkeypatch):
+    loops = iter([100.0, 300.0])
+    monkeypatch.setattr(bench, "_loops", lambda *_: next(loops))
+    filled = types.SimpleNamespace(num_computed=32, images_per_s=50.0, start_s=1.5)
+    monkeypatch.setattr(bench, "fill_for_training", lambda *_: filled)
+    monkeypatch.setattr(bench, "connected", nullcontext)
+    result = bench_features(40, 1)
+    assert (result["images"], result["workers_images_per_s"], result["workers_start_s"]) == (32, 50, 1.5)
+    assert (result["bare_loops_images_per_s"], result["ratio_to_bare_loops"]) == (200, 0.25)
+
+
+@pytest.mark.ray
+def test_bench_features(ray_cluster, few_scenes, cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("ORBITHASH_FEATURES", str(tmp_path / "own"))
+    ended = cli("bench", "features", "--count", 40, "--workers", 1, "--json")
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert (result["bench"], result["workers"], result["network"]) == ("features", 1, "mobilenet_v2")
+    assert 0 < result["images"] < 40
+    ratio = result["workers_images_per_s"] / result["bare_loops_images_per_s"]
+    assert result["ratio_to_bare_loops"] == pytest.approx(ratio)
+    assert result["workers_start_s"] > 0
+    # The store of the user has nothing of it.
+    assert not (tmp_path / "own").exists()
+
+
+def test_invalid_settings_of_bench_features():
+    with pytest.raises(InputError, match="--workers is 0; 1 to"):
+        bench_features(10_000, 0)
+    with pytest.raises(InputError, match="--count is 255; at least 256"):
+        bench_features(255, 1)

@@ -1,0 +1,162 @@
+"""`orbithash features`: what the workers keep, what is skipped, and that training then computes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+from cluster_parts import TINY, family, kill, wait_for, write_image
+
+from orbithash.cluster.features import fill as module
+from orbithash.cluster.features.fill import fill_for_training
+from orbithash.encoders.errors import InputError
+from orbithash.trainers import library
+from orbithash.trainers.features import features as computing
+from orbithash.trainers.loop.parts import wanted_features
+from orbithash.trainers.loop.run import make_run
+
+SETTINGS = [*(word for word in TINY if word != "--set"), "bits=16"]
+# A method that is fitted has fewer settings.
+FITTED = ["backbone=mobilenet_v3_small", "image_size=32", "bits=16"]
+FITTED_WORDS = ("--method", "itq", *(word for setting in FITTED for word in ("--set", setting)))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORBITHASH_FEATURES", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of 30 images of three classes."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("beach", "forest", "river")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            write_image(tmp_path / "images" / name / f"{i}.png", rng, (80 * number, 100, 200 - 80 * number))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The numbers of images of the passes of the network in this process."""
+    numbers = []
+    features = computing.HashModel.features
+
+    def recorded(self, images, **options):
+        numbers.append(len(images))
+        return features(self, images, **options)
+
+    monkeypatch.setattr(computing.HashModel, "features", recorded)
+    return numbers
+
+
+@pytest.mark.ray
+def test_training_computes_nothing_after_workers_have(ray_cluster, cli, store, images, computed, monkeypatch, tmp_path):
+    # Two views of each training image beside the images themselves.
+    options = ("--method", "contrastive", "--workers", 2, "--bits", 16, *TINY)
+    ended = cli("features", images, *options, "--json")
+    assert ended.code == 0, ended.err
+    first = json.loads(ended.out)
+    run = make_run("contrastive", images, settings=SETTINGS)
+    train, validation = (len(run.manifest.part(split)) for split in ("train", "validation"))
+    num_views = len(run.build().tables) - 1
+    assert num_views > 0
+    assert first["num_images"] == first["num_computed"] == (1 + num_views) * train + validation
+    assert (first["num_kept_before"], first["folder"]) == (0, str(store))
+    assert first["images_per_s"] == pytest.approx(first["num_computed"] / first["seconds"])
+
+    # All is kept: no worker starts, nothing is computed.
+    monkeypatch.setattr(module, "_compute", None)
+    ended = cli("features", images, *options)
+    assert ended.code == 0, ended.err
+    line = f"{first['num_images']} features of images: 0 computed, {first['num_images']} kept before; "
+    assert ended.out == f"{line}0.0 s, 0.0 images/s; folder: {store}\n"
+    library.train("contrastive", images, tmp_path / "run", **dict(word.split("=") for word in SETTINGS))
+    assert computed == []
+
+    # The rows are those that one process computes alone.
+    kept = {name: np.asarray(rows.table()) for name, rows in wanted_features(run).items()}
+    assert computed == []
+    monkeypatch.setenv("ORBITHASH_FEATURES", str(tmp_path / "other"))
+    for name, rows in wanted_features(run).items():
+        np.testing.assert_allclose(kept[name], np.asarray(rows.table()), atol=1e-4)
+    assert sum(computed) == first["num_computed"]
+
+
+@pytest.mark.ray
+def test_a_job_that_is_killed_continues(ray_cluster, start, store, images):
+    # A pause after each share, in the workers, so that the kill meets the job in the middle.
+    slow = f"""
+import os, time
+from orbithash.cluster.features import fill, worker
+class Paused(worker.FeatureWorker):
+    def __call__(self, shares):
+        done = super().__call__(shares)
+        time.sleep(600)
+        return done
+fill.FeatureWorker = Paused
+fill.READ_BATCH_SIZE = 4
+os.environ["ORBITHASH_FEATURES"] = {str(store)!r}
+"""
+    process = start("features", images, *FITTED_WORDS, before=slow)
+    wait_for(lambda: list(store.glob("*/[!.]*.npy")), process)
+    kill(process, *family(process.pid))
+    run = make_run("itq", images, settings=FITTED)
+    done = fill_for_training(run)
+    assert (done.num_kept_before, done.num_computed) == (4, done.num_images - 4)
+    assert not any(len(rows.missing()) for rows in wanted_features(run).values())
+
+
+@pytest.mark.ray
+def test_all_refused_images_are_named_and_the_others_are_kept(ray_cluster, store, images, monkeypatch):
+    monkeypatch.setattr(module, "READ_BATCH_SIZE", 2)
+    run = make_run("itq", images, settings=FITTED)
+    broken = [run.manifest.part("train").paths[row] for row in (0, 7)]
+    before = {path: (images / path).read_bytes() for path in broken}
+    for path in broken:
+        (images / path).write_bytes(b"broken")
+    with pytest.raises(InputError, match="(?s)" + ".*".join(broken)):
+        fill_for_training(run, 2)
+    # Each broken image and the other one of its share.
+    assert sum(len(rows.missing()) for rows in wanted_features(run).values()) == 4
+    for path, content in before.items():
+        (images / path).write_bytes(content)
+    assert fill_for_training(run).num_computed == 4
+
+
+def test_nodes_need_a_folder_that_they_share(store, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
+    module._check_shared()
+    monkeypatch.delenv("ORBITHASH_FEATURES")
+    monkeypatch.delenv("ORBITHASH_CACHE", raising=False)
+    with pytest.raises(InputError, match="the cluster has 2 nodes and ORBITHASH_FEATURES is not set"):
+        module._check_shared()
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    module._check_shared()
+
+
+@pytest.mark.ray
+def test_a_folder_that_the_driver_does_not_see(ray_cluster, store, images, monkeypatch, tmp_path):
+    # The worker writes elsewhere, as a node with a folder of its own would.
+    class Elsewhere(module.FeatureWorker):
+        def __init__(self, plan, folder, num_gpus):
+            super().__init__(plan, tmp_path / "own", num_gpus)
+
+    monkeypatch.setattr(module, "FeatureWorker", Elsewhere)
+    with pytest.raises(InputError, match="are not visible here; set ORBITHASH_FEATURES"):
+        fill_for_training(make_run("itq", images, settings=FITTED))
+
+
+def test_what_is_refused(cli, store, images):
+    for options, words in (
+        (("--workers", 0), "--workers is 0; at least 1 is needed"),
+        (("--gpus-per-worker", 1.5), "a part of one GPU such as 0.25"),
+        (("--method", "dhcl", "--bits", 64), "dhcl trains its backbone, so no features of images are kept"),
+    ):
+        ended = cli("features", images, *FITTED_WORDS, *options)
+        assert ended.code == 2
+        assert words in ended.err
+    assert not store.exists()
