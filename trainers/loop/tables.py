@@ -87,7 +87,8 @@ class _Extractors:
         self._made: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
 
     def wanted(self, root: Path, images: Images, table: Table) -> Wanted:
-        """Return the features of images for a table."""
+        """Return the features of images for a table of images."""
+        assert table.source != "caption", "captions have no images"
         config: TrainConfig = self._method.config  # type: ignore[assignment]
         own = table.preprocessing or self._preprocessing
         which = (table.backbone, table.weights, own)

@@ -146,7 +146,11 @@ def test_a_folder_that_the_driver_does_not_see(ray_cluster, store, images, monke
             super().__init__(plan, tmp_path / "own", num_gpus)
 
     monkeypatch.setattr(module, "FeatureWorker", Elsewhere)
-    with pytest.raises(InputError, match="are not visible here; set ORBITHASH_FEATURES"):
+    monkeypatch.setattr(module, "READ_BATCH_SIZE", 2)
+    # After the first share, not at the end.
+    with pytest.raises(
+        InputError, match=": 2 features that a worker has written are not visible here; set ORBITHASH_F"
+    ):
         fill_for_training(make_run("itq", images, settings=FITTED))
 
 
