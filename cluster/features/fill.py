@@ -78,6 +78,11 @@ def fill_for_training(run: Run, num_workers: int = 1, gpus_per_worker: float = 0
             f"{run.method} trains its backbone, so no features of images are kept; choose a method with a frozen "
             "backbone, such as mhcln, or train directly"
         )
+    if gpus_per_worker and run.config.encoding_precision == "bfloat16" and _device_here(gpus_per_worker) == "cpu":
+        raise InputError(
+            "features in bfloat16 of GPUs are kept apart from those of CPUs, and this process has no GPU to look them "
+            "up; start the command on a node with a GPU, or omit --gpus-per-worker"
+        )
     if "caption" in sources:
         say("the features of captions are computed when training starts")
     return fill(functools.partial(wanted_features, run), num_workers, gpus_per_worker)
@@ -87,7 +92,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
     """Let Ray Data workers compute the features of a plan that are not kept, and keep them.
 
     Args:
-        plan: what is wanted; the driver calls it for the CPU, and the workers for their device.
+        plan: what is wanted; the driver calls it to look up rows, and the workers to compute them.
         num_workers: number of workers, which share the CPUs.
         gpus_per_worker: GPUs of each, also a fraction of one; 0: they compute on CPUs.
 
@@ -98,7 +103,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
     if num_workers < 1:
         raise InputError(f"--workers is {num_workers}; at least 1 is needed")
     check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=False)
-    wanted = plan("cpu")
+    wanted = plan(_device_here(gpus_per_worker))
     folder = store_folder().absolute()
     missing = {name: rows.missing() for name, rows in wanted.items()}
     num_images = sum(len(rows) for rows in wanted.values())
@@ -118,6 +123,13 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
             raise _not_shared(folder, lost)
     rate = num_missing / seconds if seconds else 0.0
     return FilledStore(num_images, num_missing, num_images - num_missing, start_s, seconds, rate, str(folder))
+
+
+def _device_here(gpus_per_worker: float) -> str:
+    """Return the device of the driver: a GPU only if the workers use GPUs."""
+    import torch
+
+    return "cuda" if gpus_per_worker and torch.cuda.is_available() else "cpu"
 
 
 def _compute(

@@ -228,11 +228,6 @@ class Wanted:
     def __len__(self) -> int:
         return len(self._positions)
 
-    @property
-    def folder(self) -> Path:
-        """The folder that keeps the rows."""
-        return self._store.folder
-
     def missing(self) -> Positions:
         """Return the positions, int64 ascending, of the rows that are not kept now; one for each hash."""
         self._store.refresh()

@@ -154,10 +154,12 @@ def test_a_folder_that_the_driver_does_not_see(ray_cluster, store, images, monke
         fill_for_training(make_run("itq", images, settings=FITTED))
 
 
-def test_what_is_refused(cli, store, images):
+def test_what_is_refused(cli, store, images, monkeypatch):
+    monkeypatch.setattr(computing.torch.cuda, "is_available", lambda: False)
     for options, words in (
         (("--workers", 0), "--workers is 0; at least 1 is needed"),
         (("--gpus-per-worker", 1.5), "a part of one GPU such as 0.25"),
+        (("--gpus-per-worker", 1, "--set", "encoding_precision=bfloat16"), "this process has no GPU to look"),
         (("--method", "dhcl", "--bits", 64), "dhcl trains its backbone, so no features of images are kept"),
     ):
         ended = cli("features", images, *FITTED_WORDS, *options)
