@@ -19,6 +19,9 @@ SETTINGS = [*(word for word in TINY if word != "--set"), "bits=16"]
 FITTED = ["backbone=mobilenet_v3_small", "image_size=32", "bits=16"]
 FITTED_WORDS = ("--method", "itq", *(word for setting in FITTED for word in ("--set", setting)))
 
+# They start workers, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
@@ -84,6 +87,7 @@ def test_training_computes_nothing_after_workers_have(ray_cluster, cli, store, i
     assert sum(computed) == first["num_computed"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_job_that_is_killed_continues(ray_cluster, start, store, images):
     # A pause after each share, in the workers, so that the kill meets the job in the middle.
