@@ -32,6 +32,9 @@ CONNECT_TIMEOUT_S = 10.0
 # Processes of our own cluster that still run this long after its end are killed.
 EXIT_TIMEOUT_S = 5.0
 
+# A machine that is busy for a moment may start Ray the second time.
+START_ATTEMPTS = 2
+
 PATIENCE_VARIABLE = "ORBITHASH_WAIT_FOR_NODES_S"
 MAX_PATIENCE_S = 86400.0
 
@@ -109,6 +112,19 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 
 def _start(min_cpus: int, options: dict[str, Any]) -> None:
+    for _ in range(START_ATTEMPTS):
+        before = {process.pid for process in _own_ray_processes()}
+        if _has_started(min_cpus, options):
+            return
+        _end([process for process in _own_ray_processes() if process.pid not in before])
+    raise InputError(
+        f"Ray did not start within 30 s, {START_ATTEMPTS} times: this machine is busy or short of memory; run the "
+        "command again later, or set RAY_ADDRESS to a running cluster"
+    )
+
+
+def _has_started(min_cpus: int, options: dict[str, Any]) -> bool:
+    """Start a local cluster and return True, or False if it took too long."""
     import ray
 
     num_cpus = min_cpus if len(os.sched_getaffinity(0)) < min_cpus else None
@@ -127,10 +143,23 @@ def _start(min_cpus: int, options: dict[str, Any]) -> None:
         # Ray raises no narrower type; its limit of 30 s is fixed.
         if "timed out during startup" not in str(err):
             raise
-        raise InputError(
-            "Ray did not start within 30 s: this machine is busy or short of memory; run the command again later, or "
-            "set RAY_ADDRESS to a running cluster"
-        ) from err
+        return False
+    return True
+
+
+def _own_ray_processes() -> list[Any]:
+    """Return the servers of Ray that this process has started, as `psutil.Process`."""
+    # Ray ships psutil: it can be imported once ray is.
+    import ray  # noqa: F401, I001
+    import psutil
+
+    found: list[Any] = []
+    for child in psutil.Process().children():
+        # The process can end at any time.
+        with contextlib.suppress(psutil.Error):
+            if any("/ray/session_" in word or "/gcs_server" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def _processes_of(session: str | None) -> list[Any]:

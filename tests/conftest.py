@@ -60,15 +60,22 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster for all tests that need one: starting it takes seconds."""
     import ray
 
-    # Four logical CPUs: with two, an actor pool and the tasks that feed it can starve each other.
-    ray.init(
-        # Whatever another test, or a killed one, has left on this machine.
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        namespace="test",
-    )
+    for attempt in range(3):
+        try:
+            # Four logical CPUs: with two, an actor pool and the tasks that feed it can starve each other.
+            ray.init(
+                # Whatever another test, or a killed one, has left on this machine.
+                "local",
+                num_cpus=4,
+                include_dashboard=False,
+                object_store_memory=300 * 2**20,
+                log_to_driver=False,
+                namespace="test",
+            )
+            break
+        except Exception as err:
+            # Ray waits 30 s for its own servers, which a busy machine may need longer for.
+            if attempt == 2 or "timed out during startup" not in str(err):
+                raise
     yield
     ray.shutdown()

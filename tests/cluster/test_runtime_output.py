@@ -166,5 +166,32 @@ def test_a_machine_on_which_ray_does_not_start_in_time(monkeypatch):
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(InputError, match="Ray did not start within 30 s: this machine is busy"):
+    with pytest.raises(InputError, match="Ray did not start within 30 s, 2 times: this machine is busy"):
         runtime._start(1, {})
+
+
+def test_a_second_start_leaves_nothing_of_the_first():
+    program = """
+from orbithash.cluster import runtime
+has_started, servers = runtime._has_started, []
+def start_late(*arguments):
+    from ray._private import services
+    get_node = services.get_node
+    def late(*address):
+        services.get_node = get_node
+        servers.extend(runtime._own_ray_processes())
+        raise Exception("The current node timed out during startup.")
+    services.get_node = late
+    runtime._has_started = has_started
+    return has_started(*arguments)
+runtime._has_started = start_late
+with runtime.connected():
+    import ray
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    print(len(servers), sum(server.is_running() and server.status() != "zombie" for server in servers))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=user_environment(), capture_output=True, text=True, timeout=250
+    )
+    started, left = map(int, done.stdout.split()[-2:] or (0, 0))
+    assert (started > 0, left) == (True, 0), done.stderr
