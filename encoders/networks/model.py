@@ -49,7 +49,7 @@ Codes = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
 
-class FeatureRows(Protocol):
+class RowsBySlice(Protocol):
     """Rows float32 [N, D], in memory or read from a disk by the slice."""
 
     def __len__(self) -> int: ...
@@ -218,12 +218,12 @@ class HashModel:
                 features[start : start + size] = self._image_features(images[start : start + size]).cpu().numpy()
         return features
 
-    def encode_features(self, features: FeatureRows, *, batch_size: int | None = None) -> Codes:
+    def encode_features(self, features: RowsBySlice, *, batch_size: int | None = None) -> Codes:
         """Return codes uint8 [N, num_bytes] of images from their features float32 [N, D]."""
         size = self._batch_size(batch_size, FEATURE_BATCH_SIZE)
         return self._binarizer.encode(len(features), size, self._rows_of(features), parts=Parts()).codes
 
-    def is_certain(self, features: FeatureRows) -> npt.NDArray[np.bool_]:
+    def is_certain(self, features: RowsBySlice) -> npt.NDArray[np.bool_]:
         """Return for which images rounding cannot change code or stored vector, bool [N], from features [N, D]."""
         certain = np.empty(len(features), np.bool_)
         for start in range(0, len(features), FEATURE_BATCH_SIZE):
@@ -274,7 +274,7 @@ class HashModel:
             raise InputError(f"a vector must be finite; vector {row} of {len(given)} has NaN or infinity")
         return given
 
-    def _rows_of(self, features: FeatureRows) -> Callable[[slice], Tensor]:
+    def _rows_of(self, features: RowsBySlice) -> Callable[[slice], Tensor]:
         return lambda rows: torch.tensor(features[rows], device=self.device)
 
     def _encode_images(self, images: Pixels, batch_size: int | None, parts: Parts) -> Encoded:
