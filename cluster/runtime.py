@@ -113,10 +113,10 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 def _start(min_cpus: int, options: dict[str, Any]) -> None:
     for _ in range(START_ATTEMPTS):
-        before = {process.pid for process in _own_ray_processes()}
+        before = {process.pid for process in _processes_of("session_")}
         if _has_started(min_cpus, options):
             return
-        _end([process for process in _own_ray_processes() if process.pid not in before])
+        _end([process for process in _processes_of("session_") if process.pid not in before])
     raise InputError(
         f"Ray did not start within 30 s, {START_ATTEMPTS} times: this machine is busy or short of memory; run the "
         "command again later, or set RAY_ADDRESS to a running cluster"
@@ -147,23 +147,11 @@ def _has_started(min_cpus: int, options: dict[str, Any]) -> bool:
     return True
 
 
-def _own_ray_processes() -> list[Any]:
-    """Return the servers of Ray that this process has started, as `psutil.Process`."""
-    # Ray ships psutil: it can be imported once ray is.
-    import ray  # noqa: F401, I001
-    import psutil
-
-    found: list[Any] = []
-    for child in psutil.Process().children():
-        # The process can end at any time.
-        with contextlib.suppress(psutil.Error):
-            if any("/ray/session_" in word or "/gcs_server" in word for word in child.cmdline()):
-                found.append(child)
-    return found
-
-
 def _processes_of(session: str | None) -> list[Any]:
-    """Return the processes of the Ray session that this process has started, as `psutil.Process`."""
+    """Return the processes of the Ray session that this process has started, as `psutil.Process`.
+
+    A part of its name is enough; all names begin with "session_".
+    """
     # Ray ships psutil: it can be imported once ray is.
     import psutil
 

@@ -179,7 +179,7 @@ def start_late(*arguments):
     get_node = services.get_node
     def late(*address):
         services.get_node = get_node
-        servers.extend(runtime._own_ray_processes())
+        servers.extend(runtime._processes_of("session_"))
         raise Exception("The current node timed out during startup.")
     services.get_node = late
     runtime._has_started = has_started
