@@ -126,8 +126,8 @@ def test_a_peer_is_called_in_its_own_process_and_ends_with_the_block(peer_python
     archive = ServedArchive(tmp_path, tmp_path, np.arange(3000, dtype=np.uint64), codes)
     with started_milvus(peer_python, tmp_path / "data", codes, queries, 10) as milvus:
         assert milvus.version == "0.fake"
-        started = family(os.getpid())
-        assert any(b"sleep" in command_of(pid) for pid in started)
+        # A process has its command line a moment after the call that started it.
+        wait_for(lambda: any(b"sleep" in command_of(pid) for pid in family(os.getpid())))
         rates, seconds, num_wrong = asyncio.run(call(milvus))
         assert min(rates) > 0
         assert len(seconds) == 2
