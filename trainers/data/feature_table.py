@@ -17,10 +17,14 @@ class FeatureTable:
     All processes of a machine that map the same files share one copy in memory, the operating system's.
     """
 
-    def __init__(self, parts: Sequence[Features], rows: npt.NDArray[np.int64]) -> None:
-        """`parts` have rows float32 [n, D]; `rows` int64 [N] or [N, C] numbers the rows of all parts in turn."""
+    def __init__(self, parts: Sequence[Features], rows: npt.NDArray[np.int64], use: object = None) -> None:
+        """`parts` have rows float32 [n, D]; `rows` int64 [N] or [N, C] numbers the rows of all parts in turn.
+
+        `use` lives as long as the table and those made of it, such as a lock on the files.
+        """
         self._parts = parts
         self._rows = rows
+        self._use = use
         self._starts = np.cumsum([0, *map(len, parts)])
 
     @property
@@ -57,11 +61,11 @@ class FeatureTable:
 
     def reshape(self, *shape: int) -> "FeatureTable":
         """Return the table with its rows in another shape, such as [N, C] for C rows of each of N images."""
-        return FeatureTable(self._parts, self._rows.reshape(shape))
+        return FeatureTable(self._parts, self._rows.reshape(shape), self._use)
 
     def select(self, index: Any) -> "FeatureTable":
         """Return the table of some rows, none of which is read; an index as for `table[index]`."""
-        return FeatureTable(self._parts, self._rows[index])
+        return FeatureTable(self._parts, self._rows[index], self._use)
 
 
 # Features float32 [N, ...], in memory or on the disk.

@@ -277,6 +277,9 @@ def _keep(
     waiting: list[Features] = []
     start = done = 0
     for block in blocks:
+        if not done:
+            # Before hours of work.
+            store.make_room(len(hashes), block.shape[1])
         waiting.append(block)
         done += len(block)
         if done - start >= PART_ROWS:

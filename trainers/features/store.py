@@ -1,20 +1,21 @@
 """Kept features of one kind: a folder of files that are written once and never changed.
 
-FOLDER/KIND/DIGEST.npy     up to `PART_ROWS` rows, each the hash of an image or sentence and its features
+FOLDER/KIND/DIGEST.arrow     up to `PART_ROWS` rows in Arrow's IPC format: `hash` of an image or sentence, `features`
 
 A part is written under a temporary name and renamed, so any number of processes may write at once without a lock, and
 a run that ends early loses the rows of one part. The name is the digest of the content: a damaged part is ignored and
-its rows are computed again, and processes that keep the same part write the same file. Rows that two processes
-computed at the same time are there twice, and the older one counts.
+its rows are computed again, and processes that keep the same part write the same file. A part is read whole for its
+digest once on each machine; later only its hashes are read, until a row is needed. Rows that two processes computed at
+the same time are there twice, and the older one counts.
 """
 
 import errno
 import hashlib
-import io
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,16 @@ import pyarrow as pa
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
 from orbithash.trainers.data.feature_table import FeatureTable
+from orbithash.trainers.datasets.hashes import hash_files
+from orbithash.trainers.features.limit import Use, make_room, use
 
 __all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder"]
 
 # Rows of a part. At 2048 dimensions 8 MiB.
 PART_ROWS = 1024
 
-# The head of a part, which names its two columns, is shorter.
-_HEAD_BYTES = 4096
+# Of the layout of parts. It is part of the name of a folder, so that no other version reads it.
+_VERSION = 2
 
 Features = npt.NDArray[np.float32]
 
@@ -45,26 +48,42 @@ def store_folder() -> Path:
     return Path(given) if given else cache_folder() / "features"
 
 
+class _Part(NamedTuple):
+    """Hashes [n] and features float32 [n, D] of a mapped file."""
+
+    hashes: Hashes
+    features: Features
+
+
 class FeatureStore:
-    """The kept rows of one kind, by hash: those that were there at the last `refresh`."""
+    """The kept rows of one kind, by hash: those that were there at the last `refresh`.
+
+    The kind is not pruned as long as the store or a table of it lives.
+    """
 
     def __init__(self, kind: dict[str, Any]) -> None:
         """`kind` says what the features are of: the network and its weights, the preprocessing, the view."""
-        self.folder = store_folder() / hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:32]
-        self._parts: dict[Path, npt.NDArray[Any]] = {}
+        digest = hashlib.sha256(json.dumps({"version": _VERSION, **kind}).encode())
+        self.folder = store_folder() / digest.hexdigest()[:32]
+        self._parts: dict[str, _Part] = {}
+        self._order, self._sorted = np.empty(0, np.int64), np.empty(0, HASH)
+        self._use: Use | None = None
         self.refresh()
 
     @property
     def num_features(self) -> int:
         """Number of dimensions; 0 for a store without rows."""
-        return next((int(part["features"].shape[1]) for part in self._parts.values()), 0)
+        return next((part.features.shape[1] for part in self._parts.values()), 0)
 
     def refresh(self) -> None:
         """Map the parts that were added since, by any process."""
-        for path in sorted(_files(self.folder) - self._parts.keys(), key=_age):
-            if (part := _mapped(path)) is not None and self.num_features in (0, part["features"].shape[1]):
-                self._parts[path] = part
-        hashes = np.concatenate([np.empty(0, HASH), *(part["hash"] for part in self._parts.values())])
+        self._use = self._use or use(self.folder)
+        if not (new := _files(self.folder) - self._parts.keys()):
+            return
+        for name in sorted(_undamaged(self.folder, new), key=lambda name: _age(self.folder / name)):
+            if (part := _mapped(self.folder / name)) and self.num_features in (0, part.features.shape[1]):
+                self._parts[name] = part
+        hashes = np.concatenate([np.empty(0, HASH), *(part.hashes for part in self._parts.values())])
         # Stable: of the rows of one hash, the older comes first.
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
@@ -78,33 +97,77 @@ class FeatureStore:
 
     def table(self, rows: npt.NDArray[np.int64]) -> FeatureTable:
         """Return the features of rows by their numbers, which `find` returned since the last `refresh`."""
-        return FeatureTable([part["features"] for part in self._parts.values()], rows)
+        return FeatureTable([part.features for part in self._parts.values()], rows, self._use)
+
+    def make_room(self, num_rows: int, num_features: int) -> None:
+        """Prune other kinds until `num_rows` more fit into the limit; `InputError` if they cannot."""
+        self._open()
+        make_room(self.folder, num_rows * (HASH.itemsize + 4 * num_features))
 
     def add(self, hashes: Hashes, features: Features) -> None:
         """Keep the features float32 [N, D] of N hashes, in parts; `refresh` makes them visible.
 
         Raises:
-            InputError: the folder cannot be written; parts before the first that failed are kept.
+            InputError: the folder cannot be written, or the limit does not allow it; parts before the first that
+                failed are kept.
         """
+        self._open()
         for start in range(0, len(hashes), PART_ROWS):
             rows = slice(start, start + PART_ROWS)
-            part = np.empty(len(hashes[rows]), [("hash", HASH), ("features", "<f4", (features.shape[1],))])
-            part["hash"], part["features"] = hashes[rows], features[rows]
-            content = io.BytesIO()
-            np.save(content, part, allow_pickle=False)
-            digest = hashlib.blake2b(content.getbuffer(), digest_size=16).hexdigest()
+            content = _content(hashes[rows], features[rows])
+            make_room(self.folder, len(content))
             try:
-                write_file(self.folder / f"{digest}.npy", content.getvalue())
+                write_file(self.folder / f"{hashlib.sha256(content).hexdigest()}.arrow", content)
             except OSError as err:
-                raise InputError(
-                    f"{self.folder}: features cannot be written there ({err.strerror}); set ORBITHASH_FEATURES to a "
-                    "folder on a disk with free space"
-                ) from err
+                raise self._unwritable(err) from err
+
+    def _open(self) -> None:
+        """Make the folder, and hold it against pruning."""
+        try:
+            self._use = self._use or use(self.folder, create=True)
+        except OSError as err:
+            raise self._unwritable(err) from err
+
+    def _unwritable(self, err: OSError) -> InputError:
+        return InputError(
+            f"{self.folder}: features cannot be written there ({err.strerror}); set ORBITHASH_FEATURES to a folder on "
+            "a disk with free space"
+        )
 
 
-def _files(folder: Path) -> set[Path]:
-    """Return the parts of a folder, which may be absent."""
-    return {path for path in folder.glob("*.npy") if not path.name.startswith(".")}
+def _content(hashes: Hashes, features: Features) -> bytes:
+    """Return the content of a part with these rows."""
+    columns = {
+        "hash": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(HASH.itemsize), len(hashes), [None, pa.py_buffer(np.ascontiguousarray(hashes, HASH))]
+        ),
+        "features": pa.FixedSizeListArray.from_arrays(
+            pa.array(features.astype(np.float32, copy=False).ravel()), features.shape[1]
+        ),
+    }
+    batch = pa.RecordBatch.from_pydict(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the names of the parts of a folder, which may be absent."""
+    return {path.name for path in folder.glob("*.arrow") if not path.name.startswith(".")}
+
+
+def _undamaged(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the parts whose content is what was written; those that have not changed are not read again."""
+    ordered = sorted(names)
+    found = []
+    for name, sha256 in zip(ordered, hash_files(folder, ordered), strict=True):
+        if isinstance(sha256, OSError):
+            _check_limit(folder / name, sha256)
+        elif sha256.hex() == name.removesuffix(".arrow"):
+            found.append(name)
+    return found
 
 
 def _age(path: Path) -> tuple[int, str]:
@@ -116,24 +179,25 @@ def _age(path: Path) -> tuple[int, str]:
         return 0, path.name
 
 
-def _mapped(path: Path) -> npt.NDArray[Any] | None:
-    """Return a part, mapped, or None if its content is not what was written."""
+def _mapped(path: Path) -> _Part | None:
+    """Return a part, mapped, or None if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest() != path.stem:
-                return None
         # Mapped by Arrow: NumPy's map would keep a descriptor of each part, of which a process has some 1,000.
         with pa.memory_map(str(path)) as source:
-            content = source.read_buffer()
-        head = io.BytesIO(memoryview(content)[:_HEAD_BYTES])
-        np.lib.format.read_magic(head)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(head)
-        part: npt.NDArray[Any] = np.frombuffer(content, dtype, offset=head.tell()).reshape(shape)
+            batch = pa.ipc.open_file(source.read_buffer()).get_batch(0)
+        batch.validate()
     except OSError as err:
-        if err.errno in (errno.EMFILE, errno.ENFILE):
-            raise InputError(f"{path}: {err.strerror}; raise the limit of open files (ulimit -n)") from err
+        _check_limit(path, err)
         return None
-    except ValueError:
+    except pa.ArrowException:
         return None
-    is_part = part.dtype.names == ("hash", "features") and part.dtype["hash"] == HASH and part.ndim == 1
-    return part if is_part else None
+    hashes, features = batch.column("hash"), batch.column("features")
+    width = features.type.list_size
+    rows: Features = features.flatten().to_numpy().reshape(len(batch), width)
+    return _Part(np.frombuffer(hashes.buffers()[1], HASH, len(batch)), rows)
+
+
+def _check_limit(path: Path, err: OSError) -> None:
+    """Raise `InputError` if a file could not be opened because too many are open, which is no damage."""
+    if err.errno in (errno.EMFILE, errno.ENFILE):
+        raise InputError(f"{path}: {err.strerror}; raise the limit of open files (ulimit -n)") from err

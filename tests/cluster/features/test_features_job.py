@@ -104,7 +104,7 @@ fill.READ_BATCH_SIZE = 4
 os.environ["ORBITHASH_FEATURES"] = {str(store)!r}
 """
     process = start("features", images, *FITTED_WORDS, before=slow)
-    wait_for(lambda: list(store.glob("*/[!.]*.npy")), process)
+    wait_for(lambda: list(store.glob("*/[!.]*.arrow")), process)
     kill(process, *family(process.pid))
     run = make_run("itq", images, settings=FITTED)
     done = fill_for_training(run)

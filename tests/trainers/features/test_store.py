@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.datasets import hashes as hashing
 from orbithash.trainers.features import store as module
 from orbithash.trainers.features.store import HASH, FeatureStore
 
@@ -74,7 +75,7 @@ def test_a_hash_that_ends_in_zeros_is_found():
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "one byte"])
 def test_a_damaged_part_is_ignored_and_can_be_written_again(damage):
     FeatureStore(KIND).add(*rows_of(range(10)))
-    file = next(path for path in FeatureStore(KIND).folder.iterdir() if path.stat().st_size > 300)
+    file = next(path for path in FeatureStore(KIND).folder.glob("*.arrow") if path.stat().st_size > 400)
     content = file.read_bytes()
     changed = content[:-1] + bytes([content[-1] ^ 1])
     file.write_bytes({"empty": b"", "truncated": content[:-7], "garbage": b"x" * len(content)}.get(damage, changed))
@@ -83,13 +84,38 @@ def test_a_damaged_part_is_ignored_and_can_be_written_again(damage):
     assert kept(range(10)) == oracle(range(10))
 
 
+def test_an_unchanged_part_is_read_whole_once(monkeypatch):
+    read = []
+    read_and_hash = hashing._read_and_hash
+    monkeypatch.setattr(
+        hashing, "_read_and_hash", lambda paths, above: read.extend(paths) or read_and_hash(paths, above)
+    )
+    # Also parts that are new.
+    monkeypatch.setattr(hashing, "SETTLED_S", -60)
+    FeatureStore(KIND).add(*rows_of(range(10)))
+    files = {path.name: path for path in FeatureStore(KIND).folder.glob("*.arrow")}
+    assert sorted(read) == sorted(files)
+    read.clear()
+    assert kept(range(10)) == oracle(range(10))
+    assert read == []
+    # Damage is found as before, though size and modification time are the same.
+    name, path = next(iter(files.items()))
+    times, content = (path.stat().st_atime_ns, path.stat().st_mtime_ns), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=times)
+    known = kept(range(10))
+    assert read == [name]
+    assert known == {number: row for number, row in oracle(range(10)).items() if number in known}
+    assert len(known) in (6, 8)
+
+
 def test_of_rows_that_are_there_twice_the_older_counts():
     store = FeatureStore(KIND)
     hashes, features = rows_of(range(3))
     for number in range(3):
-        before = set(store.folder.glob("*.npy"))
+        before = set(store.folder.glob("*.arrow"))
         store.add(hashes, features + number)
-        (new,) = set(store.folder.glob("*.npy")) - before
+        (new,) = set(store.folder.glob("*.arrow")) - before
         # The digests, in whose order a folder may be listed, say nothing about age.
         os.utime(new, ns=(10**18 - number, 10**18 - number))
     store.refresh()
@@ -104,14 +130,15 @@ def test_parts_hold_no_files_open():
     FeatureStore(KIND).add(*rows_of(range(100)))
     before = num_open()
     store = FeatureStore(KIND)
-    assert num_open() == before
+    # The lock of the folder.
+    assert num_open() == before + 1
     assert (store.find(rows_of(range(100))[0]) >= 0).all()
 
 
 def test_too_many_open_files_are_not_damage():
     store = FeatureStore(KIND)
     store.add(*rows_of(range(4)))
-    (part,) = store.folder.glob("*.npy")
+    (part,) = store.folder.glob("*.arrow")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = []
     try:
@@ -153,7 +180,8 @@ def test_a_full_disk_names_the_variable_and_leaves_nothing_half_written(monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
-    assert len(list(store.folder.iterdir())) == 1
+    assert len(list(store.folder.glob("[!.]*"))) == 1
+    assert [path.name for path in store.folder.glob(".*")] == [".lock"]
     assert kept(range(8)) == oracle(range(4))
 
 
@@ -176,4 +204,4 @@ def test_two_writers_at_once_lose_no_row():
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert kept(range(40)) == oracle(range(30))
-    assert len(list(FeatureStore(KIND).folder.iterdir())) == 30
+    assert len(list(FeatureStore(KIND).folder.glob("*.arrow"))) == 30

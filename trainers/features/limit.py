@@ -1,0 +1,205 @@
+"""The largest size of the store of features, and locks that keep the kinds in use from being pruned.
+
+A kind goes as a whole, the least recently used first. The time of the last use is that of its folder. Whoever has a
+kind open holds a shared lock on its file `.lock`; pruning takes an exclusive one, and leaves kinds whose lock it does
+not get. Parts do not depend on each other: if pruning is killed, the rows that are left are those that were written.
+"""
+
+import errno
+import fcntl
+import logging
+import math
+import os
+import re
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from orbithash.encoders.errors import InputError
+
+__all__ = ["Use", "alone_in", "make_room", "use"]
+
+VARIABLE = "ORBITHASH_FEATURES_GB"
+
+_LOCK = ".lock"
+_KIND = re.compile(r"[0-9a-f]{32}")
+# What this store writes; other files are not removed.
+_OWN = re.compile(r".*\.arrow|.*\.npy|\..*\.part|\.lock")
+
+_log = logging.getLogger(__name__)
+
+
+class Use:
+    """A folder of features that is not pruned for as long as this object lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor` is that of the lock."""
+        weakref.finalize(self, os.close, descriptor)
+
+
+def use(folder: Path, create: bool = False) -> Use | None:
+    """Lock the folder of a kind against pruning and note the time; None if it is absent or cannot be locked.
+
+    With `create`, an absent folder is made. Waits while the folder is being pruned.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    while True:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = _open(folder / _LOCK)
+        except FileNotFoundError:
+            if create:
+                # It was pruned in between.
+                continue
+            return None
+        except OSError:
+            return None
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_at(descriptor, folder / _LOCK):
+            with suppress(OSError):
+                os.utime(folder)
+            return Use(descriptor)
+        os.close(descriptor)
+
+
+def make_room(folder: Path, num_bytes: int) -> None:
+    """Prune kinds other than that of `folder` until `num_bytes` more fit into the limit; without a limit, do nothing.
+
+    Processes that write at the same time may each exceed the limit by one part.
+
+    Raises:
+        InputError: it does not fit, even without the kinds that are not in use.
+    """
+    if (limit := _limit()) is None:
+        return
+    root = folder.parent
+    with alone_in(root, ".pruning"):
+        sizes = {kind: _size(kind) for kind in _kinds(root)}
+        needed = sizes.pop(folder, 0) + num_bytes
+        if needed > limit:
+            raise InputError(
+                f"{root}: features of one kind need {needed / 1e9:.3g} GB and {VARIABLE} is {limit / 1e9:.3g}; raise it"
+            )
+        excess = needed + sum(sizes.values()) - limit
+        for kind in sorted(sizes, key=_last_use):
+            if excess <= 0:
+                break
+            excess -= _prune(kind, sizes[kind])
+    if excess > 0:
+        raise InputError(
+            f"{root}: features need {needed / 1e9:.3g} GB beside others that are in use, and {VARIABLE} is "
+            f"{limit / 1e9:.3g}; raise it, or wait until the other runs have ended"
+        )
+
+
+@contextmanager
+def alone_in(folder: Path, name: str) -> Iterator[None]:
+    """Run the block in one process at a time: it holds the lock of the file `name`; without locks, in any number."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open(folder / name)
+    except OSError:
+        # A folder that cannot be written is an error only of what writes there.
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _limit() -> float | None:
+    """Return the largest size in bytes; None: there is no limit."""
+    if not (given := os.environ.get(VARIABLE)):
+        return None
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise InputError(f"{VARIABLE} is {given!r}; a number of GB above 0 is needed, such as 50")
+    return limit * 1e9
+
+
+def _kinds(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return [
+            root / entry.name
+            for entry in entries
+            if _KIND.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+
+
+def _files(kind: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(kind) as entries:
+            return [entry for entry in entries if _OWN.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
+
+
+def _size(kind: Path) -> int:
+    size = 0
+    for entry in _files(kind):
+        with suppress(FileNotFoundError):
+            size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
+def _last_use(kind: Path) -> float:
+    try:
+        return kind.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _prune(kind: Path, size: int) -> int:
+    """Remove a kind of this size in bytes unless it is in use; return how many bytes that has freed."""
+    last_use = _last_use(kind)
+    try:
+        descriptor = _open(kind / _LOCK)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for entry in _files(kind):
+            if entry.name != _LOCK:
+                Path(entry.path).unlink()
+        # Last: who waits for the lock sees that it is gone, and starts a new folder.
+        (kind / _LOCK).unlink()
+        with suppress(OSError):
+            kind.rmdir()
+    except OSError:
+        # In use, or a folder without locks, or not ours to remove.
+        return size - _size(kind)
+    finally:
+        os.close(descriptor)
+    day = time.strftime("%Y-%m-%d", time.gmtime(last_use))
+    _log.warning("%s: removed %s (%.3g GB of features, last used on %s)", VARIABLE, kind, size / 1e9, day)
+    return size
+
+
+def _open(path: Path) -> int:
+    try:
+        # Exclusive locks of network file systems need a file that is open for writing.
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as err:
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            with suppress(FileNotFoundError):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
