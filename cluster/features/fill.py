@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from orbithash.cluster.runtime import check_gpu_share, check_resources, connecte
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE
 from orbithash.trainers.features.features import Wanted
-from orbithash.trainers.features.store import PART_ROWS, store_folder
+from orbithash.trainers.features.store import PART_ROWS, store_folder, store_uri
 from orbithash.trainers.loop.parts import wanted_features
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
@@ -52,7 +51,7 @@ class FilledStore:
         start_s: seconds until the first worker began.
         seconds: seconds of the workers after that.
         images_per_s: computed features per second of `seconds`; 0 if none was computed.
-        folder: folder of the store.
+        folder: folder or URI of the store.
     """
 
     num_images: int
@@ -104,7 +103,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
         raise InputError(f"--workers is {num_workers}; at least 1 is needed")
     check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=False)
     wanted = plan(_device_here(gpus_per_worker))
-    folder = store_folder().absolute()
+    folder = store_uri() or str(store_folder().absolute())
     missing = {name: rows.missing() for name, rows in wanted.items()}
     num_images = sum(len(rows) for rows in wanted.values())
     num_missing = sum(len(positions) for positions in missing.values())
@@ -122,7 +121,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
         if lost := sum(len(rows.missing()) for rows in wanted.values()):
             raise _not_shared(folder, lost)
     rate = num_missing / seconds if seconds else 0.0
-    return FilledStore(num_images, num_missing, num_images - num_missing, start_s, seconds, rate, str(folder))
+    return FilledStore(num_images, num_missing, num_images - num_missing, start_s, seconds, rate, folder)
 
 
 def _device_here(gpus_per_worker: float) -> str:
@@ -134,7 +133,7 @@ def _device_here(gpus_per_worker: float) -> str:
 
 def _compute(
     plan: Plan,
-    folder: Path,
+    folder: str,
     wanted: dict[str, Wanted],
     missing: dict[str, npt.NDArray[np.int64]],
     num_workers: int,
@@ -199,12 +198,12 @@ def _check_shared() -> None:
     if num_nodes > 1 and not (os.environ.get("ORBITHASH_FEATURES") or os.environ.get("ORBITHASH_CACHE")):
         raise InputError(
             f"the cluster has {num_nodes} nodes and ORBITHASH_FEATURES is not set; set it, here and on every node, to "
-            "a folder that they share"
+            "a folder or bucket that they share"
         )
 
 
-def _not_shared(folder: Path, num_rows: int) -> InputError:
+def _not_shared(folder: str, num_rows: int) -> InputError:
     return InputError(
         f"{folder}: {num_rows} features that a worker has written are not visible here; set ORBITHASH_FEATURES to a "
-        "folder that all nodes share"
+        "folder or bucket that all nodes share"
     )

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +33,11 @@ _DONE = pa.schema(
 class FeatureWorker:
     """The networks of a plan, built once, which compute shares and write them into the store. No rows leave it."""
 
-    def __init__(self, plan: Plan, folder: Path, num_gpus: float) -> None:
-        """`folder` is that of the store; `num_gpus` are those of this worker."""
+    def __init__(self, plan: Plan, folder: str, num_gpus: float) -> None:
+        """`folder` is that of the store, or its URI; `num_gpus` are those of this worker."""
         import ray
 
-        os.environ["ORBITHASH_FEATURES"] = str(folder)
+        os.environ["ORBITHASH_FEATURES"] = folder
         self._wanted = plan(device_for(num_gpus))
         self._node = ray.get_runtime_context().get_node_id()
 

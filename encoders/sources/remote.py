@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.rendering import Limits
 
-__all__ = ["check_uri", "is_remote", "read_object", "walk_objects"]
+__all__ = ["check_uri", "error_line", "is_remote", "open_uri", "read_object", "walk_objects"]
 
 _SCHEMES = ("s3", "gs", "gcs")
 _SECRETS = ("access_key", "secret_key", "session_token")
@@ -34,8 +34,8 @@ def check_uri(uri: str) -> None:
         raise InputError(f"{uri} is remote; of remote images only s3:// and gs:// are read: copy it to a folder first")
     if any(f"{name}=" in parts.query for name in _SECRETS) or "@" in parts.netloc:
         raise InputError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is given with a secret, which the archive "
-            "would store; set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is given with a secret, which "
+            "would be stored; set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
 
 
@@ -52,7 +52,7 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str, str]]:
     from pyarrow.fs import FileSelector, FileType
 
     scheme, query = uri.partition("://")[0], urlsplit(uri).query
-    system, root = _open(uri)
+    system, root = open_uri(uri)
 
     def address(path: str) -> str:
         return f"{scheme}://{quote(path)}" + (f"?{query}" if query else "")
@@ -75,9 +75,9 @@ def walk_objects(uri: str) -> Iterator[tuple[str, str, str]]:
                     yield entry.path[len(root.rstrip("/")) + 1 :], address(entry.path), version
             waiting += reversed(folders)
     except FileNotFoundError as error:
-        raise InputError(f"{uri} does not exist, or nothing is there ({_line(error)})") from error
+        raise InputError(f"{uri} does not exist, or nothing is there ({error_line(error)})") from error
     except OSError as error:
-        raise InputError(f"{uri} cannot be listed: {_line(error)}") from error
+        raise InputError(f"{uri} cannot be listed: {error_line(error)}") from error
 
 
 def read_object(uri: str, limits: Limits) -> bytes:
@@ -87,7 +87,7 @@ def read_object(uri: str, limits: Limits) -> bytes:
         ImageError: no such object, or too long.
         InputError: no permission, or no answer. The image is not refused, because it may be sound.
     """
-    system, path = _open(uri)
+    system, path = open_uri(uri)
     try:
         with system.open_input_file(path) as file:
             limits.check_bytes(file.size())
@@ -95,11 +95,11 @@ def read_object(uri: str, limits: Limits) -> bytes:
     except FileNotFoundError as error:
         raise ImageError("there is no such object") from error
     except OSError as error:
-        raise InputError(f"{uri} cannot be read: {_line(error)}; run the command again to resume") from error
+        raise InputError(f"{uri} cannot be read: {error_line(error)}; run the command again to resume") from error
 
 
-def _open(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it."""
+def open_uri(uri: str) -> tuple[Any, str]:
+    """Return the file system of a URI and the path in it, without a slash at its end; `InputError` as `check_uri`."""
     check_uri(uri)
     parts = urlsplit(uri)
     system, _ = _system(parts.scheme, parts.netloc, parts.query)
@@ -115,9 +115,10 @@ def _system(scheme: str, bucket: str, query: str) -> tuple[Any, str]:
     try:
         system, path = FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise InputError(f"{uri} cannot be opened: {_line(error)}") from error
+        raise InputError(f"{uri} cannot be opened: {error_line(error)}") from error
     return system, path
 
 
-def _line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
+    """Return the first line of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0]

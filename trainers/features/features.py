@@ -229,7 +229,11 @@ class Wanted:
         return len(self._positions)
 
     def missing(self) -> Positions:
-        """Return the positions, int64 ascending, of the rows that are not kept now; one for each hash."""
+        """Return the positions, int64 ascending, of the rows that are not kept now; one for each hash.
+
+        `InputError`: the store is a bucket that does not answer.
+        """
+        self._store.share()
         self._store.refresh()
         return self._positions[self._store.find(self._hashes[self._positions]) < 0]
 
@@ -245,6 +249,7 @@ class Wanted:
         """
         store, hashes, positions = self._store, self._hashes, self._positions
         needed = hashes[positions]
+        on_every_rank(store.share)
         missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
         mine = missing[rank() :: world_size()]
         known = len(hashes) - len(mine)
@@ -257,6 +262,7 @@ class Wanted:
 
             on_every_rank(keep_mine)
             store.refresh()
+            on_every_rank(store.try_share)
         _exchange(store, needed)
         rows = store.find(hashes)
         if (rows < 0).any():

@@ -1,8 +1,9 @@
 """The largest size of the store of features, and locks that keep the kinds in use from being pruned.
 
-A kind goes as a whole, the least recently used first. The time of the last use is that of its folder. Whoever has a
-kind open holds a shared lock on its file `.lock`; pruning takes an exclusive one, and leaves kinds whose lock it does
-not get. Parts do not depend on each other: if pruning is killed, the rows that are left are those that were written.
+A kind goes as a whole, the least recently used first. The time of the last use is that of its folder. A process that
+has a kind open holds a shared lock on its file `.lock`; pruning takes an exclusive one, and leaves kinds whose lock it
+does not get. Parts do not depend on each other: if pruning is killed, the rows that are left are those that were
+written.
 """
 
 import errno

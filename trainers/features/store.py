@@ -12,8 +12,12 @@ the same time are there twice, and the older one counts.
 import errno
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +27,24 @@ import pyarrow as pa
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
+from orbithash.encoders.sources.remote import is_remote
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets.hashes import hash_files
-from orbithash.trainers.features.limit import Use, make_room, use
+from orbithash.trainers.features.bucket import Bucket
+from orbithash.trainers.features.limit import Use, alone_in, make_room, use
 
-__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder"]
+__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder", "store_uri"]
 
 # Rows of a part. At 2048 dimensions 8 MiB.
 PART_ROWS = 1024
 
 # Of the layout of parts. It is part of the name of a folder, so that no other version reads it.
 _VERSION = 2
+
+# Parts that are fetched or uploaded at once.
+_TRANSFERS = 8
+
+_log = logging.getLogger(__name__)
 
 Features = npt.NDArray[np.float32]
 
@@ -43,16 +54,23 @@ HASH = np.dtype("S32")
 
 
 def store_folder() -> Path:
-    """Return the folder of all kinds: `ORBITHASH_FEATURES`, or one in the cache folder."""
+    """Return the folder of all kinds: `ORBITHASH_FEATURES`, or, unless that is a folder, one in the cache folder."""
     given = os.environ.get("ORBITHASH_FEATURES")
-    return Path(given) if given else cache_folder() / "features"
+    return Path(given) if given and not is_remote(given) else cache_folder() / "features"
+
+
+def store_uri() -> str | None:
+    """Return the URI behind the folder, which machines share: `ORBITHASH_FEATURES`; None if that is no URI."""
+    given = os.environ.get("ORBITHASH_FEATURES")
+    return given if given and is_remote(given) else None
 
 
 class _Part(NamedTuple):
-    """Hashes [n] and features float32 [n, D] of a mapped file."""
+    """Hashes [n] and features float32 [n, D] of a mapped file of `size` bytes."""
 
     hashes: Hashes
     features: Features
+    size: int
 
 
 class FeatureStore:
@@ -68,6 +86,8 @@ class FeatureStore:
         self._parts: dict[str, _Part] = {}
         self._order, self._sorted = np.empty(0, np.int64), np.empty(0, HASH)
         self._use: Use | None = None
+        self._bucket = None if (uri := store_uri()) is None else Bucket(uri)
+        self._uploads = self._bucket is not None
         self.refresh()
 
     @property
@@ -104,8 +124,46 @@ class FeatureStore:
         self._open()
         make_room(self.folder, num_rows * (HASH.itemsize + 4 * num_features))
 
+    def share(self) -> None:
+        """Fetch the parts of the bucket that lack here, and upload those that lack there; without a bucket, do nothing.
+
+        Raises:
+            InputError: the bucket does not answer or allow it, or the parts cannot be written here. What was
+                exchanged until then is kept.
+        """
+        if (bucket := self._bucket) is None:
+            return
+        kind = self.folder.name
+        self._open()
+        # Processes of one machine fetch a part once.
+        with alone_in(self.folder, ".share"):
+            self.refresh()
+            sizes = bucket.sizes(kind)
+            lacking = sorted(sizes.keys() - self._parts.keys())
+            if lacking:
+                make_room(self.folder, sum(sizes[name] for name in lacking))
+            unshared = sorted(name for name, part in self._parts.items() if sizes.get(name) != part.size)
+
+            def fetch(name: str) -> None:
+                if (content := bucket.read(kind, name)) is not None:
+                    self._write(name, content)
+
+            def upload(name: str) -> None:
+                # A part may be removed by hand.
+                with suppress(FileNotFoundError):
+                    bucket.write(kind, name, (self.folder / name).read_bytes())
+
+            with ThreadPoolExecutor(_TRANSFERS) as pool:
+                list(pool.map(fetch, lacking))
+                list(pool.map(upload, unshared))
+        self._uploads = True
+        self.refresh()
+
     def add(self, hashes: Hashes, features: Features) -> None:
         """Keep the features float32 [N, D] of N hashes, in parts; `refresh` makes them visible.
+
+        Each part is uploaded as soon as it is written. If that fails, a warning says so, and the next `share` uploads
+        it and those after it.
 
         Raises:
             InputError: the folder cannot be written, or the limit does not allow it; parts before the first that
@@ -116,10 +174,28 @@ class FeatureStore:
             rows = slice(start, start + PART_ROWS)
             content = _content(hashes[rows], features[rows])
             make_room(self.folder, len(content))
-            try:
-                write_file(self.folder / f"{hashlib.sha256(content).hexdigest()}.arrow", content)
-            except OSError as err:
-                raise self._unwritable(err) from err
+            name = f"{hashlib.sha256(content).hexdigest()}.arrow"
+            self._write(name, content)
+            if self._bucket is not None and self._uploads:
+                self._go_on(partial(self._bucket.write, self.folder.name, name, content))
+
+    def try_share(self) -> None:
+        """Do what `share` does; a bucket that fails is a warning."""
+        self._go_on(self.share)
+
+    def _go_on(self, exchange: Callable[[], None]) -> None:
+        """Call `exchange`; if it fails, warn, and upload nothing more before the next `share`."""
+        try:
+            exchange()
+        except InputError as err:
+            self._uploads = False
+            _log.warning("%s; features stay in %s until the next command uploads them", err, self.folder)
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            write_file(self.folder / name, content)
+        except OSError as err:
+            raise self._unwritable(err) from err
 
     def _open(self) -> None:
         """Make the folder, and hold it against pruning."""
@@ -184,6 +260,7 @@ def _mapped(path: Path) -> _Part | None:
     try:
         # Mapped by Arrow: NumPy's map would keep a descriptor of each part, of which a process has some 1,000.
         with pa.memory_map(str(path)) as source:
+            size = source.size()
             batch = pa.ipc.open_file(source.read_buffer()).get_batch(0)
         batch.validate()
     except OSError as err:
@@ -194,7 +271,7 @@ def _mapped(path: Path) -> _Part | None:
     hashes, features = batch.column("hash"), batch.column("features")
     width = features.type.list_size
     rows: Features = features.flatten().to_numpy().reshape(len(batch), width)
-    return _Part(np.frombuffer(hashes.buffers()[1], HASH, len(batch)), rows)
+    return _Part(np.frombuffer(hashes.buffers()[1], HASH, len(batch)), rows, size)
 
 
 def _check_limit(path: Path, err: OSError) -> None:

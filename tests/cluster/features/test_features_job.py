@@ -147,7 +147,7 @@ def test_a_folder_that_the_driver_does_not_see(ray_cluster, store, images, monke
     # The worker writes elsewhere, as a node with a folder of its own would.
     class Elsewhere(module.FeatureWorker):
         def __init__(self, plan, folder, num_gpus):
-            super().__init__(plan, tmp_path / "own", num_gpus)
+            super().__init__(plan, str(tmp_path / "own"), num_gpus)
 
     monkeypatch.setattr(module, "FeatureWorker", Elsewhere)
     monkeypatch.setattr(module, "READ_BATCH_SIZE", 2)
