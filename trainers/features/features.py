@@ -5,7 +5,10 @@ sentence. All splits of the same files share it, and a changed file is another r
 """
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +29,26 @@ from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets import Images
 from orbithash.trainers.datasets.layouts import first_problems
-from orbithash.trainers.distributed import gather_flags, gather_objects, on_every_rank, rank, send_rows, world_size
+from orbithash.trainers.distributed import (
+    from_first_rank,
+    gather_flags,
+    gather_objects,
+    on_every_rank,
+    rank,
+    send_rows,
+    world_size,
+)
 from orbithash.trainers.features.store import HASH, PART_ROWS, FeatureStore, Hashes
 
 __all__ = ["FeatureExtractor", "Table", "Wanted", "caption_features"]
 
 Features = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
+
+# Between two looks at the work of another process.
+_PAUSE_S = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -244,25 +260,31 @@ class Wanted:
     def table(self, on_progress: Callable[[int], None] | None = None) -> FeatureTable:
         """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
 
-        Each rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
+        While another process computes rows of this kind, it is waited for: what it keeps is not computed again. Each
+        rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
         rows that a store lacks. `InputError` names all images that are refused.
         """
         store, hashes, positions = self._store, self._hashes, self._positions
         needed = hashes[positions]
         on_every_rank(store.share)
-        missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
-        mine = missing[rank() :: world_size()]
-        known = len(hashes) - len(mine)
-        if on_progress is not None and known:
-            on_progress(known)
-        if len(missing):
+        with ExitStack() as turn:
+            lacks = ~gather_flags(store.find(needed) >= 0).any(axis=0)
+            if lacks.any():
+                from_first_rank(lambda: _take_turn(store, needed[lacks], turn))
+                store.refresh()
+            missing = positions[~gather_flags(store.find(needed) >= 0).any(axis=0)]
+            mine = missing[rank() :: world_size()]
+            known = len(hashes) - len(mine)
+            if on_progress is not None and known:
+                on_progress(known)
+            if len(missing):
 
-            def keep_mine() -> None:
-                _keep(store, hashes[mine], self._compute(mine), known, on_progress)
+                def keep_mine() -> None:
+                    _keep(store, hashes[mine], self._compute(mine), known, on_progress)
 
-            on_every_rank(keep_mine)
-            store.refresh()
-            on_every_rank(store.try_share)
+                on_every_rank(keep_mine)
+                store.refresh()
+                on_every_rank(store.try_share)
         _exchange(store, needed)
         rows = store.find(hashes)
         if (rows < 0).any():
@@ -270,6 +292,22 @@ class Wanted:
                 f"{store.folder}: rows that were written are not there; is something else changing the folder?"
             )
         return store.table(rows)
+
+
+def _take_turn(store: FeatureStore, lacking: Hashes, turn: ExitStack) -> None:
+    """Wait until no other process computes rows of this kind, or none lacks; in `turn`, other processes wait."""
+    is_first = True
+    while True:
+        if (release := store.claim()) is not None:
+            turn.callback(release)
+            return
+        store.refresh()
+        if (store.find(lacking) >= 0).all():
+            return
+        if is_first:
+            _log.warning("%s: waiting for another run, which computes features of the same kind", store.folder)
+        is_first = False
+        time.sleep(_PAUSE_S)
 
 
 def _keep(

@@ -1,4 +1,4 @@
-"""The largest size of the store of features, and locks that keep the kinds in use from being pruned.
+"""The largest size of the store of features: kinds that are not in use are pruned.
 
 A kind goes as a whole, the least recently used first. The time of the last use is that of its folder. A process that
 has a kind open holds a shared lock on its file `.lock`; pruning takes an exclusive one, and leaves kinds whose lock it
@@ -6,67 +6,26 @@ does not get. Parts do not depend on each other: if pruning is killed, the rows 
 written.
 """
 
-import errno
 import fcntl
 import logging
 import math
 import os
 import re
 import time
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.features.locks import LOCK, alone_in, open_lock
 
-__all__ = ["Use", "alone_in", "make_room", "use"]
+__all__ = ["make_room"]
 
 VARIABLE = "ORBITHASH_FEATURES_GB"
-
-_LOCK = ".lock"
 _KIND = re.compile(r"[0-9a-f]{32}")
 # What this store writes; other files are not removed.
-_OWN = re.compile(r".*\.arrow|.*\.npy|\..*\.part|\.lock")
+_OWN = re.compile(r".*\.arrow|.*\.npy|\..*\.part|\.(lock|share|computing)")
 
 _log = logging.getLogger(__name__)
-
-
-class Use:
-    """A folder of features that is not pruned for as long as this object lives."""
-
-    def __init__(self, descriptor: int) -> None:
-        """`descriptor` is that of the lock."""
-        weakref.finalize(self, os.close, descriptor)
-
-
-def use(folder: Path, create: bool = False) -> Use | None:
-    """Lock the folder of a kind against pruning and note the time; None if it is absent or cannot be locked.
-
-    With `create`, an absent folder is made. Waits while the folder is being pruned.
-
-    Raises:
-        OSError: the folder cannot be made.
-    """
-    while True:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = _open(folder / _LOCK)
-        except FileNotFoundError:
-            if create:
-                # It was pruned in between.
-                continue
-            return None
-        except OSError:
-            return None
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is_at(descriptor, folder / _LOCK):
-            with suppress(OSError):
-                os.utime(folder)
-            return Use(descriptor)
-        os.close(descriptor)
 
 
 def make_room(folder: Path, num_bytes: int) -> None:
@@ -80,7 +39,8 @@ def make_room(folder: Path, num_bytes: int) -> None:
     if (limit := _limit()) is None:
         return
     root = folder.parent
-    with alone_in(root, ".pruning"):
+    root.mkdir(parents=True, exist_ok=True)
+    with alone_in(root / ".pruning"):
         sizes = {kind: _size(kind) for kind in _kinds(root)}
         needed = sizes.pop(folder, 0) + num_bytes
         if needed > limit:
@@ -97,24 +57,6 @@ def make_room(folder: Path, num_bytes: int) -> None:
             f"{root}: features need {needed / 1e9:.3g} GB beside others that are in use, and {VARIABLE} is "
             f"{limit / 1e9:.3g}; raise it, or wait until the other runs have ended"
         )
-
-
-@contextmanager
-def alone_in(folder: Path, name: str) -> Iterator[None]:
-    """Run the block in one process at a time: it holds the lock of the file `name`; without locks, in any number."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _open(folder / name)
-    except OSError:
-        # A folder that cannot be written is an error only of what writes there.
-        yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _limit() -> float | None:
@@ -166,16 +108,16 @@ def _prune(kind: Path, size: int) -> int:
     """Remove a kind of this size in bytes unless it is in use; return how many bytes that has freed."""
     last_use = _last_use(kind)
     try:
-        descriptor = _open(kind / _LOCK)
+        descriptor = open_lock(kind / LOCK)
     except OSError:
         return 0
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for entry in _files(kind):
-            if entry.name != _LOCK:
+            if entry.name != LOCK:
                 Path(entry.path).unlink()
         # Last: who waits for the lock sees that it is gone, and starts a new folder.
-        (kind / _LOCK).unlink()
+        (kind / LOCK).unlink()
         with suppress(OSError):
             kind.rmdir()
     except OSError:
@@ -186,21 +128,3 @@ def _prune(kind: Path, size: int) -> int:
     day = time.strftime("%Y-%m-%d", time.gmtime(last_use))
     _log.warning("%s: removed %s (%.3g GB of features, last used on %s)", VARIABLE, kind, size / 1e9, day)
     return size
-
-
-def _open(path: Path) -> int:
-    try:
-        # Exclusive locks of network file systems need a file that is open for writing.
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as err:
-        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            with suppress(FileNotFoundError):
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        raise
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -31,7 +31,8 @@ from orbithash.encoders.sources.remote import is_remote
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.features.bucket import Bucket
-from orbithash.trainers.features.limit import Use, alone_in, make_room, use
+from orbithash.trainers.features.limit import make_room
+from orbithash.trainers.features.locks import Use, alone_in, claim, use
 
 __all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder", "store_uri"]
 
@@ -119,6 +120,11 @@ class FeatureStore:
         """Return the features of rows by their numbers, which `find` returned since the last `refresh`."""
         return FeatureTable([part.features for part in self._parts.values()], rows, self._use)
 
+    def claim(self) -> Callable[[], None] | None:
+        """Reserve the computing of rows of this kind and return what ends that; None if another process has it."""
+        self._open()
+        return claim(self.folder / ".computing")
+
     def make_room(self, num_rows: int, num_features: int) -> None:
         """Prune other kinds until `num_rows` more fit into the limit; `InputError` if they cannot."""
         self._open()
@@ -136,7 +142,7 @@ class FeatureStore:
         kind = self.folder.name
         self._open()
         # Processes of one machine fetch a part once.
-        with alone_in(self.folder, ".share"):
+        with alone_in(self.folder / ".share"):
             self.refresh()
             sizes = bucket.sizes(kind)
             lacking = sorted(sizes.keys() - self._parts.keys())

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -120,7 +122,7 @@ def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, 
     bad = [dataclasses.replace(image, sha256=image.sha256 * 64) for image in bad]
     with pytest.raises(InputError, match=r"(?s)one\.png.*two\.png"):
         FeatureExtractor(make_network(), PREPROCESSING)(tmp_path, Images.of(bad))
-    assert not (cache_folder() / "features").exists()
+    assert not list((cache_folder() / "features").rglob("*.arrow"))
 
 
 class Letters:
@@ -194,6 +196,54 @@ def fail(rank, root, folder):
 
 def test_an_image_that_one_rank_refuses_is_an_error_on_all(data, tmp_path):
     torch.multiprocessing.spawn(fail, (data, tmp_path), nprocs=2)
+
+
+def compute_late(root, folder, number, barrier, counts):
+    """Compute features of some images at the same time as other processes, and count them."""
+    torch.set_num_threads(1)
+    images = make_run(root, "dhcl").manifest.part("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBITHASH_CACHE", str(folder / "cache"))
+        computed = count_computed(patch)
+        # In the first a part is one image, so that the others see some of its work; all need the last images.
+        patch.setattr(module, "PART_ROWS", 1)
+        patch.setattr(module, "read_batches", functools.partial(module.read_batches, batch_size=1))
+        barrier.wait()
+        found = FeatureExtractor(make_network(), PREPROCESSING)(root, images[number:])[:]
+        counts.put((number, sum(computed), found))
+
+
+def test_processes_at_once_compute_each_row_once(cache, data, images, tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    barrier, counts = context.Barrier(3), context.Queue()
+    processes = [
+        context.Process(target=compute_late, args=(data, tmp_path, number, barrier, counts)) for number in range(3)
+    ]
+    for process in processes:
+        process.start()
+    found = [counts.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(computed for _, computed, _ in found) == len(images)
+    alone = expected(make_network(), data, [image.path for image in images])
+    for number, _, rows in found:
+        assert np.allclose(rows, alone[number:], atol=1e-3)
+
+
+def test_a_process_that_is_killed_while_it_computes_keeps_nobody_waiting(cache, data, images):
+    reading, writing = os.pipe()
+    if not (process := os.fork()):
+        release = FeatureExtractor(make_network(), PREPROCESSING).wanted(data, images)._store.claim()
+        os.write(writing, b"1" if release else b"0")
+        signal.pause()
+    assert os.read(reading, 1) == b"1"
+    store = FeatureExtractor(make_network(), PREPROCESSING).wanted(data, images)._store
+    assert store.claim() is None
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    release = store.claim()
+    release()
+    assert store.claim() is not None
 
 
 def stop_after(monkeypatch, num_batches):
