@@ -154,11 +154,11 @@ def evaluate(
         "per_class": class_means(scores, query.labels, classes),
         "codes": asdict(codes),
     }
-    if rescored := _rescored(retrieval, query, database, cutoffs):
+    if rescored := _rescored(retrieval, histograms, query, database, cutoffs):
         metrics["rescored"] = rescored
     if pairs:
         metrics["pair_recall"] = pair_recall(retrieval, histograms, own)
-    nearest = nearest_class_counts(retrieval, len(classes))
+    nearest = nearest_class_counts(retrieval, len(classes), histograms.items)
     confused = confused_pairs(nearest, query.labels)
     return Evaluation(
         metrics=metrics,
@@ -180,7 +180,7 @@ def class_means(scores: npt.NDArray[np.float64], labels: Labels, classes: Sequen
 
 
 def _rescored(
-    retrieval: Retrieval, query: EncodedPart, database: EncodedPart, cutoffs: Sequence[int]
+    retrieval: Retrieval, histograms: Histograms, query: EncodedPart, database: EncodedPart, cutoffs: Sequence[int]
 ) -> dict[str, Any]:
     """Return the metrics of rescored rankings by way of rescoring, and the oversampling; empty if there is no way."""
     scores = {}
@@ -188,7 +188,10 @@ def _rescored(
         scores["vector"] = Scores(query.vectors, database.vectors)
     if query.outputs is not None:
         scores["asymmetric"] = Scores(query.outputs, database.codes)
-    found = {way: rescored_metrics(retrieval, of_way, (HEADLINE_K, *cutoffs)) for way, of_way in scores.items()}
+    found = {
+        way: rescored_metrics(retrieval, of_way, (HEADLINE_K, *cutoffs), counts=histograms.items)
+        for way, of_way in scores.items()
+    }
     return {"oversampling": OVERSAMPLING, **found} if found else {}
 
 

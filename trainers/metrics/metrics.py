@@ -90,10 +90,15 @@ def nearest_class_shares(counts: Floats, query_labels: Labels) -> Floats:
     return counts / np.maximum(np.bincount(query_labels, minlength=len(counts)), 1)[:, None]
 
 
-def nearest_class_counts(retrieval: Retrieval, num_classes: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Floats:
-    """Return how many queries of each row's class have a nearest item of each column's class; see `add_nearest`."""
+def nearest_class_counts(
+    retrieval: Retrieval, num_classes: int, counts_by_distance: Counts | None = None, *, chunk_pairs: int = CHUNK_PAIRS
+) -> Floats:
+    """Return how many queries of each row's class have a nearest item of each column's class; see `add_nearest`.
+
+    `counts_by_distance`: as `counts` of `rankings`.
+    """
     counts = np.zeros((num_classes, num_classes))
-    ranked = rankings(retrieval)
+    ranked = rankings(retrieval, counts=counts_by_distance)
     for queries in query_chunks(retrieval, chunk_pairs):
         nearest = []
         for ranking in islice(ranked, queries.stop - queries.start):
@@ -172,7 +177,7 @@ def evaluate_codes(
     chance: dict[str, float] = {}
     random_order = histograms.without_distances()
     measures = [(d, check_cutoff(k)) for k in dict.fromkeys(cutoffs) for d in DEFINITIONS]
-    by_order = _order_means(retrieval, measures)
+    by_order = _order_means(retrieval, histograms, measures)
     for definition, k in [*measures, ("ap_min", None)]:
         name = f"{definition}@{k or 'all'}"
         values[name] = {p: float(average_precision(histograms, k, definition, p).mean()) for p in POLICIES}
@@ -200,14 +205,16 @@ def evaluate_codes(
     return {name: {p: by_policy[p] for p in order} for name, by_policy in values.items()}, chance
 
 
-def _order_means(retrieval: Retrieval, measures: Sequence[tuple[Definition, int]]) -> dict[str, float]:
+def _order_means(
+    retrieval: Retrieval, histograms: Histograms, measures: Sequence[tuple[Definition, int]]
+) -> dict[str, float]:
     """Return means over the queries with ties in the database's order, in one pass over the rankings."""
     all_measures = [*measures, ("ap_min", None)]
     totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in all_measures), 0.0)
     totals[f"success@{SUCCESS_K}"] = 0.0
     totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
     num_items = retrieval.num_items.tolist()
-    for ranking, items in zip(rankings(retrieval), num_items, strict=True):
+    for ranking, items in zip(rankings(retrieval, counts=histograms.items), num_items, strict=True):
         ranks = np.flatnonzero(ranking.gains) + 1
         for definition, k in all_measures:
             totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)

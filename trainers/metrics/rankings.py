@@ -1,7 +1,8 @@
 """Numbers of items by distance, and rankings by distance: passes over all pairs, a few queries at a time."""
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -66,23 +67,41 @@ def count_gains(retrieval: Retrieval, queries: slice, levels: int) -> Counts:
     return counts
 
 
-def rankings(retrieval: Retrieval, limit: int | None = None) -> Iterator[Ranking]:
-    """Yield the ranking of each query, at most its first `limit` items."""
+def rankings(retrieval: Retrieval, limit: int | None = None, counts: Counts | None = None) -> Iterator[Ranking]:
+    """Yield the ranking of each query, at most its first `limit` items.
+
+    `counts` int64 [Q, K+1] are the numbers of items of `rank_histograms`, where they are known. Queries are ranked in
+    threads, a few ahead of the one that is yielded.
+    """
+    import torch
+
     packed, num_queries = retrieval.packed, len(retrieval.query_codes)
-    for start in range(0, num_queries, _QUERIES_AT_ONCE):
-        part = slice(start, min(start + _QUERIES_AT_ONCE, num_queries))
-        for query, counts in enumerate(count_gains(retrieval, part, 2).sum(2), start):
-            length = int(counts.sum()) if limit is None else min(limit, int(counts.sum()))
-            items, gains = np.empty(length, np.int64), np.empty(length, np.int16)
-            rank_items(
-                packed.queries[query],
-                packed.words,
-                packed.query_labels[query],
-                packed.labels,
-                packed.is_single,
-                packed.excluded[query],
-                np.cumsum(counts) - counts,
-                items,
-                gains,
-            )
-            yield Ranking(counts, items, gains)
+    num_threads = torch.get_num_threads()
+
+    def rank(query: int, counts: Counts) -> Ranking:
+        length = int(counts.sum()) if limit is None else min(limit, int(counts.sum()))
+        items, gains = np.empty(length, np.int64), np.empty(length, np.int16)
+        rank_items(
+            packed.queries[query],
+            packed.words,
+            packed.query_labels[query],
+            packed.labels,
+            packed.is_single,
+            packed.excluded[query],
+            np.cumsum(counts) - counts,
+            items,
+            gains,
+        )
+        return Ranking(counts, items, gains)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        ahead: deque[Future[Ranking]] = deque()
+        for start in range(0, num_queries, block := _QUERIES_AT_ONCE * num_threads):
+            part = slice(start, min(start + block, num_queries))
+            known = count_gains(retrieval, part, 2).sum(2) if counts is None else counts[part]
+            for query, of_query in enumerate(known, start):
+                if len(ahead) > num_threads:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(rank, query, of_query))
+        while ahead:
+            yield ahead.popleft().result()

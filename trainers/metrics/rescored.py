@@ -82,15 +82,20 @@ class _Rescored:
 
 
 def rescored_metrics(
-    retrieval: Retrieval, scores: Scores, cutoffs: Sequence[int] = (20, 100), oversampling: float = OVERSAMPLING
+    retrieval: Retrieval,
+    scores: Scores,
+    cutoffs: Sequence[int] = (20, 100),
+    oversampling: float = OVERSAMPLING,
+    counts: Counts | None = None,
 ) -> Values:
     """Return the metrics of `evaluate_codes` that have a cut-off, for rescored rankings; gains are left out.
 
     The policies are those of the ties that are left after rescoring; `index`: ties in the order of the database.
+    `counts`: as in `rankings`.
     """
     ks = sorted({*map(check_cutoff, cutoffs), *PRECISION_CUTOFFS, SUCCESS_K})
     by_k = [_Rescored(k, DEFINITIONS if k in cutoffs else ()) for k in ks]
-    for query, ranking in enumerate(rankings(retrieval)):
+    for query, ranking in enumerate(rankings(retrieval, counts=counts)):
         for rescored in by_k:
             rescored.add(*_rescore(ranking, scores, query, math.ceil(round(rescored.k * oversampling, 6))))
     values: Values = {}

@@ -151,6 +151,25 @@ def test_counts_do_not_depend_on_the_number_of_threads(num_threads):
     assert (found.num_relevant == ((shared > 0) & (distances <= r.bits)).sum(1)).all()
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("limit", [None, 20])
+def test_rankings_do_not_depend_on_threads_and_known_counts(num_threads, limit):
+    r = retrieval(num_queries=100, num_items=1500, exclude=True)
+    expected = list(rankings(r, limit))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for counts in (None, rank_histograms(r).items):
+            found = list(rankings(r, limit, counts))
+            assert len(found) == len(expected)
+            for ranking, other in zip(found, expected, strict=True):
+                assert all((a == b).all() for a, b in zip(ranking, other, strict=True))
+        # One who wants few is not kept waiting by the others.
+        assert (next(rankings(r, limit)).items == expected[0].items).all()
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize("chunk_pairs", [1, 90, 10**6])
 def test_counts_of_nearest_classes_of_chunks_of_queries(multi, chunk_pairs):
