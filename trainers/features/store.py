@@ -14,12 +14,13 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ from orbithash.trainers.features.bucket import Bucket
 from orbithash.trainers.features.limit import make_room
 from orbithash.trainers.features.locks import Use, alone_in, claim, use
 
-__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder", "store_uri"]
+__all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder", "store_uri", "with_writable_store"]
 
 # Rows of a part. At 2048 dimensions 8 MiB.
 PART_ROWS = 1024
@@ -45,7 +46,12 @@ _VERSION = 2
 # Parts that are fetched or uploaded at once.
 _TRANSFERS = 8
 
+# Errors of a folder that another user owns, or that is mounted for reading.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
 _log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 Features = npt.NDArray[np.float32]
 
@@ -64,6 +70,29 @@ def store_uri() -> str | None:
     """Return the URI behind the folder, which machines share: `ORBITHASH_FEATURES`; None if that is no URI."""
     given = os.environ.get("ORBITHASH_FEATURES")
     return given if given and is_remote(given) else None
+
+
+def with_writable_store(work: Callable[[], Made]) -> Made:
+    """Return the result of `work`; if the folder of features may not be written, try again with a temporary one.
+
+    A warning says so. Only for work of one process.
+    """
+    try:
+        return work()
+    except InputError as err:
+        if not isinstance(err.__cause__, OSError) or err.__cause__.errno not in _NOT_ALLOWED:
+            raise
+        _log.warning("%s; computing without keeping them", err)
+    before = os.environ.get("ORBITHASH_FEATURES")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ORBITHASH_FEATURES"] = folder
+        try:
+            return work()
+        finally:
+            if before is None:
+                del os.environ["ORBITHASH_FEATURES"]
+            else:
+                os.environ["ORBITHASH_FEATURES"] = before
 
 
 class _Part(NamedTuple):
@@ -133,9 +162,11 @@ class FeatureStore:
     def share(self) -> None:
         """Fetch the parts of the bucket that lack here, and upload those that lack there; without a bucket, do nothing.
 
+        A bucket that may only be read is a warning.
+
         Raises:
-            InputError: the bucket does not answer or allow it, or the parts cannot be written here. What was
-                exchanged until then is kept.
+            InputError: the bucket does not answer or may not be read, or the parts cannot be written here. What was
+                fetched until then is kept.
         """
         if (bucket := self._bucket) is None:
             return
@@ -159,10 +190,10 @@ class FeatureStore:
                 with suppress(FileNotFoundError):
                     bucket.write(kind, name, (self.folder / name).read_bytes())
 
+            self._uploads = True
             with ThreadPoolExecutor(_TRANSFERS) as pool:
                 list(pool.map(fetch, lacking))
-                list(pool.map(upload, unshared))
-        self._uploads = True
+                self._go_on(lambda: list(pool.map(upload, unshared)))
         self.refresh()
 
     def add(self, hashes: Hashes, features: Features) -> None:
@@ -189,7 +220,7 @@ class FeatureStore:
         """Do what `share` does; a bucket that fails is a warning."""
         self._go_on(self.share)
 
-    def _go_on(self, exchange: Callable[[], None]) -> None:
+    def _go_on(self, exchange: Callable[[], object]) -> None:
         """Call `exchange`; if it fails, warn, and upload nothing more before the next `share`."""
         try:
             exchange()

@@ -5,6 +5,7 @@ import statistics
 from contextlib import nullcontext
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torchvision
 from cluster_parts import write_image
@@ -18,6 +19,7 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.datasets import Image, Manifest, make_manifest
 from orbithash.trainers.evaluation.evaluation import HEADLINE
 from orbithash.trainers.evaluation.published import PUBLISHED, REPRODUCTIONS
+from orbithash.trainers.features.store import store_folder
 from orbithash.trainers.library import train
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import open_run
@@ -48,8 +50,16 @@ def weights(tmp_path):
 def test_two_seeds_of_a_method(ray_cluster, cli, labelled, tmp_path, weights):
     out = tmp_path / "out"
     command = ("reproduce", "mhcln", "--data", labelled, "--out", out, "--bits", 16, "--seeds", 2, "--weights", weights)
+    kinds = set(store_folder().glob("*"))
     ended = cli(*command, *settings(*TINY, "hidden=[8]"), "--json")
     assert ended.code == 0, ended.err
+    # Side by side, with the same weights: each row is computed once, by one of them.
+    new = set(store_folder().glob("*")) - kinds
+    assert new
+    for kind in new:
+        parts = [pa.ipc.open_file(part).read_all()["hash"].to_pylist() for part in kind.glob("*.arrow")]
+        hashes = [of_row for of_part in parts for of_row in of_part]
+        assert len(set(hashes)) == len(hashes)
     assert "run 2 of 2: mhcln, 16 bits, seed 1" in ended.err
     # Before it, Ray may print how many processes it has started.
     (row,) = json.loads(ended.out.splitlines()[-1])
