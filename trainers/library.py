@@ -14,12 +14,19 @@ from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
-from orbithash.trainers.datasets import PROTOCOLS, Images, resplit
+from orbithash.trainers.datasets import PROTOCOLS, Images, Manifest, resplit
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, read_vectors
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
-from orbithash.trainers.evaluation.model_evaluation import FeaturesOf, check_untrained, evaluate_model
+from orbithash.trainers.evaluation.model_evaluation import (
+    FeaturesOf,
+    check_untrained,
+    evaluate_model,
+    wanted_features,
+    wanted_if_unsure,
+)
 from orbithash.trainers.evaluation.report import write_evaluation
-from orbithash.trainers.features.features import FeatureExtractor
+from orbithash.trainers.features.features import FeatureExtractor, Wanted
+from orbithash.trainers.features.store import with_writable_store
 from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.loop import is_checkpointed
 from orbithash.trainers.loop.loop import train as train_run
@@ -181,29 +188,22 @@ def evaluate_run(
     Writes `metrics.json`, plots and `report.html` to `RUN/evaluation/`, or to `RUN/evaluation-PROTOCOL/` or
     `RUN/evaluation-BITS/` for another protocol or length. The arguments are those of `evaluate`.
     """
-    run = open_run(folder)
+    run, model, manifest, name = _opened(folder, data, protocol, bits, _device(device))
     is_of_embeddings = run.manifest.dataset == EMBEDDINGS
-    if not data.is_dir() and not is_of_embeddings:
-        raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
-    model, is_whole = _load_model(folder, bits, _device(device))
-    manifest, name = run.manifest, "evaluation"
-    if protocol not in (None, manifest.protocol):
-        manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
-        check_untrained(manifest, run.manifest)
-    if not is_whole:
-        name = f"{name}-{bits}"
     features_of = _pretrained_features(run, model, data) if baselines else "switched off"
     reason = features_of if isinstance(features_of, str) else None
     vectors_of = _vectors(run, model, data) if is_of_embeddings else None
     num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
-    evaluated = evaluate_model(
-        model,
-        manifest,
-        data,
-        on_progress=None if on_progress is None else lambda done: on_progress(done, num_images),
-        baseline_model=None if isinstance(features_of, str) else features_of,
-        cutoffs=cutoffs,
-        vectors_of=vectors_of,
+    evaluated = with_writable_store(
+        lambda: evaluate_model(
+            model,
+            manifest,
+            data,
+            on_progress=None if on_progress is None else lambda done: on_progress(done, num_images),
+            baseline_model=None if isinstance(features_of, str) else features_of,
+            cutoffs=cutoffs,
+            vectors_of=vectors_of,
+        )
     )
     if reason is not None:
         if isinstance(evaluated, dict):
@@ -220,6 +220,58 @@ def evaluate_run(
     )
     metrics = metrics_of(evaluated) if isinstance(evaluated, dict) else evaluated.metrics
     return metrics, page, reason
+
+
+def evaluation_features(
+    folder: Path, data: Path, protocol: str | None, baselines: bool, bits: int | None, device: str
+) -> dict[str, Wanted]:
+    """Return the features that `evaluate_run` with these arguments looks up first; see `wanted_features`."""
+    run, model, manifest, _ = _opened(folder, data, protocol, bits, device)
+    extractor = _pretrained_extractor(run, model) if baselines else ""
+    return wanted_features(model, manifest, data, None if isinstance(extractor, str) else extractor)
+
+
+def unsure_features(
+    folder: Path,
+    data: Path,
+    protocol: str | None,
+    bits: int | None,
+    rows: npt.NDArray[np.int64],
+    device: str,
+) -> dict[str, Wanted]:
+    """Return the features that `evaluate_run` looks up last; see `wanted_if_unsure`."""
+    _, model, manifest, _ = _opened(folder, data, protocol, bits, device)
+    return wanted_if_unsure(model, manifest, data, rows)
+
+
+def unsure_rows(folder: Path, data: Path, protocol: str | None, bits: int | None, device: str) -> npt.NDArray[np.int64]:
+    """Return the `rows` of `unsure_features`; features that are not kept are computed."""
+    _, model, manifest, _ = _opened(folder, data, protocol, bits, device)
+    wanted = wanted_features(model, manifest, data)
+    return np.flatnonzero(~model.is_certain(wanted["others"].table())) if "others" in wanted else np.empty(0, np.int64)
+
+
+def check_evaluation(folder: Path, data: Path, protocol: str | None, bits: int | None) -> None:
+    """Raise `InputError` if `evaluate_run` would, because of its arguments, or of images other than the manifest's."""
+    run, _, manifest, _ = _opened(folder, data, protocol, bits, "cpu")
+    if run.manifest.dataset == EMBEDDINGS:
+        raise InputError(f"{data} has vectors, which are evaluated without workers; omit --workers")
+    manifest.check_files(data)
+
+
+def _opened(
+    folder: Path, data: Path, protocol: str | None, bits: int | None, device: str | torch.device
+) -> tuple[Run, HashModel, Manifest, str]:
+    """Return the run, the model of a length, the manifest of a protocol, and the name of the evaluation's folder."""
+    run = open_run(folder)
+    if not data.is_dir() and run.manifest.dataset != EMBEDDINGS:
+        raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
+    model, is_whole = _load_model(folder, bits, device)
+    manifest, name = run.manifest, "evaluation"
+    if protocol not in (None, manifest.protocol):
+        manifest, name = resplit(manifest, protocol), f"{name}-{protocol}"
+        check_untrained(manifest, run.manifest)
+    return run, model, manifest, name if is_whole else f"{name}-{bits}"
 
 
 def _load_model(folder: Path, bits: int | None, device: str | torch.device) -> tuple[HashModel, bool]:
@@ -241,6 +293,12 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
     """Return a function that computes features with the weights before training, or why there is none."""
     if run.manifest.dataset == EMBEDDINGS:
         return _vectors(run, model, data)
+    extractor = _pretrained_extractor(run, model)
+    return extractor if isinstance(extractor, str) else lambda images: extractor(data, images)
+
+
+def _pretrained_extractor(run: Run, model: HashModel) -> FeatureExtractor | str:
+    """Return what computes features with the weights before training, or why there is none."""
     if model.card.network.backbone.has_random_weights:
         return "the run began with random weights, whose features say little"
     # Pretrained weights belong to batch norm with their own statistics, whatever norm the run uses.
@@ -249,8 +307,7 @@ def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf |
         network = config.build_network(model.card.network.head)
     except InputError as err:
         return str(err)
-    extractor = FeatureExtractor(network, model.preprocessing, model.device, model.card.precision)
-    return lambda images: extractor(data, images)
+    return FeatureExtractor(network, model.preprocessing, model.device, model.card.precision)
 
 
 def _vectors(run: Run, model: HashModel, data: Path) -> Callable[[Images], npt.NDArray[np.float32]]:

@@ -33,12 +33,24 @@ def evaluate(
             "--baselines/--no-baselines", help="Also evaluate simple methods on the features of the pretrained network."
         ),
     ] = True,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Number of Ray Data workers that encode. Default: this process encodes."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-worker", help="GPUs of each worker; a fraction such as 0.25 shares one; 0: CPUs only."
+        ),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the model of a run on its test part; write metrics, plots and a page."""
     from orbithash.cluster.experiments.evaluate import evaluate_run
 
-    metrics, page = evaluate_run(run, data, protocol, baselines, bits=bits)
+    metrics, page = evaluate_run(
+        run, data, protocol, baselines, bits=bits, workers=workers, gpus_per_worker=gpus_per_worker
+    )
     if as_json:
         print_json(metrics)
         return

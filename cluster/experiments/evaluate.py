@@ -1,11 +1,15 @@
-"""Evaluation of the model of a run folder, with a progress bar."""
+"""Evaluation of the model of a run folder, with a progress bar, and workers that compute features for it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orbithash.cluster.features.fill import device_here, fill
 from orbithash.cluster.output import say, track
+from orbithash.cluster.runtime import connected
+from orbithash.encoders.errors import InputError
 from orbithash.trainers import library
 
 __all__ = ["evaluate_run"]
@@ -18,8 +22,18 @@ def evaluate_run(
     baselines: bool = True,
     cutoffs: Sequence[int] = (20, 100),
     bits: int | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float = 0,
 ) -> tuple[dict[str, Any], Path]:
-    """Return the metrics and the path of the report; see `library.evaluate_run`."""
+    """Return the metrics and the path of the report; see `library.evaluate_run`.
+
+    `workers` of Ray Data, with a number of GPUs each, first compute the features of images that are not kept; None:
+    this process does. The codes are the same.
+    """
+    device = None
+    if workers is not None:
+        device = device_here(gpus_per_worker)
+        _compute_features(folder.absolute(), data.absolute(), protocol, baselines, bits, workers, gpus_per_worker)
     with ExitStack() as stack:
         advance_to: Callable[[int, str], None] | None = None
 
@@ -30,8 +44,29 @@ def evaluate_run(
             advance_to(completed, "")
 
         metrics, page, reason = library.evaluate_run(
-            folder, data, protocol, baselines, cutoffs, bits, on_progress=on_progress
+            folder, data, protocol, baselines, cutoffs, bits, device, on_progress=on_progress
         )
     if reason is not None:
         say(f"no baselines: {reason}")
     return metrics, page
+
+
+def _compute_features(
+    folder: Path,
+    data: Path,
+    protocol: str | None,
+    baselines: bool,
+    bits: int | None,
+    workers: int,
+    gpus_per_worker: float,
+) -> None:
+    """Let workers compute the features that the evaluation asks for, in its order."""
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; at least 1 is needed")
+    library.check_evaluation(folder, data, protocol, bits)
+    with connected():
+        fill(partial(library.evaluation_features, folder, data, protocol, baselines, bits), workers, gpus_per_worker)
+        # Which images need a pass of their own follows from the features of all.
+        rows = library.unsure_rows(folder, data, protocol, bits, device_here(gpus_per_worker))
+        if len(rows):
+            fill(partial(library.unsure_features, folder, data, protocol, bits, rows), workers, gpus_per_worker)

@@ -29,7 +29,7 @@ from orbithash.trainers.loop.parts import wanted_features
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import get_method
 
-__all__ = ["FilledStore", "fill", "fill_for_training"]
+__all__ = ["FilledStore", "device_here", "fill", "fill_for_training"]
 
 # Shares of each worker, unless they would be larger than a part of the store: the workers end at about the same time.
 SHARES_PER_WORKER = 32
@@ -77,7 +77,7 @@ def fill_for_training(run: Run, num_workers: int = 1, gpus_per_worker: float = 0
             f"{run.method} trains its backbone, so no features of images are kept; choose a method with a frozen "
             "backbone, such as mhcln, or train directly"
         )
-    if gpus_per_worker and run.config.encoding_precision == "bfloat16" and _device_here(gpus_per_worker) == "cpu":
+    if gpus_per_worker and run.config.encoding_precision == "bfloat16" and device_here(gpus_per_worker) == "cpu":
         raise InputError(
             "features in bfloat16 of GPUs are kept apart from those of CPUs, and this process has no GPU to look them "
             "up; start the command on a node with a GPU, or omit --gpus-per-worker"
@@ -102,7 +102,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
     if num_workers < 1:
         raise InputError(f"--workers is {num_workers}; at least 1 is needed")
     check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=False)
-    wanted = plan(_device_here(gpus_per_worker))
+    wanted = plan(device_here(gpus_per_worker))
     folder = store_uri() or str(store_folder().absolute())
     missing = {name: rows.missing() for name, rows in wanted.items()}
     num_images = sum(len(rows) for rows in wanted.values())
@@ -124,7 +124,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
     return FilledStore(num_images, num_missing, num_images - num_missing, start_s, seconds, rate, folder)
 
 
-def _device_here(gpus_per_worker: float) -> str:
+def device_here(gpus_per_worker: float) -> str:
     """Return the device of the driver: a GPU only if the workers use GPUs."""
     import torch
 

@@ -18,10 +18,17 @@ from orbithash.trainers.evaluation.baselines import evaluate_baselines
 from orbithash.trainers.evaluation.comparison import BaselineResult
 from orbithash.trainers.evaluation.evaluation import Evaluation, evaluate, with_baselines
 from orbithash.trainers.evaluation.parts import EncodedPart, own_positions
-from orbithash.trainers.features.features import FeatureExtractor
+from orbithash.trainers.features.features import FeatureExtractor, Wanted
 from orbithash.trainers.metrics.retrieval import Labels, labelled
 
-__all__ = ["FeaturesOf", "check_untrained", "draw_caption", "evaluate_model"]
+__all__ = [
+    "FeaturesOf",
+    "check_untrained",
+    "draw_caption",
+    "evaluate_model",
+    "wanted_features",
+    "wanted_if_unsure",
+]
 
 # Rows of features that are encoded at a time.
 BLOCK_SIZE = 4096
@@ -68,12 +75,10 @@ def evaluate_model(
             f"none of the {len(queries)} test images has a class, so no image is relevant to them; evaluation needs "
             "labels, such as one folder for each class"
         )
-    # Each image once, even if it is both query and database item.
     images = manifest.part("test", *rule.database)
     query_labels, database_labels = label_arrays(len(manifest.classes), queries, database)
     if vectors_of is None:
-        query_ids = set(queries.ids)
-        encoded = {"image": _encode_images(model, images, query_ids, root, on_progress)}
+        encoded = {"image": _encode_images(model, *_queries_and_others(manifest), root, on_progress)}
     else:
         items = model.encode_items("vector", vectors_of(images), with_outputs=True).split()
         encoded = {"image": dict(zip(images.ids, items, strict=True))}
@@ -142,12 +147,57 @@ def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
         )
 
 
+def wanted_features(
+    model: HashModel, manifest: Manifest, root: Path, baselines: FeatureExtractor | None = None
+) -> dict[str, Wanted]:
+    """Return the features that `evaluate_model` looks up first: "queries", "others", and "baselines" if there are any.
+
+    Those of the other images decide for which of them it looks up "unsure", see `wanted_if_unsure`. `baselines`
+    computes the features of the baselines.
+    """
+    wanted = _wanted(model, *_queries_and_others(manifest), root)
+    if baselines is not None:
+        test, rule = manifest.part("test"), PROTOCOLS[manifest.protocol]
+        ids = {*test[test.is_labelled].ids, *manifest.part("train", *rule.database).ids}
+        wanted["baselines"] = baselines.wanted(root, _with_ids(manifest, ids))
+    return wanted
+
+
+def wanted_if_unsure(
+    model: HashModel, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]
+) -> dict[str, Wanted]:
+    """Return the features of images in a pass of their own that `evaluate_model` looks up after "others".
+
+    `rows` int64 [n] numbers the other images of which rounding could change the code, see `HashModel.is_certain`.
+    """
+    _, others = _queries_and_others(manifest)
+    return {"unsure": _extractor(model).wanted(root, others[rows], alone=True)}
+
+
+def _wanted(model: HashModel, queries: Images, others: Images, root: Path) -> dict[str, Wanted]:
+    extractor = _extractor(model)
+    wanted = {"queries": extractor.wanted(root, queries, alone=True)}
+    return {**wanted, "others": extractor.wanted(root, others)} if others else wanted
+
+
+def _queries_and_others(manifest: Manifest) -> tuple[Images, Images]:
+    """Return the queries, and the images that are only in the database."""
+    images = manifest.part("test", *PROTOCOLS[manifest.protocol].database)
+    query_ids = set(manifest.part("test").ids)
+    is_query = np.array([id in query_ids for id in images.ids])
+    return images[is_query], images[~is_query]
+
+
+def _extractor(model: HashModel) -> FeatureExtractor:
+    return FeatureExtractor(model.network, model.preprocessing, model.device, model.card.precision)
+
+
+def _with_ids(manifest: Manifest, ids: Collection[str]) -> Images:
+    return manifest.images[np.array([id in ids for id in manifest.images.ids])]
+
+
 def _encode_images(
-    model: HashModel,
-    images: Images,
-    query_ids: Collection[str],
-    root: Path,
-    on_progress: Callable[[int], None] | None,
+    model: HashModel, queries: Images, others: Images, root: Path, on_progress: Callable[[int], None] | None
 ) -> dict[str, Encoded]:
     """Return the code, the stored vector and, for queries, the outputs of each image by its id, one row each.
 
@@ -155,9 +205,7 @@ def _encode_images(
     change one of the outputs of most queries, so they are computed alone, as are other images of which it could change
     a bit or a component: all results are those of `encode_items`.
     """
-    extractor = FeatureExtractor(model.network, model.preprocessing, model.device, model.card.precision)
-    is_query = np.array([id in query_ids for id in images.ids])
-    queries, others = images[is_query], images[~is_query]
+    wanted = _wanted(model, queries, others, root)
 
     def progress(before: int) -> Callable[[int], None] | None:
         return None if on_progress is None else lambda done: on_progress(before + done)
@@ -171,12 +219,12 @@ def _encode_images(
             items = model.encode_items("vector", features[rows], with_outputs=with_outputs)
             encoded.update(zip(ids[rows], items.split(), strict=True))
 
-    encode(queries, extractor(root, queries, alone=True, on_progress=progress(0)), True)
+    encode(queries, wanted["queries"].table(progress(0)), True)
     if others:
-        features = extractor(root, others, on_progress=progress(len(queries)))
+        features = wanted["others"].table(progress(len(queries)))
         encode(others, features, False)
         unsure = others[~model.is_certain(features)]
-        encode(unsure, extractor(root, unsure, alone=True), False)
+        encode(unsure, _extractor(model).wanted(root, unsure, alone=True).table(), False)
     return encoded
 
 
@@ -192,7 +240,7 @@ def _baselines(
     query = query.select(np.flatnonzero(labelled(query.labels)))
     train = set(manifest.part("train").ids)
     needed = train.union(query.ids, database.ids)
-    images = manifest.images[np.array([id in needed for id in manifest.images.ids])]
+    images = _with_ids(manifest, needed)
     features = features_of(images)
     row_of = {id: row for row, id in enumerate(images.ids)}
     rows = {"train": [row for id, row in row_of.items() if id in train]}

@@ -59,7 +59,7 @@ SURFACE = {
     ],
     "wald": ["SOURCE", "OUT", "--factor"],
     "convert": ["FILE", "OUT"],
-    "evaluate": ["RUN", "--baselines", "--bits", "--data", "--json", "--protocol"],
+    "evaluate": ["RUN", "--baselines", "--bits", "--data", "--gpus-per-worker", "--json", "--protocol", "--workers"],
     "reproduce": [
         "[NAME]...",
         "--bits",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from orbithash.trainers.evaluation.evaluation import metrics_of
 from orbithash.trainers.evaluation.model_evaluation import check_untrained, draw_caption, evaluate_model
 from orbithash.trainers.features import features
 from orbithash.trainers.features.features import FeatureExtractor
+from orbithash.trainers.features.store import with_writable_store
 from orbithash.trainers.methods.base import mean_scores
 from orbithash.trainers.metrics.rescored import Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import Retrieval
@@ -376,7 +378,8 @@ def test_codes_outputs_and_vectors_are_those_of_encoding(root, model, cached, mo
     """Kept features, new ones and those computed alone, for any number of images near a threshold."""
     monkeypatch.setattr("orbithash.encoders.networks.binarizer.MARGIN", margin)
     queries = {image.id for image in cached.part("test")}
-    found = module._encode_images(model, cached.images, queries, root, None)
+    found = module._encode_images(model, *module._queries_and_others(cached), root, None)
+    assert found.keys() == set(cached.images.ids)
     for image in cached.images:
         # Alone, which is what images near a threshold are computed as.
         pixels = model.prepare([read_image(root / image.path)])
@@ -395,11 +398,43 @@ def test_queries_are_computed_alone(root, model, cached, monkeypatch):
 
     monkeypatch.setattr(HashModel, "features", otherwise_together)
     images = cached.images
-    found = module._encode_images(model, images, set(images.ids), root, None)
+    found = module._encode_images(model, images, images[:0], root, None)
     pixels = [model.prepare([read_image(root / path)]) for path in images.paths]
     alone = [model.encode_items("image", each, with_outputs=True) for each in pixels]
     assert all((found[id].vectors == of.vectors).all() for id, of in zip(images.ids, alone, strict=True))
     assert all((found[id].outputs == of.outputs).all() for id, of in zip(images.ids, alone, strict=True))
+
+
+@pytest.mark.parametrize("margin", [2e-6, 1e9])
+def test_what_is_wanted_is_all_that_evaluation_computes(root, model, tmp_path, monkeypatch, margin):
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("orbithash.encoders.networks.binarizer.MARGIN", margin)
+    manifest = make_manifest(root)
+    torch.manual_seed(5)
+    pretrained = FeatureExtractor(HashNetwork.from_spec(model.card.network), model.preprocessing)
+    wanted = module.wanted_features(model, manifest, root, pretrained)
+    assert wanted.keys() == {"queries", "others", "baselines"}
+    tables = {name: rows.table() for name, rows in wanted.items()}
+    unsure = np.flatnonzero(~model.is_certain(tables["others"]))
+    module.wanted_if_unsure(model, manifest, root, unsure)["unsure"].table()
+    monkeypatch.setattr(HashModel, "features", None)
+    evaluate_model(model, manifest, root, baseline_model=lambda images: pretrained(root, images))
+
+
+def test_a_folder_of_features_that_may_not_be_written_is_a_warning(root, model, tmp_path, monkeypatch, caplog):
+    manifest = make_manifest(root)
+    expected = evaluate_model(model, manifest, root).metrics
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ORBITHASH_FEATURES", str(tmp_path / "file" / "features"))
+    found = with_writable_store(lambda: evaluate_model(model, manifest, root)).metrics
+    assert found == expected
+    (warning,) = [line for line in caplog.messages if "features cannot be written there" in line]
+    assert warning.endswith("computing without keeping them")
+    assert os.environ["ORBITHASH_FEATURES"] == str(tmp_path / "file" / "features")
+    # Other errors are those of the work.
+    without = dataclasses.replace(manifest, images=tuple(image for image in manifest.images if image.split != "test"))
+    with pytest.raises(InputError, match="no test part"):
+        with_writable_store(lambda: evaluate_model(model, without, root))
 
 
 def test_kept_features_of_other_weights_are_not_used(root, model, cached, monkeypatch):
