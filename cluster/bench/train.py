@@ -2,6 +2,9 @@
 
 The loops are measured before and after the workers, so that a machine that slows down meanwhile does not decide the
 ratio. Only the ratios can be compared between machines.
+
+What several workers cost is shown in steps: loops that know nothing of each other, loops that wait for each other's
+outputs in every step, ranks that also average gradients, and the workers, which differ from these ranks by Ray only.
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected, keeping_memory
 from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.loop.loop import train
+from orbithash.trainers.loop import loop
 from orbithash.trainers.loop.run import Run, make_run
 
 __all__ = ["bench_train", "environment_variables"]
@@ -37,6 +41,8 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
 
     Only epochs are timed. `bare_loop` runs alone. `bare_loops` are as many independent loops at once as workers.
     `kept_loops` are the same with the workers' memory allocator, which is the limit that the machine sets.
+    `gathering_loops` also gather the outputs of the whole batch in each step, and `ranks` also average gradients by
+    DDP: they are `workers` without Ray. Both are left out with one worker.
     """
     if epochs < 2:
         raise InputError(f"--epochs is {epochs}; at least 2 are needed, because the first one warms up")
@@ -59,8 +65,26 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
             ):
                 return float(np.mean(list(pool.map(_train_plainly, [plain_run] * count, [num_threads] * count))))
 
-        def all_plain_loops() -> tuple[float, float, float]:
-            return plain_loops(1), plain_loops(workers), plain_loops(workers, keeping_memory())
+        def ranks(*, with_gradients: bool) -> float:
+            with tempfile.TemporaryDirectory() as meeting, environment_variables(keeping_memory()):
+                context = multiprocessing.get_context("spawn")
+                places = [(number, workers, f"{meeting}/store") for number in range(workers)]
+                with ProcessPoolExecutor(workers, context) as pool:
+                    shared = [repeat(run), repeat(num_threads), places, repeat(with_gradients)]
+                    return float(np.mean(list(pool.map(_train_as_rank, *shared)))) / workers
+
+        def all_plain_loops() -> dict[str, float]:
+            rates = {
+                "bare_loop": plain_loops(1),
+                "bare_loops": plain_loops(workers),
+                "kept_loops": plain_loops(workers, keeping_memory()),
+            }
+            if workers > 1:
+                rates |= {
+                    "gathering_loops": ranks(with_gradients=False),
+                    "ranks": ranks(with_gradients=True),
+                }
+            return rates
 
         say("plain loops, first time")
         before = all_plain_loops()
@@ -71,7 +95,7 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
         say("plain loops, second time")
         after = all_plain_loops()
         rate = _rate(history) / workers
-        alone, together, kept = (sum(pair) / 2 for pair in zip(before, after, strict=True))
+        plain = {name: (before[name] + after[name]) / 2 for name in before}
         return {
             **environment("train", "ray", "torch"),
             "images": len(run.manifest.part("train")),
@@ -83,12 +107,8 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
             "worker_images_per_s": rate,
             "worker_start_s": seconds - sum(record["seconds"] for record in history),
             "worker_peak_memory_mb": max(record["peak_memory_mb"] for record in history),
-            "bare_loop_images_per_s": alone,
-            "bare_loops_images_per_s": together,
-            "kept_loops_images_per_s": kept,
-            "ratio_to_bare_loop": rate / alone,
-            "ratio_to_bare_loops": rate / together,
-            "ratio_to_kept_loops": rate / kept,
+            **{f"{name}_images_per_s": value for name, value in plain.items()},
+            **{f"ratio_to_{name}": rate / value for name, value in plain.items()},
         }
 
 
@@ -123,8 +143,24 @@ def _train_plainly(run: Run, num_threads: int) -> float:
     """Train without Ray, in a process of its own, and return images per second."""
     torch.set_num_threads(num_threads)
     observer = _HistoryObserver()
-    train(run, observer)
+    loop.train(run, observer)
     return _rate(observer.history)
+
+
+def _train_as_rank(run: Run, num_threads: int, place: tuple[int, int, str], with_gradients: bool) -> float:
+    """Train as one of several ranks without Ray, and return images per second of all of them.
+
+    `place` is the rank, the number of ranks, and the file by which they meet.
+    """
+    number, count, store = place
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=number, world_size=count)
+    try:
+        if not with_gradients:
+            # What `wrap` returns with one rank.
+            loop.wrap = lambda method: method  # type: ignore[assignment]
+        return _train_plainly(run, num_threads)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def _rate(history: list[dict[str, Any]]) -> float:

@@ -88,13 +88,13 @@ def test_too_few_vectors_to_measure():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_bench_train(ray_cluster, shared, monkeypatch):
-    # A few batches of 32 for each of the seven trainings.
+    # A few batches of 32 for each of the eleven trainings.
     monkeypatch.setattr("orbithash.cluster.bench.train._NUM_SCENES", 168)
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
     workers = min(2, os.cpu_count())
     result = bench_train(None, str(weights), 2, workers)
     assert result["images_per_worker_and_step"] * workers == 32
-    loops = ("bare_loop", "bare_loops", "kept_loops")
+    loops = ("bare_loop", "bare_loops", "kept_loops", *(("gathering_loops", "ranks") if workers > 1 else ()))
     names = (
         "worker_images_per_s",
         "worker_start_s",

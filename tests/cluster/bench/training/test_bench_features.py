@@ -26,7 +26,7 @@ def few_images(monkeypatch, tmp_path):
 
 
 def test_the_workers_are_compared_with_the_mean_of_loops_before_and_after(few_images, monkeypatch):
-    loops = iter([100.0, 300.0])
+    loops = iter([100.0, 400.0, 300.0, 600.0])
     monkeypatch.setattr(bench, "_loops", lambda *_: next(loops))
     filled = types.SimpleNamespace(num_computed=32, images_per_s=50.0, start_s=1.5)
     monkeypatch.setattr(bench, "fill_for_training", lambda *_: filled)
@@ -34,6 +34,7 @@ def test_the_workers_are_compared_with_the_mean_of_loops_before_and_after(few_im
     result = bench_features(40, 1)
     assert (result["images"], result["workers_images_per_s"], result["workers_start_s"]) == (32, 50, 1.5)
     assert (result["bare_loops_images_per_s"], result["ratio_to_bare_loops"]) == (200, 0.25)
+    assert (result["kept_loops_images_per_s"], result["ratio_to_kept_loops"]) == (500, 0.1)
 
 
 @pytest.mark.ray
