@@ -9,15 +9,16 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orbithash.cluster.output import is_debug, say
 from orbithash.encoders.errors import InputError
 
 __all__ = [
+    "Shortage",
     "check_gpu_share",
     "check_resources",
     "connected",
@@ -216,7 +217,18 @@ def _set_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def check_resources(what: str, bundles: Sequence[Mapping[str, float]]) -> None:
+class Shortage(NamedTuple):
+    """What a cluster lacks: the need and what there is, as the first half of an error message, and the advice."""
+
+    found: str
+    advice: str
+
+
+def check_resources(
+    what: str,
+    bundles: Sequence[Mapping[str, float]],
+    find_more: Callable[[], Shortage | None] = lambda: None,
+) -> None:
     """Raise `InputError` if the cluster does not have the resources of these bundles, instead of waiting for them.
 
     If the environment sets `ORBITHASH_WAIT_FOR_NODES_S`, request nodes from the cluster's autoscaler first and wait
@@ -225,33 +237,40 @@ def check_resources(what: str, bundles: Sequence[Mapping[str, float]]) -> None:
     Args:
         what: what needs the resources, the subject of the error message.
         bundles: resources by name, such as {"CPU": 1, "GPU": 0.5}, memory in bytes; each bundle must fit on one node.
+        find_more: returns a shortage that the sums over the cluster do not show, such as nodes that are too small.
     """
-    import ray
-
     needed: Counter[str] = Counter()
     for bundle in bundles:
         needed.update({name: amount for name, amount in bundle.items() if amount})
 
-    def first_shortage() -> tuple[str, float] | None:
-        """Return the first resource that the cluster has too little of, and its amount there."""
-        present = ray.cluster_resources()
-        return next(((name, present.get(name, 0)) for name in needed if needed[name] > present.get(name, 0)), None)
+    def find() -> Shortage | None:
+        return _shortage_in_all(what, needed) or find_more()
 
     patience_s = _patience_s()
-    if patience_s and first_shortage():
+    if patience_s and find():
         say(f"{what}: waiting up to {patience_s:g} s for the cluster to add nodes")
         _wait_for_resources(bundles, patience_s)
-    if shortage := first_shortage():
-        name, amount = shortage
-        is_memory = name == "memory"
-        asked = f"{needed[name] / 1e9:,.2f} GB of memory" if is_memory else f"{needed[name]:g} {name}s"
-        present = f"{amount / 1e9:,.2f} GB" if is_memory else f"{amount:g}"
-        advice = "use more or larger nodes" if is_memory else "ask for fewer"
+    if shortage := find():
         raise InputError(
-            f"{what} needs {asked}, the cluster has {present}"
+            shortage.found
             + (f" after {patience_s:g} s" if patience_s else "")
-            + f"; {advice}, or set {PATIENCE_VARIABLE} if the cluster adds nodes by itself"
+            + f"; {shortage.advice}, or set {PATIENCE_VARIABLE} if the cluster adds nodes by itself"
         )
+
+
+def _shortage_in_all(what: str, needed: Mapping[str, float]) -> Shortage | None:
+    """Return the first resource of which all nodes together have too little."""
+    import ray
+
+    present = ray.cluster_resources()
+    for name, amount in needed.items():
+        if amount > present.get(name, 0):
+            is_memory = name == "memory"
+            asked = f"{amount / 1e9:,.2f} GB of memory" if is_memory else f"{amount:g} {name}s"
+            has = f"{present.get(name, 0) / 1e9:,.2f} GB" if is_memory else f"{present.get(name, 0):g}"
+            advice = "use more or larger nodes" if is_memory else "ask for fewer"
+            return Shortage(f"{what} needs {asked}, the cluster has {has}", advice)
+    return None
 
 
 def _patience_s() -> float:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from orbithash.encoders.errors import InputError
+from orbithash.cluster.runtime import Shortage
 from orbithash.search.index.exact import MIN_WORDS, code_parts
 from orbithash.search.segments.host import MAX_VERSIONS
 from orbithash.search.segments.selections import MAX_KEPT_BYTES
@@ -14,7 +14,7 @@ __all__ = [
     "CACHED_BYTES",
     "PROCESS_BYTES",
     "asked_bytes",
-    "check_nodes",
+    "node_shortage",
     "num_segments",
     "replica_parts",
     "segment_bytes",
@@ -110,8 +110,8 @@ def asked_bytes(num_rows: int, bits: int, num_shards: int) -> int:
     return math.ceil(sum(replica_parts(rows, min(rows, 2.0**bits), bits, num_shards > 1).values()))
 
 
-def check_nodes(num_replicas: int, each_bytes: int) -> None:
-    """Raise `InputError` if the nodes of the cluster are too small for the replicas of all shards.
+def node_shortage(num_replicas: int, each_bytes: int) -> Shortage | None:
+    """Return what the nodes of the cluster lack to hold the replicas of all shards; None: nothing.
 
     Memory that others have reserved is not considered: it can become free.
 
@@ -126,13 +126,16 @@ def check_nodes(num_replicas: int, each_bytes: int) -> None:
     sizes = [node.get("memory", 0.0) for node in nodes if node.get("CPU", 0)]
     largest = max(sizes, default=0.0)
     if each_bytes > largest:
-        raise InputError(
+        return Shortage(
             f"a shard needs {each_bytes / _GB:,.2f} GB of memory, the largest node of the cluster has "
-            f"{largest / _GB:,.2f} GB for it; give more --shards, or add larger nodes"
+            f"{largest / _GB:,.2f} GB for it",
+            "give more --shards, add larger nodes",
         )
     fitting = sum(int(size // each_bytes) for size in sizes)
     if num_replicas > fitting:
-        raise InputError(
+        return Shortage(
             f"{num_replicas} replicas of shards need {each_bytes / _GB:,.2f} GB of memory each, the nodes of the "
-            f"cluster have room for {fitting}; add nodes, or give fewer --replicas"
+            f"cluster have room for {fitting}",
+            "give fewer --replicas, more --shards, add nodes",
         )
+    return None

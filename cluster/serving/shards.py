@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from orbithash.cluster.runtime import check_resources
-from orbithash.cluster.serving.memory import asked_bytes, check_nodes
+from orbithash.cluster.serving.memory import asked_bytes, node_shortage
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.archive.changes import num_ids
 from orbithash.encoders.errors import InputError
@@ -171,8 +171,8 @@ class RayBackend:
         num_actors = num_shards * num_replicas
         memory = asked_bytes(archive.num_rows, archive.bits, num_shards)
         bundles = [{"CPU": SHARD_CPUS, "memory": memory}] * num_actors
-        await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles)
-        await asyncio.to_thread(check_nodes, num_actors, memory)
+        too_small = partial(node_shortage, num_actors, memory)
+        await asyncio.to_thread(check_resources, f"serving {num_actors} shards", bundles, too_small)
         deal = Deal.of(await asyncio.to_thread(num_ids, archive), num_shards)
         service, token = secrets.token_hex(8), secrets.token_hex(32)
         names = tuple(

@@ -2,16 +2,20 @@
 
 import asyncio
 import types
+from functools import partial
 
 import numpy as np
 import pytest
+import ray
+from ray.util import placement_group_table
 
 from orbithash.cluster.planning.costs import MEASURED
 from orbithash.cluster.planning.latency import Fan, Latency
 from orbithash.cluster.planning.requirements import Requirements
 from orbithash.cluster.planning.sizing import size
-from orbithash.cluster.serving.memory import asked_bytes, check_nodes
-from orbithash.cluster.serving.shards import RayBackend
+from orbithash.cluster.runtime import check_resources
+from orbithash.cluster.serving.memory import asked_bytes, node_shortage
+from orbithash.cluster.serving.shards import SHARD_CPUS, RayBackend
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.search.observer import Observer
@@ -30,9 +34,6 @@ def test_a_shard_asks_for_what_a_plan_counts(rows, bits, shards):
 
 @pytest.mark.ray
 def test_actors_reserve_their_memory_on_the_cluster(ray_cluster, tmp_path):
-    import ray
-    from ray.util import placement_group_table
-
     codes = np.zeros((1000, BITS // 8), np.uint8)
     keys = [f"row {number}" for number in range(len(codes))]
     archive = Archive.create(tmp_path / "rows", BITS, "model")
@@ -67,27 +68,87 @@ def test_shards_that_no_node_can_hold_are_refused(ray_cluster):
         asyncio.run(RayBackend.start(huge, None, lambda: None, 2, 1, "exact", Observer()))
 
 
+TWO_NODES = [
+    {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
+    {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
+    {"Alive": True, "Resources": {"memory": 64e9}},
+    {"Alive": False, "Resources": {"CPU": 2.0, "memory": 64e9}},
+]
+
+
 @pytest.mark.parametrize(
-    ("num_replicas", "each_gb", "words"),
+    ("num_replicas", "each_gb", "found"),
     [
-        (1, 5, r"^a shard needs 5\.00 GB of memory, the largest node of the cluster has 4\.00 GB for it; give more"),
-        (4, 3, r"^4 replicas of shards need 3\.00 GB of memory each, the nodes of the cluster have room for 2; add"),
-        (3, 2.5, r"have room for 2;"),
+        (1, 5, "a shard needs 5.00 GB of memory, the largest node of the cluster has 4.00 GB for it"),
+        (4, 3, "4 replicas of shards need 3.00 GB of memory each, the nodes of the cluster have room for 2"),
+        (3, 2.5, "3 replicas of shards need 2.50 GB of memory each, the nodes of the cluster have room for 2"),
         (2, 3, None),
-        (5, 2, r"room for 4;"),
+        (5, 2, "5 replicas of shards need 2.00 GB of memory each, the nodes of the cluster have room for 4"),
     ],
 )
-def test_memory_is_counted_by_node(monkeypatch, num_replicas, each_gb, words):
+def test_memory_is_counted_by_node(monkeypatch, num_replicas, each_gb, found):
     """Two nodes of 4 GB, beside that of a gateway and a dead one; three shards of 2.5 GB would fit into 8 GB."""
-    nodes = [
-        {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
-        {"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}},
-        {"Alive": True, "Resources": {"memory": 64e9}},
-        {"Alive": False, "Resources": {"CPU": 2.0, "memory": 64e9}},
-    ]
-    monkeypatch.setattr("ray.nodes", lambda: nodes)
-    if words is None:
-        check_nodes(num_replicas, int(each_gb * 1e9))
-        return
-    with pytest.raises(InputError, match=words):
-        check_nodes(num_replicas, int(each_gb * 1e9))
+    monkeypatch.setattr("ray.nodes", lambda: TWO_NODES)
+    shortage = node_shortage(num_replicas, int(each_gb * 1e9))
+    assert (shortage and shortage.found) == found
+
+
+def small_until(monkeypatch, has_grown):
+    """Make the nodes of the cluster look too small for a shard until `has_grown()`."""
+    real = ray.nodes
+
+    def seen():
+        nodes = real()
+        if not has_grown():
+            nodes = [{**node, "Resources": {**node["Resources"], "memory": 1e6}} for node in nodes]
+        return nodes
+
+    monkeypatch.setattr("ray.nodes", seen)
+
+
+def bundles_asked_for():
+    """Return the memory of the bundles of all placement groups since the cluster started, bytes."""
+    groups = placement_group_table().values()
+    return [bundle["memory"] for group in groups for bundle in group["bundles"].values() if "memory" in bundle]
+
+
+def small_archive(rows):
+    return types.SimpleNamespace(path="none", bits=64, num_rows=rows)
+
+
+@pytest.mark.ray
+def test_nodes_that_are_too_small_are_refused_at_once(ray_cluster, monkeypatch):
+    monkeypatch.delenv("ORBITHASH_WAIT_FOR_NODES_S", raising=False)
+    small_until(monkeypatch, lambda: False)
+    before = bundles_asked_for()
+    with pytest.raises(
+        InputError,
+        match=r"^a shard needs 0\.3\d GB of memory, the largest node of the cluster has 0\.00 GB for it; give more "
+        r"--shards, add larger nodes, or set ORBITHASH_WAIT_FOR_NODES_S if the cluster adds nodes by itself$",
+    ):
+        asyncio.run(RayBackend.start(small_archive(1001), None, lambda: None, 2, 1, "exact", Observer()))
+    assert bundles_asked_for() == before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("seconds", "grows"), [(300, True), (1, False)])
+def test_the_cluster_is_asked_for_nodes_that_hold_a_shard(ray_cluster, monkeypatch, seconds, grows):
+    """An autoscaler adds nodes for a pending placement group; here a node becomes large when it is asked for."""
+    # A number of rows that no other test uses: its bundles can be told from theirs.
+    rows = 2002 + grows
+    shard = asked_bytes(rows, 64, 2)
+    monkeypatch.setenv("ORBITHASH_WAIT_FOR_NODES_S", str(seconds))
+    small_until(monkeypatch, lambda: grows and bundles_asked_for().count(shard) == 2)
+    bundles = [{"CPU": SHARD_CPUS, "memory": shard}] * 2
+
+    def check():
+        check_resources("serving 2 shards", bundles, partial(node_shortage, 2, shard))
+
+    if grows:
+        check()
+    else:
+        with pytest.raises(InputError, match=r"has 0\.00 GB for it after 1 s; give more --shards"):
+            check()
+    assert bundles_asked_for().count(shard) == 2
+    # Nothing stays reserved.
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
