@@ -1,12 +1,14 @@
 """A run (method, settings, data), and the checks before it starts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
@@ -28,6 +30,9 @@ __all__ = ["Run", "check_batch", "check_labels", "check_run", "make_run", "with_
 
 # Names of methods that an error message lists.
 MAX_NAMES = 10
+
+# The maximum of the setting batch_size.
+MAX_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -210,18 +215,33 @@ def check_batch(run: Run, num_workers: int | tuple[int, int]) -> None:
         raise InputError(f"batch_size is {batch_size}: {run.method} needs a multiple of {group_size}")
     # Batch norm needs two images; a worker without images would have no gradients.
     least = micro_batches * max(group_size * most, 2)
+    smallest = -(-least // group_size) * group_size
     if batch_size < least:
         pieces = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
-        possible = batch_size // (group_size * micro_batches)
-        remedy = f", or at most {possible} workers" if possible and possible < most else ""
+        remedies = []
+        if allowed := _allowed_batch(run, range(smallest, min(num_images, MAX_BATCH) + 1, group_size)):
+            remedies.append(f"--set batch_size={allowed} or more")
+        if micro_batches * max(group_size, 2) <= batch_size <= num_images:
+            remedies.append(f"at most {batch_size // (group_size * micro_batches)} workers")
+        too_few = f"{num_images} training images are too few for that: add images"
         raise InputError(
-            f"batch_size {batch_size} over {most} workers{pieces}: each worker needs images of each batch; give --set "
-            f"batch_size={least} or more{remedy}"
+            f"batch_size {batch_size} over {most} workers{pieces}: each worker needs images of each batch; "
+            + (f"give {', or '.join(remedies)}" if remedies else too_few)
         )
     if num_images < batch_size:
         largest = num_images // group_size * group_size
-        remedy = f"give --set batch_size={largest} or less" if largest >= least else "add images"
+        allowed = _allowed_batch(run, range(largest, smallest - 1, -group_size))
+        remedy = f"give --set batch_size={allowed} or less" if allowed else "add images"
         raise InputError(f"batch_size {batch_size} is more than the {num_images} training images; {remedy}")
+
+
+def _allowed_batch(run: Run, sizes: range) -> int | None:
+    """Return the first of these batch sizes that the method's settings allow; None: none of them."""
+    for size in sizes:
+        with suppress(ValidationError):
+            type(run.config).model_validate({**dict(run.config), "batch_size": size})
+            return size
+    return None
 
 
 def _some(names: list[str]) -> str:
