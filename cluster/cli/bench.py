@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from orbithash.cluster.cli.bench_gpu import GPU_EXAMPLE, bench_gpu
 from orbithash.cluster.cli.options import JsonOption, ReportOption, WeightsOption
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ OutOption = Annotated[
 ]
 
 bench = typer.Typer(help="Measure speed next to a baseline of the same run.", no_args_is_help=True)
-bench.command("gpu", epilog=GPU_EXAMPLE)(bench_gpu)
 
 
 def write_page(path: Path | None, result: dict[str, Any]) -> None:

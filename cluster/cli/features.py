@@ -6,19 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import (
-    LEARN,
-    BitsOption,
-    CaptionsOption,
-    ConfigOption,
-    DatasetOption,
-    JsonOption,
-    ProtocolOption,
-    SetOption,
-    SplitSeedOption,
-    ValidationOption,
-    WeightsOption,
-)
+from orbithash.cluster.cli.options import LEARN, JsonOption, RunOptions, with_run_options
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -30,19 +18,16 @@ verbs = typer.Typer()
     rich_help_panel=LEARN,
     epilog="Example: orbithash features UCMerced_LandUse --weights IMAGENET1K_V2 --workers 2",
 )
+@with_run_options
 def features(
     data: Annotated[
         Path,
         typer.Argument(metavar="DATA", help="Folder of images, as for the option --data of train."),
     ],
+    options: RunOptions,
     method: Annotated[
         str, typer.Option("--method", help="Name of the method to be trained, one with a frozen backbone.")
     ] = "mhcln",
-    dataset: DatasetOption = None,
-    protocol: ProtocolOption = None,
-    split_seed: SplitSeedOption = None,
-    validation: ValidationOption = None,
-    captions: CaptionsOption = None,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Data workers, which share the CPUs.")] = 1,
     gpus_per_worker: Annotated[
         float,
@@ -50,10 +35,6 @@ def features(
             "--gpus-per-worker", help="GPUs of each worker; a fraction such as 0.25 shares one; 0: CPUs only."
         ),
     ] = 0,
-    bits: BitsOption = None,
-    weights: WeightsOption = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the features of images that training asks for, by any number of workers, and keep them.
@@ -62,22 +43,8 @@ def features(
     was stopped, and training that follows computes none.
     """
     from orbithash.cluster.features.fill import fill_for_training
-    from orbithash.trainers.loop.run import make_run
 
-    run = make_run(
-        method,
-        data,
-        config,
-        settings or [],
-        dataset=dataset,
-        protocol=protocol,
-        split_seed=split_seed,
-        validation=validation,
-        captions=captions,
-        bits=bits,
-        weights=weights,
-    )
-    done = fill_for_training(run, workers, gpus_per_worker)
+    done = fill_for_training(options.make_run(method, data), workers, gpus_per_worker)
     if as_json:
         print_json(dataclasses.asdict(done))
         return

@@ -9,20 +9,15 @@ import typer
 from orbithash.cluster.cli.methods import MethodCommand
 from orbithash.cluster.cli.options import (
     LEARN,
-    BitsOption,
-    CaptionsOption,
-    ConfigOption,
     DataOption,
-    DatasetOption,
     GpusPerWorkerOption,
     JsonOption,
     MethodArgument,
-    ProtocolOption,
+    RunOptions,
     SetOption,
-    SplitSeedOption,
     TableOption,
-    ValidationOption,
     WeightsOption,
+    with_run_options,
 )
 from orbithash.cluster.output import print_json
 from orbithash.encoders.errors import InputError
@@ -149,19 +144,15 @@ def methods(
     rich_help_panel=LEARN,
     epilog="Example: orbithash train dhcl --data UCMerced_LandUse --bits 64 --workers 2 --out runs/ucmd",
 )
+@with_run_options
 def train(
     method: MethodArgument,
     data: DataOption,
     out: Annotated[
         Path, typer.Option("--out", help="Run folder. If it holds an interrupted run of the same command, resume it.")
     ],
-    dataset: DatasetOption = None,
-    protocol: ProtocolOption = None,
-    split_seed: SplitSeedOption = None,
-    validation: ValidationOption = None,
-    captions: CaptionsOption = None,
+    options: RunOptions,
     table: TableOption = None,
-    bits: BitsOption = None,
     workers: Annotated[
         str,
         typer.Option(
@@ -194,9 +185,6 @@ def train(
     keep: Annotated[
         int, typer.Option("--keep", help="Number of best checkpoints to keep, in addition to the last one.")
     ] = 1,
-    weights: WeightsOption = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
 ) -> None:
     """Train a method and write a run folder; its model is the epoch with the best validation score.
 
@@ -206,29 +194,15 @@ def train(
     from orbithash.cluster.runtime import parse_workers
     from orbithash.cluster.training.train import train_on_ray
     from orbithash.encoders.networks.backbones.names import TORCHVISION
-    from orbithash.trainers.loop.run import make_run
     from orbithash.trainers.methods import get_method
 
     num_workers = parse_workers(workers)
-    run = make_run(
-        method,
-        data,
-        config,
-        settings or [],
-        dataset=dataset,
-        protocol=protocol,
-        split_seed=split_seed,
-        validation=validation,
-        captions=captions,
-        table=table,
-        bits=bits,
-        weights=weights,
-    )
+    run = options.make_run(method, data, table)
     # Other sources of backbones have weights that come with the name.
     is_random = run.config.weights is None and run.config.backbone.partition(":")[0] in (*TORCHVISION, "timm")
     if is_random and get_method(method).supervision == "none":
         say("no --weights: the features are those of random weights, which say little; give --weights IMAGENET1K_V2")
-    elif is_random and config is None:
+    elif is_random and options.config is None:
         say(
             "no --weights: the network starts from random weights, and the default settings are made for pretrained "
             "ones; --config from-scratch has settings for DHCL without pretrained weights"
@@ -251,9 +225,11 @@ def train(
     rich_help_panel=LEARN,
     epilog="Example: orbithash tune mhcln --data UCMerced_LandUse --weights IMAGENET1K_V2 --trials 16",
 )
+@with_run_options
 def tune(
     method: MethodArgument,
     data: DataOption,
+    options: RunOptions,
     trials: Annotated[
         int, typer.Option("--trials", help="Number of trials; the first uses the settings as given.")
     ] = 16,
@@ -298,16 +274,7 @@ def tune(
     best: Annotated[
         Path | None, typer.Option("--best", help="Additional file for the best settings, beside OUT/best.yaml.")
     ] = None,
-    dataset: DatasetOption = None,
-    protocol: ProtocolOption = None,
-    split_seed: SplitSeedOption = None,
-    validation: ValidationOption = None,
-    captions: CaptionsOption = None,
     table: TableOption = None,
-    bits: BitsOption = None,
-    weights: WeightsOption = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search for better settings of a method by their validation score; given settings are kept.
@@ -320,24 +287,10 @@ def tune(
     from orbithash.cluster.tuning.options import Tuning, asked_space
     from orbithash.cluster.tuning.report import finish
     from orbithash.cluster.tuning.tune import tune as run_tune
-    from orbithash.trainers.loop.run import make_run
 
-    run = make_run(
-        method,
-        data,
-        config,
-        settings or [],
-        dataset=dataset,
-        protocol=protocol,
-        split_seed=split_seed,
-        validation=validation,
-        captions=captions,
-        table=table,
-        bits=bits,
-        weights=weights,
-    )
+    run = options.make_run(method, data, table)
     space = asked_space(run.config, search)
-    options = {"cpus": cpus, "gpus": gpus, "max_concurrent": concurrent, "seed": seed, "num_seeds": seeds}
-    tuning = Tuning.of(run, space, trials, metric, grace, finalists, **options)
+    trial = {"cpus": cpus, "gpus": gpus, "max_concurrent": concurrent, "seed": seed, "num_seeds": seeds}
+    tuning = Tuning.of(run, space, trials, metric, grace, finalists, **trial)
     found = run_tune(run, tuning, out)
     finish(run, tuning, found, out, best, as_json)

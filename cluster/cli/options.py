@@ -1,10 +1,13 @@
 """Options that several verbs share, and the connection to a gateway that some of them describe."""
 
+import functools
 import importlib
+import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +15,7 @@ from orbithash.encoders.errors import InputError
 
 if TYPE_CHECKING:
     from orbithash.search.client.client import Client
+    from orbithash.trainers.loop.run import Run
 
 __all__ = [
     "ARCHIVE",
@@ -22,32 +26,27 @@ __all__ = [
     "SEARCH",
     "AssetOption",
     "BaseMapOption",
-    "BitsOption",
     "CaOption",
-    "CaptionsOption",
     "CertKeyOption",
     "CertOption",
     "CodesOption",
-    "ConfigOption",
     "Connection",
     "DataOption",
-    "DatasetOption",
     "FilterOption",
     "GatewayOption",
     "GpusPerWorkerOption",
     "JsonOption",
     "MethodArgument",
-    "ProtocolOption",
     "ReportOption",
+    "RunOptions",
     "SetOption",
-    "SplitSeedOption",
     "TableOption",
     "TimeoutOption",
     "TokenFileOption",
-    "ValidationOption",
     "WebHostOption",
     "WeightsOption",
     "local_model",
+    "with_run_options",
 ]
 
 # Headings of the groups of verbs in `orbithash --help`.
@@ -66,49 +65,12 @@ DataOption = Annotated[
         "embeddings, or a folder of them.",
     ),
 ]
-DatasetOption = Annotated[
-    str | None,
-    typer.Option("--dataset", help="Name of the dataset, such as ucmd. Default: recognised by its class names."),
-]
-ProtocolOption = Annotated[
-    str | None,
-    typer.Option(
-        "--protocol",
-        help="Rule that splits the images into parts, such as mhcln. Default: the recipe's, else the dataset's.",
-    ),
-]
-SplitSeedOption = Annotated[
-    int | None, typer.Option("--split-seed", help="Seed of the split into parts. Default: the recipe's, else 0.")
-]
-ValidationOption = Annotated[
-    float | None,
-    typer.Option(
-        "--validation",
-        help="Fraction of the training images held out to choose the best epoch, or by tune to score trials; 0 to 0.5, "
-        "0: none. Default: the recipe's, else 0.1.",
-    ),
-]
-CaptionsOption = Annotated[
-    Path | None,
-    typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
-]
-BitsOption = Annotated[
-    int | None, typer.Option("--bits", help="Length of a code in bits. Default: the method's, usually 64.")
-]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
         help="Pretrained weights of the backbone: a safetensors file, a name of torchvision such as IMAGENET1K_V2, or "
         "pretrained for timm. Default: the own weights of hf and torchgeo, else random weights.",
-    ),
-]
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="YAML file of settings, or the name of a shipped recipe, such as ucmd-dhcl-64; `orbithash methods` lists "
-        "them.",
     ),
 ]
 SetOption = Annotated[
@@ -118,6 +80,86 @@ SetOption = Annotated[
 GpusPerWorkerOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs of each worker, a whole number; 0 trains on CPUs.")
 ]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of the verbs that train, or prepare training: the split of the data, and the settings."""
+
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Name of the dataset, such as ucmd. Default: recognised by its class names."),
+    ] = None
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="Rule that splits the images into parts, such as mhcln. Default: the recipe's, else the dataset's.",
+        ),
+    ] = None
+    split_seed: Annotated[
+        int | None, typer.Option("--split-seed", help="Seed of the split into parts. Default: the recipe's, else 0.")
+    ] = None
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            "--validation",
+            help="Fraction of the training images held out to choose the best epoch, or by tune to score trials; 0 to "
+            "0.5, 0: none. Default: the recipe's, else 0.1.",
+        ),
+    ] = None
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
+    ] = None
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Length of a code in bits. Default: the method's, usually 64.")
+    ] = None
+    weights: WeightsOption = None
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            help="YAML file of settings, or the name of a shipped recipe, such as ucmd-dhcl-64; `orbithash methods` "
+            "lists them.",
+        ),
+    ] = None
+    settings: SetOption = None
+
+    def make_run(self, method: str, data: Path, table: list[str] | None = None) -> "Run":
+        """Return the run of a method on the data; see `trainers.loop.run.make_run`."""
+        from orbithash.trainers.loop.run import make_run
+
+        return make_run(
+            method,
+            data,
+            self.config,
+            self.settings or [],
+            dataset=self.dataset,
+            protocol=self.protocol,
+            split_seed=self.split_seed,
+            validation=self.validation,
+            captions=self.captions,
+            table=table,
+            bits=self.bits,
+            weights=self.weights,
+        )
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `RunOptions` in place of its parameter `options`, which gets their values."""
+    signature, shared = inspect.signature(command), inspect.signature(RunOptions).parameters
+
+    @functools.wraps(command)
+    def verb(**given: Any) -> None:
+        options = RunOptions(**{name: given.pop(name) for name in shared})
+        command(**given, options=options)
+
+    own = signature.parameters.values()
+    parameters = [each for one in own for each in (shared.values() if one.name == "options" else (one,))]
+    # What typer reads.
+    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return verb
 
 
 def _check_report(path: Path | None) -> Path | None:
