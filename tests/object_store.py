@@ -1,42 +1,43 @@
 """A local S3 server (moto) in a separate process, and clients of it."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
+# Prints the port, which the kernel chooses: one that was free a moment ago may be taken.
+SERVER = """
+import sys, threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()
+"""
+
+
 @contextmanager
 def s3_server():
     """Run the server in the block; yields HOST:PORT."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", SERVER],
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | ENVIRONMENT,
+        text=True,
     )
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, "the S3 server exited"
-                assert time.monotonic() < deadline, "the S3 server does not listen after 300 s"
-                time.sleep(0.05)
+        port = process.stdout.readline().strip()
+        assert port, "the S3 server exited"
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def s3_client(endpoint, *buckets):

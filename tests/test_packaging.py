@@ -40,7 +40,7 @@ def wheel(tmp_path_factory):
     if VENDOR.is_dir():
         shutil.copytree(VENDOR, folder / "tree" / VENDOR.relative_to(ROOT))
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, "."]
-    subprocess.run([str(part) for part in build], cwd=folder / "tree", check=True, capture_output=True, timeout=120)
+    subprocess.run([str(part) for part in build], cwd=folder / "tree", check=True, capture_output=True, timeout=600)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -52,7 +52,7 @@ def environment(wheel, tmp_path_factory):
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel]
-    subprocess.run([str(part) for part in install], check=True, capture_output=True, timeout=120)
+    subprocess.run([str(part) for part in install], check=True, capture_output=True, timeout=600)
     # As a path and not as a site folder: the .pth file of an editable checkout is not read from it.
     dependencies = sysconfig.get_path("purelib")
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
@@ -63,7 +63,7 @@ def run(environment, *words, **options):
     python = environment / "bin" / "python"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        [python, *words], capture_output=True, text=True, timeout=120, cwd=environment, env=clean, **options
+        [python, *words], capture_output=True, text=True, timeout=600, cwd=environment, env=clean, **options
     )
 
 
@@ -167,7 +167,7 @@ def client_only(wheel, tmp_path_factory):
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel]
-    subprocess.run([str(part) for part in install], check=True, capture_output=True, timeout=120)
+    subprocess.run([str(part) for part in install], check=True, capture_output=True, timeout=600)
     for name in requirement_closure("orbithash"):
         for file in metadata.distribution(name).files or ():
             top = Path(file.parts[0])

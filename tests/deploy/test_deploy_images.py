@@ -152,12 +152,16 @@ def secrets(tmp_path):
     )
 
 
+# Seconds that an answer may take here: the default suits a probe that kubelet repeats.
+PATIENT = ("--timeout", "60")
+
+
 async def probe(*words):
     """Run the probe; return its exit code and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(IMAGES / "healthy.py"), *map(str, words), stderr=asyncio.subprocess.PIPE
     )
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), 120)
     return process.returncode, err.decode()
 
 
@@ -167,19 +171,19 @@ def test_the_probe_follows_the_health_of_a_gateway(secrets):
         gateway = await start_gateway(service, "127.0.0.1:0", protection=secrets.protection)
         address = f"localhost:{gateway.port}"
         try:
-            assert await probe(address, "--ca", secrets.ca) == (0, "")
-            assert await probe(address, f"--ca={secrets.ca}", "--alive") == (0, "")
+            assert await probe(address, "--ca", secrets.ca, *PATIENT) == (0, "")
+            assert await probe(address, f"--ca={secrets.ca}", "--alive", *PATIENT) == (0, "")
             for words in ((address, "--ca", secrets.wrong), (address,)):
-                code, said = await probe(*words, "--timeout", "1")
+                code, said = await probe(*words, *PATIENT)
                 assert code == 1
                 # gRPC may log lines of its own before.
                 assert said.splitlines()[-1].startswith(f"{address}: UNAVAILABLE")
             service.can_answer = False
             # The gateway updates its health periodically.
-            while (outcome := await probe(address, "--ca", secrets.ca)) == (0, ""):
+            while (outcome := await probe(address, "--ca", secrets.ca, *PATIENT)) == (0, ""):
                 pass
             assert outcome == (1, f"{address}: NOT_SERVING\n")
-            assert await probe(address, "--ca", secrets.ca, "--alive") == (0, "")
+            assert await probe(address, "--ca", secrets.ca, "--alive", *PATIENT) == (0, "")
         finally:
             await gateway.stop(0)
         for words in ((), ("--alive",)):
@@ -193,7 +197,7 @@ def test_the_probe_without_encryption():
         service = types.SimpleNamespace(observer=Observer(), can_answer=True)
         gateway = await start_gateway(service, "127.0.0.1:0")
         try:
-            assert await probe(gateway.address) == (0, "")
+            assert await probe(gateway.address, *PATIENT) == (0, "")
         finally:
             await gateway.stop(0)
 
@@ -206,7 +210,7 @@ def test_the_probe_waits_for_a_gateway_that_starts_and_for_no_other(tmp_path):
         service = types.SimpleNamespace(observer=Observer(), can_answer=False)
         gateway = await start_gateway(service, "127.0.0.1:0")
         address = gateway.address
-        words = (address, "--alive", "--start-file", file, "--start-limit", "1000", "--timeout", "1")
+        words = (address, "--alive", "--start-file", file, "--start-limit", "1000", *PATIENT)
         await gateway.stop(0)
         assert await probe(*words) == (0, ""), "it may still be loading its shards"
         os.utime(file, (0, time.time() - 1001))

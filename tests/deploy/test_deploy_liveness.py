@@ -57,10 +57,14 @@ def test_the_probe_notices_a_gateway_that_hangs_and_one_that_goes_on(gateway, tm
 
     def exit_code():
         """Return the exit code; kubelet ends a probe at this limit and takes it for a failure."""
-        return subprocess.run([sys.executable, *words], timeout=probe["timeoutSeconds"], check=False).returncode
+        try:
+            return subprocess.run([sys.executable, *words], timeout=probe["timeoutSeconds"], check=False).returncode
+        except subprocess.TimeoutExpired:
+            return 1
 
-    assert exit_code() == 0
+    # Kubelet repeats a probe, too: a busy machine may be late once.
+    wait_for(lambda: exit_code() == 0, gateway)
     os.kill(gateway.pid, signal.SIGSTOP)
     assert exit_code() == 1
     os.kill(gateway.pid, signal.SIGCONT)
-    assert exit_code() == 0
+    wait_for(lambda: exit_code() == 0, gateway)

@@ -329,12 +329,12 @@ def serving(
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+        gateway = asyncio.run_coroutine_threadsafe(start(), loop).result(120)
         try:
             yield gateway
         finally:
             # A server that is left running keeps the process from ending.
-            asyncio.run_coroutine_threadsafe(gateway.stop(grace_s=0), loop).result(30)
+            asyncio.run_coroutine_threadsafe(gateway.stop(grace_s=0), loop).result(120)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

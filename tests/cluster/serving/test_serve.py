@@ -32,7 +32,7 @@ def is_healthy(address):
         stub = health_pb2_grpc.HealthStub(channel)
         services = ("", "orbithash.v1.SearchService")
         return all(
-            stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
+            stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60).status == SERVING
             for service in services
         )
 
@@ -285,7 +285,7 @@ def test_on_ray_with_a_shard_that_dies(start, cli, archive, scenes, model):
 
     def is_whole():
         try:
-            with Client(address, timeout_s=5) as client:
+            with Client(address, timeout_s=30) as client:
                 answer = client.search(code=bytes(code), k=10)
         except SearchError:
             # Allowed while a shard restarts; a wrong answer is not.

@@ -149,9 +149,9 @@ def test_a_gateway_that_joins(start, nodes, archive, scenes, model, tmp_path):
             assert answers[0] == answers[1]
         two.upsert([Row(key="new", code=CODE, label="x")])
         assert two.get(["new"])["new"].label == "x"
-        wait_for(lambda: one.get(["new"]), first, timeout_s=10)
+        wait_for(lambda: one.get(["new"]), first)
         one.delete(["new"])
-        wait_for(lambda: not two.get(["new"]), second, timeout_s=10)
+        wait_for(lambda: not two.get(["new"]), second)
         # A move that is asked of the gateway that joined is made by the first one.
         two.refresh(shards=3, timeout_s=120)
         assert len(two.describe().shards) == len(one.describe().shards) == 3

@@ -27,7 +27,7 @@ def described(url, token="", context=None):
     request = urllib.request.Request(
         f"{url}/api/archive", headers={"Authorization": f"Bearer {token}"} if token else {}
     )
-    with urllib.request.urlopen(request, timeout=30, context=context) as response:
+    with urllib.request.urlopen(request, timeout=120, context=context) as response:
         return json.load(response)
 
 

@@ -86,16 +86,16 @@ def test_concurrent_callers_share_the_work(tmp_path, monkeypatch):
     def slow(*args):
         reads.append(1)
         is_read.set()
-        may_read.wait(20)
+        may_read.wait(60)
         return read(*args)
 
     monkeypatch.setattr(source.ShardSource, "all_rows", slow)
     host = Shards.of(case, 1, 0).hosts[0]
     with ThreadPoolExecutor(4) as executor:
         calls = [executor.submit(host.follow, case.newest) for _ in range(4)]
-        assert is_read.wait(20)
+        assert is_read.wait(60)
         may_read.set()
-        assert [call.result(20) for call in calls] == [len(case.versions[case.newest])] * 4
+        assert [call.result(60) for call in calls] == [len(case.versions[case.newest])] * 4
     assert len(reads) == 1
 
 
@@ -110,16 +110,16 @@ def test_searches_do_not_wait_for_a_version_that_is_being_read(tmp_path, monkeyp
 
     def slow(*args):
         is_read.set()
-        may_read.wait(20)
+        may_read.wait(60)
         return written(*args)
 
     monkeypatch.setattr(source.ShardSource, "written_rows", slow)
     with ThreadPoolExecutor(1) as executor:
         call = executor.submit(shards.follow, case.newest)
-        assert is_read.wait(20)
+        assert is_read.wait(60)
         check_version(case, shards, held)
         may_read.set()
-        call.result(20)
+        call.result(60)
     check_version(case, shards, case.newest)
 
 

@@ -83,8 +83,8 @@ async def fleet_of(*numbers):
             shard.kill()
 
 
-async def until(condition, timeout_s=60):
-    async with asyncio.timeout(timeout_s):
+async def until(condition):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -93,28 +93,28 @@ def search(client, timeout_s=30):
     return client.search(QUERY, 3, Scope(), timeout_s)
 
 
-def test_a_stopped_process_is_out_within_three_seconds_and_back_soon_after():
+def test_a_stopped_process_is_out_and_back():
+    # From the last answer to the end of the ping that has none: no measured time, which a busy machine prolongs.
+    assert health_module._PING_EVERY_S + health_module._PING_TIMEOUT_S <= 3
+
     async def scenario():
         async with fleet_of(0, 1) as (shards, fleet):
             first, second = fleet.clients(1, await fleet.follow(1, 60, is_first=True))
             await search(first)
             shards[0].process.send_signal(signal.SIGSTOP)
-            begun = time.monotonic()
-            # A call that waits ends with the health of its replica, long before its own time-out.
-            with pytest.raises(Unavailable):
-                await search(first)
-            assert time.monotonic() - begun < 3.5
-            assert (first.num_healthy, second.num_healthy) == (0, 1)
-            begun = time.monotonic()
-            with pytest.raises(Unavailable):
-                await search(first)
-            assert time.monotonic() - begun < 0.5
+            async with asyncio.timeout(60):
+                # A call that waits ends with the health of its replica, long before its own time-out.
+                with pytest.raises(Unavailable):
+                    await search(first, 600)
+                assert (first.num_healthy, second.num_healthy) == (0, 1)
+                with pytest.raises(Unavailable):
+                    await search(first, 600)
             assert (await search(second)).ids.tolist() == [[1, 3, 5]]
             # A change is shown without the shard that is out.
             assert await fleet.follow(2, 60) == [None, 20]
             shards[0].process.send_signal(signal.SIGCONT)
             # It follows the version that it has missed, too.
-            await until(lambda: first.num_healthy == 1, 5)
+            await until(lambda: first.num_healthy == 1)
             newer = fleet.clients(2, [20, 20])[0]
             assert (await search(newer)).ids.tolist() == [[0, 2, 4]]
 
@@ -126,11 +126,9 @@ def test_a_killed_process_is_out_at_once_and_its_successor_follows():
         async with fleet_of(0) as (shards, fleet):
             (client,) = fleet.clients(2, await fleet.follow(2, 60, is_first=True))
             shards[0].kill()
-            begun = time.monotonic()
             with pytest.raises(Unavailable):
-                await search(client)
+                await search(client, 600)
             await until(lambda: not client.num_healthy)
-            assert time.monotonic() - begun < 2.5
             # Listens at another port, holds no version, and is found by `locate`.
             shards[0].start()
             await until(lambda: client.num_healthy == 1)
@@ -151,7 +149,7 @@ def test_no_search_fails_while_one_of_two_replicas_is_stopped():
             # The replica that answers is enough for the next version.
             assert await fleet.follow(2, 60) == [20]
             shards[0].process.send_signal(signal.SIGCONT)
-            await until(lambda: client.num_healthy == 2, 5)
+            await until(lambda: client.num_healthy == 2)
 
     asyncio.run(scenario())
 
@@ -216,7 +214,7 @@ def test_the_other_way_is_taken_when_packets_to_the_port_are_lost():
             assert client.num_healthy == 1
             # The port can be reached again.
             await link.connection.connect(shard.address)
-            await until(lambda: link.connection.is_direct, 5)
+            await until(lambda: link.connection.is_direct)
         finally:
             await fleet.close()
             await direct.close()

@@ -44,9 +44,9 @@ class Service:
     def ask(self, method, path, body=None, **headers):
         """Return the reply to one request; `_` in names of headers stands for `-`."""
         if self._tls is None:
-            connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         else:
-            connection = http.client.HTTPSConnection(self.host, self.port, timeout=30, context=self._tls)
+            connection = http.client.HTTPSConnection(self.host, self.port, timeout=60, context=self._tls)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)
@@ -70,7 +70,7 @@ class Service:
     @contextmanager
     def connection(self):
         """Yield a socket, for requests that no library sends."""
-        with socket.create_connection((self.host, self.port), timeout=30) as connection:
+        with socket.create_connection((self.host, self.port), timeout=60) as connection:
             yield connection
 
 
@@ -94,7 +94,7 @@ def serving_web(settings, authority=None):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         if failed:
             raise failed[0]
         yield Service(url_of(settings, listener), authority)

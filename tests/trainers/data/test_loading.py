@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -69,19 +68,22 @@ def test_the_number_of_threads_changes_no_view(num_threads, monkeypatch, torch_t
     torch_threads(1)
     expected = all_views(images, steps)
     torch_threads(num_threads)
-    threads = set()
+    # One CPU is left to training.
+    threads, expected_threads, are_all_there = set(), max(1, num_threads - 1), threading.Event()
 
     def noted(*arguments):
         threads.add(threading.get_ident())
-        time.sleep(0.01)
+        if len(threads) == expected_threads:
+            are_all_there.set()
+        # Or a thread could take the rows of one that has not started yet.
+        assert are_all_there.wait(60)
         return augment(*arguments)
 
     monkeypatch.setattr(loading, "augment", noted)
     found = all_views(images, steps)
     assert len(found) == len(expected)
     assert all((one == other).all() for one, other in zip(found, expected, strict=True))
-    # One CPU is left to training.
-    assert len(threads) == max(1, num_threads - 1)
+    assert len(threads) == expected_threads
 
 
 def test_the_next_step_is_made_while_the_last_one_is_used():
@@ -94,7 +96,7 @@ def test_the_next_step_is_made_while_the_last_one_is_used():
             return np.asarray(super().__getitem__(row))
 
     for _ in stream_views(pixels(4).view(Images), [[0], [3]]):
-        used.append(made.wait(timeout=10))
+        used.append(made.wait(timeout=60))
     assert used == [True, True]
 
 

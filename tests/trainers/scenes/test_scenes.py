@@ -368,10 +368,12 @@ class TestInterruption:
         process = subprocess.Popen([sys.executable, tmp_path / "draw.py", tmp_path / "many"])
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         deadline = time.monotonic() + 120
-        while not (tmp_path / "many" / "images").exists():
+        # Not the folder, which is there before the pool.
+        while not any((tmp_path / "many" / "images").rglob("*.tif")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         pool = [pid for child in children.read_text().split() for pid in [child, *_children(child)]]
+        assert len(pool) >= 2
         process.kill()
         process.wait()
         while any(Path(f"/proc/{pid}").exists() for pid in pool):

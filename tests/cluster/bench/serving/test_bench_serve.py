@@ -134,7 +134,7 @@ def test_a_peer_is_called_in_its_own_process_and_ends_with_the_block(peer_python
         assert num_wrong == 0
         moved = ServedArchive(tmp_path, tmp_path, archive.ids, codes ^ np.arange(3000, dtype=np.uint8)[:, None])
         assert asyncio.run(_num_wrong_distances(milvus, queries, moved)) == 20
-    assert not any(b"sleep" in command_of(pid) for pid in family(os.getpid()))
+    wait_for(lambda: not any(b"sleep" in command_of(pid) for pid in family(os.getpid())))
 
 
 def test_a_peer_that_does_not_start(peer_python, tmp_path):
@@ -147,7 +147,7 @@ def test_a_peer_that_does_not_start(peer_python, tmp_path):
         started_milvus(peer_python, tmp_path / "data", codes, codes, 3),
     ):
         pass
-    assert not any(b"sleep" in command_of(pid) for pid in family(os.getpid()))
+    wait_for(lambda: not any(b"sleep" in command_of(pid) for pid in family(os.getpid())))
 
 
 def check_served(result):
