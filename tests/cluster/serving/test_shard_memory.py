@@ -135,7 +135,7 @@ def test_nodes_that_are_too_small_are_refused_at_once(ray_cluster, monkeypatch):
 @pytest.mark.parametrize(("seconds", "grows"), [(300, True), (1, False)])
 def test_the_cluster_is_asked_for_nodes_that_hold_a_shard(ray_cluster, monkeypatch, seconds, grows):
     """An autoscaler adds nodes for a pending placement group; here a node becomes large when it is asked for."""
-    # A number of rows that no other test uses: its bundles can be told from theirs.
+    # A number of rows that no other test uses, so that no other test has bundles of this size.
     rows = 2002 + grows
     shard = asked_bytes(rows, 64, 2)
     monkeypatch.setenv("ORBITHASH_WAIT_FOR_NODES_S", str(seconds))

@@ -17,7 +17,7 @@ TRAINED = [name for name, kind in METHODS.items() if not issubclass(kind, Fitted
 
 
 def run_of(method, num_images, **given):
-    """A run of so many training images, or None if the settings are invalid."""
+    """A run with this number of training images, or None if the settings are invalid."""
     try:
         config = load_config(get_method(method).Config, image_size=32, **given)
     except InputError:
