@@ -148,6 +148,11 @@ def make_run(root, method, protocol="random", several_classes=False, **settings)
     return Run(method, config, dataclasses.replace(manifest, images=images), root)
 
 
+def with_draws(method, batch):
+    """A batch of one rank with what the method draws for it, as in the loop."""
+    return batch._replace(draws=method.draw(batch, batch.rows, batch.labels))
+
+
 class Recorder:
     """An observer that records progress and writes the checkpoint of each epoch."""
 

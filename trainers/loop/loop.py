@@ -29,11 +29,12 @@ from orbithash.trainers.distributed import (
     synchronise_batch_norm,
     world_size,
 )
+from orbithash.trainers.loop.batches import mixed_seed
 from orbithash.trainers.loop.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.run import Run, check_batch, check_labels
-from orbithash.trainers.loop.steps import fit, mixed_seed, train_epoch, train_in_bfloat16, wrap
+from orbithash.trainers.loop.steps import fit, train_epoch, train_in_bfloat16, wrap
 from orbithash.trainers.methods import Fitted, Method, get_method
 from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES, labelled
 

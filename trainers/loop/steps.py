@@ -1,36 +1,27 @@
 """The steps of an epoch: batches, losses, gradients, and their measurements."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.backbones.layers import keep_bfloat16_in_training
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
+from orbithash.trainers.data.loading import Part
 from orbithash.trainers.data.memory_use import memory_mb, peak_memory_mb, reset_peak_memory
-from orbithash.trainers.dealing import deal
-from orbithash.trainers.distributed import broadcast_state, from_first_rank, rank, sum_over_ranks, world_size
+from orbithash.trainers.distributed import broadcast_state, from_first_rank, sum_over_ranks, world_size
+from orbithash.trainers.loop.batches import Step, batches_of_epoch, micro_batches
 from orbithash.trainers.loop.losses import LossSums
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.loop.uploads import uploaded
-from orbithash.trainers.methods import Batch, Fitted, Method
+from orbithash.trainers.methods import Fitted, Method
 
-__all__ = ["fit", "mixed_seed", "train_epoch", "train_in_bfloat16", "wrap"]
-
-
-def mixed_seed(seed: int, *more: int) -> int:
-    """Return one seed made of several numbers."""
-    return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
+__all__ = ["fit", "train_epoch", "train_in_bfloat16", "wrap"]
 
 
 def wrap(method: Method) -> nn.Module:
@@ -71,16 +62,16 @@ def train_epoch(
     memory = memory_mb(encoder.device)
     start = time.perf_counter()
     waited = 0.0
-    stream = _batches(run.config, method, steps, encoder, training, epoch)
-    for step in range(1, num_steps + 1):
+    stream = batches_of_epoch(run.config, method, steps, encoder, training, epoch)
+    for number in range(1, num_steps + 1):
         requested = time.perf_counter()
-        batch = next(stream)
+        step = next(stream)
         waited += time.perf_counter() - requested
-        factor = method.step_factor(epoch * num_steps + step - 1, run.config.epochs * num_steps)
+        factor = method.step_factor(epoch * num_steps + number - 1, run.config.epochs * num_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        sums.add(step, _step(run.config, method, parallel, optimizer, batch))
-        on_step(epoch + 1, step, num_steps, step * batch_size / (time.perf_counter() - start))
+        sums.add(number, _step(run.config, method, parallel, optimizer, step))
+        on_step(epoch + 1, number, num_steps, number * batch_size / (time.perf_counter() - start))
     # Waits for the last step on a GPU. The totals stay there, because NCCL does not support tensors on the CPU.
     totals = sums.totals()
     seconds = time.perf_counter() - start
@@ -114,64 +105,14 @@ def fit(method: Fitted, training: Part, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _batches(
-    config: TrainConfig,
-    method: Method,
-    steps: npt.NDArray[np.int64],
-    encoder: HashModel,
-    training: Part,
-    epoch: int,
-) -> Iterator[Batch]:
-    """Yield this rank's share of each step on the device of `encoder`."""
-    for batch in uploaded(_batches_on_cpu(config, method, steps, training, epoch), encoder.device):
-        yield batch if batch.images is None else batch._replace(images=encoder.normalise(batch.images))
-
-
-def _batches_on_cpu(
-    config: TrainConfig, method: Method, steps: npt.NDArray[np.int64], training: Part, epoch: int
-) -> Iterator[Batch]:
-    """Yield the batches of `_batches`, with prepared images [B, S, S, C] as they were decoded."""
-    dealing = deal(steps.shape[1], method.group_size, config.accumulate, world_size())
-    mine = steps[:, dealing.positions(rank())]
-    views: Iterator[Pixels | None] = iter([None] * len(mine))
-    if training.images is not None:
-        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
-        views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
-    for step, (rows, images) in enumerate(zip(mine, views, strict=True)):
-        yield Batch(
-            rows=torch.from_numpy(rows),
-            labels=torch.from_numpy(training.labels[rows]),
-            images=None if images is None else torch.from_numpy(images),
-            features={name: torch.from_numpy(table[rows]) for name, table in training.features.items()},
-            seed=mixed_seed(config.seed, epoch, step, 1),
-            dealing=dealing,
-        )
-
-
-def _micro_batches(batch: Batch) -> Iterator[Batch]:
-    """Split a batch into its micro-batches; all but the first get a new seed."""
-    assert batch.dealing is not None
-    end = 0
-    for number, dealing in enumerate(batch.dealing.micro_batches()):
-        start, end = end, end + dealing.of_ranks[rank()]
-        mine = slice(start, end)
-        yield Batch(
-            rows=batch.rows[mine],
-            labels=batch.labels[mine],
-            images=None if batch.images is None else batch.images[mine],
-            features={name: table[mine] for name, table in batch.features.items()},
-            seed=mixed_seed(batch.seed, number) if number else batch.seed,
-            dealing=dealing,
-        )
-
-
 def _step(
-    config: TrainConfig, method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+    config: TrainConfig, method: Method, parallel: nn.Module, optimizer: torch.optim.Optimizer, step: Step
 ) -> dict[str, Tensor]:
     """Return the losses of a step."""
+    batch = step.batch
     losses = method.before_step(batch, optimizer)
     optimizer.zero_grad(set_to_none=True)
-    for number, micro_batch in enumerate(_micro_batches(batch), start=1):
+    for number, micro_batch in enumerate(micro_batches(step), start=1):
         is_last = number == config.accumulate
         # Ranks exchange gradients once, after the last micro-batch.
         with nullcontext() if is_last or parallel is method else parallel.no_sync():  # type: ignore[operator]

@@ -4,6 +4,7 @@ The soft clusters and the sharpened target distribution are those of DEC (Xie, G
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,15 @@ from torch.optim import Adam
 from orbithash.encoders.networks.hash_network import Standardise
 from orbithash.trainers.data.feature_table import FeatureRows
 
-__all__ = ["Autoencoder", "PreTraining", "cluster_centres", "pre_train", "soft_assignment", "target_distribution"]
+__all__ = [
+    "Autoencoder",
+    "PreTraining",
+    "cluster_centres",
+    "cluster_entropy",
+    "pre_train",
+    "soft_assignment",
+    "target_distribution",
+]
 
 # Widths of the layers between features and latents.
 WIDTHS = (512, 512, 256, 256)
@@ -154,3 +163,12 @@ def target_distribution(shares: Tensor, hard: bool = False) -> Tensor:
         return F.one_hot(shares.argmax(dim=1), shares.shape[1]).to(shares)
     weights = shares.square() / shares.sum(dim=0).clamp(min=1e-12)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def cluster_entropy(shares: Tensor) -> Tensor:
+    """Return the normalised entropy of cluster sizes, each row of shares [N, M] in its largest cluster.
+
+    1: all clusters have the same size; 0: all rows are in one cluster.
+    """
+    sizes = torch.bincount(shares.argmax(dim=1), minlength=shares.shape[1]) / max(1, len(shares))
+    return -torch.xlogy(sizes, sizes).sum() / math.log(shares.shape[1])

@@ -1,7 +1,8 @@
 """The interface between a method and the training loop, and the orders of training images that methods share."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
         features: the rows of each of the method's tables, float32 [B, ...].
         seed: the seed of the step, the same on all ranks.
         dealing: the shares of all ranks; None: this rank has all of the batch.
+        draws: what `Method.draw` returns for the batch, by name.
     """
 
     rows: Tensor
@@ -50,6 +52,7 @@ class Batch(NamedTuple):
     features: dict[str, Tensor]
     seed: int
     dealing: Dealing | None = None
+    draws: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def weight(self) -> float:
@@ -197,6 +200,19 @@ class Method(nn.Module):
         """
         config: TrainConfig = self.config  # type: ignore[assignment]
         return shuffled(len(labels), config.batch_size, config.seed, epoch)
+
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return random numbers and positions that follow from the seed, the rows and the labels of a batch, by name.
+
+        Called for each batch and each micro-batch before it is uploaded, while an earlier step runs; `Batch.draws` has
+        the tensors on the device. A step that copies from the CPU itself would make the CPU wait for the GPU.
+
+        Args:
+            batch: this rank's share, on the CPU and without draws.
+            rows: rows int64 [N] of all ranks, in the order of `Batch.gather`.
+            labels: labels of these rows, as in `Batch`.
+        """
+        return {}
 
     def before_step(self, batch: Batch, optimizer: Optimizer) -> dict[str, Tensor]:
         """Run before each step, outside DDP, for example to train a discriminator. Return losses to record."""

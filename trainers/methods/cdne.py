@@ -229,6 +229,11 @@ class Cdne(FineTuned):
             self._mu = [mu for share, mu in MU_OF_SHARE if epoch >= share * self.config.epochs][-1]
         return super().start_epoch(epoch, training)
 
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the positions "own" int64 [n] of the rows in this rank's share of the memory, see `Method`."""
+        memory = self.memory
+        return {"own": memory.own(rows)} if memory is not None and memory.sharded else {}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`."""
         config = self.config
@@ -269,14 +274,15 @@ class Cdne(FineTuned):
         embeddings_of_step, self._embeddings = self._embeddings, []
         if self.memory is None:
             return
+        own = batch.draws["own"] if self.memory.sharded else None
         if self.average is None:
             assert self._mu is not None
             # Only the last rows are of this step: `forward` may have been called before it.
             embeddings = torch.cat(embeddings_of_step)[-len(batch.rows) :]
-            self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), keep=self._mu)
+            self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), self._mu, own)
             return
         embeddings = _embed(self.outputs(batch, self.average).hashes)
-        self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), keep=0.0)
+        self.memory.write(batch.gather(batch.rows), batch.gather(embeddings), 0.0, own)
         current = dict(self.network.named_parameters())
         for name, parameter in self.average.named_parameters():
             parameter.lerp_(current[name], 1 - self.encoder_momentum)

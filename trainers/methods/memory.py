@@ -56,13 +56,19 @@ class Memory(nn.Module):
         if not np.allclose(sums, sums[0], rtol=0, atol=1e-3, equal_nan=True):
             raise RuntimeError("the ranks' memories have diverged: they did not write the same embeddings")
 
+    def own(self, rows: Tensor) -> Tensor:
+        """Return which of the rows int64 [N] are in this rank's share, as positions int64 [n] in `rows`."""
+        return (rows % self._stride == self._first).nonzero()[:, 0]
+
     @torch.no_grad()
-    def write(self, rows: Tensor, embeddings: Tensor, keep: float) -> None:
+    def write(self, rows: Tensor, embeddings: Tensor, keep: float, own: Tensor | None = None) -> None:
         """Replace each row m of `rows` int64 [N] by keep * m + (1 - keep) * e, scaled to unit length.
 
-        e are the embeddings [N, K] of these rows. Every rank passes the rows of all ranks.
+        e are the embeddings [N, K] of these rows. Every rank passes the rows of all ranks, and with a sharded memory
+        its `own` ones, which are computed on the CPU: their number would have to be read from a GPU.
         """
-        is_here = rows % self._stride == self._first
-        positions = rows[is_here] // self._stride
-        mixed = keep * self.share[positions] + (1 - keep) * embeddings[is_here].to(self.share.dtype)
+        if own is not None:
+            rows, embeddings = rows[own], embeddings[own]
+        positions = rows // self._stride
+        mixed = keep * self.share[positions] + (1 - keep) * embeddings.to(self.share.dtype)
         self.share[positions] = F.normalize(mixed, dim=1, eps=NORM_FLOOR)

@@ -15,7 +15,6 @@ Deviations from the authors' code, in addition to the settings below:
   test images).
 """
 
-import math
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -43,6 +42,7 @@ from orbithash.trainers.methods.autoencoder import (
     Autoencoder,
     PreTraining,
     cluster_centres,
+    cluster_entropy,
     pre_train,
     soft_assignment,
     target_distribution,
@@ -52,7 +52,7 @@ from orbithash.trainers.methods.losses import bit_balance_loss, quantisation_los
 from orbithash.trainers.metrics.retrieval import labelled
 from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = ["MrHash", "MrHashConfig", "cluster_entropy", "kl_divergence"]
+__all__ = ["MrHash", "MrHashConfig", "kl_divergence"]
 
 # A feature table of a part, or the rows of a batch.
 Rows = TypeVar("Rows", FeatureRows, Tensor)
@@ -195,15 +195,6 @@ def kl_divergence(target: Tensor, shares: Tensor, reduction: str) -> Tensor:
     return divergence.sum() / max(1, len(target)) / (target.shape[1] if reduction == "mean" else 1)
 
 
-def cluster_entropy(shares: Tensor) -> Tensor:
-    """Return the normalised entropy of cluster sizes, each row of shares [N, M] in its largest cluster.
-
-    1: all clusters have the same size; 0: all rows are in one cluster.
-    """
-    sizes = torch.bincount(shares.argmax(dim=1), minlength=shares.shape[1]) / max(1, len(shares))
-    return -torch.xlogy(sizes, sizes).sum() / math.log(shares.shape[1])
-
-
 class MrHash(Method):
     """The hash network, the bridge from hashes to latents, and the autoencoder with the centres of its latents."""
 
@@ -313,11 +304,17 @@ class MrHash(Method):
         self.entropy.copy_(sum_over_ranks(entropy))
         return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
 
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return which features are "kept" by dropout, bool [B, D], see `Method`."""
+        draw = torch.Generator().manual_seed(batch.seed)
+        drawn = torch.rand(batch.num_rows, self.network.head.num_features, generator=draw)
+        return {"kept": drawn[batch.positions] >= self.config.dropout}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. All but the bit balance are means over this rank's rows."""
         config, autoencoder = self.config, self.autoencoder
         features = batch.features["image"] if batch.images is None else self.network.features(batch.images)
-        hashes = self.network.head(self._dropped(features, batch) if self.training else features)
+        hashes = self.network.head(self._dropped(features, batch.draws["kept"]) if self.training else features)
         sources = autoencoder.standardise(self._sources(batch.features))
         target, bridged = self.target[batch.rows], self.bridge(hashes)
 
@@ -349,14 +346,11 @@ class MrHash(Method):
             loss = loss + config.bit_balance_weight * losses["bit_balance"]
         return {"loss": loss, **losses, "cluster_entropy": self.entropy}
 
-    def _dropped(self, features: Tensor, batch: Batch) -> Tensor:
+    def _dropped(self, features: Tensor, kept: Tensor) -> Tensor:
         """Return features [B, D] after dropout: dropped features are set to their training mean, others scaled up."""
         norm = self.network.head.norm
         assert isinstance(norm, Standardise)
-        rate, mean = self.config.dropout, norm.mean
-        draw = torch.Generator().manual_seed(batch.seed)
-        kept = torch.rand(batch.num_rows, features.shape[1], generator=draw)[batch.positions] >= rate
-        return mean + (features - mean) * kept.to(features) / (1 - rate)
+        return norm.mean + (features - norm.mean) * kept.to(features) / (1 - self.config.dropout)
 
     def build_optimizer(self) -> Adam:
         """Return the optimizer, see `Method`: one group for the backbone if it is fine-tuned, one for the rest."""

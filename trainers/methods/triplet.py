@@ -18,7 +18,7 @@ from orbithash.trainers.methods.fine_tuning import FineTuned, FineTuningConfig
 from orbithash.trainers.methods.losses import quantisation_loss
 from orbithash.trainers.search_space import Choice, Linear, Log
 
-__all__ = ["Triplet", "TripletConfig", "draw_triplets", "triplet_loss"]
+__all__ = ["Triplet", "TripletConfig", "anchors_with_both", "draw_triplets", "triplet_loss"]
 
 
 class TripletConfig(FineTuningConfig):
@@ -46,22 +46,30 @@ def _distances(hashes: Tensor) -> Tensor:
     return (squares[:, None] + squares - 2 * hashes @ hashes.T / hashes.shape[1]).clamp(min=0) / 4
 
 
-def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
+def _candidates(labels: Tensor, rows: Tensor) -> Tensor:
+    """Return which images are positives and which are negatives of each image, bool [2, N, N]."""
+    same = labels[:, None] == labels if labels.dtype != torch.bool else (labels[:, None] & labels).any(dim=2)
+    return torch.stack([same & (rows[:, None] != rows), ~same])
+
+
+def anchors_with_both(labels: Tensor, rows: Tensor) -> Tensor:
+    """Return the positions int64 [M] of the images that have a positive and a negative; see `draw_triplets`."""
+    return _candidates(labels, rows).any(dim=2).all(dim=0).nonzero()[:, 0]
+
+
+def draw_triplets(labels: Tensor, rows: Tensor, scores: Tensor, anchors: Tensor) -> Tensor:
     """Return positions int64 [M, 3] of anchors, positives and negatives among N images.
 
     Args:
         labels: int64 [N] or bool [N, C].
         rows: int64 [N], rows of the training part. Another view of the anchor's own row is not a positive.
         scores: [2, N, N]. The positive of anchor i has the highest score in `scores[0, i]`, the negative in
-            `scores[1, i]`. Anchors without a positive or without a negative have no triplet.
+            `scores[1, i]`.
+        anchors: `anchors_with_both`.
     """
-    same = labels[:, None] == labels if labels.dtype != torch.bool else (labels[:, None] & labels).any(dim=2)
-    masks = torch.stack([same & (rows[:, None] != rows), ~same])
-    has_both = masks.any(dim=2).all(dim=0)
-    anchors = has_both.nonzero()[:, 0]
     if not len(anchors):
         return anchors.new_zeros(0, 3)
-    chosen = scores.masked_fill(~masks, -torch.inf).argmax(dim=2)
+    chosen = scores.masked_fill(~_candidates(labels, rows), -torch.inf).argmax(dim=2)
     return torch.stack([anchors, *chosen[:, anchors]], dim=1)
 
 
@@ -89,12 +97,24 @@ class Triplet(FineTuned):
         self.config: TripletConfig = config
         self.network = self.build_network(HeadSpec(config.bits))
 
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the "anchors" int64 [M], or random "triplets" int64 [M, 3], the same on all ranks; see `Method`."""
+        anchors = anchors_with_both(labels, rows)
+        if self.config.mining == "hard":
+            return {"anchors": anchors}
+        scores = torch.rand(2, len(rows), len(rows), generator=torch.Generator().manual_seed(batch.seed))
+        return {"triplets": draw_triplets(labels, rows, scores, anchors)}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses, see `Method`. Every rank computes the triplet loss on all ranks' hashes."""
         hashes, _ = self.outputs(batch)
         distances = _distances(batch.gather(hashes))
-        labels, rows = batch.gather(batch.labels), batch.gather(batch.rows)
-        triplets = draw_triplets(labels, rows, self._scores(distances.detach(), batch.seed))
+        if self.config.mining == "hard":
+            scores = torch.stack([distances, -distances]).detach()
+            labels, rows = batch.gather(batch.labels), batch.gather(batch.rows)
+            triplets = draw_triplets(labels, rows, scores, batch.draws["anchors"])
+        else:
+            triplets = batch.draws["triplets"]
         triplet = triplet_loss(distances, triplets, self.config.margin)
         quantisation = batch.weight * quantisation_loss(hashes)
         return {
@@ -102,10 +122,3 @@ class Triplet(FineTuned):
             "triplet": triplet,
             "quantisation": quantisation,
         }
-
-    def _scores(self, distances: Tensor, seed: int) -> Tensor:
-        """Return the scores for `draw_triplets`, the same on all ranks."""
-        if self.config.mining == "hard":
-            return torch.stack([distances, -distances])
-        drawn = torch.rand(2, *distances.shape, generator=torch.Generator().manual_seed(seed))
-        return drawn.to(distances.device)

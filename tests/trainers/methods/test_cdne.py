@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from method_parts import Recorder, make_run, write_data
+from method_parts import Recorder, make_run, with_draws, write_data
 
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
@@ -147,7 +147,8 @@ def test_a_write_follows_the_update_rule_and_leaves_other_rows_unchanged():
         memory.open()
         assert memory.state_dict()["whole"].shape == (0 if sharded else 5, 3)
         new = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        memory.write(torch.tensor([3, 0]), new, keep=0.8)
+        rows = torch.tensor([3, 0])
+        memory.write(rows, new, keep=0.8, own=memory.own(rows) if sharded else None)
         memory.close()
         for row, given in ((3, new[0]), (0, new[1])):
             mixed = [0.8 * m + 0.2 * e for m, e in zip(start[row].tolist(), given.tolist(), strict=True)]
@@ -237,7 +238,7 @@ def test_sharded_memory_in_one_process_equals_the_replicated_one(variant):
         method = started(variant=variant, sharded_memory=sharded, margin=0.1).double()
         method.memory.share = method.memory.share.double() if sharded else method.memory.whole
         batch = make_batch()
-        batch = batch._replace(images=batch.images.double())
+        batch = with_draws(method, batch._replace(images=batch.images.double()))
         losses = method(batch)
         losses["loss"].backward()
         method.after_step(batch)

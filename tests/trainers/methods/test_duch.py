@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from backbone_models import OPEN_CLIP, write_open_clip
-from method_parts import make_run, trained, write_data, write_text_model, write_translators
+from method_parts import make_run, trained, with_draws, write_data, write_text_model, write_translators
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import read_image
@@ -291,7 +291,7 @@ def test_a_relative_folder_of_a_dual_encoder_becomes_absolute(dual_encoder, monk
 
 def test_each_step_updates_only_the_discriminator_or_only_the_hash_heads(make):
     method, part = make(weight_decay=0.1, critic_weight_decay=0.1)
-    optimizer, batch = method.build_optimizer(), batch_of(part, [0, 3, 4, 7, 9, 11])
+    optimizer, batch = method.build_optimizer(), with_draws(method, batch_of(part, [0, 3, 4, 7, 9, 11]))
     assert not any(parameter.requires_grad for parameter in method.discriminator.parameters())
     # As in the training loop, the gradients of the previous step are still set.
     method(batch)["loss"].backward()
@@ -315,7 +315,7 @@ def test_the_discriminator_learns_to_distinguish_captions_from_images(make):
     method, part = make(critic_lr=0.02)
     optimizer, batch = method.build_optimizer(), batch_of(part, list(range(NUM)))
     for seed in range(150):
-        method.before_step(batch._replace(seed=seed), optimizer)
+        method.before_step(with_draws(method, batch._replace(seed=seed)), optimizer)
     with torch.no_grad():
         images, texts, _ = method._hashes(batch)
         assert method.discriminator(texts[:, 0]).mean() > 0.5 > -0.5 > method.discriminator(images[:, 0]).mean()

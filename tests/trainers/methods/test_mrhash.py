@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchvision
-from method_parts import make_run, trained, write_data
+from method_parts import make_run, trained, with_draws, write_data
 from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 
@@ -29,11 +29,12 @@ from orbithash.trainers.methods.autoencoder import (
     Autoencoder,
     PreTraining,
     cluster_centres,
+    cluster_entropy,
     pre_train,
     soft_assignment,
     target_distribution,
 )
-from orbithash.trainers.methods.mrhash import MrHash, MrHashConfig, cluster_entropy, kl_divergence
+from orbithash.trainers.methods.mrhash import MrHash, MrHashConfig, kl_divergence
 
 DTYPES = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-5}
 SETTINGS = {"num_clusters": 4, "num_latents": 5, "autoencoder_epochs": 2, "hidden": (12,)}
@@ -222,7 +223,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     training = part()
     method.begin(training)
     method.start_epoch(0, training)
-    losses = method(batch_of(training, [3, 1, 7, 20]))
+    losses = method(with_draws(method, batch_of(training, [3, 1, 7, 20])))
     expected = losses["divergence"] + losses["latent_divergence"]
     expected = expected + sum(weight * losses[name] for name, weight in weights.items())
     torch.testing.assert_close(losses["loss"], expected)
@@ -245,7 +246,7 @@ def test_dropout_sets_features_to_their_mean():
     method.network.head.norm.fit(features := torch.from_numpy(training.features["image"]))
     mean = method.network.head.norm.mean
     batches = [Batch(torch.arange(2000), torch.zeros(2000), None, {}, seed) for seed in (7, 7, 8)]
-    some, same, other = (method._dropped(features, batch) for batch in batches)
+    some, same, other = (method._dropped(features, with_draws(method, batch).draws["kept"]) for batch in batches)
     dropped = torch.isclose(some, mean.expand_as(some), atol=1e-6)
     assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.005)
     torch.testing.assert_close(some[~dropped], (mean + (features - mean) / 0.75)[~dropped], rtol=1e-4, atol=1e-5)
@@ -273,11 +274,11 @@ def test_a_collapse_is_reported():
     method = make_method()
     method.begin(training)
     method.start_epoch(0, training)
-    assert float(method(batch_of(training, [0, 1]))["cluster_entropy"]) > 0.3
+    assert float(method(with_draws(method, batch_of(training, [0, 1])))["cluster_entropy"]) > 0.3
     with torch.no_grad():
         method.centres.copy_(method.centres[0].expand_as(method.centres))
     method.start_epoch(1, training)
-    assert float(method(batch_of(training, [0, 1]))["cluster_entropy"]) == 0
+    assert float(method(with_draws(method, batch_of(training, [0, 1])))["cluster_entropy"]) == 0
 
 
 def test_more_clusters_than_images_are_refused():

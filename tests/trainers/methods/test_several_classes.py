@@ -13,7 +13,7 @@ from orbithash.trainers.methods.base import balanced
 from orbithash.trainers.methods.cdne import Embedded, neighbour_log_sums, snca_loss
 from orbithash.trainers.methods.dhcl import Dhcl, DhclConfig, circle_proxy_loss, proxy_anchor_loss
 from orbithash.trainers.methods.losses import classification_loss
-from orbithash.trainers.methods.triplet import draw_triplets
+from orbithash.trainers.methods.triplet import anchors_with_both, draw_triplets
 
 NUM_CLASSES = 4
 
@@ -119,7 +119,8 @@ def test_one_class_each_gives_the_losses_of_single_labels(margin):
         neighbour_log_sums(single, single, 0.05, margin), neighbour_log_sums(several, several, 0.05, margin)
     )
     scores = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(draw_triplets(labels, rows, scores), draw_triplets(matrix, rows, scores))
+    of_labels, of_both = (draw_triplets(y, rows, scores, anchors_with_both(y, rows)) for y in (labels, matrix))
+    assert torch.equal(of_labels, of_both)
     drawn, of_matrix = (balanced(y.numpy(), 6, 3, seed=0, epoch=1) for y in (labels, matrix))
     assert (drawn == of_matrix).all()
 
@@ -127,7 +128,8 @@ def test_one_class_each_gives_the_losses_of_single_labels(margin):
 def test_positives_share_a_class_and_negatives_share_none():
     _, labels = inputs(20, seed=3)
     scores = torch.rand(2, 20, 20, generator=torch.Generator().manual_seed(0))
-    triplets = draw_triplets(labels, torch.arange(20), scores)
+    rows = torch.arange(20)
+    triplets = draw_triplets(labels, rows, scores, anchors_with_both(labels, rows))
     assert len(triplets) > 5
     for anchor, positive, negative in triplets.tolist():
         assert anchor != positive

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from method_parts import with_draws
 
 from orbithash.trainers.config import load_config
 from orbithash.trainers.methods import Batch
-from orbithash.trainers.methods.triplet import Triplet, TripletConfig, _distances, draw_triplets, triplet_loss
+from orbithash.trainers.methods.triplet import (
+    Triplet,
+    TripletConfig,
+    _distances,
+    anchors_with_both,
+    draw_triplets,
+    triplet_loss,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -34,7 +42,8 @@ def inputs(num, num_classes, seed=0, dtype=torch.float32):
 
 def hardest(hashes, labels, rows, margin=0.25):
     distances = _distances(hashes)
-    triplets = draw_triplets(labels, rows, torch.stack([distances, -distances]).detach())
+    scores, anchors = torch.stack([distances, -distances]).detach(), anchors_with_both(labels, rows)
+    triplets = draw_triplets(labels, rows, scores, anchors)
     return triplet_loss(distances, triplets, margin)
 
 
@@ -59,7 +68,7 @@ def test_random_triplets_are_valid_and_follow_the_scores():
     drawn = []
     for seed in range(20):
         scores = torch.rand(2, 30, 30, generator=torch.Generator().manual_seed(seed))
-        triplets = draw_triplets(labels, rows, scores)
+        triplets = draw_triplets(labels, rows, scores, anchors_with_both(labels, rows))
         assert len(triplets) > 20
         for a, p, n in triplets.tolist():
             assert labels[a] == labels[p] != labels[n]
@@ -111,7 +120,8 @@ def test_the_loss_is_the_weighted_sum_and_reproducible_by_seed(mining):
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
-        found = [method(Batch(torch.arange(8), labels, images, {}, seed)) for seed in (1, 1, 2)]
+        batches = [Batch(torch.arange(8), labels, images, {}, seed) for seed in (1, 1, 2)]
+        found = [method(with_draws(method, batch)) for batch in batches]
         hashes = method.network(images).hashes
     assert float(found[0]["loss"]) == pytest.approx(float(found[0]["triplet"] + 3 * found[0]["quantisation"]), rel=1e-5)
     assert found[0] == found[1]
@@ -134,5 +144,5 @@ def test_every_parameter_gets_a_gradient():
     method = make()
     assert method.network.classifier is None
     batch = Batch(torch.arange(4), torch.tensor([0, 1, 0, 1]), torch.randn(4, 3, 64, 64), {}, 0)
-    method(batch)["loss"].backward()
+    method(with_draws(method, batch))["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())

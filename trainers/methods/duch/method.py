@@ -203,8 +203,19 @@ class Duch(Method):
         first = rng.integers(num_captions, size=len(training.ids))
         step = rng.integers(1, max(2, num_captions), size=len(training.ids))
         second = first if config.text_augmentation != "none" else (first + step) % num_captions
-        self._chosen = torch.from_numpy(np.stack([first, second], axis=1))
+        self._chosen = torch.from_numpy(np.stack([first, second], axis=1)).to(self.consensus.device)
         return float(config.lr_decay ** (epoch // config.lr_decay_epochs))
+
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the "shares" of `discriminator_loss`, float64 [2, N, T, K] for both text views, see `Method`."""
+        if self.discriminator is None:
+            return {}
+        draw = torch.Generator().manual_seed(batch.seed)
+        num_texts = batch.features["text"].shape[1] if self.config.captions == "all" else 1
+        shape = (batch.num_rows, num_texts, self.config.bits)
+        # Drawn for each pair in the order of the batch, whatever the order of the ranks.
+        drawn = [torch.rand(shape, generator=draw, dtype=torch.float64) for _ in range(2)]
+        return {"shares": torch.stack(drawn)[:, batch.gathered_positions]}
 
     def before_step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Train the discriminator for one step, see `Method`."""
@@ -213,7 +224,6 @@ class Duch(Method):
             return {}
         with torch.no_grad(), _statistics_kept(self.network.head), _statistics_kept(self.text_head):
             images, *texts = self._hashes(batch)
-        draw = torch.Generator().manual_seed(batch.seed)
         optimizer.zero_grad(set_to_none=True)
         discriminator.requires_grad_(True)
         parameters = list(discriminator.parameters())
@@ -221,9 +231,7 @@ class Duch(Method):
         for view, text in enumerate(texts):
             text = text.flatten(0, 1)
             image = images[:, view].repeat_interleave(len(text) // max(1, len(images)), dim=0)
-            # Drawn for each pair in the order of the batch, whatever the order of the ranks.
-            drawn = torch.rand(texts[view].shape, generator=draw, dtype=torch.float64)[batch.gathered_positions]
-            shares = drawn.flatten(0, 1).to(at_least_float32(text))
+            shares = batch.draws["shares"][view].flatten(0, 1).to(at_least_float32(text))
             loss = loss + discriminator_loss(discriminator, text, image, shares, config.gradient_penalty)
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = sum_over_ranks(gradient) / world_size()
@@ -271,7 +279,7 @@ class Duch(Method):
         second = features.get("text_augmented", first)
         if config.captions != "all":
             pairs = torch.arange(len(first), device=first.device)
-            chosen = self._chosen.to(first.device)[batch.rows]
+            chosen = self._chosen[batch.rows]
             first, second = first[pairs, chosen[:, 0]][:, None], second[pairs, chosen[:, 1]][:, None]
         elif config.text_augmentation == "none":
             hashes = batch.gather(_hash_views(self.text_head, first))

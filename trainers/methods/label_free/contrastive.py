@@ -148,15 +148,17 @@ class Contrastive(Method):
         """Return the factor on the learning rate, a cosine, see `Method`."""
         return (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
 
+    def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the numbers of the two "views" of each image, int64 [B, 2], see `Method`."""
+        draw = torch.Generator().manual_seed(batch.seed)
+        order = torch.rand(batch.num_rows, len(batch.features), generator=draw).argsort(dim=1)
+        return {"views": order[batch.positions, :2]}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses on the hashes of all ranks, see `Method`."""
         config = self.config
-        views = torch.stack(list(batch.features.values()), dim=1)
-        num_rows, num_views = views.shape[:2]
-        draw = torch.Generator().manual_seed(batch.seed)
-        order = torch.rand(batch.num_rows, num_views, generator=draw).argsort(dim=1)
-        chosen = order[batch.positions, :2].to(views.device)
-        rows = torch.arange(num_rows, device=views.device)
+        views, chosen = torch.stack(list(batch.features.values()), dim=1), batch.draws["views"]
+        rows = torch.arange(len(views), device=views.device)
         hashes = self.network.head(torch.cat([views[rows, chosen[:, 0]], views[rows, chosen[:, 1]]]))
         first, second = (batch.gather(half) for half in hashes.chunk(2))
         both = torch.cat([first, second])

@@ -1,0 +1,110 @@
+"""Batches of an epoch: this rank's share of each step, with what its method draws, on the device."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orbithash.encoders.imagery.rendering import Pixels
+from orbithash.encoders.networks.model import HashModel
+from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
+from orbithash.trainers.dealing import deal
+from orbithash.trainers.distributed import rank, world_size
+from orbithash.trainers.loop.uploads import uploaded
+from orbithash.trainers.methods import Batch, Method
+
+__all__ = ["Step", "batches_of_epoch", "micro_batches", "mixed_seed", "steps_on_cpu"]
+
+
+class Step(NamedTuple):
+    """The batch of a step, and the draws of each micro-batch; empty if the batch is not split."""
+
+    batch: Batch
+    draws: tuple[Mapping[str, Tensor], ...] = ()
+
+
+def mixed_seed(seed: int, *more: int) -> int:
+    """Return one seed made of several numbers."""
+    return int(np.random.SeedSequence([seed, *more]).generate_state(1, np.uint32)[0])
+
+
+def batches_of_epoch(
+    config: TrainConfig,
+    method: Method,
+    steps: npt.NDArray[np.int64],
+    encoder: HashModel,
+    training: Part,
+    epoch: int,
+) -> Iterator[Step]:
+    """Yield this rank's share of each step on the device of `encoder`, with normalised images."""
+    for step in uploaded(steps_on_cpu(config, method, steps, training, epoch), encoder.device):
+        images = step.batch.images
+        if images is None:
+            yield step
+        else:
+            yield step._replace(batch=step.batch._replace(images=encoder.normalise(images)))
+
+
+def steps_on_cpu(
+    config: TrainConfig, method: Method, steps: npt.NDArray[np.int64], training: Part, epoch: int
+) -> Iterator[Step]:
+    """Yield the steps of `batches_of_epoch` on the CPU, with prepared images [B, S, S, C] as they were decoded."""
+    dealing = deal(steps.shape[1], method.group_size, config.accumulate, world_size())
+    mine = steps[:, dealing.positions(rank())]
+    views: Iterator[Pixels | None] = iter([None] * len(mine))
+    if training.images is not None:
+        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
+        views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
+    for number, (rows, images) in enumerate(zip(mine, views, strict=True)):
+        batch = Batch(
+            rows=torch.from_numpy(rows),
+            labels=torch.from_numpy(training.labels[rows]),
+            images=None if images is None else torch.from_numpy(images),
+            features={name: torch.from_numpy(table[rows]) for name, table in training.features.items()},
+            seed=mixed_seed(config.seed, epoch, number, 1),
+            dealing=dealing,
+        )
+        yield _with_draws(method, batch, steps[number], training)
+
+
+def _with_draws(method: Method, batch: Batch, rows: npt.NDArray[np.int64], training: Part) -> Step:
+    """Return the step of a batch; `rows` are those of all ranks in the order of the step."""
+
+    def draws(part: Batch, start: int) -> Mapping[str, Tensor]:
+        gathered = rows[start + part.gathered_positions.numpy()]
+        return method.draw(part, torch.from_numpy(gathered), torch.from_numpy(training.labels[gathered]))
+
+    of_parts, start = [], 0
+    for part in micro_batches(Step(batch)):
+        of_parts.append(draws(part, start))
+        start += part.num_rows
+    if len(of_parts) == 1:
+        return Step(batch._replace(draws=of_parts[0]))
+    return Step(batch._replace(draws=draws(batch, 0)), tuple(of_parts))
+
+
+def micro_batches(step: Step) -> Iterator[Batch]:
+    """Split the batch of a step into its micro-batches; all but the first get a new seed."""
+    batch = step.batch
+    assert batch.dealing is not None
+    dealings = list(batch.dealing.micro_batches())
+    if len(dealings) == 1:
+        yield batch
+        return
+    end = 0
+    for number, dealing in enumerate(dealings):
+        start, end = end, end + dealing.of_ranks[rank()]
+        mine = slice(start, end)
+        yield Batch(
+            rows=batch.rows[mine],
+            labels=batch.labels[mine],
+            images=None if batch.images is None else batch.images[mine],
+            features={name: table[mine] for name, table in batch.features.items()},
+            seed=mixed_seed(batch.seed, number) if number else batch.seed,
+            dealing=dealing,
+            draws=step.draws[number] if step.draws else {},
+        )
