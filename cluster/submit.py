@@ -34,7 +34,7 @@ START_S = 30.0
 LOST_S = 600.0
 
 # Text arguments that are paths or URLs.
-_PLACES = ("source", "archive")
+_PLACES = ("source", "archive", "data", "out")
 # Text arguments that are names, even if a file of the same name exists here.
 _NAMES = ("method", "methods", "name", "dataset", "protocol", "prefix", "metric", "index")
 

@@ -14,6 +14,7 @@ from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
+from orbithash.encoders.sources.image_roots import ImageRoot, image_root, local_folder, sources_of
 from orbithash.trainers.datasets import PROTOCOLS, Images, Manifest, resplit
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, read_vectors
 from orbithash.trainers.evaluation.evaluation import metrics_of, without_baselines
@@ -65,7 +66,7 @@ def train(
 
     Args:
         method: name of a method, such as "dhcl"; `orbithash methods` lists them.
-        data: folder of images, for example one subfolder per class.
+        data: folder of images, for example one subfolder per class; or the path or URI of a packed data set.
         out: run folder, which `evaluate` and the command line read. An interrupted run is resumed, and the model of a
             complete run is loaded.
         config: YAML file of settings, or the name of a shipped recipe; `orbithash methods` lists them.
@@ -84,7 +85,7 @@ def train(
     folder = Path(out).absolute()
     run = make_run(
         method,
-        Path(data),
+        data,
         config,
         dataset=dataset,
         protocol=protocol,
@@ -158,7 +159,7 @@ def evaluate(
 
     Args:
         run: folder of a run of `train` or of the command line.
-        data: folder of the images; None: where they were at training.
+        data: folder of the images, or their packed data set; None: where they were at training.
         protocol: evaluate by another protocol whose test images were not trained on; None: the run's.
         baselines: whether simple methods on features of the pretrained backbone are evaluated too.
         cutoffs: the k of average precision.
@@ -169,13 +170,13 @@ def evaluate(
         InputError: the folder holds no complete run, or the images are not those of its manifest.
     """
     folder = Path(run)
-    root = open_run(folder).root if data is None else Path(data)
+    root = open_run(folder).root if data is None else data
     return evaluate_run(folder, root, protocol, baselines, cutoffs, bits, device)[0]
 
 
 def evaluate_run(
     folder: Path,
-    data: Path,
+    data: Path | str | ImageRoot,
     protocol: str | None = None,
     baselines: bool = True,
     cutoffs: Sequence[int] = (20, 100),
@@ -188,17 +189,18 @@ def evaluate_run(
     Writes `metrics.json`, plots and `report.html` to `RUN/evaluation/`, or to `RUN/evaluation-PROTOCOL/` or
     `RUN/evaluation-BITS/` for another protocol or length. The arguments are those of `evaluate`.
     """
-    run, model, manifest, name = _opened(folder, data, protocol, bits, _device(device))
+    root = image_root(data)
+    run, model, manifest, name = _opened(folder, root, protocol, bits, _device(device))
     is_of_embeddings = run.manifest.dataset == EMBEDDINGS
-    features_of = _pretrained_features(run, model, data) if baselines else "switched off"
+    features_of = _pretrained_features(run, model, root) if baselines else "switched off"
     reason = features_of if isinstance(features_of, str) else None
-    vectors_of = _vectors(run, model, data) if is_of_embeddings else None
+    vectors_of = _vectors(run, model, root) if is_of_embeddings else None
     num_images = len(manifest.part("test", *PROTOCOLS[manifest.protocol].database))
     evaluated = with_writable_store(
         lambda: evaluate_model(
             model,
             manifest,
-            data,
+            root,
             on_progress=None if on_progress is None else lambda done: on_progress(done, num_images),
             baseline_model=None if isinstance(features_of, str) else features_of,
             cutoffs=cutoffs,
@@ -211,10 +213,14 @@ def evaluate_run(
         else:
             evaluated = without_baselines(evaluated, reason)
     rendering = model.preprocessing.rendering
+
+    def picture(path: str) -> npt.NDArray[np.uint8]:
+        return rendering.picture(read_image(sources_of(root, [path])[0], rendering))
+
     page = write_evaluation(
         folder / name,
         evaluated,
-        read_image=None if is_of_embeddings else lambda path: rendering.picture(read_image(Path(path), rendering)),
+        read_image=None if is_of_embeddings else picture,
         history=read_history(folder),
         source=str(data),
     )
@@ -223,7 +229,7 @@ def evaluate_run(
 
 
 def evaluation_features(
-    folder: Path, data: Path, protocol: str | None, baselines: bool, bits: int | None, device: str
+    folder: Path, data: ImageRoot, protocol: str | None, baselines: bool, bits: int | None, device: str
 ) -> dict[str, Wanted]:
     """Return the features that `evaluate_run` with these arguments looks up first; see `wanted_features`."""
     run, model, manifest, _ = _opened(folder, data, protocol, bits, device)
@@ -233,7 +239,7 @@ def evaluation_features(
 
 def unsure_features(
     folder: Path,
-    data: Path,
+    data: ImageRoot,
     protocol: str | None,
     bits: int | None,
     rows: npt.NDArray[np.int64],
@@ -244,14 +250,16 @@ def unsure_features(
     return wanted_if_unsure(model, manifest, data, rows)
 
 
-def unsure_rows(folder: Path, data: Path, protocol: str | None, bits: int | None, device: str) -> npt.NDArray[np.int64]:
+def unsure_rows(
+    folder: Path, data: ImageRoot, protocol: str | None, bits: int | None, device: str
+) -> npt.NDArray[np.int64]:
     """Return the `rows` of `unsure_features`; features that are not kept are computed."""
     _, model, manifest, _ = _opened(folder, data, protocol, bits, device)
     wanted = wanted_features(model, manifest, data)
     return np.flatnonzero(~model.is_certain(wanted["others"].table())) if "others" in wanted else np.empty(0, np.int64)
 
 
-def check_evaluation(folder: Path, data: Path, protocol: str | None, bits: int | None) -> None:
+def check_evaluation(folder: Path, data: ImageRoot, protocol: str | None, bits: int | None) -> None:
     """Raise `InputError` if `evaluate_run` would, because of its arguments, or of images other than the manifest's."""
     run, _, manifest, _ = _opened(folder, data, protocol, bits, "cpu")
     if run.manifest.dataset == EMBEDDINGS:
@@ -260,11 +268,11 @@ def check_evaluation(folder: Path, data: Path, protocol: str | None, bits: int |
 
 
 def _opened(
-    folder: Path, data: Path, protocol: str | None, bits: int | None, device: str | torch.device
+    folder: Path, data: ImageRoot, protocol: str | None, bits: int | None, device: str | torch.device
 ) -> tuple[Run, HashModel, Manifest, str]:
     """Return the run, the model of a length, the manifest of a protocol, and the name of the evaluation's folder."""
     run = open_run(folder)
-    if not data.is_dir() and run.manifest.dataset != EMBEDDINGS:
+    if isinstance(data, Path) and not data.is_dir() and run.manifest.dataset != EMBEDDINGS:
         raise InputError(f"{data} is not a folder; --data is the folder of the run's images")
     model, is_whole = _load_model(folder, bits, device)
     manifest, name = run.manifest, "evaluation"
@@ -289,7 +297,7 @@ def _load_model(folder: Path, bits: int | None, device: str | torch.device) -> t
     return HashModel.load(shorter, device), False
 
 
-def _pretrained_features(run: Run, model: HashModel, data: Path) -> FeaturesOf | str:
+def _pretrained_features(run: Run, model: HashModel, data: ImageRoot) -> FeaturesOf | str:
     """Return a function that computes features with the weights before training, or why there is none."""
     if run.manifest.dataset == EMBEDDINGS:
         return _vectors(run, model, data)
@@ -310,11 +318,12 @@ def _pretrained_extractor(run: Run, model: HashModel) -> FeatureExtractor | str:
     return FeatureExtractor(network, model.preprocessing, model.device, model.card.precision)
 
 
-def _vectors(run: Run, model: HashModel, data: Path) -> Callable[[Images], npt.NDArray[np.float32]]:
+def _vectors(run: Run, model: HashModel, data: ImageRoot) -> Callable[[Images], npt.NDArray[np.float32]]:
     """Return a function that reads the vectors of a manifest's items; `InputError` for those of another embedding."""
     backbone = model.card.network.backbone
-    EmbeddingTable.open(data, run.config.table).check_embedding(backbone.name, backbone.num_features, backbone.origin)
-    return lambda images: read_vectors(data.absolute(), run.config.table, images)
+    folder = local_folder(data, "a table of embeddings")
+    EmbeddingTable.open(folder, run.config.table).check_embedding(backbone.name, backbone.num_features, backbone.origin)
+    return lambda images: read_vectors(folder, run.config.table, images)
 
 
 def _device(given: str | torch.device | None) -> str | torch.device:

@@ -69,3 +69,19 @@ def bench_gpu(
     result = run_bench(GpuBench(device, tuple(network or NETWORKS), count, batch_size, precision, compared))
     show_gpu(result, as_json)
     write_page(report, result)
+
+
+@bench.command("loading", epilog="Example: orbithash bench loading --count 4096")
+def bench_loading(
+    count: Annotated[int, typer.Option("--count", help="Number of generated scenes.")] = 4096,
+    rounds: Annotated[int, typer.Option("--rounds", help="Number of epochs of each contestant.")] = 5,
+    report: ReportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure views per second from a folder and from the same images packed, next to a bare loop over the files."""
+    from orbithash.cluster.bench.report import show
+    from orbithash.cluster.bench.training.loading import bench_loading as run_bench
+
+    result = run_bench(count, rounds)
+    show(result, as_json)
+    write_page(report, result)

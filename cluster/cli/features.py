@@ -1,12 +1,14 @@
-"""The verb `features`, which computes the features of a data set before it is trained on."""
+"""Verbs that prepare a data set for training: pack, features."""
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import LEARN, JsonOption, RunOptions, with_run_options
+from orbithash.cluster.cli.options import LEARN, CaptionsOption, DatasetOption, JsonOption, RunOptions, with_run_options
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -16,13 +18,53 @@ verbs = typer.Typer()
 
 @verbs.command(
     rich_help_panel=LEARN,
+    epilog="Example: orbithash pack UCMerced_LandUse --out s3://bucket/ucmd.lance",
+)
+def pack(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Local folder of images, as for --data of train.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="New data set, a path or s3://BUCKET/NAME.lance; its name ends in .lance."),
+    ],
+    dataset: DatasetOption = None,
+    captions: CaptionsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the files of a data set into one Lance dataset that train, tune, evaluate and features read.
+
+    Splits, codes and losses are those of the folder. What is written appears whole or not at all.
+    """
+    from orbithash.cluster.output import track
+    from orbithash.trainers.packing import pack as pack_images
+
+    with ExitStack() as stack:
+        advance_to: Callable[[int, str], None] | None = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal advance_to
+            if advance_to is None:
+                advance_to = stack.enter_context(track("packing", total, "files"))
+            advance_to(done, "")
+
+        packed = pack_images(data, out, dataset, captions, on_progress)
+    if as_json:
+        print_json(dataclasses.asdict(packed))
+        return
+    print(
+        f"packed {packed.num_images} images of {packed.dataset}: {packed.num_files} files, "
+        f"{packed.num_bytes / 2**20:.1f} MiB; train with --data {out}"
+    )
+
+
+@verbs.command(
+    rich_help_panel=LEARN,
     epilog="Example: orbithash features UCMerced_LandUse --weights IMAGENET1K_V2 --workers 2",
 )
 @with_run_options
 def features(
     data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Folder of images, as for the option --data of train."),
+        str,
+        typer.Argument(metavar="DATA", help="Folder of images or packed data set, as for the option --data of train."),
     ],
     options: RunOptions,
     method: Annotated[

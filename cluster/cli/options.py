@@ -27,11 +27,13 @@ __all__ = [
     "AssetOption",
     "BaseMapOption",
     "CaOption",
+    "CaptionsOption",
     "CertKeyOption",
     "CertOption",
     "CodesOption",
     "Connection",
     "DataOption",
+    "DatasetOption",
     "FilterOption",
     "GatewayOption",
     "GpusPerWorkerOption",
@@ -58,11 +60,12 @@ MethodArgument = Annotated[
     str, typer.Argument(metavar="METHOD", help="Name of a method, such as dhcl; `orbithash methods` lists them.")
 ]
 DataOption = Annotated[
-    Path,
+    str,
     typer.Option(
         "--data",
-        help="Folder of images: one subfolder per class, or the layout of a known dataset; or a Parquet file of "
-        "embeddings, or a folder of them.",
+        help="Folder of images: one subfolder per class (also s3://BUCKET/FOLDER), or the layout of a known dataset; "
+        "or a data set of `orbithash pack`, NAME.lance or s3://BUCKET/NAME.lance; or a Parquet file of embeddings, or "
+        "a folder of them.",
     ),
 ]
 WeightsOption = Annotated[
@@ -81,15 +84,21 @@ GpusPerWorkerOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs of each worker, a whole number; 0 trains on CPUs.")
 ]
 
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Name of the dataset, such as ucmd. Default: recognised by its class names."),
+]
+CaptionsOption = Annotated[
+    Path | None,
+    typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
+]
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """The options of the verbs that train, or prepare training: the split of the data, and the settings."""
 
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help="Name of the dataset, such as ucmd. Default: recognised by its class names."),
-    ] = None
+    dataset: DatasetOption = None
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -108,10 +117,7 @@ class RunOptions:
             "0.5, 0: none. Default: the recipe's, else 0.1.",
         ),
     ] = None
-    captions: Annotated[
-        Path | None,
-        typer.Option("--captions", help="JSON file of captions in Karpathy's format. Default: no captions."),
-    ] = None
+    captions: CaptionsOption = None
     bits: Annotated[
         int | None, typer.Option("--bits", help="Length of a code in bits. Default: the method's, usually 64.")
     ] = None
@@ -126,7 +132,7 @@ class RunOptions:
     ] = None
     settings: SetOption = None
 
-    def make_run(self, method: str, data: Path, table: list[str] | None = None) -> "Run":
+    def make_run(self, method: str, data: str, table: list[str] | None = None) -> "Run":
         """Return the run of a method on the data; see `trainers.loop.run.make_run`."""
         from orbithash.trainers.loop.run import make_run
 

@@ -35,6 +35,7 @@ from orbithash.cluster.training.train import train_on_ray
 from orbithash.encoders.archive.archive import Archive
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
+from orbithash.encoders.sources.image_roots import local_folder
 from orbithash.search.client.client import Client
 from orbithash.search.protocol.queries import Query
 from orbithash.trainers.datasets import PROTOCOLS
@@ -100,12 +101,13 @@ def run_demo(
         weights=weights,
         captions=captions,
     )
+    root = local_folder(run.root, "the demo")
     with connected(min_cpus=NUM_WORKERS):
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
-        metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", run.root))
-        encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, out))
+        metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", root))
+        encoded = stage("encode", "encoding the database with Ray Data", lambda: _encode(run, root, out))
         kinds = "image" if captions is None else "image and sentence"
-        queried = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_query(run, out)))
+        queried = stage("query", f"querying by {kinds} over gRPC", lambda: asyncio.run(_query(run, root, out)))
     summary = _summary(run, read_history(out / "run"), metrics, encoded, queried, stage.seconds)
     stage("report", "writing the report", lambda: write_demo_report(out, run, summary, queried))
     write_file(out / "summary.json", (json.dumps(summary, indent=1) + "\n"))
@@ -114,7 +116,7 @@ def run_demo(
         f"ms; open {out / 'report' / 'index.html'}"
     )
     if with_page:
-        show_page(out / "archive", out / "run" / "model", run.root)
+        show_page(out / "archive", out / "run" / "model", root)
     return summary
 
 
@@ -128,13 +130,13 @@ def _train(run: Run, folder: Path) -> None:
     train_on_ray(run, folder, NUM_WORKERS)
 
 
-def _encode(run: Run, out: Path) -> dict[str, Any]:
+def _encode(run: Run, root: Path, out: Path) -> dict[str, Any]:
     """Encode the database part of the split; the queries are not in the archive."""
     images = run.manifest.part(*PROTOCOLS[run.manifest.protocol].database)
     table = pa.table(
         {
             "key": images.ids,
-            "path": [str(run.root / path) for path in images.paths],
+            "path": [str(root / path) for path in images.paths],
             "label": [run.manifest.classes[image.label] for image in images],
         }
     )
@@ -147,7 +149,7 @@ def _encode(run: Run, out: Path) -> dict[str, Any]:
     return encode(str(out / "database.parquet"), out / "run" / "model", str(archive)).to_json()
 
 
-async def _query(run: Run, out: Path) -> list[Queried]:
+async def _query(run: Run, root: Path, out: Path) -> list[Queried]:
     """Query the gateway with images of the test part, one after another, like a single user.
 
     An image with captions is queried twice: by the image and by one of its sentences.
@@ -159,12 +161,12 @@ async def _query(run: Run, out: Path) -> list[Queried]:
         queried = []
         with Client(address) as client, track("querying", len(chosen), "queries") as advance_to:
             # The first query connects and is not measured.
-            client.search(image=(run.root / queries[0].path).read_bytes(), k=1)
+            client.search(image=(root / queries[0].path).read_bytes(), k=1)
             has_text = client.describe().has_text
             for number, row in enumerate(chosen.tolist(), 1):
                 image = queries[row]
                 sentence = draw_caption(image, run.manifest.seed) if has_text and image.captions else None
-                requests = [Query(image=(run.root / image.path).read_bytes(), k=NUM_HITS)]
+                requests = [Query(image=(root / image.path).read_bytes(), k=NUM_HITS)]
                 requests += [] if sentence is None else [Query(text=sentence, k=NUM_HITS)]
                 for query in requests:
                     start = time.perf_counter()

@@ -6,6 +6,7 @@ from typing import Any
 
 from orbithash.encoders.imagery.images import read_image
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.image_roots import sources_of
 from orbithash.search.protocol.queries import Answer
 from orbithash.trainers.datasets import Image
 from orbithash.trainers.evaluation.evaluation import HEADLINE
@@ -185,7 +186,7 @@ def _gallery(run: Run, model: HashModel, queried: list[Queried], title: str, wha
     rendering = model.preprocessing.rendering
 
     def tile(path: str, label: str, note: str, side_px: int, right: bool | None) -> Tile:
-        image = thumbnail_data_uri(rendering.picture(read_image(run.root / path, rendering)), side_px)
+        image = thumbnail_data_uri(rendering.picture(read_image(sources_of(run.root, [path])[0], rendering)), side_px)
         return Tile(label, image, note=note, relevant=right)
 
     rows = []

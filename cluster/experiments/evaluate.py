@@ -10,6 +10,7 @@ from orbithash.cluster.features.fill import device_here, fill
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import connected
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources.image_roots import ImageRoot, image_root
 from orbithash.trainers import library
 
 __all__ = ["evaluate_run"]
@@ -17,7 +18,7 @@ __all__ = ["evaluate_run"]
 
 def evaluate_run(
     folder: Path,
-    data: Path,
+    data: Path | str | ImageRoot,
     protocol: str | None = None,
     baselines: bool = True,
     cutoffs: Sequence[int] = (20, 100),
@@ -33,7 +34,7 @@ def evaluate_run(
     device = None
     if workers is not None:
         device = device_here(gpus_per_worker)
-        _compute_features(folder.absolute(), data.absolute(), protocol, baselines, bits, workers, gpus_per_worker)
+        _compute_features(folder.absolute(), image_root(data), protocol, baselines, bits, workers, gpus_per_worker)
     with ExitStack() as stack:
         advance_to: Callable[[int, str], None] | None = None
 
@@ -53,7 +54,7 @@ def evaluate_run(
 
 def _compute_features(
     folder: Path,
-    data: Path,
+    data: ImageRoot,
     protocol: str | None,
     baselines: bool,
     bits: int | None,

@@ -80,7 +80,7 @@ class Planned:
 
 def reproduce(
     names: Sequence[str],
-    data: Path,
+    data: Path | str,
     out: Path,
     *,
     bits: Sequence[int] = (),
@@ -99,7 +99,7 @@ def reproduce(
             methods that the data allow (DUCH needs captions, MrHash a second source). The learned baselines
             (classifier, csq, triplet) are trained by the protocols of all supervised methods given; as a recipe, by
             its own.
-        data: the folder of images.
+        data: the folder of images, or a packed data set.
         out: the folder for runs and tables.
         bits: lengths of the codes; empty: the recipe's, else the method's default.
         num_seeds: number of seeds; a seed decides both split and training; None: the recipe's, else 1.
@@ -178,7 +178,7 @@ def _measure(plan: Planned, workers: int, gpus_per_worker: float, side_by_side: 
 
 def _prepare(
     names: Sequence[str],
-    data: Path,
+    data: Path | str,
     out: Path,
     bits: Sequence[int],
     num_seeds: int | None,

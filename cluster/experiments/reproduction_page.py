@@ -24,7 +24,7 @@ _TOLERANCE = 0.01
 _NUM_CONFUSED = 3
 
 
-def write_table(out: Path, rows: Sequence[Row], data: Path) -> None:
+def write_table(out: Path, rows: Sequence[Row], data: Path | str) -> None:
     """Write `reproduce.json`, `results.md` and `report.html` into the folder `out`; `data` is the folder of images."""
     notes = [
         f"{name}: {rule.note}" for name, rule in REPRODUCTIONS.items() if rule.note and name in {r.method for r in rows}
@@ -36,7 +36,7 @@ def write_table(out: Path, rows: Sequence[Row], data: Path) -> None:
     _write_page(out / "report.html", rows, data, notes)
 
 
-def _write_page(path: Path, rows: Sequence[Row], data: Path, notes: Sequence[str]) -> None:
+def _write_page(path: Path, rows: Sequence[Row], data: Path | str, notes: Sequence[str]) -> None:
     """Write the page.
 
     Args:

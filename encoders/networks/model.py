@@ -151,7 +151,8 @@ class HashModel:
         files = [Path(path) for path in paths]
         codes = np.empty((len(files), self.num_bytes), np.uint8)
         size, done = self._batch_size(batch_size), 0
-        for batch in read_batches(files, self.preprocessing, root=root, batch_size=max(size, READ_BATCH_SIZE)):
+        names = files if root is None else [file.relative_to(root) for file in files]
+        for batch in read_batches(names, self.preprocessing, root=root, batch_size=max(size, READ_BATCH_SIZE)):
             codes[done : done + len(batch)] = self.encode_prepared(batch, batch_size=size)
             done += len(batch)
             if on_progress is not None:

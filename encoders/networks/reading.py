@@ -12,6 +12,7 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.images import Image, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
+from orbithash.encoders.sources.image_roots import ImageRoot, read_together, sources_of
 
 __all__ = ["READ_BATCH_SIZE", "Normaliser", "num_decoding_threads", "read_batches", "read_prepared"]
 
@@ -51,16 +52,16 @@ class Normaliser:
         return torch.where(normalised.isfinite(), normalised, 0.0) if self._may_lack_pixels else normalised
 
 
-def read_prepared(path: Path, preprocessing: Preprocessing) -> Pixels:
-    """Return one prepared image [crop, crop, C]; `ImageError` if it is refused."""
-    return preprocessing.prepare(read_image(path, preprocessing.rendering))
+def read_prepared(source: Path | bytes, preprocessing: Preprocessing) -> Pixels:
+    """Return one prepared image [crop, crop, C] of a file or its bytes; `ImageError` if it is refused."""
+    return preprocessing.prepare(read_image(source, preprocessing.rendering))
 
 
 def read_batches(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     preprocessing: Preprocessing,
     *,
-    root: Path | None = None,
+    root: ImageRoot | None = None,
     change: Change | None = None,
     batch_size: int = READ_BATCH_SIZE,
 ) -> Iterator[Pixels]:
@@ -69,31 +70,43 @@ def read_batches(
     Threads decode the next batch while the caller uses the last one.
 
     Args:
-        paths: image files, or patch folders.
+        paths: image files, or patch folders; below `root`, if it is given.
         preprocessing: which bands are read, and to which size.
-        root: error messages name paths relative to this folder.
+        root: where the images are; None: `paths` are files of this machine.
         change: applied to each rendered image [H, W, C] before it is prepared.
         batch_size: images per batch; the last batch may be smaller.
 
     Raises:
         InputError: some images are refused; raised after the last path, naming all of them.
     """
+    place = Path() if root is None else root
 
-    def read(row: int) -> Pixels | str:
+    def read(rows: range) -> list[Pixels | str]:
         try:
-            image = read_image(paths[row], preprocessing.rendering)
+            sources = sources_of(place, [paths[row] for row in rows])
+        except InputError as err:
+            return [str(err)]
+        return [prepare(row, source) for row, source in zip(rows, sources, strict=True)]
+
+    def prepare(row: int, source: Path | bytes) -> Pixels | str:
+        try:
+            image = read_image(source, preprocessing.rendering)
             return preprocessing.prepare(image if change is None else change(row, image))
         except InputError as err:
-            return f"{paths[row] if root is None else paths[row].relative_to(root)}: {err}"
+            return f"{paths[row]}: {err}"
+
+    def begin(rows: range) -> Iterator[list[Pixels | str]]:
+        size = read_together(place)
+        return pool.map(read, [rows[start : start + size] for start in range(0, len(rows), size)])
 
     problems: list[str] = []
     with ThreadPoolExecutor(num_decoding_threads()) as pool:
         starts = range(0, len(paths), batch_size)
-        begun = (pool.map(read, range(len(paths))[start : start + batch_size]) for start in starts)
+        begun = (begin(range(len(paths))[start : start + batch_size]) for start in starts)
         following = next(begun, None)
         while following is not None:
             current, following = following, next(begun, None)
-            outcomes = list(current)
+            outcomes = [outcome for block in current for outcome in block]
             problems += [outcome for outcome in outcomes if isinstance(outcome, str)]
             if not problems:
                 yield np.stack(outcomes)  # type: ignore[arg-type] # no outcome is a problem

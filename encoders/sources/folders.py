@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "EmptySource",
     "Folder",
     "NoClassFolders",
+    "class_paths",
     "find_class_folders",
     "find_layout",
     "is_image_name",
@@ -157,34 +158,49 @@ def find_class_folders(root: Path) -> dict[str, list[Path]]:
         raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     left_out: Counter[str] = Counter()
     files = dict(walk_folder(root, left_out))
+    classes = class_paths(root, files, left_out)
+    return {label: [root / path for path in paths] for label, paths in classes.items()}
+
+
+def class_paths(
+    root: Path | str, files: Mapping[Folder, Sequence[str]], left_out: Counter[str]
+) -> dict[str, list[str]]:
+    """Return the paths below `root` of the images of each class; names and paths in natural order.
+
+    Args:
+        root: the path or the URI of the source.
+        files: the names of the images in each folder.
+        left_out: what else was found, for the log; images outside of the class folders are added.
+
+    Raises:
+        InputError: as `find_class_folders`.
+    """
     layout = find_layout({folder: len(names) for folder, names in files.items()})
-    num_images = sum(map(len, files.values()))
+    num_images, name = sum(map(len, files.values())), str(root).rpartition("/")[2]
+    base = "/".join((str(root), *layout.base))
     if layout.split:
         raise InputError(
-            f"{Path(root, *layout.base)} has the folders {', '.join(layout.split)}: these look like the parts of a "
+            f"{base} has the folders {', '.join(layout.split)}: these look like the parts of a "
             f"split and not like classes. The split is drawn here: put the images of all parts together, as "
-            f"{root.name}/<class>/*.tif"
+            f"{name}/<class>/*.tif"
         )
     for folder, names in files.items():
         if problem := patch_error(root, folder, names):
             raise problem
     if not layout.classes:
         depths = sorted({len(folder) - len(layout.base) for folder in files})
-        deeper = f", in folders {' and '.join(map(str, depths))} levels below {Path(root, *layout.base)}"
+        deeper = f", in folders {' and '.join(map(str, depths))} levels below {base}"
         raise NoClassFolders(
             f"{root} holds {num_images} images but no class folders{deeper if depths[-1] > 1 else ''}; lay them out as "
-            f"{root.name}/<class>/*.tif or {root.name}/images/<class>/*.tif"
+            f"{name}/<class>/*.tif or {name}/images/<class>/*.tif"
         )
     left_out["images outside of the class folders"] += layout.num_outside
     log_left_out(str(root), left_out)
-    classes: dict[str, list[Path]] = {name: [] for name in layout.classes}
+    classes: dict[str, list[str]] = {label: [] for label in layout.classes}
     for folder, names in files.items():
         if label := layout.label(folder):
-            classes[label] += [Path(root, *folder, name) for name in names]
-    return {
-        label: sorted(paths, key=lambda path: natural(path.relative_to(root).as_posix()))
-        for label, paths in classes.items()
-    }
+            classes[label] += ["/".join((*folder, one)) for one in names]
+    return {label: sorted(paths, key=natural) for label, paths in classes.items()}
 
 
 def patch_error(root: Path | str, folder: Folder, names: Iterable[str]) -> InputError | None:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.imagery.resampling import resample
 from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
+from orbithash.encoders.sources.image_roots import ImageRoot, read_together, sources_of
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.memory_use import available_memory_mb
 from orbithash.trainers.datasets import Images
@@ -56,7 +56,7 @@ class StreamedImages:
     `InputError` if an image is refused.
     """
 
-    def __init__(self, root: Path, images: Images, preprocessing: Preprocessing) -> None:
+    def __init__(self, root: ImageRoot, images: Images, preprocessing: Preprocessing) -> None:
         self._root, self._images, self._preprocessing = root, images, preprocessing
 
     @property
@@ -76,11 +76,18 @@ class StreamedImages:
     def __getitem__(self, rows: int | slice) -> Pixels:
         if isinstance(rows, slice):
             return load_images(self._root, self._images[rows], self._preprocessing)
-        path = self._images[rows].path
-        try:
-            return read_prepared(self._root / path, self._preprocessing)
-        except InputError as err:
-            raise InputError(f"{self._root}: images that cannot be read: {path}: {err}") from err
+        return next(self.each(np.array([rows])))
+
+    def each(self, rows: Rows) -> Iterator[Pixels]:
+        """Yield the image of each row number, int64 [M]; several of them are read at once where that saves time."""
+        paths, size = self._images[rows].paths, read_together(self._root)
+        for start in range(0, len(paths), size):
+            some = paths[start : start + size]
+            for path, source in zip(some, sources_of(self._root, some), strict=True):
+                try:
+                    yield read_prepared(source, self._preprocessing)
+                except InputError as err:
+                    raise InputError(f"{self._root}: images that cannot be read: {path}: {err}") from err
 
 
 LoadedImages = Pixels | StreamedImages
@@ -123,11 +130,11 @@ class Augmentation:
     interpolation: str = "bilinear"
 
 
-def load_images(root: Path, images: Images, preprocessing: Preprocessing) -> Pixels:
+def load_images(root: ImageRoot, images: Images, preprocessing: Preprocessing) -> Pixels:
     """Return prepared images [N, crop, crop, C]; `InputError` names all images that are refused."""
     side = preprocessing.crop
     pixels, start = np.empty((len(images), side, side, preprocessing.channels), preprocessing.dtype), 0
-    for batch in read_batches([root / path for path in images.paths], preprocessing, root=root):
+    for batch in read_batches(images.paths, preprocessing, root=root):
         pixels[start : start + len(batch)] = batch
         start += len(batch)
     return pixels
@@ -189,9 +196,10 @@ def views_of_steps(
         views = np.empty((len(rows), side, side, images.shape[3]), images.dtype)
 
         def make(places: Rows) -> None:
-            for place in places.tolist():
-                row = int(rows[place])
-                views[place] = augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
+            own = rows[places]
+            read = images.each(own) if isinstance(images, StreamedImages) else (images[row] for row in own)
+            for place, row, image in zip(places.tolist(), own.tolist(), read, strict=True):
+                views[place] = augment(image, side, np.random.default_rng([seed, epoch, row]), augmentation)
 
         return views, pool.map(make, np.array_split(np.arange(len(rows)), num_threads))
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from orbithash.encoders.files import cache_folder, write_file
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.reading import read_batches, read_prepared
+from orbithash.encoders.sources.image_roots import ImageRoot, sources_of
 
 __all__ = ["Moments", "band_statistics"]
 
@@ -32,15 +32,17 @@ class Moments:
     std: tuple[float, ...]
 
 
-def band_statistics(paths: Sequence[Path], hashes: Sequence[str], preprocessing: Preprocessing, root: Path) -> Moments:
+def band_statistics(
+    paths: Sequence[str], hashes: Sequence[str], preprocessing: Preprocessing, root: ImageRoot
+) -> Moments:
     """Return the moments of prepared images over at most `MAX_IMAGES` of them, which depend on their number only.
 
     Missing pixels are left out. A constant band has deviation 1, and a band without values mean 0. Moments have six
     digits, which do not depend on the machine, and are cached by the hashes of the images and the preprocessing.
 
     Raises:
-        InputError: some of the images are refused; names all of them, relative to `root`, but only the first image if
-            that one is refused: often all images lack the same band or scale.
+        InputError: some of the images are refused; names all of them, but only the first image if that one is
+            refused: often all images lack the same band or scale.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(paths))[:MAX_IMAGES]).tolist()
     kind = [preprocessing.to_json(), [hashes[row] for row in rows]]
@@ -49,12 +51,11 @@ def band_statistics(paths: Sequence[Path], hashes: Sequence[str], preprocessing:
     with suppress(OSError, ValueError, KeyError, TypeError):
         fields = json.loads(file.read_bytes())
         return Moments(*(tuple(map(float, fields[name])) for name in ("mean", "std")))
-    for row in rows[:1]:
+    for name in [paths[row] for row in rows[:1]]:
         try:
-            read_prepared(paths[row], preprocessing)
+            read_prepared(sources_of(root, [name])[0], preprocessing)
         except InputError as error:
-            where = paths[row].relative_to(root)
-            raise InputError(f"{root}: images that cannot be read, the first: {where}: {error}") from error
+            raise InputError(f"{root}: images that cannot be read, the first: {name}: {error}") from error
     total = _Total(preprocessing.channels)
     for batch in read_batches([paths[row] for row in rows], preprocessing, root=root):
         for image in batch:

@@ -1,8 +1,18 @@
 """Images in one folder per class (UCMD, AID, NWPU-RESISC45, EuroSAT, any other), or in one folder without classes."""
 
+from collections import Counter
 from pathlib import Path
 
-from orbithash.encoders.sources.folders import NoClassFolders, find_class_folders, patch_error, walk_folder
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources.folders import (
+    NoClassFolders,
+    class_paths,
+    find_class_folders,
+    natural,
+    patch_error,
+    walk_folder,
+)
+from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.trainers.datasets.class_lists import CLASS_LISTS
 from orbithash.trainers.datasets.layouts import FoundImages, LabelledImage, by_path
 
@@ -12,11 +22,16 @@ __all__ = [
     "find_classes",
     "find_eurosat",
     "find_eurosat_ms",
+    "find_objects",
     "find_unlabelled",
     "num_bands",
+    "with_class_list",
 ]
 
 NUM_EUROSAT_BANDS = 13
+
+# Names in the data folder of datasets whose images are not all in folders of classes.
+_LAYOUTS = (("scenes.json",), ("metadata.parquet",), ("first", "second"), ("multispectral", "panchromatic"))
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:
@@ -55,9 +70,44 @@ def find_unlabelled(root: Path) -> FoundImages:
     return FoundImages(by_path(rows, root), (), [])
 
 
+def find_objects(root: RemoteFolder, has_classes: bool = True) -> FoundImages:
+    """Find the images of a folder in an object store, with one folder per class, or without classes; relative paths.
+
+    Raises:
+        InputError: as `class_folders`; also for the layout of a dataset that has more than folders of classes.
+    """
+    objects = root.objects()
+    top = {name.partition("/")[0] for name in objects}
+    if marks := [mark for mark in _LAYOUTS if set(mark) <= top]:
+        raise InputError(
+            f"{root} has {' and '.join(marks[0])}, the layout of a dataset that only a local folder can have; pack it "
+            "there with `orbithash pack`, and give the packed data set"
+        )
+    files = root.image_names(objects)
+    for folder, names in files.items():
+        if problem := patch_error(str(root), folder, names):
+            raise problem
+    every = ["/".join((*folder, name)) for folder, names in files.items() for name in names]
+    if not has_classes:
+        return FoundImages([LabelledImage(Path(path)) for path in sorted(every, key=natural)], (), [])
+    try:
+        classes = dict(sorted(class_paths(str(root), files, Counter()).items()))
+    except NoClassFolders:
+        if len(files) > 1:
+            raise
+        classes = {"": every}
+    rows = [LabelledImage(Path(path), (name,) if name else ()) for name, paths in classes.items() for path in paths]
+    return FoundImages(rows, tuple(name for name in classes if name), [])
+
+
 def find_class_list(name: str, root: Path) -> FoundImages:
     """Find the images of a dataset that is recognised by its classes."""
-    found, known = find_classes(root), CLASS_LISTS[name]
+    return with_class_list(name, find_classes(root))
+
+
+def with_class_list(name: str, found: FoundImages) -> FoundImages:
+    """Return images, with a problem if their classes are not those of a dataset."""
+    known = CLASS_LISTS[name]
     if list(found.classes) != known:
         wrong = [
             f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"

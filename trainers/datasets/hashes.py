@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +21,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orbithash.encoders.files import cache_folder, new_file
+from orbithash.encoders.sources.image_roots import ImageRoot
+from orbithash.encoders.sources.object_folders import RemoteFolder
+from orbithash.encoders.sources.packed import PackedImages
 
 __all__ = ["SETTLED_S", "hash_files"]
 
 # A file may change again within one step of its file system's clock, without a new time. Hashes of files that are
 # younger than this are not remembered.
 SETTLED_S = 2.0
+
+Statuses = npt.NDArray[np.int64]
 
 _STATUS = ("size", "mtime_ns", "ctime_ns", "inode")
 _SCHEMA = pa.schema([("path", pa.large_binary()), *((name, pa.int64()) for name in _STATUS), ("sha256", pa.binary(32))])
@@ -36,12 +41,18 @@ _BUFFER_BYTES = 2**18
 _BLOCK = 256
 
 
-def hash_files(root: Path, paths: Sequence[str]) -> list[bytes | OSError]:
+def hash_files(root: ImageRoot, paths: Sequence[str]) -> list[bytes | OSError]:
     """Return the SHA-256 of each path below a data folder, or the error of one that cannot be read.
 
     The hash of a folder is that of the names and hashes, in hexadecimal, of its files by name, without hidden ones.
     Files are read in one thread for each CPU of the process. A cache that cannot be read or written costs time only.
+    Packed images know their hashes. An object of a store is unchanged if its size and its time are. An object that
+    cannot be read is an `InputError`.
     """
+    if isinstance(root, PackedImages):
+        return root.hashes(paths)
+    if isinstance(root, RemoteFolder):
+        return _hash_objects(root, paths)
     root = root.resolve()
     try:
         # Paths below an open folder are found in half the time of whole paths.
@@ -58,23 +69,52 @@ def _hash_files(root: Path, above: int, paths: Sequence[str]) -> list[bytes | OS
     """Do what `hash_files` does; `above` is the descriptor of the root."""
     began = time.time()
     files, statuses, folders, failed = _scan(root, above, paths)
-    cache = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
+    hashes = _hash_unknown(os.fsencode(root), began, files, statuses, lambda unknown: _read_and_hash(unknown, above))
+    of_file = dict(zip(files, hashes, strict=True))
+    return [failed.get(path) or _joined(path, folders, of_file) for path in paths]
+
+
+def _hash_objects(root: RemoteFolder, paths: Sequence[str]) -> list[bytes | OSError]:
+    """Do what `hash_files` does for a folder of an object store, after one listing of it."""
+    began, objects = time.time(), root.objects()
+    there = [path for path in dict.fromkeys(paths) if path in objects]
+    # An object has no inode, and one time.
+    statuses = np.array([(*objects[path], objects[path][1], 0) for path in there], np.int64)
+    hashes = _hash_unknown(
+        str(root).encode(),
+        began,
+        there,
+        statuses.reshape(-1, len(_STATUS)),
+        lambda unknown: list(root.each(unknown, lambda content: hashlib.sha256(content).digest())),
+    )
+    of_object = dict(zip(there, hashes, strict=True))
+    return [of_object.get(path) or FileNotFoundError() for path in paths]
+
+
+def _hash_unknown(
+    root: bytes,
+    began: float,
+    files: Sequence[str],
+    statuses: Statuses,
+    read: Callable[[list[str]], Sequence[bytes | OSError]],
+) -> list[bytes | OSError | None]:
+    """Return the remembered hashes of unchanged files, and those that `read` returns of others, which are remembered.
+
+    `began` is the time before the first of the `statuses` int64 [N, 4] was read, seconds of the epoch.
+    """
+    cache = cache_folder() / "hashes" / f"{hashlib.sha256(root).hexdigest()[:32]}.parquet"
     remembered = _read(cache)
     names = pa.array([os.fsencode(name) for name in files], pa.large_binary())
     hashes = _known(remembered, names, statuses)
     unknown = [row for row, sha256 in enumerate(hashes) if sha256 is None]
-    for row, sha256 in zip(unknown, _read_and_hash([files[row] for row in unknown], above), strict=True):
+    for row, sha256 in zip(unknown, read([files[row] for row in unknown]), strict=True):
         hashes[row] = sha256
     is_settled = began - statuses[:, _STATUS.index("ctime_ns")] / 1e9 > SETTLED_S
     kept = [row for row, sha256 in enumerate(hashes) if is_settled[row] and isinstance(sha256, bytes)]
     if not set(kept).isdisjoint(unknown):
         with suppress(OSError):
             _write(cache, remembered, names, statuses, hashes, kept)
-    of_file = dict(zip(files, hashes, strict=True))
-    return [failed.get(path) or _joined(path, folders, of_file) for path in paths]
-
-
-Statuses = npt.NDArray[np.int64]
+    return hashes
 
 
 def _scan(

@@ -16,7 +16,11 @@ MAX_LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImage:
-    """An image before the split. Paths are absolute. `split` is the part that the dataset states, "" if it does not."""
+    """An image before the split.
+
+    Paths are absolute, of objects relative to their folder. `split` is the part that the dataset states, "" if it does
+    not.
+    """
 
     path: Path
     classes: tuple[str, ...] = ()

@@ -1,32 +1,42 @@
 """Make a manifest from a folder of images."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.sources.embeddings.tables import is_embedding_table
+from orbithash.encoders.sources.folders import NoClassFolders, natural
+from orbithash.encoders.sources.image_roots import ImageRoot
+from orbithash.encoders.sources.object_folders import RemoteFolder
+from orbithash.encoders.sources.packed import PackedImages
 from orbithash.trainers.datasets.captions import find_captioned_folder
+from orbithash.trainers.datasets.class_lists import CLASS_LISTS
+from orbithash.trainers.datasets.classes import find_objects, with_class_list
 from orbithash.trainers.datasets.embeddings import EMBEDDINGS, find_vectors
 from orbithash.trainers.datasets.hashes import hash_files
-from orbithash.trainers.datasets.images import Images
+from orbithash.trainers.datasets.images import OPTIONAL, SCHEMA, Images
 from orbithash.trainers.datasets.layouts import FoundImages, first_problems
 from orbithash.trainers.datasets.manifest import Manifest
 from orbithash.trainers.datasets.protocols import PROTOCOLS, Protocol, split_images
 from orbithash.trainers.datasets.registry import DATASETS, recognise
 
-__all__ = ["MAX_VALIDATION", "make_manifest", "resplit"]
+__all__ = ["MAX_VALIDATION", "find_images", "hashed_images", "make_manifest", "resplit"]
 
 _log = logging.getLogger(__name__)
 
 MAX_VALIDATION = 0.5
 
+_UNLABELLED = "%s: the images are used without labels (%s)"
+
 
 def make_manifest(
-    root: Path,
+    root: ImageRoot,
     dataset: str | None = None,
     protocol: str | None = None,
     seed: int = 0,
@@ -39,7 +49,8 @@ def make_manifest(
     """Find the images under `root`, or the vectors of a table of embeddings, and split them.
 
     Args:
-        root: the data folder; a Parquet file or a folder of them is a table of embeddings.
+        root: the data folder, also in an object store, or a packed data set; a Parquet file or a folder of them is a
+            table of embeddings.
         dataset: "embeddings", or a name of `DATASETS`; None: recognised by the folder. With captions, "ucmd" means
             "ucm-captions" and "aid" means "rsicd".
         protocol: one of `PROTOCOLS`; None: the default of the dataset.
@@ -54,28 +65,54 @@ def make_manifest(
     Raises:
         InputError: with all problems of the folder at once.
     """
-    root = root.resolve()
     if dataset is not None and dataset not in (*DATASETS, EMBEDDINGS):
         raise InputError(f"unknown dataset {dataset!r}; there are {', '.join((*DATASETS, EMBEDDINGS))}")
     _check_settings(protocol, seed, validation)
-    if dataset == EMBEDDINGS or (dataset is None and is_embedding_table(root)):
+    if isinstance(root, PackedImages):
+        return _packed_manifest(root, dataset, captions, protocol, seed, validation, needs_classes)
+    root = root.resolve() if isinstance(root, Path) else root
+    if isinstance(root, Path) and (dataset == EMBEDDINGS or (dataset is None and is_embedding_table(root))):
         if captions is not None:
             raise InputError(f"{root} is a table of embeddings; its sentences are a column, so omit --captions")
         return _embedding_manifest(root, table, max_rows, protocol or "random", seed, validation)
+    dataset, found = find_images(root, dataset, captions, needs_classes)
+    rule = PROTOCOLS[DATASETS[dataset].protocol if protocol is None else protocol]
+    problems = _problems([row.classes for row in found.rows], found.classes, rule)
+    if problems and not needs_classes and dataset == "folder" and found.classes:
+        _log.warning(_UNLABELLED, root, problems[0])
+        found = _find_unlabelled(root, captions)
+        problems = _problems([row.classes for row in found.rows], found.classes, rule)
+    if problems := [*problems, *found.problems]:
+        raise listed(problems, str(root))
+    return _split(dataset, rule, seed, validation, found.classes, hashed_images(found, root), where=str(root))
+
+
+def find_images(
+    root: Path | RemoteFolder, dataset: str | None = None, captions: Path | None = None, needs_classes: bool = True
+) -> tuple[str, FoundImages]:
+    """Return the name of the dataset in an absolute folder or a bucket, and its images.
+
+    The arguments are those of `make_manifest`.
+
+    Raises:
+        InputError: no such folder or file of captions, or a folder in no known layout.
+    """
+    if isinstance(root, RemoteFolder):
+        return _find_objects(root, dataset, captions, needs_classes)
     if not root.is_dir():
         raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     if captions is not None:
         captions = captions.resolve()
         if not captions.is_file():
             raise InputError(f"{captions}: no such file of captions")
-    unlabelled = None
     if dataset is None:
         try:
             dataset = recognise(root, captions)
         except InputError as err:
             if needs_classes:
                 raise
-            dataset, unlabelled = "folder", str(err)
+            _log.warning(_UNLABELLED, root, str(err).replace("\n", " "))
+            return "folder", _find_unlabelled(root, captions)
     elif captions is not None:
         dataset = {"ucmd": "ucm-captions", "aid": "rsicd"}.get(dataset, dataset)
     known = DATASETS[dataset]
@@ -83,17 +120,87 @@ def make_manifest(
         raise InputError(f"dataset {dataset} needs its sentences; give their JSON file as --captions")
     if captions is not None and known.captions == "never":
         raise InputError(f"dataset {dataset} takes no file of captions; omit --captions, or give --dataset folder")
-    rule = PROTOCOLS[known.protocol if protocol is None else protocol]
-    found = FoundImages([], (), []) if unlabelled else known.find(root, captions)
-    if not needs_classes and dataset == "folder" and found.classes and (problems := _problems(found, rule)):
-        unlabelled = problems[0]
-    if unlabelled:
-        _log.warning("%s: the images are used without labels (%s)", root, unlabelled.replace("\n", " "))
-        found = find_captioned_folder(root, captions, has_classes=False)
-    if problems := [*_problems(found, rule), *found.problems]:
+    return dataset, known.find(root, captions)
+
+
+def _find_objects(
+    root: RemoteFolder, dataset: str | None, captions: Path | None, needs_classes: bool
+) -> tuple[str, FoundImages]:
+    """Do what `find_images` does for a folder in an object store."""
+    if captions is not None:
+        raise InputError(f"{root} is in an object store, where captions are not read; pack the images with them")
+    if dataset not in (None, "folder", *CLASS_LISTS):
+        raise InputError(f"dataset {dataset} is read from a local folder only; pack it there, and give the packed set")
+    try:
+        found = find_objects(root)
+    except NoClassFolders as err:
+        if needs_classes:
+            raise
+        _log.warning(_UNLABELLED, root, str(err).replace("\n", " "))
+        return "folder", _find_unlabelled(root, None)
+    if dataset not in (None, "folder"):
+        return dataset, with_class_list(dataset, found)
+    classes = list(found.classes)
+    name = "folder" if dataset else next((name for name in CLASS_LISTS if CLASS_LISTS[name] == classes), "folder")
+    if name == "eurosat" and found.rows[0].path.suffix.lower() in (".tif", ".tiff"):
+        raise InputError(f"{root} has TIFFs of EuroSAT, whose bands are counted in a local folder only; pack it there")
+    return name, found
+
+
+def _find_unlabelled(root: Path | RemoteFolder, captions: Path | None) -> FoundImages:
+    if isinstance(root, RemoteFolder):
+        return find_objects(root, has_classes=False)
+    return find_captioned_folder(root, captions, has_classes=False)
+
+
+def _packed_manifest(
+    root: PackedImages,
+    dataset: str | None,
+    captions: Path | None,
+    protocol: str | None,
+    seed: int,
+    validation: float,
+    needs_classes: bool,
+) -> Manifest:
+    packed, images, classes = _read_packed(root)
+    if captions is not None:
+        raise InputError(f"{root} is packed; its sentences are packed with it, so omit --captions")
+    if dataset not in (None, packed):
+        raise InputError(f"{root} is packed as {packed}; omit --dataset, or pack the images as {dataset}")
+    rule = PROTOCOLS[DATASETS[packed].protocol if protocol is None else protocol]
+    problems = _problems(_class_names(images, classes), classes, rule)
+    if problems and not needs_classes and packed == "folder" and classes:
+        _log.warning(_UNLABELLED, root, problems[0])
+        images, classes = _unlabelled(images), ()
+        problems = _problems(_class_names(images, classes), classes, rule)
+    if problems:
         raise listed(problems, str(root))
-    images = _images(found, root)
-    return _split(dataset, rule, seed, validation, found.classes, images, where=str(root))
+    return _split(packed, rule, seed, validation, classes, images, where=str(root))
+
+
+def _read_packed(root: PackedImages) -> tuple[str, Images, tuple[str, ...]]:
+    """Return the name of the dataset, its images in the parts that it states, and its classes."""
+    try:
+        dataset, count, classes = (root.metadata[key] for key in ("dataset", "images", "classes"))
+        table = root.columns([name for name in SCHEMA.names if name != "id"]).slice(0, int(count))
+        table = table.add_column(0, SCHEMA.field("id"), pa.nulls(len(table), pa.large_string())).cast(SCHEMA)
+        names = tuple(json.loads(classes))
+        is_whole = len(table) == int(count) and all(table[name].null_count == 0 for name in {*SCHEMA.names} - OPTIONAL)
+    except (KeyError, TypeError, ValueError) as err:
+        if isinstance(err, InputError):
+            raise
+        raise InputError(f"{root} is damaged ({err}); pack the images again") from err
+    if dataset not in DATASETS or not is_whole:
+        raise InputError(f"{root} is damaged: its rows are not those of a data set; pack the images again")
+    return dataset, Images(table), names
+
+
+def _unlabelled(images: Images) -> Images:
+    """Return images in natural order of their paths, without labels."""
+    paths = images.paths
+    table = images[np.array(sorted(range(len(paths)), key=lambda row: natural(paths[row])), np.int64)].table()
+    field = SCHEMA.field("labels")
+    return Images(table.set_column(SCHEMA.names.index("labels"), field, pa.array([[]] * len(table), field.type)))
 
 
 def _embedding_manifest(
@@ -131,15 +238,15 @@ def _check_settings(protocol: str | None, seed: int, validation: float) -> None:
         raise InputError(f"the validation share is {validation:g}; it must lie between 0 (none) and {MAX_VALIDATION:g}")
 
 
-def _problems(found: FoundImages, rule: Protocol) -> list[str]:
-    """Return the problems of the classes."""
-    problems = _too_few([row.classes for row in found.rows], rule)
-    if len(found.classes) == 1:
+def _problems(of_images: Sequence[tuple[str, ...]], classes: tuple[str, ...], rule: Protocol) -> list[str]:
+    """Return the problems of the classes, given those of each image."""
+    problems = _too_few(of_images, rule)
+    if len(classes) == 1:
         problems.append(
-            f"only the class {found.classes[0]!r}; at least 2 classes are needed, or none: all images in the "
+            f"only the class {classes[0]!r}; at least 2 classes are needed, or none: all images in the "
             "data folder itself"
         )
-    names = Counter(name.lower() for name in found.classes)
+    names = Counter(name.lower() for name in classes)
     return problems + [f"classes that differ only in case: {name!r}" for name, count in names.items() if count > 1]
 
 
@@ -173,11 +280,13 @@ def _too_few(names: Sequence[tuple[str, ...]], rule: Protocol) -> list[str]:
     )
 
 
-def _images(found: FoundImages, root: Path) -> Images:
-    """Return the images of a manifest, not assigned to parts yet."""
+def hashed_images(found: FoundImages, root: Path | RemoteFolder) -> Images:
+    """Return images with their hashes, each in the part that the dataset states; `InputError` if one is unreadable."""
     labels = {name: label for label, name in enumerate(found.classes)}
-    paths = [row.path.relative_to(root).as_posix() for row in found.rows]
-    seconds = [None if row.second is None else row.second.relative_to(root).as_posix() for row in found.rows]
+    # Paths of objects are relative already.
+    base = root if isinstance(root, Path) else Path()
+    paths = [row.path.relative_to(base).as_posix() for row in found.rows]
+    seconds = [None if row.second is None else row.second.relative_to(base).as_posix() for row in found.rows]
     names = [*paths, *(second for second in seconds if second is not None)]
     hashes = hash_files(root, names)
     problems = [

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.files import new_file
+from orbithash.encoders.sources.image_roots import ImageRoot
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.datasets.images import OPTIONAL, SCHEMA, Images
 from orbithash.trainers.datasets.layouts import first_problems
@@ -129,7 +130,7 @@ class Manifest:
         sha256, classes = head.pop("sha256"), tuple(head.pop("classes"))
         return cls(**head, classes=classes, images=Images(table.replace_schema_metadata(None))), sha256
 
-    def check_files(self, root: Path) -> None:
+    def check_files(self, root: ImageRoot) -> None:
         """Compare all images with the manifest, those of the second source too.
 
         Unchanged files that were hashed before are not read again (`hashes.py`).

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from orbithash.encoders.codes import Encoded
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
+from orbithash.encoders.sources.image_roots import ImageRoot
 from orbithash.trainers.captions.choice import drawn_caption
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.labels import label_arrays
@@ -40,7 +40,7 @@ FeaturesOf = Callable[[Images], FeatureRows]
 def evaluate_model(
     model: HashModel,
     manifest: Manifest,
-    root: Path,
+    root: ImageRoot,
     on_progress: Callable[[int], None] | None = None,
     baseline_model: FeaturesOf | None = None,
     cutoffs: Sequence[int] = (20, 100),
@@ -55,7 +55,7 @@ def evaluate_model(
     Args:
         model: encodes images and sentences.
         manifest: its test part holds the queries.
-        root: folder of its images.
+        root: where its images are.
         on_progress: called with the number of images encoded so far.
         baseline_model: makes the features of the baselines, which search images by image; None: no baselines.
         cutoffs: the k of average precision.
@@ -100,7 +100,7 @@ def evaluate_model(
             outputs=joined.outputs,
             vectors=joined.vectors,
             labels=labels,
-            paths=[str(root / path) for path in members.paths],
+            paths=members.paths,
             sentences=[captions[id] for id in ids] if kind == "text" else None,
         )
 
@@ -148,7 +148,7 @@ def check_untrained(evaluated: Manifest, trained: Manifest) -> None:
 
 
 def wanted_features(
-    model: HashModel, manifest: Manifest, root: Path, baselines: FeatureExtractor | None = None
+    model: HashModel, manifest: Manifest, root: ImageRoot, baselines: FeatureExtractor | None = None
 ) -> dict[str, Wanted]:
     """Return the features that `evaluate_model` looks up first: "queries", "others", and "baselines" if there are any.
 
@@ -164,7 +164,7 @@ def wanted_features(
 
 
 def wanted_if_unsure(
-    model: HashModel, manifest: Manifest, root: Path, rows: npt.NDArray[np.int64]
+    model: HashModel, manifest: Manifest, root: ImageRoot, rows: npt.NDArray[np.int64]
 ) -> dict[str, Wanted]:
     """Return the features of images in a pass of their own that `evaluate_model` looks up after "others".
 
@@ -174,7 +174,7 @@ def wanted_if_unsure(
     return {"unsure": _extractor(model).wanted(root, others[rows], alone=True)}
 
 
-def _wanted(model: HashModel, queries: Images, others: Images, root: Path) -> dict[str, Wanted]:
+def _wanted(model: HashModel, queries: Images, others: Images, root: ImageRoot) -> dict[str, Wanted]:
     extractor = _extractor(model)
     wanted = {"queries": extractor.wanted(root, queries, alone=True)}
     return {**wanted, "others": extractor.wanted(root, others)} if others else wanted
@@ -197,7 +197,7 @@ def _with_ids(manifest: Manifest, ids: Collection[str]) -> Images:
 
 
 def _encode_images(
-    model: HashModel, queries: Images, others: Images, root: Path, on_progress: Callable[[int], None] | None
+    model: HashModel, queries: Images, others: Images, root: ImageRoot, on_progress: Callable[[int], None] | None
 ) -> dict[str, Encoded]:
     """Return the code, the stored vector and, for queries, the outputs of each image by its id, one row each.
 

@@ -22,7 +22,7 @@ class EncodedPart:
         ids: unique; the same id in queries and database means the same item.
         codes: uint8 [N, ceil(K/8)].
         labels: integers [N], index of the class, -1 if unknown; or bool [N, C], the classes of each item.
-        paths: image file of each item.
+        paths: image file of each item, relative to the root of the images.
         sentences: sentence of each item if the part is text; `paths` are not opened then.
         outputs: int8 [N, K], outputs of the head, as `Encoded`; None: not known, so that they do not rescore.
         vectors: int8 [N, d], stored vectors; None: not known.

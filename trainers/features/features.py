@@ -25,6 +25,7 @@ from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.networks.text import TextEncoder
+from orbithash.encoders.sources.image_roots import ImageRoot
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets import Images
@@ -116,7 +117,7 @@ class FeatureExtractor:
 
     def __call__(
         self,
-        root: Path,
+        root: ImageRoot,
         images: Images,
         source: Literal["image", "second"] = "image",
         augmentation: str | None = None,
@@ -134,7 +135,7 @@ class FeatureExtractor:
 
     def wanted(
         self,
-        root: Path,
+        root: ImageRoot,
         images: Images,
         source: Literal["image", "second"] = "image",
         augmentation: str | None = None,
@@ -145,7 +146,7 @@ class FeatureExtractor:
         """Return the features of images as something to look up, to compute or to load; nothing is computed yet.
 
         Args:
-            root: folder of the images.
+            root: where the images are.
             images: any images; equal ones have one row.
             source: which file of an image.
             augmentation: the features are of one view per image; `seed` and the hash of the image draw it.
@@ -176,6 +177,8 @@ class FeatureExtractor:
             names = [name or "" for name in images.seconds]
 
             def check() -> None:
+                if not isinstance(root, Path):
+                    return
                 if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
                     raise listed(first_problems(absent), f"{root}: images that cannot be read")
 
@@ -195,7 +198,7 @@ class FeatureExtractor:
 
             read = images[missing]
             batches = read_batches(
-                [root / (name or "") for name in (read.paths if source == "image" else read.seconds)],
+                [name or "" for name in (read.paths if source == "image" else read.seconds)],
                 self._preprocessing,
                 root=root,
                 change=None if augmentation is None else change,

@@ -61,7 +61,7 @@ def _projection(run: Run, method: Method, card: ModelCard, device: str | torch.d
     images = images[chosen]
     if method.trains_on_images:
         model = HashModel(card, method.network, device=device, text_head=method.text_head)
-        batches = read_batches([run.root / path for path in images.paths], model.preprocessing, root=run.root)
+        batches = read_batches(images.paths, model.preprocessing, root=run.root)
         features = np.concatenate([model.features(batch) for batch in batches])
     else:
         tables = load_tables(run.root, images, method, run.preprocessing(), device, names=["image"])

@@ -14,6 +14,7 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.embedding import embedding_backbone
 from orbithash.encoders.sources.embeddings.tables import EmbeddingTable
+from orbithash.encoders.sources.image_roots import ImageRoot, image_root, local_folder
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data.labels import label_arrays
 from orbithash.trainers.data.statistics import band_statistics
@@ -42,7 +43,7 @@ class Run:
     method: str
     config: TrainConfig
     manifest: Manifest
-    root: Path
+    root: ImageRoot
 
     def preprocessing(self) -> Preprocessing:
         """Return how an image becomes the network's input, in validation and in the model."""
@@ -70,7 +71,7 @@ class Run:
 
 def make_run(
     method: str,
-    data: Path,
+    data: Path | str | ImageRoot,
     config: Path | str | None = None,
     settings: Sequence[str] = (),
     *,
@@ -85,7 +86,7 @@ def make_run(
 
     Args:
         method: name of the method.
-        data: folder of images.
+        data: folder of images, also in an object store, or the path or URI of a packed data set.
         config: YAML file of settings, or the name of a shipped recipe; see `recipe.py`.
         settings: `key=value` texts; they override `config`.
         dataset: name of the dataset; None: recognised.
@@ -109,7 +110,7 @@ def make_run(
     resolved = load_config(kind.Config, file, settings, **given)
     asked = {"protocol": protocol, "seed": split_seed, "validation": validation}
     split |= {key: value for key, value in asked.items() if value is not None}
-    root = data.absolute()
+    root = image_root(data)
     chosen = {key: value for key, value in split.items() if value is not None}
     manifest = make_manifest(
         root,
@@ -121,7 +122,7 @@ def make_run(
         **chosen,
     )
     if manifest.dataset == EMBEDDINGS:
-        resolved = of_embeddings(resolved, root)
+        resolved = of_embeddings(resolved, local_folder(root, "a table of embeddings"))
     elif resolved.is_of_embeddings:
         raise InputError(f"backbone is {resolved.backbone}, which a table of embeddings sets; {root} has images")
     return with_statistics(Run(method, resolved, manifest, root))
@@ -141,8 +142,7 @@ def with_statistics(run: Run) -> Run:
         images = train if source == "image" else train[train.has_second]
         names = images.paths if source == "image" else [name for name in images.seconds if name is not None]
         hashes = images.sha256s if source == "image" else images.second_sha256s
-        paths = [run.root / name for name in names]
-        moments = band_statistics(paths, [sha256.hex() for sha256 in hashes.tolist()], preprocessing, run.root)
+        moments = band_statistics(names, [sha256.hex() for sha256 in hashes.tolist()], preprocessing, run.root)
         update |= {f"{prefix}band_mean": moments.mean, f"{prefix}band_std": moments.std}
     return replace(run, config=run.config.model_copy(update=update)) if update else run
 

@@ -23,6 +23,7 @@ import yaml
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import write_file
+from orbithash.encoders.sources.image_roots import image_root
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import MANIFEST, Manifest
 from orbithash.trainers.loop.loop import is_validated
@@ -52,7 +53,7 @@ def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
     except OSError as err:
         raise InputError(f"{folder}: no folder can be created there ({err.strerror}); give another --out") from err
     run.manifest.write(folder / MANIFEST)
-    fields = {"method": run.method, "data": str(run.root.absolute()), **run.config.model_dump()}
+    fields = {"method": run.method, "data": str(image_root(run.root)), **run.config.model_dump()}
     if storage is not None:
         fields["storage"] = storage
     # Written last: a folder with a config is complete.
@@ -82,7 +83,7 @@ def open_run(folder: Path) -> Run:
     """Return the run of a folder, with the data folder of its training as `root`; `InputError` for any other folder."""
     try:
         fields = yaml.safe_load((folder / "config.yaml").read_text())
-        method, root = fields.pop("method"), Path(fields.pop("data"))
+        method, root = fields.pop("method"), image_root(fields.pop("data"))
         # The place of the checkpoints is not part of the run.
         fields.pop("storage", None)
     except OSError as err:

@@ -11,6 +11,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.encoders.sources.image_roots import ImageRoot, local_folder
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.datasets import Images
@@ -22,7 +23,7 @@ __all__ = ["check_sources", "load_tables", "wanted_tables"]
 
 
 def load_tables(
-    root: Path,
+    root: ImageRoot,
     images: Images,
     method: Method,
     preprocessing: Preprocessing,
@@ -42,14 +43,14 @@ def load_tables(
         if table.source == "caption":
             tables[name] = _captions(images, table, method, device)
         elif config.is_of_embeddings:
-            tables[name] = read_vectors(root, config.table, images)
+            tables[name] = read_vectors(local_folder(root, "a table of embeddings"), config.table, images)
         else:
             tables[name] = extractors.wanted(root, images, table).table()
     return tables
 
 
 def wanted_tables(
-    root: Path,
+    root: ImageRoot,
     images: Images,
     method: Method,
     preprocessing: Preprocessing,
@@ -86,7 +87,7 @@ class _Extractors:
         self._method, self._preprocessing, self._device = method, preprocessing, device
         self._made: dict[tuple[str | None, str | None, Preprocessing], FeatureExtractor] = {}
 
-    def wanted(self, root: Path, images: Images, table: Table) -> Wanted:
+    def wanted(self, root: ImageRoot, images: Images, table: Table) -> Wanted:
         """Return the features of images for a table of images."""
         assert table.source != "caption", "captions have no images"
         config: TrainConfig = self._method.config  # type: ignore[assignment]

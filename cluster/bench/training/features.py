@@ -22,6 +22,7 @@ from orbithash.cluster.output import say
 from orbithash.cluster.runtime import connected, keeping_memory
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE, Normaliser, read_batches
+from orbithash.encoders.sources.image_roots import local_folder
 from orbithash.trainers.loop.run import Run, make_run
 
 __all__ = ["bench_features"]
@@ -88,8 +89,8 @@ def bench_features(count: int, num_workers: int) -> dict[str, Any]:
 
 def _loops(run: Run, count: int, num_threads: int) -> float:
     """Return images per second of `count` loops together, which start at the same time."""
-    context = multiprocessing.get_context("spawn")
-    paths = [run.root / path for split in ("train", "validation") for path in run.images(split).paths]
+    context, root = multiprocessing.get_context("spawn"), local_folder(run.root, "the loop")
+    paths = [root / path for split in ("train", "validation") for path in run.images(split).paths]
     with ProcessPoolExecutor(count, context, _set_barrier, (context.Barrier(count, timeout=_START_S),)) as pool:
         shares = [paths[number::count] for number in range(count)]
         seconds = list(pool.map(_loop, [run] * count, shares, [num_threads] * count))

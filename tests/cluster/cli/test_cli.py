@@ -57,6 +57,7 @@ SURFACE = {
         "--weights",
         "--workers",
     ],
+    "pack": ["DATA", "--captions", "--dataset", "--json", "--out"],
     "wald": ["SOURCE", "OUT", "--factor"],
     "convert": ["FILE", "OUT"],
     "evaluate": ["RUN", "--baselines", "--bits", "--data", "--gpus-per-worker", "--json", "--protocol", "--workers"],
@@ -429,6 +430,7 @@ SURFACE = {
         "--workers",
     ],
     "bench features": ["--count", "--json", "--report", "--workers"],
+    "bench loading": ["--count", "--json", "--report", "--rounds"],
     "bench manifest": ["--count", "--file-bytes", "--files", "--json", "--report"],
     "bench export": ["--json", "--report", "--rows", "--thumbnail"],
 }

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -345,7 +346,7 @@ def files_read(monkeypatch, model, manifest, root):
     names = []
 
     def recorded(paths, *arguments, **options):
-        names.extend(path.name for path in paths)
+        names.extend(PurePosixPath(path).name for path in paths)
         return read_batches(paths, *arguments, **options)
 
     monkeypatch.setattr(features, "read_batches", recorded)

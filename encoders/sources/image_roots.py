@@ -1,0 +1,60 @@
+"""Where the images of a data set are: a local folder, a folder in an object store, or a packed data set.
+
+A local folder is its `Path`. The others are values that can be sent to other processes and open nothing before they are
+read. Their `sources` returns the bytes of images by name, and `str` a location that `image_root` turns into an equal
+value.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources.object_folders import RemoteFolder
+from orbithash.encoders.sources.packed import PackedImages, is_packed
+from orbithash.encoders.sources.remote import check_uri, is_remote
+
+__all__ = ["ImageRoot", "image_root", "local_folder", "read_together", "sources_of"]
+
+# Images of other roots than local folders that a thread reads at once, before it decodes one after another.
+_TOGETHER = 16
+
+
+ImageRoot: TypeAlias = Path | RemoteFolder | PackedImages
+
+
+def image_root(data: str | ImageRoot) -> ImageRoot:
+    """Return the root at a path or a URI, of folders the absolute path; nothing is opened.
+
+    Raises:
+        InputError: a URI of another kind than s3:// and gs://, or with a secret in it.
+    """
+    if not isinstance(data, str | Path):
+        return data
+    text = str(data)
+    if is_remote(text):
+        check_uri(text)
+        return (PackedImages if is_packed(text) else RemoteFolder)(text.rstrip("/"))
+    folder = Path(text.removeprefix("file://")).absolute()
+    return PackedImages(str(folder)) if is_packed(text) else folder
+
+
+def local_folder(root: ImageRoot, what: str) -> Path:
+    """Return a local folder; `InputError` for another root, which `what` does not read."""
+    if not isinstance(root, Path):
+        raise InputError(f"{what} reads a local folder of images, and {root} is none; give the folder")
+    return root
+
+
+def sources_of(root: ImageRoot, names: Sequence[Path | str]) -> Sequence[Path | bytes]:
+    """Return what `read_image` takes for each of these paths below a root.
+
+    Raises:
+        InputError: an image that is no local file cannot be read; local files are not opened here.
+    """
+    return [root / name for name in names] if isinstance(root, Path) else root.sources([str(name) for name in names])
+
+
+def read_together(root: ImageRoot) -> int:
+    """Return the number of images that a thread asks for at once."""
+    return 1 if isinstance(root, Path) else _TOGETHER

@@ -1,0 +1,171 @@
+"""Packed data sets: one Lance dataset with the bytes of all image files and what a manifest says of them.
+
+Each row is a file: first one for each image, in the order of the manifest, then those of second sources. Lance reads
+rows by their number, so any order of images costs the same, and is that of the folder that was packed.
+
+Lance must not be used in a process that was forked from one that used it; a dataset is opened once in each process.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources.embeddings.key_hashes import hash_keys
+from orbithash.encoders.sources.remote import is_remote
+
+__all__ = ["FORMAT_VERSION", "PREFIX", "SUFFIX", "PackedImages", "is_packed", "lance_place", "one_line_errors"]
+
+FORMAT_VERSION = "1"
+PREFIX = "orbithash.packed."
+"""Begins the keys of the metadata of a packed data set."""
+
+SUFFIX = ".lance"
+"""Ends the name of a packed data set, local or not, so that nothing is opened to recognise one."""
+
+_OPENING = threading.Lock()
+
+
+def is_packed(location: str) -> bool:
+    """Return whether the name of a path or URI is that of a packed data set."""
+    path = urlsplit(location).path if is_remote(location) else location
+    return path.rstrip("/").endswith(SUFFIX)
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """The images of a packed data set at an absolute path or a URI; nothing is opened before it is read."""
+
+    location: str
+
+    def __str__(self) -> str:
+        return self.location
+
+    def sources(self, names: Sequence[str]) -> list[bytes]:
+        """Return the bytes of each image file; `InputError` if one is absent or damaged."""
+        if not names:
+            return []
+        rows = self._reader.rows(names)
+        if absent := [name for name, row in zip(names, rows.tolist(), strict=True) if row < 0]:
+            raise InputError(f"{self} has no image {absent[0]}; it is not the data of this run's manifest")
+        with one_line_errors(self.location):
+            read = self._reader.dataset.take(rows.tolist(), columns=["path", "sha256", "content"]).to_pydict()
+        for name, path, sha256, content in zip(names, *read.values(), strict=True):
+            if path != name or hashlib.sha256(content).digest() != sha256:
+                raise InputError(f"{self} is damaged: {name} is not the file that was packed; pack it again")
+        contents: list[bytes] = read["content"]
+        return contents
+
+    def hashes(self, names: Sequence[str]) -> list[bytes | OSError]:
+        """Return the SHA-256 of each image, as it was packed; `FileNotFoundError` for an image that is not in it."""
+        rows = self._reader.rows(names)
+        there = np.flatnonzero(rows >= 0)
+        hashes: list[bytes | OSError] = [FileNotFoundError()] * len(names)
+        for place, sha256 in zip(there.tolist(), self.columns(["sha256"])["sha256"].take(rows[there]), strict=True):
+            hashes[place] = sha256.as_py()
+        return hashes
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What `orbithash pack` states about all images: dataset, classes, images (their number)."""
+        return self._reader.metadata
+
+    def columns(self, names: Sequence[str]) -> Any:
+        """Return columns of all files as an Arrow table."""
+        with one_line_errors(self.location):
+            return self._reader.dataset.to_table(columns=list(names))
+
+    @property
+    def _reader(self) -> "_Reader":
+        with _OPENING:
+            return _opened(self.location, os.getpid())
+
+
+class _Reader:
+    """An opened dataset, and the number of the row of each name: 16 bytes an image."""
+
+    def __init__(self, location: str) -> None:
+        import lance
+
+        place, options = lance_place(location)
+        if not is_remote(location) and not any(Path(location, "_versions").glob("*")):
+            what = "holds no packed data set, or one that was not finished" if Path(location).exists() else "is absent"
+            raise InputError(f"{location} {what}; `orbithash pack` makes one")
+        with one_line_errors(location):
+            self.dataset = lance.dataset(place, storage_options=options)
+            stated = {key.decode(): value.decode() for key, value in (self.dataset.schema.metadata or {}).items()}
+        self.metadata = {key.removeprefix(PREFIX): value for key, value in stated.items() if key.startswith(PREFIX)}
+        version = self.metadata.get("format_version")
+        if version is None:
+            raise InputError(f"{location} is a Lance dataset that `orbithash pack` did not make; pack the images")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{location} is of format version {version}, and {FORMAT_VERSION} is read; pack the images again"
+            )
+        with one_line_errors(location):
+            names = self.dataset.to_table(columns=["path"])["path"].combine_chunks()
+        hashes = hash_keys(names)
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def rows(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the number int64 [N] of the row of each name, -1 for other names. `sources` compares the names."""
+        import pyarrow as pa
+
+        if not len(self._hashes):
+            return np.full(len(names), -1)
+        sought = hash_keys(pa.array(names, pa.large_string()))
+        places = np.minimum(np.searchsorted(self._hashes, sought), len(self._hashes) - 1)
+        found: npt.NDArray[np.int64] = np.where(self._hashes[places] == sought, self._order[places], -1)
+        return found
+
+
+@lru_cache(maxsize=4)
+def _opened(location: str, process: int) -> _Reader:
+    return _Reader(location)
+
+
+def lance_place(location: str) -> tuple[str, dict[str, str] | None]:
+    """Return the location as Lance takes it, and its options: those that pyarrow reads from the query of a URI."""
+    if not is_remote(location):
+        return location, None
+    parts = urlsplit(location)
+    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    scheme, endpoint = query.get("scheme", "https"), query.get("endpoint_override")
+    options = {"region": query["region"]} if "region" in query else {}
+    if endpoint:
+        options["endpoint"] = f"{scheme}://{endpoint}"
+    if (endpoint and scheme == "http") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["allow_http"] = "true"
+    return urlunsplit(parts._replace(query="")).rstrip("/"), options
+
+
+@contextmanager
+def one_line_errors(location: str, what: str = "cannot be read, it may be damaged") -> Iterator[None]:
+    """Turn Lance's errors, which have several types, into an `InputError` of one line."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic in Lance's Rust arrives as a BaseException without an importable name.
+        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
+            raise
+        text = str(error)
+        if "was not found" in text or "404 Not Found" in text:
+            reason = "holds no packed data set, or one that was not finished; `orbithash pack` makes one"
+        elif "403 Forbidden" in text or "401 Unauthorized" in text:
+            reason = "cannot be accessed: no permission; check the credentials"
+        else:
+            lines = re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", text).splitlines() or [type(error).__name__]
+            reason = f"{what}: {lines[0]}"
+        raise InputError(f"{location} {reason}") from error
