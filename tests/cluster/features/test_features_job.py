@@ -87,6 +87,20 @@ def test_training_computes_nothing_after_workers_have(ray_cluster, cli, store, i
     assert sum(computed) == first["num_computed"]
 
 
+@pytest.mark.ray
+def test_workers_read_packed_images(ray_cluster, cli, store, images, computed, tmp_path):
+    packed = tmp_path / "images.lance"
+    ended = cli("pack", images, "--out", packed, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["num_images"] == 30
+    ended = cli("features", packed, *FITTED_WORDS, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["num_computed"] > 0
+    # The features are those that training from the folder asks for.
+    library.train("itq", images, tmp_path / "run", **dict(word.split("=") for word in FITTED))
+    assert computed == []
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_job_that_is_killed_continues(ray_cluster, start, store, images):
