@@ -29,13 +29,15 @@ from orbithash.trainers.distributed import (
     synchronise_batch_norm,
     world_size,
 )
+from orbithash.trainers.loop.backbones import compile_in_training, train_in_bfloat16
 from orbithash.trainers.loop.batches import mixed_seed
 from orbithash.trainers.loop.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.run import Run, check_batch, check_labels
-from orbithash.trainers.loop.steps import fit, train_epoch, train_in_bfloat16, wrap
+from orbithash.trainers.loop.steps import fit, train_epoch, wrap
 from orbithash.trainers.methods import Fitted, Method, get_method
+from orbithash.trainers.methods.fine_tuning import FineTuningConfig
 from orbithash.trainers.metrics.retrieval import VALIDATION_SIZES, labelled
 
 __all__ = ["Observer", "is_checkpointed", "is_validated", "train", "validate"]
@@ -83,6 +85,8 @@ def train(
     method = run.build()
     synchronise_batch_norm(method, device)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(config, FineTuningConfig) and config.compile:
+        compile_in_training(method, device)
     if config.precision == "bfloat16":
         train_in_bfloat16(method)
     training = load_training_part(run, method, device, loading)

@@ -191,6 +191,8 @@ def of_embeddings(config: TrainConfig, root: Path) -> TrainConfig:
     if isinstance(config, FineTuningConfig):
         if "tune" in config.model_fields_set and config.tune != "none":
             raise InputError(f"tune is {config.tune}, and {root} has vectors without a backbone; omit tune or set none")
+        if config.compile:
+            raise InputError(f"compile is true, and {root} has vectors without a backbone; omit compile")
         update["tune"] = "none"
     return config.model_copy(update=update)
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orbithash.encoders.networks.backbones.layers import keep_bfloat16_in_training
-from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
 from orbithash.trainers.data.loading import Part
@@ -21,7 +19,7 @@ from orbithash.trainers.loop.losses import LossSums
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.methods import Fitted, Method
 
-__all__ = ["fit", "train_epoch", "train_in_bfloat16", "wrap"]
+__all__ = ["fit", "train_epoch", "wrap"]
 
 
 def wrap(method: Method) -> nn.Module:
@@ -129,27 +127,3 @@ def _step(
     optimizer.step()
     method.after_step(batch)
     return losses
-
-
-def train_in_bfloat16(method: Method) -> None:
-    """Make every backbone compute in bfloat16 in training mode, and still return float32; evaluation is unchanged."""
-
-    def wrap(backbone: nn.Module) -> None:
-        forward = backbone.forward
-
-        def cast(images: Tensor) -> Tensor:
-            if not backbone.training:
-                # At the precision of the caller, see `ImageFeatures`.
-                unchanged: Tensor = forward(images)
-                return unchanged
-            with torch.autocast(images.device.type, torch.bfloat16):
-                maps: Tensor = forward(images)
-            return maps.float()
-
-        # Replaced on the object: a wrapping module would change the names of the weights.
-        backbone.forward = cast
-        keep_bfloat16_in_training(backbone)
-
-    for module in method.modules():
-        if isinstance(module, HashNetwork):
-            wrap(module.backbone)

@@ -8,8 +8,8 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.devices import exact_float32, tensor_float32
 from orbithash.encoders.networks.hash_network import HashNetwork
+from orbithash.trainers.loop.backbones import train_in_bfloat16
 from orbithash.trainers.loop.loop import train
-from orbithash.trainers.loop.steps import train_in_bfloat16
 
 
 def test_backbones_train_in_bfloat16_throughout():
