@@ -126,6 +126,8 @@ def check_tuning(run: Run, tuning: Tuning, folder: Path) -> None:
         )
     if tuning.num_seeds < 1:
         raise InputError(f"--seeds is {tuning.num_seeds}; a number of runs of each finalist, 1 or more, is needed")
+    if tuning.seed < 0:
+        raise InputError(f"--seed is {tuning.seed}; a seed of the sampled settings, 0 or more, is needed")
     if not tuning.space:
         raise InputError("nothing to search: every setting with a range has a given value; give --search KEY=LOW:HIGH")
     if not run.manifest.part("validation"):

@@ -41,29 +41,45 @@ __all__ = [
     "write_history",
 ]
 
-HISTORY, BESIDE = "metrics.jsonl", "validation.jsonl"
+CONFIG, HISTORY, BESIDE = "config.yaml", "metrics.jsonl", "validation.jsonl"
 
 
 def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
     """Create the run folder and return whether it is new; `storage` is the place of its checkpoints, if another."""
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG).exists():
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{folder}: no folder can be created there ({err.strerror}); give another --out") from err
-    run.manifest.write(folder / MANIFEST)
     fields = {"method": run.method, "data": str(image_root(run.root)), **run.config.model_dump()}
     if storage is not None:
         fields["storage"] = storage
-    # Written last: a folder with a config is complete.
-    write_file(folder / "config.yaml", yaml.safe_dump(fields, sort_keys=False))
+    try:
+        run.manifest.write(folder / MANIFEST)
+        # Written last: a folder with a config is complete.
+        write_file(folder / CONFIG, yaml.safe_dump(fields, sort_keys=False))
+    except OSError as err:
+        reason = err.strerror or str(err)
+        raise InputError(f"{folder}: the run cannot be written there ({reason}); give another --out") from err
     return True
+
+
+def _is_begun(folder: Path) -> bool:
+    """Return whether the folder holds only what `claim_folder` had written when it was killed."""
+    begun = tuple(f".{name}." for name in (MANIFEST, CONFIG))
+    if any(path.name != MANIFEST and not path.name.startswith(begun) for path in folder.iterdir()):
+        return False
+    try:
+        return not (folder / MANIFEST).exists() or bool(Manifest.read(folder / MANIFEST).images)
+    except InputError:
+        # Another file of this name.
+        return False
 
 
 def check_training(run: Run, folder: Path, num_workers: int | tuple[int, int] = 1) -> None:
     """Raise `InputError` if the folder holds something else, or if `check_run` finds a problem of an unfinished run."""
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG).exists():
         existing = open_run(folder)
         new, old = run.config.model_dump(), existing.config.model_dump()
         differences = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in new if new[key] != old.get(key)]
@@ -73,7 +89,7 @@ def check_training(run: Run, folder: Path, num_workers: int | tuple[int, int] = 
             differences.append("the data or their split are not the same")
         if differences:
             raise InputError(f"{folder} holds another run ({'; '.join(differences)}); give another --out")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and not _is_begun(folder):
         raise InputError(f"{folder} is not empty and holds no run; give another --out")
     if not (folder / "model").is_dir():
         check_run(run, num_workers)
@@ -82,13 +98,13 @@ def check_training(run: Run, folder: Path, num_workers: int | tuple[int, int] = 
 def open_run(folder: Path) -> Run:
     """Return the run of a folder, with the data folder of its training as `root`; `InputError` for any other folder."""
     try:
-        fields = yaml.safe_load((folder / "config.yaml").read_text())
+        fields = yaml.safe_load((folder / CONFIG).read_text())
         method, root = fields.pop("method"), image_root(fields.pop("data"))
         # The place of the checkpoints is not part of the run.
         fields.pop("storage", None)
     except OSError as err:
         raise InputError(f"{folder}: not a run folder (config.yaml: {err.strerror}); training creates one") from err
-    except (yaml.YAMLError, KeyError, AttributeError) as err:
+    except (yaml.YAMLError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as err:
         raise InputError(f"{folder}/config.yaml: damaged ({' '.join(str(err).split())})") from err
     config = load_config(get_method(method).Config, **fields)
     return Run(method, config, Manifest.read(folder / MANIFEST), root)

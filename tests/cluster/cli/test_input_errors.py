@@ -1,6 +1,7 @@
 """Errors for invalid input: one line, exit code 2, and no change on disk."""
 
 import os
+import resource
 import shutil
 import socket
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from orbithash.cluster.training import train as training
 from orbithash.encoders.archive.archive import Archive
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.run import make_run
@@ -135,6 +137,35 @@ def test_out_with_other_files(refused, tmp_path, labelled):
     refused(*train, file / "run", words=["no folder can be created there", "give another --out"])
 
 
+def test_out_of_a_run_that_was_killed_while_its_folder_was_written(tmp_path, labelled):
+    """The manifest is written before the settings; the same command goes on."""
+    run = make_run("dhcl", labelled, settings=["batch_size=4"], bits=16)
+    folder = tmp_path / "run"
+    training.claim_folder(run, folder)
+    (folder / "config.yaml").unlink()
+    (folder / ".config.yaml.x.part").touch()
+    training.check_training(run, folder)
+    assert training.claim_folder(run, folder)
+    # A file of somebody else is not overwritten.
+    (folder / "config.yaml").unlink()
+    (folder / "manifest.parquet").write_bytes(b"PAR1 of somebody else")
+    with pytest.raises(InputError, match="is not empty and holds no run; give another --out"):
+        training.check_training(run, folder)
+
+
+def test_a_disk_that_is_full_when_the_run_folder_is_written(tmp_path, labelled):
+    run = make_run("dhcl", labelled, bits=16)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"the run cannot be written there \(.*\); give another --out$") as caught:
+            training.claim_folder(run, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_out_of_another_run(refused, tmp_path, labelled):
     run = make_run("dhcl", labelled, bits=16)
     training.claim_folder(run, tmp_path / "run")
@@ -187,8 +218,9 @@ def test_evaluation_of_a_damaged_run(refused, run_folder, labelled):
     manifest = run_folder / "manifest.parquet"
     manifest.write_bytes(manifest.read_bytes()[:-100])
     refused("evaluate", run_folder, "--data", labelled, words=[manifest, "the manifest is damaged"])
-    (run_folder / "config.yaml").write_text("method: [")
-    refused("evaluate", run_folder, "--data", labelled, words=["config.yaml: damaged"])
+    for content in (b"method: [", b"- dhcl", b"\xff\xd8\xff"):
+        (run_folder / "config.yaml").write_bytes(content)
+        refused("evaluate", run_folder, "--data", labelled, words=["config.yaml: damaged"])
 
 
 def test_evaluation_without_the_images(refused, run_folder, tmp_path):

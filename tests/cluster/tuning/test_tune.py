@@ -160,6 +160,7 @@ def test_a_resumed_search_runs_the_trials_that_have_not_ended(tmp_path):
         (("--finalists", "16"), "--finalists is 16; from 0 (no finals) to 15 are allowed"),
         (("--finalists", "-1"), "--finalists is -1; from 0"),
         (("--seeds", "0"), "--seeds is 0; a number of runs of each finalist, 1 or more, is needed"),
+        (("--seed", "-1"), "--seed is -1; a seed of the sampled settings, 0 or more, is needed"),
         (("--search", "lrr"), "'lrr' is not a setting"),
         (("--search", "lr=0.1:7"), "lr is 7.0: input should be less than or equal to 1"),
         (("--grace", "99"), "--grace is 99; from 1 to epochs=20 are allowed"),
