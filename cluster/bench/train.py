@@ -70,8 +70,8 @@ def bench_train(data: Path | None, weights: str | None, epochs: int, workers: in
                 context = multiprocessing.get_context("spawn")
                 places = [(number, workers, f"{meeting}/store") for number in range(workers)]
                 with ProcessPoolExecutor(workers, context) as pool:
-                    shared = [repeat(run), repeat(num_threads), places, repeat(with_gradients)]
-                    return float(np.mean(list(pool.map(_train_as_rank, *shared)))) / workers
+                    rates = pool.map(_train_as_rank, repeat(run), repeat(num_threads), places, repeat(with_gradients))
+                    return float(np.mean(list(rates))) / workers
 
         def all_plain_loops() -> dict[str, float]:
             rates = {
@@ -157,7 +157,7 @@ def _train_as_rank(run: Run, num_threads: int, place: tuple[int, int, str], with
     try:
         if not with_gradients:
             # What `wrap` returns with one rank.
-            loop.wrap = lambda method: method  # type: ignore[assignment]
+            loop.wrap = lambda method: method  # type: ignore[assignment, attr-defined]
         return _train_plainly(run, num_threads)
     finally:
         torch.distributed.destroy_process_group()
