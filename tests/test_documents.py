@@ -14,7 +14,7 @@ PAGES = [
 ]
 MAX_LINES = 250
 # The map of the code is one page, which tests compare with the folders.
-LONG = {"docs/architecture.md": 600, "README.md": 320}
+LONG = {"docs/architecture.md": 560, "README.md": 320}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
