@@ -56,7 +56,9 @@ def compile_in_training(method: nn.Module, device: torch.device) -> None:
             images: Tensor, forward: Forward, compiled: Forward = compiled, name: str = backbone.spec.name
         ) -> Tensor:
             try:
-                return compiled(images)
+                # Gradients are compiled at once, too: otherwise in the first backward pass, outside of this block.
+                with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                    return compiled(images)
             except torch._dynamo.exc.TorchDynamoException as err:
                 reason = " ".join(str(err).split())[:300]
                 raise InputError(f"compile=true: {name} cannot be compiled ({reason}); set compile=false") from err

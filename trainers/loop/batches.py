@@ -84,7 +84,8 @@ def _with_draws(method: Method, batch: Batch, rows: npt.NDArray[np.int64], train
         start += part.num_rows
     if len(of_parts) == 1:
         return Step(batch._replace(draws=of_parts[0]))
-    return Step(batch._replace(draws=draws(batch, 0)), tuple(of_parts))
+    of_whole = draws(batch, 0) if method.draws_for_whole_steps else {}
+    return Step(batch._replace(draws=of_whole), tuple(of_parts))
 
 
 def micro_batches(step: Step) -> Iterator[Batch]:

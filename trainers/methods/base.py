@@ -121,6 +121,9 @@ class Method(nn.Module):
     # The labels that training needs.
     supervision: ClassVar[Supervision] = "one class"
 
+    # Whether `before_step` or `after_step` uses draws, so that a batch in several parts has some of its own.
+    draws_for_whole_steps: ClassVar[bool] = False
+
     # Number of consecutive rows of a step that belong together. It divides the batch, and a rank has whole groups.
     group_size: ClassVar[int] = 1
 
@@ -204,8 +207,9 @@ class Method(nn.Module):
     def draw(self, batch: Batch, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return random numbers and positions that follow from the seed, the rows and the labels of a batch, by name.
 
-        Called for each batch and each micro-batch before it is uploaded, while an earlier step runs; `Batch.draws` has
-        the tensors on the device. A step that copies from the CPU itself would make the CPU wait for the GPU.
+        Called for each micro-batch, and for a whole batch as `draws_for_whole_steps` says, before it is uploaded, while
+        an earlier step runs; `Batch.draws` has the tensors on the device. A step that copies from the CPU itself would
+        make the CPU wait for the GPU.
 
         Args:
             batch: this rank's share, on the CPU and without draws.

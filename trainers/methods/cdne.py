@@ -176,6 +176,7 @@ class Cdne(FineTuned):
     paper = "Kang, Fernandez-Beltran, Ye, Tong, Plaza: CDNE, IEEE JSTARS 2020 (doi 10.1109/JSTARS.2020.3027954)"
     Config = CdneConfig
     supervision = "classes"
+    draws_for_whole_steps = True
 
     def __init__(self, config: CdneConfig, num_classes: int, num_rows: int) -> None:
         super().__init__(config, num_classes, num_rows)

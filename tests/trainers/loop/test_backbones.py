@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from method_parts import flat, make_run, timeless, trained, write_data
+from torch._dynamo.backends.common import aot_autograd
 
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import load_config
@@ -117,11 +118,13 @@ def test_a_missing_compiler_is_one_line(data, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_backbone_that_cannot_be_compiled_is_one_line(data, monkeypatch, graphs):
+@pytest.mark.parametrize("of", ["outputs", "gradients"])
+def test_a_backbone_that_cannot_be_compiled_is_one_line(data, monkeypatch, graphs, of):
     def refuse(graph, inputs):
         raise RuntimeError("no such\nkernel")
 
-    monkeypatch.setattr(backbones, "BACKEND", refuse)
+    of_gradients = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=refuse)
+    monkeypatch.setattr(backbones, "BACKEND", refuse if of == "outputs" else of_gradients)
     with pytest.raises(InputError, match=r"compile=true: resnet8 cannot be compiled .*no such kernel") as caught:
         trained(make_run(data, "dhcl", compile=True, **SETTINGS))
     assert "\n" not in str(caught.value)

@@ -108,6 +108,19 @@ class OnGpu:
         return tree_map(lambda leaf: self.tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
+@pytest.mark.parametrize(("name", "of_whole"), [("triplet", set()), ("duch", {"shares"})])
+def test_a_batch_in_parts_has_draws_of_its_own_where_the_method_uses_them(data, name, of_whole):
+    kind, settings = CASES[name]
+    run = make_run(data, kind, **settings)
+    method = run.build()
+    training = load_training_part(run, method)
+    method.begin(training)
+    step = next(steps_on_cpu(run.config, method, method.order(training.labels, 0), training, 0))
+    assert set(step.batch.draws) == of_whole
+    assert len(step.draws) == settings["accumulate"]
+    assert all(step.draws)
+
+
 def test_every_method_with_steps_has_a_case():
     assert {method for method, _ in CASES.values()} == {
         n for n, kind in METHODS.items() if not issubclass(kind, Fitted)

@@ -81,6 +81,7 @@ class Duch(Method):
     selection_metric: ClassVar[str | None] = None
     tuning_metric = "t2i_ap_first_k@20"
     supervision = "none"
+    draws_for_whole_steps = True
 
     text_head: HashHead
     consensus: Tensor
