@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orbithash.encoders.errors import InputError, listed
+from orbithash.encoders.errors import ImageError, InputError, listed
 from orbithash.encoders.imagery.images import Image, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
@@ -77,15 +77,17 @@ def read_batches(
         batch_size: images per batch; the last batch may be smaller.
 
     Raises:
-        InputError: some images are refused; raised after the last path, naming all of them.
+        InputError: some images are refused; raised after the last path, naming all of them. At once if `root` cannot
+            be read, such as a store that gives no answer.
     """
     place = Path() if root is None else root
 
     def read(rows: range) -> list[Pixels | str]:
         try:
             sources = sources_of(place, [paths[row] for row in rows])
-        except InputError as err:
-            return [str(err)]
+        except ImageError as err:
+            # The others are read again, so that all that are refused are named.
+            return [str(err)] if len(rows) == 1 else [outcome for row in rows for outcome in read(range(row, row + 1))]
         return [prepare(row, source) for row, source in zip(rows, sources, strict=True)]
 
     def prepare(row: int, source: Path | bytes) -> Pixels | str:
@@ -103,13 +105,17 @@ def read_batches(
     with ThreadPoolExecutor(num_decoding_threads()) as pool:
         starts = range(0, len(paths), batch_size)
         begun = (begin(range(len(paths))[start : start + batch_size]) for start in starts)
-        following = next(begun, None)
-        while following is not None:
-            current, following = following, next(begun, None)
-            outcomes = [outcome for block in current for outcome in block]
-            problems += [outcome for outcome in outcomes if isinstance(outcome, str)]
-            if not problems:
-                yield np.stack(outcomes)  # type: ignore[arg-type] # no outcome is a problem
+        try:
+            following = next(begun, None)
+            while following is not None:
+                current, following = following, next(begun, None)
+                outcomes = [outcome for block in current for outcome in block]
+                problems += [outcome for outcome in outcomes if isinstance(outcome, str)]
+                if not problems:
+                    yield np.stack(outcomes)  # type: ignore[arg-type] # no outcome is a problem
+        finally:
+            # After an error, images that nobody waits for are not read.
+            pool.shutdown(cancel_futures=True)
     if problems:
         raise listed(problems, "images that cannot be read" if root is None else f"{root}: images that cannot be read")
 

@@ -50,7 +50,8 @@ def sources_of(root: ImageRoot, names: Sequence[Path | str]) -> Sequence[Path | 
     """Return what `read_image` takes for each of these paths below a root.
 
     Raises:
-        InputError: an image that is no local file cannot be read; local files are not opened here.
+        ImageError: an image in a bucket is absent or too long, or a packed one is damaged.
+        InputError: the bucket or the packed data set cannot be read. Local files are not opened here.
     """
     return [root / name for name in names] if isinstance(root, Path) else root.sources([str(name) for name in names])
 

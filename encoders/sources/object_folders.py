@@ -34,17 +34,25 @@ class RemoteFolder:
         return self.location
 
     def sources(self, names: Sequence[str]) -> list[bytes]:
-        """Return the content of each image; `InputError` if one is absent, too long, or cannot be read."""
+        """Return the content of each image.
+
+        Raises:
+            ImageError: one is absent, or too long.
+            InputError: the store gives no answer, or no permission.
+        """
         return list(self.each(names, bytes))
 
     def each(self, names: Sequence[str], make: Callable[[bytes], Result]) -> Iterator[Result]:
-        """Yield what `make` returns for the content of each image, in their order; several are read at once."""
+        """Yield what `make` returns for the content of each image, in their order; several are read at once.
+
+        Errors are those of `sources`.
+        """
 
         def read(name: str) -> Result:
             try:
                 return make(read_object(self._address(name), _LIMITS))
             except ImageError as err:
-                raise InputError(f"{self}: {name}: {err}") from err
+                raise ImageError(f"{self}: {name}: {err}") from err
 
         if len(names) == 1:
             yield read(names[0])
