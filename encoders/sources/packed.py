@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOENT
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class PackedImages:
         """Return the SHA-256 of each image, as it was packed; `FileNotFoundError` for an image that is not in it."""
         rows = self._reader.rows(names)
         there = np.flatnonzero(rows >= 0)
-        hashes: list[bytes | OSError] = [FileNotFoundError()] * len(names)
+        hashes: list[bytes | OSError] = [FileNotFoundError(ENOENT, os.strerror(ENOENT))] * len(names)
         for place, sha256 in zip(there.tolist(), self.columns(["sha256"])["sha256"].take(rows[there]), strict=True):
             hashes[place] = sha256.as_py()
         return hashes

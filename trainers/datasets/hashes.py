@@ -9,9 +9,10 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import ENOENT
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def hash_files(root: ImageRoot, paths: Sequence[str]) -> list[bytes | OSError]:
     The hash of a folder is that of the names and hashes, in hexadecimal, of its files by name, without hidden ones.
     Files are read in one thread for each CPU of the process. A cache that cannot be read or written costs time only.
     Packed images know their hashes. An object of a store is unchanged if its size and its time are. An object that
-    cannot be read is an `InputError`.
+    cannot be read is an `InputError`; the hashes of those before it are remembered.
     """
     if isinstance(root, PackedImages):
         return root.hashes(paths)
@@ -85,10 +86,10 @@ def _hash_objects(root: RemoteFolder, paths: Sequence[str]) -> list[bytes | OSEr
         began,
         there,
         statuses.reshape(-1, len(_STATUS)),
-        lambda unknown: list(root.each(unknown, lambda content: hashlib.sha256(content).digest())),
+        lambda unknown: root.each(unknown, lambda content: hashlib.sha256(content).digest()),
     )
     of_object = dict(zip(there, hashes, strict=True))
-    return [of_object.get(path) or FileNotFoundError() for path in paths]
+    return [of_object.get(path) or FileNotFoundError(ENOENT, os.strerror(ENOENT)) for path in paths]
 
 
 def _hash_unknown(
@@ -96,7 +97,7 @@ def _hash_unknown(
     began: float,
     files: Sequence[str],
     statuses: Statuses,
-    read: Callable[[list[str]], Sequence[bytes | OSError]],
+    read: Callable[[list[str]], Iterable[bytes | OSError]],
 ) -> list[bytes | OSError | None]:
     """Return the remembered hashes of unchanged files, and those that `read` returns of others, which are remembered.
 
@@ -107,13 +108,16 @@ def _hash_unknown(
     names = pa.array([os.fsencode(name) for name in files], pa.large_binary())
     hashes = _known(remembered, names, statuses)
     unknown = [row for row, sha256 in enumerate(hashes) if sha256 is None]
-    for row, sha256 in zip(unknown, read([files[row] for row in unknown]), strict=True):
-        hashes[row] = sha256
-    is_settled = began - statuses[:, _STATUS.index("ctime_ns")] / 1e9 > SETTLED_S
-    kept = [row for row, sha256 in enumerate(hashes) if is_settled[row] and isinstance(sha256, bytes)]
-    if not set(kept).isdisjoint(unknown):
-        with suppress(OSError):
-            _write(cache, remembered, names, statuses, hashes, kept)
+    try:
+        for row, sha256 in zip(unknown, read([files[row] for row in unknown]), strict=True):
+            hashes[row] = sha256
+    finally:
+        # After an error, or Ctrl-C, the next command continues here.
+        is_settled = began - statuses[:, _STATUS.index("ctime_ns")] / 1e9 > SETTLED_S
+        kept = [row for row, sha256 in enumerate(hashes) if is_settled[row] and isinstance(sha256, bytes)]
+        if not set(kept).isdisjoint(unknown):
+            with suppress(OSError):
+                _write(cache, remembered, names, statuses, hashes, kept)
     return hashes
 
 

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources import object_folders
+from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.trainers.datasets import hashes, make_manifest
 from orbithash.trainers.datasets.hashes import hash_files
 
@@ -187,3 +189,30 @@ def test_names_that_are_no_text(root, hashed):
     for _ in range(2):
         assert hash_files(root, [f"beach/{path.name}"]) == [sha256(b"x")]
     assert len(hashed) == 1
+
+
+def test_an_outage_of_a_store_loses_no_hash(monkeypatch, tmp_path):
+    names, read = [f"{number}.png" for number in range(3000)], []
+
+    def read_object(uri, limits):
+        name = uri.rpartition("/")[2]
+        read.append(name)
+        if len(read) == 2500:
+            raise InputError("no answer; run the command again to resume")
+        return name.encode()
+
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(object_folders, "read_object", read_object)
+    monkeypatch.setattr(object_folders, "walk_objects", lambda uri: ((name, uri, "7-7") for name in names))
+    root = RemoteFolder("s3://bucket/tiles")
+    with pytest.raises(InputError, match="no answer"):
+        hash_files(root, names)
+    done = set(read)
+    assert hash_files(root, [*names, "absent.png"])[:-1] == [sha256(name.encode()) for name in names]
+    # Threads may be ahead of the one that fails, within a block.
+    num_again = len(read) - len(set(read))
+    assert len(done) >= 2500
+    assert num_again <= object_folders._BLOCK
+    (absent,) = hash_files(root, ["absent.png"])
+    assert isinstance(absent, FileNotFoundError)
+    assert absent.strerror == "No such file or directory"

@@ -106,7 +106,9 @@ def test_rows_are_read_in_any_order(data, packed):
     assert packed.sources([names[row] for row in order]) == [(data / names[row]).read_bytes() for row in order]
     assert packed.sources([]) == []
     assert packed.hashes([names[1], "absent.png"])[0] == make_manifest(data).images.sha256s[1].tobytes()
-    assert isinstance(packed.hashes(["absent.png"])[0], FileNotFoundError)
+    absent = packed.hashes(["absent.png"])[0]
+    assert isinstance(absent, FileNotFoundError)
+    assert absent.strerror == "No such file or directory"
     assert "has no image absent.png" in refusal(packed.sources, [names[0], "absent.png"])
 
 
