@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.listings import image_suffixes, report
+from orbithash.encoders.sources.remote import is_remote
 
 __all__ = [
     "ClassLayout",
@@ -176,8 +178,9 @@ def class_paths(
         InputError: as `find_class_folders`.
     """
     layout = find_layout({folder: len(names) for folder, names in files.items()})
-    num_images, name = sum(map(len, files.values())), str(root).rpartition("/")[2]
-    base = "/".join((str(root), *layout.base))
+    place = _without_query(root)
+    num_images, name = sum(map(len, files.values())), place.rpartition("/")[2]
+    base = "/".join((place, *layout.base))
     if layout.split:
         raise InputError(
             f"{base} has the folders {', '.join(layout.split)}: these look like the parts of a "
@@ -203,12 +206,18 @@ def class_paths(
     return {label: sorted(paths, key=natural) for label, paths in classes.items()}
 
 
+def _without_query(root: Path | str) -> str:
+    """Return a path, or a URI without the address and the scheme of its store."""
+    location = str(root)
+    return urlunsplit(urlsplit(location)._replace(query="")).rstrip("/") if is_remote(location) else location
+
+
 def patch_error(root: Path | str, folder: Folder, names: Iterable[str]) -> InputError | None:
     """Return the error for a folder that is a patch of one TIFF per band, as in BigEarthNet; None for any other.
 
     `root` is the path or the URI of the source.
     """
-    name = folder[-1] if folder else Path(root).name
+    name = folder[-1] if folder else Path(_without_query(root)).name
     bands = [one for one in names if one.startswith(name) and _BAND.fullmatch(one[len(name) :])]
     if len(bands) < 2:
         return None

@@ -1,11 +1,12 @@
 """Folders of images: which files are images, which folders are classes, and what is said about all others."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.folders import find_class_folders, find_layout
+from orbithash.encoders.sources.folders import class_paths, find_class_folders, find_layout, patch_error
 from orbithash.encoders.sources.sources import list_source
 
 
@@ -132,6 +133,16 @@ def test_patches_of_single_bands_are_refused(tmp_path, inside):
     for find in (find_class_folders, list_source):
         with pytest.raises(InputError, match=r"patches of one TIFF per band \(.*version 2: give the folder that holds"):
             find(root)
+
+
+def test_messages_of_a_bucket_leave_the_address_of_its_store_out():
+    root = "s3://bucket/tiles?endpoint_override=127.0.0.1:9000&scheme=http"
+    with pytest.raises(InputError, match="lay them out as tiles/<class>/"):
+        class_paths(root, {(): ["a.png"]}, Counter())
+    with pytest.raises(InputError, match=r"^s3://bucket/tiles/in has the folders test, train: .* as tiles/<class>/"):
+        class_paths(root, {("in", "train"): ["a.png"], ("in", "test"): ["b.png"]}, Counter())
+    bands = ["tiles_B02.tif", "tiles_B03.tif"]
+    assert "patches of one TIFF per band" in str(patch_error(root, (), bands))
 
 
 def test_captions_by_bare_names_and_by_paths(tmp_path):
