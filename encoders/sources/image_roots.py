@@ -40,9 +40,9 @@ def image_root(data: str | ImageRoot) -> ImageRoot:
 
 
 def local_folder(root: ImageRoot, what: str) -> Path:
-    """Return a local folder; `InputError` for another root, which `what` does not read."""
+    """Return the path of a local root; `InputError` for another one, where `what` must not be."""
     if not isinstance(root, Path):
-        raise InputError(f"{what} reads a local folder of images, and {root} is none; give the folder")
+        raise InputError(f"--data is {root}; {what} must be a local path")
     return root
 
 

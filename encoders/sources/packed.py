@@ -65,7 +65,7 @@ class PackedImages:
         rows = self._reader.rows(names)
         if absent := [name for name, row in zip(names, rows.tolist(), strict=True) if row < 0]:
             raise InputError(f"{self} has no image {absent[0]}; it is not the data of this run's manifest")
-        with one_line_errors(self.location):
+        with self._one_line_errors():
             read = self._reader.dataset.take(rows.tolist(), columns=["path", "sha256", "content"]).to_pydict()
         for name, path, sha256, content in zip(names, *read.values(), strict=True):
             if path != name or hashlib.sha256(content).digest() != sha256:
@@ -89,13 +89,23 @@ class PackedImages:
 
     def columns(self, names: Sequence[str]) -> Any:
         """Return columns of all files as an Arrow table."""
-        with one_line_errors(self.location):
+        with self._one_line_errors():
             return self._reader.dataset.to_table(columns=list(names))
 
     @property
     def _reader(self) -> "_Reader":
         with _OPENING:
-            return _opened(self.location, os.getpid())
+            return _opened(self.location, os.getpid(), _stamp(self.location))
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """Do what `one_line_errors` does; after an error the data set is opened again, since it may be a new one."""
+        try:
+            with one_line_errors(self.location):
+                yield
+        except InputError:
+            _opened.cache_clear()
+            raise
 
 
 class _Reader:
@@ -138,8 +148,20 @@ class _Reader:
 
 
 @lru_cache(maxsize=4)
-def _opened(location: str, process: int) -> _Reader:
+def _opened(location: str, process: int, stamp: tuple[tuple[str, int, int], ...]) -> _Reader:
     return _Reader(location)
+
+
+def _stamp(location: str) -> tuple[tuple[str, int, int], ...]:
+    """Return what differs when another data set was packed at a path; nothing for a URI, where looking takes long."""
+    if is_remote(location):
+        return ()
+    try:
+        with os.scandir(f"{location}/_versions") as entries:
+            files = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return ()
+    return tuple(sorted((name, status.st_mtime_ns, status.st_ino) for name, status in files))
 
 
 def lance_place(location: str) -> tuple[str, dict[str, str] | None]:
@@ -154,7 +176,9 @@ def lance_place(location: str) -> tuple[str, dict[str, str] | None]:
         options["endpoint"] = f"{scheme}://{endpoint}"
     if (endpoint and scheme == "http") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["allow_http"] = "true"
-    return urlunsplit(parts._replace(query="")).rstrip("/"), options
+    # Both names of Google's store are read, of which Lance knows one.
+    scheme_of_store = "gs" if parts.scheme == "gcs" else parts.scheme
+    return urlunsplit(parts._replace(scheme=scheme_of_store, query="")).rstrip("/"), options
 
 
 @contextmanager

@@ -184,15 +184,28 @@ def _read_packed(root: PackedImages) -> tuple[str, Images, tuple[str, ...]]:
         dataset, count, classes = (root.metadata[key] for key in ("dataset", "images", "classes"))
         table = root.columns([name for name in SCHEMA.names if name != "id"]).slice(0, int(count))
         table = table.add_column(0, SCHEMA.field("id"), pa.nulls(len(table), pa.large_string())).cast(SCHEMA)
-        names = tuple(json.loads(classes))
+        names = json.loads(classes)
         is_whole = len(table) == int(count) and all(table[name].null_count == 0 for name in {*SCHEMA.names} - OPTIONAL)
+        is_sound = is_whole and isinstance(names, list) and _is_sound(Images(table), names)
     except (KeyError, TypeError, ValueError) as err:
         if isinstance(err, InputError):
             raise
         raise InputError(f"{root} is damaged ({err}); pack the images again") from err
-    if dataset not in DATASETS or not is_whole:
+    if dataset not in DATASETS or not is_sound:
         raise InputError(f"{root} is damaged: its rows are not those of a data set; pack the images again")
-    return dataset, Images(table), names
+    return dataset, Images(table), tuple(names)
+
+
+def _is_sound(images: Images, classes: Sequence[object]) -> bool:
+    """Return whether packed rows may be a manifest: labels of classes, each path once, and none outside of a folder."""
+    labels = images.labels.values
+    paths = [*images.paths, *{second for second in images.seconds if second is not None}]
+    return (
+        all(isinstance(name, str) for name in classes)
+        and bool(((labels >= 0) & (labels < len(classes))).all())
+        and len(set(images.paths)) == len(images)
+        and not any(path.startswith("/") or ".." in path.split("/") for path in paths)
+    )
 
 
 def _unlabelled(images: Images) -> Images:

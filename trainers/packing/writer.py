@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,8 +29,8 @@ from orbithash.trainers.datasets.make import find_images, hashed_images
 
 __all__ = ["Packed", "pack"]
 
-# Files that are read at once, and bytes of files that become one batch of rows.
-_FILES, _BATCH_BYTES = 32, 2**26
+# Bytes of files that become one batch of rows; a file may be as long as that.
+_BATCH_BYTES = 2**26
 
 # `path`, `sha256` and `content` are of every file; the other columns are null for files of second sources only.
 _FILE = (
@@ -69,7 +70,7 @@ def pack(
 
     Raises:
         InputError: the folder has problems, `out` is taken or cannot be written, a file changes meanwhile, or an image
-            is a folder with a file for each band. Nothing is left then.
+            is a folder with a file for each band. Nothing is left of a local data set then.
     """
     target = image_root(out)
     if not isinstance(target, PackedImages):
@@ -145,7 +146,7 @@ def _files(images: Images) -> pa.Table:
 
 
 class _Written:
-    """The rows of a data set on their way to Lance, in batches of about `_BATCH_BYTES`, and their size so far."""
+    """The rows of a data set on their way to Lance, in batches of at most `_BATCH_BYTES`, and their size so far."""
 
     def __init__(self, root: Path, files: pa.Table, schema: pa.Schema, on_progress: OnProgress | None) -> None:
         self.num_bytes = 0
@@ -166,26 +167,35 @@ class _Written:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows with the contents of their files, which several threads read."""
-        start, size = 0, 0
-        contents: list[bytes] = []
+        start, total = 0, len(self._files)
         with ThreadPoolExecutor() as pool:
-            for first in range(0, len(self._files), _FILES):
-                some = self._files.slice(first, _FILES)
+            while start < total:
+                stop = self._stop(start)
+                rows = self._files.slice(start, stop - start).combine_chunks()
                 try:
-                    contents += pool.map(self._read, some["path"].to_pylist(), some["sha256"].to_pylist())
+                    contents = list(pool.map(self._read, rows["path"].to_pylist(), rows["sha256"].to_pylist()))
                 except InputError as err:
                     self._problem = err
                     raise
-                size, stop = sum(map(len, contents)), first + len(some)
-                if size < _BATCH_BYTES and stop < len(self._files):
-                    continue
-                rows = self._files.slice(start, stop - start).combine_chunks()
-                columns = [column.chunk(0) for column in rows.columns]
-                yield pa.record_batch([*columns, pa.array(contents, pa.large_binary())], schema=self._schema)
-                self.num_bytes += size
-                start, contents = stop, []
+                self.num_bytes += sum(map(len, contents))
+                columns = [*(column.chunk(0) for column in rows.columns), pa.array(contents, pa.large_binary())]
+                del contents
+                yield pa.record_batch(columns, schema=self._schema)
+                del columns
+                start = stop
                 if self._on_progress is not None:
-                    self._on_progress(stop, len(self._files))
+                    self._on_progress(stop, total)
+
+    def _stop(self, start: int) -> int:
+        """Return the end of the batch that begins at a file: before `_BATCH_BYTES` are exceeded, after one file."""
+        size = 0
+        for row in range(start, len(self._files)):
+            # A file that is absent now is an error when it is read.
+            with suppress(OSError):
+                size += (self._root / self._files["path"][row].as_py()).stat().st_size
+            if size > _BATCH_BYTES:
+                return max(row, start + 1)
+        return len(self._files)
 
     def _read(self, path: str, sha256: bytes) -> bytes:
         """Return the content of a file; `InputError` if it is not the content with this hash."""

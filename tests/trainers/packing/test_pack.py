@@ -1,6 +1,7 @@
 """Packed data sets: manifests, bytes, training and evaluation are those of the folder; damage and kills are refused."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 from PIL import Image
 
 from orbithash.encoders.errors import InputError
-from orbithash.encoders.sources.image_roots import image_root
+from orbithash.encoders.sources.image_roots import image_root, local_folder
+from orbithash.encoders.sources.packed import lance_place
 from orbithash.trainers import library
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import make_manifest
@@ -35,7 +37,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from orbithash.trainers.packing import writer
-writer._FILES, writer._BATCH_BYTES = 3, 1
+writer._BATCH_BYTES = 1
 writer.pack(Path(sys.argv[1]), sys.argv[2], on_progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
 """
 
@@ -112,15 +114,20 @@ def test_rows_are_read_in_any_order(data, packed):
     assert "has no image absent.png" in refusal(packed.sources, [names[0], "absent.png"])
 
 
-def test_many_batches_are_one_data_set(data, packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_FILES", 3)
-    monkeypatch.setattr(writer, "_BATCH_BYTES", 6 * max(path.stat().st_size for path in data.rglob("*.png")))
+@pytest.mark.parametrize("limit", ["some files", "one longer file"])
+def test_many_batches_are_one_data_set(data, packed, tmp_path, monkeypatch, limit):
+    names = make_manifest(data).images.paths
+    sizes = [(data / name).stat().st_size for name in names]
+    limit = {"some files": sum(sizes[:4]), "one longer file": min(sizes) - 1}[limit]
+    monkeypatch.setattr(writer, "_BATCH_BYTES", limit)
     steps = []
     pack(data, str(tmp_path / "x.lance"), on_progress=lambda done, total: steps.append((done, total)))
-    assert 2 < len(steps) < 28 / 3
+    ends = [0, *(done for done, total in steps)]
     assert steps[-1] == (28, 28)
+    for start, stop in itertools.pairwise(ends):
+        assert stop - start == 1 or sum(sizes[start:stop]) <= limit
+        assert stop == 28 or sum(sizes[start : stop + 1]) > limit
     root = image_root(tmp_path / "x.lance")
-    names = make_manifest(data).images.paths
     assert make_manifest(root) == make_manifest(packed)
     assert root.sources(names) == packed.sources(names)
 
@@ -137,6 +144,24 @@ def test_folders_that_are_not_classes_lose_their_labels_as_in_the_folder(tmp_pat
     assert not make_manifest(root, needs_classes=False).images.is_labelled.any()
     by_folder, by_rows = (refusal(make_manifest, place) for place in (tmp_path / "in", root))
     assert by_rows.partition(": ")[2] == by_folder.partition(": ")[2]
+
+
+def test_a_set_that_is_packed_again_at_the_same_place_is_read_anew(tmp_path):
+    place, found = tmp_path / "x.lance", []
+    for number in range(2):
+        folder = tmp_path / f"in{number}"
+        folder.mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, number, 0)).save(folder / f"{i}.png")
+        shutil.rmtree(place, ignore_errors=True)
+        pack(folder, str(place))
+        found.append(image_root(place).sources(["1.png"]))
+        assert found[-1] == [(folder / "1.png").read_bytes()]
+    assert found[0] != found[1]
+
+
+def test_both_names_of_googles_store_are_lances():
+    assert lance_place("gcs://bucket/x.lance") == lance_place("gs://bucket/x.lance") == ("gs://bucket/x.lance", {})
 
 
 def test_one_image_and_none(tmp_path):
@@ -285,6 +310,37 @@ def test_damaged_bytes_are_found_where_they_are_read(data, packed, tmp_path):
 def test_a_truncated_data_set_is_refused(packed, tmp_path, share):
     root = changed(packed, tmp_path, lambda whole: whole[: int(len(whole) * share)])
     assert str(root) in refusal(make_manifest, root)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("labels", [3]),
+        ("labels", [-1]),
+        ("path", "../../etc/passwd"),
+        ("path", "/etc/passwd"),
+        ("path", "another row's"),
+        ("second", "a/../../b.png"),
+        ("classes", '"abc"'),
+        ("classes", "[1, 2, 3]"),
+    ],
+)
+def test_rows_that_are_no_manifest_are_refused(packed, tmp_path, column, value):
+    table = lance.dataset(str(packed)).to_table()
+    if column == "classes":
+        table = table.replace_schema_metadata(table.schema.metadata | {b"orbithash.packed.classes": value.encode()})
+    else:
+        values = table[column].to_pylist()
+        values[5] = values[6] if value == "another row's" else value
+        field = table.schema.field(column)
+        table = table.set_column(table.schema.names.index(column), field, pa.array(values, field.type))
+    lance.write_dataset(table, tmp_path / "x.lance")
+    assert "is damaged" in refusal(make_manifest, image_root(tmp_path / "x.lance"))
+
+
+def test_a_local_path_is_asked_for_plainly():
+    message = refusal(local_folder, image_root("s3://b/x.parquet"), "a table of embeddings")
+    assert message == "--data is s3://b/x.parquet; a table of embeddings must be a local path"
 
 
 def test_a_killed_pack_leaves_nothing_to_train_on(data, packed, tmp_path):
