@@ -4,13 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["console", "is_debug", "print_json", "say", "set_debug", "track"]
+__all__ = ["console", "is_debug", "print_json", "say", "set_debug", "track", "track_when_known"]
 
 console = Console(stderr=True, highlight=False)
 
@@ -45,6 +45,21 @@ def track(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], Non
             yield advance_to
     else:
         yield _lines(what, total, unit)
+
+
+@contextmanager
+def track_when_known(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Do what `track` does from the first call on. Yield `advance_to(completed, total)`."""
+    with ExitStack() as stack:
+        shown: Callable[[int, str], None] | None = None
+
+        def advance_to(completed: int, total: int) -> None:
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(track(what, total, unit))
+            shown(completed, "")
+
+        yield advance_to
 
 
 @contextmanager

@@ -1,15 +1,13 @@
 """Verbs that prepare a data set for training: pack, features."""
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orbithash.cluster.cli.options import LEARN, CaptionsOption, DatasetOption, JsonOption, RunOptions, with_run_options
-from orbithash.cluster.output import print_json
+from orbithash.cluster.output import print_json, track_when_known
 
 __all__ = ["verbs"]
 
@@ -34,18 +32,9 @@ def pack(
 
     Splits, codes and losses are those of the folder. What is written appears whole or not at all.
     """
-    from orbithash.cluster.output import track
     from orbithash.trainers.packing import pack as pack_images
 
-    with ExitStack() as stack:
-        advance_to: Callable[[int, str], None] | None = None
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal advance_to
-            if advance_to is None:
-                advance_to = stack.enter_context(track("packing", total, "files"))
-            advance_to(done, "")
-
+    with track_when_known("packing", "files") as on_progress:
         packed = pack_images(data, out, dataset, captions, on_progress)
     if as_json:
         print_json(dataclasses.asdict(packed))

@@ -1,13 +1,12 @@
 """Evaluation of the model of a run folder, with a progress bar, and workers that compute features for it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orbithash.cluster.features.fill import device_here, fill
-from orbithash.cluster.output import say, track
+from orbithash.cluster.output import say, track_when_known
 from orbithash.cluster.runtime import connected
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.image_roots import ImageRoot, image_root
@@ -35,15 +34,7 @@ def evaluate_run(
     if workers is not None:
         device = device_here(gpus_per_worker)
         _compute_features(folder.absolute(), image_root(data), protocol, baselines, bits, workers, gpus_per_worker)
-    with ExitStack() as stack:
-        advance_to: Callable[[int, str], None] | None = None
-
-        def on_progress(completed: int, total: int) -> None:
-            nonlocal advance_to
-            if advance_to is None:
-                advance_to = stack.enter_context(track("evaluating", total, "images"))
-            advance_to(completed, "")
-
+    with track_when_known("evaluating", "images") as on_progress:
         metrics, page, reason = library.evaluate_run(
             folder, data, protocol, baselines, cutoffs, bits, device, on_progress=on_progress
         )

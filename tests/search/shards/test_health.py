@@ -89,13 +89,17 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+# From the last answer of a replica to its loss.
+LOST_AFTER_S = health_module._PING_EVERY_S + health_module._PING_TIMEOUT_S
+
+
 def search(client, timeout_s=30):
     return client.search(QUERY, 3, Scope(), timeout_s)
 
 
 def test_a_stopped_process_is_out_and_back():
-    # From the last answer to the end of the ping that has none: no measured time, which a busy machine prolongs.
-    assert health_module._PING_EVERY_S + health_module._PING_TIMEOUT_S <= 3
+    # From the last answer to the end of the ping that has none; measured in a test of its own.
+    assert LOST_AFTER_S <= 3
 
     async def scenario():
         async with fleet_of(0, 1) as (shards, fleet):
@@ -117,6 +121,22 @@ def test_a_stopped_process_is_out_and_back():
             await until(lambda: first.num_healthy == 1)
             newer = fleet.clients(2, [20, 20])[0]
             assert (await search(newer)).ids.tolist() == [[0, 2, 4]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_out_in_the_time_of_a_ping():
+    async def scenario():
+        async with fleet_of(0) as (shards, fleet):
+            (client,) = fleet.clients(1, await fleet.follow(1, 60, is_first=True))
+            await search(client)
+            shards[0].process.send_signal(signal.SIGSTOP)
+            begun = time.monotonic()
+            with pytest.raises(Unavailable):
+                await search(client, 600)
+            # A busy machine takes longer; without pings the call ends after 600 s.
+            assert time.monotonic() - begun <= 4 * LOST_AFTER_S
 
     asyncio.run(scenario())
 
