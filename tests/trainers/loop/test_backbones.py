@@ -1,5 +1,7 @@
 """Compiled backbones: training as without up to rounding, the same checkpoints, codes of the network as it is."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -24,17 +26,19 @@ def data(tmp_path_factory):
 
 
 class Graphs:
-    """A compiler that runs graphs as they are; it counts the graphs and their calls."""
+    """A compiler of torch, "eager" runs graphs as they are; it counts the graphs and their calls."""
 
-    def __init__(self):
+    def __init__(self, backend="eager"):
+        self._compile = torch._dynamo.lookup_backend(backend)
         self.num_compiled = self.num_calls = 0
 
     def __call__(self, graph, inputs):
         self.num_compiled += 1
+        compiled = self._compile(graph, inputs)
 
         def run(*arguments):
             self.num_calls += 1
-            return graph.forward(*arguments)
+            return compiled(*arguments)
 
         return run
 
@@ -98,14 +102,22 @@ OF_RANKS = {"backbone": "resnet8", "warm_up_epochs": 0, "epochs": 1, "batch_size
 def work(rank, data, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    backbones.BACKEND = "aot_eager"
+    backbones.BACKEND = graphs = Graphs("aot_eager")
     trained(make_run(data, "dhcl", compile=True, **OF_RANKS), folder if rank == 0 else None)
     dist.destroy_process_group()
+    (folder / f"graphs{rank}.json").write_text(json.dumps([graphs.num_compiled, graphs.num_calls]))
 
 
 def test_two_compiled_ranks_train_as_one_process(data, tmp_path, one_thread):
     torch.multiprocessing.spawn(work, (data, tmp_path), nprocs=2)
-    trained(make_run(data, "dhcl", **OF_RANKS), tmp_path / "one")
+    run = make_run(data, "dhcl", **OF_RANKS)
+    num_steps = len(run.images("train")) // OF_RANKS["batch_size"]
+    for rank in range(2):
+        # torch compiles the graph in pieces, for the groups of gradients that DDP sums; each step calls all of them.
+        num_compiled, num_calls = json.loads((tmp_path / f"graphs{rank}.json").read_text())
+        assert num_compiled
+        assert num_calls >= num_compiled * num_steps
+    trained(run, tmp_path / "one")
     two, one = (load_checkpoint(tmp_path / name / "epoch1")["method"] for name in ("", "one"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
