@@ -17,6 +17,7 @@ from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 from PIL import Image
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.sources import packed as packed_module
 from orbithash.encoders.sources.image_roots import image_root, local_folder
 from orbithash.encoders.sources.packed import lance_place
 from orbithash.trainers import library
@@ -158,6 +159,19 @@ def test_a_set_that_is_packed_again_at_the_same_place_is_read_anew(tmp_path):
         found.append(image_root(place).sources(["1.png"]))
         assert found[-1] == [(folder / "1.png").read_bytes()]
     assert found[0] != found[1]
+
+
+def test_an_error_opens_the_set_anew(data, packed, tmp_path, monkeypatch):
+    """As in a bucket, where no stamp shows that another set was packed."""
+    monkeypatch.setattr(packed_module, "_stamp", lambda location: ())
+    names, place = make_manifest(data).images.paths, tmp_path / "x.lance"
+    shutil.copytree(str(packed), place)
+    root = image_root(place)
+    assert root.sources(names[:1]) == packed.sources(names[:1])
+    shutil.rmtree(place)
+    pack(write_data(tmp_path / "in"), str(place))
+    refusal(root.sources, names[:1])
+    assert root.sources(names) == packed.sources(names)
 
 
 def test_both_names_of_googles_store_are_lances():
