@@ -8,22 +8,20 @@ Every random choice depends on (seed, epoch, row) only. A resumed run therefore 
 uninterrupted one, and two ranks see those of one process.
 """
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
-from orbithash.encoders.imagery.resampling import resample
 from orbithash.encoders.networks.reading import num_decoding_threads, read_batches, read_prepared
 from orbithash.encoders.sources.image_roots import ImageRoot, read_together, sources_of
+from orbithash.trainers.data.augmentation import Augmentation, augment
 from orbithash.trainers.data.feature_table import FeatureRows
 from orbithash.trainers.data.memory_use import available_memory_mb
 from orbithash.trainers.datasets import Images
@@ -31,13 +29,12 @@ from orbithash.trainers.metrics.retrieval import Labels
 
 __all__ = [
     "LOADINGS",
-    "Augmentation",
     "LoadedImages",
     "Part",
     "StreamedImages",
-    "augment",
     "fits_in_memory",
     "load_images",
+    "originals_of_steps",
     "views_of_steps",
 ]
 
@@ -112,24 +109,6 @@ class Part:
     drawn_captions: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Strength of the random changes of a training view.
-
-    Attributes:
-        min_crop_area: smallest share of the image's area that a crop keeps. Objects in overhead images are small, and
-            smaller crops lose them.
-        colour_jitter: largest relative change of brightness, contrast and saturation; hue changes by a fifth of it.
-        grayscale: share of the views without colour.
-        interpolation: see `Preprocessing`.
-    """
-
-    min_crop_area: float = 0.4
-    colour_jitter: float = 0.0
-    grayscale: float = 0.0
-    interpolation: str = "bilinear"
-
-
 def load_images(root: ImageRoot, images: Images, preprocessing: Preprocessing) -> Pixels:
     """Return prepared images [N, crop, crop, C]; `InputError` names all images that are refused."""
     side = preprocessing.crop
@@ -148,41 +127,6 @@ def fits_in_memory(num_images: int, preprocessing: Preprocessing) -> bool:
     return num_bytes * num_ranks <= MEMORY_SHARE * available_memory_mb() * 2**20
 
 
-_DEFAULT = Augmentation()
-
-
-def augment(image: Pixels, side: int, rng: np.random.Generator, augmentation: Augmentation = _DEFAULT) -> Pixels:
-    """Return a random view [side, side, C] of an image [S, S, C]: crop, orientation, colours.
-
-    All eight orientations are equally likely, because overhead images have no upward direction. Colours change in
-    pictures of three bands only.
-    """
-    full = image.shape[0]
-    area, aspect = rng.uniform(augmentation.min_crop_area, 1), math.exp(rng.uniform(-math.log(4 / 3), math.log(4 / 3)))
-    width, height = (min(full, full * math.sqrt(area * a)) for a in (aspect, 1 / aspect))
-    left, top = rng.uniform(0, full - width), rng.uniform(0, full - height)
-    cut = resample(image, side, (left, top, left + width, top + height), augmentation.interpolation)
-    orientation = int(rng.integers(8))
-    if augmentation.colour_jitter or augmentation.grayscale:
-        cut = np.asarray(_recolour(Image.fromarray(cut), rng, augmentation))
-    view = np.rot90(cut, orientation % 4)
-    return view[:, ::-1] if orientation >= 4 else view
-
-
-def _recolour(image: Image.Image, rng: np.random.Generator, augmentation: Augmentation) -> Image.Image:
-    strength = augmentation.colour_jitter
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
-    if strength:
-        turn = round(rng.uniform(-strength, strength) / 5 * 255)
-        hue, saturation, value = image.convert("HSV").split()
-        hue = hue.point(lambda h: (h + turn) % 256)
-        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    if rng.uniform() < augmentation.grayscale:
-        image = image.convert("L").convert("RGB")
-    return image
-
-
 def views_of_steps(
     images: LoadedImages, steps: Rows, side: int, augmentation: Augmentation, seed: int, epoch: int
 ) -> Iterator[Pixels]:
@@ -191,23 +135,37 @@ def views_of_steps(
     The views of the next step are made while the caller uses the current ones, on all CPUs but one.
     """
 
+    def view(row: int) -> Pixels:
+        return augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
+
+    return _made_ahead(steps, (side, side, images.shape[3]), images.dtype, view)
+
+
+def originals_of_steps(images: LoadedImages, steps: Rows) -> Iterator[Pixels]:
+    """Yield the images [b, S, S, C] of the rows of each step, as `views_of_steps`, for views that a device makes."""
+    return _made_ahead(steps, images.shape[1:], images.dtype, lambda row: images[row])
+
+
+def _made_ahead(
+    steps: Rows, shape: tuple[int, ...], dtype: npt.DTypeLike, make: Callable[[int], Pixels]
+) -> Iterator[Pixels]:
+    """Yield what `make` returns for the rows of each step, made by threads during the step before."""
+
     def begin(rows: Rows) -> tuple[Pixels, Iterator[None]]:
-        """Return the views and an iterator that ends when they are complete."""
-        views = np.empty((len(rows), side, side, images.shape[3]), images.dtype)
+        """Return the pixels and an iterator that ends when they are complete."""
+        pixels = np.empty((len(rows), *shape), dtype)
 
-        def make(places: Rows) -> None:
-            own = rows[places]
-            read = images.each(own) if isinstance(images, StreamedImages) else (images[row] for row in own)
-            for place, row, image in zip(places.tolist(), own.tolist(), read, strict=True):
-                views[place] = augment(image, side, np.random.default_rng([seed, epoch, row]), augmentation)
+        def fill(places: Rows) -> None:
+            for place in places.tolist():
+                pixels[place] = make(int(rows[place]))
 
-        return views, pool.map(make, np.array_split(np.arange(len(rows)), num_threads))
+        return pixels, pool.map(fill, np.array_split(np.arange(len(rows)), num_threads))
 
     num_threads = max(1, num_decoding_threads() - 1)
     with ThreadPoolExecutor(num_threads) as pool:
         begun = map(begin, steps)
         following = next(begun, None)
         while following is not None:
-            (views, made), following = following, next(begun, None)
+            (pixels, made), following = following, next(begun, None)
             list(made)
-            yield views
+            yield pixels

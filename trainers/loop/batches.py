@@ -11,20 +11,30 @@ from torch import Tensor
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.data.loading import Augmentation, Part, views_of_steps
+from orbithash.trainers.data.augmentation import Augmentation, draw_view
+from orbithash.trainers.data.device_augmentation import ViewDraws, views_of
+from orbithash.trainers.data.loading import Part, originals_of_steps, views_of_steps
 from orbithash.trainers.dealing import deal
 from orbithash.trainers.distributed import rank, world_size
 from orbithash.trainers.loop.uploads import uploaded
 from orbithash.trainers.methods import Batch, Method
+from orbithash.trainers.methods.fine_tuning import FineTuningConfig
 
 __all__ = ["Step", "batches_of_epoch", "micro_batches", "mixed_seed", "steps_on_cpu"]
 
 
 class Step(NamedTuple):
-    """The batch of a step, and the draws of each micro-batch; empty if the batch is not split."""
+    """The batch of a step on its way to the method.
+
+    Attributes:
+        batch: this rank's share.
+        draws: the draws of each micro-batch; empty if the batch is not split.
+        views: the draws of the views that the device makes of the images; None if the images are views.
+    """
 
     batch: Batch
     draws: tuple[Mapping[str, Tensor], ...] = ()
+    views: ViewDraws | None = None
 
 
 def mixed_seed(seed: int, *more: int) -> int:
@@ -40,26 +50,37 @@ def batches_of_epoch(
     training: Part,
     epoch: int,
 ) -> Iterator[Step]:
-    """Yield this rank's share of each step on the device of `encoder`, with normalised images."""
+    """Yield this rank's share of each step on the device of `encoder`, with normalised views of the images."""
     for step in uploaded(steps_on_cpu(config, method, steps, training, epoch), encoder.device):
         images = step.batch.images
         if images is None:
             yield step
-        else:
-            yield step._replace(batch=step.batch._replace(images=encoder.normalise(images)))
+            continue
+        if step.views is not None:
+            images = views_of(images, step.views, config.image_size, _augmentation(config))
+        yield step._replace(batch=step.batch._replace(images=encoder.normalise(images)), views=None)
+
+
+def _augmentation(config: TrainConfig) -> Augmentation:
+    return Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
 
 
 def steps_on_cpu(
     config: TrainConfig, method: Method, steps: npt.NDArray[np.int64], training: Part, epoch: int
 ) -> Iterator[Step]:
-    """Yield the steps of `batches_of_epoch` on the CPU, with prepared images [B, S, S, C] as they were decoded."""
+    """Yield the steps of `batches_of_epoch` on the CPU.
+
+    Images are views [B, side, side, C], or with augment_on=device larger ones with the draws of their views.
+    """
     dealing = deal(steps.shape[1], method.group_size, config.accumulate, world_size())
     mine = steps[:, dealing.positions(rank())]
-    views: Iterator[Pixels | None] = iter([None] * len(mine))
-    if training.images is not None:
-        augmentation = Augmentation(config.min_crop_area, config.colour_jitter, config.grayscale, config.interpolation)
-        views = views_of_steps(training.images, mine, config.image_size, augmentation, config.seed, epoch)
-    for number, (rows, images) in enumerate(zip(mine, views, strict=True)):
+    pixels: Iterator[Pixels | None] = iter([None] * len(mine))
+    on_device = isinstance(config, FineTuningConfig) and config.augment_on == "device"
+    if training.images is not None and on_device:
+        pixels = originals_of_steps(training.images, mine)
+    elif training.images is not None:
+        pixels = views_of_steps(training.images, mine, config.image_size, _augmentation(config), config.seed, epoch)
+    for number, (rows, images) in enumerate(zip(mine, pixels, strict=True)):
         batch = Batch(
             rows=torch.from_numpy(rows),
             labels=torch.from_numpy(training.labels[rows]),
@@ -68,7 +89,12 @@ def steps_on_cpu(
             seed=mixed_seed(config.seed, epoch, number, 1),
             dealing=dealing,
         )
-        yield _with_draws(method, batch, steps[number], training)
+        step = _with_draws(method, batch, steps[number], training)
+        if images is not None and on_device:
+            generators = (np.random.default_rng([config.seed, epoch, row]) for row in rows.tolist())
+            draws = [draw_view(images.shape[1], rng, _augmentation(config)) for rng in generators]
+            step = step._replace(views=ViewDraws.stack(draws))
+        yield step
 
 
 def _with_draws(method: Method, batch: Batch, rows: npt.NDArray[np.int64], training: Part) -> Step:

@@ -48,6 +48,11 @@ class FineTuningConfig(TrainConfig):
     checkpoint_gradients: bool = Field(
         False, description="whether the blocks of the backbone are computed again in the backward pass, to save memory"
     )
+    augment_on: Literal["cpu", "device"] = Field(
+        "cpu",
+        description="where random views are made; device: the one that trains, from images uploaded whole, which frees "
+        "CPUs; the views are the same up to rounding",
+    )
     compile: bool = Field(
         False,
         description="whether torch.compile speeds up the backbone in training, after about a minute; losses differ by "
@@ -82,7 +87,9 @@ class FineTuningConfig(TrainConfig):
     )
 
     @model_validator(mode="after")
-    def _check_compile(self) -> Self:
+    def _check_tuning(self) -> Self:
+        if self.augment_on == "device" and self.tune == "none":
+            raise ValueError("augment_on is device, and tune is none: frozen features have no views; omit augment_on")
         if self.compile and self.tune == "none":
             raise ValueError("compile is true, and tune is none: no backbone runs in training; omit compile")
         if self.compile and self.norm == "batch":

@@ -21,7 +21,8 @@ from orbithash.encoders.networks.backbones.rgb import rgb_channels
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.trainers.config import TrainConfig, load_config
-from orbithash.trainers.data.loading import augment, load_images
+from orbithash.trainers.data.augmentation import augment
+from orbithash.trainers.data.loading import load_images
 from orbithash.trainers.datasets import Images, make_manifest
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.loop.export import export_models

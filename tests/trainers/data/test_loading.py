@@ -12,10 +12,9 @@ from orbithash.encoders.errors import InputError
 from orbithash.encoders.imagery.images import Rendering
 from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.trainers.data import loading
+from orbithash.trainers.data.augmentation import Augmentation, augment
 from orbithash.trainers.data.loading import (
-    Augmentation,
     StreamedImages,
-    augment,
     fits_in_memory,
     load_images,
     views_of_steps,

@@ -20,10 +20,9 @@ from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.reading import Normaliser
 from orbithash.trainers.config import TrainConfig, load_config
 from orbithash.trainers.data import loading
+from orbithash.trainers.data.augmentation import Augmentation, augment
 from orbithash.trainers.data.loading import (
-    Augmentation,
     StreamedImages,
-    augment,
     fits_in_memory,
     load_images,
     views_of_steps,
