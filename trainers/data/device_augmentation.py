@@ -49,8 +49,8 @@ class ViewDraws(NamedTuple):
 def views_of(images: Tensor, draws: ViewDraws, side: int, augmentation: Augmentation) -> Tensor:
     """Return the views float32 [B, side, side, C] of images uint8 or float32 [B, S, S, C] on their device.
 
-    Views of pictures have whole numbers from 0 to 255. In numbers, missing pixels (NaN, infinite) have no weight; a result
-    is missing where they have more than half of the weight.
+    Views of pictures have whole numbers from 0 to 255. In numbers, missing pixels (NaN, infinite) have no weight; a
+    result is missing where they have more than half of the weight.
     """
     with exact_float32(images.device):
         is_picture = images.dtype == torch.uint8
@@ -151,7 +151,7 @@ def _with_hue(planes: Tensor, turns: Tensor) -> Tensor:
 
 
 def _picked(colours: Tensor, sector: Tensor, choice: tuple[int, ...]) -> Tensor:
-    """Return from colours [B, 4, S, S] the one that `choice` has for the sector [B, S, S] of each pixel, [B, 1, S, S]."""
+    """Return [B, 1, S, S]: of colours [B, 4, S, S], the one that `choice` has for each pixel's sector [B, S, S]."""
     picked = colours[:, choice[0]]
     for number, colour in enumerate(choice[1:], start=1):
         picked = colours[:, colour].where(sector == number, picked)

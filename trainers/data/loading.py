@@ -135,29 +135,31 @@ def views_of_steps(
     The views of the next step are made while the caller uses the current ones, on all CPUs but one.
     """
 
-    def view(row: int) -> Pixels:
-        return augment(images[row], side, np.random.default_rng([seed, epoch, row]), augmentation)
+    def view(image: Pixels, row: int) -> Pixels:
+        return augment(image, side, np.random.default_rng([seed, epoch, row]), augmentation)
 
-    return _made_ahead(steps, (side, side, images.shape[3]), images.dtype, view)
+    return _made_ahead(images, steps, side, view)
 
 
 def originals_of_steps(images: LoadedImages, steps: Rows) -> Iterator[Pixels]:
-    """Yield the images [b, S, S, C] of the rows of each step, as `views_of_steps`, for views that a device makes."""
-    return _made_ahead(steps, images.shape[1:], images.dtype, lambda row: images[row])
+    """Yield images [b, S, S, C] as they are, read ahead as by `views_of_steps`; the views are made elsewhere."""
+    return _made_ahead(images, steps, images.shape[1], lambda image, row: image)
 
 
 def _made_ahead(
-    steps: Rows, shape: tuple[int, ...], dtype: npt.DTypeLike, make: Callable[[int], Pixels]
+    images: LoadedImages, steps: Rows, side: int, make: Callable[[Pixels, int], Pixels]
 ) -> Iterator[Pixels]:
-    """Yield what `make` returns for the rows of each step, made by threads during the step before."""
+    """Yield what `make` returns, [side, side, C], for the image and the number of each row, by threads a step ahead."""
 
     def begin(rows: Rows) -> tuple[Pixels, Iterator[None]]:
         """Return the pixels and an iterator that ends when they are complete."""
-        pixels = np.empty((len(rows), *shape), dtype)
+        pixels = np.empty((len(rows), side, side, images.shape[3]), images.dtype)
 
         def fill(places: Rows) -> None:
-            for place in places.tolist():
-                pixels[place] = make(int(rows[place]))
+            own = rows[places]
+            read = images.each(own) if isinstance(images, StreamedImages) else (images[row] for row in own)
+            for place, row, image in zip(places.tolist(), own.tolist(), read, strict=True):
+                pixels[place] = make(image, row)
 
         return pixels, pool.map(fill, np.array_split(np.arange(len(rows)), num_threads))
 

@@ -1,6 +1,6 @@
 """Batches of an epoch: this rank's share of each step, with what its method draws, on the device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +52,17 @@ def batches_of_epoch(
 ) -> Iterator[Step]:
     """Yield this rank's share of each step on the device of `encoder`, with normalised views of the images."""
     for step in uploaded(steps_on_cpu(config, method, steps, training, epoch), encoder.device):
-        images = step.batch.images
-        if images is None:
-            yield step
-            continue
-        if step.views is not None:
-            images = views_of(images, step.views, config.image_size, _augmentation(config))
-        yield step._replace(batch=step.batch._replace(images=encoder.normalise(images)), views=None)
+        yield _with_views(config, step, encoder.normalise)
+
+
+def _with_views(config: TrainConfig, step: Step, normalise: Callable[[Tensor], Tensor]) -> Step:
+    """Return the step of `steps_on_cpu`, on the device now, with the network's input in place of images."""
+    images = step.batch.images
+    if images is None:
+        return step
+    if step.views is not None:
+        images = views_of(images, step.views, config.image_size, _augmentation(config))
+    return step._replace(batch=step.batch._replace(images=normalise(images)), views=None)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

@@ -25,7 +25,8 @@ from orbithash.encoders.imagery.rendering import Pixels, Rendering
 from orbithash.encoders.networks.reading import num_decoding_threads
 from orbithash.encoders.ranges import check_integer
 from orbithash.encoders.sources.image_roots import image_root
-from orbithash.trainers.data.loading import Augmentation, StreamedImages, augment, views_of_steps
+from orbithash.trainers.data.augmentation import Augmentation, augment
+from orbithash.trainers.data.loading import StreamedImages, views_of_steps
 from orbithash.trainers.datasets import Images, make_manifest
 from orbithash.trainers.packing import pack
 
