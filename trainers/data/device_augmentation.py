@@ -1,29 +1,31 @@
 """Random views of a batch of training images on a device, with the draws and the arithmetic of `augmentation`.
 
 A crop is resampled by two matrices for each image, whose rows are the filter of Pillow: horizontally, then vertically.
-Pictures are rounded after each of the two, as by Pillow, and colours follow Pillow's formulas. What remains are sums in
-another order and precision: a level of 256 here and there, more where a colour without saturation gets another hue.
+Weights, results of each of the two and colours are rounded where Pillow rounds them, so pictures are those of Pillow
+bit for bit, and a view does not depend on the batch that it is made in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from orbithash.encoders.networks.devices import exact_float32
 from orbithash.trainers.data.augmentation import Augmentation, ViewDraw
 
 __all__ = ["ViewDraws", "views_of"]
+
+# Pillow's weights of pictures are multiples of a part of 1 in this many.
+_STEPS_OF_WEIGHTS = 2**22
 
 
 class ViewDraws(NamedTuple):
     """The draws of the views of B images, see `ViewDraw`.
 
     Attributes:
-        boxes: float64 [B, 4].
+        boxes: float32 [B, 4], as Pillow takes them.
         orientations: int64 [B].
-        factors: float64 [B, 3].
+        factors: float32 [B, 3].
         hue_turns: int64 [B]; 0 without a change of hue.
         are_grey: bool [B].
     """
@@ -38,9 +40,9 @@ class ViewDraws(NamedTuple):
     def stack(cls, draws: Sequence[ViewDraw]) -> "ViewDraws":
         """Return the draws of one image each as tensors on the CPU."""
         return cls(
-            torch.tensor([draw.box for draw in draws], dtype=torch.float64).reshape(-1, 4),
+            torch.tensor([draw.box for draw in draws], dtype=torch.float32).reshape(-1, 4),
             torch.tensor([draw.orientation for draw in draws], dtype=torch.int64),
-            torch.tensor([draw.factors for draw in draws], dtype=torch.float64).reshape(-1, 3),
+            torch.tensor([draw.factors for draw in draws], dtype=torch.float32).reshape(-1, 3),
             torch.tensor([draw.hue_turn or 0 for draw in draws], dtype=torch.int64),
             torch.tensor([draw.is_grey for draw in draws], dtype=torch.bool),
         )
@@ -52,42 +54,50 @@ def views_of(images: Tensor, draws: ViewDraws, side: int, augmentation: Augmenta
     Views of pictures have whole numbers from 0 to 255. In numbers, missing pixels (NaN, infinite) have no weight; a
     result is missing where they have more than half of the weight.
     """
-    with exact_float32(images.device):
-        is_picture = images.dtype == torch.uint8
-        planes = images.permute(0, 3, 1, 2).float()
-        left, top, right, bottom = draws.boxes.unbind(1)
-        across = _filters(left, right, planes.shape[3], side, augmentation.interpolation)
-        down = _filters(top, bottom, planes.shape[2], side, augmentation.interpolation)
-        if is_picture:
-            cut = _rounded(down @ _rounded(planes @ across.mT))
-        else:
-            there = planes.isfinite()
-            weight, total = (down @ (values @ across.mT) for values in (there.float(), planes.masked_fill(~there, 0.0)))
-            cut = (total / weight.clamp(min=0.5)).masked_fill(weight < 0.5, torch.nan)
-        if augmentation.changes_colours:
-            cut = _recoloured(cut, draws, turns_hue=augmentation.colour_jitter > 0)
-        return _turned(cut, draws.orientations).permute(0, 2, 3, 1).contiguous()
+    left, top, right, bottom = draws.boxes.unbind(1)
+    planes = images.permute(0, 3, 1, 2)
+    across, down = (
+        _filters(start, end, images.shape[1], side, augmentation.interpolation)
+        for start, end in ((left, right), (top, bottom))
+    )
+    if images.dtype == torch.uint8:
+        # Whole multiples of a step, half steps away from 0. Their sums in float64 are exact, in any order.
+        across, down = (
+            (weights.abs() * _STEPS_OF_WEIGHTS + 0.5).floor().copysign(weights) / _STEPS_OF_WEIGHTS
+            for weights in (across, down)
+        )
+        cut = _resampled(planes, across, down, lambda values: (values + 0.5).floor().clamp(0, 255).float())
+    else:
+        there = planes.isfinite()
+        weight, total = (
+            _resampled(values, across, down, lambda values: values.float())
+            for values in (there, planes.masked_fill(~there, 0.0))
+        )
+        cut = (total / weight.clamp(min=0.5)).masked_fill(weight < 0.5, torch.nan)
+    if augmentation.changes_colours:
+        cut = _recoloured(cut, draws, turns_hue=augmentation.colour_jitter > 0)
+    return _turned(cut, draws.orientations).permute(0, 2, 3, 1).contiguous()
 
 
 def _filters(start: Tensor, end: Tensor, size: int, side: int, interpolation: str) -> Tensor:
-    """Return the weights float32 [B, 1, side, size] of the pixels of a line in those of its resampled part."""
-    scale = (end - start) / side
-    centres = start[:, None] + (torch.arange(side, device=start.device) + 0.5) * scale[:, None]
+    """Return the weights float64 [B, 1, side, size] of the pixels of a line in those of its resampled part."""
+    scale = (end - start).double() / side
+    numbers = torch.arange(max(side, size), device=start.device)
+    centres = start.double()[:, None] + (numbers[:side] + 0.5) * scale[:, None]
     # Antialiased: the filter is as wide as a pixel of the result.
-    pixels = torch.arange(size, device=start.device) + 0.5
-    distances = (pixels - centres[:, :, None]).abs() / scale.clamp(min=1)[:, None, None]
+    distances = (numbers[:size] - centres[:, :, None] + 0.5).abs() * (1 / scale.clamp(min=1))[:, None, None]
     if interpolation == "bicubic":
         # Keys' filter with a = -0.5.
-        near = (1.5 * distances - 2.5) * distances.square() + 1
-        far = ((-0.5 * distances + 2.5) * distances - 4) * distances + 2
+        near = (1.5 * distances - 2.5) * distances * distances + 1
+        far = (((distances - 5) * distances + 8) * distances - 4) * -0.5
         weights = near.where(distances < 1, far.masked_fill(distances >= 2, 0.0))
     else:
         weights = (1 - distances).clamp(min=0)
-    return (weights / weights.sum(dim=2, keepdim=True)).float()[:, None]
+    return (weights / weights.sum(dim=2, keepdim=True))[:, None]
 
 
-def _rounded(values: Tensor) -> Tensor:
-    return (values + 0.5).floor().clamp(0, 255)
+def _resampled(planes: Tensor, across: Tensor, down: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    return rounded(down @ rounded(planes.double() @ across.mT).double())
 
 
 def _turned(planes: Tensor, orientations: Tensor) -> Tensor:
@@ -104,9 +114,9 @@ def _turned(planes: Tensor, orientations: Tensor) -> Tensor:
 
 def _recoloured(planes: Tensor, draws: ViewDraws, turns_hue: bool) -> Tensor:
     """Return pictures [B, 3, S, S] with other colours."""
-    brightness, contrast, saturation = draws.factors.float()[:, :, None, None, None].unbind(1)
+    brightness, contrast, saturation = draws.factors[:, :, None, None, None].unbind(1)
     planes = _blended(torch.zeros_like(planes), planes, brightness)
-    mean = (_luma(planes).mean(dim=(2, 3), keepdim=True) + 0.5).floor()
+    mean = (_luma(planes).double().mean(dim=(2, 3), keepdim=True) + 0.5).floor().float()
     planes = _blended(mean, planes, contrast)
     planes = _blended(_luma(planes), planes, saturation)
     if turns_hue:
@@ -125,29 +135,28 @@ def _luma(planes: Tensor) -> Tensor:
 
 
 def _with_hue(planes: Tensor, turns: Tensor) -> Tensor:
-    """Return pictures whose hue, one of 256 values as in Pillow's HSV, is changed by `turns` int64 [B]."""
-    red, green, blue = planes.unbind(1)
-    value, least = planes.amax(dim=1), planes.amin(dim=1)
-    chroma = value - least
-    is_grey = chroma == 0
-    divisor = chroma.clamp(min=1)
-    from_red, from_green, from_blue = ((value - plane) / divisor for plane in (red, green, blue))
-    sector = (4 + from_green - from_red).where(green != value, 2 + from_red - from_blue)
-    sector = sector.where(red != value, from_blue - from_green)
-    hue = ((sector / 6 + 1).remainder(1) * 255).floor().masked_fill(is_grey, 0)
-    saturation = (chroma / value.clamp(min=1) * 255).floor() / 255
-    hue = (hue + turns[:, None, None]).remainder(256)
+    """Return pictures whose hue, one of 256 values as in Pillow's HSV, is changed by `turns` int64 [B].
 
-    sixths = hue * 6 / 255
-    sector, rest = sixths.floor(), sixths - sixths.floor()
-    lowest, falling, rising = (
-        (value * (1 - saturation * share) + 0.5).floor() for share in (torch.ones_like(rest), rest, 1 - rest)
-    )
-    sector = (sector % 6).long()
+    Types are those of Pillow's steps, because colours are cut to whole numbers after them.
+    """
+    red, green, blue = planes.unbind(1)
+    value = planes.amax(dim=1)
+    chroma = value - planes.amin(dim=1)
+    from_red, from_green, from_blue = ((value - plane) / chroma.clamp(min=1) for plane in (red, green, blue))
+    sixths = (4 + from_green.double() - from_red).where(green != value, 2 + from_red.double() - from_blue).float()
+    sixths = sixths.where(red != value, from_blue - from_green)
+    hue = ((sixths.double() / 6 + 1).remainder(1).float().double() * 255).floor()
+    saturation = ((chroma / value.clamp(min=1)).double() * 255).floor()
+
+    turned = (hue + turns[:, None, None]).remainder(256) * 6 / 255
+    sector, share = turned.floor(), (saturation / 255).float()
+    rest = (turned - sector).float()
+    shares = (share.double(), (share * rest).double(), share.double() * (1 - rest.double()))
+    lowest, falling, rising = ((value.double() * (1 - of_chroma) + 0.5).floor().float() for of_chroma in shares)
     # What red, green and blue are in each of the six sectors.
     colours = torch.stack([value, falling, lowest, rising], dim=1)
     order = [(0, 1, 2, 2, 3, 0), (3, 0, 0, 1, 2, 2), (2, 2, 3, 0, 0, 1)]
-    return torch.cat([_picked(colours, sector, choice) for choice in order], dim=1)
+    return torch.cat([_picked(colours, sector.remainder(6), choice) for choice in order], dim=1)
 
 
 def _picked(colours: Tensor, sector: Tensor, choice: tuple[int, ...]) -> Tensor:

@@ -51,7 +51,7 @@ class FineTuningConfig(TrainConfig):
     augment_on: Literal["cpu", "device"] = Field(
         "cpu",
         description="where random views are made; device: the one that trains, from images uploaded whole, which frees "
-        "CPUs; the views are the same up to rounding",
+        "CPUs; the views are the same",
     )
     compile: bool = Field(
         False,

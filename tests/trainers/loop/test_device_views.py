@@ -1,4 +1,4 @@
-"""Training with views made on the device: the batches, losses and ranks of views made on CPUs, up to rounding."""
+"""Training with views made on the device is training with views made by Pillow, bit for bit on a CPU."""
 
 import pytest
 import torch
@@ -36,14 +36,6 @@ def steps_of(run, epoch, loading="memory"):
     return list(batches_of_epoch(run.config, method, order, Pixels(), training, epoch))
 
 
-def assert_close(found, expected):
-    """By a level here and there; hues of colours near grey by more."""
-    assert found.shape == expected.shape
-    difference = (found - expected).abs()
-    assert float(difference.mean()) < 0.05
-    assert float((difference > 2).float().mean()) < 0.005
-
-
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_batches_are_those_of_views_made_on_cpus(data, loading):
     for epoch in (0, 1):
@@ -54,7 +46,7 @@ def test_batches_are_those_of_views_made_on_cpus(data, loading):
             assert one.batch.labels.equal(other.batch.labels)
             assert one.batch.seed == other.batch.seed
             assert one.views is None
-            assert_close(one.batch.images, other.batch.images)
+            assert one.batch.images.equal(other.batch.images)
 
 
 def test_ranks_share_the_views_of_one_process(data, monkeypatch):
@@ -70,17 +62,14 @@ def test_ranks_share_the_views_of_one_process(data, monkeypatch):
         images = torch.cat([part.batch.images for part in parts])
         assert sorted(rows.tolist()) == sorted(step.batch.rows.tolist())
         assert {len(part.batch.rows) for part in parts} == {3, 4}
-        # Sums of a batch of another size may be in another order.
-        assert_close(images[rows.argsort()], step.batch.images[step.batch.rows.argsort()])
+        assert images[rows.argsort()].equal(step.batch.images[step.batch.rows.argsort()])
 
 
-def test_losses_are_those_of_views_made_on_cpus_and_a_run_resumes_exactly(data, tmp_path):
+def test_a_run_and_a_resumed_run_are_those_with_views_made_on_cpus(data, tmp_path):
     run = make_run(data, "dhcl", augment_on="device", **SETTINGS)
     whole = trained(run, tmp_path / "whole").history
     expected = trained(make_run(data, "dhcl", **SETTINGS)).history
-    # In the first epoch; weights part with each step.
-    assert whole[0]["train/loss"] == pytest.approx(expected[0]["train/loss"], rel=1e-2)
-    assert timeless(whole) != timeless(expected)
+    assert timeless(whole) == timeless(expected)
     (tmp_path / "rest").mkdir()
     rest = trained(run, tmp_path / "rest", resume_from=tmp_path / "whole" / "epoch1").history
     assert timeless(rest) == timeless(whole)
