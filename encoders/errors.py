@@ -14,16 +14,16 @@ class InputError(ValueError):
 
 
 class ImageError(InputError):
-    """One image is refused. A job records the message in the archive's side table and continues."""
+    """One image is refused, or several are, which it lists. A job records the message and continues."""
 
 
 class ArchiveBusy(InputError):
     """Another process is writing the archive; a later attempt may succeed."""
 
 
-def listed(problems: Sequence[str], where: str) -> InputError:
-    """Return one error for all problems in `where`, so that the user can correct them together."""
+def listed(problems: Sequence[str], where: str, kind: type[InputError] = InputError) -> InputError:
+    """Return one error of this kind for all problems in `where`, so that the user can correct them together."""
     assert problems, "an error needs a problem"
     if len(problems) == 1:
-        return InputError(f"{where}: {problems[0]}")
-    return InputError(f"{where}: found {len(problems)} problems:\n" + "\n".join(f"  - {p}" for p in problems))
+        return kind(f"{where}: {problems[0]}")
+    return kind(f"{where}: found {len(problems)} problems:\n" + "\n".join(f"  - {p}" for p in problems))

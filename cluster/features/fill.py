@@ -96,8 +96,8 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
         gpus_per_worker: GPUs of each, also a fraction of one; 0: they compute on CPUs.
 
     Raises:
-        InputError: wrong options, too few resources, nodes without a shared store, images that are refused, or a store
-            that cannot be written. What was computed is kept.
+        InputError: wrong options, too few resources, no room for the features, nodes without a shared store, images
+            that are refused, or a store that cannot be written. What was computed is kept.
     """
     if num_workers < 1:
         raise InputError(f"--workers is {num_workers}; at least 1 is needed")
@@ -110,6 +110,9 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
     say(f"{num_images} features of images, {num_images - num_missing} of them kept before in {folder}")
     start_s = seconds = 0.0
     if num_missing:
+        # The sum at once: the kinds of one job are all in use.
+        num_bytes = sum(wanted[name].num_bytes(len(positions)) for name, positions in missing.items())
+        next(iter(wanted.values())).make_room(num_bytes)
         with connected():
             check_resources(
                 f"computing features with {num_workers} workers", [{"CPU": 1, "GPU": gpus_per_worker}] * num_workers

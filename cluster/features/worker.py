@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from orbithash.cluster.runtime import device_for
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ImageError
 from orbithash.trainers.features.features import Wanted
 
 __all__ = ["SHARE", "FeatureWorker", "Plan"]
@@ -44,16 +44,14 @@ class FeatureWorker:
     def __call__(self, shares: pa.Table) -> pa.Table:
         """Compute and keep the shares; return what was done, one row each.
 
-        A refused image is a problem of its share, so that all are found. An error of writing ends the job.
+        A refused image is a problem of its share, so that all are found. Any other error ends the job.
         """
         rows = []
         for share in shares.to_pylist():
             positions, began, problem = share["positions"], time.time(), None
             try:
                 self._wanted[share["table"]].keep(np.array(positions, np.int64))
-            except InputError as err:
-                if isinstance(err.__cause__, OSError):
-                    raise
+            except ImageError as err:
                 problem = str(err)
             done = {"first": positions[0], "num_rows": len(positions), "node": self._node, "began": began}
             rows.append({"table": share["table"], "problem": problem, **done})

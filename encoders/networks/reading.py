@@ -77,8 +77,8 @@ def read_batches(
         batch_size: images per batch; the last batch may be smaller.
 
     Raises:
-        InputError: some images are refused; raised after the last path, naming all of them. At once if `root` cannot
-            be read, such as a store that gives no answer.
+        ImageError: some images are refused; raised after the last path, naming all of them.
+        InputError: `root` cannot be read, such as a store that gives no answer; raised at once.
     """
     place = Path() if root is None else root
 
@@ -94,7 +94,7 @@ def read_batches(
         try:
             image = read_image(source, preprocessing.rendering)
             return preprocessing.prepare(image if change is None else change(row, image))
-        except InputError as err:
+        except ImageError as err:
             return f"{paths[row]}: {err}"
 
     def begin(rows: range) -> Iterator[list[Pixels | str]]:
@@ -117,7 +117,8 @@ def read_batches(
             # After an error, images that nobody waits for are not read.
             pool.shutdown(cancel_futures=True)
     if problems:
-        raise listed(problems, "images that cannot be read" if root is None else f"{root}: images that cannot be read")
+        where = "images that cannot be read" if root is None else f"{root}: images that cannot be read"
+        raise listed(problems, where, ImageError)
 
 
 def num_decoding_threads() -> int:

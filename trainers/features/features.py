@@ -206,7 +206,7 @@ class FeatureExtractor:
             for batch in batches:
                 yield self._model.features(batch, batch_size=1 if alone else None)
 
-        return Wanted(kind, hashes, compute)
+        return Wanted(kind, hashes, self._model.num_features, compute)
 
 
 def _kernels(device: torch.device) -> list[str]:
@@ -226,6 +226,7 @@ def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) ->
     wanted = Wanted(
         {"text_encoder": encoder.sha256},
         hashes,
+        encoder.num_features,
         lambda missing: iter([encoder.encode([sentences[i] for i in missing])] if len(missing) else []),
     )
     return wanted.table().reshape(len(captions), num_captions)
@@ -234,13 +235,17 @@ def caption_features(encoder: TextEncoder, captions: Sequence[Sequence[str]]) ->
 class Wanted:
     """Rows of one kind that something needs, one for each distinct hash, and how those that are not kept are computed.
 
-    `compute` yields the rows of the given positions in `hashes`, in their order.
+    `compute` yields the rows of the given positions in `hashes`, in their order, each with `num_features`.
     """
 
     def __init__(
-        self, kind: dict[str, Any], hashes: Hashes, compute: Callable[[Positions], Iterator[Features]]
+        self,
+        kind: dict[str, Any],
+        hashes: Hashes,
+        num_features: int,
+        compute: Callable[[Positions], Iterator[Features]],
     ) -> None:
-        self._hashes, self._compute = hashes, compute
+        self._hashes, self._num_features, self._compute = hashes, num_features, compute
         self._positions = np.sort(np.unique(hashes, return_index=True)[1])
         self._store = FeatureStore(kind)
 
@@ -256,8 +261,19 @@ class Wanted:
         self._store.refresh()
         return self._positions[self._store.find(self._hashes[self._positions]) < 0]
 
+    def num_bytes(self, num_rows: int) -> int:
+        """Return the size of rows in the store."""
+        return num_rows * (HASH.itemsize + 4 * self._num_features)
+
+    def make_room(self, num_bytes: int) -> None:
+        """Prune other kinds until so much more fits into the limit of the store; `InputError` if it cannot."""
+        self._store.make_room(num_bytes)
+
     def keep(self, positions: Positions) -> None:
-        """Compute the rows of these positions and keep them, a part at a time; `InputError` as for `table`."""
+        """Compute the rows of these positions and keep them, a part at a time; `InputError` as for `table`.
+
+        Whether there is room for all that is missing is checked before: this is a part of it.
+        """
         _keep(self._store, self._hashes[positions], self._compute(positions), 0, None)
 
     def table(self, on_progress: Callable[[int], None] | None = None) -> FeatureTable:
@@ -281,6 +297,8 @@ class Wanted:
             if on_progress is not None and known:
                 on_progress(known)
             if len(missing):
+                # Before hours of work, and before any rank has written: each store gets the rows of all ranks.
+                on_every_rank(lambda: self.make_room(self.num_bytes(len(missing))))
 
                 def keep_mine() -> None:
                     _keep(store, hashes[mine], self._compute(mine), known, on_progress)
@@ -324,9 +342,6 @@ def _keep(
     waiting: list[Features] = []
     start = done = 0
     for block in blocks:
-        if not done:
-            # Before hours of work.
-            store.make_room(len(hashes), block.shape[1])
         waiting.append(block)
         done += len(block)
         if done - start >= PART_ROWS:

@@ -45,7 +45,7 @@ def make_room(folder: Path, num_bytes: int) -> None:
         needed = sizes.pop(folder, 0) + num_bytes
         if needed > limit:
             raise InputError(
-                f"{root}: features of one kind need {needed / 1e9:.3g} GB and {VARIABLE} is {limit / 1e9:.3g}; raise it"
+                f"{root}: features need {needed / 1e9:.3g} GB and {VARIABLE} is {limit / 1e9:.3g}; raise it"
             )
         excess = needed + sum(sizes.values()) - limit
         for kind in sorted(sizes, key=_last_use):

@@ -154,10 +154,10 @@ class FeatureStore:
         self._open()
         return claim(self.folder / ".computing")
 
-    def make_room(self, num_rows: int, num_features: int) -> None:
-        """Prune other kinds until `num_rows` more fit into the limit; `InputError` if they cannot."""
+    def make_room(self, num_bytes: int) -> None:
+        """Prune other kinds until `num_bytes` more fit into the limit; `InputError` if they cannot."""
         self._open()
-        make_room(self.folder, num_rows * (HASH.itemsize + 4 * num_features))
+        make_room(self.folder, num_bytes)
 
     def share(self) -> None:
         """Fetch the parts of the bucket that lack here, and upload those that lack there; without a bucket, do nothing.

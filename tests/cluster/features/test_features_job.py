@@ -1,14 +1,17 @@
 """`orbithash features`: what the workers keep, what is skipped, and that training then computes nothing."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cluster_parts import TINY, family, kill, wait_for, write_image
 
 from orbithash.cluster.features import fill as module
 from orbithash.cluster.features.fill import fill_for_training
-from orbithash.encoders.errors import InputError
+from orbithash.cluster.features.worker import FeatureWorker
+from orbithash.encoders.errors import ImageError, InputError
 from orbithash.trainers import library
 from orbithash.trainers.features import features as computing
 from orbithash.trainers.loop.parts import wanted_features
@@ -145,6 +148,36 @@ def test_all_refused_images_are_named_and_the_others_are_kept(ray_cluster, store
     for path, content in before.items():
         (images / path).write_bytes(content)
     assert fill_for_training(run).num_computed == 4
+
+
+@pytest.fixture
+def worker(store, monkeypatch):
+    """Return a function that makes a worker in this process, given what keeping rows of its one table does."""
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    return lambda keep: FeatureWorker(lambda device: {"image": SimpleNamespace(keep=keep)}, str(store), 0)
+
+
+def test_only_refused_images_are_problems_of_a_share(worker):
+    shares = pa.Table.from_pylist([{"table": "image", "positions": [3, 5]}], schema=module.SHARE)
+
+    def fail(error):
+        raise error
+
+    done = worker(lambda positions: fail(ImageError("one.png: damaged")))(shares).to_pylist()
+    assert [(row["problem"], row["first"], row["num_rows"]) for row in done] == [("one.png: damaged", 3, 2)]
+    # A full store, or a bucket of images that does not answer, would be so for all shares.
+    with pytest.raises(InputError, match="the store is full"):
+        worker(lambda positions: fail(InputError("the store is full")))(shares)
+
+
+def test_a_store_without_room_ends_before_workers_start(store, images, monkeypatch):
+    run = make_run("itq", images, settings=FITTED)
+    num_bytes = sum(rows.num_bytes(len(rows)) for rows in wanted_features(run).values())
+    monkeypatch.setattr(module, "connected", None)
+    monkeypatch.setenv("ORBITHASH_FEATURES_GB", str(0.99 * num_bytes / 1e9))
+    with pytest.raises(InputError, match="features need .* and ORBITHASH_FEATURES_GB is") as caught:
+        fill_for_training(run)
+    assert "\n" not in str(caught.value)
 
 
 def test_nodes_need_a_folder_that_they_share(store, monkeypatch):

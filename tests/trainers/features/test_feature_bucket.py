@@ -68,7 +68,7 @@ def wanted(rows, computed):
         computed.extend(rows[positions].tolist())
         yield from (features_of(rows[positions[start : start + 4]]) for start in range(0, len(positions), 4))
 
-    return Wanted(KIND, hashes, compute)
+    return Wanted(KIND, hashes, 3, compute)
 
 
 def parts(folder):
@@ -229,7 +229,7 @@ def test_what_is_fetched_fits_into_the_limit(node, monkeypatch):
     size = sum(node.objects().values())
     node(1)
     monkeypatch.setenv("ORBITHASH_FEATURES_GB", str(0.9 * size / 1e9))
-    with pytest.raises(InputError, match=r"features of one kind need .* GB and ORBITHASH_FEATURES_GB is"):
+    with pytest.raises(InputError, match=r"features need .* GB and ORBITHASH_FEATURES_GB is"):
         wanted(range(ROWS), []).table()
     monkeypatch.setenv("ORBITHASH_FEATURES_GB", str(1.1 * size / 1e9))
     computed = []

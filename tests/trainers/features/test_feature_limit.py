@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from orbithash.encoders.errors import InputError
+from orbithash.trainers.features import features as computing
 from orbithash.trainers.features import limit as module
+from orbithash.trainers.features.features import Wanted
 from orbithash.trainers.features.store import HASH, FeatureStore
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -88,11 +90,24 @@ def test_a_kind_that_does_not_fit_alone_is_refused_before_anything_goes(monkeypa
     other = write("a")
     limit_to(monkeypatch, 1.5 * size(other))
     store = FeatureStore({"network": "b"})
-    with pytest.raises(InputError, match=r"one kind need 0\.1 GB and ORBITHASH_FEATURES_GB is .*; raise it$") as caught:
-        store.make_room(10**6, 17)
+    with pytest.raises(InputError, match=r"features need 0\.1 GB and ORBITHASH_FEATURES_GB is .*; raise it$") as caught:
+        store.make_room(10**8)
     assert "\n" not in str(caught.value)
     assert kept("a") == list(range(ROWS))
     assert not list(store.folder.glob("*.arrow"))
+
+
+def test_ranks_find_room_for_the_rows_of_all_before_they_compute(monkeypatch):
+    """Half of the rows, those of this rank, would fit."""
+    computed = []
+    hashes, _ = rows_of("a", 1000)
+    wanted = Wanted({"network": "a"}, hashes, 4, lambda positions: computed.extend(positions) or iter(()))
+    limit_to(monkeypatch, 0.8 * wanted.num_bytes(1000))
+    monkeypatch.setattr(computing, "rank", lambda: 0)
+    monkeypatch.setattr(computing, "world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"features need 4\.8e-05 GB and"):
+        wanted.table()
+    assert computed == []
 
 
 @pytest.mark.parametrize("value", ["much", "0", "-1", "nan", "inf"])

@@ -129,6 +129,7 @@ class Letters:
     """A text encoder whose features are counts of letters."""
 
     sha256 = "letters"
+    num_features = 3
 
     def __init__(self):
         self.seen = []
