@@ -46,8 +46,12 @@ __all__ = ["FeatureExtractor", "Table", "Wanted", "caption_features"]
 Features = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
-# Between two looks at the work of another process.
-_PAUSE_S = 0.5
+# Between two looks at the work of another process: the first pause, which doubles, and the longest. A look sorts the
+# hashes of all rows, 1.5 s for a million.
+_PAUSE_S, _MAX_PAUSE_S = 0.5, 10.0
+
+# As long as no needed row arrives from the process that is waited for: it may need others, or hang.
+_PATIENCE_S = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -279,8 +283,8 @@ class Wanted:
     def table(self, on_progress: Callable[[int], None] | None = None) -> FeatureTable:
         """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
 
-        While another process computes rows of this kind, it is waited for: what it keeps is not computed again. Each
-        rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
+        While another process computes rows of this kind, it is waited for as long as needed rows arrive: what it keeps
+        is not computed again. Each rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
         rows that a store lacks. `InputError` names all images that are refused.
         """
         store, hashes, positions = self._store, self._hashes, self._positions
@@ -306,7 +310,8 @@ class Wanted:
                 on_every_rank(keep_mine)
                 store.refresh()
                 on_every_rank(store.try_share)
-        _exchange(store, needed)
+            # Another process whose turn it is finds all rows in its store.
+            _exchange(store, needed)
         rows = store.find(hashes)
         if (rows < 0).any():
             raise InputError(
@@ -316,19 +321,28 @@ class Wanted:
 
 
 def _take_turn(store: FeatureStore, lacking: Hashes, turn: ExitStack) -> None:
-    """Wait until no other process computes rows of this kind, or none lacks; in `turn`, other processes wait."""
-    is_first = True
-    while True:
-        if (release := store.claim()) is not None:
-            turn.callback(release)
-            return
+    """Wait until no other process computes rows of this kind, or none lacks; in `turn`, other processes wait.
+
+    If none of the rows arrives for `_PATIENCE_S`, go on without a turn: rows that two compute do no harm.
+    """
+    pause, last_arrival = 0.0, time.monotonic()
+    while (release := store.claim()) is None:
         store.refresh()
-        if (store.find(lacking) >= 0).all():
+        has = store.find(lacking) >= 0
+        if has.all():
             return
-        if is_first:
-            _log.warning("%s: waiting for another run, which computes features of the same kind", store.folder)
-        is_first = False
-        time.sleep(_PAUSE_S)
+        if has.any():
+            lacking, last_arrival = lacking[~has], time.monotonic()
+        if time.monotonic() - last_arrival > _PATIENCE_S:
+            _log.warning("%s: none of them came in %g s; computing them here", store.folder, _PATIENCE_S)
+            return
+        if not pause:
+            _log.warning(
+                "%s: waiting for features of another run, until none has come for %g s", store.folder, _PATIENCE_S
+            )
+        pause = min(2 * pause or _PAUSE_S, _MAX_PAUSE_S)
+        time.sleep(pause)
+    turn.callback(release)
 
 
 def _keep(

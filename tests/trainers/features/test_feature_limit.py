@@ -175,25 +175,30 @@ def test_a_kill_while_pruning_leaves_right_rows_and_the_next_one_goes_on(monkeyp
     assert sum(size(kind) for kind in folder.parent.iterdir() if kind.is_dir()) <= limit
 
 
-def write_often(kind, barrier):
-    """Write and read a kind again and again, while another process does so with another; only one fits."""
+def write_often(number, barrier, written):
+    """Write and read one of six kinds after the other, while others do so, too; count the writes."""
     barrier.wait()
-    for _ in range(30):
-        # The other may be in use just now.
+    for step in range(30):
+        kind = "abcdef"[(2 * number + step) % 6]
+        # Others may be in use just now.
         with suppress(InputError):
             write(kind)
+            with written:
+                written.value += 1
         kept(kind)
 
 
 def test_processes_that_prune_each_other_never_see_wrong_rows(monkeypatch):
-    limit_to(monkeypatch, 1.5 * size(write("a")))
-    barrier = CONTEXT.Barrier(3)
-    processes = [CONTEXT.Process(target=write_often, args=(kind, barrier)) for kind in "abc"]
+    # Each of three uses one kind at a time, whose size counts twice while it is written again.
+    limit_to(monkeypatch, 4.5 * size(write("a")))
+    barrier, written = CONTEXT.Barrier(3), CONTEXT.Value("i", 0)
+    processes = [CONTEXT.Process(target=write_often, args=(number, barrier, written)) for number in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert written.value > 45
 
 
 def test_a_folder_that_cannot_be_written_is_read(monkeypatch):

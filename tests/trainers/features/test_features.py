@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,7 +223,8 @@ def test_processes_at_once_compute_each_row_once(cache, data, images, tmp_path):
     ]
     for process in processes:
         process.start()
-    found = [counts.get() for _ in processes]
+    # Not for ever, if one of them fails.
+    found = [counts.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     assert sum(computed for _, computed, _ in found) == len(images)
@@ -245,6 +247,41 @@ def test_a_process_that_is_killed_while_it_computes_keeps_nobody_waiting(cache, 
     release = store.claim()
     release()
     assert store.claim() is not None
+
+
+def test_a_run_that_keeps_no_row_for_long_is_not_waited_for(cache, data, images, monkeypatch, caplog):
+    """Rows arrive while the other has its turn: the run waits. Then none does, and it computes the rest."""
+    extractor = FeatureExtractor(make_network(), PREPROCESSING)
+    other = extractor.wanted(data, images)
+    release = other._store.claim()
+    clock, pauses = [0.0], []
+
+    def sleep(seconds):
+        clock[0] += seconds
+        pauses.append(seconds)
+        if len(pauses) in (5, 10, 15):
+            other.keep(np.array([len(pauses) // 5]))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(module, "_PATIENCE_S", 60.0)
+    computed = count_computed(monkeypatch)
+    found = extractor(data, images)[:]
+    assert sum(computed) == len(images)
+    assert max(pauses) == 10.0
+    # The last row came with the 15th pause.
+    assert 60 < sum(pauses[15:]) <= 70
+    assert caplog.messages[-1].endswith("none of them came in 60 s; computing them here")
+    assert np.allclose(found, expected(make_network(), data, [image.path for image in images]), atol=1e-3)
+    release()
+
+
+def test_the_turn_lasts_until_ranks_have_exchanged_rows(cache, data, images, monkeypatch):
+    claims = []
+    monkeypatch.setattr(module, "_exchange", lambda store, needed: claims.append(store.claim()))
+    extractor = FeatureExtractor(make_network(), PREPROCESSING)
+    extractor(data, images[:2])
+    assert claims == [None]
+    extractor.wanted(data, images)._store.claim()()
 
 
 def stop_after(monkeypatch, num_batches):
