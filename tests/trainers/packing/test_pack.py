@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from method_parts import flat, timeless, trained, write_data
 from object_store import ENVIRONMENT, no_permission, s3_client, s3_server
 from PIL import Image
 
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import InputError
+from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.sources import packed as packed_module
 from orbithash.encoders.sources.image_roots import image_root, local_folder
 from orbithash.encoders.sources.packed import lance_place
@@ -316,10 +318,11 @@ def test_damaged_bytes_are_found_where_they_are_read(data, packed, tmp_path):
     root = changed(packed, tmp_path, flip)
     assert root.sources(names[:4]) == packed.sources(names[:4])
     assert f"is damaged: {names[4]} is not the file that was packed" in refusal(root.sources, names)
-    with pytest.raises(InputError, match=f"{names[4]} is not the file that was packed") as caught:
+    with pytest.raises(InputError, match=f"{names[4]} is not the file that was packed"):
         trained(dataclasses.replace(run_on(data, "dhcl"), root=root))
-    # The image is not refused: it may be sound.
-    assert not isinstance(caught.value, ImageError)
+    # At once, and not as a refused image, which may be sound.
+    with pytest.raises(InputError, match=f"^{re.escape(str(root))} is damaged"):
+        list(read_batches(names, run_on(data, "dhcl").preprocessing(), root=root))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
