@@ -33,6 +33,12 @@ def evaluate_run(
     device = None
     if workers is not None:
         device = device_here(gpus_per_worker)
+        if gpus_per_worker and device == "cpu":
+            # Passes of one image by GPUs are kept apart from those of CPUs.
+            raise InputError(
+                f"--gpus-per-worker is {gpus_per_worker:g} and this process has no GPU to look up what the workers "
+                "compute; start the command on a node with a GPU, or omit --gpus-per-worker"
+            )
         _compute_features(folder.absolute(), image_root(data), protocol, baselines, bits, workers, gpus_per_worker)
     with track_when_known("evaluating", "images") as on_progress:
         metrics, page, reason = library.evaluate_run(

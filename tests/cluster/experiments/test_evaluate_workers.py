@@ -58,6 +58,10 @@ def test_changed_images_and_wrong_numbers_are_refused_before_workers_start(cli, 
     ended = cli("evaluate", folder, "--data", images, "--workers", 0)
     assert ended.code == 2
     assert "--workers is 0; at least 1 is needed" in ended.err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ended = cli("evaluate", folder, "--data", images, "--workers", 1, "--gpus-per-worker", 1)
+    assert ended.code == 2
+    assert "--gpus-per-worker is 1 and this process has no GPU to look up what the workers compute" in ended.err
     (images / "beach" / "0.png").write_bytes((images / "beach" / "1.png").read_bytes())
     ended = cli("evaluate", folder, "--data", images, "--workers", 1)
     assert ended.code == 2
