@@ -28,16 +28,17 @@ _OWN = re.compile(r".*\.arrow|.*\.npy|\..*\.part|\.(lock|share|computing)")
 _log = logging.getLogger(__name__)
 
 
-def make_room(folder: Path, num_bytes: int) -> None:
+def make_room(folder: Path, num_bytes: int) -> float:
     """Prune kinds other than that of `folder` until `num_bytes` more fit into the limit; without a limit, do nothing.
 
-    Processes that write at the same time may each exceed the limit by one part.
+    Each call looks at all files, so it returns how many bytes beyond `num_bytes` may be written before the next: those
+    that are free now, and at most 1 % of the limit. Processes that write at the same time may each exceed it by that.
 
     Raises:
         InputError: it does not fit, even without the kinds that are not in use.
     """
     if (limit := _limit()) is None:
-        return
+        return math.inf
     root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
     with alone_in(root / ".pruning"):
@@ -57,6 +58,7 @@ def make_room(folder: Path, num_bytes: int) -> None:
             f"{root}: features need {needed / 1e9:.3g} GB beside others that are in use, and {VARIABLE} is "
             f"{limit / 1e9:.3g}; raise it, or wait until the other runs have ended"
         )
+    return min(-excess, limit / 100)
 
 
 def _limit() -> float | None:
@@ -91,16 +93,18 @@ def _files(kind: Path) -> list[os.DirEntry[str]]:
 
 def _size(kind: Path) -> int:
     size = 0
-    for entry in _files(kind):
-        with suppress(FileNotFoundError):
-            size += entry.stat(follow_symlinks=False).st_size
+    # A kind of another user, which may not be read, is not counted; nor is it removed.
+    with suppress(OSError):
+        for entry in _files(kind):
+            with suppress(OSError):
+                size += entry.stat(follow_symlinks=False).st_size
     return size
 
 
 def _last_use(kind: Path) -> float:
     try:
         return kind.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

@@ -107,5 +107,6 @@ def _release(descriptor: int) -> None:
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
+    except OSError:
+        # Removed, which network file systems tell by other errors as well.
         return False

@@ -116,6 +116,8 @@ class FeatureStore:
         self._parts: dict[str, _Part] = {}
         self._order, self._sorted = np.empty(0, np.int64), np.empty(0, HASH)
         self._use: Use | None = None
+        # Bytes that may be written before the next look at the limit.
+        self._room = 0.0
         self._bucket = None if (uri := store_uri()) is None else Bucket(uri)
         self._uploads = self._bucket is not None
         self.refresh()
@@ -210,7 +212,9 @@ class FeatureStore:
         for start in range(0, len(hashes), PART_ROWS):
             rows = slice(start, start + PART_ROWS)
             content = _content(hashes[rows], features[rows])
-            make_room(self.folder, len(content))
+            if len(content) > self._room:
+                self._room = len(content) + make_room(self.folder, len(content))
+            self._room -= len(content)
             name = f"{hashlib.sha256(content).hexdigest()}.arrow"
             self._write(name, content)
             if self._bucket is not None and self._uploads:

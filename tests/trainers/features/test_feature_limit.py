@@ -110,6 +110,40 @@ def test_ranks_find_room_for_the_rows_of_all_before_they_compute(monkeypatch):
     assert computed == []
 
 
+def test_files_are_looked_at_after_each_hundredth_of_the_limit(monkeypatch):
+    one = size(write("a", used=100))
+    limit_to(monkeypatch, 250.5 * one)
+    looks, sizes = [], module._size
+    monkeypatch.setattr(module, "_size", lambda kind: looks.append(kind) or sizes(kind))
+    store = FeatureStore({"network": "b"})
+    for part in range(10):
+        hashes, features = rows_of("b", ROWS * 10)
+        store.add(hashes[part::10], features[part::10])
+    # Two kinds at the first part of each three: two hundredths and a half are free after it.
+    assert len(looks) == 2 * 4
+    # Close to the limit, what is free decides.
+    assert module.make_room(store.folder, 150 * one) == pytest.approx(2.505 * one)
+    assert module.make_room(store.folder, 240 * one) == pytest.approx(0.5 * one, abs=9)
+
+
+def test_kinds_that_cannot_be_read_are_left(monkeypatch):
+    """As those of other users may be."""
+    other = write("a", used=100)
+    one = size(other)
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path) == str(other):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    limit_to(monkeypatch, 1.5 * one)
+    monkeypatch.setattr(module.os, "scandir", refused)
+    folder = write("b", used=200)
+    monkeypatch.undo()
+    assert size(other) == size(folder) == one
+
+
 @pytest.mark.parametrize("value", ["much", "0", "-1", "nan", "inf"])
 def test_a_limit_that_is_none_is_refused(monkeypatch, value):
     monkeypatch.setenv("ORBITHASH_FEATURES_GB", value)
