@@ -39,6 +39,9 @@ class FeatureWorker:
 
         os.environ["ORBITHASH_FEATURES"] = folder
         self._wanted = plan(device_for(num_gpus))
+        # The other nodes see only what is in the bucket, also of rows that a job before could not upload.
+        for wanted in self._wanted.values():
+            wanted.upload()
         self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, shares: pa.Table) -> pa.Table:

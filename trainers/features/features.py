@@ -265,6 +265,10 @@ class Wanted:
         self._store.refresh()
         return self._positions[self._store.find(self._hashes[self._positions]) < 0]
 
+    def upload(self) -> None:
+        """Upload what is kept here only; from now on, an upload that fails is an `InputError` of this and of `keep`."""
+        self._store.share(only_upload=True)
+
     def num_bytes(self, num_rows: int) -> int:
         """Return the size of rows in the store."""
         return num_rows * (HASH.itemsize + 4 * self._num_features)

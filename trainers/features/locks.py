@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ __all__ = ["LOCK", "Use", "alone_in", "claim", "open_lock", "use"]
 
 # In the folder of a kind: shared by those that use it, and exclusive for the one that removes it.
 LOCK = ".lock"
+
+_log = logging.getLogger(__name__)
 
 
 class Use:
@@ -53,8 +56,11 @@ def use(folder: Path, create: bool = False) -> Use | None:
 
 
 @contextmanager
-def alone_in(path: Path) -> Iterator[None]:
-    """Run the block in one process at a time, which holds the lock of the file `path` in a folder that exists."""
+def alone_in(path: Path, what: str | None = None) -> Iterator[None]:
+    """Run the block in one process at a time, which holds the lock of the file `path` in a folder that exists.
+
+    A warning says that another process is waited for, which does `what`.
+    """
     try:
         descriptor = open_lock(path)
     except OSError:
@@ -63,7 +69,12 @@ def alone_in(path: Path) -> Iterator[None]:
         return
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if what is not None:
+                    _log.warning("%s: waiting for another process, which %s", path.parent, what)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         _release(descriptor)

@@ -120,6 +120,8 @@ class FeatureStore:
         self._room = 0.0
         self._bucket = None if (uri := store_uri()) is None else Bucket(uri)
         self._uploads = self._bucket is not None
+        # Whether others wait for what is uploaded, so that a failure is an error.
+        self._must_upload = False
         self.refresh()
 
     @property
@@ -161,10 +163,11 @@ class FeatureStore:
         self._open()
         make_room(self.folder, num_bytes)
 
-    def share(self) -> None:
+    def share(self, *, only_upload: bool = False) -> None:
         """Fetch the parts of the bucket that lack here, and upload those that lack there; without a bucket, do nothing.
 
-        A bucket that may only be read is a warning.
+        A bucket that may only be read is a warning; with `only_upload`, for rows that others wait for, an error of this
+        and of `add`.
 
         Raises:
             InputError: the bucket does not answer or may not be read, or the parts cannot be written here. What was
@@ -175,10 +178,11 @@ class FeatureStore:
         kind = self.folder.name
         self._open()
         # Processes of one machine fetch a part once.
-        with alone_in(self.folder / ".share"):
+        self._must_upload = only_upload
+        with alone_in(self.folder / ".share", "fetches or uploads features of the same kind"):
             self.refresh()
             sizes = bucket.sizes(kind)
-            lacking = sorted(sizes.keys() - self._parts.keys())
+            lacking = [] if only_upload else sorted(sizes.keys() - self._parts.keys())
             if lacking:
                 make_room(self.folder, sum(sizes[name] for name in lacking))
             unshared = sorted(name for name, part in self._parts.items() if sizes.get(name) != part.size)
@@ -225,10 +229,12 @@ class FeatureStore:
         self._go_on(self.share)
 
     def _go_on(self, exchange: Callable[[], object]) -> None:
-        """Call `exchange`; if it fails, warn, and upload nothing more before the next `share`."""
+        """Call `exchange`; if it fails, warn, and upload nothing more before the next `share`, unless others wait."""
         try:
             exchange()
         except InputError as err:
+            if self._must_upload:
+                raise
             self._uploads = False
             _log.warning("%s; features stay in %s until the next command uploads them", err, self.folder)
 

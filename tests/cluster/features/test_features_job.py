@@ -154,7 +154,14 @@ def test_all_refused_images_are_named_and_the_others_are_kept(ray_cluster, store
 def worker(store, monkeypatch):
     """Return a function that makes a worker in this process, given what keeping rows of its one table does."""
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
-    return lambda keep: FeatureWorker(lambda device: {"image": SimpleNamespace(keep=keep)}, str(store), 0)
+    done = []
+
+    def make(keep):
+        wanted = SimpleNamespace(keep=keep, upload=lambda: done.append("upload"))
+        return FeatureWorker(lambda device: {"image": wanted}, str(store), 0)
+
+    make.done = done
+    return make
 
 
 def test_only_refused_images_are_problems_of_a_share(worker):
@@ -163,8 +170,10 @@ def test_only_refused_images_are_problems_of_a_share(worker):
     def fail(error):
         raise error
 
+    assert worker.done == []
     done = worker(lambda positions: fail(ImageError("one.png: damaged")))(shares).to_pylist()
     assert [(row["problem"], row["first"], row["num_rows"]) for row in done] == [("one.png: damaged", 3, 2)]
+    assert worker.done == ["upload"]
     # A full store, or a bucket of images that does not answer, would be so for all shares.
     with pytest.raises(InputError, match="the store is full"):
         worker(lambda positions: fail(InputError("the store is full")))(shares)

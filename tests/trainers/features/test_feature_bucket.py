@@ -163,6 +163,29 @@ def test_a_bucket_that_fails_midway_is_a_warning_and_loses_nothing(node, monkeyp
     assert len(computed) == ROWS
 
 
+def test_an_upload_of_a_worker_that_fails_is_an_error_and_the_next_worker_uploads(node, monkeypatch):
+    def write(self, kind, name, content):
+        raise InputError("the bucket is full")
+
+    wanted(range(4), []).table()
+    folder, computed = node(1), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "write", write)
+        worker = wanted(range(ROWS), computed)
+        worker.upload()
+        with pytest.raises(InputError, match=r"^the bucket is full$"):
+            worker.keep(np.arange(4, ROWS))
+        assert len(parts(folder)) == 1
+        with pytest.raises(InputError, match=r"^the bucket is full$"):
+            wanted(range(ROWS), computed).upload()
+    wanted(range(ROWS), computed).upload()
+    # Nothing is fetched: a node keeps what its workers compute.
+    assert len(parts(folder)) == 1
+    assert len(node.objects()) == 2
+    node(2)
+    assert wanted(range(ROWS), computed).missing().tolist() == list(range(8, ROWS))
+
+
 def test_a_bucket_that_fails_at_the_start_ends_before_anything_is_computed(node, endpoint, monkeypatch):
     computed = []
     good = os.environ["ORBITHASH_FEATURES"]
