@@ -274,7 +274,7 @@ class Wanted:
         return num_rows * (HASH.itemsize + 4 * self._num_features)
 
     def make_room(self, num_bytes: int) -> None:
-        """Prune other kinds until so much more fits into the limit of the store; `InputError` if it cannot."""
+        """Prune other kinds until `num_bytes` more fit into the limit; `InputError` if they cannot."""
         self._store.make_room(num_bytes)
 
     def keep(self, positions: Positions) -> None:
@@ -288,8 +288,8 @@ class Wanted:
         """Return one row per hash: kept rows, and missing rows, which the ranks compute together and keep.
 
         While another process computes rows of this kind, it is waited for as long as needed rows arrive: what it keeps
-        is not computed again. Each rank writes what it computes. Ranks whose stores are other folders, on other machines, then exchange the
-        rows that a store lacks. `InputError` names all images that are refused.
+        is not computed again. Each rank writes what it computes. Ranks whose stores are other folders, on other
+        machines, then exchange the rows that a store lacks. `InputError` names all images that are refused.
         """
         store, hashes, positions = self._store, self._hashes, self._positions
         needed = hashes[positions]

@@ -184,7 +184,7 @@ def test_a_store_without_room_ends_before_workers_start(store, images, monkeypat
     num_bytes = sum(rows.num_bytes(len(rows)) for rows in wanted_features(run).values())
     monkeypatch.setattr(module, "connected", None)
     monkeypatch.setenv("ORBITHASH_FEATURES_GB", str(0.99 * num_bytes / 1e9))
-    with pytest.raises(InputError, match="features need .* and ORBITHASH_FEATURES_GB is") as caught:
+    with pytest.raises(InputError, match=r"features need .* and ORBITHASH_FEATURES_GB is") as caught:
         fill_for_training(run)
     assert "\n" not in str(caught.value)
 

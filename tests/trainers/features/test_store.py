@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import resource
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.datasets import hashes as hashing
 from orbithash.trainers.features import store as module
+from orbithash.trainers.features.locks import alone_in, claim
 from orbithash.trainers.features.store import HASH, FeatureStore
 
 KIND = {"network": "a"}
@@ -208,3 +211,20 @@ def test_two_writers_at_once_lose_no_row():
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert kept(range(40)) == oracle(range(30))
     assert len(list(FeatureStore(KIND).folder.glob("*.arrow"))) == 30
+
+
+def test_who_waits_for_a_lock_is_told_so(tmp_path, caplog):
+    def enter():
+        with alone_in(tmp_path / ".share", "fetches"):
+            pass
+
+    enter()
+    assert caplog.messages == []
+    release = claim(tmp_path / ".share")
+    thread = threading.Thread(target=enter)
+    thread.start()
+    while not caplog.messages and thread.is_alive():
+        time.sleep(0.01)
+    release()
+    thread.join()
+    assert caplog.messages == [f"{tmp_path}: waiting for another process, which fetches"]
