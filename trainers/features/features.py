@@ -278,10 +278,7 @@ class Wanted:
         self._store.make_room(num_bytes)
 
     def keep(self, positions: Positions) -> None:
-        """Compute the rows of these positions and keep them, a part at a time; `InputError` as for `table`.
-
-        Whether there is room for all that is missing is checked before: this is a part of it.
-        """
+        """Compute the rows of these positions and keep them, a part at a time; first `make_room` for all of them."""
         _keep(self._store, self._hashes[positions], self._compute(positions), 0, None)
 
     def table(self, on_progress: Callable[[int], None] | None = None) -> FeatureTable:
