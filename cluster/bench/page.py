@@ -142,6 +142,17 @@ def _validation(result: Result) -> list[Comparison]:
     return [Comparison("Metric of a validation", "s", _keys(result, names), caption)]
 
 
+def _loading(result: Result) -> list[Comparison]:
+    names = {
+        "packed_images_per_s": "packed rows",
+        "bare_loop_images_per_s": "bare loop over the files",
+        "folder_images_per_s": "training from the files",
+        "packed_in_order_images_per_s": "packed rows in order",
+    }
+    caption = "Views per second with equal threads; all others are shuffled."
+    return [Comparison("Views", "images/s", _keys(result, names), caption)]
+
+
 def _manifest(result: Result) -> list[Comparison]:
     seconds = {"rank_start_s": "start of a rank", "bare_read_s": "bare read of pyarrow"}
     memory = {"rank_start_mib": "start of a rank", "bare_read_mib": "bare read of pyarrow"}
@@ -284,6 +295,7 @@ _PAGES = {
     "train": _Page("Training", "Images per second of each training worker beside plain loops.", _train),
     "features": _Page("Features", "Images per second of workers that keep features beside bare loops.", _features),
     "validation": _Page("Validation", "The metric of validation beside plain NumPy.", _validation),
+    "loading": _Page("Loading", "Views for training from a folder and from packed rows, beside a bare loop.", _loading),
     "manifest": _Page("Manifest", "The start of a rank with a large manifest, and hashes of files.", _manifest),
     "search": _Page("Search", "The exact index of orbithash beside other engines, on one core.", _search),
     "rank": _Page("Ranking", "Linear rankings of stored vectors beside bare products and reading of memory.", _rank),

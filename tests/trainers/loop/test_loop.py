@@ -24,7 +24,8 @@ from orbithash.trainers.config import load_config
 from orbithash.trainers.data.loading import StreamedImages
 from orbithash.trainers.datasets import make_manifest
 from orbithash.trainers.features.features import FeatureExtractor
-from orbithash.trainers.loop import parts, steps
+from orbithash.trainers.loop import parts
+from orbithash.trainers.loop.backbones import train_in_bfloat16
 from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.loop import is_checkpointed, is_validated, train
@@ -573,7 +574,7 @@ def test_bfloat16_is_of_the_backbone_in_training_only(data, tmp_path):
 def test_bfloat16_reaches_the_convolutions_and_no_loss(data, monkeypatch):
     dtypes = {"maps": set(), "hashes": set()}
     method = additive(data).build()
-    steps.train_in_bfloat16(method)
+    train_in_bfloat16(method)
     method.network.backbone.register_forward_hook(lambda *call: dtypes["maps"].add(call[2].dtype))
     inner = next(module for module in method.network.backbone.modules() if isinstance(module, torch.nn.Conv2d))
     inner.register_forward_hook(lambda *call: dtypes.setdefault(method.training, set()).add(call[2].dtype))
@@ -596,7 +597,7 @@ def test_encoding_has_its_own_precision_whatever_training_has(data):
     for trains_in_bfloat16 in (False, True):
         method = run.build()
         if trains_in_bfloat16:
-            steps.train_in_bfloat16(method)
+            train_in_bfloat16(method)
         method.eval()
         extractor = FeatureExtractor(method.network, run.preprocessing(), precision="bfloat16")
         found.append(extractor._model.features(images))
