@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.embeddings.key_hashes import hash_keys
 from orbithash.encoders.sources.remote import is_remote
 
@@ -54,12 +54,7 @@ class PackedImages:
         return self.location
 
     def sources(self, names: Sequence[str]) -> list[bytes]:
-        """Return the bytes of each image file.
-
-        Raises:
-            ImageError: one is damaged.
-            InputError: one is absent, so that the data set is another one; or it cannot be read.
-        """
+        """Return the bytes of each image file; `InputError` if one is absent or damaged, or the data set unreadable."""
         if not names:
             return []
         rows = self._reader.rows(names)
@@ -69,7 +64,7 @@ class PackedImages:
             read = self._reader.dataset.take(rows.tolist(), columns=["path", "sha256", "content"]).to_pydict()
         for name, path, sha256, content in zip(names, *read.values(), strict=True):
             if path != name or hashlib.sha256(content).digest() != sha256:
-                raise ImageError(f"{self} is damaged: {name} is not the file that was packed; pack it again")
+                raise InputError(f"{self} is damaged: {name} is not the file that was packed; pack it again")
         contents: list[bytes] = read["content"]
         return contents
 
