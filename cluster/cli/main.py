@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from orbithash.cluster.cli import archive, cluster, detectors, features, learn, measure, publishing
+from orbithash.cluster.cli import archive, cluster, detectors, learn, measure, prepare, publishing
 from orbithash.cluster.cli.extras import missing_extra
 from orbithash.cluster.cli.gateway import exploring, search, web
 from orbithash.cluster.output import set_debug
@@ -41,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for room in (learn, features, publishing, archive, detectors, search, exploring, web, cluster, measure):
+for room in (learn, prepare, publishing, archive, detectors, search, exploring, web, cluster, measure):
     app.add_typer(room.verbs)
 
 

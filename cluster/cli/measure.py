@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from orbithash.cluster.cli.bench_training import bench
-from orbithash.cluster.cli.options import MEASURE, DataOption, GpusPerWorkerOption, JsonOption, WeightsOption
+from orbithash.cluster.cli.options import (
+    MEASURE,
+    DataOption,
+    GpusPerWorkerOption,
+    JsonOption,
+    SharedGpusOption,
+    WeightsOption,
+)
 from orbithash.cluster.output import print_json
 
 __all__ = ["verbs"]
@@ -37,12 +44,7 @@ def evaluate(
         int | None,
         typer.Option("--workers", help="Number of Ray Data workers that encode. Default: this process encodes."),
     ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", help="GPUs of each worker; a fraction such as 0.25 shares one; 0: CPUs only."
-        ),
-    ] = 0,
+    gpus_per_worker: SharedGpusOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the model of a run on its test part; write metrics, plots and a page."""

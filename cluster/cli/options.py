@@ -42,6 +42,7 @@ __all__ = [
     "ReportOption",
     "RunOptions",
     "SetOption",
+    "SharedGpusOption",
     "TableOption",
     "TimeoutOption",
     "TokenFileOption",
@@ -82,6 +83,11 @@ SetOption = Annotated[
 ]
 GpusPerWorkerOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs of each worker, a whole number; 0 trains on CPUs.")
+]
+# Of workers that compute with a network and train nothing.
+SharedGpusOption = Annotated[
+    float,
+    typer.Option("--gpus-per-worker", help="GPUs of each worker; a fraction such as 0.25 shares one; 0: CPUs only."),
 ]
 
 DatasetOption = Annotated[

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from orbithash.cluster.cli.options import LEARN, CaptionsOption, DatasetOption, JsonOption, RunOptions, with_run_options
+from orbithash.cluster.cli.options import (
+    LEARN,
+    CaptionsOption,
+    DatasetOption,
+    JsonOption,
+    RunOptions,
+    SharedGpusOption,
+    with_run_options,
+)
 from orbithash.cluster.output import print_json, track_when_known
 
 __all__ = ["verbs"]
@@ -60,12 +68,7 @@ def features(
         str, typer.Option("--method", help="Name of the method to be trained, one with a frozen backbone.")
     ] = "mhcln",
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Data workers, which share the CPUs.")] = 1,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", help="GPUs of each worker; a fraction such as 0.25 shares one; 0: CPUs only."
-        ),
-    ] = 0,
+    gpus_per_worker: SharedGpusOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the features of images that training asks for, by any number of workers, and keep them.
