@@ -38,32 +38,37 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def track(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of `what`. Yield `advance_to(completed, note)`; `completed` counts up to `total` units."""
+def track(what: str, total: int, unit: str, begun: float | None = None) -> Iterator[Callable[[int, str], None]]:
+    """Show the progress of `what`. Yield `advance_to(completed, note)`; `completed` counts up to `total` units.
+
+    Rates count from `begun`, a time of `time.monotonic`, by default from now.
+    """
+    begun = time.monotonic() if begun is None else begun
     if console.is_terminal:
-        with _bar(what, total, unit) as advance_to:
+        with _bar(what, total, unit, begun) as advance_to:
             yield advance_to
     else:
-        yield _lines(what, total, unit)
+        yield _lines(what, total, unit, begun)
 
 
 @contextmanager
 def track_when_known(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Do what `track` does from the first call on. Yield `advance_to(completed, total)`."""
+    """Do what `track` does, shown from the first call on. Yield `advance_to(completed, total)`."""
+    begun = time.monotonic()
     with ExitStack() as stack:
         shown: Callable[[int, str], None] | None = None
 
         def advance_to(completed: int, total: int) -> None:
             nonlocal shown
             if shown is None:
-                shown = stack.enter_context(track(what, total, unit))
+                shown = stack.enter_context(track(what, total, unit, begun))
             shown(completed, "")
 
         yield advance_to
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+def _bar(what: str, total: int, unit: str, begun: float) -> Iterator[Callable[[int, str], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,7 +77,6 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    begun = time.monotonic()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total, note="", rate="")
 
@@ -82,8 +86,8 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None
         yield advance_to
 
 
-def _lines(what: str, total: int, unit: str) -> Callable[[int, str], None]:
-    begun = shown = time.monotonic()
+def _lines(what: str, total: int, unit: str, begun: float) -> Callable[[int, str], None]:
+    shown = time.monotonic()
     finished = False
 
     def advance_to(completed: int, note: str = "") -> None:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.archive.storage import one_line_errors, open_dataset
+from orbithash.encoders.archive.storage import open_dataset
 from orbithash.encoders.archive.tables import fixed_size_rows
+from orbithash.encoders.lance_errors import one_line_errors
 from orbithash.search.detectors.detector import Detector
 
 __all__ = ["COLUMNS", "Counts", "FragmentScorer"]

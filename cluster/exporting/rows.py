@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.archive.storage import one_line_errors, open_dataset
+from orbithash.encoders.archive.storage import open_dataset
+from orbithash.encoders.lance_errors import one_line_errors
 from orbithash.encoders.places.columns import ALWAYS
 from orbithash.encoders.places.geometry import hilbert_positions
 

@@ -18,11 +18,9 @@ from orbithash.encoders.archive import upkeep
 from orbithash.encoders.archive.refusals import RefusedTable
 from orbithash.encoders.archive.storage import (
     check_free,
-    error_line,
     holds_dataset,
     key_filter,
     normalise_location,
-    one_line_errors,
     open_dataset,
     read_metadata,
     schema_of,
@@ -32,6 +30,7 @@ from orbithash.encoders.archive.storage import (
 from orbithash.encoders.archive.tables import make_table
 from orbithash.encoders.codes import Codes, check_bits, num_bytes
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.lance_errors import error_line, one_line_errors
 from orbithash.encoders.vectors import VectorSpec
 
 __all__ = ["Archive"]

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orbithash.encoders.archive.archive import Archive
-from orbithash.encoders.archive.storage import one_line_errors, open_dataset
+from orbithash.encoders.archive.storage import open_dataset
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.lance_errors import one_line_errors
 
 __all__ = ["CannotFollow", "Changes", "RowPart", "changes_since", "commit_id", "num_ids", "part_batches"]
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from orbithash.encoders.archive.storage import holds_dataset, key_filter, one_line_errors
+from orbithash.encoders.archive.storage import holds_dataset, key_filter
 from orbithash.encoders.archive.upkeep import commit_compaction, prepare_compaction
+from orbithash.encoders.lance_errors import one_line_errors
 
 __all__ = ["RefusedTable"]
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -14,17 +13,16 @@ import pyarrow as pa
 
 from orbithash.encoders.codes import check_bits, num_bytes
 from orbithash.encoders.errors import ArchiveBusy, InputError
+from orbithash.encoders.lance_errors import is_absent, one_line_errors
 from orbithash.encoders.vectors import VectorSpec
 
 __all__ = [
     "FORMAT_VERSION",
     "Metadata",
     "check_free",
-    "error_line",
     "holds_dataset",
     "key_filter",
     "normalise_location",
-    "one_line_errors",
     "open_dataset",
     "read_metadata",
     "schema_of",
@@ -127,8 +125,8 @@ def holds_dataset(location: str) -> bool:
     try:
         lance.dataset(location)
     except ValueError as error:
-        # Lance's message for an empty location. Any other message means that something is there.
-        return "was not found" not in str(error)
+        # Any other error means that something is there.
+        return not is_absent(error)
     return True
 
 
@@ -153,32 +151,6 @@ def open_dataset(location: str, version: int | None) -> Any:
         raise InputError(f"{location} {missing}; `orbithash encode` makes one")
     with one_line_errors(location):
         return lance.dataset(location, version=version)
-
-
-@contextmanager
-def one_line_errors(location: str) -> Iterator[None]:
-    """Turn Lance's errors, which have several types, into an `InputError` of one line."""
-    try:
-        yield
-    except BaseException as error:
-        # A panic in Lance's Rust arrives as a BaseException without an importable name.
-        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
-            raise
-        guess = "" if _is_forbidden(error) else ", it may be damaged"
-        raise InputError(f"{location} cannot be read{guess}: {error_line(error)}") from error
-
-
-def _is_forbidden(error: BaseException) -> bool:
-    """Return whether an object store denied access, by the words of its client."""
-    return any(words in str(error) for words in ("403 Forbidden", "401 Unauthorized"))
-
-
-def error_line(error: BaseException) -> str:
-    """Return the first line of Lance's message, without the places in its source code."""
-    if _is_forbidden(error):
-        return "no permission; check the credentials"
-    lines = re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", str(error)).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def key_filter(keys: Sequence[str]) -> str:

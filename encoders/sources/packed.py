@@ -8,7 +8,6 @@ Lance must not be used in a process that was forked from one that used it; a dat
 
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.lance_errors import is_absent, one_line_errors
 from orbithash.encoders.sources.embeddings.key_hashes import hash_keys
 from orbithash.encoders.sources.remote import is_remote
 
-__all__ = ["FORMAT_VERSION", "PREFIX", "SUFFIX", "PackedImages", "is_packed", "lance_place", "one_line_errors"]
+__all__ = ["FORMAT_VERSION", "PREFIX", "SUFFIX", "PackedImages", "is_packed", "lance_place"]
 
 FORMAT_VERSION = "1"
 PREFIX = "orbithash.packed."
@@ -113,8 +113,17 @@ class _Reader:
         if not is_remote(location) and not any(Path(location, "_versions").glob("*")):
             what = "holds no packed data set, or one that was not finished" if Path(location).exists() else "is absent"
             raise InputError(f"{location} {what}; `orbithash pack` makes one")
+        try:
+            with one_line_errors(location):
+                self.dataset = lance.dataset(place, storage_options=options)
+        except InputError as error:
+            # Or there is no such bucket.
+            if is_absent(error.__cause__) or "404 Not Found" in str(error.__cause__):
+                raise InputError(
+                    f"{location} holds no packed data set, or one that was not finished; `orbithash pack` makes one"
+                ) from error
+            raise
         with one_line_errors(location):
-            self.dataset = lance.dataset(place, storage_options=options)
             stated = {key.decode(): value.decode() for key, value in (self.dataset.schema.metadata or {}).items()}
         self.metadata = {key.removeprefix(PREFIX): value for key, value in stated.items() if key.startswith(PREFIX)}
         version = self.metadata.get("format_version")
@@ -174,23 +183,3 @@ def lance_place(location: str) -> tuple[str, dict[str, str] | None]:
     # Both names of Google's store are read, of which Lance knows one.
     scheme_of_store = "gs" if parts.scheme == "gcs" else parts.scheme
     return urlunsplit(parts._replace(scheme=scheme_of_store, query="")).rstrip("/"), options
-
-
-@contextmanager
-def one_line_errors(location: str, what: str = "cannot be read, it may be damaged") -> Iterator[None]:
-    """Turn Lance's errors, which have several types, into an `InputError` of one line."""
-    try:
-        yield
-    except BaseException as error:
-        # A panic in Lance's Rust arrives as a BaseException without an importable name.
-        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
-            raise
-        text = str(error)
-        if "was not found" in text or "404 Not Found" in text:
-            reason = "holds no packed data set, or one that was not finished; `orbithash pack` makes one"
-        elif "403 Forbidden" in text or "401 Unauthorized" in text:
-            reason = "cannot be accessed: no permission; check the credentials"
-        else:
-            lines = re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", text).splitlines() or [type(error).__name__]
-            reason = f"{what}: {lines[0]}"
-        raise InputError(f"{location} {reason}") from error

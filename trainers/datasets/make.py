@@ -79,8 +79,7 @@ def make_manifest(
     rule = PROTOCOLS[DATASETS[dataset].protocol if protocol is None else protocol]
     problems = _problems([row.classes for row in found.rows], found.classes, rule)
     if problems and not needs_classes and dataset == "folder" and found.classes:
-        _log.warning(_UNLABELLED, root, problems[0])
-        found = _find_unlabelled(root, captions)
+        found = _find_unlabelled(root, captions, problems[0])
         problems = _problems([row.classes for row in found.rows], found.classes, rule)
     if problems := [*problems, *found.problems]:
         raise listed(problems, str(root))
@@ -111,8 +110,7 @@ def find_images(
         except InputError as err:
             if needs_classes:
                 raise
-            _log.warning(_UNLABELLED, root, str(err).replace("\n", " "))
-            return "folder", _find_unlabelled(root, captions)
+            return "folder", _find_unlabelled(root, captions, str(err))
     elif captions is not None:
         dataset = {"ucmd": "ucm-captions", "aid": "rsicd"}.get(dataset, dataset)
     known = DATASETS[dataset]
@@ -136,8 +134,7 @@ def _find_objects(
     except NoClassFolders as err:
         if needs_classes:
             raise
-        _log.warning(_UNLABELLED, root, str(err).replace("\n", " "))
-        return "folder", _find_unlabelled(root, None)
+        return "folder", _find_unlabelled(root, None, str(err))
     if dataset not in (None, "folder"):
         return dataset, with_class_list(dataset, found)
     classes = list(found.classes)
@@ -147,10 +144,14 @@ def _find_objects(
     return name, found
 
 
-def _find_unlabelled(root: Path | RemoteFolder, captions: Path | None) -> FoundImages:
+def _find_unlabelled(root: Path | RemoteFolder, captions: Path | None, reason: str) -> FoundImages:
+    """Return the images without labels, and warn of the reason; a folder without images is an error only."""
     if isinstance(root, RemoteFolder):
-        return find_objects(root, has_classes=False)
-    return find_captioned_folder(root, captions, has_classes=False)
+        found = find_objects(root, has_classes=False)
+    else:
+        found = find_captioned_folder(root, captions, has_classes=False)
+    _log.warning(_UNLABELLED, root, reason.replace("\n", " "))
+    return found
 
 
 def _packed_manifest(

@@ -20,9 +20,10 @@ from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.files import new_folder
 from orbithash.encoders.imagery.rasters import read_bytes
 from orbithash.encoders.imagery.rendering import Limits
+from orbithash.encoders.lance_errors import is_absent, one_line_errors
 from orbithash.encoders.sources.embeddings.tables import is_embedding_table
 from orbithash.encoders.sources.image_roots import image_root
-from orbithash.encoders.sources.packed import FORMAT_VERSION, PREFIX, PackedImages, lance_place, one_line_errors
+from orbithash.encoders.sources.packed import FORMAT_VERSION, PREFIX, PackedImages, lance_place
 from orbithash.encoders.sources.remote import is_remote
 from orbithash.trainers.datasets.images import SCHEMA, Images
 from orbithash.trainers.datasets.make import find_images, hashed_images
@@ -119,8 +120,8 @@ def _check_free(target: PackedImages) -> None:
             lance.dataset(place, storage_options=options)
             is_free = False
         except (OSError, ValueError) as err:
-            # Lance's message for an empty place. Any other message means that something is there, or no permission.
-            is_free = "was not found" in str(err)
+            # Any other error means that something is there, or no permission.
+            is_free = is_absent(err)
             if not is_free:
                 with one_line_errors(target.location):
                     raise
