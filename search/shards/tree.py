@@ -22,7 +22,8 @@ from orbithash.v1 import shards_pb2 as pb
 
 __all__ = ["Tree"]
 
-# Number of times that the shards of a failed head, or neighbours that did not answer, are asked again elsewhere.
+# Number of times that the shards of a failed head, or neighbours that did not answer, are asked again elsewhere. What
+# pings find lost during a search does not count: that happens once for each replica at most.
 _MAX_RETRIES = 2
 
 
@@ -93,13 +94,15 @@ class _Search:
     def _groups(self, numbers: Sequence[int]) -> list[_Group]:
         """Return one replica of each shard that has one to ask, by node."""
         by_node: dict[str, list[Link]] = defaultdict(list)
+        failed_nodes = {link.connection.node for link in self._failed}
         for number in numbers:
             of_shard = self._links[number]
             # Each replica of a shard in turn.
             order = [of_shard[(self._turn + place) % len(of_shard)] for place in range(len(of_shard))]
             usable = [link for link in order if not link.replica.is_silent and link not in self._failed]
             if usable:
-                link = min(usable, key=lambda link: not link.replica.is_healthy)
+                # Where one has failed the others may fail as well, one after the other.
+                link = min(usable, key=lambda each: (not each.replica.is_healthy, each.connection.node in failed_nodes))
                 by_node[link.connection.node].append(link)
         groups = []
         for links in by_node.values():
@@ -116,6 +119,7 @@ class _Search:
             return []
         head, numbers = group.links[0], group.numbers
         answers: list[tuple[ShardAnswer, list[int]]] = []
+        silent: list[Link] = []
         head.replica.num_in_flight += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -138,7 +142,7 @@ class _Search:
             link.replica.failed()
         self._failed.update(failed)
         if missing and num_retries < _MAX_RETRIES:
-            answers += await self.ask(sorted(missing), num_retries + 1)
+            answers += await self.ask(sorted(missing), num_retries + (not silent))
         return answers
 
     async def _call(self, group: _Group, timeout_s: float) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 
 import numpy as np
@@ -68,6 +69,10 @@ async def fleet_over(*nodes, max_flat=64):
 
 def two_nodes():
     return Node(NODES[0], range(0, 40)), Node(NODES[1], range(40, NUM_SHARDS))
+
+
+def two_whole_nodes():
+    return Node(NODES[0], range(NUM_SHARDS)), Node(NODES[1], range(NUM_SHARDS))
 
 
 def found(answers, k):
@@ -145,7 +150,7 @@ def test_coverage_says_which_shards_failed_and_each_head_is_replaced():
 
 def test_a_replica_on_another_node_answers_for_a_shard_that_failed():
     async def scenario():
-        nodes = Node(NODES[0], range(NUM_SHARDS)), Node(NODES[1], range(NUM_SHARDS))
+        nodes = two_whole_nodes()
         async with fleet_over(*nodes) as (fleet, shards):
             (tree,) = fleet.branches(1, shards)
             expected = await flat(shards, 10, SCOPES[0])
@@ -156,6 +161,48 @@ def test_a_replica_on_another_node_answers_for_a_shard_that_failed():
                 answer = await tree.search(QUERIES, 10, SCOPES[0], 60)
                 assert (answer.num_rows, answer.num_shards) == (700, NUM_SHARDS)
                 assert found([answer], 10) == expected
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_is_gone_costs_no_shard_that_has_a_replica_elsewhere():
+    async def scenario():
+        nodes = two_whole_nodes()
+        async with fleet_over(*nodes) as (fleet, shards):
+            (tree,) = fleet.branches(1, shards)
+            await nodes[0].stop()
+            # Before pings find it out: each head that is asked fails.
+            for _ in range(3):
+                for link, _ in fleet.links:
+                    link.replica.pinged(is_late=False)
+                answer = await tree.search(QUERIES, 10, Scope(), 60)
+                assert (answer.num_rows, answer.num_shards) == (700, NUM_SHARDS)
+
+    asyncio.run(scenario())
+
+
+def test_neighbours_that_are_lost_one_after_the_other_cost_no_shard():
+    async def scenario():
+        nodes = two_whole_nodes()
+        async with fleet_over(*nodes) as (fleet, shards):
+            (tree,) = fleet.branches(1, shards)
+            loop = asyncio.get_running_loop()
+            # One in each attempt, on the node that is asked.
+            losses = [10, 11, 12, 13, 14]
+
+            def loses_one(place, stop):
+                if losses:
+                    loop.call_soon_threadsafe(fleet.links[losses.pop()][place].replica.lost)
+                    while not stop.is_set:
+                        time.sleep(0.005)
+
+            for place, node in enumerate(nodes):
+                # Shard 20 is the slow one, which each attempt but the last waits for.
+                node.hosts[20].before = functools.partial(loses_one, place)
+                node.hosts[20].is_ready = lambda version, text: False
+            answer = await tree.search(QUERIES, 10, Scope(), 600)
+            assert not losses
+            assert (answer.num_rows, answer.num_shards) == (700, NUM_SHARDS)
 
     asyncio.run(scenario())
 
