@@ -37,7 +37,7 @@ _RETRIES = {
                 {"service": "orbithash.v1.ArchiveService", "method": "Describe"},
             ],
             "retryPolicy": {
-                "maxAttempts": 3,
+                "maxAttempts": 4,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
@@ -48,6 +48,10 @@ _RETRIES = {
 }
 _OPTIONS: dict[str, Any] = {
     "grpc.service_config": json.dumps(_RETRIES),
+    # A connection that is lost, or refused by a gateway that ends, is tried again before the last of these attempts; by
+    # default after a second, and in the end after two minutes.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
     # gRPC does not repeat larger requests; its default excludes most images.
     "grpc.per_rpc_retry_buffer_size": 16 * 2**20,
     # 10,000 hits with long keys, or 1,000 rows with the largest thumbnails and footprints.

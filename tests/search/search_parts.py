@@ -21,6 +21,7 @@ from orbithash.search.gateway.gateway import Gateway, start_gateway
 from orbithash.search.gateway.limits import GatewayLimits
 from orbithash.search.gateway.protection import Protection
 from orbithash.search.index.answers import NO_HIT, ShardAnswer
+from orbithash.search.index.exact import warm_up
 from orbithash.search.protocol.hits import row_of
 from orbithash.search.protocol.queries import Hit
 from orbithash.search.segments.dealing import Deal
@@ -201,6 +202,8 @@ def snapshot_of(case: Case, shards, encoder=None):
 
 
 def local_engine(case: Case, encode_images=None, encode_texts=None, **options):
+    # As a server does before it listens: compiling may take longer than the time limit of a search.
+    warm_up(case.bits)
     return Engine(snapshot_of(case, local_shards(case), StubEncoder(encode_images, encode_texts)), **options)
 
 

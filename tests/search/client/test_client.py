@@ -1,9 +1,11 @@
 import asyncio
+import contextlib
 import importlib.util
 import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,43 @@ def test_calls_to_an_unavailable_gateway_are_repeated():
     assert outcomes == []
 
 
+def test_connections_that_are_cut_at_once_are_made_anew(make_client):
+    """As by a gateway that is killed while it accepts, beside another one of the same port."""
+    num_cut = 0
+
+    def forward(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def accept(listener, port):
+        nonlocal num_cut
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            if num_cut < 2:
+                num_cut += 1
+                connection.close()
+                continue
+            other = socket.create_connection(("127.0.0.1", port))
+            for ends in ((connection, other), (other, connection)):
+                threading.Thread(target=forward, args=ends, daemon=True).start()
+
+    with serving(local_engine(small_case())) as gateway, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(gateway.address.rpartition(":")[2])
+        accepting = threading.Thread(target=accept, args=(listener, port), daemon=True)
+        accepting.start()
+        with make_client(f"127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert client.search(code=b"ab").hits
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+    assert num_cut == 2
+
+
 def test_attempts_are_limited():
     calls = []
 
@@ -155,7 +194,7 @@ def test_attempts_are_limited():
         pytest.raises(Unavailable, match="none of 1 shards"),
     ):
         client.search(code=b"ab")
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 @pytest.mark.timeout(120)
