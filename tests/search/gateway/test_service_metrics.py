@@ -108,26 +108,26 @@ def test_searches_in_metrics():
             await client.search_batch([Query(code=b"ab")] * 5)
             after = await metrics_now()
 
-        # The client repeats a call that is unavailable, up to three attempts.
+        # The client repeats a call that is unavailable, up to four attempts.
         assert counted(after, "orbithash_requests_total") == {
             "[OK][Search]": 4,
             "[NOT_FOUND][Search]": 1,
-            "[UNAVAILABLE][Search]": 3,
+            "[UNAVAILABLE][Search]": 4,
             "[OK][SearchMany]": 1,
         }
-        assert counted(after, "orbithash_request_seconds_count") == {"[Search]": 8, "[SearchMany]": 1}
+        assert counted(after, "orbithash_request_seconds_count") == {"[Search]": 9, "[SearchMany]": 1}
         # The five queries of one call form one batch.
-        batches = 3 + 1 + 3 + 1
+        batches = 3 + 1 + 4 + 1
         assert after["orbithash_batch_queries_count"] == batches
-        assert after["orbithash_batch_queries_sum"] == 3 + 1 + 3 + 5
-        assert (after["orbithash_batch_queries_bucket[4.0]"], after["orbithash_batch_queries_bucket[8.0]"]) == (7, 8)
+        assert after["orbithash_batch_queries_sum"] == 3 + 1 + 4 + 5
+        assert (after["orbithash_batch_queries_bucket[4.0]"], after["orbithash_batch_queries_bucket[8.0]"]) == (8, 9)
         assert counted(after, "orbithash_stage_seconds_count") == {
             "[queue]": batches,
             "[fan_out]": batches,
             "[scan]": 2 * batches,
             "[merge]": batches,
         }
-        assert after["orbithash_failed_shard_calls_total"] == 1 + 3 + 1
+        assert after["orbithash_failed_shard_calls_total"] == 1 + 4 + 1
         assert after["orbithash_partial_answers_total"] == 1 + 5
         for name in ("shed_queries", "hedged_shard_calls", "retried_shard_calls", "rows_upserted", "rows_deleted"):
             assert after[f"orbithash_{name}_total"] == 0
