@@ -17,9 +17,9 @@ __all__ = ["cache_folder", "new_file", "new_folder", "recover_folder", "write_fi
 
 
 def cache_folder() -> Path:
-    """Return the folder of caches: ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
+    """Return the folder of caches: the absolute path of ORBITHASH_CACHE, or `orbithash` in the user's cache folder."""
     if given := os.environ.get("ORBITHASH_CACHE"):
-        return Path(given)
+        return Path(given).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orbithash"
 
 

@@ -103,7 +103,7 @@ def fill(plan: Plan, num_workers: int, gpus_per_worker: float = 0) -> FilledStor
         raise InputError(f"--workers is {num_workers}; at least 1 is needed")
     check_gpu_share("--gpus-per-worker", gpus_per_worker, is_whole=False)
     wanted = plan(device_here(gpus_per_worker))
-    folder = store_uri() or str(store_folder().absolute())
+    folder = store_uri() or str(store_folder())
     missing = {name: rows.missing() for name, rows in wanted.items()}
     num_images = sum(len(rows) for rows in wanted.values())
     num_missing = sum(len(positions) for positions in missing.values())

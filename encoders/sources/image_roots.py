@@ -12,7 +12,7 @@ from typing import TypeAlias
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.encoders.sources.packed import PackedImages, is_packed
-from orbithash.encoders.sources.remote import check_uri, is_remote
+from orbithash.encoders.sources.remote import check_uri, is_remote, local_path
 
 __all__ = ["ImageRoot", "image_root", "local_folder", "read_together", "sources_of"]
 
@@ -35,7 +35,7 @@ def image_root(data: str | ImageRoot) -> ImageRoot:
     if is_remote(text):
         check_uri(text)
         return (PackedImages if is_packed(text) else RemoteFolder)(text.rstrip("/"))
-    folder = Path(text.removeprefix("file://")).absolute()
+    folder = local_path(text)
     return PackedImages(str(folder)) if is_packed(text) else folder
 
 
@@ -50,8 +50,9 @@ def sources_of(root: ImageRoot, names: Sequence[Path | str]) -> Sequence[Path | 
     """Return what `read_image` takes for each of these paths below a root.
 
     Raises:
-        ImageError: an image in a bucket is absent or too long, or a packed one is damaged.
-        InputError: the bucket or the packed data set cannot be read. Local files are not opened here.
+        ImageError: an image in a bucket is absent or too long.
+        InputError: the bucket cannot be read, or the packed data set cannot be read, is damaged or lacks an image.
+            Local files are not opened here.
     """
     return [root / name for name in names] if isinstance(root, Path) else root.sources([str(name) for name in names])
 

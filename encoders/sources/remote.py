@@ -7,14 +7,14 @@ credentials may instead be in the URI's query, as pyarrow reads it (`?endpoint_o
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.rendering import Limits
 
-__all__ = ["check_uri", "error_line", "is_remote", "open_uri", "read_object", "walk_objects"]
+__all__ = ["check_uri", "error_line", "is_remote", "local_path", "open_uri", "read_object", "walk_objects"]
 
 _SCHEMES = ("s3", "gs", "gcs")
 _SECRETS = ("access_key", "secret_key", "session_token")
@@ -25,6 +25,12 @@ def is_remote(location: str) -> bool:
     """Whether `location` is a URI of any scheme but `file`; everything else is a path on this machine."""
     scheme = _SCHEME.match(location)
     return scheme is not None and scheme[1].lower() != "file"
+
+
+def local_path(location: str) -> Path:
+    """Return the absolute path of a location that is not remote: a path, or a URI of the scheme `file`."""
+    scheme = _SCHEME.match(location)
+    return Path(location[scheme.end() :] if scheme else location).absolute()
 
 
 def check_uri(uri: str) -> None:

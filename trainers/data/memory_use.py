@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["available_memory_mb", "memory_mb", "peak_memory_mb", "peak_memory_of_process_mb", "reset_peak_memory"]
 
+# Limit, use and statistics of the control group of a container, and the prefix of statistics that count its subgroups:
+# version 2, then version 1.
+_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+
 
 def reset_peak_memory(device: "torch.device") -> None:
     """Start a new measurement of `peak_memory_mb`."""
@@ -56,18 +63,31 @@ def peak_memory_of_process_mb() -> float:
 
 
 def available_memory_mb() -> float:
-    """Return the memory still available to this container; the whole memory on systems that do not report it."""
-    available = math.inf
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        # "max" without a limit, which is not a number.
-        limit = int((group / "memory.max").read_text())
-        available = (limit - int((group / "memory.current").read_text())) / 2**20
+    """Return the memory still available to this container; the whole memory on systems that do not report it.
+
+    The cache of files is available, because the kernel drops it when memory is needed.
+    """
+    available = min(_available_to_group(*names) for names in _GROUPS)
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return min(available, int(line.split()[1]) / 2**10)
     return min(available, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def _available_to_group(limit: str, use: str, statistics: str, prefix: str) -> float:
+    """Return the MiB that a control group may still use, given the names of its files; infinity without a limit."""
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        # "max" without a limit, which is not a number.
+        available = int((group / limit).read_text()) - int((group / use).read_text())
+        with suppress(OSError):
+            for line in (group / statistics).read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name in (f"{prefix}active_file", f"{prefix}inactive_file"):
+                    available += int(value)
+        return available / 2**20
+    return math.inf
 
 
 def _of_process(name: str) -> float:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
-from orbithash.encoders.sources.remote import is_remote
+from orbithash.encoders.sources.remote import is_remote, local_path
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.features.bucket import Bucket
@@ -61,9 +61,12 @@ HASH = np.dtype("S32")
 
 
 def store_folder() -> Path:
-    """Return the folder of all kinds: `ORBITHASH_FEATURES`, or, unless that is a folder, one in the cache folder."""
+    """Return the absolute path of the folder of all kinds: `ORBITHASH_FEATURES`, or one in the cache folder.
+
+    The latter if the variable is not set, or is the URI of an object store.
+    """
     given = os.environ.get("ORBITHASH_FEATURES")
-    return Path(given) if given and not is_remote(given) else cache_folder() / "features"
+    return local_path(given) if given and not is_remote(given) else cache_folder() / "features"
 
 
 def store_uri() -> str | None:
@@ -322,6 +325,12 @@ def _mapped(path: Path) -> _Part | None:
 
 
 def _check_limit(path: Path, err: OSError) -> None:
-    """Raise `InputError` if a file could not be opened because too many are open, which is no damage."""
+    """Raise `InputError` if a file could not be opened because too many are open or mapped, which is no damage."""
     if err.errno in (errno.EMFILE, errno.ENFILE):
         raise InputError(f"{path}: {err.strerror}; raise the limit of open files (ulimit -n)") from err
+    # Arrow gives the words of the system and no number.
+    if err.errno == errno.ENOMEM or os.strerror(errno.ENOMEM) in str(err):
+        raise InputError(
+            f"{path}: it cannot be mapped into memory ({os.strerror(errno.ENOMEM)}); raise the limit of mapped files "
+            "(sysctl vm.max_map_count), or of memory (ulimit -v)"
+        ) from err

@@ -160,6 +160,33 @@ def test_too_many_open_files_are_not_damage():
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_too_many_mapped_files_are_not_damage():
+    """The limit of address space has the same error as that of the number of mappings, which only root may change."""
+    store = FeatureStore(KIND)
+    # Larger than what Python and Arrow have reserved.
+    store.add(rows_of([1])[0], np.zeros((1, 2**24), np.float32))
+    (part,) = store.folder.glob("*.arrow")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, limits[1]))
+        with pytest.raises(InputError, match=r"vm\.max_map_count"):
+            module._mapped(part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("given", ["{}/a", "file://{}/a", "FILE://{}/a", "a"])
+def test_the_folder_is_absolute_for_a_path_and_a_uri(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ORBITHASH_FEATURES", given.format(tmp_path))
+    assert module.store_uri() is None
+    folder = module.store_folder()
+    monkeypatch.chdir("/")
+    assert folder == tmp_path / "a"
+    FeatureStore(KIND).add(*rows_of([1]))
+
+
 def test_kinds_have_folders_of_their_own():
     FeatureStore(KIND).add(*rows_of([1]))
     assert FeatureStore({"network": "b"}).find(rows_of([1])[0]).tolist() == [-1]
