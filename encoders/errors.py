@@ -10,7 +10,15 @@ __all__ = ["ArchiveBusy", "ImageError", "InputError", "listed"]
 
 
 class InputError(ValueError):
-    """The user's input is wrong. The message says what was given, what is allowed and what to do."""
+    """The user's input is wrong. The message says what was given, what is allowed and what to do.
+
+    Attributes:
+        where: of an error that `listed` returned, where the problems are.
+        problems: of such an error, the problems, one line each.
+    """
+
+    where: str = ""
+    problems: tuple[str, ...] = ()
 
 
 class ImageError(InputError):
@@ -25,5 +33,8 @@ def listed(problems: Sequence[str], where: str, kind: type[InputError] = InputEr
     """Return one error of this kind for all problems in `where`, so that the user can correct them together."""
     assert problems, "an error needs a problem"
     if len(problems) == 1:
-        return kind(f"{where}: {problems[0]}")
-    return kind(f"{where}: found {len(problems)} problems:\n" + "\n".join(f"  - {p}" for p in problems))
+        error = kind(f"{where}: {problems[0]}")
+    else:
+        error = kind(f"{where}: found {len(problems)} problems:\n" + "\n".join(f"  - {p}" for p in problems))
+    error.where, error.problems = where, tuple(problems)
+    return error

@@ -21,8 +21,9 @@ from orbithash.cluster.encoding.encode import quiet_data
 from orbithash.cluster.features.worker import SHARE, FeatureWorker, Plan
 from orbithash.cluster.output import say, track
 from orbithash.cluster.runtime import check_gpu_share, check_resources, connected, cpus_per_worker, worker_error
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.networks.reading import READ_BATCH_SIZE
+from orbithash.trainers.datasets.layouts import first_problems
 from orbithash.trainers.features.features import Wanted
 from orbithash.trainers.features.store import PART_ROWS, store_folder, store_uri
 from orbithash.trainers.loop.parts import wanted_features
@@ -147,7 +148,9 @@ def _compute(
     from ray.exceptions import RayError
 
     first, num_done = time.time(), 0
-    problems: list[str] = []
+    where = ""
+    # A dict, because tables have the same images.
+    problems: dict[str, None] = {}
     nodes: set[str] = set()
     total = sum(len(positions) for positions in missing.values())
     with quiet_data(), track("computing features", total, "images") as advance_to:
@@ -164,17 +167,18 @@ def _compute(
             for number, share in enumerate(done.iter_rows()):
                 first = min(first, share["began"]) if number else share["began"]
                 num_done += share["num_rows"]
-                if share["problem"]:
-                    problems.append(share["problem"])
+                if share["problems"]:
+                    where = share["where"]
+                    problems |= dict.fromkeys(share["problems"])
                 elif share["node"] not in nodes:
                     nodes.add(share["node"])
                     if share["first"] in wanted[share["table"]].missing():
                         raise _not_shared(folder, share["num_rows"])
-                advance_to(num_done, f"{len(problems)} shares with refused images" if problems else "")
+                advance_to(num_done, f"{len(problems)} images refused" if problems else "")
         except RayError as err:
             raise worker_error(err) from err
     if problems:
-        raise InputError("\n".join(problems))
+        raise listed(first_problems(sorted(problems)), where)
     return first
 
 

@@ -25,7 +25,8 @@ _DONE = pa.schema(
         ("num_rows", pa.int64()),
         ("node", pa.string()),
         ("began", pa.float64()),
-        ("problem", pa.string()),
+        ("where", pa.string()),
+        ("problems", pa.list_(pa.string())),
     ]
 )
 
@@ -47,15 +48,15 @@ class FeatureWorker:
     def __call__(self, shares: pa.Table) -> pa.Table:
         """Compute and keep the shares; return what was done, one row each.
 
-        A refused image is a problem of its share, so that all are found. Any other error ends the job.
+        Refused images are problems of their share, one line each, so that all are found. Any other error ends the job.
         """
         rows = []
         for share in shares.to_pylist():
-            positions, began, problem = share["positions"], time.time(), None
+            positions, began, where, problems = share["positions"], time.time(), "", ()
             try:
                 self._wanted[share["table"]].keep(np.array(positions, np.int64))
             except ImageError as err:
-                problem = str(err)
+                where, problems = err.where, err.problems
             done = {"first": positions[0], "num_rows": len(positions), "node": self._node, "began": began}
-            rows.append({"table": share["table"], "problem": problem, **done})
+            rows.append({"table": share["table"], "where": where, "problems": problems, **done})
         return pa.Table.from_pylist(rows, schema=_DONE)

@@ -27,15 +27,17 @@ from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.encoders.networks.model import HashModel
 from orbithash.encoders.networks.reading import read_batches
 from orbithash.encoders.sources.sources import list_source
+from orbithash.trainers.config import load_config
 from orbithash.trainers.loop.loop import train
 from orbithash.trainers.loop.run import Run, make_run
+from orbithash.trainers.methods import get_method
 
 __all__ = ["NETWORKS", "GpuBench", "bench_gpu", "show_gpu"]
 
 # A small and a large convolutional network, and a transformer.
 NETWORKS = ("mobilenet_v2", "resnet50", "timm:vit_base_patch16_224")
 
-_BITS = 64
+_METHOD, _BITS = "dhcl", 64
 _MAX_SCENES, _NUM_CLASSES = 540, 2
 # The split needs 5 images of each class.
 _MIN_IMAGES = 12
@@ -63,7 +65,7 @@ class GpuBench:
     compared: int = 256
 
     def check(self) -> None:
-        """Raise `InputError` for values that are not allowed."""
+        """Raise `InputError` for values that are not allowed, and for networks that do not exist."""
         check_device(self.device)
         if self.batch_size < 2:
             raise InputError(f"--batch-size is {self.batch_size}; at least 2 are needed")
@@ -76,6 +78,21 @@ class GpuBench:
             )
         if self.precision not in _TRAINING:
             raise InputError(f"--precision is {self.precision!r}; {', '.join(_TRAINING)} are allowed")
+        for network in self.networks:
+            load_config(get_method(_METHOD).Config, settings=self.settings(network))
+
+    def settings(self, network: str) -> list[str]:
+        """Return the settings of training a network."""
+        return [
+            f"backbone={network}",
+            f"batch_size={self.batch_size}",
+            f"bits={_BITS}",
+            f"precision={self.precision}",
+            "norm=frozen-batch",
+            "epochs=2",
+            "warm_up_epochs=0",
+            "validate_every=2",
+        ]
 
 
 def bench_gpu(asked: GpuBench) -> dict[str, Any]:
@@ -124,17 +141,7 @@ def _write_images(root: Path, count: int) -> Path:
 
 def _measure(asked: GpuBench, name: str, folder: Path, device: torch.device) -> dict[str, Any]:
     say(f"{name}: training")
-    settings = [
-        f"backbone={name}",
-        f"batch_size={asked.batch_size}",
-        f"bits={_BITS}",
-        f"precision={asked.precision}",
-        "norm=frozen-batch",
-        "epochs=2",
-        "warm_up_epochs=0",
-        "validate_every=2",
-    ]
-    run = make_run("dhcl", folder, settings=settings, protocol="random", validation=0.0)
+    run = make_run(_METHOD, folder, settings=asked.settings(name), protocol="random", validation=0.0)
     result: dict[str, Any] = {"input_px": run.config.image_size, "training_images_per_s": _training(run, device)}
     result["torch_training_images_per_s"] = _torch_training(run, asked, device)
     say(f"{name}: encoding")
@@ -241,5 +248,5 @@ def _model(run: Run, precision: str) -> HashModel:
     # Without the classifier, as an exported model without label bits.
     network = HashNetwork(_network(run).backbone, HeadSpec(_BITS))
     thresholds, preprocessing = (0.0,) * _BITS, run.preprocessing()
-    card = ModelCard("dhcl", network.spec, thresholds, "none", 1, preprocessing, (), {}, {}, precision=precision)
+    card = ModelCard(_METHOD, network.spec, thresholds, "none", 1, preprocessing, (), {}, {}, precision=precision)
     return HashModel(card, network)

@@ -28,12 +28,16 @@ from orbithash.encoders.sources.image_roots import image_root
 from orbithash.trainers.data.augmentation import Augmentation, augment
 from orbithash.trainers.data.loading import StreamedImages, views_of_steps
 from orbithash.trainers.datasets import Images, make_manifest
+from orbithash.trainers.datasets.protocols import PROTOCOLS
 from orbithash.trainers.packing import pack
+from orbithash.trainers.scenes.classes import CLASSES
 
 __all__ = ["bench_loading"]
 
 # Side of a view and of an image before it, pixels; images of a step.
 _VIEW, _STORED, _BATCH = 128, 154, 64
+# A manifest needs some scenes of each class, and the classes alternate.
+_MIN_COUNT = max(_BATCH, PROTOCOLS["random"].min_images * len(CLASSES))
 _MAX_COUNT, _MAX_ROUNDS = 10**6, 1000
 
 Rows = npt.NDArray[np.int64]
@@ -49,7 +53,7 @@ def bench_loading(count: int, rounds: int) -> dict[str, Any]:
     Raises:
         InputError: an argument is out of its range.
     """
-    check_integer(count, "--count", _BATCH, _MAX_COUNT)
+    check_integer(count, "--count", _MIN_COUNT, _MAX_COUNT)
     check_integer(rounds, "--rounds", 1, _MAX_ROUNDS)
     with TemporaryDirectory() as temporary:
         folder, packed = write_bench_scenes(Path(temporary) / "scenes", count), Path(temporary) / "scenes.lance"

@@ -11,7 +11,7 @@ from cluster_parts import TINY, family, kill, wait_for, write_image
 from orbithash.cluster.features import fill as module
 from orbithash.cluster.features.fill import fill_for_training
 from orbithash.cluster.features.worker import FeatureWorker
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import ImageError, InputError, listed
 from orbithash.trainers import library
 from orbithash.trainers.features import features as computing
 from orbithash.trainers.loop.parts import wanted_features
@@ -150,6 +150,22 @@ def test_all_refused_images_are_named_and_the_others_are_kept(ray_cluster, store
     assert fill_for_training(run).num_computed == 4
 
 
+@pytest.mark.ray
+def test_a_refused_image_is_named_once_for_all_tables_and_shares(ray_cluster, store, images, monkeypatch):
+    monkeypatch.setattr(module, "READ_BATCH_SIZE", 2)
+    # Several tables of the same images.
+    run = make_run("contrastive", images, settings=SETTINGS)
+    broken = [path for split in ("train", "validation") for path in run.manifest.part(split).paths][:12]
+    for path in broken:
+        (images / path).write_bytes(b"broken")
+    with pytest.raises(InputError) as caught:
+        fill_for_training(run, 2)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{images}: images that cannot be read: found 11 problems:"
+    named = [line.removeprefix("  - ").partition(":")[0] for line in lines]
+    assert named == [*sorted(broken)[:10], "and 2 more"]
+
+
 @pytest.fixture
 def worker(store, monkeypatch):
     """Return a function that makes a worker in this process, given what keeping rows of its one table does."""
@@ -171,8 +187,10 @@ def test_only_refused_images_are_problems_of_a_share(worker):
         raise error
 
     assert worker.done == []
-    done = worker(lambda positions: fail(ImageError("one.png: damaged")))(shares).to_pylist()
-    assert [(row["problem"], row["first"], row["num_rows"]) for row in done] == [("one.png: damaged", 3, 2)]
+    refused = listed(["one.png: damaged", "two.png: damaged"], "images", ImageError)
+    (done,) = worker(lambda positions: fail(refused))(shares).to_pylist()
+    assert (done["first"], done["num_rows"], done["where"]) == (3, 2, "images")
+    assert done["problems"] == ["one.png: damaged", "two.png: damaged"]
     assert worker.done == ["upload"]
     # A full store, or a bucket of images that does not answer, would be so for all shares.
     with pytest.raises(InputError, match="the store is full"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from orbithash.cluster.bench.networks import gpu
 from orbithash.cluster.bench.networks.gpu import GpuBench, bench_gpu, show_gpu
 from orbithash.cluster.bench.page import write_bench_page
 from orbithash.encoders.errors import InputError
@@ -53,9 +54,13 @@ def test_the_share_of_bits_is_that_of_another_device(monkeypatch):
         ({"batch_size": 8}, "--count is 12; at least 16 images"),
         ({"compared": 7}, "--compared is 7; from 1 to 6, half the images"),
         ({"precision": "float16"}, "--precision is 'float16'; float32, tf32, bfloat16 are allowed"),
+        ({"networks": ("resnet8", "nope")}, "backbone is 'nope': unknown backbone 'nope'"),
+        ({"networks": ("timm:nope",)}, "timm has no network 'nope'"),
     ],
 )
-def test_invalid_settings(settings, message):
+def test_invalid_settings(settings, message, monkeypatch):
+    # Before images are drawn.
+    monkeypatch.setattr(gpu, "_write_images", None)
     with pytest.raises(InputError, match=message):
         bench_gpu(GpuBench(**{"device": "cpu", **TINY, **settings}))
 

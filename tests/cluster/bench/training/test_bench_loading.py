@@ -9,10 +9,10 @@ from orbithash.encoders.errors import InputError
 
 
 def test_bench_loading(cli, tmp_path):
-    ended = cli("bench", "loading", "--count", 130, "--rounds", 1, "--json", "--report", tmp_path / "page.html")
+    ended = cli("bench", "loading", "--count", 90, "--rounds", 1, "--json", "--report", tmp_path / "page.html")
     assert ended.code == 0, ended.err
     result = json.loads(ended.out)
-    assert (result["bench"], result["images"], result["rounds"]) == ("loading", 128, 1)
+    assert (result["bench"], result["images"], result["rounds"]) == ("loading", 64, 1)
     speeds = {name: value for name, value in result.items() if name.endswith("_per_s")}
     assert len(speeds) == 4
     assert min(speeds.values()) > 0
@@ -22,6 +22,6 @@ def test_bench_loading(cli, tmp_path):
 
 
 def test_invalid_settings_of_bench_loading():
-    for given, name in (((63, 1), "--count"), ((64, 0), "--rounds")):
+    for given, name in (((89, 1), "--count"), ((90, 0), "--rounds")):
         with pytest.raises(InputError, match=name):
             bench_loading(*given)
