@@ -52,7 +52,8 @@ class FeatureWorker:
         """
         rows = []
         for share in shares.to_pylist():
-            positions, began, where, problems = share["positions"], time.time(), "", ()
+            positions, began, where = share["positions"], time.time(), ""
+            problems: tuple[str, ...] = ()
             try:
                 self._wanted[share["table"]].keep(np.array(positions, np.int64))
             except ImageError as err:
