@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import check_bits, hamming, num_bytes, pack
+from orbithash.encoders.codes import check_bits, num_bytes, pack
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.evaluation.comparison import HEADLINE, HEADLINE_K, BaselineResult
 from orbithash.trainers.methods.label_free.projections import (
@@ -35,10 +35,19 @@ from orbithash.trainers.methods.label_free.projections import (
     random_directions,
     unit,
 )
-from orbithash.trainers.metrics.average_precision import Histograms, average_precision, hits_at
+from orbithash.trainers.metrics.average_precision import Counts, Floats, Histograms, average_precision, hits_at
 from orbithash.trainers.metrics.code_statistics import code_statistics
-from orbithash.trainers.metrics.metrics import DEFINITIONS, add_nearest
-from orbithash.trainers.metrics.retrieval import CHUNK_PAIRS, Labels, check_labels, labelled, num_labels, shared_labels
+from orbithash.trainers.metrics.metrics import DEFINITIONS, add_nearest, nearest_class_counts
+from orbithash.trainers.metrics.rankings import count_gains
+from orbithash.trainers.metrics.retrieval import (
+    CHUNK_PAIRS,
+    Labels,
+    Retrieval,
+    check_labels,
+    labelled,
+    num_labels,
+    shared_labels,
+)
 
 __all__ = ["BASELINES", "distance_histograms", "evaluate_baselines"]
 
@@ -55,23 +64,48 @@ class _Features:
         self.query, self.database, self.seed = query, database, seed
         self.mean = mean_row(unit(train)).astype(np.float32)
         self.train = self.centred(train)
+        self._directions: dict[int, Matrix] = {}
 
     def centred(self, rows: Rows) -> Rows:
         """Return rows scaled to unit length, minus the mean of the training part."""
         centred: Rows = unit(rows) - self.mean
         return centred
 
+    def principal_directions(self, count: int) -> Matrix | str:
+        """Return the first `count` principal directions [count, D] of the training part, or why there are fewer."""
+        num_rows, num_features = self.train.shape
+        if count > num_features:
+            return f"{count} bits are more than the {num_features} features"
+        if count not in self._directions:
+            self._directions[count] = principal_directions(self.train, count)
+        directions = self._directions[count]
+        if len(directions) < count:
+            return f"{num_rows} training images vary in fewer than {count} directions"
+        return directions
+
 
 @dataclass(frozen=True)
-class _Ranker:
-    """A fitted baseline: bytes per item, and the function from queries float32 [q, D] to distances [q, N].
-
-    `codes` uint8 [N, bytes] are those of the database if its distances are Hamming distances.
-    """
+class _Distances:
+    """A fitted baseline by any distance: bytes per item, and the function from queries [q, D] to distances [q, N]."""
 
     bytes: int
-    distances: Callable[[Rows], npt.NDArray[Any]]
-    codes: npt.NDArray[np.uint8] | None = None
+    of: Callable[[Rows], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A fitted baseline by Hamming distance: codes uint8 [N, bytes] of the queries and the database."""
+
+    query: npt.NDArray[np.uint8]
+    database: npt.NDArray[np.uint8]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per item."""
+        return self.database.shape[1]
+
+
+_Ranker = _Distances | _Codes
 
 
 def evaluate_baselines(
@@ -111,31 +145,36 @@ def distance_histograms(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bo
     Consecutive distances at which all items are relevant, or none, share a column. That does not change any metric and
     leaves far fewer columns than distances.
     """
-    rows = [_compact(*pair) for pair in zip(distances, relevant, strict=True)]
-    counts = np.zeros((2, len(rows), max(1, *(row.shape[1] for row in rows))), np.int64)
-    for i, row in enumerate(rows):
-        counts[:, i, : row.shape[1]] = row
-    return Histograms(counts[0], counts[1])
+    # The order of items at equal distance has no effect here.
+    order = distances.argsort(axis=1)
+    ascending = np.take_along_axis(distances, order, 1)
+    is_ranked = ascending < np.inf
+    starts = is_ranked.copy()
+    starts[:, 1:] &= ascending[:, 1:] != ascending[:, :-1]
+    is_hit = np.take_along_axis(relevant, order, 1) & is_ranked
+    # Excluded items are at the end of a row, where they add nothing to its last group.
+    first = np.flatnonzero(starts)
+    items, hits = (np.add.reduceat(of_items.ravel(), first, dtype=np.int64) for of_items in (is_ranked, is_hit))
+    return _merged(len(distances), first // distances.shape[1], items, hits)
 
 
-def _compact(distances: npt.NDArray[Any], relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return the numbers of items and relevant items of one query, int64 [2, G], nearest first."""
-    order = np.argsort(distances, kind="stable")
-    sorted_distances = distances[order]
-    if np.issubdtype(distances.dtype, np.floating):
-        order = order[: np.searchsorted(sorted_distances, np.inf)]
-        sorted_distances = sorted_distances[: len(order)]
-    if not len(order):
-        return np.zeros((2, 0), np.int64)
-    counts = np.stack([np.ones(len(order), np.int64), relevant[order].astype(np.int64)])
-    starts = np.flatnonzero(np.concatenate([[True], sorted_distances[1:] != sorted_distances[:-1]]))
-    counts = np.add.reduceat(counts, starts, axis=1)
-    items, hits = counts
+def _merged(num_queries: int, rows: Counts, items: Counts, hits: Counts) -> Histograms:
+    """Return `Histograms` in which consecutive groups of equal relevance share a column.
+
+    `rows`, `items` and `hits` int64 [G] are the query of each group, ascending, and its numbers of items, at least 1,
+    and of relevant items.
+    """
     mixed = (hits > 0) & (hits < items)
-    begins = np.concatenate([[True], (hits[1:] > 0) != (hits[:-1] > 0)]) | mixed
-    begins[1:] |= mixed[:-1]
-    merged: npt.NDArray[np.int64] = np.add.reduceat(counts, np.flatnonzero(begins), axis=1)
-    return merged
+    begins = mixed.copy()
+    begins[:1] = True
+    begins[1:] |= mixed[:-1] | ((hits[1:] > 0) != (hits[:-1] > 0)) | (rows[1:] != rows[:-1])
+    first = np.flatnonzero(begins)
+    rows = rows[first]
+    columns = np.arange(len(rows)) - rows.searchsorted(rows)
+    counts = np.zeros((2, num_queries, columns.max(initial=0) + 1), np.int64)
+    for of_kind, of_groups in zip(counts, (items, hits), strict=True):
+        of_kind[rows, columns] = np.add.reduceat(of_groups, first)
+    return Histograms(counts[0], counts[1])
 
 
 def _result(
@@ -151,36 +190,76 @@ def _result(
     values: dict[str, list[npt.NDArray[np.float64]]] = {}
     num_classes = max(map(num_labels, labels.values()))
     nearest = np.zeros((num_classes, num_classes))
-    rows = max(1, CHUNK_PAIRS // len(parts.database))
-    for start in range(0, len(parts.query), rows):
-        queries = slice(start, start + rows)
-        distances = ranker.distances(parts.query[queries]).astype(np.float32)
-        if exclude is not None:
-            positions = exclude[queries]
-            rows_excluding = np.flatnonzero(positions >= 0)
-            distances[rows_excluding, positions[rows_excluding]] = np.inf
-        chunk_labels = labels["query"][queries]
-        chunk = distance_histograms(distances, shared_labels(chunk_labels, labels["database"]) > 0)
+    rank = _rank_by_code if isinstance(ranker, _Codes) else _rank_by_distance
+    for chunk in rank(ranker, parts, labels, exclude, nearest):
         for definition, k in measures:
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
         for k in dict.fromkeys((1, HEADLINE_K, *cutoffs)):
             values.setdefault(f"precision@{k}", []).append(hits_at(chunk, k) / k)
-        is_nearest = (distances == distances.min(1, keepdims=True)) & np.isfinite(distances)
-        nearest_rows, nearest_items = np.nonzero(is_nearest)
-        add_nearest(nearest, nearest_rows, nearest_items, chunk_labels, labels["database"])
     by_query = {name: np.concatenate(chunk_values) for name, chunk_values in values.items()}
     return BaselineResult(
         bytes=ranker.bytes,
         metrics={name: float(of_queries.mean()) for name, of_queries in by_query.items()},
         scores=by_query[HEADLINE],
         nearest=nearest,
-        codes=None if ranker.codes is None or ranker.bytes != num_bytes(bits) else code_statistics(ranker.codes, bits),
+        codes=code_statistics(ranker.database, bits)
+        if isinstance(ranker, _Codes) and ranker.bytes == num_bytes(bits)
+        else None,
     )
+
+
+def _rank_by_distance(
+    ranker: _Distances,
+    parts: _Features,
+    labels: Mapping[str, Labels],
+    exclude: npt.NDArray[np.integer] | None,
+    nearest: Floats,
+) -> Iterator[Histograms]:
+    """Yield the histograms of chunks of queries; add to `nearest` as `add_nearest`."""
+    for queries in _chunks(parts):
+        distances = ranker.of(parts.query[queries]).astype(np.float32)
+        if exclude is not None:
+            positions = exclude[queries]
+            rows_excluding = np.flatnonzero(positions >= 0)
+            distances[rows_excluding, positions[rows_excluding]] = np.inf
+        chunk_labels = labels["query"][queries]
+        is_nearest = (distances == distances.min(1, keepdims=True)) & np.isfinite(distances)
+        nearest_rows, nearest_items = np.nonzero(is_nearest)
+        add_nearest(nearest, nearest_rows, nearest_items, chunk_labels, labels["database"])
+        yield distance_histograms(distances, shared_labels(chunk_labels, labels["database"]) > 0)
+
+
+def _rank_by_code(
+    ranker: _Codes,
+    parts: _Features,
+    labels: Mapping[str, Labels],
+    exclude: npt.NDArray[np.integer] | None,
+    nearest: Floats,
+) -> Iterator[Histograms]:
+    """As `_rank_by_distance`."""
+    # Pad bits are equal in all codes.
+    bits = 8 * ranker.bytes
+    retrieval = Retrieval(
+        ranker.query, ranker.database, labels["query"], labels["database"], bits, exclude, max_bits=bits
+    )
+    nearest += nearest_class_counts(retrieval, len(nearest), chunk_pairs=CHUNK_PAIRS)
+    for queries in _chunks(parts):
+        items, hits = np.moveaxis(count_gains(retrieval, queries, 2), 2, 0)
+        items = items + hits
+        rows, columns = np.nonzero(items)
+        yield _merged(len(items), rows, items[rows, columns], hits[rows, columns])
+
+
+def _chunks(parts: _Features) -> Iterator[slice]:
+    """Yield chunks of queries, at most `CHUNK_PAIRS` pairs with the database but at least one query each."""
+    rows = max(1, CHUNK_PAIRS // len(parts.database))
+    for start in range(0, len(parts.query), rows):
+        yield slice(start, start + rows)
 
 
 def _cosine(parts: _Features, bits: int) -> _Ranker:
     lengths = np.maximum(np.linalg.norm(parts.database, axis=1), np.finfo(np.float32).tiny)
-    return _Ranker(
+    return _Distances(
         parts.database.shape[1] * parts.database.itemsize, lambda query: -(unit(query) @ parts.database.T) / lengths
     )
 
@@ -200,12 +279,12 @@ def _lsh(parts: _Features, bits: int) -> _Ranker:
 
 
 def _pca_sign(parts: _Features, bits: int) -> _Ranker | str:
-    directions = _principal_directions(parts, bits)
+    directions = parts.principal_directions(bits)
     return directions if isinstance(directions, str) else _binary(parts, _onto(directions))
 
 
 def _itq(parts: _Features, bits: int) -> _Ranker | str:
-    directions = _principal_directions(parts, bits)
+    directions = parts.principal_directions(bits)
     if isinstance(directions, str):
         return directions
     rotation = itq_rotation(_onto(directions)(parts.train), parts.seed)
@@ -240,7 +319,7 @@ def _pq(parts: _Features, bits: int) -> _Ranker | str:
         to_items: npt.NDArray[Any] = (lengths - 2 * products)[:, inverse.ravel()]
         return to_items
 
-    return _Ranker(num_subspaces, distances)
+    return _Distances(num_subspaces, distances)
 
 
 # In the order of the report: float features, codes of more bytes than the learned code, codes of as many bytes.
@@ -255,23 +334,11 @@ BASELINES: dict[str, Callable[[_Features, int], _Ranker | str]] = {
 }
 
 
-def _binary(parts: _Features, project: Callable[[Rows], Rows]) -> _Ranker:
-    """Return the ranker by Hamming distance between the signs of the projected rows."""
-    database = np.concatenate([pack(project(rows) >= 0) for rows in _centred_chunks(parts)])
-    return _Ranker(
-        database.shape[1], lambda query: hamming(pack(project(parts.centred(query)) >= 0), database), database
-    )
-
-
-def _principal_directions(parts: _Features, count: int) -> Matrix | str:
-    """Return the first `count` principal directions [count, D] of the training part, or why there are fewer."""
-    num_rows, num_features = parts.train.shape
-    if count > num_features:
-        return f"{count} bits are more than the {num_features} features"
-    directions = principal_directions(parts.train, count)
-    if len(directions) < count:
-        return f"{num_rows} training images vary in fewer than {count} directions"
-    return directions
+def _binary(parts: _Features, project: Callable[[Rows], Rows]) -> _Codes:
+    """Return the signs of the projected rows."""
+    database = [pack(project(rows) >= 0) for rows in _centred_chunks(parts)]
+    query = [pack(project(parts.centred(parts.query[rows])) >= 0) for rows in _chunks(parts)]
+    return _Codes(np.concatenate(query), np.concatenate(database))
 
 
 def _onto(directions: Matrix) -> Callable[[Rows], Rows]:

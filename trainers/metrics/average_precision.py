@@ -217,7 +217,11 @@ def _harmonic_span(before: Floats, count: Floats) -> Floats:
 
 def _run_sums(relevant_before: Floats, starts: Floats, counts: Floats) -> Floats:
     """Return the sum of P@r over `counts` relevant items at consecutive ranks from `starts` + 1 on."""
-    return counts + (relevant_before - starts) * _harmonic_span(starts, counts)
+    sums = np.zeros_like(counts)
+    some = np.nonzero(counts)
+    before, first, count = relevant_before[some], starts[some], counts[some]
+    sums[some] = count + (before - first) * _harmonic_span(first, count)
+    return sums
 
 
 def _expected_sums(groups: _Groups, slots: Floats) -> Floats:
@@ -226,17 +230,21 @@ def _expected_sums(groups: _Groups, slots: Floats) -> Floats:
     For position j in a group of n items with g relevant ones, E[rel_j] = g/n, and E[rel_i | rel_j] = (g-1)/(n-1) for
     each of the j - 1 positions before it. Hence E[P@(b+j) rel_j] = g/n (r + 1 + (j-1)(g-1)/(n-1)) / (b+j).
     """
-    share = _divide(groups.relevant, groups.items)
-    another = np.maximum(_divide(groups.relevant - 1, groups.items - 1), 0)
-    constant = groups.relevant_before + 1 - another * (groups.before + 1)
-    return share * (another * slots + constant * _harmonic_span(groups.before, slots))
+    sums = np.zeros_like(slots)
+    # Most groups are beyond rank k, or have no relevant item.
+    some = np.nonzero((slots > 0) & (groups.relevant > 0))
+    items, relevant, before, count = groups.items[some], groups.relevant[some], groups.before[some], slots[some]
+    another = _divide(relevant - 1, items - 1)
+    constant = groups.relevant_before[some] + 1 - another * (before + 1)
+    sums[some] = relevant / items * (another * count + constant * _harmonic_span(before, count))
+    return sums
 
 
 def _expected_over_hits(groups: _Groups, limits: Floats) -> Floats:
     """Return the expected `ap_hits`, conditioned on the hits of the group cut by rank k: only these are uncertain."""
     ends = groups.before + groups.items
     whole = ends <= limits[:, None]
-    sums = np.where(whole, _expected_sums(groups, groups.items), 0).sum(1)
+    sums = _expected_sums(groups, np.where(whole, groups.items, 0)).sum(1)
     hits_before = np.where(whole, groups.relevant, 0).sum(1)
     result = _divide(sums, hits_before)
     for query, group in zip(*np.nonzero((groups.before < limits[:, None]) & ~whole), strict=True):
@@ -270,7 +278,7 @@ def _expected_over_first(groups: _Groups, limits: Floats) -> Floats:
     """Return the expected `ap_first_k`: whole groups, and the first relevant items of the last group counted."""
     firsts = np.minimum(limits, groups.relevant.sum(1))
     counted = np.clip(firsts[:, None] - groups.relevant_before, 0, groups.relevant)
-    sums = np.where(counted == groups.relevant, _expected_sums(groups, groups.items), 0).sum(1)
+    sums = _expected_sums(groups, np.where(counted == groups.relevant, groups.items, 0)).sum(1)
     for query, group in zip(*np.nonzero((counted > 0) & (counted < groups.relevant)), strict=True):
         reciprocals = _expected_reciprocal_ranks(
             int(groups.items[query, group]),

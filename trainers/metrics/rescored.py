@@ -6,7 +6,7 @@ distance. Each cut-off has its own shortlist. Items of equal score tie, as do ot
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,13 +72,12 @@ class _Rescored:
     precision: list[list[float]] = field(default_factory=list)
     hits: list[int] = field(default_factory=list)
 
-    def add(self, starts: Counts, relevant: npt.NDArray[np.bool_]) -> None:
-        """Add the ranking of a query: where its tie groups start, and the relevance of its items bool [N]."""
-        self.items.append(np.diff(starts, append=len(relevant)))
-        self.relevant.append(np.add.reduceat(relevant, starts, dtype=np.int64) if len(relevant) else starts)
-        ranks = np.flatnonzero(relevant) + 1
-        self.precision.append([ranked_average_precision(ranks, self.k, d, len(relevant)) for d in self.definitions])
-        self.hits.append(int(np.searchsorted(ranks, self.k, side="right")))
+    def add(self, ends: Counts, ranks: Counts) -> None:
+        """Add the ranking of a query: the last rank of each tie group, and the ranks of relevant items, ascending."""
+        self.items.append(np.diff(ends, prepend=0))
+        self.relevant.append(np.diff(ranks.searchsorted(ends, side="right"), prepend=0))
+        self.precision.append([ranked_average_precision(ranks, self.k, d, int(ends[-1])) for d in self.definitions])
+        self.hits.append(int(ranks.searchsorted(self.k, side="right")))
 
 
 def rescored_metrics(
@@ -95,9 +94,10 @@ def rescored_metrics(
     """
     ks = sorted({*map(check_cutoff, cutoffs), *PRECISION_CUTOFFS, SUCCESS_K})
     by_k = [_Rescored(k, DEFINITIONS if k in cutoffs else ()) for k in ks]
+    sizes = [math.ceil(round(k * oversampling, 6)) for k in ks]
     for query, ranking in enumerate(rankings(retrieval, counts=counts)):
-        for rescored in by_k:
-            rescored.add(*_rescore(ranking, scores, query, math.ceil(round(rescored.k * oversampling, 6))))
+        for rescored, of_query in zip(by_k, _rescore(ranking, scores, query, sizes), strict=True):
+            rescored.add(*of_query)
     values: Values = {}
     for k, rescored in zip(ks, by_k, strict=True):
         groups = Histograms(_padded(rescored.items), _padded(rescored.relevant))
@@ -106,8 +106,9 @@ def rescored_metrics(
             values[f"{definition}@{k}"] = {**by_policy, "index": float(np.mean(by_order))}
         num_hits = np.array(rescored.hits)
         divisors = {"precision": np.full(len(num_hits), k), "recall": np.maximum(groups.num_relevant, 1)}
-        for name, divisor in divisors.items() if k in PRECISION_CUTOFFS else ():
-            by_policy = {str(p): float((hits_at(groups, k, p) / divisor).mean()) for p in POLICIES}
+        expected_hits = {p: hits_at(groups, k, p) for p in POLICIES} if k in PRECISION_CUTOFFS else {}
+        for name, divisor in divisors.items() if expected_hits else ():
+            by_policy = {str(p): float((hits / divisor).mean()) for p, hits in expected_hits.items()}
             values[f"{name}@{k}"] = {**by_policy, "index": float((num_hits / divisor).mean())}
         if k == SUCCESS_K:
             by_policy = {str(p): float(success_at(groups, k, p).mean()) for p in POLICIES}
@@ -116,19 +117,31 @@ def rescored_metrics(
     return {name: {policy: by_policy[policy] for policy in order} for name, by_policy in values.items()}
 
 
-def _rescore(ranking: Ranking, scores: Scores, query: int, size: int) -> tuple[Counts, npt.NDArray[np.bool_]]:
-    """Return where the tie groups start and the relevance bool [N], after rescoring `size` items and their ties."""
-    num_items, relevant = len(ranking.items), ranking.gains > 0
-    if not num_items:
-        return np.empty(0, np.int64), relevant
-    ends = np.cumsum(ranking.counts)
-    stop = int(ends[ends.searchsorted(min(size, num_items))])
-    costs = scores.costs(query, ranking.items[:stop])
-    best = np.lexsort((ranking.items[:stop], costs))
-    costs, relevant[:stop] = costs[best], relevant[:stop][best]
-    # A group begins where the score changes and, after the shortlist, where the distance changes.
-    starts = np.flatnonzero(np.concatenate([[True], costs[1:] != costs[:-1]]))
-    return np.concatenate([starts, np.unique(ends[(ends >= stop) & (ends < num_items)])]), relevant
+def _rescore(ranking: Ranking, scores: Scores, query: int, sizes: Sequence[int]) -> Iterator[tuple[Counts, Counts]]:
+    """Yield the ranking after rescoring of `size` items and their ties, for each of the ascending sizes.
+
+    A ranking is the last rank of each tie group, and the ranks of the relevant items, both ascending.
+    """
+    is_relevant = ranking.gains > 0
+    plain_ranks = np.flatnonzero(is_relevant) + 1
+    plain_ends = np.cumsum(ranking.counts)
+    # Without items, a group of none.
+    plain_ends = plain_ends[np.diff(plain_ends, prepend=0) > 0] if len(is_relevant) else plain_ends[:1]
+    stops = plain_ends[plain_ends.searchsorted(np.minimum(sizes, len(is_relevant)))].tolist()
+    items = ranking.items[: stops[-1]]
+    # Every shortlist is the beginning of the longest one, so each item is scored once.
+    costs = scores.costs(query, items)
+    order = np.lexsort((items, costs))
+    for stop in stops:
+        best = order[order < stop]
+        ascending = costs[best]
+        # A group ends before the score changes, with the shortlist, and then before the distance changes.
+        changes = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
+        ranks = np.flatnonzero(is_relevant[best]) + 1
+        yield (
+            np.concatenate([changes, plain_ends[plain_ends.searchsorted(stop) :]]),
+            np.concatenate([ranks, plain_ranks[plain_ranks.searchsorted(stop, side="right") :]]),
+        )
 
 
 def _padded(rows: Sequence[Counts]) -> Counts:

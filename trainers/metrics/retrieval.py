@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orbithash.encoders.codes import check_bits, check_codes, words_of
+from orbithash.encoders.codes import MAX_BITS, MIN_BITS, check_codes, words_of
 from orbithash.encoders.errors import InputError
+from orbithash.encoders.ranges import check_integer
 
 __all__ = [
     "CHUNK_PAIRS",
@@ -107,6 +108,7 @@ class Retrieval:
         bits: length of a code.
         exclude: integers [Q], the position in the database of an item to exclude from each query's ranking (usually the
             query itself); -1 or None: no item.
+        max_bits: largest length that is allowed; baselines may have longer codes than models.
 
     Raises:
         InputError: shapes, types or labels are inconsistent.
@@ -118,9 +120,10 @@ class Retrieval:
     database_labels: Labels
     bits: int
     exclude: npt.NDArray[np.integer] | None = None
+    max_bits: int = MAX_BITS
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        check_integer(self.bits, "bits", MIN_BITS, self.max_bits)
         for side, codes, labels in (
             ("query", self.query_codes, self.query_labels),
             ("database", self.database_codes, self.database_labels),
