@@ -102,7 +102,7 @@ class _Codes:
     @property
     def bytes(self) -> int:
         """Bytes per item."""
-        return self.database.shape[1]
+        return int(self.database.shape[1])
 
 
 _Ranker = _Distances | _Codes
@@ -190,8 +190,11 @@ def _result(
     values: dict[str, list[npt.NDArray[np.float64]]] = {}
     num_classes = max(map(num_labels, labels.values()))
     nearest = np.zeros((num_classes, num_classes))
-    rank = _rank_by_code if isinstance(ranker, _Codes) else _rank_by_distance
-    for chunk in rank(ranker, parts, labels, exclude, nearest):
+    if isinstance(ranker, _Codes):
+        chunks = _rank_by_code(ranker, parts, labels, exclude, nearest)
+    else:
+        chunks = _rank_by_distance(ranker, parts, labels, exclude, nearest)
+    for chunk in chunks:
         for definition, k in measures:
             values.setdefault(f"{definition}@{k or 'all'}", []).append(average_precision(chunk, k, definition))
         for k in dict.fromkeys((1, HEADLINE_K, *cutoffs)):

@@ -24,6 +24,7 @@ rise if relevant items leave the first k.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "check_cutoff",
     "hits_at",
     "ranked_average_precision",
+    "ranked_average_precisions",
     "success_at",
 ]
 
@@ -72,6 +74,12 @@ class Histograms:
         totals: Counts = self.relevant.sum(1)
         return totals
 
+    @cached_property
+    def groups(self) -> "_Groups":
+        """The tie groups in the form that the metrics are computed from."""
+        items, relevant = self.items.astype(np.float64), self.relevant.astype(np.float64)
+        return _Groups(items, relevant, np.cumsum(items, 1) - items, np.cumsum(relevant, 1) - relevant)
+
     def without_distances(self) -> "Histograms":
         """Return the same items all at one distance: the expectation is then that of a random order."""
         return Histograms(self.num_items[:, None], self.num_relevant[:, None])
@@ -85,11 +93,6 @@ class _Groups:
     relevant: Floats
     before: Floats
     relevant_before: Floats
-
-    @classmethod
-    def of(cls, histograms: Histograms) -> "_Groups":
-        items, relevant = histograms.items.astype(np.float64), histograms.relevant.astype(np.float64)
-        return cls(items, relevant, np.cumsum(items, 1) - items, np.cumsum(relevant, 1) - relevant)
 
 
 def average_precision(
@@ -109,7 +112,7 @@ def average_precision(
     _check(definition, Definition, "definition of average precision")
     _check(policy, Policy, "tie policy")
     cutoffs = histograms.num_items if k is None else np.full(len(histograms.items), check_cutoff(k))
-    groups = _Groups.of(histograms)
+    groups = histograms.groups
     limits = cutoffs.astype(np.float64)
     if policy == "expected":
         if definition == "ap_hits":
@@ -131,7 +134,7 @@ def average_precision(
 def hits_at(histograms: Histograms, k: int, policy: Policy = "expected") -> Floats:
     """Return the number of relevant items within rank k of each query, float64 [Q]; P@k is this divided by k."""
     _check(policy, Policy, "tie policy")
-    groups = _Groups.of(histograms)
+    groups = histograms.groups
     slots = np.clip(check_cutoff(k) - groups.before, 0, groups.items)
     if policy == "optimistic":
         group_hits = np.minimum(slots, groups.relevant)
@@ -149,7 +152,7 @@ def success_at(histograms: Histograms, k: int, policy: Policy = "expected") -> F
         return (hits_at(histograms, k, policy) > 0).astype(np.float64)
     from scipy.special import gammaln
 
-    groups = _Groups.of(histograms)
+    groups = histograms.groups
     slots = np.clip(check_cutoff(k) - groups.before, 0, groups.items)
     others = groups.items - groups.relevant
     # If s of a group's n items are drawn, none of its r relevant ones is with probability C(n - r, s) / C(n, s).
@@ -169,11 +172,22 @@ def ranked_average_precision(ranks: Counts, k: int | None, definition: Definitio
         num_items: length of the ranking.
     """
     _check(definition, Definition, "definition of average precision")
+    return ranked_average_precisions(ranks, k, num_items)[definition]
+
+
+def ranked_average_precisions(ranks: Counts, k: int | None, num_items: int) -> dict[Definition, float]:
+    """Return the average precision by each definition; the arguments are those of `ranked_average_precision`."""
     limit = num_items if k is None else check_cutoff(k)
-    num_hits = int(np.searchsorted(ranks, limit, side="right"))
-    counted = min(limit, len(ranks)) if definition == "ap_first_k" else num_hits
-    divisor = {"ap_hits": num_hits, "ap_k": limit}.get(definition, min(limit, len(ranks)))
-    return float((np.arange(1, counted + 1) / ranks[:counted]).sum() / divisor) if divisor else 0.0
+    num_hits = int(ranks.searchsorted(limit, side="right"))
+    num_counted = min(limit, len(ranks))
+    precisions = np.arange(1, num_counted + 1) / ranks[:num_counted]
+    total = float(precisions[:num_hits].sum())
+    return {
+        "ap_min": total / max(num_counted, 1),
+        "ap_hits": total / max(num_hits, 1),
+        "ap_k": total / max(limit, 1),
+        "ap_first_k": float(precisions.sum()) / max(num_counted, 1),
+    }
 
 
 def check_cutoff(k: int) -> int:
@@ -242,19 +256,28 @@ def _expected_sums(groups: _Groups, slots: Floats) -> Floats:
 
 def _expected_over_hits(groups: _Groups, limits: Floats) -> Floats:
     """Return the expected `ap_hits`, conditioned on the hits of the group cut by rank k: only these are uncertain."""
-    ends = groups.before + groups.items
-    whole = ends <= limits[:, None]
+    whole = groups.before + groups.items <= limits[:, None]
     sums = _expected_sums(groups, np.where(whole, groups.items, 0)).sum(1)
     hits_before = np.where(whole, groups.relevant, 0).sum(1)
     result = _divide(sums, hits_before)
-    for query, group in zip(*np.nonzero((groups.before < limits[:, None]) & ~whole), strict=True):
-        before, slots = groups.before[query, group], limits[query] - groups.before[query, group]
-        hits, chances = _hypergeometric(groups.items[query, group], groups.relevant[query, group], slots)
-        # Given their number, the hits are distributed uniformly over the group's positions within rank k, as in a whole
-        # group.
-        positions = np.full_like(hits, slots)
-        cut = _Groups(positions, hits, np.full_like(hits, before), np.full_like(hits, hits_before[query]))
-        result[query] = chances @ _divide(sums[query] + _expected_sums(cut, positions), hits_before[query] + hits)
+    rows, columns = np.nonzero((groups.before < limits[:, None]) & ~whole)
+    if not len(rows):
+        return result
+    items, relevant, before = (of[rows, columns] for of in (groups.items, groups.relevant, groups.before))
+    slots = limits[rows] - before
+    drawn = [
+        _hypergeometric(*of_query) for of_query in zip(*map(np.ndarray.tolist, (items, relevant, slots)), strict=True)
+    ]
+    hits = np.concatenate([possible for possible, _ in drawn])
+    # Given their number, the hits are distributed uniformly over the group's positions within rank k, as in a whole
+    # group.
+    lengths = [len(possible) for possible, _ in drawn]
+    query = np.repeat(np.arange(len(rows)), lengths)
+    positions, hits_of_before = slots[query], hits_before[rows][query]
+    cut = _Groups(positions, hits, before[query], hits_of_before)
+    values = _divide(sums[rows][query] + _expected_sums(cut, positions), hits_of_before + hits)
+    parts = np.split(values, np.cumsum(lengths)[:-1])
+    result[rows] = [chances @ of_hits for (_, chances), of_hits in zip(drawn, parts, strict=True)]
     return result
 
 
@@ -279,19 +302,22 @@ def _expected_over_first(groups: _Groups, limits: Floats) -> Floats:
     firsts = np.minimum(limits, groups.relevant.sum(1))
     counted = np.clip(firsts[:, None] - groups.relevant_before, 0, groups.relevant)
     sums = _expected_sums(groups, np.where(counted == groups.relevant, groups.items, 0)).sum(1)
-    for query, group in zip(*np.nonzero((counted > 0) & (counted < groups.relevant)), strict=True):
-        reciprocals = _expected_reciprocal_ranks(
-            int(groups.items[query, group]),
-            int(groups.relevant[query, group]),
-            int(groups.before[query, group]),
-            int(counted[query, group]),
-        )
-        sums[query] += (groups.relevant_before[query, group] + np.arange(1, len(reciprocals) + 1)) @ reciprocals
+    rows, columns = np.nonzero((counted > 0) & (counted < groups.relevant))
+    if not len(rows):
+        return _divide(sums, firsts)
+    of_cut = (of[rows, columns] for of in (groups.items, groups.relevant, groups.before, counted))
+    reciprocals = _expected_reciprocal_ranks(*of_cut)
+    numbers = groups.relevant_before[rows, columns][:, None] + np.arange(1, reciprocals.shape[1] + 1)
+    lengths = counted[rows, columns].astype(np.int64).tolist()
+    sums[rows] += [a[:n] @ b[:n] for a, b, n in zip(numbers, reciprocals, lengths, strict=True)]
     return _divide(sums, firsts)
 
 
-def _expected_reciprocal_ranks(items: int, relevant: int, before: int, count: int) -> Floats:
+def _expected_reciprocal_ranks(items: Floats, relevant: Floats, before: Floats, count: Floats) -> Floats:
     """Return u_i = E[1 / (before + T_i)], i = 1..count; T_i: position of the i-th relevant item of a shuffled group.
+
+    The arguments are whole numbers [G], the result is [G, largest count]; what is beyond the count of a group has no
+    meaning.
 
     P(T_i = t) = C(t-1, i-1) C(n-t, g-i) / C(n, g) gives i (n-t-g+i+1) P(T_{i+1} = t) = (t-i) (g-i) P(T_i = t). Divided
     by b + t and summed over t, that is a recurrence of first order:
@@ -301,17 +327,23 @@ def _expected_reciprocal_ranks(items: int, relevant: int, before: int, count: in
     A step multiplies an error by `growth` below, which falls with i. Therefore one value in the middle is summed
     directly, and the recurrence runs from there in both directions, each without amplifying errors.
     """
-    steps = np.arange(1, count, dtype=np.float64)
+    longest = int(count.max())
+    steps = np.arange(1.0, longest)[:, None]
     divisors = items + before - relevant + steps + 1
     growth = (relevant - steps) * (before + steps) / (steps * divisors)
-    anchor = 1 + int(np.count_nonzero(growth > 1))
-    values = np.empty(count)
-    values[anchor - 1] = _expected_reciprocal_rank(items, relevant, before, anchor)
-    for i in range(anchor, count):
-        values[i] = (1 + (relevant - i) / i * (1 - (before + i) * values[i - 1])) / divisors[i - 1]
-    for i in range(anchor - 1, 0, -1):
-        values[i - 1] = (1 - i / (relevant - i) * (divisors[i - 1] * values[i] - 1)) / (before + i)
-    return values
+    anchor = 1 + np.count_nonzero((growth > 1) & (steps < count), axis=0)
+    values = np.zeros((longest, len(items)))
+    middle = zip(*(of.astype(np.int64).tolist() for of in (items, relevant, before, anchor)), strict=True)
+    values[anchor - 1, np.arange(len(items))] = [_expected_reciprocal_rank(*of_group) for of_group in middle]
+    for i in range(1, longest):
+        some = np.flatnonzero((anchor <= i) & (i < count))
+        rest = (relevant[some] - i) / i * (1 - (before[some] + i) * values[i - 1, some])
+        values[i, some] = (1 + rest) / divisors[i - 1, some]
+    for i in range(int(anchor.max()) - 1, 0, -1):
+        some = np.flatnonzero(anchor > i)
+        rest = i / (relevant[some] - i) * (divisors[i - 1, some] * values[i, some] - 1)
+        values[i - 1, some] = (1 - rest) / (before[some] + i)
+    return np.ascontiguousarray(values.T)
 
 
 def _expected_reciprocal_rank(items: int, relevant: int, before: int, i: int) -> float:

@@ -16,7 +16,7 @@ from orbithash.trainers.metrics.average_precision import (
     average_precision,
     check_cutoff,
     hits_at,
-    ranked_average_precision,
+    ranked_average_precisions,
     success_at,
 )
 from orbithash.trainers.metrics.gains import normalised_gains
@@ -185,9 +185,11 @@ def evaluate_codes(
     num_relevant = np.maximum(histograms.num_relevant, 1)
     at_k = [(f"precision@{k}", k, np.full_like(num_relevant, k)) for k in PRECISION_CUTOFFS]
     at_k += [(f"recall@{k}", k, num_relevant) for k in PRECISION_CUTOFFS]
+    expected_hits = {k: {p: hits_at(histograms, k, p) for p in POLICIES} for k in PRECISION_CUTOFFS}
+    chance_hits = {k: hits_at(random_order, k) for k in PRECISION_CUTOFFS}
     for name, k, divisor in at_k:
-        values[name] = {p: float((hits_at(histograms, k, p) / divisor).mean()) for p in POLICIES}
-        chance[name] = float((hits_at(random_order, k) / divisor).mean())
+        values[name] = {p: float((hits / divisor).mean()) for p, hits in expected_hits[k].items()}
+        chance[name] = float((chance_hits[k] / divisor).mean())
     success = f"success@{SUCCESS_K}"
     values[success] = {p: float(success_at(histograms, SUCCESS_K, p).mean()) for p in POLICIES}
     chance[success] = float(success_at(random_order, SUCCESS_K).mean())
@@ -210,17 +212,20 @@ def _order_means(
 ) -> dict[str, float]:
     """Return means over the queries with ties in the database's order, in one pass over the rankings."""
     all_measures = [*measures, ("ap_min", None)]
+    all_cutoffs = dict.fromkeys(k for _, k in all_measures)
     totals = dict.fromkeys((f"{d}@{k or 'all'}" for d, k in all_measures), 0.0)
     totals[f"success@{SUCCESS_K}"] = 0.0
     totals.update(dict.fromkeys((f"{m}@{k}" for k in PRECISION_CUTOFFS for m in ("precision", "recall")), 0.0))
     num_items = retrieval.num_items.tolist()
     for ranking, items in zip(rankings(retrieval, counts=histograms.items), num_items, strict=True):
         ranks = np.flatnonzero(ranking.gains) + 1
+        precisions = {k: ranked_average_precisions(ranks, k, items) for k in all_cutoffs}
         for definition, k in all_measures:
-            totals[f"{definition}@{k or 'all'}"] += ranked_average_precision(ranks, k, definition, items)
-        for k in PRECISION_CUTOFFS:
-            hits = int(np.searchsorted(ranks, k, side="right"))
+            totals[f"{definition}@{k or 'all'}"] += precisions[k][definition]
+        for k, hits in zip(
+            PRECISION_CUTOFFS, ranks.searchsorted(PRECISION_CUTOFFS, side="right").tolist(), strict=True
+        ):
             totals[f"precision@{k}"] += hits / k
             totals[f"recall@{k}"] += hits / max(len(ranks), 1)
-        totals[f"success@{SUCCESS_K}"] += bool(np.searchsorted(ranks, SUCCESS_K, side="right"))
+        totals[f"success@{SUCCESS_K}"] += bool(ranks.searchsorted(SUCCESS_K, side="right"))
     return {name: total / len(num_items) for name, total in totals.items()}

@@ -17,6 +17,9 @@ __all__ = ["Ranking", "count_gains", "rank_histograms", "rankings"]
 # Queries that pass over the database together.
 _QUERIES_AT_ONCE = 16
 
+# Number of pairs of query and database item whose ranking is worth a call of another thread.
+_PAIRS_AT_ONCE = 2**16
+
 
 class Ranking(NamedTuple):
     """The ranking of a query by distance, without its excluded item; ties are in the order of the database.
@@ -71,7 +74,7 @@ def rankings(retrieval: Retrieval, limit: int | None = None, counts: Counts | No
     """Yield the ranking of each query, at most its first `limit` items.
 
     `counts` int64 [Q, K+1] are the numbers of items of `rank_histograms`, where they are known. Queries are ranked in
-    threads, a few ahead of the one that is yielded.
+    threads, several at once if the database is small, a little ahead of the one that is yielded.
     """
     import torch
 
@@ -94,14 +97,18 @@ def rankings(retrieval: Retrieval, limit: int | None = None, counts: Counts | No
         )
         return Ranking(counts, items, gains)
 
+    def rank_all(first: int, counts: Counts) -> list[Ranking]:
+        return [rank(query, of_query) for query, of_query in enumerate(counts, first)]
+
+    at_once = max(1, min(_QUERIES_AT_ONCE, _PAIRS_AT_ONCE // len(retrieval.database_codes)))
     with ThreadPoolExecutor(num_threads) as pool:
-        ahead: deque[Future[Ranking]] = deque()
+        ahead: deque[Future[list[Ranking]]] = deque()
         for start in range(0, num_queries, block := _QUERIES_AT_ONCE * num_threads):
             part = slice(start, min(start + block, num_queries))
             known = count_gains(retrieval, part, 2).sum(2) if counts is None else counts[part]
-            for query, of_query in enumerate(known, start):
+            for offset in range(0, len(known), at_once):
                 if len(ahead) > num_threads:
-                    yield ahead.popleft().result()
-                ahead.append(pool.submit(rank, query, of_query))
+                    yield from ahead.popleft().result()
+                ahead.append(pool.submit(rank_all, start + offset, known[offset : offset + at_once]))
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()

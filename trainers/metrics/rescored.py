@@ -22,7 +22,7 @@ from orbithash.trainers.metrics.average_precision import (
     average_precision,
     check_cutoff,
     hits_at,
-    ranked_average_precision,
+    ranked_average_precisions,
     success_at,
 )
 from orbithash.trainers.metrics.metrics import DEFINITIONS, POLICIES, PRECISION_CUTOFFS, SUCCESS_K, Values
@@ -59,24 +59,26 @@ class _Rescored:
     Attributes:
         k: the cut-off.
         definitions: definitions of average precision that are computed.
-        items: number of items of each tie group of each query, in order, int64 [G] each.
-        relevant: number of relevant items of each tie group, int64 [G] each.
+        ends: number of items up to the end of each tie group of each query, int64 [G] each.
+        relevant: number of relevant items up to there, int64 [G] each.
         precision: average precision of each query by each definition, with ties in the order of the database.
         hits: number of relevant items within the cut-off of each query, with ties in the order of the database.
     """
 
     k: int
     definitions: Sequence[Definition]
-    items: list[Counts] = field(default_factory=list)
+    ends: list[Counts] = field(default_factory=list)
     relevant: list[Counts] = field(default_factory=list)
     precision: list[list[float]] = field(default_factory=list)
     hits: list[int] = field(default_factory=list)
 
     def add(self, ends: Counts, ranks: Counts) -> None:
         """Add the ranking of a query: the last rank of each tie group, and the ranks of relevant items, ascending."""
-        self.items.append(np.diff(ends, prepend=0))
-        self.relevant.append(np.diff(ranks.searchsorted(ends, side="right"), prepend=0))
-        self.precision.append([ranked_average_precision(ranks, self.k, d, int(ends[-1])) for d in self.definitions])
+        self.ends.append(ends)
+        self.relevant.append(ranks.searchsorted(ends, side="right"))
+        if self.definitions:
+            precision = ranked_average_precisions(ranks, self.k, int(ends[-1]))
+            self.precision.append([precision[definition] for definition in self.definitions])
         self.hits.append(int(ranks.searchsorted(self.k, side="right")))
 
 
@@ -100,7 +102,7 @@ def rescored_metrics(
             rescored.add(*of_query)
     values: Values = {}
     for k, rescored in zip(ks, by_k, strict=True):
-        groups = Histograms(_padded(rescored.items), _padded(rescored.relevant))
+        groups = Histograms(_steps(rescored.ends), _steps(rescored.relevant))
         for definition, by_order in zip(rescored.definitions, zip(*rescored.precision, strict=True), strict=True):
             by_policy = {str(p): float(average_precision(groups, k, definition, p).mean()) for p in POLICIES}
             values[f"{definition}@{k}"] = {**by_policy, "index": float(np.mean(by_order))}
@@ -132,21 +134,26 @@ def _rescore(ranking: Ranking, scores: Scores, query: int, sizes: Sequence[int])
     # Every shortlist is the beginning of the longest one, so each item is scored once.
     costs = scores.costs(query, items)
     order = np.lexsort((items, costs))
+    ranked = None, (plain_ends, plain_ranks)
     for stop in stops:
-        best = order[order < stop]
-        ascending = costs[best]
-        # A group ends before the score changes, with the shortlist, and then before the distance changes.
-        changes = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
-        ranks = np.flatnonzero(is_relevant[best]) + 1
-        yield (
-            np.concatenate([changes, plain_ends[plain_ends.searchsorted(stop) :]]),
-            np.concatenate([ranks, plain_ranks[plain_ranks.searchsorted(stop, side="right") :]]),
-        )
+        if ranked[0] != stop:
+            best = order[order < stop]
+            ascending = costs[best]
+            # A group ends before the score changes, with the shortlist, and then before the distance changes.
+            changes = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
+            ranks = np.flatnonzero(is_relevant[best]) + 1
+            ends = np.concatenate([changes, plain_ends[plain_ends.searchsorted(stop) :]])
+            ranks = np.concatenate([ranks, plain_ranks[plain_ranks.searchsorted(stop, side="right") :]])
+            ranked = stop, (ends, ranks)
+        yield ranked[1]
 
 
-def _padded(rows: Sequence[Counts]) -> Counts:
-    """Return rows of several lengths as int64 [Q, G], filled up with zeros."""
-    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+def _steps(rows: Sequence[Counts]) -> Counts:
+    """Return the differences of consecutive numbers, and the first number, of each row [G], filled up with zeros."""
+    padded = np.empty((len(rows), max(map(len, rows))), np.int64)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
-    return padded
+        row[len(values) :] = values[-1]
+    steps = padded.copy()
+    steps[:, 1:] -= padded[:, :-1]
+    return steps

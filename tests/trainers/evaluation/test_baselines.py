@@ -116,6 +116,13 @@ def test_histograms_without_items_to_rank():
     assert average_precision(histograms, 5).tolist() == [0, 0]
 
 
+def test_rows_without_items_to_rank_beside_others():
+    distances = np.array([[np.inf, np.inf, np.inf], [2, 1, 1], [np.inf, np.inf, np.inf], [np.inf, 4, 3]])
+    histograms = distance_histograms(distances, np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]], bool))
+    assert histograms.items.tolist() == [[0, 0], [2, 1], [0, 0], [1, 1]]
+    assert histograms.relevant.tolist() == [[0, 0], [1, 1], [0, 0], [1, 0]]
+
+
 # Each baseline.
 
 

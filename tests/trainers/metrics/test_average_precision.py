@@ -238,6 +238,21 @@ def test_hits_at_k_by_every_policy(groups, k):
     assert by_policy == pytest.approx([np.mean(found), max(found), min(found)], abs=1e-12)
 
 
+@pytest.mark.parametrize("policy", ["expected", "optimistic", "pessimistic"])
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_queries_have_no_effect_on_each_other(definition, policy):
+    # Groups that rank k cuts at all depths, and queries of which it cuts none.
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 40, (60, 6)) * rng.integers(0, 2, (60, 6))
+    relevant = rng.integers(0, items + 1)
+    for k in (1, 7, 30, None):
+        alone = [
+            average_precision(Histograms(*rows), k, definition, policy)[0]
+            for rows in zip(items[:, None], relevant[:, None], strict=True)
+        ]
+        assert average_precision(Histograms(items, relevant), k, definition, policy).tolist() == alone
+
+
 def test_without_distances_all_items_are_tied():
     chance = histograms([(3, 3), (5, 0), (2, 1)]).without_distances()
     assert chance.items.tolist() == [[10]]

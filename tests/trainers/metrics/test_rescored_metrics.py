@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from orbithash.encoders.codes import hamming, outputs_of, pack
-from orbithash.trainers.metrics.average_precision import ranked_average_precision
-from orbithash.trainers.metrics.metrics import DEFINITIONS, evaluate_codes
+from orbithash.trainers.metrics.average_precision import (
+    Histograms,
+    average_precision,
+    hits_at,
+    ranked_average_precision,
+    success_at,
+)
+from orbithash.trainers.metrics.metrics import DEFINITIONS, POLICIES, PRECISION_CUTOFFS, SUCCESS_K, evaluate_codes
 from orbithash.trainers.metrics.rankings import rank_histograms
 from orbithash.trainers.metrics.rescored import Scores, rescored_metrics
 from orbithash.trainers.metrics.retrieval import Retrieval
@@ -85,3 +91,45 @@ def test_perfect_scores_bring_the_relevant_items_of_the_shortlist_to_the_front()
     found = rescored_metrics(retrieval, Scores(labels[retrieval.query_labels], database), (20,), oversampling=200 / 20)
     assert found["precision@20"]["pessimistic"] == 1
     assert found["ap_min@20"]["pessimistic"] == 1
+
+
+@pytest.mark.parametrize("oversampling", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_cutoff_has_its_own_shortlist(seed, oversampling):
+    # Items tie within and beyond each shortlist, cut-offs exceed the database, and query 1 has no relevant item.
+    retrieval = make_retrieval(seed, num_items=70, exclude=True)
+    retrieval.database_labels[retrieval.database_labels == retrieval.query_labels[1]] = -1
+    vectors = np.random.default_rng(seed).integers(-2, 3, (70, 2)).astype(np.int8)
+    scores = Scores(vectors[:3], vectors)
+    found = rescored_metrics(retrieval, scores, cutoffs=(5, 30), oversampling=oversampling)
+    for k in {*PRECISION_CUTOFFS, SUCCESS_K, 30}:
+        groups, orders = np.zeros((2, 3, 70), np.int64), []
+        for query in range(3):
+            costs = scores.costs(query, np.arange(70)).tolist()
+            of_query = groups_of(retrieval, query, costs, math.ceil(k * oversampling))
+            hits = [retrieval.database_labels[group] == retrieval.query_labels[query] for group in of_query]
+            groups[:, query, : len(hits)] = [len(of_group) for of_group in hits], [of_group.sum() for of_group in hits]
+            orders.append(np.concatenate(hits))
+        histograms = Histograms(*groups)
+        num_hits = np.array([order[:k].sum() for order in orders])
+        num_relevant = np.maximum(histograms.num_relevant, 1)
+        for policy in POLICIES:
+            if k in PRECISION_CUTOFFS:
+                hits = hits_at(histograms, k, policy)
+                assert found[f"precision@{k}"][policy] == pytest.approx((hits / k).mean(), abs=1e-12)
+                assert found[f"recall@{k}"][policy] == pytest.approx((hits / num_relevant).mean(), abs=1e-12)
+                assert found[f"precision@{k}"]["index"] == pytest.approx(num_hits.mean() / k, abs=1e-12)
+                assert found[f"recall@{k}"]["index"] == pytest.approx((num_hits / num_relevant).mean(), abs=1e-12)
+            if k == SUCCESS_K:
+                expected = success_at(histograms, k, policy).mean()
+                assert found[f"success@{k}"][policy] == pytest.approx(expected, abs=1e-12)
+            for definition in DEFINITIONS if k in (5, 30) else ():
+                expected = average_precision(histograms, k, definition, policy).mean()
+                assert found[f"{definition}@{k}"][policy] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_database_of_the_query_alone_scores_0():
+    codes, label = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64)
+    retrieval = Retrieval(codes, codes, label, label, BITS, np.zeros(1, np.int64))
+    found = rescored_metrics(retrieval, Scores(np.ones((1, 2), np.int8), np.ones((1, 2), np.int8)))
+    assert {value for by_policy in found.values() for value in by_policy.values()} == {0.0}
