@@ -50,12 +50,13 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def new_folder(path: Path, *, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield the empty temporary folder that becomes `path` when the block ends without an error.
 
     A folder that exists at `path` is replaced: it is first renamed to `.NAME.TOKEN.old`, because a rename cannot
     overwrite a folder with files in it, and removed last. Killed at any point, the process leaves a whole folder at
-    `path` or one that `recover_folder` puts back. `durable`: as for `new_file`.
+    `path` or one that `recover_folder` puts back. `durable`: as for `new_file`. Without `replace`, the end
+    of the block raises `FileExistsError` if by then anything but an empty folder is at `path`, which is left as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -67,8 +68,11 @@ def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 for name in names:
                     _flush(Path(folder, name))
                 _flush(Path(folder))
-        recover_folder(path)
-        _move(part, path)
+        if replace:
+            recover_folder(path)
+            _move(part, path)
+        else:
+            _move_to_free(part, path)
         if durable:
             _flush(path.parent)
     finally:
@@ -122,6 +126,16 @@ def _move(part: Path, path: Path) -> None:
         # Another writer may have moved it away by now.
         with suppress(FileNotFoundError):
             path.rename(_temporary(path, "old"))
+
+
+def _move_to_free(part: Path, path: Path) -> None:
+    """Rename a folder to `path`; `FileExistsError` if something is there."""
+    try:
+        part.rename(path)
+    except OSError as err:
+        if err.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from err
+        raise
 
 
 def _siblings(path: Path, kind: str) -> list[Path]:

@@ -32,7 +32,14 @@ from orbithash.trainers.loop.export import best_epoch, export_models
 from orbithash.trainers.loop.loop import is_checkpointed
 from orbithash.trainers.loop.loop import train as train_run
 from orbithash.trainers.loop.run import Run, make_run
-from orbithash.trainers.loop.run_folder import check_training, claim_folder, open_run, read_history, write_history
+from orbithash.trainers.loop.run_folder import (
+    check_training,
+    claim_folder,
+    only_process,
+    open_run,
+    read_history,
+    write_history,
+)
 
 __all__ = ["OnProgress", "evaluate", "evaluate_run", "train"]
 
@@ -96,7 +103,9 @@ def train(
     )
     check_training(run, folder)
     place = _device(device)
-    if not (folder / "model").is_dir():
+    with only_process(folder):
+        if (folder / "model").is_dir():
+            return HashModel.load(folder / "model", place)
         if (folder / "ray").exists():
             raise InputError(f"{folder} holds a run of the command line; resume it there, or give another folder")
         is_new = claim_folder(run, folder)

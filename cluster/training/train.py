@@ -33,6 +33,7 @@ from orbithash.trainers.loop.run_folder import (
     check_training,
     claim_folder,
     close_history,
+    only_process,
     read_history,
     unvalidated,
 )
@@ -82,7 +83,8 @@ def train_on_ray(
         side_by_side: number of such runs that share the CPUs of the cluster.
 
     Raises:
-        InputError: wrong options, data or settings; too few resources; images that cannot be read.
+        InputError: wrong options, data or settings; too few resources; images that cannot be read; another process
+            trains the run.
     """
     folder = folder.absolute()
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
@@ -97,45 +99,46 @@ def train_on_ray(
         raise InputError("--validate-beside needs a validation part; set --validation above 0")
     check_trackers(track)
     check_training(run, folder, (least, most))
-    if (folder / "model").is_dir():
-        say(f"{folder} is complete already; nothing to train")
-        return read_history(folder)
-    place = _storage_of(folder, storage)
-    if place.uri != str(folder):
-        place.check(is_new=not (folder / "config.yaml").exists())
-    is_new = claim_folder(run, folder, None if storage is None else place.uri)
-    tracking = None
-    best: dict[str, Any] | None = None
-    try:
-        tracking = Tracking(run, folder, track)
-        with connected():
-            what = f"training with {least} workers" + (" and validation beside it" if validate_beside else "")
-            check_resources(what, [{"CPU": 1, "GPU": gpus_per_worker}] * (least + validate_beside))
-            num_cpus = cpus_per_worker((most + validate_beside) * side_by_side, gpus_per_worker)
-            resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
-            settings = {"folder": str(folder), "loading": loading, "validates": not validate_beside}
-            checkpoint, epoch = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
-        history = read_history(folder)
-        if missing := unvalidated(run, history):
-            say(f"not validated: epoch {', '.join(map(str, missing))}; see the log of Ray Train's controller")
-        best = next(record for record in history if record["epoch"] == epoch)
-        with checkpoint.as_directory() as state:
-            model, shorter = export_models(run, Path(state), best, _device(gpus_per_worker))
-        close_history(folder)
-    except InputError:
-        if is_new and not (folder / "metrics.jsonl").exists():
-            # No epoch is complete, so nothing is lost: the corrected command can use the same --out.
-            shutil.rmtree(folder)
-        raise
-    finally:
-        if tracking is not None:
-            tracking.close(best)
-    for short in shorter:
-        short.save(folder / f"model-{short.bits}")
-    model.save(folder / "model")
-    _report_backbone(model.card.network.backbone)
-    say(f"{_choice_of_epoch(run, history, best)}; the model is in {folder / 'model'}")
-    return history
+    with only_process(folder):
+        if (folder / "model").is_dir():
+            say(f"{folder} is complete already; nothing to train")
+            return read_history(folder)
+        place = _storage_of(folder, storage)
+        if place.uri != str(folder):
+            place.check(is_new=not (folder / "config.yaml").exists())
+        is_new = claim_folder(run, folder, None if storage is None else place.uri)
+        tracking = None
+        best: dict[str, Any] | None = None
+        try:
+            tracking = Tracking(run, folder, track)
+            with connected():
+                what = f"training with {least} workers" + (" and validation beside it" if validate_beside else "")
+                check_resources(what, [{"CPU": 1, "GPU": gpus_per_worker}] * (least + validate_beside))
+                num_cpus = cpus_per_worker((most + validate_beside) * side_by_side, gpus_per_worker)
+                resources = {"CPU": float(num_cpus), "GPU": gpus_per_worker}
+                settings = {"folder": str(folder), "loading": loading, "validates": not validate_beside}
+                checkpoint, epoch = _fit(run, folder, (least, most), resources, place, keep, settings, tracking)
+            history = read_history(folder)
+            if missing := unvalidated(run, history):
+                say(f"not validated: epoch {', '.join(map(str, missing))}; see the log of Ray Train's controller")
+            best = next(record for record in history if record["epoch"] == epoch)
+            with checkpoint.as_directory() as state:
+                model, shorter = export_models(run, Path(state), best, _device(gpus_per_worker))
+            close_history(folder)
+        except InputError:
+            if is_new and not (folder / "metrics.jsonl").exists():
+                # No epoch is complete, so nothing is lost: the corrected command can use the same --out.
+                shutil.rmtree(folder)
+            raise
+        finally:
+            if tracking is not None:
+                tracking.close(best)
+        for short in shorter:
+            short.save(folder / f"model-{short.bits}")
+        model.save(folder / "model")
+        _report_backbone(model.card.network.backbone)
+        say(f"{_choice_of_epoch(run, history, best)}; the model is in {folder / 'model'}")
+        return history
 
 
 def _choice_of_epoch(run: Run, history: list[dict[str, Any]], best: dict[str, Any]) -> str:

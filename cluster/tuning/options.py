@@ -13,6 +13,7 @@ from orbithash.cluster.runtime import check_gpu_share
 from orbithash.cluster.tuning.worker import configured
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import TrainConfig
+from orbithash.trainers.features.locks import LOCK
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import check_training
 from orbithash.trainers.methods import get_method
@@ -148,7 +149,7 @@ def check_tuning(run: Run, tuning: Tuning, folder: Path) -> None:
         mine = json.loads(json.dumps(tuning.to_plain()))
         if other := [f"{key} was {there.get(key)!r}, is {mine[key]!r}" for key in mine if mine[key] != there.get(key)]:
             raise InputError(f"{folder} holds another search ({'; '.join(other)}); give another --out")
-    elif folder.is_dir() and any(not path.name.startswith(".search.yaml.") for path in folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith((".search.yaml.", LOCK)) for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and not the folder of a search; give another --out")
     check_training(run, folder / "base")
 

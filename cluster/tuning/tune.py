@@ -33,7 +33,7 @@ from orbithash.cluster.tuning.worker import WORST, configured
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import new_folder, write_file
 from orbithash.trainers.loop.run import Run
-from orbithash.trainers.loop.run_folder import claim_folder
+from orbithash.trainers.loop.run_folder import claim_folder, only_process
 
 __all__ = ["Result", "best_config", "tune"]
 
@@ -96,7 +96,7 @@ def tune(run: Run, tuning: Tuning, folder: Path) -> Result:
     if (folder / "result.json").exists():
         say(f"{folder} is complete already; nothing to search")
         return Result.read(folder)
-    with connected():
+    with only_process(folder), connected():
         check_resources("a trial", [{"CPU": tuning.cpus, "GPU": tuning.gpus}])
         _claim(run, tuning, folder)
         trials = _search(run, tuning, folder)

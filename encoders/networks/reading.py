@@ -25,6 +25,9 @@ MAX_THREADS = 8
 # Changes a rendered image before it is prepared: (row, image) to an image.
 Change = Callable[[int, Image], Image]
 
+# Returns what an image is read from in place of its source, (row, source); `ImageError` if it is not to be read.
+Verify = Callable[[int, Path | bytes], Path | bytes]
+
 
 class Normaliser:
     """Turns prepared images into the network's input."""
@@ -63,6 +66,7 @@ def read_batches(
     *,
     root: ImageRoot | None = None,
     change: Change | None = None,
+    verify: Verify | None = None,
     batch_size: int = READ_BATCH_SIZE,
 ) -> Iterator[Pixels]:
     """Yield the prepared images in batches [n, crop, crop, C], in the order of `paths`.
@@ -74,6 +78,7 @@ def read_batches(
         preprocessing: which bands are read, and to which size.
         root: where the images are; None: `paths` are files of this machine.
         change: applied to each rendered image [H, W, C] before it is prepared.
+        verify: looks at the file of each image before it is read.
         batch_size: images per batch; the last batch may be smaller.
 
     Raises:
@@ -92,7 +97,7 @@ def read_batches(
 
     def prepare(row: int, source: Path | bytes) -> Pixels | str:
         try:
-            image = read_image(source, preprocessing.rendering)
+            image = read_image(source if verify is None else verify(row, source), preprocessing.rendering)
             return preprocessing.prepare(image if change is None else change(row, image))
         except ImageError as err:
             return f"{paths[row]}: {err}"

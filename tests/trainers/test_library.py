@@ -72,6 +72,25 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(data, tmp_path):
     assert resumed.model_id == whole.model_id
 
 
+def test_a_run_that_another_process_trains_is_left_alone(data, tmp_path):
+    held = "import sys\nfrom pathlib import Path\nfrom orbithash.trainers.loop.run_folder import only_process\n"
+    held += "with only_process(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    arguments = [sys.executable, "-c", held, str(tmp_path / "run")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(
+            InputError, match="run: another process works there; wait until it has ended, or give anoth"
+        ):
+            train("dhcl", data, tmp_path / "run", **SETTINGS)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        other.stdin.close()
+    assert not (tmp_path / "run").exists(), "nothing was left in it"
+    # A lock that a killed process has left.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    train("dhcl", data, tmp_path / "run", **SETTINGS)
+
+
 def test_wrong_calls_are_refused(data, tmp_path):
     with pytest.raises(InputError, match="did you mean epochs"):
         train("dhcl", data, tmp_path / "run", epoch=3)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from orbithash.encoders.imagery.preprocessing import Preprocessing
 from orbithash.encoders.imagery.rendering import Pixels
 from orbithash.encoders.networks.reading import read_batches, read_prepared
 from orbithash.encoders.sources.image_roots import ImageRoot, sources_of
+from orbithash.trainers.datasets.hashes import verified
 
 __all__ = ["Moments", "band_statistics"]
 
@@ -51,13 +53,17 @@ def band_statistics(
     with suppress(OSError, ValueError, KeyError, TypeError):
         fields = json.loads(file.read_bytes())
         return Moments(*(tuple(map(float, fields[name])) for name in ("mean", "std")))
+
+    def verify(row: int, file: Path | bytes) -> Path | bytes:
+        return verified(file, bytes.fromhex(hashes[rows[row]]))
+
     for name in [paths[row] for row in rows[:1]]:
         try:
             read_prepared(sources_of(root, [name])[0], preprocessing)
         except InputError as error:
             raise InputError(f"{root}: images that cannot be read, the first: {name}: {error}") from error
     total = _Total(preprocessing.channels)
-    for batch in read_batches([paths[row] for row in rows], preprocessing, root=root):
+    for batch in read_batches([paths[row] for row in rows], preprocessing, root=root, verify=verify):
         for image in batch:
             total.add(image)
     moments = total.moments()

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from errno import ENOENT
@@ -21,12 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from orbithash.encoders.errors import ImageError
 from orbithash.encoders.files import cache_folder, new_file
+from orbithash.encoders.imagery.rasters import is_folder, read_bytes
+from orbithash.encoders.imagery.rendering import Limits
 from orbithash.encoders.sources.image_roots import ImageRoot
 from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.encoders.sources.packed import PackedImages
 
-__all__ = ["SETTLED_S", "hash_files"]
+__all__ = ["SETTLED_S", "hash_files", "verified"]
 
 # A file may change again within one step of its file system's clock, without a new time. Hashes of files that are
 # younger than this are not remembered.
@@ -64,6 +67,36 @@ def hash_files(root: ImageRoot, paths: Sequence[str]) -> list[bytes | OSError]:
         return _hash_files(root, above, paths)
     finally:
         os.close(above)
+
+
+def verified(source: Path | bytes, sha256: bytes) -> Path | bytes:
+    """Return the content of a file, or the path of a folder of files, that has this hash; see `hash_files`.
+
+    Raises:
+        ImageError: it cannot be read, or has another hash.
+    """
+    content = read_bytes(source, Limits()) if isinstance(source, Path) and not is_folder(source) else source
+    found = hashlib.sha256(content).digest() if isinstance(content, bytes) else _hash_folder(content)
+    if found != sha256:
+        raise ImageError(
+            "the file is not the one that was hashed at the start: it has changed, or differs between machines; make "
+            "sure that nothing changes it and run the command again"
+        )
+    return content
+
+
+def _hash_folder(folder: Path) -> bytes:
+    """Return the hash of a folder, whose files are all read; `ImageError` if one cannot be."""
+    above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files, _, folders, failed = _scan(folder.parent, above, [folder.name])
+        of_file = dict(zip(files, _hash_block(files, above), strict=True))
+    finally:
+        os.close(above)
+    sha256 = failed.get(folder.name) or _joined(folder.name, folders, of_file)
+    if isinstance(sha256, OSError):
+        raise ImageError(f"it cannot be read ({sha256.strerror})")
+    return sha256
 
 
 def _hash_files(root: Path, above: int, paths: Sequence[str]) -> list[bytes | OSError]:
@@ -201,7 +234,7 @@ def _hash_block(paths: Sequence[str], above: int) -> list[bytes | OSError]:
     return hashes
 
 
-def _joined(path: str, folders: dict[str, list[str]], of_file: dict[str, bytes | OSError | None]) -> bytes | OSError:
+def _joined(path: str, folders: dict[str, list[str]], of_file: Mapping[str, bytes | OSError | None]) -> bytes | OSError:
     """Return the hash of a file or a folder, or the first error of its files."""
     if path not in folders:
         sha256 = of_file[path]

@@ -29,6 +29,7 @@ from orbithash.encoders.sources.image_roots import ImageRoot
 from orbithash.trainers.captions import TRANSLATORS
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets import Images
+from orbithash.trainers.datasets.hashes import verified
 from orbithash.trainers.datasets.layouts import first_problems
 from orbithash.trainers.distributed import (
     from_first_rank,
@@ -201,11 +202,17 @@ class FeatureExtractor:
                 return view(augmentation, image, np.random.default_rng([seed, *own]))
 
             read = images[missing]
+
+            def verify(row: int, file: Path | bytes) -> Path | bytes:
+                # What is kept under a hash has to be of the file with this hash, for all who use the store.
+                return verified(file, hashes[missing[row]].tobytes())
+
             batches = read_batches(
                 [name or "" for name in (read.paths if source == "image" else read.seconds)],
                 self._preprocessing,
                 root=root,
                 change=None if augmentation is None else change,
+                verify=verify,
             )
             for batch in batches:
                 yield self._model.features(batch, batch_size=1 if alone else None)

@@ -82,18 +82,22 @@ def alone_in(path: Path, what: str | None = None) -> Iterator[None]:
 
 def claim(path: Path) -> Callable[[], None] | None:
     """Lock the file `path` and return what releases it; None, without waiting, if another process has it."""
-    try:
-        descriptor = open_lock(path)
-    except OSError:
-        return lambda: None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        try:
+            descriptor = open_lock(path)
+        except OSError:
+            return lambda: None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            return partial(_release, descriptor)
+        if _is_at(descriptor, path):
+            return partial(_release, descriptor)
+        # The one that had it has removed the file.
         os.close(descriptor)
-        return None
-    except OSError:
-        pass
-    return partial(_release, descriptor)
 
 
 def open_lock(path: Path) -> int:

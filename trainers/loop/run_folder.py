@@ -9,6 +9,7 @@ RUN/model-16/        models of prefixes of the code, if nested lengths were trai
 RUN/ray/             Ray Train's checkpoints, the last and the best ones; elsewhere with --storage
 RUN/checkpoints/     checkpoints of `orbithash.trainers.train`, until the run is complete
 RUN/tensorboard/     the same metrics for TensorBoard
+RUN/.lock            held by the process that trains
 RUN/tracking.json    state of TensorBoard, MLflow and W&B
 
 Validation beside training writes a file of its own, because the first worker rewrites `metrics.jsonl` from its
@@ -16,6 +17,8 @@ checkpoint, which lacks these metrics.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from orbithash.encoders.files import write_file
 from orbithash.encoders.sources.image_roots import image_root
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import MANIFEST, Manifest
+from orbithash.trainers.features.locks import LOCK, claim
 from orbithash.trainers.loop.loop import is_validated
 from orbithash.trainers.loop.run import Run, check_run
 from orbithash.trainers.methods import get_method
@@ -35,6 +39,7 @@ __all__ = [
     "claim_folder",
     "close_history",
     "note_validation",
+    "only_process",
     "open_run",
     "read_history",
     "unvalidated",
@@ -44,14 +49,39 @@ __all__ = [
 CONFIG, HISTORY, BESIDE = "config.yaml", "metrics.jsonl", "validation.jsonl"
 
 
-def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
-    """Create the run folder and return whether it is new; `storage` is the place of its checkpoints, if another."""
-    if (folder / CONFIG).exists():
-        return False
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Run the block as the only process that works in a folder; it is created, and removed if it stays empty.
+
+    Raises:
+        InputError: another process works there, or the folder cannot be created.
+    """
+    _create(folder)
+    release = claim(folder / LOCK)
+    if release is None:
+        raise InputError(f"{folder}: another process works there; wait until it has ended, or give another --out")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+            # Fails for all but an empty folder.
+            folder.rmdir()
+        release()
+
+
+def _create(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise InputError(f"{folder}: no folder can be created there ({err.strerror}); give another --out") from err
+
+
+def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
+    """Create the run folder and return whether it is new; `storage` is the place of its checkpoints, if another."""
+    if (folder / CONFIG).exists():
+        return False
+    _create(folder)
     fields = {"method": run.method, "data": str(image_root(run.root)), **run.config.model_dump()}
     if storage is not None:
         fields["storage"] = storage
@@ -68,7 +98,7 @@ def claim_folder(run: Run, folder: Path, storage: str | None = None) -> bool:
 def _is_begun(folder: Path) -> bool:
     """Return whether the folder holds only what `claim_folder` had written when it was killed."""
     begun = tuple(f".{name}." for name in (MANIFEST, CONFIG))
-    if any(path.name != MANIFEST and not path.name.startswith(begun) for path in folder.iterdir()):
+    if any(path.name not in (MANIFEST, LOCK) and not path.name.startswith(begun) for path in folder.iterdir()):
         return False
     try:
         return not (folder / MANIFEST).exists() or bool(Manifest.read(folder / MANIFEST).images)

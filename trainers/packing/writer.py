@@ -101,9 +101,12 @@ def pack(
             made.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
     else:
         try:
-            with new_folder(Path(target.location)) as part:
+            with new_folder(Path(target.location), replace=False) as part:
                 written.write(str(part), None, target)
         except OSError as err:
+            if isinstance(err, FileExistsError) and Path(target.location).exists():
+                # Another process was quicker.
+                raise _taken(target) from err
             raise InputError(f"{target} cannot be written ({err.strerror}); give another --out") from err
     return Packed(name, len(images), len(files), written.num_bytes)
 
@@ -126,7 +129,11 @@ def _check_free(target: PackedImages) -> None:
                 with one_line_errors(target.location):
                     raise
     if not is_free:
-        raise InputError(f"{target} exists; give another --out, or remove it first")
+        raise _taken(target)
+
+
+def _taken(target: PackedImages) -> InputError:
+    return InputError(f"{target} exists; give another --out, or remove it first")
 
 
 def _files(images: Images) -> pa.Table:

@@ -1,5 +1,6 @@
 """Mean and standard deviation per band over the training part."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -17,13 +18,13 @@ SIDE = 16
 
 
 def write_images(root, values, **options):
-    """Write images [N, B, H, W]; return their names and made-up hashes."""
+    """Write images [N, B, H, W]; return their names and hashes."""
     names = [f"{number}.tif" for number in range(len(values))]
     for name, image in zip(names, values, strict=True):
         shape = {"count": image.shape[0], "height": image.shape[1], "width": image.shape[2], "dtype": image.dtype}
         with rasterio.open(root / name, "w", driver="GTiff", **shape, **options) as dataset:
             dataset.write(image)
-    return names, [f"{root.name}{number}" for number in range(len(names))]
+    return names, [hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names]
 
 
 def of_bands(bands, **options):
@@ -86,6 +87,9 @@ def test_a_large_part_is_sampled_always_in_the_same_way(tmp_path, monkeypatch):
 def test_refused_images_are_named(tmp_path):
     names, hashes = write_images(tmp_path, np.ones((2, 1, SIDE, SIDE), np.float32))
     (tmp_path / names[1]).write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1\.tif: the file is not the one that was hashed"):
+        band_statistics(names, hashes, of_bands((1,)), tmp_path)
+    hashes[1] = hashlib.sha256(b"no image").hexdigest()
     with pytest.raises(InputError, match=r"1\.tif: not a JPEG"):
         band_statistics(names, hashes, of_bands((1,)), tmp_path)
     # One line if the first lacks what they all lack.

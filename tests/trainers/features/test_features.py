@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ import torch.distributed as dist
 from method_parts import make_run, write_data
 from PIL import Image
 
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
@@ -21,6 +24,7 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.datasets import Images
+from orbithash.trainers.datasets.hashes import hash_files, verified
 from orbithash.trainers.features import features as module
 from orbithash.trainers.features.features import FeatureExtractor, caption_features
 
@@ -41,6 +45,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(data):
     return make_run(data, "dhcl").manifest.part("train")
+
+
+def sha256_of(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def make_network(seed=0, backbone="mobilenet_v3_small"):
@@ -111,17 +119,53 @@ def test_other_weights_sizes_views_and_seeds_are_other_features(cache, data, ima
 def test_a_changed_file_is_another_row(cache, data, images, tmp_path):
     extractor = FeatureExtractor(make_network(), PREPROCESSING)
     before = extractor(data, images[:1])[:]
-    changed = dataclasses.replace(images[0], sha256="0" * 64)
     Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "other.png")
-    after = extractor(tmp_path, Images.of([dataclasses.replace(changed, path="other.png")]))
+    changed = dataclasses.replace(images[0], path="other.png", sha256=sha256_of(tmp_path / "other.png"))
+    after = extractor(tmp_path, Images.of([changed]))
     assert (before != after[:]).any()
+
+
+@pytest.mark.parametrize("source", ["image", "second"])
+@pytest.mark.parametrize("augmentation", [None, "blur"])
+def test_a_file_that_changes_after_it_was_hashed_is_kept_under_no_hash(
+    cache, data, images, tmp_path, monkeypatch, source, augmentation
+):
+    # The second source is beside the first.
+    shutil.copytree(data.parent, tmp_path / "data")
+    root = tmp_path / "data" / data.name
+    name = images[2].path if source == "image" else images[2].second
+    content = (root / name).read_bytes()
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(root / name)
+    extractor = FeatureExtractor(make_network(), PREPROCESSING)
+    with pytest.raises(InputError, match=rf"{re.escape(name)}: the file is not the one that was hashed"):
+        extractor(root, images, source, augmentation)
+    (root / name).write_bytes(content)
+    found = extractor(root, images, source, augmentation)[:]
+    monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "clean"))
+    clean = FeatureExtractor(make_network(), PREPROCESSING)(data, images, source, augmentation)
+    assert (clean[:] == found).all()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda patch: (patch / "B02.tif").write_bytes(b"x"), lambda patch: (patch / "B02.tif").unlink()]
+)
+def test_folders_are_verified_by_all_of_their_files(tmp_path, change):
+    patch = tmp_path / "patch"
+    patch.mkdir()
+    for name in ("B02.tif", "B03.tif"):
+        (patch / name).write_bytes(name.encode())
+    (sha256,) = hash_files(tmp_path, ["patch"])
+    assert verified(patch, sha256) == patch
+    change(patch)
+    with pytest.raises(ImageError, match="is not the one that was hashed"):
+        verified(patch, sha256)
 
 
 def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, tmp_path):
     (tmp_path / "one.png").write_bytes(b"no image")
-    bad = [dataclasses.replace(images[0], path=name, sha256=sha) for name, sha in (("one.png", "1"), ("two.png", "2"))]
-    bad = [dataclasses.replace(image, sha256=image.sha256 * 64) for image in bad]
-    with pytest.raises(InputError, match=r"(?s)one\.png.*two\.png"):
+    hashes = {"one.png": sha256_of(tmp_path / "one.png"), "two.png": "2" * 64}
+    bad = [dataclasses.replace(images[0], path=name, sha256=sha256) for name, sha256 in hashes.items()]
+    with pytest.raises(InputError, match=r"(?s)one\.png: not a JPEG.*two\.png: there is no such file"):
         FeatureExtractor(make_network(), PREPROCESSING)(tmp_path, Images.of(bad))
     assert not list((cache_folder() / "features").rglob("*.arrow"))
 

@@ -297,6 +297,19 @@ def test_a_file_that_changes_while_it_is_packed(data, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if "lance" in path.name]
 
 
+def test_of_two_at_once_the_quicker_one_makes_the_set(data, tmp_path):
+    out = tmp_path / "x.lance"
+
+    def quicker(written, total):
+        pack(data, str(out), on_progress=lambda *_: None)
+        before.append({path: path.stat().st_mtime_ns for path in out.rglob("*")})
+
+    before = []
+    assert "exists; give another --out" in refusal(pack, data, str(out), on_progress=quicker)
+    assert before == [{path: path.stat().st_mtime_ns for path in out.rglob("*")}]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.lance"]
+
+
 def changed(packed, tmp_path, change):
     """Return a copy of a packed data set whose largest file `change` has changed."""
     copy = tmp_path / "copy.lance"
