@@ -1,4 +1,4 @@
-"""The training loop: any method, in one process or in every rank of a DDP group.
+"""The training loop: any method, in one process or in every rank of a DDP or FSDP group.
 
 With `accumulate`, a step's batch goes through the network in micro-batches, each shared by the ranks, and the optimizer
 steps with the mean of their gradients. A loss that is a mean over images is the same as without. A loss that compares
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from orbithash.encoders.networks.devices import check_device, tensor_float32
 from orbithash.encoders.networks.model import HashModel
@@ -35,6 +37,7 @@ from orbithash.trainers.loop.checkpoint import load_checkpoint, save_checkpoint
 from orbithash.trainers.loop.export import make_card
 from orbithash.trainers.loop.parts import load_training_part, load_validation_parts
 from orbithash.trainers.loop.run import Run, check_batch, check_labels
+from orbithash.trainers.loop.sharding import gathered, is_sharded, load_shares, shard, whole_weights
 from orbithash.trainers.loop.steps import fit, train_epoch, wrap
 from orbithash.trainers.methods import Fitted, Method, get_method
 from orbithash.trainers.methods.fine_tuning import FineTuningConfig
@@ -50,7 +53,10 @@ class Observer(Protocol):
         """Called after each step; `epoch` and `step` count from 1, the rate is over all ranks."""
 
     def on_epoch(self, history: list[dict[str, Any]], write_checkpoint: Callable[[Path], None]) -> None:
-        """Called after each epoch, with one record per epoch and a function that writes a checkpoint folder."""
+        """Called after each epoch, with one record per epoch and a function that writes a checkpoint folder.
+
+        Of a sharded run, only the first rank can write checkpoints, of epochs for which `is_checkpointed` is true.
+        """
 
 
 def train(
@@ -95,31 +101,37 @@ def train(
     encoder = _encoder(run, method, device)
     history: list[dict[str, Any]] = []
 
-    def complete(record: dict[str, Any], write_checkpoint: Callable[[Path], None]) -> None:
-        """Validate an epoch and pass its record to the observer."""
+    def complete(record: dict[str, Any], **stateful: nn.Module | Optimizer) -> None:
+        """Validate an epoch and pass its record to the observer, with the state of a checkpoint."""
         if validates and is_validated(run, record["epoch"]):
-            record |= _validated(method, encoder, reference, validation)
+            with whole_weights(method):
+                record |= _validated(method, encoder, reference, validation)
         history.append(record | {"score": _score(run, method, record)})
-        observer.on_epoch(history, write_checkpoint)
+        state = {name: each.state_dict() for name, each in stateful.items()}
+        if is_sharded(config) and is_checkpointed(run, record["epoch"]):
+            # By all ranks, for the one that writes it.
+            state = gathered(state)
+        observer.on_epoch(history, lambda folder: save_checkpoint(folder, **state, history=history))
 
     if isinstance(method, Fitted):
         if resume_from is None:
-            record = fit(method, training, device)
-            complete(record, lambda folder: save_checkpoint(folder, method=method.state_dict(), history=history))
+            complete(fit(method, training, device), method=method)
         return
-    optimizer = method.build_optimizer()
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    if resume_from is not None:
-        state = load_checkpoint(resume_from)
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    else:
+    state = None if resume_from is None else load_checkpoint(resume_from)
+    if state is None:
         from_first_rank(lambda: method.begin(training))
         broadcast_state(method)
-
-    def write_checkpoint(folder: Path) -> None:
-        save_checkpoint(folder, method=method.state_dict(), optimizer=optimizer.state_dict(), history=history)
+    else:
+        method.load_state_dict(state["method"])
+        history = state["history"]
+    if is_sharded(config):
+        shard(method, device)
+    optimizer = method.build_optimizer()
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    if state is not None:
+        load_shares(optimizer, state["optimizer"])
+        # Otherwise its tensors would stay in memory.
+        del state
 
     for epoch in range(len(history), config.epochs):
         # One rank may have written a checkpoint.
@@ -134,7 +146,7 @@ def train(
             record = train_epoch(run, method, parallel, optimizer, rates, encoder, training, epoch, observer.on_step)
         method.end_epoch()
         method.eval()
-        complete(record, write_checkpoint)
+        complete(record, method=method, optimizer=optimizer)
 
 
 def is_validated(run: Run, epoch: int) -> bool:

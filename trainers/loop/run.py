@@ -193,6 +193,8 @@ def of_embeddings(config: TrainConfig, root: Path) -> TrainConfig:
             raise InputError(f"tune is {config.tune}, and {root} has vectors without a backbone; omit tune or set none")
         if config.compile:
             raise InputError(f"compile is true, and {root} has vectors without a backbone; omit compile")
+        if config.shard:
+            raise InputError(f"shard is true, and {root} has vectors without a backbone; omit shard")
         if config.augment_on == "device":
             raise InputError(f"augment_on is device, and {root} has vectors without views; omit augment_on")
         update["tune"] = "none"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from orbithash.encoders.networks.model import HashModel
@@ -23,8 +24,11 @@ __all__ = ["fit", "train_epoch", "wrap"]
 
 
 def wrap(method: Method) -> nn.Module:
-    """Wrap the method in DDP, anew in each epoch, because the trained parameters change with the warm-up."""
-    if world_size() == 1:
+    """Wrap the method in DDP, anew in each epoch, because the trained parameters change with the warm-up.
+
+    A sharded method exchanges its gradients by itself.
+    """
+    if world_size() == 1 or isinstance(method, FSDPModule):
         return method
     device = next(method.parameters()).device
     # Every rank computes the same buffers from the whole batch, so they need no synchronisation.
@@ -112,7 +116,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     for number, micro_batch in enumerate(micro_batches(step), start=1):
         is_last = number == config.accumulate
-        # Ranks exchange gradients once, after the last micro-batch.
+        # Ranks exchange gradients once, after the last micro-batch. A sharded method exchanges those of each
+        # micro-batch: otherwise every rank would hold whole gradients in between.
         with nullcontext() if is_last or parallel is method else parallel.no_sync():  # type: ignore[operator]
             # A quotient, which is exactly the number of micro-batches if they are equally large.
             divisor = batch.num_rows / micro_batch.num_rows

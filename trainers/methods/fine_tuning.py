@@ -58,6 +58,11 @@ class FineTuningConfig(TrainConfig):
         description="whether torch.compile speeds up the backbone in training, after about a minute; losses differ by "
         "rounding, codes come from the network as it is",
     )
+    shard: bool = Field(
+        False,
+        description="whether each worker holds only its share of weights, gradients and optimizer state (FSDP); for "
+        "backbones that do not fit a GPU together with their gradients and optimizer state",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     lr: Annotated[float, Log(2e-5, 1e-3)] = Field(
         2e-4, gt=0, le=1, description="learning rate of the backbone; for sgd try 0.01"
@@ -92,6 +97,10 @@ class FineTuningConfig(TrainConfig):
             raise ValueError("augment_on is device, and tune is none: frozen features have no views; omit augment_on")
         if self.compile and self.tune == "none":
             raise ValueError("compile is true, and tune is none: no backbone runs in training; omit compile")
+        if self.shard and self.tune == "none":
+            raise ValueError("shard is true, and tune is none: no backbone runs in training; omit shard")
+        if self.shard and self.compile:
+            raise ValueError("shard and compile are true: a sharded backbone is not compiled; omit one of them")
         if self.compile and self.norm == "batch":
             raise ValueError(
                 "compile is true, and norm is batch: batch norm over workers is not compiled; use norm=frozen-batch or "
@@ -105,6 +114,9 @@ class FineTuned(Method):
 
     With `tune=none`, batches have features instead of images. With `tune=lora`, the exported network has the adapters
     in its weights.
+
+    With `shard`, `build_optimizer`, `start_epoch`, `after_step` and `end_epoch` see parameters that are shared out over
+    the ranks (DTensors); the pass of a network gathers its weights.
     """
 
     config: FineTuningConfig

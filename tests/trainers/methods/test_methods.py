@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from method_parts import Recorder, flat, make_run, timeless, trained, write_data
+from torch.distributed.tensor import DTensor
 
 from orbithash.trainers.loop.checkpoint import load_checkpoint
 from orbithash.trainers.loop.export import export_models
@@ -229,6 +230,14 @@ CASES_OF_THREE_RANKS = [
     "mrhash",
 ]
 
+# Those that train a backbone and can be sharded: convolutions, transformers with adapters, batch norm over ranks,
+# recomputed blocks, an encoder that is a moving average, micro-batches, a frozen backbone in the warm-up.
+SHARDED_CASES = [
+    case
+    for case, (method, settings) in CASES.items()
+    if "shard" in METHODS[method].Config.model_fields and settings.get("tune") != "none"
+]
+
 # The first test that uses `ranks` waits until all ranks have trained every case.
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
 
@@ -268,12 +277,18 @@ class Watcher(Recorder):
     def on_step(self, *arguments):
         super().on_step(*arguments)
         (method,) = self.methods
-        self.gradients.append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+        gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+        self.gradients.append({name: whole_tensor(gradient) for name, gradient in gradients.items()})
 
     def on_epoch(self, history, write_checkpoint):
         super().on_epoch(history, write_checkpoint)
         (method,) = self.methods
-        self.state = {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
+        self.state = {name: whole_tensor(tensor) for name, tensor in method.state_dict().items()}
+
+
+def whole_tensor(tensor):
+    """Return a copy of a tensor; of one that ranks share, all of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
 
 
 def doubled(batch):
@@ -326,6 +341,10 @@ def work(rank, root, folder, world_size):
         method, settings = CASES[case]
         torch.save(watch(make_run(root, method, **settings)), folder / f"{case} {rank}.pt")
     if world_size == 2:
+        for case in SHARDED_CASES:
+            method, settings = CASES[case]
+            run = make_run(root, method, **settings, shard=True)
+            torch.save(watch(run), folder / f"{case}, shard {rank}.pt")
         closed = [close_memories(*rows) for rows in (((0, 1), (0, 1)), ((0, 1), (1, 0)))]
         torch.save(closed, folder / f"memories {rank}.pt")
     dist.destroy_process_group()
@@ -375,6 +394,11 @@ def alone(data):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_train_like_one_process(alone, ranks, case):
     check_ranks(alone(case), ranks, case, 2)
+
+
+@pytest.mark.parametrize("case", SHARDED_CASES)
+def test_two_ranks_with_shares_train_like_one_process(alone, ranks, case):
+    check_ranks(alone(case), ranks, f"{case}, shard", 2)
 
 
 def test_every_method_has_a_case_of_three_ranks():
