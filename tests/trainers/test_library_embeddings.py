@@ -76,6 +76,7 @@ def test_other_vectors_are_refused(run, tmp_path):
         ("mrhash", {"fine_tune": True, "sources": "first"}, "mrhash trains on images, and .* has vectors"),
         ("dhcl", {"tune": "lora"}, "tune is lora, and .* has vectors without a backbone; omit tune or set none"),
         ("dhcl", {"augment_on": "device"}, "augment_on is device, and .* has vectors without views; omit augment_on"),
+        ("dhcl", {"shard": True}, "shard is true, and .* has vectors without a backbone; omit shard"),
         ("mhcln", {"augment_on": "device"}, "unknown key 'augment_on'"),
         ("mhcln", {"weights": "IMAGENET1K_V2"}, "need no backbone"),
         ("mhcln", {"backbone": "resnet18"}, "need no backbone"),

@@ -67,8 +67,11 @@ def _blocks(backbone: nn.Module, method: Method) -> list[nn.Module]:
 def whole_weights(method: Method) -> Iterator[None]:
     """Hold the whole weights on every rank, so that each may run the networks as often as it needs, in evaluation mode.
 
-    Without a sharded method, nothing happens.
+    Afterwards there are no gradients. A method that is not sharded stays as it is.
     """
+    if not isinstance(method, FSDPModule):
+        yield
+        return
     parts = [module for module in method.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -76,9 +79,11 @@ def whole_weights(method: Method) -> Iterator[None]:
     try:
         yield
     finally:
+        # FSDP has noted these passes, to gather weights ahead in the next backward pass. Ranks with different numbers
+        # of passes would then gather different weights, and wait for each other without end.
+        method.reset_iter_state()
         for part in parts:
-            part.reshard()
-            part.set_reshard_after_forward(not isinstance(part, Method), recurse=False)
+            part.set_reshard_after_forward(part is not method, recurse=False)
 
 
 def gathered(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork, NetworkOutput
 from orbithash.trainers.config import TrainConfig
@@ -134,6 +135,12 @@ class FineTuned(Method):
         if config.checkpoint_gradients:
             network.backbone.enable_checkpointing()
         if config.tune == "lora":
+            if config.shard and any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
+                # peft keeps its weights where FSDP does not find them.
+                raise InputError(
+                    f"shard is true, and tune is lora: {config.backbone} has torch's attention layer, whose adapters "
+                    "cannot be sharded; use tune=last or all, or omit shard"
+                )
             add_adapters(network.backbone, config.lora_rank, config.lora_alpha)
         return network
 

@@ -99,6 +99,20 @@ def test_two_workers_write_a_complete_run_folder(ray_cluster, cli, labelled, tmp
 
 
 @pytest.mark.slow
+def test_two_workers_share_weights_and_optimizer_state(ray_cluster, cli, labelled, tmp_path):
+    run = tmp_path / "run"
+    ended = cli(*command(labelled, run, epochs=2, shard="true"))
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["shard"] is True
+    assert [record["epoch"] for record in history_of(run)] == [1, 2]
+    assert all(METRIC in record for record in history_of(run))
+    ended = cli("evaluate", run, "--data", labelled, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["queries"] == len(Manifest.read(run / "manifest.parquet").part("test"))
+
+
+@pytest.mark.slow
 def test_of_equal_epochs_the_last_becomes_the_model(ray_cluster, cli, labelled, tmp_path):
     """With a learning rate of almost 0, scores are equal; Ray keeps the last of the best checkpoints."""
     run = tmp_path / "run"

@@ -6,6 +6,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from backbone_models import write_open_clip
 from method_parts import flat, make_run, timeless, trained, write_data
 from torch.distributed.tensor import DTensor
 
@@ -64,7 +65,9 @@ def work(rank, data, folder):
 def num_bytes(tensors):
     """The memory of tensors; of one that ranks share, that of this rank."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum(tensor.untyped_storage().nbytes() for tensor in local)
+    # Gradients of a block are parts of one piece of memory.
+    pieces = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in local}
+    return sum(pieces.values())
 
 
 def hold(data, rank, backbone):
@@ -92,13 +95,15 @@ def hold(data, rank, backbone):
     method.eval()
     with whole_weights(method):
         found["whole"] = all(not isinstance(parameter, DTensor) for parameter in method.parameters())
+        whole = [parameter.untyped_storage() for parameter in method.parameters()]
         # Only the first rank computes, so a pass that gathers would not return.
         if rank == 0:
             with torch.inference_mode():
                 found["hashes"] = [method.network(images).hashes for _ in range(2)]
     found["shared"] = all(isinstance(parameter, DTensor) for parameter in method.parameters())
     found["own weights afterwards"] = num_bytes(method.parameters())
-    # And again a step.
+    found["left of whole weights"] = sum(storage.nbytes() for storage in whole)
+    # Each rank then gathers the same weights ahead, although they ran the network differently often.
     method.train()(batch)["loss"].backward()
     return found
 
@@ -175,6 +180,7 @@ def test_a_rank_holds_half_of_everything_between_steps(ranks):
             most = 0.55 * found["weights"]
             for name in ("own weights", "own gradients", "own weights afterwards"):
                 assert found[name] <= most, name
+            assert found["left of whole weights"] == 0
             assert found["own moments"] <= 2 * most
             assert found["loaded moments"] <= 2 * most
         assert sum(found["own weights"] for found in of_ranks) >= of_ranks[0]["weights"]
@@ -205,4 +211,11 @@ def test_in_one_process_nothing_is_shared(data, tmp_path):
 def test_settings_without_shares_are_refused(settings, message):
     with pytest.raises(InputError, match=message) as caught:
         load_config(get_method("dhcl").Config, shard=True, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_that_cannot_be_shared_out_are_refused(data, tmp_path):
+    run = make_run(data, "classifier", backbone=f"open_clip:{write_open_clip(tmp_path)}", tune="lora", shard=True)
+    with pytest.raises(InputError, match="has torch's attention layer, whose adapters cannot be sharded") as caught:
+        run.build()
     assert "\n" not in str(caught.value)
