@@ -83,7 +83,7 @@ def whole_weights(method: Method) -> Iterator[None]:
         # of passes would then gather different weights, and wait for each other without end.
         method.reset_iter_state()
         for part in parts:
-            part.set_reshard_after_forward(part is not method, recurse=False)
+            part.set_reshard_after_forward(not isinstance(part, Method), recurse=False)
 
 
 def gathered(value: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from backbone_models import write_open_clip
 from method_parts import flat, make_run, timeless, trained, write_data
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from orbithash.encoders.errors import InputError
@@ -58,7 +59,7 @@ def work(rank, data, folder):
         for after in (True, False):
             train(f"{before}-{after}", resume_from=folder / f"shard={before}/epoch1", **SETTINGS, shard=after)
     held = {backbone: hold(data, rank, backbone) for backbone in ("resnet8", "timm:test_vit")}
-    torch.save(held, folder / f"held{rank}.pt")
+    torch.save(held | {"tied": tie(data, rank)}, folder / f"held{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -70,14 +71,29 @@ def num_bytes(tensors):
     return sum(pieces.values())
 
 
+def batch_of(rank):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    return Batch(torch.arange(2), torch.tensor([0, 1]), images, {}, 0, deal(4, 1, 1, 2))
+
+
+def tie(data, rank):
+    """Return which blocks are gathered on their own if the first and the second one share a weight."""
+    method = make_run(data, "dhcl", **{**SETTINGS, "backbone": "timm:test_vit", "warm_up_epochs": 0}).build()
+    blocks = method.network.backbone.blocks()
+    blocks[1].mlp.fc1.weight = blocks[0].mlp.fc1.weight
+    shard(method, torch.device("cpu"))
+    method(batch_of(rank))["loss"].backward()
+    assert blocks[1].mlp.fc1.weight is blocks[0].mlp.fc1.weight
+    return [isinstance(block, FSDPModule) for block in blocks]
+
+
 def hold(data, rank, backbone):
     """Train one step, and return what a rank holds, before, within and after the use of whole weights."""
     method = make_run(data, "dhcl", **{**SETTINGS, "backbone": backbone, "warm_up_epochs": 0}).build()
     found = {"weights": num_bytes(method.parameters())}
     shard(method, torch.device("cpu"))
     optimizer = method.build_optimizer()
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
-    batch = Batch(torch.arange(2), torch.tensor([0, 1]), images, {}, 0, deal(4, 1, 1, 2))
+    batch = batch_of(rank)
     method.train()(batch)["loss"].backward()
     optimizer.step()
     moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
@@ -99,7 +115,7 @@ def hold(data, rank, backbone):
         # Only the first rank computes, so a pass that gathers would not return.
         if rank == 0:
             with torch.inference_mode():
-                found["hashes"] = [method.network(images).hashes for _ in range(2)]
+                found["hashes"] = [method.network(batch.images).hashes for _ in range(2)]
     found["shared"] = all(isinstance(parameter, DTensor) for parameter in method.parameters())
     found["own weights afterwards"] = num_bytes(method.parameters())
     found["left of whole weights"] = sum(storage.nbytes() for storage in whole)
@@ -192,6 +208,12 @@ def test_a_rank_computes_alone_with_whole_weights(ranks):
         assert all(found["whole"] and found["shared"] for found in of_ranks)
         one, other = of_ranks[0]["hashes"]
         assert torch.equal(one, other)
+
+
+def test_blocks_that_share_a_weight_are_gathered_with_the_rest(ranks):
+    gathered_alone = torch.load(ranks / "held0.pt")["tied"]
+    assert len(gathered_alone) > 2
+    assert gathered_alone == [False, False] + [True] * (len(gathered_alone) - 2)
 
 
 def test_in_one_process_nothing_is_shared(data, tmp_path):
