@@ -198,24 +198,18 @@ class FeatureExtractor:
         def compute(missing: Positions) -> Iterator[Features]:
             def change(row: int, image: RenderedImage) -> RenderedImage:
                 assert augmentation is not None, "used only with an augmentation"
-                own = hashes[missing[row : row + 1]].tobytes()
-                return view(augmentation, image, np.random.default_rng([seed, *own]))
+                return view(augmentation, image, np.random.default_rng([seed, *hashes[missing[row]].tobytes()]))
 
-            read = images[missing]
-
-            def verify(row: int, file: Path | bytes) -> Path | bytes:
-                # What is kept under a hash has to be of the file with this hash, for all who use the store.
-                return verified(file, hashes[missing[row]].tobytes())
-
+            names = images[missing].paths if source == "image" else images[missing].seconds
             batches = read_batches(
-                [name or "" for name in (read.paths if source == "image" else read.seconds)],
+                [name or "" for name in names],
                 self._preprocessing,
                 root=root,
                 change=None if augmentation is None else change,
-                verify=verify,
+                # What is kept under a hash is of the file with this hash.
+                verify=lambda row, file: verified(file, hashes[missing[row]].tobytes()),
             )
-            for batch in batches:
-                yield self._model.features(batch, batch_size=1 if alone else None)
+            yield from (self._model.features(batch, batch_size=1 if alone else None) for batch in batches)
 
         return Wanted(kind, hashes, self._model.num_features, compute)
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orbithash.encoders.errors import InputError
+from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.sources import object_folders
 from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.trainers.datasets import hashes, make_manifest
-from orbithash.trainers.datasets.hashes import hash_files
+from orbithash.trainers.datasets.hashes import hash_files, verified
 
 
 @pytest.fixture
@@ -216,3 +216,18 @@ def test_an_outage_of_a_store_loses_no_hash(monkeypatch, tmp_path):
     (absent,) = hash_files(root, ["absent.png"])
     assert isinstance(absent, FileNotFoundError)
     assert absent.strerror == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda patch: (patch / "B02.tif").write_bytes(b"x"), lambda patch: (patch / "B02.tif").unlink()]
+)
+def test_folders_are_verified_by_all_of_their_files(tmp_path, change):
+    patch = tmp_path / "patch"
+    patch.mkdir()
+    for name in ("B02.tif", "B03.tif"):
+        (patch / name).write_bytes(name.encode())
+    (sha256,) = hash_files(tmp_path, ["patch"])
+    assert verified(patch, sha256) == patch
+    change(patch)
+    with pytest.raises(ImageError, match="is not the one that was hashed"):
+        verified(patch, sha256)

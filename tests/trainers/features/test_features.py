@@ -16,7 +16,7 @@ import torch.distributed as dist
 from method_parts import make_run, write_data
 from PIL import Image
 
-from orbithash.encoders.errors import ImageError, InputError
+from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder
 from orbithash.encoders.imagery.images import Rendering, read_image
 from orbithash.encoders.imagery.preprocessing import Preprocessing
@@ -24,7 +24,6 @@ from orbithash.encoders.networks.backbones.build import build_backbone
 from orbithash.encoders.networks.card import HeadSpec
 from orbithash.encoders.networks.hash_network import HashNetwork
 from orbithash.trainers.datasets import Images
-from orbithash.trainers.datasets.hashes import hash_files, verified
 from orbithash.trainers.features import features as module
 from orbithash.trainers.features.features import FeatureExtractor, caption_features
 
@@ -144,21 +143,6 @@ def test_a_file_that_changes_after_it_was_hashed_is_kept_under_no_hash(
     monkeypatch.setenv("ORBITHASH_CACHE", str(tmp_path / "clean"))
     clean = FeatureExtractor(make_network(), PREPROCESSING)(data, images, source, augmentation)
     assert (clean[:] == found).all()
-
-
-@pytest.mark.parametrize(
-    "change", [lambda patch: (patch / "B02.tif").write_bytes(b"x"), lambda patch: (patch / "B02.tif").unlink()]
-)
-def test_folders_are_verified_by_all_of_their_files(tmp_path, change):
-    patch = tmp_path / "patch"
-    patch.mkdir()
-    for name in ("B02.tif", "B03.tif"):
-        (patch / name).write_bytes(name.encode())
-    (sha256,) = hash_files(tmp_path, ["patch"])
-    assert verified(patch, sha256) == patch
-    change(patch)
-    with pytest.raises(ImageError, match="is not the one that was hashed"):
-        verified(patch, sha256)
 
 
 def test_all_refused_images_are_listed_and_nothing_is_kept(cache, data, images, tmp_path):
