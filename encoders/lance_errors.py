@@ -12,10 +12,17 @@ __all__ = ["error_line", "is_absent", "one_line_errors"]
 _FORBIDDEN = ("403 Forbidden", "401 Unauthorized")
 _OF_STORE = ("Generic S3 error", "Generic GCS error")
 
+# Names of types of errors in front of a message, and places in the source code within it.
+_TYPES = re.compile(r"(?:External error: |LanceError\(\w+\): )+")
+_PLACES = re.compile(r",?\s*/\S+\.rs:\d+:\d+")
+
 
 @contextmanager
-def one_line_errors(location: str, what: str = "cannot be read") -> Iterator[None]:
-    """Turn errors of Lance into an `InputError` of one line: the location, `what`, and Lance's reason."""
+def one_line_errors(location: str, what: str = "cannot be read", remedy: str = "") -> Iterator[None]:
+    """Turn errors of Lance into an `InputError` of one line: the location, `what`, and Lance's reason.
+
+    If the location may be damaged, the line ends with `remedy`.
+    """
     try:
         yield
     except InputError:
@@ -24,15 +31,17 @@ def one_line_errors(location: str, what: str = "cannot be read") -> Iterator[Non
         # A panic in Lance's Rust arrives as a BaseException without an importable name.
         if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "PanicException":
             raise
-        guess = "" if what != "cannot be read" or _says(error, *_FORBIDDEN, *_OF_STORE) else ", it may be damaged"
-        raise InputError(f"{location} {what}{guess}: {error_line(error)}") from error
+        line = error_line(error)
+        if what == "cannot be read" and not _says(error, *_FORBIDDEN, *_OF_STORE):
+            what, line = f"{what}, it may be damaged", f"{line}; {remedy}" if remedy else line
+        raise InputError(f"{location} {what}: {line}") from error
 
 
 def error_line(error: BaseException) -> str:
-    """Return the first line of Lance's message, without the places in its source code."""
+    """Return the first line of Lance's message, without types of errors and places in its source code."""
     if _says(error, *_FORBIDDEN):
         return "no permission; check the credentials"
-    lines = re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", str(error)).splitlines()
+    lines = _TYPES.sub("", _PLACES.sub("", str(error))).splitlines()
     return lines[0] if lines else type(error).__name__
 
 

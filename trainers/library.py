@@ -330,7 +330,7 @@ def _pretrained_extractor(run: Run, model: HashModel) -> FeatureExtractor | str:
 def _vectors(run: Run, model: HashModel, data: ImageRoot) -> Callable[[Images], npt.NDArray[np.float32]]:
     """Return a function that reads the vectors of a manifest's items; `InputError` for those of another embedding."""
     backbone = model.card.network.backbone
-    folder = local_folder(data, "a table of embeddings")
+    folder = local_folder(data, "tables of embeddings")
     EmbeddingTable.open(folder, run.config.table).check_embedding(backbone.name, backbone.num_features, backbone.origin)
     return lambda images: read_vectors(folder, run.config.table, images)
 

@@ -36,7 +36,7 @@ __all__ = ["bench_train", "environment_variables"]
 _NUM_SCENES = 540
 
 
-def bench_train(data: Path | None, weights: str | None, epochs: int, workers: int = 1) -> dict[str, Any]:
+def bench_train(data: str | None, weights: str | None, epochs: int, workers: int = 1) -> dict[str, Any]:
     """Measure images per second of each Ray Train worker beside plain loops with a worker's threads and batch.
 
     Only epochs are timed. `bare_loop` runs alone. `bare_loops` are as many independent loops at once as workers.

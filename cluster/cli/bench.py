@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from orbithash.cluster.cli.options import JsonOption, ReportOption, WeightsOption
+from orbithash.cluster.cli.options import JsonOption, ReportOption, WeightsOption, local_data
 
 if TYPE_CHECKING:
     from orbithash.cluster.bench.codes import CodeSource
@@ -65,7 +65,7 @@ def bench_encode(
     model: Annotated[
         Path | None, typer.Option("--model", help="Model folder. Default: a mobilenet_v2 with random weights.")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
     count: Annotated[int, typer.Option("--count", help="Number of images to encode.")] = 2000,
     report: ReportOption = None,
     as_json: JsonOption = False,
@@ -74,7 +74,7 @@ def bench_encode(
     from orbithash.cluster.bench.encode import bench_encode as run_bench
     from orbithash.cluster.bench.report import show
 
-    result = run_bench(model, data, count)
+    result = run_bench(model, None if data is None else local_data(data), count)
     show(result, as_json)
     write_page(report, result)
 
@@ -97,7 +97,7 @@ def bench_embeddings(
 
 @bench.command("train", epilog="Example: orbithash bench train --epochs 3")
 def bench_train(
-    data: Annotated[Path | None, typer.Option("--data", help="Labelled images. Default: generated scenes.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Labelled images. Default: generated scenes.")] = None,
     weights: WeightsOption = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Number of epochs of each run.")] = 3,
     workers: Annotated[int, typer.Option("--workers", help="Number of Ray Train workers, which share the cores.")] = 2,

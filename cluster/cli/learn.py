@@ -17,6 +17,7 @@ from orbithash.cluster.cli.options import (
     SetOption,
     TableOption,
     WeightsOption,
+    local_data,
     with_run_options,
 )
 from orbithash.cluster.output import print_json
@@ -32,7 +33,7 @@ verbs = typer.Typer()
     epilog="Example: orbithash demo --data UCMerced_LandUse --weights IMAGENET1K_V2 --out runs/ucmd",
 )
 def demo(
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder of images. Default: generated scenes.")] = None,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for all files of the demo.")] = Path("runs/demo"),
     captions: Annotated[
@@ -53,15 +54,16 @@ def demo(
     ] = False,
 ) -> None:
     """Run every step on this machine: train, evaluate, encode, serve, query; write a report, and show the page."""
+    folder = None if data is None else local_data(data)
     if unlabelled:
         from orbithash.cluster.experiments.unlabelled import run_unlabelled
 
-        if data is None or captions is not None:
+        if folder is None or captions is not None:
             raise InputError("--unlabelled needs a folder of images as --data, and no --captions")
-        return run_unlabelled(out, data, weights, settings or [], with_page=not no_web)
+        return run_unlabelled(out, folder, weights, settings or [], with_page=not no_web)
     from orbithash.cluster.experiments.demo import run_demo
 
-    run_demo(out, data, weights, settings or [], captions, with_page=not no_web)
+    run_demo(out, folder, weights, settings or [], captions, with_page=not no_web)
     return None
 
 
@@ -84,7 +86,7 @@ def scenes(
 @verbs.command(rich_help_panel=LEARN, epilog="Example: orbithash wald UCMerced_LandUse data/ucmd_pairs --factor 4")
 def wald(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of RGB images, with or without one subfolder per class.")
+        str, typer.Argument(metavar="SOURCE", help="Folder of RGB images, with or without one subfolder per class.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
     factor: Annotated[
@@ -96,8 +98,9 @@ def wald(
     from orbithash.trainers.datasets.layouts import first_problems
     from orbithash.trainers.datasets.wald import count_images, write_wald_pairs
 
-    with track("degrading", count_images(source), "images") as advance_to:
-        pairs = write_wald_pairs(source, out, factor, on_progress=lambda done: advance_to(done, ""))
+    folder = local_data(source)
+    with track("degrading", count_images(folder), "images") as advance_to:
+        pairs = write_wald_pairs(folder, out, factor, on_progress=lambda done: advance_to(done, ""))
     for problem in first_problems(pairs.refused):
         say(f"skipped: {problem}")
     say(f"wrote {pairs.count} pairs to {out}; skipped {len(pairs.refused)} images")

@@ -5,6 +5,7 @@ import sys
 import traceback
 import warnings
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,12 @@ __all__ = ["app", "main"]
 _SEARCH_VERBS = (
     *("serve", "web", "query", "rank", "count", "detector"),
     *("upsert", "delete", "refresh", "status"),
+)
+
+# Options whose empty value is their default. Any other empty value is refused, because it usually is a variable of the
+# shell that is not set, and as a path it would be the current folder.
+_MAY_BE_EMPTY = frozenset(
+    ("--data-licence", "--dates", "--filter", "--licence", "--name", "--prefix", "--provider", "--rescore", "--source")
 )
 
 
@@ -75,6 +82,7 @@ def main() -> None:
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
     try:
+        _check_empty(sys.argv[1:])
         # Standalone, typer would format errors and exit by itself.
         code = app(prog_name="orbithash", standalone_mode=False)
     except Exception as err:
@@ -94,6 +102,19 @@ def main() -> None:
             print(f"error: {name}{_shown(err)}{hint}", file=sys.stderr)
         raise SystemExit(2 if is_users else 1) from None
     raise SystemExit(code)
+
+
+def _check_empty(words: list[str]) -> None:
+    """Raise `InputError` for an empty argument, or an empty value of an option that needs one."""
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if not word:
+            option = before if before.startswith("-") else ""
+        elif not option.startswith("--") or not equals or value:
+            continue
+        if option not in _MAY_BE_EMPTY:
+            what = f"the value of {option}" if option else "an argument"
+            raise InputError(f"{what} is empty; give a value" + (f", or omit {option}" if option else ""))
 
 
 def _verb(words: list[str]) -> str:

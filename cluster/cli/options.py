@@ -48,6 +48,7 @@ __all__ = [
     "TokenFileOption",
     "WebHostOption",
     "WeightsOption",
+    "local_data",
     "local_model",
     "with_run_options",
 ]
@@ -254,6 +255,13 @@ CaOption = Annotated[
 ]
 CertOption = Annotated[Path | None, typer.Option("--cert", help="The client's certificate, PEM, for mutual TLS.")]
 CertKeyOption = Annotated[Path | None, typer.Option("--cert-key", help="Key of the client's certificate, PEM.")]
+
+
+def local_data(data: str) -> Path:
+    """Return the absolute path of a local folder of images; `InputError` for a URI or a packed data set."""
+    from orbithash.encoders.sources.image_roots import image_root, local_folder
+
+    return local_folder(image_root(data), "the images")
 
 
 def local_model(model: Path | None) -> Path | None:

@@ -1,7 +1,6 @@
 """Verbs that prepare a data set for training: pack, features."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from orbithash.cluster.cli.options import (
     JsonOption,
     RunOptions,
     SharedGpusOption,
+    local_data,
     with_run_options,
 )
 from orbithash.cluster.output import print_json, track_when_known
@@ -27,7 +27,7 @@ verbs = typer.Typer()
     epilog="Example: orbithash pack UCMerced_LandUse --out s3://bucket/ucmd.lance",
 )
 def pack(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Local folder of images, as for --data of train.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Local folder of images, as for --data of train.")],
     out: Annotated[
         str,
         typer.Option("--out", help="New data set, a path or s3://BUCKET/NAME.lance; its name ends in .lance."),
@@ -42,8 +42,9 @@ def pack(
     """
     from orbithash.trainers.packing import pack as pack_images
 
+    folder = local_data(data)
     with track_when_known("packing", "files") as on_progress:
-        packed = pack_images(data, out, dataset, captions, on_progress)
+        packed = pack_images(folder, out, dataset, captions, on_progress)
     if as_json:
         print_json(dataclasses.asdict(packed))
         return

@@ -101,7 +101,7 @@ def run_demo(
         weights=weights,
         captions=captions,
     )
-    root = local_folder(run.root, "the folder of the demo")
+    root = local_folder(run.root, "the images of the demo")
     with connected(min_cpus=NUM_WORKERS):
         stage("train", f"training on {NUM_WORKERS} Ray Train workers", lambda: _train(run, out / "run"))
         metrics, _ = stage("evaluate", "evaluating on the test part", lambda: evaluate_run(out / "run", root))

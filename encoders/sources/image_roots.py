@@ -12,7 +12,7 @@ from typing import TypeAlias
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.sources.object_folders import RemoteFolder
 from orbithash.encoders.sources.packed import PackedImages, is_packed
-from orbithash.encoders.sources.remote import check_uri, is_remote, local_path
+from orbithash.encoders.sources.remote import check_uri, is_remote, path_of
 
 __all__ = ["ImageRoot", "image_root", "local_folder", "read_together", "sources_of"]
 
@@ -27,22 +27,24 @@ def image_root(data: str | ImageRoot) -> ImageRoot:
     """Return the root at a path or a URI, of folders the absolute path; nothing is opened.
 
     Raises:
-        InputError: a URI of another kind than s3:// and gs://, or with a secret in it.
+        InputError: an empty text, or a URI of another kind than s3:// and gs://, or with a secret in it.
     """
     if not isinstance(data, str | Path):
         return data
-    text = str(data)
+    if not (text := str(data)):
+        raise InputError("the path of the data is empty; give a folder, a URI or a packed data set")
     if is_remote(text):
         check_uri(text)
         return (PackedImages if is_packed(text) else RemoteFolder)(text.rstrip("/"))
-    folder = local_path(text)
+    folder = Path(path_of(text)).absolute()
     return PackedImages(str(folder)) if is_packed(text) else folder
 
 
 def local_folder(root: ImageRoot, what: str) -> Path:
-    """Return the path of a local root; `InputError` for another one, where `what` must not be."""
+    """Return the path of a local root; `InputError` for another one, where `what` (a plural) must not be."""
     if not isinstance(root, Path):
-        raise InputError(f"--data is {root}; {what} must be a local path")
+        kind = "a packed data set" if isinstance(root, PackedImages) else "remote"
+        raise InputError(f"{root} is {kind}; {what} must be local files: give the path of a folder of this machine")
     return root
 
 

@@ -16,7 +16,7 @@ from orbithash.encoders.errors import InputError, listed
 from orbithash.encoders.imagery.bands import BandInfo
 from orbithash.encoders.imagery.rasters import reads_jpeg_2000
 from orbithash.encoders.imagery.rendering import Window
-from orbithash.encoders.sources.remote import check_uri, is_remote
+from orbithash.encoders.sources.remote import check_uri, is_remote, path_of
 from orbithash.encoders.sources.tiles import split_tile_key
 from orbithash.encoders.text_files import read_lines
 
@@ -168,8 +168,7 @@ def locate(address: str, folder: Path) -> str:
 
 def local_path(text: str, folder: Path) -> Path:
     """Return the absolute path of `text`, a path relative to `folder` or a file:// URI."""
-    is_uri = text[: len("file://")].lower() == "file://"
-    path = folder / (text[len("file://") :] if is_uri else text)
+    path = folder / path_of(text)
     return path.parent.resolve() / path.name
 
 

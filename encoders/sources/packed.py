@@ -37,6 +37,8 @@ SUFFIX = ".lance"
 
 _OPENING = threading.Lock()
 
+_REMEDY = "pack it again"
+
 
 def is_packed(location: str) -> bool:
     """Return whether the name of a path or URI is that of a packed data set."""
@@ -96,7 +98,7 @@ class PackedImages:
     def _one_line_errors(self) -> Iterator[None]:
         """Do what `one_line_errors` does; after an error the data set is opened again, since it may be a new one."""
         try:
-            with one_line_errors(self.location):
+            with one_line_errors(self.location, remedy=_REMEDY):
                 yield
         except InputError:
             _opened.cache_clear()
@@ -114,7 +116,7 @@ class _Reader:
             what = "holds no packed data set, or one that was not finished" if Path(location).exists() else "is absent"
             raise InputError(f"{location} {what}; `orbithash pack` makes one")
         try:
-            with one_line_errors(location):
+            with one_line_errors(location, remedy=_REMEDY):
                 self.dataset = lance.dataset(place, storage_options=options)
         except InputError as error:
             # Or there is no such bucket.
@@ -123,7 +125,7 @@ class _Reader:
                     f"{location} holds no packed data set, or one that was not finished; `orbithash pack` makes one"
                 ) from error
             raise
-        with one_line_errors(location):
+        with one_line_errors(location, remedy=_REMEDY):
             stated = {key.decode(): value.decode() for key, value in (self.dataset.schema.metadata or {}).items()}
         self.metadata = {key.removeprefix(PREFIX): value for key, value in stated.items() if key.startswith(PREFIX)}
         version = self.metadata.get("format_version")
@@ -133,7 +135,7 @@ class _Reader:
             raise InputError(
                 f"{location} is of format version {version}, and {FORMAT_VERSION} is read; pack the images again"
             )
-        with one_line_errors(location):
+        with one_line_errors(location, remedy=_REMEDY):
             names = self.dataset.to_table(columns=["path"])["path"].combine_chunks()
         hashes = hash_keys(names)
         self._order = np.argsort(hashes)

@@ -7,14 +7,14 @@ credentials may instead be in the URI's query, as pyarrow reads it (`?endpoint_o
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from orbithash.encoders.errors import ImageError, InputError
 from orbithash.encoders.imagery.rendering import Limits
 
-__all__ = ["check_uri", "error_line", "is_remote", "local_path", "open_uri", "read_object", "walk_objects"]
+__all__ = ["check_uri", "error_line", "is_remote", "open_uri", "path_of", "read_object", "walk_objects"]
 
 _SCHEMES = ("s3", "gs", "gcs")
 _SECRETS = ("access_key", "secret_key", "session_token")
@@ -27,10 +27,10 @@ def is_remote(location: str) -> bool:
     return scheme is not None and scheme[1].lower() != "file"
 
 
-def local_path(location: str) -> Path:
-    """Return the absolute path of a location that is not remote: a path, or a URI of the scheme `file`."""
+def path_of(location: str) -> str:
+    """Return the path of a location that is not remote: without the scheme `file`, if it has one."""
     scheme = _SCHEME.match(location)
-    return Path(location[scheme.end() :] if scheme else location).absolute()
+    return location[scheme.end() :] if scheme else location
 
 
 def check_uri(uri: str) -> None:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from orbithash.encoders.errors import InputError
 from orbithash.encoders.files import cache_folder, write_file
-from orbithash.encoders.sources.remote import is_remote, local_path
+from orbithash.encoders.sources.remote import is_remote, path_of
 from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.features.bucket import Bucket
@@ -66,7 +66,7 @@ def store_folder() -> Path:
     The latter if the variable is not set, or is the URI of an object store.
     """
     given = os.environ.get("ORBITHASH_FEATURES")
-    return local_path(given) if given and not is_remote(given) else cache_folder() / "features"
+    return Path(path_of(given)).absolute() if given and not is_remote(given) else cache_folder() / "features"
 
 
 def store_uri() -> str | None:

@@ -122,7 +122,7 @@ def make_run(
         **chosen,
     )
     if manifest.dataset == EMBEDDINGS:
-        resolved = of_embeddings(resolved, local_folder(root, "a table of embeddings"))
+        resolved = of_embeddings(resolved, local_folder(root, "tables of embeddings"))
     elif resolved.is_of_embeddings:
         raise InputError(f"backbone is {resolved.backbone}, which a table of embeddings sets; {root} has images")
     return with_statistics(Run(method, resolved, manifest, root))

@@ -43,7 +43,7 @@ def load_tables(
         if table.source == "caption":
             tables[name] = _captions(images, table, method, device)
         elif config.is_of_embeddings:
-            tables[name] = read_vectors(local_folder(root, "a table of embeddings"), config.table, images)
+            tables[name] = read_vectors(local_folder(root, "tables of embeddings"), config.table, images)
         else:
             tables[name] = extractors.wanted(root, images, table).table()
     return tables

@@ -89,7 +89,7 @@ def bench_features(count: int, num_workers: int) -> dict[str, Any]:
 
 def _loops(run: Run, count: int, num_threads: int) -> float:
     """Return images per second of `count` loops together, which start at the same time."""
-    context, root = multiprocessing.get_context("spawn"), local_folder(run.root, "the folder of this measurement")
+    context, root = multiprocessing.get_context("spawn"), local_folder(run.root, "the images of this measurement")
     paths = [root / path for split in ("train", "validation") for path in run.images(split).paths]
     with ProcessPoolExecutor(count, context, _set_barrier, (context.Barrier(count, timeout=_START_S),)) as pool:
         shares = [paths[number::count] for number in range(count)]

@@ -421,7 +421,7 @@ def test_no_gateway_at_the_address(refused):
         (("--key", "a", "--weight", "key=nan"), "a weight is a number above 0 and at most 1,000, got nan"),
         (("--unlike", "a"), "got none"),
         (("--vector", "nope.npy"), "--vector nope.npy: cannot be read (No such file or directory)"),
-        (("--key", ""), "a key has 1 to 4,096 characters, got 0"),
+        (("--key", ""), "the value of --key is empty; give a value, or omit --key"),
         (("--code", "xyz"), "--code 'xyz' is not hexadecimal"),
         (("--code", "ff", "-k", "0"), "k is a whole number from 1 to 10,000, got 0"),
         (("--code", "ff", "-k", "10001"), "k is a whole number from 1 to 10,000, got 10001"),
@@ -485,3 +485,48 @@ def test_no_cluster_at_the_address(start, tmp_path, scenes, model):
     assert process.wait(timeout=120) == 2
     assert f"error: RAY_ADDRESS={address}: no cluster answers there" in process.err.read_text()
     assert not (tmp_path / "archive").exists()
+
+
+# Any verb.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pack", "", "--out", "x.lance"), "an argument is empty; give a value"),
+        (("pack", ".", "--out", ""), "the value of --out is empty; give a value, or omit --out"),
+        (("pack", ".", "--out="), "the value of --out is empty"),
+        (("train", "itq", "--data", "", "--out", "run"), "the value of --data is empty"),
+        (("train", "itq", "--data", ".", "--out", ""), "the value of --out is empty"),
+        (("encode", "", "--model", "m", "--archive", "a"), "an argument is empty"),
+        (("encode", ".", "--model", "m", "--archive", ""), "the value of --archive is empty"),
+        (("evaluate", "run", "--data", ""), "the value of --data is empty"),
+        (("scenes", ""), "an argument is empty"),
+    ],
+)
+def test_empty_values(refused, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    refused(*words, words=[message])
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"), [("s3://b/images", "remote"), ("s3://b/x.lance", "a packed data set"), ("x.lance", "a packed")]
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pack", "{}", "--out", "y.lance"),
+        ("demo", "--data", "{}", "--out", "o"),
+        ("demo", "--unlabelled", "--data", "{}", "--out", "o"),
+        ("bench", "encode", "--data", "{}"),
+        ("wald", "{}", "o"),
+    ],
+)
+def test_verbs_that_need_local_images(refused, tmp_path, monkeypatch, uri, kind, words):
+    monkeypatch.chdir(tmp_path)
+    message = f"{uri} is {kind}" if "://" in uri else f"{tmp_path / uri} is {kind}"
+    refused(*(word.format(uri) for word in words), words=[message, "must be local files"])
+
+
+def test_options_whose_default_is_empty_may_be_empty(refused, tmp_path):
+    refused("duplicates", tmp_path / "none", "--filter", "", words=["none"])

@@ -153,7 +153,6 @@ def check_command_line(cli, address, oracle, scenes, bad_images, model, tmp_path
     assert json.loads(by_vector.out)["hits"] == answer["hits"]
     for options, words in (
         (("--code", "ff"), "a code of 32 bits has 4 bytes"),
-        (("--code", ""), "a code of 32 bits has 4 bytes"),
         (("--key", "nope"), "no row of the archive has the key 'nope'"),
         (("--text", "boats"), "images only"),
         (("--key", key, "--filter", "colour = 'red'"), "filter: "),
