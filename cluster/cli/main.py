@@ -114,7 +114,7 @@ def _check_empty(words: list[str]) -> None:
             continue
         if option not in _MAY_BE_EMPTY:
             what = f"the value of {option}" if option else "an argument"
-            raise InputError(f"{what} is empty; give a value" + (f", or omit {option}" if option else ""))
+            raise InputError(f"{what} is empty; give a value")
 
 
 def _verb(words: list[str]) -> str:

@@ -57,7 +57,7 @@ class FeatureWorker:
             try:
                 self._wanted[share["table"]].keep(np.array(positions, np.int64))
             except ImageError as err:
-                where, problems = err.where, err.problems
+                where, problems = err.where, err.problems or (str(err),)
             done = {"first": positions[0], "num_rows": len(positions), "node": self._node, "began": began}
             rows.append({"table": share["table"], "where": where, "problems": problems, **done})
         return pa.Table.from_pylist(rows, schema=_DONE)

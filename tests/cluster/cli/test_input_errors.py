@@ -421,7 +421,7 @@ def test_no_gateway_at_the_address(refused):
         (("--key", "a", "--weight", "key=nan"), "a weight is a number above 0 and at most 1,000, got nan"),
         (("--unlike", "a"), "got none"),
         (("--vector", "nope.npy"), "--vector nope.npy: cannot be read (No such file or directory)"),
-        (("--key", ""), "the value of --key is empty; give a value, or omit --key"),
+        (("--key", ""), "the value of --key is empty; give a value"),
         (("--code", "xyz"), "--code 'xyz' is not hexadecimal"),
         (("--code", "ff", "-k", "0"), "k is a whole number from 1 to 10,000, got 0"),
         (("--code", "ff", "-k", "10001"), "k is a whole number from 1 to 10,000, got 10001"),
@@ -494,7 +494,7 @@ def test_no_cluster_at_the_address(start, tmp_path, scenes, model):
     ("words", "message"),
     [
         (("pack", "", "--out", "x.lance"), "an argument is empty; give a value"),
-        (("pack", ".", "--out", ""), "the value of --out is empty; give a value, or omit --out"),
+        (("pack", ".", "--out", ""), "the value of --out is empty; give a value"),
         (("pack", ".", "--out="), "the value of --out is empty"),
         (("train", "itq", "--data", "", "--out", "run"), "the value of --data is empty"),
         (("train", "itq", "--data", ".", "--out", ""), "the value of --out is empty"),
