@@ -275,8 +275,8 @@ def test_an_address_without_a_cluster(refused):
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("", "give NAME=VALUE, or the NAME of a variable that is set here"),
-        ("=1", "give NAME=VALUE, or the NAME"),
+        ("", "the value of --env is empty"),
+        ("=1", "give NAME=VALUE, or the NAME of a variable that is set here"),
         ("A B=1", "give NAME=VALUE, or the NAME"),
         ("NOBODY_SET_THIS", "which is not set here; set it, or give NOBODY_SET_THIS=VALUE"),
     ],

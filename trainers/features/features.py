@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,19 +176,9 @@ class FeatureExtractor:
                 f"{self._preprocessing.channels}; choose three bands or another view"
             )
         kind: dict[str, Any] = {**self._kind, "view": None if augmentation is None else [augmentation, seed]}
-        if source == "image":
-            hashes = images.sha256s.view(HASH)
-        else:
-            hashes = images.second_sha256s.view(HASH)
-            names = [name or "" for name in images.seconds]
-
-            def check() -> None:
-                if not isinstance(root, Path):
-                    return
-                if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
-                    raise listed(first_problems(absent), f"{root}: images that cannot be read")
-
-            on_every_rank(check)
+        hashes = (images.sha256s if source == "image" else images.second_sha256s).view(HASH)
+        if source == "second" and isinstance(root, Path):
+            on_every_rank(partial(_check_seconds, root, images))
         if alone:
             # Kernels of other devices, processors and versions round differently.
             kind["alone"] = _kernels(self._model.device)
@@ -196,22 +187,30 @@ class FeatureExtractor:
             kind["device"] = self._model.device.type
 
         def compute(missing: Positions) -> Iterator[Features]:
+            # What is kept under a hash is of the file with this hash. Single items of S32 lose zeros at their end.
+            sha256s = hashes[missing].view("V32").tolist()
+
             def change(row: int, image: RenderedImage) -> RenderedImage:
                 assert augmentation is not None, "used only with an augmentation"
-                return view(augmentation, image, np.random.default_rng([seed, *hashes[missing[row]].tobytes()]))
+                return view(augmentation, image, np.random.default_rng([seed, *sha256s[row]]))
 
-            names = images[missing].paths if source == "image" else images[missing].seconds
+            read = images[missing]
             batches = read_batches(
-                [name or "" for name in names],
+                [name or "" for name in (read.paths if source == "image" else read.seconds)],
                 self._preprocessing,
                 root=root,
                 change=None if augmentation is None else change,
-                # What is kept under a hash is of the file with this hash.
-                verify=lambda row, file: verified(file, hashes[missing[row]].tobytes()),
+                verify=lambda row, file: verified(file, sha256s[row]),
             )
             yield from (self._model.features(batch, batch_size=1 if alone else None) for batch in batches)
 
         return Wanted(kind, hashes, self._model.num_features, compute)
+
+
+def _check_seconds(root: Path, images: Images) -> None:
+    names = [name or "" for name in images.seconds]
+    if absent := [f"{name}: no such file" for name in names if not (root / name).exists()]:
+        raise listed(first_problems(absent), f"{root}: images that cannot be read")
 
 
 def _kernels(device: torch.device) -> list[str]:
