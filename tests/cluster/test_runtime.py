@@ -36,7 +36,8 @@ def test_a_worker_that_keeps_memory_uses_jemalloc(ray_cluster, monkeypatch):
 def test_a_task_without_gpus_sees_none(ray_cluster):
     """Ray hides the GPUs of a node only from tasks that reserve some."""
 
-    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}})
+    # In a process for each call: the first call changes the variable of its process.
+    @ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}})
     def device(num_gpus):
         import os
 
