@@ -13,7 +13,7 @@ from orbithash.cluster.runtime import check_gpu_share
 from orbithash.cluster.tuning.worker import configured
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.config import TrainConfig
-from orbithash.trainers.features.locks import LOCK
+from orbithash.trainers.locks import LOCK
 from orbithash.trainers.loop.run import Run
 from orbithash.trainers.loop.run_folder import check_training
 from orbithash.trainers.methods import get_method

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orbithash.encoders.errors import InputError
-from orbithash.trainers.features.locks import LOCK, alone_in, open_lock
+from orbithash.trainers.locks import LOCK, alone_in, open_lock
 
 __all__ = ["make_room"]
 

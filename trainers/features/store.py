@@ -33,7 +33,7 @@ from orbithash.trainers.data.feature_table import FeatureTable
 from orbithash.trainers.datasets.hashes import hash_files
 from orbithash.trainers.features.bucket import Bucket
 from orbithash.trainers.features.limit import make_room
-from orbithash.trainers.features.locks import Use, alone_in, claim, use
+from orbithash.trainers.locks import Use, alone_in, claim, use
 
 __all__ = ["HASH", "PART_ROWS", "FeatureStore", "Hashes", "store_folder", "store_uri", "with_writable_store"]
 

@@ -29,7 +29,7 @@ from orbithash.encoders.files import write_file
 from orbithash.encoders.sources.image_roots import image_root
 from orbithash.trainers.config import load_config
 from orbithash.trainers.datasets import MANIFEST, Manifest
-from orbithash.trainers.features.locks import LOCK, claim
+from orbithash.trainers.locks import LOCK, claim
 from orbithash.trainers.loop.loop import is_validated
 from orbithash.trainers.loop.run import Run, check_run
 from orbithash.trainers.methods import get_method

@@ -15,8 +15,8 @@ import pytest
 from orbithash.encoders.errors import InputError
 from orbithash.trainers.datasets import hashes as hashing
 from orbithash.trainers.features import store as module
-from orbithash.trainers.features.locks import alone_in, claim
 from orbithash.trainers.features.store import HASH, FeatureStore
+from orbithash.trainers.locks import alone_in, claim
 
 KIND = {"network": "a"}
 

@@ -1,4 +1,4 @@
-"""Locks of the folders of features. They end with the process; on a file system without locks all get them at once."""
+"""Locks of folders of features and runs. They end with the process; without locks of files all get them at once."""
 
 import errno
 import fcntl
